@@ -1,0 +1,273 @@
+"""The method's configuration: YAML in, every key checked, the resolved copy out.
+
+What the engine needs (batch sizes, precision, ZeRO) is DeepSpeed's own JSON, see `engine.dsconfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harl_fast.errors import ConfigError, nearest
+
+PRESETS = Path(__file__).parent / "configs"
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Channels = tuple[float, float, float]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ViewConfig(Section):
+    """How one view is cut and coloured. Defaults are BYOL's first view (BYOL, appendix B)."""
+
+    size_px: int = Field(224, ge=8, le=1024)
+    """Side of the square the network receives."""
+    scale: tuple[Positive, Positive] = (0.08, 1.0)
+    """Range of the crop's share of the image area."""
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Range of the crop's width over height, drawn log-uniformly."""
+    flip_p: Share = 0.5
+    """Probability of a horizontal flip."""
+    jitter_p: Share = 0.8
+    """Probability of colour jitter; its four operations come in a random order."""
+    brightness: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
+    contrast: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
+    saturation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+    """Half-width of each jitter factor about 1 (hue: about 0, in turns of the colour circle)."""
+    gray_p: Share = 0.2
+    """Probability of dropping the colour."""
+    blur_p: Share = 1.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    """Range of the blur's standard deviation in pixels of a 224 px view."""
+    solarize_p: Share = 0.0
+    """Probability of inverting all values of 0.5 and above."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ViewConfig:
+        for name in ("scale", "ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: the first value {low} is above the second, {high}")
+        if self.scale[1] > 1.0:
+            raise ValueError(f"scale: {self.scale[1]} is above 1, the whole image")
+        return self
+
+
+class DataConfig(Section):
+    """The loader and its views."""
+
+    views: tuple[ViewConfig, ViewConfig] = (
+        ViewConfig(),
+        ViewConfig(blur_p=0.1, solarize_p=0.2),
+    )
+    """The two policies T and T' (BYOL, appendix B: asymmetric blur and solarize)."""
+    mean: Channels = (0.485, 0.456, 0.406)
+    std: Channels = (0.229, 0.224, 0.225)
+    """Per-channel normalisation of [0, 1] pixels."""
+    workers: int = Field(0, ge=0)
+    """Decoding threads per rank; 0 divides this machine's cores among its ranks."""
+    batches_ahead: int = Field(3, ge=1, le=16)
+    """Batches prepared in advance."""
+
+
+class ModelConfig(Section):
+    """Encoder and heads."""
+
+    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
+    width: Positive = 1.0
+    """Multiplier of all channel counts."""
+    stem: Literal["imagenet", "small", "small-s2"] = "imagenet"
+    """imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1; small-s2: 3x3 stride 2."""
+    last_stride: Literal[1, 2] = 2
+    """Stride of the last stage; 1 doubles the side of the map that the masks weight."""
+    zero_init_residual: bool = False
+    projector_layers: Literal[2, 3] = 2
+    projector_hidden: int = Field(4096, ge=1)
+    projector_out: int = Field(512, ge=1)
+    predictor_hidden: int = Field(4096, ge=1)
+    sync_bn: Literal["none", "heads", "all"] = "none"
+    """Which BatchNorm layers share statistics over ranks."""
+    compile: bool = False
+    """Compile backbone and heads with torch.compile."""
+
+
+class LossConfig(Section):
+    """Which regions are matched, and how masks weight the map."""
+
+    type: Literal["byol", "f_loss", "f_loss+b_loss", "byol+f_loss", "byol+f_loss+b_loss"] = (
+        "byol+f_loss"
+    )
+    alpha: str = "cosine:0.6:1.0"
+    """Foreground's share against background: a number, cosine:START:END or steps:V0,T1:V1,..."""
+    beta: str = "cosine:0.6:0.3"
+    """The whole image's share against the regions, in the same forms."""
+    mask: Literal["soft", "area", "any"] = "soft"
+    """A cell's weight: its coverage; 1 if coverage >= mask_threshold; 1 if touched at all."""
+    mask_threshold: Share = 0.5
+    min_area: Share = 1e-3
+    """A region must cover more than this share of the map to enter the loss."""
+
+
+class TargetConfig(Section):
+    """The moving average that makes the target network."""
+
+    tau_start: Share = 0.996
+    """Share of the old target kept at step 0 (BYOL: 0.97 / 0.99 / 0.99 / 0.996 for 40 / 100 / 300 /
+    1000 epochs)."""
+    tau_end: Share = 1.0
+    """Share kept at the last step; the rise is a half cosine."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TargetConfig:
+        if self.tau_start > self.tau_end:
+            raise ValueError(f"tau_start {self.tau_start} is above tau_end {self.tau_end}")
+        return self
+
+
+class OptimConfig(Section):
+    """Optimizer and learning rate."""
+
+    name: Literal["lars", "sgd", "adamw"] = "lars"
+    lr: Positive = 0.2
+    """Base learning rate before scaling by the global batch."""
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """linear: lr x batch / 256; sqrt: lr x sqrt(batch)."""
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 10.0
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1.5e-6
+    """Applied to weights only, never to biases and norm layers."""
+    momentum: Share = 0.9
+    nesterov: bool = False
+    trust: Positive = 1e-3
+    """LARS trust coefficient."""
+    formula: Literal["byol", "simclr", "solo-learn"] = "byol"
+    """Which published LARS, see `optim.lars`."""
+
+
+class LogConfig(Section):
+    """What is written, and how often."""
+
+    every_steps: int = Field(50, ge=1)
+    """Steps between log lines; only then is the device waited for."""
+    checkpoint_epochs: int = Field(10, ge=1)
+    """Epochs between checkpoints; one more is written at the end."""
+    keep_last: int = Field(3, ge=1)
+    """How many of the newest checkpoints are kept."""
+    keep_every_epochs: int = Field(100, ge=1)
+    """Checkpoints at multiples of this are kept for good."""
+
+
+class RunConfig(Section):
+    """One pretraining run."""
+
+    seed: int = Field(0, ge=0)
+    epochs: int = Field(1000, ge=1)
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    target: TargetConfig = TargetConfig()
+    optim: OptimConfig = OptimConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> RunConfig:
+        if self.optim.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs {self.optim.warmup_epochs} leaves none of epochs "
+                f"{self.epochs}; shorten the warm-up or train longer"
+            )
+        return self
+
+
+def presets() -> list[str]:
+    """Return the names of the shipped presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_config(name: str, *, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the checked configuration of a preset name or a YAML file.
+
+    overrides: ``section.key=value`` strings with YAML values; list items by number
+    (``data.views.0.size_px=96``). Raises ConfigError naming the file, the key, the value and the
+    nearest valid key.
+    """
+    path = PRESETS / f"{name}.yaml" if name in presets() else Path(name)
+    if not path.is_file():
+        raise ConfigError(
+            f"configuration '{name}' is neither a file nor a preset "
+            f"({', '.join(presets())}){nearest(name, presets())}"
+        )
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds a {type(tree).__name__}; sections with keys are expected")
+    for override in overrides:
+        _override(tree, override)
+    return validated(RunConfig, tree, where=str(path))
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the resolved configuration as YAML that `load_config` reads back."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+def validated(model: type[Any], tree: dict[str, Any], *, where: str) -> Any:
+    """Return ``model`` filled from ``tree``, or raise ConfigError with one line a mistake."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(model, issue) for issue in error.errors()]
+        raise ConfigError(f"{where}: " + "\n  ".join(lines)) from error
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, mark, text = override.partition("=")
+    if not mark or not key:
+        raise ConfigError(f"override '{override}': write it as section.key=value")
+    *parents, last = key.split(".")
+    node: Any = tree
+    if parents[:2] == ["data", "views"] and "views" not in node.setdefault("data", {}):
+        # The defaults differ per view, so an override of one key must start from them.
+        node["data"]["views"] = [view.model_dump() for view in DataConfig().views]
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if isinstance(node, list):
+            node[int(last)] = yaml.safe_load(text)
+        else:
+            node[last] = yaml.safe_load(text)
+    except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ConfigError(f"override '{override}' does not fit the configuration: {error}") from error
+
+
+def _explain(model: type[Any], issue: Any) -> str:
+    location = ".".join(str(part) for part in issue["loc"])
+    if issue["type"] != "extra_forbidden":
+        return f"{location or 'configuration'}: {issue['msg']} (got {issue['input']!r})"
+    fields = _fields_at(model, issue["loc"][:-1])
+    return f"unknown key '{location}'{nearest(str(issue['loc'][-1]), fields)}"
+
+
+def _fields_at(model: type[Any], location: Sequence[int | str]) -> list[str]:
+    node: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue  # an item of a list of sections has the section's keys
+        annotation = node.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        node = next(c for c in candidates if hasattr(c, "model_fields"))
+    return list(node.model_fields)

@@ -1,0 +1,42 @@
+"""Errors that a user can act on, and the one place that turns them into an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class HarlError(Exception):
+    """A failure whose message says what was found, where, and what to do."""
+
+
+class ConfigError(HarlError):
+    """A configuration file, key or combination that cannot be used."""
+
+
+class DataError(HarlError):
+    """A data set, container or sample that cannot be used."""
+
+
+class CheckpointError(HarlError):
+    """A checkpoint or run folder that cannot be used."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest valid name, or an empty string."""
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def run_main(main: Callable[[], int]) -> None:
+    """Run a program's main and exit: 2 on a `HarlError`, 130 on an interrupt, else its result."""
+    try:
+        code = main()
+    except HarlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was left under a final name", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,120 @@
+"""Whole-file writes, checksums, and the progress line."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; on success it is flushed to disk and renamed.
+
+    The final name therefore holds either the old file or the whole new one. On an exception the
+    temporary file is removed and the old file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 under ``path`` in one atomic step."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` (anything `json` takes) as indented JSON under ``path`` in one atomic step."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as ``12s``, ``3m05s`` or ``6h12m``."""
+    whole = int(round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+class Progress:
+    """A line with count, rate and remaining time, for anything that may take over two seconds.
+
+    On a terminal the line is rewritten once a second; elsewhere a new line appears every ten.
+    """
+
+    def __init__(
+        self, total: int, *, label: str, unit: str = "images", stream: TextIO | None = None
+    ) -> None:
+        self.total, self.label, self.unit = total, label, unit
+        self.done = 0
+        self._stream = stream if stream is not None else sys.stderr
+        self._tty = self._stream.isatty()
+        self._period_s = 1.0 if self._tty else 10.0
+        self._start = self._shown = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        elapsed = time.monotonic() - self._start
+        rate = self.done / max(elapsed, 1e-9)
+        state = "" if kind is None else " (stopped)"
+        start = "\r" if self._tty else ""
+        self._stream.write(
+            f"{start}{self.label}: {self.done:,} of {self.total:,} {self.unit} in "
+            f"{format_seconds(elapsed)}, {rate:,.0f}/s{state}\n"
+        )
+        self._stream.flush()
+
+    def advance(self, count: int = 1) -> None:
+        """Count ``count`` more units and show the line when it is due."""
+        self.done += count
+        now = time.monotonic()
+        if now - self._shown < self._period_s:
+            return
+        self._shown = now
+        rate = self.done / (now - self._start)
+        left_s = (self.total - self.done) / rate if rate > 0 else 0.0
+        text = (
+            f"{self.label}: {self.done:,} of {self.total:,} {self.unit}, "
+            f"{rate:,.0f}/s, eta {format_seconds(left_s)}"
+        )
+        self._stream.write(f"\r{text}  " if self._tty else f"{text}\n")
+        self._stream.flush()
