@@ -1,0 +1,170 @@
+"""What lies beside a container: its manifest and its sample names, and the checks at opening.
+
+``train.beton`` has ``train.json`` (the manifest) and ``train.names.txt`` (one source-relative
+path a sample, in sample order) in the same folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
+from pydantic import TypeAdapter, ValidationError
+
+from harl_fast.errors import DataError
+from harl_fast.files import write_json, write_text
+
+FORMAT_VERSION = 1
+FIELDS = ("image", "mask", "label")
+"""The container's fields, in order."""
+
+REMEDY = "Write the container again with `make beton`."
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything known about a container without opening it."""
+
+    format_version: int
+    split: str
+    """``train`` or ``val``."""
+    count: int
+    """Number of samples."""
+    classes: list[str]
+    """Class names; a label is an index into this list."""
+    class_counts: list[int]
+    """Samples of each class."""
+    source: str
+    """Name of the source: a folder's base name or a data set's name, never an absolute path."""
+    mask: dict[str, Any]
+    """method, parameters, size, supervision ("none" or "external"), coverage_mean, empty_share,
+    full_share, and fallbacks: how many samples a stand-in rule served."""
+    store: dict[str, Any]
+    """kind ("jpg"), max_resolution, quality."""
+    skipped: int
+    """Source files that were left out; they are listed in ``<split>.report.json``."""
+    beton_bytes: int
+    beton_sha256: str
+    names_sha256: str
+    created: str
+    """ISO 8601, UTC."""
+    tool_versions: dict[str, str]
+
+
+def manifest_path(beton: Path) -> Path:
+    """Return where a container's manifest lies."""
+    return beton.with_suffix(".json")
+
+
+def names_path(beton: Path) -> Path:
+    """Return where a container's sample names lie."""
+    return beton.with_suffix(".names.txt")
+
+
+def write_manifest(beton: Path, manifest: Manifest) -> None:
+    """Write the manifest in one atomic step; do it last, since it vouches for the other files."""
+    write_json(manifest_path(beton), dataclasses.asdict(manifest))
+
+
+def write_names(beton: Path, names: Sequence[str]) -> str:
+    """Write the sample names in one atomic step and return the SHA-256 of the file's bytes.
+
+    Line breaks and bytes that are not UTF-8 appear as backslash escapes: one line is one sample.
+    """
+    text = "".join(_one_line(name) + "\n" for name in names)
+    write_text(names_path(beton), text)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _one_line(name: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def read_manifest(beton: Path) -> Manifest:
+    """Return a container's manifest; `DataError` when missing, damaged or of another format."""
+    path = manifest_path(beton)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing: {beton} has no manifest beside it. Copy the files of a container "
+            f"together, or: {REMEDY}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}). {REMEDY}") from error
+    try:
+        manifest = TypeAdapter(Manifest).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise DataError(f"{path} is no manifest: {where}: {first['msg']}. {REMEDY}") from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format {manifest.format_version}, this program reads {FORMAT_VERSION}. "
+            f"{REMEDY}"
+        )
+    return manifest
+
+
+def check_container(beton: Path, manifest: Manifest) -> None:
+    """Raise `DataError` unless the container is the one its manifest describes, at little cost.
+
+    Compares size, header, fields and allocation table; `preprocess.verify` reads all the bytes.
+    FFCV itself accepts or hangs on most damaged files, so this must come before its reader.
+    """
+    try:
+        size = beton.stat().st_size
+    except FileNotFoundError:
+        raise DataError(f"{beton} is missing. {REMEDY}") from None
+    if size != manifest.beton_bytes:
+        raise DataError(
+            f"{beton} has {size:,} bytes, its manifest says {manifest.beton_bytes:,}: the file is "
+            f"cut short, changed, or another run's. Copy it again, or: {REMEDY}"
+        )
+    descriptors_end = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
+    with open(beton, "rb") as stream:
+        head = stream.read(descriptors_end)
+    if len(head) < descriptors_end:
+        raise DataError(f"{beton} has no FFCV header ({size} bytes). {REMEDY}")
+    header = np.frombuffer(head, dtype=HeaderType, count=1)[0]
+    table = int(header["alloc_table_ptr"])
+    names = _field_names(head) if int(header["num_fields"]) == len(FIELDS) else ()
+    wrong = [
+        (int(header["version"]) != CURRENT_VERSION, f"FFCV format {int(header['version'])}"),
+        (int(header["num_samples"]) != manifest.count, f"{int(header['num_samples'])} samples"),
+        (names != FIELDS, f"{int(header['num_fields'])} fields {', '.join(names)}"),
+        (not descriptors_end < table <= size, f"an allocation table at byte {table:,} of {size:,}"),
+        ((size - table) % ALLOC_TABLE_TYPE.itemsize != 0, "a broken allocation table"),
+    ]
+    for bad, found in wrong:
+        if bad:
+            raise DataError(
+                f"{beton} has {found}; its manifest describes {manifest.count} samples in FFCV "
+                f"format {CURRENT_VERSION} with fields {', '.join(FIELDS)}. {REMEDY}"
+            )
+
+
+def _field_names(head: bytes) -> tuple[str, ...]:
+    fields = np.frombuffer(head, dtype=FieldDescType, count=len(FIELDS), offset=HeaderType.itemsize)
+    return tuple(
+        row.tobytes().split(b"\0")[0].decode("ascii", "backslashreplace") for row in fields["name"]
+    )
+
+
+def sample_name(beton: Path, index: int) -> str:
+    """Return the source-relative path of one sample, for messages and pictures."""
+    path = names_path(beton)
+    try:
+        with open(path, encoding="utf-8") as stream:
+            for row, line in enumerate(stream):
+                if row == index:
+                    return line.rstrip("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. {REMEDY}") from None
+    raise DataError(f"{path} has no line {index + 1}, the name of sample {index}. {REMEDY}")

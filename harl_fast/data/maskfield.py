@@ -1,0 +1,132 @@
+"""The FFCV field of foreground masks: square, bit-packed, in the frame of the stored image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ffcv.fields.base import ARG_TYPE, Field
+from ffcv.pipeline.operation import Operation
+
+from harl_fast.errors import DataError
+
+FORMAT_VERSION = 1
+
+Bits = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+_ARGUMENTS = np.dtype([("version", "<u2"), ("size", "<u2")])
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """One sample's mask as the writer hands it over."""
+
+    packed: Bits
+    """(S*S/8,) uint8, see `pack_mask`."""
+    height: int
+    """Height of the stored image in pixels."""
+    width: int
+    """Width of the stored image in pixels."""
+
+
+class BitMaskField(Field):
+    """A mask of ``size`` x ``size`` pixels that spans the whole stored image.
+
+    On disk: the metadata below, pointing at size*size/8 bytes in the order of `pack_mask`.
+    """
+
+    def __init__(self, size: int = 64) -> None:
+        if size <= 0 or size % 8 or size > 1024:
+            raise DataError(f"mask size {size}: give a multiple of 8 from 8 to 1024")
+        self.size = size
+
+    @property
+    def metadata_type(self) -> np.dtype[Any]:
+        return np.dtype([("height", "<u2"), ("width", "<u2"), ("data_ptr", "<u8")])
+
+    @staticmethod
+    def from_binary(binary: npt.NDArray[np.uint8]) -> BitMaskField:
+        """Return the field that a container's 1024 argument bytes describe."""
+        arguments = np.ascontiguousarray(binary).view(np.uint8)[: _ARGUMENTS.itemsize]
+        version, size = arguments.view(_ARGUMENTS)[0].item()
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"the container's masks have format {version}, this program reads "
+                f"{FORMAT_VERSION}; write the container again with `make beton`"
+            )
+        return BitMaskField(size)
+
+    def to_binary(self) -> np.void:
+        """Return the argument record; FFCV stores its element 0, as for its own fields."""
+        arguments = np.array([(FORMAT_VERSION, self.size)], dtype=_ARGUMENTS).view(np.uint8)
+        record: np.void = np.zeros(1, dtype=ARG_TYPE)[0]
+        record[0][: arguments.size] = arguments
+        return record
+
+    def encode(
+        self,
+        destination: npt.NDArray[np.void],
+        value: StoredMask,
+        malloc: Callable[[int], tuple[int, Bits]],
+    ) -> None:
+        """Write one mask into the container; ``destination`` is its one-element metadata."""
+        count = self.size * self.size // 8
+        if value.packed.shape != (count,) or value.packed.dtype != np.uint8:
+            raise DataError(
+                f"a mask of {value.packed.shape} {value.packed.dtype} does not fit a field of "
+                f"size {self.size}: expected ({count},) uint8 from `pack_mask`"
+            )
+        destination["height"], destination["width"] = value.height, value.width
+        destination["data_ptr"], storage = malloc(count)
+        storage[:] = value.packed
+
+    def get_decoder_class(self) -> type[Operation]:
+        """Return FFCV's base class: any explicit decoder is accepted, and none is implied."""
+        return Operation  # type: ignore[no-any-return]
+
+
+def pack_mask(mask: Mask) -> Bits:
+    """Return a mask as bits, row by row; bit 7 of byte 0 is pixel (0, 0).
+
+    mask: (S, S) bool, S a multiple of 8. Returns (S*S/8,) uint8.
+    """
+    return np.packbits(mask)
+
+
+def unpack_mask(packed: Bits, *, size: int) -> Mask:
+    """Return the (size, size) bool mask that `pack_mask` made from (size*size/8,) uint8."""
+    return np.unpackbits(packed, count=size * size).reshape(size, size).astype(np.bool_)
+
+
+def resize_mask(mask: npt.NDArray[Any], *, size: int) -> Mask:
+    """Return where at least half of each target pixel's area is foreground.
+
+    mask: (H, W) bool; or integer, where non-zero is foreground; or float coverage in [0, 1].
+    Returns (size, size) bool. Exact for bool and integer masks, ties included; float64 otherwise.
+    """
+    height, width = mask.shape
+    if mask.dtype.kind in "bui":
+        values: npt.NDArray[Any] = (mask != 0).astype(np.int64)
+    else:
+        values = mask.astype(np.float64)
+    rows = _cell_sums(values, size=size)
+    cells = _cell_sums(np.ascontiguousarray(rows.T), size=size).T
+    return np.ascontiguousarray(2 * cells >= height * width)
+
+
+def _cell_sums(values: npt.NDArray[Any], *, size: int) -> npt.NDArray[Any]:
+    """Return ``size`` times the integral of each of ``size`` equal bands of the rows.
+
+    Band edges lie at multiples of H/size, so ``size`` times the running integral at an edge is a
+    whole number of units for whole-numbered values: nothing is rounded.
+    """
+    whole, part = np.divmod(np.arange(size + 1) * len(values), size)
+    running = np.zeros((len(values) + 1, values.shape[1]), dtype=values.dtype)
+    np.cumsum(values, axis=0, out=running[1:])
+    inside = values[np.minimum(whole, len(values) - 1)]
+    integral = size * running[whole] + part[:, None] * inside
+    return np.diff(integral, axis=0)
