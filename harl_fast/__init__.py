@@ -1,3 +1,3 @@
-"""Fast self-supervised pretraining on images with attention from masks (HARL) over FFCV and DeepSpeed."""
+"""Fast self-supervised pretraining on images with attention from masks (HARL)."""
 
 __version__ = "0.1.0"

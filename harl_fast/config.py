@@ -38,6 +38,8 @@ class ViewConfig(Section):
     """Range of the crop's width over height, drawn log-uniformly."""
     flip_p: Share = 0.5
     """Probability of a horizontal flip."""
+    vflip_p: Share = 0.0
+    """Probability of a vertical flip; HARL's PyTorch release uses 0.5, BYOL none."""
     jitter_p: Share = 0.8
     """Probability of colour jitter; its four operations come in a random order."""
     brightness: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
@@ -251,7 +253,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
         else:
             node[last] = yaml.safe_load(text)
     except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ConfigError(f"override '{override}' does not fit the configuration: {error}") from error
+        raise ConfigError(
+            f"override '{override}' does not fit the configuration: {error}"
+        ) from error
 
 
 def _explain(model: type[Any], issue: Any) -> str:

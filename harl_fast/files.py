@@ -44,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` (anything `json` takes) as indented JSON under ``path`` in one atomic step."""
+    """Write ``value`` as indented JSON under ``path`` in one atomic step."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -59,7 +59,7 @@ def sha256_file(path: Path) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Return a duration as ``12s``, ``3m05s`` or ``6h12m``."""
-    whole = int(round(seconds))
+    whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
     minutes, rest = divmod(whole, 60)

@@ -113,11 +113,8 @@ class ViewsDecoder(_ViewOperation):
                                 view,
                                 GEOMETRY,
                             )
-                            top, left, box_h, box_w, flip = draw_view(
-                                key, height, width, table[view]
-                            )
-                            out = outputs[view][slot]
-                            resize_box(image, top, left, box_h, box_w, flip, out)
+                            placed = draw_view(key, height, width, table[view])
+                            resize_box(image, placed, outputs[view][slot])
             return memory
 
         decode.is_parallel = True  # type: ignore[attr-defined]
@@ -160,10 +157,8 @@ class MaskCellsDecoder(_ViewOperation):
                             view,
                             GEOMETRY,
                         )
-                        top, left, box_h, box_w, flip = draw_view(key, height, width, table[view])
-                        cell_coverage(
-                            packed, size, height, width, top, left, box_h, box_w, flip, cells
-                        )
+                        placed = draw_view(key, height, width, table[view])
+                        cell_coverage(packed, size, height, width, placed, cells)
             return outputs
 
         decode.is_parallel = True  # type: ignore[attr-defined]

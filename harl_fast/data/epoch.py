@@ -77,7 +77,7 @@ class LoudEpoch(EpochIterator):  # type: ignore[misc]  # ffcv is untyped
                 if not self._put((slot, (samples, *outputs))):
                     return
             self._put(None)
-        except BaseException as error:  # whatever it is, the consumer must not wait for ever
+        except BaseException as error:  # noqa: BLE001  # the consumer must not wait for ever
             self._put(error)
 
     def _put(self, item: Any) -> bool:

@@ -20,7 +20,7 @@ from harl_fast.rng import uniform
 TRIES = 10
 """Boxes tried before the fall-back, as in torchvision."""
 _FLIP_DRAW = 4 * TRIES
-"""Draw index of the flip; the tries use the ones before."""
+"""Draw index of the horizontal flip, the vertical one follows; the tries use the ones before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class ViewGeometry:
     """Range of width over height, log-uniform."""
     flip_p: float = 0.5
     """Probability of a horizontal flip."""
+    vflip_p: float = 0.0
+    """Probability of a vertical flip (HARL's PyTorch release uses 0.5, BYOL none)."""
     centre: float = 0.0
     """Above 0: no randomness, the central square of this share of the shorter side."""
 
@@ -50,8 +52,8 @@ class ViewGeometry:
 
 
 def geometry_table(views: Sequence[ViewGeometry]) -> npt.NDArray[np.float64]:
-    """Return the views as rows (scale low, high, ratio low, high, flip_p, centre) for `draw_view`."""
-    rows = [(*view.scale, *view.ratio, view.flip_p, view.centre) for view in views]
+    """Return rows of (scale low, high, ratio low, high, flip_p, vflip_p, centre) for `draw_view`."""
+    rows = [(*view.scale, *view.ratio, view.flip_p, view.vflip_p, view.centre) for view in views]
     return np.array(rows, dtype=np.float64)
 
 
@@ -68,17 +70,17 @@ def draw_box(key, height, width, scale_low, scale_high, ratio_low, ratio_high): 
         first = 4 * attempt
         share = scale_low + (scale_high - scale_low) * uniform(key, first)
         aspect = math.exp(log_low + (log_high - log_low) * uniform(key, first + 1))
-        box_w = int(round(math.sqrt(height * width * share * aspect)))
-        box_h = int(round(math.sqrt(height * width * share / aspect)))
+        box_w = round(math.sqrt(height * width * share * aspect))
+        box_h = round(math.sqrt(height * width * share / aspect))
         if 0 < box_w <= width and 0 < box_h <= height:
             top = int(uniform(key, first + 2) * (height - box_h + 1))
             left = int(uniform(key, first + 3) * (width - box_w + 1))
             return top, left, box_h, box_w
     box_h, box_w = height, width
     if width < ratio_low * height:
-        box_h = min(height, max(1, int(round(width / ratio_low))))
+        box_h = min(height, max(1, round(width / ratio_low)))
     elif width > ratio_high * height:
-        box_w = min(width, max(1, int(round(height * ratio_high))))
+        box_w = min(width, max(1, round(height * ratio_high)))
     return (height - box_h) // 2, (width - box_w) // 2, box_h, box_w
 
 
@@ -88,18 +90,22 @@ def centre_box(height, width, share):  # type: ignore[no-untyped-def]
 
     With share 224/256 this is the area that Resize(256) and CenterCrop(224) show.
     """
-    side = max(1, int(round(share * min(height, width))))
+    side = max(1, round(share * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side
 
 
 @njit(cache=True)
 def draw_view(key, height, width, row):  # type: ignore[no-untyped-def]
-    """Return (top, left, box height, box width, flip) of one view; ``row`` of `geometry_table`."""
-    if row[5] > 0.0:
-        top, left, box_h, box_w = centre_box(height, width, row[5])
-        return top, left, box_h, box_w, False
+    """Return (top, left, box height, box width, flip, vflip) of one view.
+
+    row: the view's row of `geometry_table`.
+    """
+    if row[6] > 0.0:
+        top, left, box_h, box_w = centre_box(height, width, row[6])
+        return top, left, box_h, box_w, False, False
     top, left, box_h, box_w = draw_box(key, height, width, row[0], row[1], row[2], row[3])
-    return top, left, box_h, box_w, uniform(key, _FLIP_DRAW) < row[4]
+    flip, vflip = uniform(key, _FLIP_DRAW) < row[4], uniform(key, _FLIP_DRAW + 1) < row[5]
+    return top, left, box_h, box_w, flip, vflip
 
 
 @njit(cache=True)
@@ -108,14 +114,15 @@ def _overlap(start_a, stop_a, start_b, stop_b):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def cell_coverage(packed, size, height, width, top, left, box_h, box_w, flip, out):  # type: ignore[no-untyped-def]
+def cell_coverage(packed, size, height, width, placed, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` (cells, cells) float32 with each cell's foreground share, in [0, 1].
 
     packed: (size * size / 8,) uint8, the mask's bits by row, most significant first, in the frame
-    of the image of ``height`` x ``width`` pixels. The box is in that image's pixels.
+    of the image of ``height`` x ``width`` pixels. placed: a view as `draw_view` returns it.
     Edges of cells and of mask pixels are compared as integers, in units of
     1 / (cells * size) image pixels, so that the share is exact before the final division.
     """
+    top, left, box_h, box_w, flip, vflip = placed
     cells = out.shape[0]
     cell_h, cell_w = box_h * size, box_w * size
     pixel_h, pixel_w = height * cells, width * cells
@@ -133,5 +140,6 @@ def cell_coverage(packed, size, height, width, top, left, box_h, box_w, flip, ou
                     if (packed[bit >> 3] >> (7 - (bit & 7))) & 1:
                         across += _overlap(x_start, x_stop, x * pixel_w, (x + 1) * pixel_w)
                 total += across * _overlap(y_start, y_stop, y * pixel_h, (y + 1) * pixel_h)
+            target_row = cells - 1 - row if vflip else row
             target = cells - 1 - column if flip else column
-            out[row, target] = total / (cell_h * cell_w)
+            out[target_row, target] = total / (cell_h * cell_w)

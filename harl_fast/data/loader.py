@@ -1,4 +1,4 @@
-"""FFCV loaders of views with their mask cells: reproducible in training, sequential in evaluation."""
+"""FFCV loaders of views with their mask cells: reproducible training, sequential evaluation."""
 
 from __future__ import annotations
 

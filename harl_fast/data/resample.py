@@ -1,4 +1,4 @@
-"""The antialiased bilinear resize of a crop box, fused with the flip, in integers.
+"""The antialiased bilinear resize of a crop box, fused with the flips, in integers.
 
 The rule is Pillow's and torchvision's (``antialias=True``): a triangle filter whose support grows
 with the reduction. Weights are fixed-point and sums are integers, so that pixels are the same on
@@ -19,7 +19,7 @@ _HALF = np.int32(1 << (_BITS - 1))
 @njit(cache=True)
 def max_taps(box_side, out_side):  # type: ignore[no-untyped-def]
     """Return how many source pixels one output pixel can need."""
-    return 2 * int(math.ceil(max(box_side / out_side, 1.0))) + 1
+    return 2 * math.ceil(max(box_side / out_side, 1.0)) + 1
 
 
 @njit(cache=True)
@@ -44,7 +44,7 @@ def _triangle(box_side, out_side, first, weights):  # type: ignore[no-untyped-de
             share = 0.0
             if source < high:
                 share = max(0.0, 1.0 - abs(source + 0.5 - middle) / support) / total
-            weights[index, tap] = int(math.floor(share * (1 << _BITS) + 0.5))
+            weights[index, tap] = math.floor(share * (1 << _BITS) + 0.5)
             given += weights[index, tap]
             if weights[index, tap] > weights[index, largest]:
                 largest = tap
@@ -72,11 +72,11 @@ def _rows(image, top, left, box_w, first, weights, line, strip):  # type: ignore
 
 
 @njit(cache=True)
-def _columns(strip, first, weights, flip, out):  # type: ignore[no-untyped-def]
-    """Reduce horizontally, mirroring if ``flip``: fill ``out`` (rows, columns, 3) uint8."""
+def _columns(strip, first, weights, flip, vflip, out):  # type: ignore[no-untyped-def]
+    """Reduce horizontally, mirroring as asked: fill ``out`` (rows, columns, 3) uint8."""
     side = out.shape[1]
     for row in range(out.shape[0]):
-        source = strip[row]
+        source = strip[out.shape[0] - 1 - row if vflip else row]
         for column in range(side):
             red, green, blue = _HALF, _HALF, _HALF
             place = first[column] * 3
@@ -94,11 +94,12 @@ def _columns(strip, first, weights, flip, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def resize_box(image, top, left, box_h, box_w, flip, out):  # type: ignore[no-untyped-def]
+def resize_box(image, placed, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` (size, size, 3) uint8 with the resized, perhaps mirrored, box of ``image``.
 
-    image: (H, W, 3) uint8; the box lies inside it.
+    image: (H, W, 3) uint8. placed: a view as `geometry.draw_view` returns it, inside the image.
     """
+    top, left, box_h, box_w, flip, vflip = placed
     out_h, out_w = out.shape[0], out.shape[1]
     first_y = np.empty(out_h, np.int32)
     weights_y = np.empty((out_h, max_taps(box_h, out_h)), np.int32)
@@ -109,4 +110,4 @@ def resize_box(image, top, left, box_h, box_w, flip, out):  # type: ignore[no-un
     strip = np.empty((out_h, box_w * 3), np.uint8)
     line = np.empty(box_w * 3, np.int32)
     _rows(image, top, left, box_w, first_y, weights_y, line, strip)
-    _columns(strip, first_x, weights_x, flip, out)
+    _columns(strip, first_x, weights_x, flip, vflip, out)
