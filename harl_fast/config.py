@@ -260,6 +260,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 def _explain(model: type[Any], issue: Any) -> str:
     location = ".".join(str(part) for part in issue["loc"])
+    if issue["type"] == "value_error":
+        return f"{location}{': ' if location else ''}{issue['ctx']['error']}"
     if issue["type"] != "extra_forbidden":
         return f"{location or 'configuration'}: {issue['msg']} (got {issue['input']!r})"
     fields = _fields_at(model, issue["loc"][:-1])

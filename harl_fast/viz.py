@@ -1,4 +1,4 @@
-"""The contact sheet: originals with mask outlines, both views as the network gets them, their cells.
+"""The contact sheet: originals with mask outlines, views as the network gets them, their cells.
 
 Everything shown comes from the training loader and the modules it uses, so that a disagreement of
 outline, crop, flip and cells would be visible.

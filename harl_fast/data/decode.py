@@ -2,7 +2,8 @@
 
 Both decoders draw a sample's boxes themselves from (seed, epoch, sample id, view), so they agree
 without talking to each other. Seed and epoch arrive with the storage state at run time: a new epoch
-changes the crops without compiling anything again.
+changes the crops without compiling anything again. All work lies in module-level functions whose
+machine code numba keeps on disk; what FFCV compiles for each loader only calls them.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import ffcv._libffcv
+import llvmlite.binding
 import numba
 import numpy as np
-from ffcv.libffcv import imdecode
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
-from numba import njit
+from numba import njit, prange, types
 
 from harl_fast.data.geometry import ViewGeometry, cell_coverage, draw_view, geometry_table
 from harl_fast.data.resample import resize_box
@@ -32,6 +34,46 @@ STATUS_TEXT = {
 }
 CONTROL_SEED, CONTROL_EPOCH = 0, 1
 """Places in the control array that ends the storage state."""
+
+# Called by symbol name, not through ctypes: a pointer of this process would forbid numba's cache.
+llvmlite.binding.load_library_permanently(ffcv._libffcv.__file__)
+_imdecode = types.ExternalFunction(
+    "imdecode",
+    types.int32(
+        types.CPointer(types.uint8),
+        types.uint64,
+        types.uint32,
+        types.uint32,
+        types.CPointer(types.uint8),
+        *(types.uint32,) * 6,
+        types.boolean,
+        types.boolean,
+    ),
+)
+
+
+@njit(cache=True)
+def decode_jpeg(data, height, width, pixels):  # type: ignore[no-untyped-def]
+    """Decode JPEG bytes into the start of ``pixels``; return 0, or non-zero on any damage.
+
+    data: (N,) uint8. pixels: (at least height * width * 3,) uint8, filled row by row in RGB.
+    FFCV's own decoder ignores this code and passes on whatever the buffer held before.
+    """
+    return _imdecode(
+        data.ctypes,
+        data.size,
+        height,
+        width,
+        pixels.ctypes,
+        height,
+        width,
+        0,
+        0,
+        1,
+        1,
+        False,
+        False,
+    )
 
 
 @njit(cache=True)
@@ -48,6 +90,57 @@ def span(address, storage):  # type: ignore[no-untyped-def]
     if start < 0 or length < 0 or start + length > data.shape[0]:
         return data[0:0]
     return data[start : start + length]
+
+
+@njit(cache=True)
+def _place(control, sample, view, height, width, row):  # type: ignore[no-untyped-def]
+    key = stream(control[CONTROL_SEED], control[CONTROL_EPOCH], sample, view, GEOMETRY)
+    return draw_view(key, height, width, row)
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def decode_views(samples, outputs, status, metadata, storage, table, scratch_shape):  # type: ignore[no-untyped-def]
+    """Fill each view's (B, S, S, 3) uint8 output and the (B, 1) int32 status of ``samples``.
+
+    metadata: of FFCV's image field. table: of `geometry.geometry_table`. scratch_shape:
+    (threads, bytes of the largest picture); each thread decodes into a buffer of its own.
+    """
+    scratch = np.empty(scratch_shape, np.uint8)
+    for slot in prange(len(samples)):
+        sample = samples[slot]
+        field = metadata[sample]
+        height, width = np.int64(field["height"]), np.int64(field["width"])
+        data = span(field["data_ptr"], storage)
+        pixels = scratch[numba.get_thread_id()]
+        if data.shape[0] == 0:
+            status[slot, 0] = NO_DATA
+        elif decode_jpeg(data, height, width, pixels) != 0:
+            status[slot, 0] = BAD_JPEG
+        else:
+            status[slot, 0] = OK
+            image = pixels[: height * width * 3].reshape(height, width, 3)
+            for view in range(len(outputs)):
+                placed = _place(storage[3], sample, view, height, width, table[view])
+                resize_box(image, placed, outputs[view][slot])
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def decode_cells(samples, outputs, metadata, storage, table, size):  # type: ignore[no-untyped-def]
+    """Fill each view's (B, cells, cells) float32 output; NaN where a mask is not of ``size``.
+
+    metadata: of the mask field, which carries the image's height and width too.
+    """
+    for slot in prange(len(samples)):
+        sample = samples[slot]
+        field = metadata[sample]
+        height, width = np.int64(field["height"]), np.int64(field["width"])
+        packed = span(field["data_ptr"], storage)
+        for view in range(len(outputs)):
+            if packed.shape[0] * 8 != size * size:
+                outputs[view][slot, :, :] = np.nan  # no plausible mask: the loader refuses it
+            else:
+                placed = _place(storage[3], sample, view, height, width, table[view])
+                cell_coverage(packed, size, height, width, placed, outputs[view][slot])
 
 
 class _ViewOperation(Operation):  # type: ignore[misc]  # ffcv is untyped
@@ -78,46 +171,15 @@ class ViewsDecoder(_ViewOperation):
 
     def generate_code(self) -> Callable[..., Any]:
         """Return the function that FFCV compiles into its pipeline."""
-        table, count = geometry_table(self.views), len(self.views)
+        table = geometry_table(self.views)
         widths, heights = self.metadata["width"], self.metadata["height"]
-        # One picture a thread, not one a batch slot: the buffer holds the set's largest picture.
-        scratch_bytes = int((widths.astype(np.int64) * heights).max()) * 3
-        threads = Compiler.num_threads
-        iterate, decode_jpeg = Compiler.get_iterator(), Compiler.compile(imdecode)
+        largest = int((widths.astype(np.int64) * heights).max()) * 3
+        scratch_shape = (Compiler.num_threads, largest)
 
-        def decode(batch_indices, memory, metadata, storage):  # type: ignore[no-untyped-def]
-            outputs, status = memory[:-1], memory[-1]
-            scratch = np.empty((threads, scratch_bytes), np.uint8)
-            for slot in iterate(len(batch_indices)):
-                sample = batch_indices[slot]
-                field = metadata[sample]
-                height, width = np.int64(field["height"]), np.int64(field["width"])
-                data = span(field["data_ptr"], storage)
-                status[slot, 0] = OK
-                if data.shape[0] == 0:
-                    status[slot, 0] = NO_DATA
-                else:
-                    pixels = scratch[numba.get_thread_id() % threads]
-                    code = decode_jpeg(
-                        data, pixels, height, width, height, width, 0, 0, 1, 1, False, False
-                    )
-                    if code != 0:
-                        status[slot, 0] = BAD_JPEG
-                    else:
-                        image = pixels[: height * width * 3].reshape(height, width, 3)
-                        for view in range(count):
-                            key = stream(
-                                storage[3][CONTROL_SEED],
-                                storage[3][CONTROL_EPOCH],
-                                sample,
-                                view,
-                                GEOMETRY,
-                            )
-                            placed = draw_view(key, height, width, table[view])
-                            resize_box(image, placed, outputs[view][slot])
+        def decode(samples, memory, metadata, storage):  # type: ignore[no-untyped-def]
+            decode_views(samples, memory[:-1], memory[-1], metadata, storage, table, scratch_shape)
             return memory
 
-        decode.is_parallel = True  # type: ignore[attr-defined]
         return decode
 
 
@@ -136,30 +198,10 @@ class MaskCellsDecoder(_ViewOperation):
 
     def generate_code(self) -> Callable[..., Any]:
         """Return the function that FFCV compiles into its pipeline."""
-        table, count, size = geometry_table(self.views), len(self.views), int(self.field.size)
-        iterate = Compiler.get_iterator()
+        table, size = geometry_table(self.views), int(self.field.size)
 
-        def decode(batch_indices, outputs, metadata, storage):  # type: ignore[no-untyped-def]
-            for slot in iterate(len(batch_indices)):
-                sample = batch_indices[slot]
-                field = metadata[sample]
-                height, width = np.int64(field["height"]), np.int64(field["width"])
-                packed = span(field["data_ptr"], storage)
-                for view in range(count):
-                    cells = outputs[view][slot]
-                    if packed.shape[0] * 8 != size * size:
-                        cells[:] = np.nan  # never a plausible mask; the loader refuses it
-                    else:
-                        key = stream(
-                            storage[3][CONTROL_SEED],
-                            storage[3][CONTROL_EPOCH],
-                            sample,
-                            view,
-                            GEOMETRY,
-                        )
-                        placed = draw_view(key, height, width, table[view])
-                        cell_coverage(packed, size, height, width, placed, cells)
+        def decode(samples, outputs, metadata, storage):  # type: ignore[no-untyped-def]
+            decode_cells(samples, outputs, metadata, storage, table, size)
             return outputs
 
-        decode.is_parallel = True  # type: ignore[attr-defined]
         return decode

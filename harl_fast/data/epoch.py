@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from ffcv.loader import Loader
 from ffcv.loader.epoch_iterator import EpochIterator
-from ffcv.memory_managers.os_cache import OSCacheContext
+from ffcv.memory_managers.base import MemoryContext
+from ffcv.reader import Reader
 
 from harl_fast.data.decode import OK
 
@@ -29,17 +30,37 @@ def torch_threads_kept() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class ControlledContext(OSCacheContext):  # type: ignore[misc]  # ffcv is untyped
-    """The memory-mapped file, with the seed and epoch that the decoders read."""
+class MappedFile(MemoryContext):  # type: ignore[misc]  # ffcv is untyped
+    """The memory-mapped container with what the decoders read beside it.
 
-    def __init__(self, manager: Any, control: np.ndarray) -> None:
-        super().__init__(manager)
-        self.control = control
+    Stands in for FFCV's memory manager and context in one. FFCV's own marks numba's shared uint8
+    array type as read-only for the whole process, which breaks every function compiled before, and
+    builds Python sets and dictionaries of all samples at start.
+    """
+
+    def __init__(self, reader: Reader, control: np.ndarray) -> None:
+        table = np.sort(reader.alloc_table, order="ptr")
+        self._state = (
+            np.memmap(reader.file_name, np.uint8, mode="r"),
+            np.ascontiguousarray(table["ptr"]),
+            np.ascontiguousarray(table["size"]),
+            control,
+        )
 
     @property
-    def state(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """What `decode.span` takes as storage."""
-        return (self.mmap, self.manager.ptrs, self.manager.sizes, self.control)
+    def state(self) -> tuple[np.ndarray, ...]:
+        """What `decode.span` takes as storage: file, addresses, sizes, control."""
+        return self._state
+
+    def schedule_epoch(self, batches: Any) -> MappedFile:
+        """Return the context of a pass, as FFCV's memory managers do."""
+        return self
+
+    def __enter__(self) -> MappedFile:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Keep the mapping: the next pass uses it again."""
 
 
 class SampleDamage(Exception):

@@ -52,7 +52,7 @@ class ViewGeometry:
 
 
 def geometry_table(views: Sequence[ViewGeometry]) -> npt.NDArray[np.float64]:
-    """Return rows of (scale low, high, ratio low, high, flip_p, vflip_p, centre) for `draw_view`."""
+    """Return a row a view for `draw_view`: scale, ratio (low, high each), flips, centre."""
     rows = [(*view.scale, *view.ratio, view.flip_p, view.vflip_p, view.centre) for view in views]
     return np.array(rows, dtype=np.float64)
 

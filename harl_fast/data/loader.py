@@ -11,8 +11,11 @@ import numba
 import numpy as np
 import torch
 from ffcv.fields.basics import IntDecoder
-from ffcv.loader import Loader, OrderOption
+from ffcv.loader import Loader
+from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.graph import Graph
 from ffcv.pipeline.pipeline_spec import PipelineSpec
+from ffcv.reader import Reader
 from torch import Tensor
 
 from harl_fast.data.decode import (
@@ -22,7 +25,7 @@ from harl_fast.data.decode import (
     MaskCellsDecoder,
     ViewsDecoder,
 )
-from harl_fast.data.epoch import ControlledContext, LoudEpoch, SampleDamage, torch_threads_kept
+from harl_fast.data.epoch import LoudEpoch, MappedFile, SampleDamage, torch_threads_kept
 from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.manifest import Manifest, check_container, read_manifest, sample_name
 from harl_fast.data.maskfield import BitMaskField
@@ -45,29 +48,29 @@ class Batch(NamedTuple):
 
 
 class _Views(Loader):  # type: ignore[misc]  # ffcv is untyped
-    """An FFCV loader over our decoders, whose order and seed are given for each pass."""
+    """An FFCV loader over our decoders, whose order and seed are given for each pass.
+
+    Its constructor replaces FFCV's, which has room for neither: it sets up the same parts (reader,
+    graph, compiled code) with `MappedFile` as memory and no traversal order.
+    """
 
     def __init__(
         self, path: Path, *, views: Sequence[ViewGeometry], batch: int, workers: int, ahead: int
     ) -> None:
         self.control = np.zeros(2, np.uint64)
+        self.batch_size, self.batches_ahead, self.num_workers = batch, ahead, workers
+        self.reader = Reader(str(path), {"mask": BitMaskField})
+        self.memory_manager = MappedFile(self.reader, self.control)
+        specs = {
+            "image": PipelineSpec("image", decoder=ViewsDecoder(views)),
+            "mask": PipelineSpec("mask", decoder=MaskCellsDecoder(views)),
+            "label": PipelineSpec("label", decoder=IntDecoder()),
+        }
         with torch_threads_kept():
-            super().__init__(
-                str(path),
-                batch_size=batch,
-                num_workers=workers,
-                os_cache=True,
-                order=OrderOption.SEQUENTIAL,
-                drop_last=False,
-                batches_ahead=ahead,
-                custom_fields={"mask": BitMaskField},
-                pipelines={
-                    "image": PipelineSpec("image", decoder=ViewsDecoder(views)),
-                    "mask": PipelineSpec("mask", decoder=MaskCellsDecoder(views)),
-                    "label": PipelineSpec("label", decoder=IntDecoder()),
-                },
-            )
-        self.memory_manager.context = ControlledContext(self.memory_manager, self.control)
+            Compiler.set_num_threads(workers)
+            places = {name: place for place, name in enumerate(self.reader.handlers)}
+            self.graph = Graph(specs, self.reader.handlers, places, self.reader.metadata, None)
+            self.generate_code()
 
     def start(self, samples: np.ndarray, *, seed: int, epoch: int) -> LoudEpoch:
         """Start a pass over ``samples``; a pass before it must have been closed."""

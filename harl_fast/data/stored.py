@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from ffcv.libffcv import imdecode
 from ffcv.reader import Reader
 
-from harl_fast.data.decode import span
+from harl_fast.data.decode import decode_jpeg, span
 from harl_fast.data.manifest import check_container, read_manifest, sample_name
 from harl_fast.data.maskfield import BitMaskField, unpack_mask
 from harl_fast.errors import DataError
@@ -46,11 +45,11 @@ def _read(path: Path, reader: Reader, storage: tuple[np.ndarray, ...], index: in
     jpeg = np.ascontiguousarray(span(image["data_ptr"], storage))
     bits = np.array(span(mask["data_ptr"], storage))
     size = reader.handlers["mask"].size
-    code = imdecode(jpeg, pixels, height, width, height, width) if jpeg.size else -1
+    code = decode_jpeg(jpeg, height, width, pixels.reshape(-1)) if jpeg.size else -1
     if code != 0 or bits.size * 8 != size * size:
         raise DataError(
-            f"{path}: sample {index} ({sample_name(path, index)}) does not decode. The container is "
-            f"damaged: write it again with `make beton`."
+            f"{path}: sample {index} ({sample_name(path, index)}) does not decode. The container "
+            f"is damaged: write it again with `make beton`."
         )
     name = sample_name(path, index)
     return StoredSample(index, name, pixels, unpack_mask(bits, size=size), int(np.ravel(label)[0]))

@@ -1,0 +1,46 @@
+"""What all tests share: quiet threads, clean shared memory, and real data when there is some."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before torch and numba are imported anywhere: on small machines more threads only wait for each
+# other, and DeepSpeed's ranks are processes of their own. An outer setting wins.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def _deepspeed_buffers() -> set[Path]:
+    return {path for path in SHARED_MEMORY.glob("deepspeed_*") if path.owner() == _user()}
+
+
+def _user() -> str:
+    return Path(f"/proc/{os.getpid()}").owner()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_shared_memory() -> Iterator[None]:
+    """Remove the buffers that ranks of these tests left: DeepSpeed itself never does."""
+    before = _deepspeed_buffers()
+    yield
+    for path in _deepspeed_buffers() - before:
+        path.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """Return a folder of real photos with train/ and val/ (or test/), if the caller has one."""
+    folder = os.environ.get("HARL_FAST_DATA")
+    if not folder:
+        pytest.skip("HARL_FAST_DATA is not set: give it a folder with train/ and val/ images")
+    if not (Path(folder) / "train").is_dir():
+        pytest.fail(f"HARL_FAST_DATA={folder} has no train/ folder")
+    return Path(folder)
+
+
+# Containers: fixtures that several folders of tests read.

@@ -1,0 +1,222 @@
+"""The real loader on real JPEGs: alignment of image and mask, reproducibility, damage, clean-up."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ffcv.reader import Reader
+
+from harl_fast.data.geometry import ViewGeometry
+from harl_fast.data.loader import Batch, BetonLoader, EvalLoader, decoding_threads
+from harl_fast.data.manifest import manifest_path, names_path, read_manifest, write_manifest
+from harl_fast.data.maskfield import BitMaskField
+from harl_fast.data.stored import read_samples
+from harl_fast.errors import ConfigError, DataError
+from harl_fast.files import sha256_file
+from tests.betons import plain_item, write_beton
+
+COUNT = 60
+VIEWS = [ViewGeometry(size_px=32, cells=4), ViewGeometry(size_px=48, cells=6)]
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_beton(tmp_path_factory.mktemp("plain") / "train.beton", plain_item, count=COUNT)
+
+
+def loader(path: Path, **changes) -> BetonLoader:
+    values = {"views": VIEWS, "batch_global": 12, "batch_micro": 12, "seed": 3, "workers": 2}
+    return BetonLoader(path, **{**values, **changes})
+
+
+def by_sample(batches) -> dict[int, tuple[bytes, ...]]:
+    """Map each sample id to the bytes of its views and cells."""
+    found = {}
+    for batch in batches:
+        for row, sample in enumerate(batch.ids.tolist()):
+            parts = [*batch.views, *batch.cells]
+            found[sample] = tuple(part[row].numpy().tobytes() for part in parts)
+    return found
+
+
+def blocks_item(index: int):
+    """Return a picture of 8 px black and white blocks, stored without loss, and its own mask."""
+    bits = np.random.default_rng(index).random((16, 16)) < 0.5
+    picture = np.kron(bits, np.ones((8, 8)))[..., None].repeat(3, axis=2) * 255
+    return picture.astype(np.uint8), bits, index % 2
+
+
+@pytest.mark.parametrize("cells", [96, 12])
+def test_a_mask_made_from_the_image_stays_equal_to_it(tmp_path: Path, cells: int) -> None:
+    """Boxes of exactly the view's size need no resizing, so the comparison is bit for bit."""
+    path = write_beton(tmp_path / "train.beton", blocks_item, count=24, mask_size=16, quality=100)
+    share = (96 / 128) ** 2
+    geometry = {"scale": (share, share), "ratio": (1.0, 1.0), "flip_p": 0.5, "vflip_p": 0.5}
+    views = [ViewGeometry(size_px=96, cells=cells, **geometry) for _ in range(2)]
+    found = 0
+    for batch in loader(path, views=views):
+        for pixels, grid in zip(batch.views, batch.cells, strict=True):
+            white = (pixels > 127).numpy()
+            assert (white[..., :1] == white).all()
+            side = 96 // cells
+            blocks = white[..., 0].reshape(-1, cells, side, cells, side)
+            expected = blocks.mean((2, 4), dtype=np.float64).astype(np.float32)
+            assert np.array_equal(grid.numpy(), expected)
+            assert 0.2 < expected.mean() < 0.8
+            found += len(expected)
+    assert found == 48
+
+
+def test_pixels_do_not_depend_on_threads_batch_or_ranks(beton: Path) -> None:
+    reference = by_sample(loader(beton))
+    assert by_sample(loader(beton, workers=1)) == reference
+    assert by_sample(loader(beton, batch_micro=4)) == reference
+    ranks = {}
+    for rank in range(2):
+        ranks |= by_sample(loader(beton, batch_micro=3, rank=rank, world=2))
+    assert ranks == reference
+
+
+def test_the_epoch_changes_the_views_without_compiling_again(beton: Path) -> None:
+    one = loader(beton)
+    code = one._views.code
+    first, second = by_sample(one), by_sample(one)
+    assert one._views.code is code
+    same = [sample for sample in first if first[sample] == second.get(sample)]
+    assert same == []
+    assert one.state_dict() == {"seed": 3, "epoch": 2, "step": 0}
+
+
+def test_golden_pixels(beton: Path) -> None:
+    """Pins geometry, resize and cells; libjpeg-turbo's decode is exact across its versions here."""
+    found = by_sample(loader(beton))
+    digest = hashlib.sha256(b"".join(b"".join(found[s]) for s in sorted(found))).hexdigest()
+    assert digest == GOLDEN
+
+
+def test_resuming_gives_the_rest_of_the_run(beton: Path) -> None:
+    whole = loader(beton)
+    reference = [batch.ids.tolist() for _ in range(2) for batch in whole]
+    first = loader(beton)
+    taken = []
+    for batch in first:
+        taken.append(batch.ids.tolist())
+        if len(taken) == 2:
+            break
+    # The position counts whole steps that were handed on: the last one is still in our hands.
+    assert first.state_dict()["step"] == 1
+    second = loader(beton)
+    second.load_state_dict({"seed": 3, "epoch": 0, "step": 2})
+    rest = [batch.ids.tolist() for _ in range(2) for batch in second]
+    assert taken + rest == reference
+    with pytest.raises(ConfigError, match="seed 4"):
+        loader(beton, seed=3).load_state_dict({"seed": 4, "epoch": 0, "step": 0})
+
+
+def test_views_show_the_box_that_the_geometry_names(beton: Path) -> None:
+    """The evaluation view against Pillow-like reference arithmetic on the stored picture."""
+    from torchvision.transforms.v2 import functional
+
+    for batch in EvalLoader(beton, size_px=40, batch=16, centre=0.875):
+        for sample, pixels in zip(
+            read_samples(beton, batch.ids.tolist()), batch.views[0], strict=True
+        ):
+            side = round(0.875 * min(sample.image.shape[:2]))
+            x = torch.from_numpy(sample.image).permute(2, 0, 1).float()
+            height, width = x.shape[1:]
+            top, left = (height - side) // 2, (width - side) // 2
+            x = functional.resize(
+                x[:, top : top + side, left : left + side], [40, 40], antialias=True
+            )
+            assert (x.permute(1, 2, 0) - pixels).abs().max() <= 1.1
+
+
+def test_evaluation_sees_every_sample_once_in_order(beton: Path) -> None:
+    batches = [Batch(*batch) for batch in EvalLoader(beton, size_px=32, batch=16)]
+    ids = torch.cat([batch.ids for batch in batches])
+    assert ids.tolist() == list(range(COUNT))
+    labels = torch.cat([batch.labels for batch in batches])
+    assert labels.tolist() == [index % 4 for index in range(COUNT)]
+
+
+def damaged(beton: Path, folder: Path, *, field: str, sample: int) -> Path:
+    """Copy a container and overwrite part of one sample's bytes, keeping every size."""
+    path = folder / "train.beton"
+    shutil.copy(beton, path)
+    shutil.copy(names_path(beton), names_path(path))
+    reader = Reader(str(path), {"mask": BitMaskField})
+    row = reader.metadata[sample][{"image": "f0", "mask": "f1"}[field]]
+    with open(path, "r+b") as stream:
+        stream.seek(int(row["data_ptr"]) + 200)
+        stream.write(b"\xff\xd9" + bytes(400))
+    manifest = read_manifest(beton)
+    write_manifest(path, manifest)
+    assert manifest_path(path).exists() and sha256_file(path) != manifest.beton_sha256
+    return path
+
+
+def test_a_damaged_jpeg_is_an_error_that_names_sample_and_file(beton: Path, tmp_path: Path) -> None:
+    path = damaged(beton, tmp_path, field="image", sample=17)
+    with pytest.raises(DataError) as caught:
+        for _ in loader(path):
+            pass
+    for word in (str(path), "sample 17", "sample17.jpg", "make beton"):
+        assert word in str(caught.value)
+
+
+def test_a_failure_in_the_thread_reaches_the_consumer(beton: Path, monkeypatch) -> None:
+    """Stock ffcv's thread dies and the consumer waits for ever."""
+    from harl_fast.data.epoch import LoudEpoch
+
+    def broken(*args, **kwargs):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(LoudEpoch, "run_pipeline", broken)
+    with pytest.raises(MemoryError, match="no room"):
+        next(iter(loader(beton)))
+
+
+def test_leaving_early_stops_the_thread_and_frees_the_buffers(beton: Path) -> None:
+    before = threading.active_count()
+    one = loader(beton)
+    for _ in range(3):
+        for _batch in one:
+            break
+    current = one._pass
+    one.close()
+    assert current is not None and not current.is_alive() and current.memory_allocations == {}
+    for _batch in one:
+        break
+    del one
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_torchs_thread_count_is_left_alone(beton: Path) -> None:
+    before = torch.get_num_threads()
+    next(iter(loader(beton, workers=1)))
+    assert torch.get_num_threads() == before
+
+
+def test_threads_are_divided_among_ranks_and_capped() -> None:
+    assert decoding_threads(10**6) == decoding_threads(0)
+    assert decoding_threads(0, ranks_here=10**6) == 1
+    assert decoding_threads(1) == 1
+
+
+def test_a_cut_container_is_refused_before_a_thread_starts(beton: Path, tmp_path: Path) -> None:
+    path = tmp_path / "train.beton"
+    path.write_bytes(beton.read_bytes()[:-3000])
+    shutil.copy(manifest_path(beton), manifest_path(path))
+    with pytest.raises(DataError, match="cut short"):
+        loader(path)
+
+
+GOLDEN = "6ed2ee1de23bdea8f88a268bdcfea834e9d801626c56e3dd32c97386230ade67"

@@ -1,0 +1,57 @@
+"""The method's configuration: presets load, mistakes are named, the resolved copy reads back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harl_fast.config import dump_config, load_config, presets
+from harl_fast.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", ["demo", "paper", "repo-pt", "seed-readme"])
+def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Path) -> None:
+    assert name in presets()
+    config = load_config(name)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_config(config))
+    assert load_config(str(copy)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.lrr=3", ["optim.lrr", "did you mean 'lr'"]),
+        ("data.views.1.siz_px=3", ["data.views.1.siz_px", "did you mean 'size_px'"]),
+        ("loss.type=foo", ["loss.type", "'byol+f_loss'", "got 'foo'"]),
+        ("data.views.0.flip_p=1.5", ["data.views.0.flip_p", "less than or equal to 1", "1.5"]),
+        ("data.views.0.scale=[0.9, 0.1]", ["data.views.0", "0.9", "above the second"]),
+        ("optim.warmup_epochs=5000", ["warmup_epochs", "epochs"]),
+        ("nonsense", ["section.key=value"]),
+        ("optim.lr.deep=1", ["optim.lr.deep"]),
+    ],
+)
+def test_a_mistake_names_the_key_the_value_and_the_remedy(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("paper", overrides=[override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_override_of_one_view_key_keeps_the_other_defaults() -> None:
+    views = load_config("paper", overrides=["data.views.0.size_px=96"]).data.views
+    assert (views[0].size_px, views[0].blur_p) == (96, 1.0)
+    assert (views[1].size_px, views[1].blur_p, views[1].solarize_p) == (224, 0.1, 0.2)
+
+
+def test_an_unknown_name_lists_the_presets() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'paper'\?"):
+        load_config("papr")
+
+
+def test_seed_readme_differs_from_paper_as_its_header_says() -> None:
+    """sqrt rule: 0.075 x sqrt(4096) = 4.8; linear: 0.2 x 4096 / 256 = 3.2."""
+    paper, readme = load_config("paper").optim, load_config("seed-readme").optim
+    assert paper.lr * 4096 / 256 == pytest.approx(3.2)
+    assert readme.lr * 4096**0.5 == pytest.approx(4.8)

@@ -1,0 +1,148 @@
+"""The import staircase: lower steps never import higher ones, siblings never each other.
+
+All imports count, those inside functions and under TYPE_CHECKING too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("harl_fast", "preprocess", "launch")
+
+LEVELS = {
+    "harl_fast": 0,  # the package itself: its version
+    "harl_fast.rng": 0,
+    "harl_fast.config": 0,
+    "harl_fast.errors": 0,
+    "harl_fast.files": 0,
+    "harl_fast.data": 1,
+    "harl_fast.model": 1,
+    "harl_fast.optim": 1,
+    "harl_fast.eval": 2,
+    "harl_fast.engine": 3,
+    "harl_fast.viz": 3,
+    "harl_fast.doctor": 4,
+    "preprocess": 4,
+    "launch": 4,
+}
+FREE_SIBLINGS = {0}
+"""On level 0 modules may use each other."""
+PREPROCESS_MAY_USE = {"harl_fast.data"} | {name for name, level in LEVELS.items() if level == 0}
+HEAVY = {"torch", "torchvision", "ffcv", "deepspeed", "cv2"}
+DEEPSPEED_OWNER = "harl_fast.engine.ds"
+
+
+def module_name(path: Path, root: Path) -> str:
+    """Return the dotted name of a source file."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source: str, module: str, *, is_package: bool) -> Iterator[str]:
+    """Yield the absolute dotted name of everything that a module's text imports."""
+    base = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = base[: len(base) - node.level + 1] if node.level else []
+            target = ".".join([*start, *(node.module.split(".") if node.module else [])])
+            yield from (f"{target}.{alias.name}" for alias in node.names)
+
+
+def step(name: str) -> str | None:
+    """Return the entry of `LEVELS` that a dotted name belongs to, or None for other libraries."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        candidate = ".".join(parts[:length])
+        # A package's entry stands for all of it, "harl_fast" for its own names only.
+        whole = candidate != "harl_fast" or name in ("harl_fast", "harl_fast.__version__")
+        if candidate in LEVELS and whole:
+            return candidate
+    return None
+
+
+def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """Return what a module's imports break."""
+    own = step(module)
+    if own is None:
+        return [f"{module} has no level: add it to LEVELS"]
+    found = []
+    for target in imports(source, module, is_package=is_package):
+        top, other = target.split(".")[0], step(target)
+        if top in HEAVY and LEVELS[own] == 0:
+            found.append(f"{module} is on level 0 and imports {target}")
+        if top == "deepspeed" and module != DEEPSPEED_OWNER:
+            found.append(f"{module} imports {target}; only {DEEPSPEED_OWNER} may")
+        if top in PACKAGES and other is None:
+            found.append(f"{module} imports {target}, which has no level: add it to LEVELS")
+        elif other is not None and other != own:
+            found.extend(_against_the_stairs(module, own, target, other))
+    return found
+
+
+def _against_the_stairs(module: str, own: str, target: str, other: str) -> Iterator[str]:
+    if LEVELS[other] > LEVELS[own]:
+        yield f"{module} (level {LEVELS[own]}) imports {target} (level {LEVELS[other]})"
+    elif LEVELS[other] == LEVELS[own] and LEVELS[own] not in FREE_SIBLINGS:
+        yield f"{module} imports its sibling {target}"
+    elif own == "preprocess" and other not in PREPROCESS_MAY_USE:
+        yield f"{module} imports {target}; preprocess may use level 0 and harl_fast.data only"
+
+
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_import_goes_up_the_stairs(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    package = path.name == "__init__.py"
+    assert violations(source, module_name(path, ROOT), is_package=package) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("harl_fast.rng", "import torch"),
+        ("harl_fast.config", "from harl_fast.data import loader"),
+        ("harl_fast.data.loader", "def f():\n    from harl_fast.model.pool import masked_mean"),
+        ("harl_fast.data.loader", "from ..model import pool"),
+        ("harl_fast.data.loader", "from .. import model"),
+        ("harl_fast.model.loss", "import harl_fast.optim.lars"),
+        ("harl_fast.model.loss", "import harl_fast.eval"),
+        ("harl_fast.eval.knn", "from harl_fast.engine.checkpoint import load_encoder"),
+        ("harl_fast.engine.loop", "import deepspeed"),
+        ("harl_fast.engine.loop", "from deepspeed.accelerator import get_accelerator"),
+        ("harl_fast.engine.loop", "from harl_fast.viz import contact_sheet"),
+        ("harl_fast.engine.loop", "from launch import pretrain"),
+        ("preprocess.beton", "from harl_fast.model.backbone import build_backbone"),
+        ("preprocess.beton", "from harl_fast.eval import knn"),
+        ("preprocess.beton", "from harl_fast.doctor import probe"),
+        ("harl_fast.unheard_of", ""),
+        ("harl_fast.eval.knn", "from harl_fast.unheard_of import x"),
+    ],
+)
+def test_a_step_up_or_sideways_is_found(module: str, source: str) -> None:
+    assert len(violations(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("harl_fast.config", "from harl_fast.errors import ConfigError\nimport yaml"),
+        ("harl_fast.data.loader", "import torch\nfrom harl_fast.data.decode import ViewsDecoder"),
+        ("harl_fast.data.loader", "from .decode import ViewsDecoder\nfrom harl_fast import rng"),
+        ("harl_fast.eval.protocol", "from harl_fast.data.loader import EvalLoader"),
+        ("harl_fast.engine.checkpoint", "import harl_fast\nfrom harl_fast import __version__"),
+        ("harl_fast.engine.ds", "import deepspeed"),
+        ("preprocess.beton", "from harl_fast.data.maskfield import BitMaskField"),
+        ("launch.lineval", "from harl_fast.engine.checkpoint import load_encoder"),
+    ],
+)
+def test_a_step_down_is_allowed(module: str, source: str) -> None:
+    assert violations(source, module) == []
