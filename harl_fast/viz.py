@@ -18,8 +18,8 @@ from harl_fast.data.geometry import ViewGeometry, draw_view, geometry_table
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.photometric import Photometric
 from harl_fast.data.stored import StoredSample, read_samples
+from harl_fast.engine.views import view_geometry
 from harl_fast.files import replacing
-from harl_fast.model.backbone import feature_size
 from harl_fast.rng import GEOMETRY, stream
 
 TILE_PX = 192
@@ -29,27 +29,6 @@ _BOXES = ((0, 200, 255), (255, 80, 160))
 """Colours of the first and of the second view's box."""
 
 Picture = npt.NDArray[np.uint8]
-
-
-def view_geometry(config: RunConfig) -> list[ViewGeometry]:
-    """Return how the loader must cut this configuration's views."""
-    model = config.model
-    return [
-        ViewGeometry(
-            size_px=view.size_px,
-            cells=feature_size(
-                model.arch,
-                stem=model.stem,
-                last_stride=model.last_stride,
-                size_px=view.size_px,
-            ),
-            scale=view.scale,
-            ratio=view.ratio,
-            flip_p=view.flip_p,
-            vflip_p=view.vflip_p,
-        )
-        for view in config.data.views
-    ]
 
 
 def contact_sheet(beton: Path, config: RunConfig, out: Path, *, count: int = 8) -> None:

@@ -33,7 +33,7 @@ class StoredMask:
     """Width of the stored image in pixels."""
 
 
-class BitMaskField(Field):
+class BitMaskField(Field):  # type: ignore[misc]  # ffcv is untyped
     """A mask of ``size`` x ``size`` pixels that spans the whole stored image.
 
     On disk: the metadata below, pointing at size*size/8 bytes in the order of `pack_mask`.

@@ -1,0 +1,94 @@
+# Every command of the project. Variables are given as `make pretrain CONFIG=paper RUN=runs/paper`.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+SHELL := bash
+
+VENV ?= .venv
+PYTHON ?=
+# Folder of images for `beton`, folder of containers for `lineval`.
+DATA =
+# cifar10, cifar100, imagenette, stl10, flowers102 or pets, instead of DATA.
+DATASET =
+MASKS =
+MAX_RESOLUTION =
+QUALITY =
+MASK_SIZE =
+MASK_METHOD =
+# Where containers are written to and read from: named after the data set or the image folder.
+OUT = data/$(or $(DATASET),$(notdir $(patsubst %/,%,$(subst $(space),_,$(DATA)))),demo)
+RUN = runs/$(notdir $(subst $(space),_,$(OUT)))
+CONFIG = demo
+DS_CONFIG = ds_configs/cpu.json
+EPOCHS =
+RANKS =
+SET =
+RESUME =
+CKPT = $(RUN)
+RANDOM =
+COUNT = 8
+TESTS = tests
+# Anything else that a program's --help names.
+ARGS =
+
+space := $(subst ,, )
+BIN := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
+# DeepSpeed's launcher and torch look for ninja and python there: nothing needs to be activated.
+export PATH := $(BIN):$(PATH)
+# An option whose variable is set: $(call option,--max-resolution,$(MAX_RESOLUTION))
+option = $(if $(2),$(1) "$(2)")
+
+.PHONY: help setup doctor lint test test-slow beton pretrain demo lineval preview clean
+
+help: ## Show this list
+	@echo "make demo runs everything at small size; make test checks it. Targets:"
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 14
+	@echo "Variables: $(foreach v,VENV OUT RUN CONFIG DS_CONFIG CKPT,$(v)=$($(v)))"
+
+setup: ## Install what is missing: system packages, VENV, Python packages [PYTHON=<interpreter>]
+	@VENV="$(VENV)" PYTHON="$(PYTHON)" bash launch/setup.sh
+
+doctor: ## Say what this machine has, what is missing and what to do [DATA=<containers>]
+	@py="$(BIN)/python"; [ -x "$$py" ] || py="$(or $(PYTHON),python3)"; \
+	"$$py" -m harl_fast.doctor $(call option,--data,$(DATA)) $(ARGS)
+
+lint: setup ## Check style and types (ruff, mypy)
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy" harl_fast
+	@echo "lint: clean"
+
+test: setup ## Run the tests but the slow ones [TESTS=<path>]
+	"$(BIN)/python" -m pytest "$(TESTS)" $(ARGS)
+
+test-slow: setup ## Run the slow tests: the real launcher, whole runs [TESTS=<path>]
+	"$(BIN)/python" -m pytest "$(TESTS)" -m slow $(ARGS)
+
+beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=<tree>] [OUT=]
+	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) \
+		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
+		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \
+		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) $(ARGS)
+	@echo "containers: $(OUT)"
+
+pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [SET="a=1 b.c=2"] [RESUME=1]
+	"$(BIN)/python" "$(BIN)/deepspeed" $(call option,--num_gpus,$(RANKS)) launch/pretrain.py \
+		--deepspeed_config "$(DS_CONFIG)" $(if $(and $(RESUME),$(filter file,$(origin CONFIG))),,\
+		--config "$(CONFIG)") --data "$(OUT)" --run "$(RUN)" $(call option,--epochs,$(EPOCHS)) \
+		$(foreach pair,$(SET),--set "$(pair)") $(if $(RESUME),--resume) $(ARGS)
+	@echo "run: $(RUN)"
+
+demo: setup ## Data, pretraining and evaluation at small size, with a summary [EPOCHS=]
+	"$(BIN)/python" launch/demo.py $(call option,--epochs,$(EPOCHS)) $(ARGS)
+
+lineval: setup ## Judge CKPT's features on DATA or OUT [RANDOM=1: a random encoder too] [EPOCHS=]
+	"$(BIN)/python" launch/lineval.py --ckpt "$(CKPT)" --data "$(or $(DATA),$(OUT))" \
+		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) $(ARGS)
+
+preview: setup ## Draw views and masks as the network receives them [OUT=] [CONFIG=] [COUNT=]
+	"$(BIN)/python" launch/preview.py --data "$(OUT)" --config "$(CONFIG)" \
+		--out "$(OUT)/preview.png" --count "$(COUNT)" $(foreach pair,$(SET),--set "$(pair)") $(ARGS)
+
+clean: ## Remove caches and build files; data, runs and VENV stay
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find harl_fast preprocess launch tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "cleaned: caches and build files; data/, runs/ and $(VENV) stay"

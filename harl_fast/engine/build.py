@@ -1,0 +1,199 @@
+"""From configurations and a data folder to everything that pretraining needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.optim import Optimizer
+
+from harl_fast.config import RunConfig
+from harl_fast.data.geometry import ViewGeometry
+from harl_fast.data.loader import BetonLoader
+from harl_fast.data.photometric import Photometric
+from harl_fast.engine import ds
+from harl_fast.engine.checkpoint import Checkpoint, random_encoder
+from harl_fast.engine.course import Course
+from harl_fast.engine.dsconfig import EngineConfig
+from harl_fast.engine.machine import Machine
+from harl_fast.engine.parts import Parts, load_networks, load_rest
+from harl_fast.engine.precision import Autocast, LossScale
+from harl_fast.errors import ConfigError
+from harl_fast.model.backbone import feature_size
+from harl_fast.model.harl import HARL, convert_sync_bn
+from harl_fast.optim.build import build_optimizer
+from harl_fast.optim.groups import param_groups
+from harl_fast.optim.lars import LARS
+
+
+def build(
+    config: RunConfig,
+    engine_config: EngineConfig,
+    machine: Machine,
+    *,
+    loader: BetonLoader,
+    weights: Checkpoint | None = None,
+    resume: bool = False,
+) -> Parts:
+    """Return one rank's parts; `ds.start` must have been called.
+
+    loader: from `build_loader`. weights: where the networks start from; with ``resume`` the
+    optimizer too, and the run must match. Raises ConfigError or CheckpointError.
+    """
+    _check_optimizer(config, engine_config)
+    if resume and weights is not None:
+        _check_same_run(weights, engine_config, beton_sha256=loader.manifest.beton_sha256)
+    course = Course.of(
+        config,
+        steps_per_epoch=loader.steps,
+        batch_global=engine_config.batches.batch_global,
+    )
+    harl = build_model(config).to(machine.device)
+    if weights is not None:
+        load_networks(harl, weights)
+    optimizer, engine = _engine(config, engine_config, harl)
+    scale = None
+    if engine_config.precision == "fp16":
+        scale = LossScale(engine_config.file.fp16, device=machine.device)
+        scale.attach(optimizer)
+    parts = Parts(
+        config=config,
+        engine_config=engine_config,
+        machine=machine,
+        loader=loader,
+        photometric=Photometric(
+            config.data.views, mean=config.data.mean, std=config.data.std, seed=config.seed
+        ).to(machine.device),
+        harl=harl,
+        optimizer=optimizer,
+        engine=engine,
+        scale=scale,
+        course=course,
+    )
+    if resume and weights is not None:
+        load_rest(parts, weights)
+    return parts
+
+
+def _engine(
+    config: RunConfig, engine_config: EngineConfig, harl: HARL
+) -> tuple[Optimizer, ds.Engine]:
+    """Return the optimizer and the engine over ``harl``, which is laid out and compiled here."""
+    optim = config.optim
+    optimizer = build_optimizer(
+        optim.name,
+        param_groups(harl, weight_decay=optim.weight_decay),
+        lr=optim.lr,  # `Stepper` sets each step's own
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+        trust=optim.trust,
+        formula=optim.formula,
+    )
+    lars = isinstance(optimizer, LARS)
+    engine = ds.initialize(
+        Autocast(harl, precision=engine_config.precision),
+        optimizer,
+        config=engine_config.deepspeed(guarded=lars),
+    )
+    if engine_config.stage == 0:
+        # Under ZeRO weights are slices of one flat buffer and keep its layout.
+        harl.to(memory_format=torch.channels_last)
+        if isinstance(optimizer, LARS):
+            optimizer.init_state()
+    if config.model.compile:
+        for network in (harl, harl.target):
+            for child in network.children():
+                child.compile()
+    return optimizer, engine
+
+
+def build_loader(
+    config: RunConfig, engine_config: EngineConfig, machine: Machine, *, data: Path
+) -> BetonLoader:
+    """Return this rank's loader of the folder's train.beton. Raises ConfigError or DataError."""
+    sizes = [cells_of(config, view.size_px) for view in config.data.views]
+    if len(set(sizes)) > 1:
+        pixels = ", ".join(str(view.size_px) for view in config.data.views)
+        raise ConfigError(
+            f"data.views of {pixels} px give feature maps of {sizes} cells a side, and masks are "
+            f"stacked over views; give all views one size_px"
+        )
+    return BetonLoader(
+        data / "train.beton",
+        views=[
+            ViewGeometry(
+                size_px=view.size_px,
+                cells=cells,
+                scale=view.scale,
+                ratio=view.ratio,
+                flip_p=view.flip_p,
+            )
+            for view, cells in zip(config.data.views, sizes, strict=True)
+        ],
+        batch_global=engine_config.batches.batch_global,
+        batch_micro=engine_config.batches.batch_micro,
+        rank=machine.rank,
+        world=machine.ranks,
+        seed=config.seed,
+        workers=config.data.workers,
+        ranks_here=machine.ranks_here,
+        batches_ahead=config.data.batches_ahead,
+    )
+
+
+def build_model(config: RunConfig) -> HARL:
+    """Return the freshly initialised method on the CPU, a function of the configuration alone."""
+    model, loss = config.model, config.loss
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)  # the backbone draws from `seed` itself
+        harl = HARL(
+            random_encoder(config, seed=config.seed).train(),
+            projector_hidden=model.projector_hidden,
+            projector_out=model.projector_out,
+            projector_layers=model.projector_layers,
+            predictor_hidden=model.predictor_hidden,
+            loss_type=loss.type,
+            mask_mode=loss.mask,
+            mask_threshold=loss.mask_threshold,
+            min_area=loss.min_area,
+        )
+    convert_sync_bn(harl, model.sync_bn)
+    return harl
+
+
+def cells_of(config: RunConfig, size_px: int) -> int:
+    """Return the side of the feature map that views of ``size_px`` give."""
+    model = config.model
+    return feature_size(model.arch, stem=model.stem, last_stride=model.last_stride, size_px=size_px)
+
+
+def _check_optimizer(config: RunConfig, engine_config: EngineConfig) -> None:
+    name = config.optim.name
+    if name == "lars":
+        return
+    if engine_config.precision == "fp16":
+        raise ConfigError(
+            f"{engine_config.source}: fp16 needs the overflow verdict that optim.name lars takes "
+            f"from its reduced norms; {name} has none. Use bf16, or lars"
+        )
+    if engine_config.file.zero_optimization.compute_grad_norm is False:
+        raise ConfigError(
+            f"{engine_config.source}: zero_optimization.compute_grad_norm false leaves {name} "
+            f"without a guard against non-finite gradients; only lars has its own. Delete the key"
+        )
+
+
+def _check_same_run(weights: Checkpoint, engine_config: EngineConfig, *, beton_sha256: str) -> None:
+    before = weights.record.engine["train_batch_size"]
+    now = engine_config.batches.batch_global
+    if before != now:
+        raise ConfigError(
+            f"--resume: the run was trained with global batch {before}, {engine_config.source} "
+            f"gives {now}; steps and learning rate would change. Use --engine-set "
+            f"train_batch_size={before}, or start a new run with --init-from"
+        )
+    if weights.record.data["beton_sha256"] != beton_sha256:
+        raise ConfigError(
+            "--resume: train.beton is not the container that the run began with (its SHA-256 "
+            "differs). Give the folder of the old one, or start a new run with --init-from"
+        )

@@ -1,0 +1,62 @@
+"""What the schedules say at each optimizer step of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from harl_fast.config import RunConfig
+from harl_fast.optim.schedules import cosine_tau, scaled_lr, warmup_cosine, weight_schedule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values of one optimizer step."""
+
+    lr: float
+    tau: float
+    alpha: float
+    beta: float
+
+
+@dataclass(frozen=True)
+class Course:
+    """A run's length in steps, and its settings as a function of the step alone."""
+
+    epochs: int
+    steps_per_epoch: int
+    lr_peak: float
+    warmup_steps: float
+    tau: tuple[float, float]
+    """At the first and at the last step."""
+    alpha: Callable[[float], float]
+    beta: Callable[[float], float]
+
+    @classmethod
+    def of(cls, config: RunConfig, *, steps_per_epoch: int, batch_global: int) -> Course:
+        """Return the course that a configuration describes. Raises ConfigError."""
+        optim = config.optim
+        return cls(
+            epochs=config.epochs,
+            steps_per_epoch=steps_per_epoch,
+            lr_peak=scaled_lr(optim.lr, batch_global=batch_global, rule=optim.lr_scaling),
+            warmup_steps=optim.warmup_epochs * steps_per_epoch,
+            tau=(config.target.tau_start, config.target.tau_end),
+            alpha=weight_schedule(config.loss.alpha),
+            beta=weight_schedule(config.loss.beta),
+        )
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def at(self, step: int) -> Settings:
+        """Return the settings of the step after ``step`` steps are done."""
+        start, end = self.tau
+        return Settings(
+            lr=warmup_cosine(step, total=self.total, warmup=self.warmup_steps, peak=self.lr_peak),
+            tau=cosine_tau(step, total=self.total, start=start, end=end),
+            alpha=self.alpha(step / self.total),
+            beta=self.beta(step / self.total),
+        )

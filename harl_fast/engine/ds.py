@@ -1,0 +1,233 @@
+"""The only file that imports DeepSpeed: starting, stopping, and the flat layout of ZeRO 1 and 2."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read at import; otherwise it warns
+
+import deepspeed
+from deepspeed.utils import groups as ds_groups
+from deepspeed.utils import logger as ds_logger
+
+from harl_fast.engine.machine import Machine
+from harl_fast.errors import ConfigError
+from harl_fast.optim.lars import LARS
+from harl_fast.optim.layout import GroupLayout, Segment, flat_layout
+
+Engine: TypeAlias = deepspeed.DeepSpeedEngine
+
+
+def start(machine: Machine, *, timeout_minutes: float) -> None:
+    """Join this rank to the others; call once a process.
+
+    timeout_minutes: longest wait for another rank in any collective before this rank fails.
+    """
+    _quiet()
+    # A shared-memory collective that only DeepSpeed's inference uses: on CPU it would be compiled
+    # for 21 s at the first start and leave 66 MB per rank in /dev/shm at each.
+    deepspeed.ops.__compatible_ops__ = {}
+    if machine.gpus:
+        torch.cuda.set_device(machine.device)
+    limit = timedelta(minutes=timeout_minutes)
+    deepspeed.init_distributed(timeout=limit, verbose=False)
+    # DeepSpeed's own copy of the world group would keep torch's default time limit.
+    ds_groups._WORLD_GROUP = dist.new_group(range(machine.ranks), timeout=limit)
+
+
+def stop() -> None:
+    """Leave after all ranks have finished; without the wait, gloo aborts some exits."""
+    if dist.is_initialized():
+        dist.barrier()
+        ds_groups._WORLD_GROUP = None
+        dist.destroy_process_group()
+
+
+def initialize(module: nn.Module, optimizer: Optimizer, *, config: dict[str, Any]) -> Engine:
+    """Return the engine around ``module``; a LARS is told how its layers lie in ZeRO's shards.
+
+    config: from `EngineConfig.deepspeed`. Rank 0's parameters are sent to all ranks.
+    Raises ConfigError if a weight is not contiguous: DeepSpeed views weights as bytes, and from
+    stage 1 on they are slices of one flat buffer.
+    """
+    for name, parameter in module.named_parameters():
+        if not parameter.is_contiguous():
+            raise ConfigError(
+                f"parameter {name} has strides {parameter.stride()}: build the model contiguous "
+                f"and convert it to channels_last after initialize, at stage 0 only"
+            )
+    engine: Engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+    if isinstance(optimizer, LARS) and engine.zero_optimization_stage() > 0:
+        optimizer.bind([group.layout() for group in flat_groups(engine)])
+    return engine
+
+
+@dataclass(frozen=True)
+class FlatGroup:
+    """One parameter group under ZeRO 1 or 2: its tensors end to end, cut evenly over the ranks."""
+
+    parameters: list[nn.Parameter]
+    shard: Tensor
+    """(N,) float32, this rank's part: the one tensor that the optimizer sees."""
+    process_group: Any  # a torch ProcessGroup, whose class moves between releases
+
+    def layout(self) -> GroupLayout:
+        """Return where each parameter lies in this rank's shard."""
+        size = self.shard.numel()
+        start = dist.get_rank(self.process_group) * size
+        numels = [parameter.numel() for parameter in self.parameters]
+        return flat_layout(numels, start=start, stop=start + size, process_group=self.process_group)
+
+    def gather(self, part: Tensor) -> list[Tensor]:
+        """Return ``part``, shaped like the shard, as whole tensors shaped like the parameters.
+
+        All ranks of the group must call it.
+        """
+        parts = [torch.empty_like(part) for _ in range(dist.get_world_size(self.process_group))]
+        dist.all_gather(parts, part, group=self.process_group)
+        flat = torch.cat(parts)
+        sizes = [parameter.numel() for parameter in self.parameters]
+        pieces = flat[: sum(sizes)].split(sizes)
+        return [piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
+
+    def scatter(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return this rank's part of whole tensors: the inverse of `gather`, without traffic."""
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        size = self.shard.numel()
+        part = flat[dist.get_rank(self.process_group) * size :][:size]
+        whole = torch.zeros_like(self.shard)
+        whole[: part.numel()] = part
+        return whole
+
+
+def flat_groups(engine: Engine) -> list[FlatGroup]:
+    """Return the flat layout of each parameter group; checked against DeepSpeed's own mapping."""
+    zero = engine.optimizer
+    assert not zero.round_robin_gradients and not zero.parameter_alignment  # refused in `dskeys`
+    found = []
+    for index, parameters in enumerate(zero.bit16_groups):
+        group = FlatGroup(
+            parameters=list(parameters),
+            shard=zero.single_partition_of_fp32_groups[index],
+            process_group=zero.real_dp_process_group[index],
+        )
+        places = [
+            (number, parameter._hp_mapping.hp_fragment_address)
+            for number, parameter in enumerate(parameters)
+            if parameter._hp_mapping is not None
+        ]
+        mapped = [Segment(place.start, place.numel, number) for number, place in places]
+        if mapped != group.layout().segments:
+            raise RuntimeError(
+                f"DeepSpeed {deepspeed.__version__} lays parameter group {index} out in another "
+                f"order than 0.19.8; LARS would take wrong norms. Install deepspeed==0.19.8"
+            )
+        found.append(group)
+    return found
+
+
+def gradients_finite(engine: Engine) -> Tensor | None:
+    """Return on the device whether all gradients are finite, or None where LARS sees that itself.
+
+    ZeRO calls the optimizer once a group, so a group that is fine would have moved before a later
+    one is found broken. Call between backward and step; all ranks must.
+    """
+    if engine.zero_optimization_stage() == 0:
+        return None
+    zero = engine.optimizer
+    parts = [g for index in range(len(zero.bit16_groups)) for g in zero.averaged_gradients[index]]
+    total = torch.stack(torch._foreach_norm(parts)).sum() if parts else torch.zeros(())
+    broken = (~torch.isfinite(total)).to(dtype=torch.int32, device=zero.device)[None]
+    dist.all_reduce(broken, op=dist.ReduceOp.MAX)
+    return broken[0] == 0
+
+
+def optimizer_state(
+    engine: Engine, optimizer: Optimizer, names: Mapping[nn.Parameter, str]
+) -> dict[str, Tensor]:
+    """Return the optimizer's state as whole tensors named ``<state>.<parameter>``, at any stage.
+
+    names: of all parameters. All ranks must call it. Scalar states are repeated per parameter.
+    """
+    found: dict[str, Tensor] = {}
+    if engine.zero_optimization_stage() == 0:
+        for parameter, name in names.items():
+            for key, value in optimizer.state[parameter].items():
+                found[f"{key}.{name}"] = torch.as_tensor(value).detach()
+        return found
+    # DeepSpeed's safe_get_full_optimizer_state links the state after its first group's first step
+    # only, so it cannot see the other groups of an optimizer that makes its state in step().
+    for group in flat_groups(engine):
+        for key, value in optimizer.state[group.shard].items():
+            value = torch.as_tensor(value).detach()
+            whole = value.shape == group.shard.shape
+            tensors = group.gather(value) if whole else [value] * len(group.parameters)
+            for parameter, tensor in zip(group.parameters, tensors, strict=True):
+                found[f"{key}.{names[parameter]}"] = tensor
+    return found
+
+
+def load_optimizer_state(
+    engine: Engine,
+    optimizer: Optimizer,
+    names: Mapping[nn.Parameter, str],
+    *,
+    state: Mapping[str, Tensor],
+) -> None:
+    """Set the optimizer's state from `optimizer_state` of any stage and rank count."""
+    keys = {full.partition(".")[0] for full in state}
+    if engine.zero_optimization_stage() == 0:
+        for parameter, name in names.items():
+            for key in keys:
+                value = state[f"{key}.{name}"]
+                whole = value.shape == parameter.shape
+                # In the parameter's own memory layout, which may be channels_last.
+                own = torch.empty_like(parameter) if whole else torch.empty_like(value)
+                optimizer.state[parameter][key] = own.detach().copy_(value)
+        return
+    for group in flat_groups(engine):
+        for key in keys:
+            tensors = [state[f"{key}.{names[parameter]}"] for parameter in group.parameters]
+            whole = tensors[0].shape == group.parameters[0].shape
+            value = group.scatter(tensors) if whole else tensors[0].clone()
+            optimizer.state[group.shard][key] = value
+
+
+def average_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replace float tensors by their mean over ranks, in one reduction; all ranks must call it."""
+    if not tensors or dist.get_world_size() == 1:
+        return
+    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    pieces = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, piece in zip(tensors, pieces, strict=True):
+        tensor.copy_(piece.view(tensor.shape))
+
+
+def any_rank(flag: bool, *, device: torch.device) -> bool:
+    """Return whether the flag is set on any rank; all ranks must call it."""
+    if dist.get_world_size() == 1:
+        return flag
+    value = torch.tensor([int(flag)], dtype=torch.int32, device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def _quiet() -> None:
+    ds_logger.setLevel(logging.WARNING)
+    # LARS under ZeRO 1 and 2 is proven equal to stage 0 by tests/launch.
+    ds_logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

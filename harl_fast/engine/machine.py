@@ -1,0 +1,118 @@
+"""What a launcher started and what this machine has, against what an engine file was made for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from harl_fast.engine.dsconfig import Needs
+from harl_fast.errors import ConfigError, HarlError
+
+_GRACE_S = 5.0
+"""How long a rank waits for its machine's first rank to report; launchers look once a second."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One rank's place, and the devices around it."""
+
+    rank: int = 0
+    local_rank: int = 0
+    ranks: int = 1
+    """Processes over all machines."""
+    ranks_here: int = 1
+    """Processes on this machine."""
+    gpus: int = 0
+    """CUDA devices on this machine."""
+    gpu_gb: float = 0.0
+    """Memory of the smallest of them, in 10^9 bytes."""
+    cores: int = 1
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's device."""
+        return torch.device("cuda", self.local_rank) if self.gpus else torch.device("cpu")
+
+
+def this_machine() -> Machine:
+    """Return this rank's place; without a launcher it becomes the only rank.
+
+    Reads what `deepspeed` and `torchrun` set, and fills in the variables that either leaves out.
+    """
+    env = os.environ
+    if "RANK" not in env:
+        env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        env.update(LOCAL_SIZE="1", MASTER_PORT=str(_free_port()))
+    env.setdefault("LOCAL_SIZE", env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(gpus)]
+    return Machine(
+        rank=int(env["RANK"]),
+        local_rank=int(env.get("LOCAL_RANK", "0")),
+        ranks=int(env["WORLD_SIZE"]),
+        ranks_here=int(env["LOCAL_SIZE"]),
+        gpus=gpus,
+        gpu_gb=min(sizes, default=0) / 1e9,
+        cores=os.cpu_count() or 1,
+    )
+
+
+def check_machine(needs: Needs, machine: Machine, *, source: str) -> None:
+    """Raise ConfigError in one line if the engine file was made for another machine.
+
+    source: the engine file's name.
+    """
+    per_rank = "any device"
+    if needs.device == "cuda":
+        size = f" of {needs.memory_gb:g} GB" if needs.memory_gb else ""
+        per_rank = f"a CUDA device{size} each"
+    elif needs.device == "cpu":
+        per_rank = "the CPU"
+    # 3 % below the name on the box: a card's memory is partly its own.
+    small = machine.gpu_gb < 0.97 * needs.memory_gb
+    fits_device = {
+        "any": True,
+        "cpu": machine.gpus == 0,
+        "cuda": machine.gpus >= machine.ranks_here and not small,
+    }[needs.device]
+    if fits_device and needs.ranks in (None, machine.ranks):
+        return
+    has = f"{machine.gpus} CUDA device{'s' * (machine.gpus != 1)}"
+    has += f" of {machine.gpu_gb:.0f} GB" if machine.gpus else f" and {machine.cores} CPU cores"
+    wanted = f"{needs.ranks} ranks" if needs.ranks else "ranks"
+    started = f"{machine.ranks} rank{'s' * (machine.ranks != 1)}"
+    remedy = f"use --deepspeed_config {needs.instead}"
+    if needs.ranks and machine.gpus >= needs.ranks and not small:
+        remedy = f"start it with deepspeed --num_gpus {needs.ranks} launch/pretrain.py ..."
+    raise ConfigError(
+        f"{source} needs {wanted} with {per_rank}; this machine has {has}, and {started} "
+        f"{'was' if machine.ranks == 1 else 'were'} started: {remedy}"
+    )
+
+
+@contextlib.contextmanager
+def leader_reports(machine: Machine) -> Iterator[None]:
+    """Let an error that all ranks of a machine meet alike be reported by the first of them.
+
+    The others hold theirs back: the launcher ends them as soon as the first rank is gone. A rank
+    that is still there after the wait has an error of its own and reports it.
+    """
+    try:
+        yield
+    except HarlError:
+        if machine.local_rank > 0:
+            time.sleep(_GRACE_S)
+        raise
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,179 @@
+"""The method: an online and a target network, matched over regions of two views."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harl_fast.errors import ConfigError
+from harl_fast.model.backbone import Backbone
+from harl_fast.model.heads import MLPHead
+from harl_fast.model.loss import symmetric_loss, term_weights
+from harl_fast.model.norm import GroupedBatchNorm1d
+from harl_fast.model.pool import cell_weight, global_mean, has_area, masked_mean
+from harl_fast.model.precision import widened, without_autocast
+
+
+class Target(nn.Module):
+    """Backbone and projector that follow the online ones (`model.ema`) and take no gradient.
+
+    They stay in training mode: BatchNorm uses the batch's statistics, as in BYOL, and the running
+    statistics are those of the target's own passes.
+    """
+
+    def __init__(self, backbone: Backbone, projector: MLPHead) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone)
+        self.projector = copy.deepcopy(projector)
+        self.requires_grad_(False).train()
+
+
+class HARL(nn.Module):
+    """Online backbone, projector and predictor, and beside them the target.
+
+    The target is no registered submodule: it appears neither in parameters() nor in the state
+    dict, so that an engine neither casts, shards nor saves it. It follows `to` and its kin.
+    Both networks may run under autocast; pooling and loss then still run in float32.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        projector_hidden: int,
+        projector_out: int,
+        projector_layers: int,
+        predictor_hidden: int,
+        loss_type: str,
+        mask_mode: str,
+        mask_threshold: float,
+        min_area: float,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = MLPHead(
+            backbone.out_channels, projector_hidden, projector_out, layers=projector_layers
+        )
+        self.predictor = MLPHead(projector_out, predictor_hidden, projector_out)
+        self.loss_type = loss_type
+        self.mask_mode, self.mask_threshold = mask_mode, mask_threshold
+        self.min_area = min_area
+        # In a tuple and past nn.Module's own __setattr__, which would register it.
+        object.__setattr__(self, "_target", (Target(self.backbone, self.projector),))
+
+    @property
+    def target(self) -> Target:
+        """The target network."""
+        (target,) = self.__dict__["_target"]
+        assert isinstance(target, Target)
+        return target
+
+    def reset_target(self) -> None:
+        """Copy the online backbone and projector, with their buffers, into the target."""
+        self.target.backbone.load_state_dict(self.backbone.state_dict())
+        self.target.projector.load_state_dict(self.projector.state_dict())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HARL:
+        self.target._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def forward(
+        self, views: Sequence[Tensor], cells: Tensor, *, alpha: float, beta: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and the figures to log.
+
+        views: two (B, 3, S, S) batches. cells: (B, 2, h, w) foreground coverage in [0, 1] of each
+        cell of each view's feature map. alpha, beta: see `loss.term_weights`; a term of weight
+        zero is not computed. A row counts in a region's term if the region has area in both views.
+        Returns the 0-d float32 loss and detached 0-d tensors: "loss/<term>" of each computed term,
+        "z_std" (spread of the target's projections: 1 when even over the sphere, 0 when
+        collapsed), "fg" (mean coverage) and "empty" (share of rows without a usable foreground).
+        """
+        weights = term_weights(self.loss_type, alpha=alpha, beta=beta)
+        weights = {term: weight for term, weight in weights.items() if weight}
+        fg = cell_weight(cells, mode=self.mask_mode, threshold=self.mask_threshold)
+        masks = {"whole": None, "fg": fg, "bg": 1.0 - fg}
+        regions = [masks[term] for term in weights]
+
+        groups = len(views) * len(regions)
+        with torch.no_grad():  # first, so that no online activation is alive beside the target's
+            rows, _ = self._pooled(self.target.backbone, views, regions)
+            z = _by_view(self.target.projector(rows, groups=groups), len(views), len(regions))
+        rows, usable = self._pooled(self.backbone, views, regions)
+        p = self.predictor(self.projector(rows, groups=groups), groups=groups)
+        p = _by_view(p, len(views), len(regions))
+
+        terms = {
+            term: symmetric_loss(p[0, i], p[1, i], z[0, i], z[1, i], usable=usable[:, i].all(0))
+            for i, term in enumerate(weights)
+        }
+        loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
+        logs = {f"loss/{term}": value.detach() for term, value in terms.items()}
+        foreground = has_area(fg.detach(), min_area=self.min_area).all(1)
+        logs["z_std"] = _spread(z[:, 0].flatten(0, 1))
+        logs["fg"] = cells.detach().mean()
+        logs["empty"] = 1.0 - foreground.float().mean()
+        return loss, logs
+
+    def _pooled(
+        self, backbone: nn.Module, views: Sequence[Tensor], regions: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """Return rows (V * R * B, C), view by view and region by region, and usable (V, R, B)."""
+        rows, usable = [], []
+        for number, view in enumerate(views):
+            features = backbone(view)
+            for region in regions:
+                if region is None:
+                    rows.append(global_mean(features))
+                    usable.append(torch.ones_like(rows[-1][:, 0], dtype=torch.bool))
+                    continue
+                if region.shape[2:] != features.shape[2:]:
+                    raise ValueError(
+                        f"masks of {tuple(region.shape[2:])} cells meet a feature map of "
+                        f"{tuple(features.shape[2:])}; ask the loader for `feature_size` cells"
+                    )
+                mean, enough = masked_mean(features, region[:, number], min_area=self.min_area)
+                rows.append(mean)
+                usable.append(enough)
+        return torch.cat(rows), torch.stack(usable).unflatten(0, (len(views), len(regions)))
+
+
+def convert_sync_bn(model: HARL, mode: str) -> None:
+    """Make BatchNorm layers of both networks share statistics over ranks, in place.
+
+    mode: none; heads (works on CPU and CUDA); all (the backbone too, by torch.nn.SyncBatchNorm,
+    which is CUDA only). Call it before the optimizer is built. Raises ConfigError.
+    """
+    if mode == "none":
+        return
+    if mode not in ("heads", "all"):
+        raise ConfigError(f"sync_bn '{mode}' is none of none, heads, all")
+    if mode == "all" and not torch.cuda.is_available():
+        raise ConfigError(
+            "sync_bn all needs CUDA, which this machine lacks: torch.nn.SyncBatchNorm has no CPU "
+            "form. Set model.sync_bn to heads or none"
+        )
+    for layer in (*model.modules(), *model.target.modules()):
+        if isinstance(layer, GroupedBatchNorm1d):
+            layer.synced = True
+    if mode == "all":
+        for network in (model, model.target):
+            network.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(network.backbone)
+
+
+def _by_view(rows: Tensor, views: int, regions: int) -> Tensor:
+    """Return (V * R * B, D) rows as (V, R, B, D)."""
+    return rows.view(views, regions, -1, rows.shape[-1])
+
+
+def _spread(z: Tensor) -> Tensor:
+    """Return the mean over D of the deviation of unit-length rows (N, D), times sqrt(D)."""
+    with without_autocast(z):
+        unit = functional.normalize(widened(z), dim=1, eps=1e-6)
+        return unit.std(0).mean() * math.sqrt(unit.shape[1])

@@ -1,0 +1,75 @@
+"""BatchNorm over groups of rows, optionally with statistics shared by all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from harl_fast.model.precision import widened, without_autocast
+
+
+class GroupedBatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm1d that normalises each group of consecutive rows by the group's own statistics.
+
+    In training the outputs and gradients equal those of one call a group. The running statistics
+    move once, by the mean of the groups' statistics. With ``synced`` the statistics of each group
+    are those over all ranks of the default process group, which must hold equally many rows.
+    """
+
+    synced: bool = False
+
+    def forward(self, input: Tensor, *, groups: int = 1) -> Tensor:
+        """Return the normalised rows. input: (G * B, D), rows of one group adjacent."""
+        if not self.training:
+            return super().forward(input)
+        rows, dim = input.shape
+        if rows % groups or rows < 2 * groups:
+            raise ValueError(
+                f"BatchNorm got {rows} rows in {groups} groups; each group needs equally many "
+                f"rows, and at least 2"
+            )
+        with without_autocast(input):
+            grouped = widened(input).view(groups, -1, dim)
+            var, mean = torch.var_mean(grouped, dim=1, correction=0)
+            world = dist.get_world_size() if self.synced and dist.is_initialized() else 1
+            if world > 1:
+                local, mean = mean, _rank_sum(mean) / world
+                # Law of total variance: within the ranks plus between them.
+                var = _rank_sum(var + (local - mean).square()) / world
+            self._track(mean.detach(), var.detach(), count=rows // groups * world)
+            scale = self.weight * torch.rsqrt(var + self.eps)
+            normalised = (grouped - mean[:, None]) * scale[:, None] + self.bias
+        return normalised.view(rows, dim).to(input.dtype)
+
+    def _track(self, mean: Tensor, var: Tensor, *, count: int) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        unbiased = var.mean(0) * (count / (count - 1))
+        self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked.add_(1)
+
+
+class _RankSum(torch.autograd.Function):
+    """Sum over ranks; each rank's gradient reaches every rank's summand, hence the same sum back.
+
+    With losses averaged over ranks this is the gradient of the loss over the joined batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # ctx: torch gives it no public type
+        total = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _RankSum.forward(ctx, grads[0])
+
+
+def _rank_sum(values: Tensor) -> Tensor:
+    total: Tensor = _RankSum.apply(values)
+    return total

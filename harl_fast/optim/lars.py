@@ -1,0 +1,218 @@
+"""LARS that stays exact when its tensors are flat shards, as under ZeRO stages 1 and 2.
+
+LARS (You et al., arXiv 1708.03888) scales each parameter's step by |w| / |g|. Under ZeRO the
+optimizer holds one flat shard a group, in which a parameter is a slice, or is split over ranks.
+`LARS.bind` tells which slice belongs to which parameter; a step then sums the squared norms of the
+slices, adds them over the ranks in one all-reduce, and scales each slice by its parameter's ratio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim.sgd import sgd
+
+from harl_fast.errors import ConfigError, nearest
+from harl_fast.optim.layout import GroupLayout, Plan, plan_of_shard, plan_of_tensors
+
+FORMULAS = ("byol", "simclr", "solo-learn")
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling, in three published forms.
+
+    With d = g + weight_decay * w, and norms taken over whole parameters:
+
+    - byol: ratio = trust |w| / |d|;  v = momentum v + ratio d;  w -= lr v
+    - simclr: the same ratio;  v = momentum v + lr ratio d;  w -= v
+    - solo-learn: ratio = trust |w| / (|g| + weight_decay |w| + 1e-8), the rest as byol
+
+    (deepmind-research `byol/utils/optimizers.py`; google-research/simclr `lars_optimizer.py`;
+    solo-learn `utils/lars.py`.) The ratio is 1 where either norm is 0, and in groups whose
+    ``lars`` is False. A parameter whose gradient is exactly 0 does not decay either.
+
+    A step with a norm that is not finite leaves weights and momentum as they were. It is decided
+    on the device, equally on all ranks of a bound group; ``applied`` tells the outcome.
+    A missing gradient counts as 0, as in a flat shard. Gradients are overwritten by `step`.
+    """
+
+    applied: Tensor
+    """0-d bool: whether every call of `step` since `begin_step` was applied. Made False between
+    the two by a caller that has seen a broken gradient, it rejects the whole step: where `step` is
+    called once a group, only such a check of all gradients keeps the first groups from moving."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],  # tensors or groups, as torch's optimizers take
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 1e-3,
+        formula: str = "byol",
+        nesterov: bool = False,
+    ) -> None:
+        if formula not in FORMULAS:
+            raise ConfigError(
+                f"LARS formula '{formula}' is none of {', '.join(FORMULAS)}"
+                f"{nearest(formula, FORMULAS)}"
+            )
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust": trust,
+            "formula": formula,
+            "nesterov": nesterov,
+            "lars": True,
+        }
+        super().__init__(params, defaults)
+        for number, group in enumerate(self.param_groups):
+            group.setdefault("name", f"group{number}")
+        self._plans: dict[str, Plan] = {}
+        self.init_state()
+        self.begin_step()
+
+    def bind(self, layouts: Sequence[GroupLayout]) -> None:
+        """Declare that each group's one tensor is a flat shard laid out as the layout says.
+
+        layouts: one a group, in the order of ``param_groups``. Groups are remembered by their
+        ``name``: ZeRO calls `step` once a group, with ``param_groups`` cut down to that group.
+        """
+        plans = {}
+        for group, layout in zip(self.param_groups, layouts, strict=True):
+            (shard,) = group["params"]
+            plans[group["name"]] = plan_of_shard(shard, layout)
+        if len(plans) < len(layouts):
+            raise ValueError("LARS.bind: two parameter groups have the same name")
+        self._plans = plans
+        self.init_state()
+        self.begin_step()
+
+    def init_state(self) -> None:
+        """Give every tensor of the groups a momentum buffer like itself; drop other state.
+
+        Buffers that fit are kept, others copied. To be called again when tensors have moved.
+        """
+        tensors = [p for group in self.param_groups for p in group["params"]]
+        buffers = {p: self.state[p].get("momentum_buffer") for p in tensors}
+        self.state.clear()
+        for p, old in buffers.items():
+            self.state[p] = {"momentum_buffer": _buffer_like(p, old)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore as torch's optimizers do; buffers take their tensors' device and strides."""
+        super().load_state_dict(state_dict)
+        self.init_state()
+
+    def begin_step(self) -> None:
+        """Forget the last optimizer step's outcome.
+
+        Needed before a step that may end without calling `step` at all, as ZeRO's does when it
+        sees a norm that is not finite; otherwise the second call for a group implies it.
+        """
+        device = self.param_groups[0]["params"][0].device
+        self.applied = torch.ones((), dtype=torch.bool, device=device)
+        self._square = torch.zeros((), dtype=torch.float64, device=device)
+        self._stepped: set[str] = set()
+
+    @property
+    def grad_norm(self) -> Tensor:
+        """0-d float64: norm of the whole gradient, over all calls of `step` since `begin_step`."""
+        return self._square.sqrt()
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the tensors of all groups in ``param_groups``; see the class.
+
+        With several calls a step (one a group), a call after one that was not applied is not
+        applied either, but an earlier one stands; see ``applied``.
+        """
+        names = {group["name"] for group in self.param_groups}
+        if names & self._stepped:
+            self.begin_step()
+        self._stepped |= names
+
+        work = [self._prepare(group) for group in self.param_groups]
+        squares = torch.cat([self._squares(*item) for item in work], dim=1)
+        process_group = work[0][1].process_group
+        if process_group is not None:
+            dist.all_reduce(squares, group=process_group)
+        self.applied = self.applied & torch.isfinite(squares).all()
+        self._square = self._square + squares[1].sum()
+        parts = squares.split([plan.n_params for _, plan, _ in work], dim=1)
+        for (group, plan, grads), part in zip(work, parts, strict=True):
+            self._update(group, plan, grads, part.sqrt())
+
+    def _prepare(self, group: dict[str, Any]) -> tuple[dict[str, Any], Plan, list[Tensor]]:
+        if group["name"] not in self._plans:
+            if group["lars"] and any(p.ndim < 2 for p in group["params"]):
+                raise RuntimeError(
+                    f"LARS group '{group['name']}' holds a 1-D tensor. If it is a flat shard, call "
+                    f"LARS.bind before the first step; if a bias, set the group's 'lars' to False"
+                )
+            self._plans[group["name"]] = plan_of_tensors(group["params"])
+        plan = self._plans[group["name"]]
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in group["params"]]
+        return group, plan, grads
+
+    def _squares(self, group: dict[str, Any], plan: Plan, grads: list[Tensor]) -> Tensor:
+        """Return this rank's share of |w|^2, |g|^2, |d|^2: (3, n_params); d replaces g."""
+        weights = plan.squares(group["params"])
+        gradients = decayed = plan.squares(grads)
+        if group["weight_decay"]:
+            torch._foreach_add_(grads, group["params"], alpha=group["weight_decay"])
+            decayed = plan.squares(grads)
+        return torch.stack([weights, gradients, decayed])
+
+    def _update(
+        self, group: dict[str, Any], plan: Plan, grads: list[Tensor], norms: Tensor
+    ) -> None:
+        ratio, lr = _ratios(group, norms), group["lr"]
+        if group["formula"] == "simclr":
+            ratio, lr = ratio * lr, 1.0
+        segments = plan.segments(grads)
+        if segments:
+            factors = ratio[plan.owners].to(grads[0].dtype)
+            torch._foreach_mul_(segments, list(factors.unbind()))
+        sgd(
+            group["params"],
+            grads,
+            [self.state[p]["momentum_buffer"] for p in group["params"]],
+            # The one form of SGD that skips on the device: a product cannot erase a NaN.
+            fused=True,
+            found_inf=(~self.applied).float(),
+            weight_decay=0.0,
+            momentum=group["momentum"],
+            lr=lr,
+            dampening=0.0,
+            nesterov=group["nesterov"],
+            maximize=False,
+        )
+
+
+def _ratios(group: dict[str, Any], norms: Tensor) -> Tensor:
+    """Return each parameter's factor (n_params,) on d from the norms (3, n_params) of w, g, d."""
+    w, g, d = norms
+    ratio = torch.ones_like(w)
+    if group["lars"] and group["formula"] == "solo-learn":
+        full = group["trust"] * w / (g + group["weight_decay"] * w + 1e-8)
+        ratio = torch.where((w > 0) & (g > 0), full, ratio)
+    elif group["lars"]:
+        ratio = torch.where((w > 0) & (d > 0), group["trust"] * w / d, ratio)
+    return torch.where(g > 0, ratio, 0.0)
+
+
+def _buffer_like(p: Tensor, old: Tensor | None) -> Tensor:
+    """Return ``old`` if it matches p in dtype, device and strides, else a copy, or zeros."""
+    if old is None:
+        return torch.zeros_like(p)
+    if old.shape != p.shape:
+        raise ValueError(f"momentum of shape {tuple(old.shape)} for a tensor {tuple(p.shape)}")
+    if (old.dtype, old.device, old.stride()) == (p.dtype, p.device, p.stride()):
+        return old
+    return torch.empty_like(p).copy_(old)

@@ -1,0 +1,102 @@
+"""Learning rate, tau, alpha and beta as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+from harl_fast.errors import ConfigError
+
+_FORMS = "a number, cosine:START:END, or steps:V0,T1:V1,T2:V2,... with rising times in (0, 1)"
+
+
+def scaled_lr(base: float, *, batch_global: int, rule: str = "linear") -> float:
+    """Return the peak learning rate for a global batch.
+
+    rule: linear (base * batch / 256), sqrt (base * sqrt(batch); SimCLR, appendix B.1) or none.
+    """
+    if rule == "linear":
+        return base * batch_global / 256
+    if rule == "sqrt":
+        return base * math.sqrt(batch_global)
+    if rule == "none":
+        return base
+    raise ConfigError(f"learning-rate scaling '{rule}' is none of linear, sqrt, none")
+
+
+def warmup_cosine(
+    step: int, *, total: int, warmup: float, peak: float, floor: float = 0.0
+) -> float:
+    """Return the learning rate of ``step`` of ``total`` (BYOL, section 3.3).
+
+    It rises linearly from 0 at step 0 to ``peak`` at step ``warmup`` and falls along half a cosine
+    to ``floor`` at step ``total``, where it stays.
+    """
+    if step < warmup:
+        return peak * step / warmup
+    progress = min((step - warmup) / max(total - warmup, 1e-9), 1.0)
+    return _half_cosine(progress, peak, floor)
+
+
+def cosine_tau(step: int, *, total: int, start: float, end: float = 1.0) -> float:
+    """Return the share of the old target kept at ``step``: half a cosine from start to end.
+
+    BYOL, section 3.3: 1 - (1 - start) (cos(pi step / total) + 1) / 2 when ``end`` is 1.
+    """
+    return _half_cosine(min(step / total, 1.0), start, end)
+
+
+def weight_schedule(spec: str) -> Callable[[float], float]:
+    """Return the value in [0, 1] as a function of the progress in [0, 1] that ``spec`` describes.
+
+    spec: a number; "cosine:START:END", half a cosine; or "steps:V0,T1:V1,T2:V2", V0 until progress
+    T1, then V1, and so on. Raises ConfigError for anything else.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "cosine":
+        ends = [_share(text, spec) for text in rest.split(":")]
+        if len(ends) != 2:
+            raise _invalid(spec, "two values must follow cosine")
+        start, end = ends
+        return lambda progress: _half_cosine(min(max(progress, 0.0), 1.0), start, end)
+    if kind == "steps":
+        return _steps(rest, spec)
+    constant = _share(spec, spec)
+    return lambda progress: constant
+
+
+def _steps(text: str, spec: str) -> Callable[[float], float]:
+    first, *others = text.split(",")
+    values, times = [_share(first, spec)], []
+    for other in others:
+        time, mark, value = other.partition(":")
+        if not mark:
+            raise _invalid(spec, f"'{other}' is no TIME:VALUE")
+        times.append(_share(time, spec))
+        values.append(_share(value, spec))
+    bounds = [0.0, *times, 1.0]
+    if any(a >= b for a, b in pairwise(bounds)):
+        raise _invalid(spec, f"times {times} do not rise within (0, 1)")
+    return lambda progress: values[sum(progress >= time for time in times)]
+
+
+def _half_cosine(progress: float, start: float, end: float) -> float:
+    share = (1.0 + math.cos(math.pi * progress)) / 2.0
+    # Both ends come out exactly, and rounding cannot leave their range.
+    value = start * share + end * (1.0 - share)
+    return min(max(value, min(start, end)), max(start, end))
+
+
+def _share(text: str, spec: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise _invalid(spec, f"'{text}' is no number") from error
+    if not 0.0 <= value <= 1.0:
+        raise _invalid(spec, f"{text} is outside [0, 1]")
+    return value
+
+
+def _invalid(spec: str, reason: str) -> ConfigError:
+    return ConfigError(f"schedule '{spec}': {reason}; write {_FORMS}")

@@ -1,0 +1,80 @@
+"""Data, pretraining and evaluation in one go: `python launch/demo.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from harl_fast.errors import HarlError, run_main
+from harl_fast.files import format_seconds
+
+ROOT = Path(__file__).resolve().parent.parent
+SHEET = "contact_sheet.png"
+
+
+def run(*command: str | Path) -> None:
+    """Run one of the daily commands in the project's folder, showing it first."""
+    words = [str(word) for word in command]
+    print(f"\n$ {' '.join(words)}", flush=True)
+    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    if code:
+        raise HarlError(f"the command above ended with exit code {code}; its own message says why")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Make a small image set, pretrain on it, judge the features against a random "
+        "encoder's, and print a summary. About 10 minutes on two CPU cores.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="containers; kept")
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="run folder; replaced")
+    parser.add_argument("--images", type=int, default=2400, help="training images to generate")
+    parser.add_argument("--epochs", type=int, help="default: the preset's")
+    parser.add_argument("--engine", default="ds_configs/cpu.json", help="DeepSpeed configuration")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    start = time.monotonic()
+    if not (ROOT / args.data / "val.json").exists():
+        run("-m", "preprocess.beton", "--out", args.data, "--demo-images", str(args.images))
+    if (ROOT / args.run).exists():
+        shutil.rmtree(ROOT / args.run)
+    epochs = [] if args.epochs is None else ["--epochs", str(args.epochs)]
+    launcher = Path(sys.executable).with_name("deepspeed")
+    pretrain = ["launch/pretrain.py", "--deepspeed_config", args.engine, "--config", "demo"]
+    run(launcher, *pretrain, "--data", args.data, "--run", args.run, *epochs)
+    run("launch/preview.py", "--data", args.data, "--out", args.run / SHEET)
+    run("launch/lineval.py", "--ckpt", args.run, "--data", args.data, "--random")
+    print(summary(ROOT / args.data, ROOT / args.run, took_s=time.monotonic() - start))
+    return 0
+
+
+def summary(data: Path, folder: Path, *, took_s: float) -> str:
+    """Return what was made and reached, read from the files that the commands left."""
+    manifest = json.loads((data / "train.json").read_text())
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    mask, classes = manifest["mask"], len(manifest["classes"])
+    rows = {
+        "images": f"{manifest['count']:,} in {classes} classes",
+        "mask coverage": f"{mask['coverage_mean']:.1%} on average, {mask['empty_share']:.1%} empty",
+        "steps": f"{last['step']:,} at {last['img_s']:.0f} images/s",
+        "final loss": f"{last['loss']:.4f}",
+    }
+    for name, score in json.loads((folder / "lineval.json").read_text()).items():
+        linear, knn = score["linear"]["metrics"]["top1"], score["knn"]["top1"]
+        rows[f"{name} encoder"] = f"linear {linear:.1f} %, k-NN {knn:.1f} % (top-1)"
+    rows |= {name: str(folder / name) for name in ("tensorboard", "checkpoints", SHEET)}
+    rows["took"] = format_seconds(took_s)
+    return "\nsummary\n" + "\n".join(f"  {name:20}{value}" for name, value in rows.items())
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,64 @@
+"""Pretrain: `deepspeed launch/pretrain.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from harl_fast.config import presets
+from harl_fast.errors import run_main
+
+EXAMPLES = """\
+examples:
+  python launch/pretrain.py --deepspeed_config ds_configs/cpu.json --config demo \\
+      --data data/demo --run runs/demo
+  deepspeed launch/pretrain.py --deepspeed_config ds_configs/a100x8.json --config paper \\
+      --data /data/imagenet --run runs/paper
+  ... --run runs/paper --resume                      continue after a stop
+  ... --run runs/new --init-from runs/paper          new run from another's weights
+  ... --set optim.lr=0.3 --set data.workers=8        change the method's keys
+  ... --engine-set zero_optimization.stage=0         change the DeepSpeed file's keys
+"""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Pretrain a network by HARL on one or more devices.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--deepspeed_config", type=Path, required=True, metavar="JSON", help="engine file")
+    add("--engine-set", action="append", default=[], metavar="KEY=VALUE", help="override in it")
+    add("--config", metavar="NAME|YAML", help=f"method: {', '.join(presets())}, or a file")
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override in it")
+    add("--epochs", type=int, metavar="N", help="the same as --set epochs=N")
+    add("--data", type=Path, required=True, metavar="FOLDER", help="holds train.beton")
+    add("--run", type=Path, required=True, metavar="FOLDER", help="where all output goes")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="continue the run in --run")
+    start.add_argument("--init-from", type=Path, metavar="CKPT", help="weights to start from")
+    add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    # Imported late: torch and FFCV take seconds, which --help and usage errors need not wait for.
+    from harl_fast.engine.pretrain import pretrain
+
+    epochs = [f"epochs={args.epochs}"] if args.epochs is not None else []
+    return pretrain(
+        engine_file=args.deepspeed_config,
+        engine_overrides=args.engine_set,
+        config_name=args.config,
+        config_overrides=[*args.set, *epochs],
+        data=args.data,
+        run=args.run,
+        resume=args.resume,
+        init_from=args.init_from,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,114 @@
+"""The program behind `make beton`: images in, containers with foreground masks out."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+from harl_fast.errors import DataError, run_main
+from preprocess.build import build
+from preprocess.convert import Settings
+from preprocess.demo.make import MAX_CLASSES, DemoSettings, make_demo_set
+from preprocess.masks import METHODS
+from preprocess.pool import usable_cores
+from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the checked command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m preprocess.beton",
+        description="Write OUT/train.beton and OUT/val.beton (images, foreground masks, labels) "
+        "from an image folder, a public data set, or else a generated demo set.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--data", type=Path, metavar="FOLDER", help="train/<class>/*, val/<class>/*")
+    which.add_argument("--dataset", choices=sorted(DATASETS), help="downloaded to OUT/download")
+    add("--out", type=Path, required=True, metavar="OUT", help="folder of the containers")
+    add("--masks", type=Path, metavar="TREE", help="mask files TREE/train/<class>/<stem>.png")
+    methods = ", ".join(f"{name} ({method.about})" for name, method in METHODS.items())
+    add(
+        "--mask-method",
+        choices=sorted(METHODS),
+        metavar="NAME",
+        default="heuristic",
+        help=f"for images without a mask file: {methods}",
+    )
+    add("--mask-size", type=_whole(8, 1024), default=64, metavar="N", help="stored mask side")
+    add("--max-resolution", type=_whole(8, 4096), default=512, metavar="PX", help="longest side")
+    add("--quality", type=_whole(1, 100), default=90, metavar="Q", help="JPEG quality")
+    add("--workers", type=_whole(1, 1024), default=usable_cores(), metavar="N", help="processes")
+    demo = parser.add_argument_group("demo set")
+    add = demo.add_argument
+    add("--demo-images", type=_whole(20, 10**6), default=3000, metavar="N", help="both splits")
+    add("--demo-classes", type=_whole(2, MAX_CLASSES), default=MAX_CLASSES, metavar="N", help=" ")
+    add("--demo-size", type=_whole(32, 512), default=144, metavar="PX", help="side of an image")
+    add("--demo-seed", type=_whole(0, 2**31), default=0, metavar="N", help=" ")
+    args = parser.parse_args(argv)
+    if args.mask_size % 8:
+        parser.error(f"argument --mask-size: {args.mask_size} is no multiple of 8")
+    if args.masks and not args.data:
+        parser.error("argument --masks: belongs to the images of --data FOLDER")
+    return args
+
+
+def _whole(low: int, high: int) -> functools.partial[int]:
+    """Return an argparse type: a whole number from low to high."""
+    return functools.partial(_bounded, low=low, high=high)
+
+
+def _bounded(text: str, *, low: int, high: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{value} is not from {low} to {high}")
+    return value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit code; raises `DataError` when it cannot be done."""
+    args = parse(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
+    settings = Settings(args.max_resolution, args.quality, args.mask_size, args.mask_method)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        source, masks = _source(args)
+        build(source, args.out, settings, masks=masks, workers=args.workers)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise DataError(
+            f"writing {args.out} failed: {error.strerror}{place}. Check the free space and the "
+            f"rights there, and run the command again"
+        ) from error
+    return 0
+
+
+def _source(args: argparse.Namespace) -> tuple[Source, Path | None]:
+    """Return the images that the command line asks for, and their mask tree if there is one."""
+    if args.dataset:
+        return torchvision_source(args.dataset, args.out / "download"), args.masks
+    if args.data:
+        out, data = args.out.resolve(), args.data.resolve()
+        if out == data or data in out.parents:
+            raise DataError(
+                f"--out {args.out} lies inside --data {args.data}; choose a folder outside, so "
+                f"that the containers are not taken for images"
+            )
+        print(f"looking for images in {args.data}", flush=True)
+        return folder_source(args.data), args.masks
+    demo = DemoSettings(args.demo_images, args.demo_classes, args.demo_size, args.demo_seed)
+    folder = args.out / "source"
+    make_demo_set(folder, demo, workers=args.workers)
+    source = replace(folder_source(folder), name=f"generated, seed {args.demo_seed}")
+    return source, folder / "masks"
+
+
+if __name__ == "__main__":
+    run_main(main)

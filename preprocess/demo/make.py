@@ -1,0 +1,107 @@
+"""Writes the demo set as an ordinary image folder with a mask tree beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+from PIL import Image
+
+from harl_fast.errors import DataError
+from harl_fast.files import Progress, write_json
+from preprocess.demo.render import render
+from preprocess.demo.shapes import SHAPES
+from preprocess.pool import ordered_map
+
+RECIPE = 1
+"""Raise it when the same settings give other pixels: existing sets are then made anew."""
+HELD_OUT = 5
+"""One image in this many belongs to the held-out split."""
+CHUNK = 16
+MAX_CLASSES = len(SHAPES)
+MARKER = "demo.json"
+"""Written last: a folder that has it is a whole demo set."""
+
+# What the image files are called in each split's stream of draws.
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Which demo set to make."""
+
+    images: int
+    """Images in both splits together."""
+    classes: int
+    side: int
+    """Side of the square images in pixels."""
+    seed: int
+
+
+def make_demo_set(folder: Path, settings: DemoSettings, *, workers: int) -> None:
+    """Write ``folder``/{train,val}/<class>/*.jpg and ``folder``/masks/{train,val}/<class>/*.png.
+
+    A folder that holds this very set is left alone. Raises `DataError` rather than replace a
+    folder that holds anything else.
+    """
+    content = {"recipe": RECIPE, **asdict(settings)}
+    marker = folder / MARKER
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == content:
+        return
+    if folder.exists() and not marker.is_file():
+        raise DataError(
+            f"{folder} is in the way: it is no demo set of this program. Choose another --out, "
+            f"or give it as --data"
+        )
+    fresh = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        _write(fresh, settings, workers=workers)
+        write_json(fresh / MARKER, content)
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def plan(settings: DemoSettings) -> Iterator[tuple[int, int, str]]:
+    """Yield (split, index, kind) of every image; the kinds take turns within a split."""
+    kinds = list(SHAPES)[: settings.classes]
+    held_out = max(settings.images // HELD_OUT, settings.classes)
+    for split, count in enumerate((settings.images - held_out, held_out)):
+        yield from ((split, index, kinds[index % len(kinds)]) for index in range(count))
+
+
+def _write(folder: Path, settings: DemoSettings, *, workers: int) -> None:
+    images = list(plan(settings))
+    for split, _, kind in images:
+        (folder / SPLITS[split] / kind).mkdir(parents=True, exist_ok=True)
+        (folder / "masks" / SPLITS[split] / kind).mkdir(parents=True, exist_ok=True)
+    chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    work = functools.partial(write_images, folder=folder, seed=settings.seed, side=settings.side)
+    results = ordered_map(
+        work, chunks, workers=min(workers, len(chunks)), describe=lambda chunk: f"image {chunk[0]}"
+    )
+    with contextlib.closing(results), Progress(len(images), label="drawing demo set") as progress:
+        for written in results:
+            progress.advance(written)
+
+
+def write_images(images: list[tuple[int, int, str]], *, folder: Path, seed: int, side: int) -> int:
+    """Draw and write some images of the `plan` with their masks; return how many."""
+    cv2.setNumThreads(1)
+    for split, index, kind in images:
+        drawn = render(seed, index, kind=kind, split=split, side=side)
+        name = f"{kind}/{index:06d}"
+        Image.fromarray(drawn.image).save(folder / SPLITS[split] / f"{name}.jpg", quality=92)
+        Image.fromarray(drawn.mask).convert("L").save(
+            folder / "masks" / SPLITS[split] / f"{name}.png"
+        )
+    return len(images)

@@ -1,0 +1,158 @@
+"""Processes that map a function over tasks in order, and whose death is an error, never a hang."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, TypeVar
+
+from harl_fast.errors import DataError
+
+TaskT = TypeVar("TaskT")
+ResultT = TypeVar("ResultT")
+
+PRELOAD = ["preprocess.convert", "preprocess.demo.render"]
+"""Imported once, in the process that workers are forked from: ffcv brings torch, 3 s a process."""
+
+TASKS_AHEAD = 4
+"""Finished tasks a worker may be ahead of the consumer; it bounds the memory in flight."""
+
+
+@dataclass
+class _Worker(Generic[TaskT]):
+    process: BaseProcess
+    connection: Connection[Any, Any]  # tasks one way, results the other
+    task: tuple[int, TaskT] | None = None
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def ordered_map(
+    work: Callable[[TaskT], ResultT],
+    tasks: Iterable[TaskT],
+    *,
+    workers: int,
+    describe: Callable[[TaskT], str],
+) -> Generator[ResultT, None, None]:
+    """Yield ``work(task)`` of each task, in the order of the tasks, from ``workers`` processes.
+
+    work must be picklable. describe names a task in messages. Raises `DataError` when a worker
+    dies or ``work`` raises. Close the generator (`contextlib.closing`) to end the workers early.
+    """
+    # The workers are the parallelism; inside one, a second thread would only wait for its core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    team: list[_Worker[TaskT]] = []
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+            process.start()
+            theirs.close()  # else a worker's death would not end the pipe
+            team.append(_Worker(process, ours))
+        yield from _run(team, tasks, describe)
+    finally:
+        _stop(team)
+
+
+def _run(
+    team: list[_Worker[TaskT]], tasks: Iterable[TaskT], describe: Callable[[TaskT], str]
+) -> Iterator[Any]:
+    numbered = enumerate(tasks)
+    finished: dict[int, Any] = {}
+    shown, exhausted = 0, False
+    while True:
+        for worker in team:
+            busy = sum(other.task is not None for other in team)
+            if worker.task or exhausted or len(finished) + busy >= TASKS_AHEAD * len(team):
+                continue
+            worker.task = next(numbered, None)
+            if worker.task is None:
+                exhausted = True
+            else:
+                _send(worker, describe)
+        waiting = [worker for worker in team if worker.task is not None]
+        if waiting:
+            ready = set(wait([worker.connection for worker in waiting]))
+            for worker in waiting:
+                if worker.connection in ready:
+                    number, result = _receive(worker, describe)
+                    finished[number] = result
+        while shown in finished:
+            yield finished.pop(shown)
+            shown += 1
+        if exhausted and not waiting:
+            return
+
+
+def _send(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> None:
+    assert worker.task is not None
+    try:
+        worker.connection.send(worker.task[1])
+    except (BrokenPipeError, ConnectionResetError):
+        raise _death(worker, describe) from None
+
+
+def _receive(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> tuple[int, Any]:
+    assert worker.task is not None
+    try:
+        result, trace = worker.connection.recv()
+    except (EOFError, ConnectionResetError):
+        raise _death(worker, describe) from None
+    number, task = worker.task
+    if trace is not None:
+        raise DataError(
+            f"a worker failed on {describe(task)}. Please report this with the trace:\n{trace}"
+        )
+    worker.task = None
+    return number, result
+
+
+def _death(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> DataError:
+    worker.process.join(5.0)
+    code = worker.process.exitcode
+    cause = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+    where = describe(worker.task[1]) if worker.task else "nothing"
+    return DataError(
+        f"a worker process died ({cause}) while it held {where}. SIGKILL is mostly the system "
+        f"running out of memory: use fewer --workers. Otherwise one of these files crashes the "
+        f"decoder: move it away. Nothing was written under a final name; run the command again."
+    )
+
+
+def _stop(team: list[_Worker[TaskT]]) -> None:
+    for worker in team:
+        worker.connection.close()
+        worker.process.terminate()
+    for worker in team:
+        worker.process.join(5.0)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+
+
+def _serve(connection: Connection[Any, Any], work: Callable[[TaskT], Any]) -> None:
+    """Answer tasks until the other end closes, as it also does when the main process is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides what an interrupt ends
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            task = connection.recv()
+            try:
+                reply: tuple[Any, str | None] = (work(task), None)
+            except Exception:  # noqa: BLE001  # sent on whole, and raised in the main process
+                reply = (None, traceback.format_exc())
+            connection.send(reply)

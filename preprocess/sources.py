@@ -1,0 +1,286 @@
+"""Where images come from: folders and torchvision's data sets, as one kind of list."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harl_fast.errors import DataError
+from preprocess.images import SUFFIXES
+
+LAYOUT = "expected FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg (or test/)"
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A source file that became no sample, or a mask that was replaced, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split, in sample order."""
+
+    names: list[str]
+    """Path of each image relative to the source, the sample's name."""
+    labels: list[int]
+    root: Path | None = None
+    """Folder that the names are relative to; None if the pixels are in memory."""
+    pixels: npt.NDArray[np.uint8] | None = None
+    """(N, H, W, 3) uint8 instead of files."""
+    rejected: list[Rejected] = field(default_factory=list)
+    """Files that are no images by their name."""
+
+    def image(self, index: int) -> Path | npt.NDArray[np.uint8]:
+        """Return one image's file or its (H, W, 3) pixels."""
+        if self.pixels is not None:
+            pixels: npt.NDArray[np.uint8] = self.pixels[index]
+            return pixels
+        assert self.root is not None
+        return self.root / self.names[index]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A labelled image set with a ``train`` and a ``val`` split."""
+
+    name: str
+    classes: list[str]
+    splits: dict[str, Split]
+
+
+def folder_source(folder: Path) -> Source:
+    """Return the images of ``folder``: a class is a sub-folder of train/, at any depth inside.
+
+    Hidden files are passed over; files without an image suffix are listed as rejected. Raises
+    `DataError` for a layout that cannot be used.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; {LAYOUT}")
+    train, val = folder / "train", _held_out(folder)
+    if not train.is_dir():
+        raise DataError(f"{folder} has no train/ folder{_nested(folder)}; {LAYOUT}")
+    found = {name: _scan(path) for name, path in (("train", train), ("val", val))}
+    classes = sorted(found["train"][0])
+    _check_classes(folder, classes, sorted(found["val"][0]), val.name)
+    numbers = {name: number for number, name in enumerate(classes)}
+    splits = {}
+    for split, (by_class, strange) in found.items():
+        names = [(name, numbers[kind]) for kind in sorted(by_class) for name in by_class[kind]]
+        base = train.name if split == "train" else val.name
+        splits[split] = Split(
+            names=[f"{base}/{name}" for name, _ in names],
+            labels=[label for _, label in names],
+            root=folder,
+            rejected=[
+                Rejected(f"{base}/{name}", "not an image by its name; allowed: " + _suffixes())
+                for name in strange
+            ],
+        )
+    return Source(folder.resolve().name, classes, splits)
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(SUFFIXES))
+
+
+def _held_out(folder: Path) -> Path:
+    for name in ("val", "test"):
+        if (folder / name).is_dir():
+            return folder / name
+    raise DataError(
+        f"{folder} has neither a val/ nor a test/ folder{_nested(folder)}; {LAYOUT}. "
+        f"Move about a tenth of each class there"
+    )
+
+
+def _nested(folder: Path) -> str:
+    """Return a hint when the layout starts a few folders further down."""
+    for pattern in ("*/train", "*/*/train", "*/*/*/train"):
+        for path in sorted(folder.glob(pattern)):
+            if path.is_dir():
+                return f", but {path.parent} has: give that one"
+    return ""
+
+
+def _scan(base: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """Return each class's image paths relative to ``base``, sorted, and the other files' paths."""
+    by_class: dict[str, list[str]] = {}
+    strange: list[str] = []
+    loose = 0
+    for path in _files(base):
+        kind, _, inner = path.partition("/")
+        if os.path.splitext(path)[1].lower() not in SUFFIXES:
+            strange.append(path)
+        elif not inner:
+            loose += 1
+        else:
+            by_class.setdefault(kind, []).append(path)
+    if loose:
+        raise DataError(
+            f"{base} holds {loose:,} images outside any class folder; {LAYOUT}. Move them into "
+            f"class folders (ImageNet's validation images need that, too)"
+        )
+    if not by_class:
+        raise DataError(f"{base} holds no image ({_suffixes()}); {LAYOUT}")
+    return {name: sorted(paths) for name, paths in by_class.items()}, sorted(strange)
+
+
+def _files(base: Path) -> Iterator[str]:
+    """Yield all files below ``base``, relative, links followed once each, hidden names left out."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}); check its rights")
+
+    seen: set[str] = set()
+    for folder, inner, names in os.walk(base, followlinks=True, onerror=fail):
+        real = os.path.realpath(folder)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        within = os.path.relpath(folder, base).replace(os.sep, "/")
+        start = "" if within == "." else f"{within}/"
+        yield from (start + name for name in names if not name.startswith("."))
+
+
+def _check_classes(folder: Path, train: list[str], held_out: list[str], split: str) -> None:
+    if len(train) < 2:
+        raise DataError(
+            f"{folder}/train has only one class ({train[0]}); evaluation needs at least two. "
+            f"Without labels, split the images into any two folders and ignore the accuracies"
+        )
+    unknown = sorted(set(held_out) - set(train))
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise DataError(
+            f"{folder}/{split} has {len(unknown)} class folders that train/ lacks ({shown}); "
+            f"give both the same names"
+        )
+
+
+def torchvision_source(name: str, cache: Path) -> Source:
+    """Return one of `DATASETS`, downloaded by torchvision into ``cache`` when it is not there.
+
+    Raises `DataError` when the download fails.
+    """
+    import torchvision.datasets  # takes seconds, and folders do not need it
+
+    try:
+        source = DATASETS[name].read(torchvision.datasets, cache)
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"torchvision reads {name} with the package {error.name}, which is not installed: "
+            f"pip install {error.name}"
+        ) from error
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
+        raise DataError(
+            f"{name} could not be downloaded into {cache} ({error}). Without network, fetch it "
+            f"elsewhere, unpack it as an image folder and give `--data FOLDER` "
+            f"(make beton DATA=FOLDER); {LAYOUT}"
+        ) from error
+    counts = tuple(len(source.splits[split].names) for split in ("train", "val"))
+    if counts != DATASETS[name].counts:
+        raise DataError(
+            f"{name} in {cache} has {counts} images, {DATASETS[name].counts} are expected: a "
+            f"download was cut short. Delete that folder and run the command again"
+        )
+    return source
+
+
+# The library is an argument, so that `DATASETS` can be read without importing it. Its data set
+# classes are untyped, hence Any.
+def _arrays(kind: str) -> Callable[[Any, Path], Source]:
+    def read(library: Any, cache: Path) -> Source:
+        parts = {
+            split: getattr(library, kind)(cache, train=split == "train", download=True)
+            for split in ("train", "val")
+        }
+        splits = {split: _in_memory(split, p.data, p.targets) for split, p in parts.items()}
+        return Source(kind.lower(), list(parts["train"].classes), splits)
+
+    return read
+
+
+def _stl10(library: Any, cache: Path) -> Source:
+    parts = {
+        split: library.STL10(cache, split=theirs, download=True)
+        for split, theirs in (("train", "train"), ("val", "test"))
+    }
+    splits = {
+        split: _in_memory(split, part.data.transpose(0, 2, 3, 1), part.labels.tolist())
+        for split, part in parts.items()
+    }
+    return Source("stl10", list(parts["train"].classes), splits)
+
+
+def _imagenette(library: Any, cache: Path) -> Source:
+    library.Imagenette(cache, split="train", size="320px", download=True)
+    return folder_source(cache / "imagenette2-320")
+
+
+def _flowers102(library: Any, cache: Path) -> Source:
+    parts = {s: library.Flowers102(cache, split=s, download=True) for s in ("train", "val", "test")}
+    # Ten training images a class are few; the official validation images join them.
+    train = [
+        pair
+        for split in ("train", "val")
+        for pair in zip(parts[split]._image_files, parts[split]._labels, strict=True)
+    ]
+    val = list(zip(parts["test"]._image_files, parts["test"]._labels, strict=True))
+    classes = [f"flower{number + 1:03d}" for number in range(102)]
+    return _by_path("flowers102", classes, {"train": train, "val": val}, cache)
+
+
+def _pets(library: Any, cache: Path) -> Source:
+    parts = {
+        split: library.OxfordIIITPet(cache, split=theirs, download=True)
+        for split, theirs in (("train", "trainval"), ("val", "test"))
+    }
+    pairs = {s: list(zip(p._images, p._labels, strict=True)) for s, p in parts.items()}
+    return _by_path("pets", list(parts["train"].classes), pairs, cache)
+
+
+def _in_memory(split: str, pixels: npt.NDArray[np.uint8], labels: list[int]) -> Split:
+    names = [f"{split}/{index:06d}" for index in range(len(labels))]
+    return Split(names, [int(label) for label in labels], pixels=pixels)
+
+
+def _by_path(
+    name: str, classes: list[str], pairs: dict[str, list[tuple[Any, int]]], cache: Path
+) -> Source:
+    splits = {
+        split: Split(
+            names=[Path(path).relative_to(cache).as_posix() for path, _ in rows],
+            labels=[int(label) for _, label in rows],
+            root=cache,
+        )
+        for split, rows in pairs.items()
+    }
+    return Source(name, classes, splits)
+
+
+@dataclass(frozen=True)
+class _Known:
+    read: Callable[[Any, Path], Source]
+    counts: tuple[int, int]
+    """Published numbers of training and held-out images."""
+
+
+DATASETS = {
+    "cifar10": _Known(_arrays("CIFAR10"), (50_000, 10_000)),
+    "cifar100": _Known(_arrays("CIFAR100"), (50_000, 10_000)),
+    "imagenette": _Known(_imagenette, (9_469, 3_925)),
+    "stl10": _Known(_stl10, (5_000, 8_000)),
+    "flowers102": _Known(_flowers102, (2_040, 6_149)),
+    "pets": _Known(_pets, (3_680, 3_669)),
+}

@@ -1,0 +1,107 @@
+"""FFCV's writer fed by a stream of encoded samples, in one process.
+
+FFCV's own loop waits for ever when one of its workers dies, needs the exact number of samples in
+advance, and would make every image be decoded twice: once to see whether it is sound. Here the
+layout (header, fields, pages, allocation table) is still FFCV's code; only that loop is ours. Room
+is kept for the metadata of every candidate, and the header counts those that came.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.rgb_image import IMAGE_MODES
+from ffcv.memory_allocator import MemoryAllocator
+from ffcv.types import ALLOC_TABLE_TYPE
+from ffcv.writer import DatasetWriter, handle_sample
+
+from harl_fast.data.manifest import FIELDS
+from harl_fast.data.maskfield import BitMaskField, StoredMask
+from preprocess.convert import Sample
+
+LEAST_PAGE = 1 << 23
+"""FFCV's default of 8 MiB."""
+
+
+@dataclass
+class _Heap:
+    """Metadata in plain memory. FFCV shares it among writer processes through /dev/shm, which is
+    too small for ImageNet in many containers and keeps the block when a process is killed."""
+
+    buf: bytearray
+
+
+class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
+    """Writes samples as an FFCV container."""
+
+    metadata_sm: Any
+    """FFCV's block of shared memory, then a `_Heap`."""
+
+    def write(self, samples: Iterable[Sample], *, capacity: int) -> int:
+        """Write the samples, at most ``capacity``, in their order and return how many they were."""
+        self.num_samples = capacity
+        self.prepare()
+        self.metadata_sm.close()
+        self.metadata_sm.unlink()
+        heap = _Heap(bytearray(capacity * self.metadata_type.itemsize))
+        self.metadata_sm = heap
+        metadata = np.frombuffer(heap.buf, dtype=self.metadata_type)
+        table = np.zeros(2 * capacity, dtype=ALLOC_TABLE_TYPE)  # an image and a mask each
+        allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
+        names = metadata.dtype.names
+        count = 0
+        with allocator:
+            for sample in samples:
+                row = (sample, _stored_mask(sample), sample.label)
+                handle_sample(row, count, names, metadata, allocator, self.fields)
+                table[2 * count : 2 * count + 2] = allocator.allocations
+                allocator.allocations.clear()  # as tuples they would take 0.4 GB for ImageNet
+                count += 1
+        self.header["num_samples"] = count
+        self.finalize([table[: 2 * count]])
+        # FFCV ignores how much a write wrote; a full disk may cut one short without an error.
+        end = allocator.offset + allocator.next_page_allocated.value * self.page_size
+        if int(self.header["alloc_table_ptr"]) != end:
+            raise OSError(errno.ENOSPC, "a page was written in part")
+        return count
+
+
+def container_writer(path: Path, *, max_resolution: int, mask_size: int) -> StreamWriter:
+    """Return a writer of containers with our `FIELDS` to ``path``."""
+    fields = (_encoded_image_field(), BitMaskField(mask_size), IntField())
+    page = LEAST_PAGE
+    while page < 3 * max_resolution**2 + (1 << 16):  # a sample must fit in one page
+        page *= 2
+    return StreamWriter(str(path), dict(zip(FIELDS, fields, strict=True)), page_size=page)
+
+
+def _encoded_image_field() -> RGBImageField:
+    """Return FFCV's image field, taking samples that are encoded already.
+
+    FFCV records a field by its exact class: a subclass would not be readable by plain FFCV.
+    """
+    field = RGBImageField(write_mode="jpg")
+    field.encode = _store_jpeg
+    return field
+
+
+def _store_jpeg(
+    destination: npt.NDArray[Any],
+    sample: Sample,
+    malloc: Callable[[int], tuple[int, npt.NDArray[np.uint8]]],
+) -> None:
+    destination["mode"] = IMAGE_MODES["jpg"]
+    destination["height"], destination["width"] = sample.height, sample.width
+    destination["data_ptr"], storage = malloc(len(sample.jpeg))
+    storage[:] = np.frombuffer(sample.jpeg, np.uint8)
+
+
+def _stored_mask(sample: Sample) -> StoredMask:
+    return StoredMask(np.frombuffer(sample.mask, np.uint8), sample.height, sample.width)

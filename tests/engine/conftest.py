@@ -1,0 +1,34 @@
+"""The one-rank process group that the engine's tests share, and a small container."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harl_fast.engine.machine import Machine, this_machine
+from tests.betons import plain_item, write_beton
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    """Start DeepSpeed on one rank in this process."""
+    from harl_fast.engine import ds
+
+    before = dict(os.environ)
+    here = this_machine()
+    ds.start(here, timeout_minutes=1)
+    yield here
+    ds.stop()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder whose train.beton holds a hundred pictures."""
+    folder = tmp_path_factory.mktemp("data")
+    write_beton(folder / "train.beton", plain_item, count=100)
+    return folder

@@ -1,0 +1,94 @@
+"""A run small enough for unit tests: a thin ResNet-18 on 32 px views of a hundred pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from harl_fast.config import RunConfig, load_config
+from harl_fast.data.loader import Batch
+from harl_fast.engine.dsconfig import EngineConfig, read_engine_file, settle
+
+ROOT = Path(__file__).parents[2]
+CPU = ROOT / "ds_configs" / "cpu.json"
+
+TINY = """\
+epochs: 2
+data:
+  workers: 1
+  views:
+    - {size_px: 32, scale: [0.2, 1.0]}
+    - {size_px: 32, scale: [0.2, 1.0], blur_p: 0.1, solarize_p: 0.2}
+model:
+  arch: resnet18
+  width: 0.125
+  last_stride: 1
+  projector_hidden: 32
+  projector_out: 16
+  predictor_hidden: 32
+target: {tau_start: 0.9}
+optim: {lr: 2.0, warmup_epochs: 0.5}
+log: {every_steps: 2, checkpoint_epochs: 1}
+"""
+BATCH = 16
+STEPS = 6
+"""Of one epoch: a hundred pictures in batches of 16."""
+
+
+def tiny_config(folder: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the tiny run's configuration."""
+    return load_config(str(tiny_file(folder)), overrides=overrides)
+
+
+def tiny_file(folder: Path) -> Path:
+    """Write the tiny run's configuration and return its path."""
+    path = folder / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def engine_config(*, ranks: int = 1, overrides: Sequence[str] = ()) -> EngineConfig:
+    """Return the shipped CPU file with the tiny batch and overrides, settled."""
+    file = read_engine_file(CPU, overrides=[f"train_batch_size={BATCH}", *overrides])
+    return settle(file, ranks=ranks, source="cpu.json")
+
+
+class FakeLoader:
+    """Batches of noise that depend on (epoch, step, micro step) alone, without a container."""
+
+    manifest: Any = SimpleNamespace(beton_sha256="0" * 64, count=BATCH * STEPS)
+    steps = STEPS
+
+    def __init__(self, *, micro: int = BATCH) -> None:
+        self.micro, self.epoch, self.step = micro, 0, 0
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Start from a position."""
+        self.epoch, self.step = state["epoch"], state["step"]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the rest of the epoch."""
+        parts = BATCH // self.micro
+        for number in range(self.step * parts, STEPS * parts):
+            yield self.batch(self.epoch * STEPS * parts + number)
+
+    def batch(self, number: int) -> Batch:
+        """Return one micro batch."""
+        rng = np.random.default_rng(number)
+        views = [rng.integers(0, 256, (self.micro, 32, 32, 3), dtype=np.uint8) for _ in range(2)]
+        cells = [rng.random((self.micro, 2, 2), dtype=np.float32) for _ in range(2)]
+        ids = np.arange(self.micro) + number * self.micro
+        return Batch(
+            tuple(torch.from_numpy(view) for view in views),
+            tuple(torch.from_numpy(grid) for grid in cells),
+            torch.zeros(self.micro, dtype=torch.int64),
+            torch.from_numpy(ids),
+        )

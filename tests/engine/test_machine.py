@@ -1,0 +1,91 @@
+"""What a rank learns from its launcher, and the one line about a machine that does not fit."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from harl_fast.engine import machine as module
+from harl_fast.engine.dsconfig import Needs
+from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
+from harl_fast.errors import ConfigError
+
+EIGHT = Needs(ranks=8, device="cuda", memory_gb=80)
+
+
+def message(needs: Needs, here: Machine) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_machine(needs, here, source="a100x8.json")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_laptop_is_told_what_is_needed_what_it_has_and_what_to_use() -> None:
+    text = message(EIGHT, Machine(cores=2))
+    assert text == (
+        "a100x8.json needs 8 ranks with a CUDA device of 80 GB each; this machine has 0 CUDA "
+        "devices and 2 CPU cores, and 1 rank was started: use --deepspeed_config "
+        "ds_configs/cpu.json"
+    )
+
+
+def test_a_fitting_machine_that_was_started_wrongly_is_told_the_command() -> None:
+    text = message(EIGHT, Machine(gpus=8, gpu_gb=85.0))
+    assert "8 CUDA devices of 85 GB" in text
+    assert text.endswith("start it with deepspeed --num_gpus 8 launch/pretrain.py ...")
+
+
+def test_small_cards_do_not_fit() -> None:
+    text = message(EIGHT, Machine(ranks=8, ranks_here=8, gpus=8, gpu_gb=42.4))
+    assert "of 42 GB" in text and "ds_configs/cpu.json" in text
+
+
+@pytest.mark.parametrize(
+    ("needs", "here"),
+    [
+        (EIGHT, Machine(ranks=8, ranks_here=8, gpus=8, gpu_gb=79.1)),
+        (Needs(), Machine()),
+        (Needs(), Machine(gpus=1, gpu_gb=10.0)),
+        (Needs(ranks=2), Machine(ranks=2, ranks_here=2)),
+        (Needs(device="cpu"), Machine()),
+        (Needs(ranks=16, device="cuda"), Machine(ranks=16, ranks_here=8, gpus=8, gpu_gb=80.0)),
+    ],
+)
+def test_fitting_machines_pass(needs: Needs, here: Machine) -> None:
+    check_machine(needs, here, source="x.json")
+
+
+def test_without_a_launcher_the_process_is_the_only_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_SIZE"):
+        monkeypatch.setenv(name, "x")  # so that the test's end restores what was there
+        monkeypatch.delenv(name)
+    here = this_machine()
+    assert (here.rank, here.ranks, here.ranks_here) == (0, 1, 1)
+    assert this_machine() == here  # what it set reads back
+
+
+def test_torchruns_variables_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_SIZE", "x")
+    monkeypatch.delenv("LOCAL_SIZE")
+    values = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    here = this_machine()
+    assert (here.rank, here.local_rank, here.ranks, here.ranks_here) == (5, 1, 8, 4)
+
+
+def test_followers_wait_before_they_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_GRACE_S", 0.2)
+    for local_rank, least in ((0, 0.0), (1, 0.2)):
+        start = time.monotonic()
+        with pytest.raises(ConfigError), leader_reports(Machine(local_rank=local_rank)):
+            raise ConfigError("x")
+        waited = time.monotonic() - start
+        assert least <= waited < least + 0.15
+
+
+def test_the_device_is_the_cpu_without_gpus() -> None:
+    assert Machine().device == torch.device("cpu")
+    assert Machine(gpus=4, local_rank=3).device == torch.device("cuda", 3)

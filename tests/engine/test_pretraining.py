@@ -1,0 +1,209 @@
+"""Whole runs in this process: resuming, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harl_fast.engine import parts as parts_module
+from harl_fast.engine.build import build, build_loader
+from harl_fast.engine.checkpoint import Checkpoint, open_checkpoint
+from harl_fast.engine.loop import Pretraining, Stepper
+from harl_fast.engine.machine import Machine
+from harl_fast.engine.parts import collect_state
+from harl_fast.engine.runfolder import RunFolder
+from harl_fast.errors import CheckpointError, ConfigError
+from tests.engine.support import STEPS, FakeLoader, engine_config, tiny_config
+
+
+def prepare(
+    machine: Machine,
+    folder: Path,
+    *,
+    loader: Any = None,
+    engine: tuple[str, ...] = (),
+    config: tuple[str, ...] = (),
+    weights: Checkpoint | None = None,
+    resume: bool = False,
+) -> Pretraining:
+    parts = build(
+        tiny_config(folder, overrides=config),
+        engine_config(overrides=engine),
+        machine,
+        loader=loader or FakeLoader(),
+        weights=weights,
+        resume=resume,
+    )
+    step = weights.record.step if resume and weights is not None else 0
+    return Pretraining(parts, RunFolder(folder), step=step)
+
+
+def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = open_checkpoint(folder)
+    return {
+        f"{prefix}.{name}": tensor
+        for prefix in ("online", "target", "optim", "scale")
+        for name, tensor in checkpoint.tensors(prefix).items()
+    }
+
+
+def assert_same(first: Path, second: Path) -> None:
+    one, other = all_tensors(first), all_tensors(second)
+    assert one.keys() == other.keys() and len(one) > 100
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def stop_at(run: Pretraining, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process a SIGTERM in the middle of a run's step."""
+    advance = Stepper.advance
+
+    def patched(self: Stepper, *args: Any, **kwargs: Any) -> None:
+        if self.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        advance(self, *args, **kwargs)
+
+    monkeypatch.setattr(Stepper, "advance", patched)
+
+
+@pytest.mark.parametrize("stop", [STEPS, STEPS + 2])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    machine: Machine, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """With the real loader, at an epoch's end and within one."""
+    loader = build_loader(tiny_config(tmp_path), engine_config(), machine, data=data)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    assert prepare(machine, whole, loader=loader).run() == 0
+
+    run = prepare(machine, parts, loader=loader)
+    with monkeypatch.context() as patched:
+        stop_at(run, stop, patched)
+        assert run.run() == 128 + signal.SIGTERM
+    saved = open_checkpoint(parts)
+    assert (saved.record.step, saved.record.epoch_step) == (stop, stop % STEPS)
+    assert prepare(machine, parts, loader=loader, weights=saved, resume=True).run() == 0
+    assert open_checkpoint(parts).record.step == 2 * STEPS
+    assert_same(whole, parts)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "precision"),
+    [(0, 1, "fp32"), (1, 2, "fp32"), (2, 0, "fp32"), (1, 0, "fp16")],
+)
+def test_a_checkpoint_of_one_stage_continues_at_another(
+    machine: Machine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: int,
+    after: int,
+    precision: str,
+) -> None:
+    engine = ("fp16.enabled=true",) if precision == "fp16" else ()
+    run = prepare(machine, tmp_path, engine=(*engine, f"zero_optimization.stage={before}"))
+    with monkeypatch.context() as patched:
+        stop_at(run, 4, patched)
+        run.run()
+    saved = all_tensors(tmp_path)
+    assert "optim.momentum_buffer.backbone.bn1.bias" in saved
+    assert ("scale.factor" in saved) == (precision == "fp16")
+    other = prepare(
+        machine,
+        tmp_path,
+        engine=(*engine, f"zero_optimization.stage={after}"),
+        weights=open_checkpoint(tmp_path),
+        resume=True,
+    )
+    restored = collect_state(other.parts)
+    assert restored.keys() == saved.keys()
+    for name, tensor in saved.items():
+        assert torch.equal(restored[name], tensor), name
+    for stepper in (run.stepper, other.stepper):
+        stepper.advance([FakeLoader().batch(4)], epoch=0)
+    ours = dict(other.parts.harl.named_parameters())
+    for name, weight in run.parts.harl.named_parameters():
+        # Norms are summed in another order; half precision makes more of the difference.
+        rtol, atol = (2e-5, 1e-6) if precision == "fp32" else (1e-2, 1e-3)
+        torch.testing.assert_close(ours[name], weight, rtol=rtol, atol=atol)
+
+
+def test_checkpoints_and_metrics_come_when_they_should(machine: Machine, tmp_path: Path) -> None:
+    config = ("epochs=3", "log.checkpoint_epochs=2", "log.every_steps=4")
+    prepare(machine, tmp_path, config=config).run()
+    names = sorted(path.stem for path in (tmp_path / "checkpoints").glob("*.safetensors"))
+    assert names == [f"step-{2 * STEPS:08d}", f"step-{3 * STEPS:08d}"]
+    records = [json.loads(line) for line in RunFolder(tmp_path).metrics.read_text().splitlines()]
+    assert [record["step"] for record in records] == [4, 6, 8, 12, 16, 18]
+    assert [record["epoch"] for record in records] == [1, 1, 2, 2, 3, 3]
+    assert all(0.0 < record["loss"] < 8.0 and record["img_s"] > 0.0 for record in records)
+    assert records[-1]["eta_s"] == 0.0
+
+
+def test_a_finished_run_resumes_to_nothing(machine: Machine, tmp_path: Path) -> None:
+    prepare(machine, tmp_path).run()
+    saved = open_checkpoint(tmp_path)
+    assert prepare(machine, tmp_path, weights=saved, resume=True).run() == 0
+    assert open_checkpoint(tmp_path) == saved
+
+
+def test_a_new_run_starts_from_anothers_weights(machine: Machine, tmp_path: Path) -> None:
+    prepare(machine, tmp_path).run()
+    saved = open_checkpoint(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    run = prepare(machine, other, weights=saved)
+    assert run.stepper.step == 0
+    for prefix, network in (("online", run.parts.harl), ("target", run.parts.harl.target)):
+        for name, tensor in saved.tensors(prefix).items():
+            assert torch.equal(network.state_dict()[name], tensor), name
+    with pytest.raises(CheckpointError, match="another model"):
+        prepare(machine, other, config=("model.projector_out=8",), weights=saved)
+
+
+def test_a_resumed_run_must_have_the_same_batch_and_container(
+    machine: Machine, tmp_path: Path
+) -> None:
+    prepare(machine, tmp_path, config=("epochs=1",)).run()
+    saved = open_checkpoint(tmp_path)
+    smaller = ("train_batch_size=8", "train_micro_batch_size_per_gpu=8")
+    with pytest.raises(ConfigError, match="global batch 16"):
+        prepare(machine, tmp_path, engine=smaller, weights=saved, resume=True)
+    loader = FakeLoader()
+    loader.manifest = type("M", (), {"beton_sha256": "1" * 64, "count": 96})
+    with pytest.raises(ConfigError, match="not the container"):
+        prepare(machine, tmp_path, loader=loader, weights=saved, resume=True)
+
+
+def test_a_second_interrupt_ends_at_once_but_a_second_term_does_not() -> None:
+    from harl_fast.engine.loop import StopSignal
+
+    with StopSignal() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_checkpoint_averages_all_running_statistics_over_ranks(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare(machine, tmp_path)
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(parts_module, "average_over_ranks", seen.extend)
+    collect_state(run.parts)
+    networks = (run.parts.harl, run.parts.harl.target)
+    names = [name for network in networks for name, _ in network.named_buffers()]
+    statistics = [name for name in names if name.endswith(("running_mean", "running_var"))]
+    assert len(seen) == len(statistics) > 80
+    addresses = {tensor.data_ptr() for tensor in seen}
+    for network in networks:
+        for name, buffer in network.named_buffers():
+            assert (buffer.data_ptr() in addresses) == name.endswith(("_mean", "_var")), name

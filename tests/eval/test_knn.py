@@ -1,0 +1,64 @@
+"""The weighted vote against scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from harl_fast.eval.features import FeatureSet
+from harl_fast.eval.knn import knn_accuracy
+from harl_fast.eval.metrics import Metrics, from_logits
+
+
+def clusters(seed: int, *, rows: int, classes: int = 8, dim: int = 16) -> FeatureSet:
+    centres = np.random.default_rng(0).normal(size=(classes, dim))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, rows)
+    features = centres[labels] + 2.0 * rng.normal(size=(rows, dim))
+    return FeatureSet(torch.from_numpy(features).float(), torch.from_numpy(labels))
+
+
+def oracle(train: FeatureSet, test: FeatureSet, *, k: int, temperature: float) -> Metrics:
+    model = KNeighborsClassifier(
+        k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / temperature)
+    )
+    model.fit(train.features.double().numpy(), train.labels.numpy())
+    votes = model.predict_proba(test.features.double().numpy())
+    return from_logits(torch.from_numpy(votes), test.labels, classes=votes.shape[1])
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (200, 0.2)])
+def test_equal_to_scikit_learn(k: int, temperature: float) -> None:
+    train, test = clusters(1, rows=500), clusters(2, rows=300)
+    got = knn_accuracy(train, test, classes=8, k=k, temperature=temperature)
+    assert got == oracle(train, test, k=k, temperature=temperature)
+    assert 30 < got.top1 < 95  # the case is neither trivial nor hopeless
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 300, 1000])
+def test_the_chunk_does_not_matter(chunk: int) -> None:
+    train, test = clusters(1, rows=200), clusters(2, rows=300)
+    assert knn_accuracy(train, test, classes=8, chunk=chunk) == knn_accuracy(train, test, classes=8)
+
+
+def test_more_neighbours_than_samples_means_all_of_them() -> None:
+    train, test = clusters(1, rows=15), clusters(2, rows=50)
+    every = knn_accuracy(train, test, classes=8, k=15)
+    assert knn_accuracy(train, test, classes=8, k=20) == every
+
+
+def test_the_length_of_a_feature_does_not_matter() -> None:
+    train, test = clusters(1, rows=200), clusters(2, rows=100)
+    scale = torch.linspace(0.1, 10, 200)[:, None]
+    scaled = FeatureSet(train.features * scale, train.labels)
+    got, expected = knn_accuracy(scaled, test, classes=8), knn_accuracy(train, test, classes=8)
+    # Float32 rounding of the scaling can swap two neighbours of equal similarity.
+    assert got.top1 == pytest.approx(expected.top1, abs=1.0)
+
+
+def test_collapsed_features_do_not_pass_for_an_accuracy() -> None:
+    train = FeatureSet(torch.ones(80, 4), torch.arange(80) % 8)
+    test = FeatureSet(torch.ones(40, 4), torch.arange(40) % 8)
+    assert knn_accuracy(train, test, classes=8, k=80).top1 == 0.0

@@ -1,0 +1,38 @@
+"""A pretraining whose second rank fails at its third step: it raises, or stops answering."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import harl_fast.engine.build
+from harl_fast.engine.loop import Stepper
+from harl_fast.errors import run_main
+from launch.pretrain import main
+from tests.engine.support import BATCH, FakeLoader
+
+
+def sabotage(way: str) -> None:
+    """Make this process's second rank fail in the given way; no container is read."""
+    advance = Stepper.advance
+
+    def patched(self: Stepper, *args: Any, **kwargs: Any) -> None:
+        if self.step == 2 and os.environ["RANK"] == "1":
+            if way == "raise":
+                raise RuntimeError("sabotage")
+            # As deaf to Python as a blocked system call, but without the launcher's 30 s of grace.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(600)
+        advance(self, *args, **kwargs)
+
+    Stepper.advance = patched  # type: ignore[method-assign]
+    stand_in = FakeLoader(micro=BATCH // 2)
+    harl_fast.engine.build.build_loader = lambda *args, **kwargs: stand_in  # type: ignore[assignment,return-value]
+
+
+if __name__ == "__main__":
+    sabotage(sys.argv.pop())
+    run_main(main)

@@ -1,0 +1,63 @@
+"""LARS through the real engine gives the same weights at every stage and rank count."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.launch.jobs import run, torchrun
+from tests.launch.parity_job import Net
+
+JOB = Path(__file__).with_name("parity_job.py")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    """Return what one rank and two ranks found, by file name."""
+    folder = tmp_path_factory.mktemp("parity")
+    for command in ([sys.executable], torchrun(2)):
+        result = run([*command, JOB, folder], log=folder / "log")
+        assert result.code == 0, result.text
+    return {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+
+
+def test_both_ranks_hold_the_same_weights(results: dict[str, dict[str, Tensor]]) -> None:
+    first, second = results["rank0of2"], results["rank1of2"]
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_weights_and_momentum_equal_one_rank_at_stage_0(
+    results: dict[str, dict[str, Tensor]], stage: int, ranks: int
+) -> None:
+    reference, found = results["rank0of1"], results[f"rank0of{ranks}"]
+    names = [name for name in reference if name.startswith("0.")]
+    assert len(names) == 4 + 4 + 1
+    for name in names:
+        got = found[f"{stage}{name[1:]}"]
+        # Five steps; sums of up to 2 640 float32 products in another order.
+        torch.testing.assert_close(got, reference[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_the_weights_did_move(results: dict[str, dict[str, Tensor]]) -> None:
+    torch.manual_seed(0)
+    for name, start in Net().named_parameters():
+        assert not torch.allclose(results["rank0of1"][f"0.{name}"], start, rtol=1e-2, atol=1e-3)
+
+
+def test_a_narrow_reduction_is_close_and_not_equal(
+    results: dict[str, dict[str, Tensor]],
+) -> None:
+    found = results["rank0of2"]
+    for name in ("conv.weight", "hidden.weight", "out.weight"):
+        narrow, wide = found[f"narrow.{name}"], found[f"1.{name}"]
+        assert not torch.equal(narrow, wide)
+        # bfloat16 keeps 8 bits of each gradient.
+        assert (narrow - wide).norm() < 0.02 * wide.norm()

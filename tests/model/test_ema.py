@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from harl_fast.model.backbone import build_backbone
+from harl_fast.model.ema import ema_pairs, ema_update
+from harl_fast.model.harl import Target
+from harl_fast.model.heads import MLPHead
+from tests.oracles import optimizers as oracle
+
+SHAPES = [(4, 3, 3, 3), (7, 5), (6,), (1,)]
+
+
+def tensors(seed: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 0.99, 0.996, 1.0])
+@pytest.mark.parametrize("applied", [None, torch.tensor(True)])
+def test_target_moves_by_the_formula(tau: float, applied: torch.Tensor | None) -> None:
+    target, online = tensors(0, torch.float64), tensors(1, torch.float64)
+    expected = [
+        oracle.moving_average(t.numpy().copy(), o.numpy(), tau=tau)
+        for t, o in zip(target, online, strict=True)
+    ]
+    ema_update(target, online, tau=tau, applied=applied)
+    for got, wanted in zip(target, expected, strict=True):
+        np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-14, atol=1e-15)
+
+
+def test_a_step_that_was_not_applied_leaves_the_target_bit_identical() -> None:
+    target, online = tensors(0), tensors(1)
+    before = [t.clone() for t in target]
+    ema_update(target, online, tau=0.9, applied=torch.tensor(False))
+    assert all(torch.equal(a, b) for a, b in zip(target, before, strict=True))
+
+
+def test_a_thousand_float32_steps_follow_the_formula() -> None:
+    target, online = tensors(0), tensors(1)
+    exact = [t.double().numpy() for t in target]
+    for _ in range(1000):
+        ema_update(target, online, tau=0.996)
+        exact = [
+            oracle.moving_average(t, o.double().numpy(), tau=0.996)
+            for t, o in zip(exact, online, strict=True)
+        ]
+    for got, wanted in zip(target, exact, strict=True):
+        # Each rounding of up to 2^-24 of a value below 4 is forgotten at the rate 0.004.
+        np.testing.assert_allclose(got.numpy(), wanted, rtol=0, atol=4 * 2**-24 / 0.004)
+
+
+def test_pairs_are_matched_by_name_and_strictly() -> None:
+    backbone = build_backbone("resnet18", stem="small", width=0.125)
+    online = torch.nn.Module()
+    online.predictor = MLPHead(4, 8, 4)
+    online.projector = MLPHead(backbone.out_channels, 8, 4)
+    online.backbone = backbone
+    target = Target(backbone, online.projector)
+    followers, leaders = ema_pairs(target, online)
+    assert len(followers) == len(list(target.parameters()))
+    assert all(torch.equal(f, o) for f, o in zip(followers, leaders, strict=True))
+    assert all(f is not o for f, o in zip(followers, leaders, strict=True))
+
+    online.projector = MLPHead(backbone.out_channels, 16, 4)
+    with pytest.raises(ValueError, match=r"differ in .* parameters, the first being 'projector"):
+        ema_pairs(target, online)
+    online.projector = MLPHead(backbone.out_channels, 8, 4, layers=3)
+    with pytest.raises(ValueError, match="differ"):
+        ema_pairs(target, online)

@@ -1,0 +1,268 @@
+"""The composed loss: from views and cells to one number, and where its gradient goes."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from harl_fast.errors import ConfigError
+from harl_fast.model.backbone import build_backbone
+from harl_fast.model.ema import ema_pairs, ema_update
+from harl_fast.model.harl import HARL, convert_sync_bn
+from harl_fast.model.heads import MLPHead
+from harl_fast.model.loss import LOSS_TYPES
+from tests.oracles import losses as oracle
+
+BATCH, SIDE, CELLS = 6, 16, 4
+ALPHA, BETA = 0.6, 0.3
+REGIONS = {
+    "byol": ["whole"],
+    "f_loss": ["fg"],
+    "f_loss+b_loss": ["fg", "bg"],
+    "byol+f_loss": ["whole", "fg"],
+    "byol+f_loss+b_loss": ["whole", "fg", "bg"],
+}
+
+
+def build(loss_type: str, *, mask_mode: str = "soft", min_area: float = 1e-3) -> HARL:
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet18", stem="small", width=0.125, last_stride=1)
+    model = HARL(
+        backbone,
+        projector_hidden=16,
+        projector_out=8,
+        projector_layers=2,
+        predictor_hidden=16,
+        loss_type=loss_type,
+        mask_mode=mask_mode,
+        mask_threshold=0.5,
+        min_area=min_area,
+    ).double()
+    # A target unlike the online network, as after some steps.
+    with torch.no_grad():
+        for parameter in model.target.parameters():
+            parameter.mul_(1.0 + 0.1 * torch.randn_like(parameter))
+    return model
+
+
+def batch(seed: int = 1) -> tuple[list[torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    views = [
+        torch.randn(BATCH, 3, SIDE, SIDE, dtype=torch.float64, generator=generator)
+        for _ in range(2)
+    ]
+    cells = torch.rand(BATCH, 2, CELLS, CELLS, dtype=torch.float64, generator=generator)
+    cells[0] = 0.0  # no foreground
+    cells[1, 1] = 0.0  # no foreground in the second view only
+    cells[2] = 1.0  # no background
+    return views, cells
+
+
+def composed(model: HARL, views: list[torch.Tensor], cells: torch.Tensor) -> dict[str, float]:
+    """Return the terms by the oracles, one head call a view and region, plain BatchNorm."""
+    masks = {"whole": np.ones_like(cells.numpy()), "fg": cells.numpy(), "bg": 1 - cells.numpy()}
+    terms = {}
+    for region in REGIONS[model.loss_type]:
+        p, z, usable = [], [], np.ones(BATCH, dtype=bool)
+        for number, view in enumerate(views):
+            mask = masks[region][:, number]
+            online = model.backbone(view).detach()
+            target = model.target.backbone(view)
+            mean, enough = oracle.masked_mean(online.numpy(), mask, min_area=1e-3)
+            rows = plain(model.predictor)(plain(model.projector)(torch.tensor(mean)))
+            p.append(rows.detach().numpy())
+            mean, _ = oracle.masked_mean(target.numpy(), mask, min_area=1e-3)
+            z.append(plain(model.target.projector)(torch.tensor(mean)).detach().numpy())
+            usable &= enough
+        terms[region] = oracle.byol_sum(p, z, usable)
+    return terms
+
+
+def plain(head: MLPHead) -> nn.Sequential:
+    """Return a head's layers with torch's own BatchNorm."""
+    stack: list[nn.Module] = []
+    for linear, norm in zip(head.linears, head.norms, strict=True):
+        ordinary = nn.BatchNorm1d(head.out.in_features).double()
+        ordinary.load_state_dict(norm.state_dict())
+        stack += [linear, ordinary, nn.ReLU()]
+    return nn.Sequential(*stack, head.out)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_loss_is_the_one_composed_from_its_parts(loss_type: str) -> None:
+    model = build(loss_type)
+    views, cells = batch()
+    terms = composed(copy.deepcopy(model), views, cells)
+    loss, logs = model(views, cells, alpha=ALPHA, beta=BETA)
+    expected = oracle.total(loss_type, terms, alpha=ALPHA, beta=BETA)
+    # Float64 through two BatchNorm heads; the sums have at most a few hundred terms.
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
+    assert {key for key in logs if key.startswith("loss/")} == {f"loss/{name}" for name in terms}
+    for name, value in terms.items():
+        assert logs[f"loss/{name}"].item() == pytest.approx(value, rel=1e-10)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_exchanging_the_views_keeps_the_loss(loss_type: str) -> None:
+    model = build(loss_type)
+    views, cells = batch()
+    loss, _ = model(views, cells, alpha=ALPHA, beta=BETA)
+    swapped, _ = model(views[::-1], cells.flip(1), alpha=ALPHA, beta=BETA)
+    torch.testing.assert_close(loss, swapped, rtol=1e-12, atol=0.0)
+
+
+def test_gradient_reaches_all_of_the_online_and_none_of_the_target_network() -> None:
+    model = build("byol+f_loss+b_loss")
+    views, cells = batch()
+    model(views, cells, alpha=ALPHA, beta=BETA)[0].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+    assert all(p.grad is None and not p.requires_grad for p in model.target.parameters())
+
+
+def test_each_backbone_runs_once_a_view_and_each_head_once() -> None:
+    model = build("byol+f_loss+b_loss")
+    calls: dict[str, int] = {}
+    for network, prefix in ((model, ""), (model.target, "target.")):
+        for name, child in network.named_children():
+            key = prefix + name
+            calls[key] = 0
+
+            def count(*_: object, key: str = key) -> None:
+                calls[key] += 1
+
+            child.register_forward_hook(count)
+    views, cells = batch()
+    model(views, cells, alpha=ALPHA, beta=BETA)
+    assert calls == {
+        "backbone": 2,
+        "projector": 1,
+        "predictor": 1,
+        "target.backbone": 2,
+        "target.projector": 1,
+    }
+
+
+def test_a_term_whose_weight_is_zero_at_this_step_is_not_computed() -> None:
+    model = build("byol+f_loss+b_loss")
+    views, cells = batch()
+    _, logs = model(views, cells, alpha=1.0, beta=0.0)
+    assert [key for key in logs if key.startswith("loss/")] == ["loss/fg"]
+
+
+def test_byol_ignores_the_cells() -> None:
+    views, cells = batch()
+    losses = [build("byol")(views, c, alpha=ALPHA, beta=BETA)[0] for c in (cells, 1 - cells)]
+    assert torch.equal(*losses)
+
+
+def test_full_masks_make_the_foreground_the_whole_image() -> None:
+    views, cells = batch()
+    full = torch.ones_like(cells)
+    whole, _ = build("byol")(views, full, alpha=ALPHA, beta=BETA)
+    fg, _ = build("f_loss")(views, full, alpha=ALPHA, beta=BETA)
+    torch.testing.assert_close(fg, whole, rtol=1e-12, atol=0.0)
+
+
+def test_empty_masks_give_a_zero_foreground_term_and_finite_gradients() -> None:
+    model = build("f_loss")
+    views, cells = batch()
+    loss, logs = model(views, torch.zeros_like(cells), alpha=ALPHA, beta=BETA)
+    loss.backward()
+    assert loss.item() == 0.0 and logs["empty"].item() == 1.0 and logs["fg"].item() == 0.0
+    for parameter in model.parameters():
+        assert parameter.grad is not None and not parameter.grad.any()
+
+
+def test_figures_count_rows_without_foreground_in_either_view() -> None:
+    model = build("byol+f_loss")
+    views, cells = batch()
+    _, logs = model(views, cells, alpha=ALPHA, beta=BETA)
+    assert logs["empty"].item() == pytest.approx(2 / BATCH)
+    assert logs["fg"].item() == pytest.approx(cells.mean().item())
+    assert 0.0 < logs["z_std"].item() < 1.5
+
+
+def test_z_std_is_one_when_spread_and_zero_when_collapsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("byol")
+    views, cells = batch()
+    for scale, expected, slack in ((0.0, 0.0, 1e-9), (1.0, 1.0, 0.05)):
+        rows = torch.randn(2 * BATCH, 4096, dtype=torch.float64) * scale + (scale == 0.0)
+        monkeypatch.setattr(model.target.projector, "forward", lambda _, groups, z=rows: z)
+        model.predictor.out = nn.Linear(16, 4096, bias=False).double()
+        _, logs = model(views, cells, alpha=ALPHA, beta=BETA)
+        assert logs["z_std"].item() == pytest.approx(expected, abs=slack)
+
+
+def test_the_target_is_hidden_but_moves_along() -> None:
+    model = build("byol")
+    assert not [name for name, _ in model.named_parameters() if "target" in name]
+    assert not [name for name in model.state_dict() if "target" in name]
+    model.float()
+    assert {p.dtype for p in model.target.parameters()} == {torch.float32}
+    assert model.eval().target.training
+
+
+def test_reset_makes_target_and_online_equal_and_ema_parts_follow() -> None:
+    model = build("byol")
+    views, cells = batch()
+    model(views, cells, alpha=ALPHA, beta=BETA)
+    model.reset_target()
+    online = {**model.state_dict()}
+    for name, value in model.target.state_dict().items():
+        assert torch.equal(value, online[name]) and value.data_ptr() != online[name].data_ptr()
+    followers, leaders = ema_pairs(model.target, model)
+    with torch.no_grad():
+        leaders[0].add_(1.0)
+    expected = followers[0] + 0.25
+    ema_update(followers, leaders, tau=0.75)
+    torch.testing.assert_close(followers[0], expected)
+
+
+def test_autocast_keeps_the_loss_in_float32_and_close() -> None:
+    views, cells = batch()
+    model = build("byol+f_loss+b_loss").float()
+    singles, cells = [v.float() for v in views], cells.float()
+    exact, _ = copy.deepcopy(model)(singles, cells, alpha=ALPHA, beta=BETA)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = model(singles, cells, alpha=ALPHA, beta=BETA)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    # Some twenty bfloat16 layers of 2^-9 relative rounding each.
+    torch.testing.assert_close(loss, exact, rtol=0.1, atol=0.0)
+
+
+def test_channels_last_views_give_the_same_loss() -> None:
+    model = build("byol+f_loss")
+    views, cells = batch()
+    loss, _ = model(views, cells, alpha=ALPHA, beta=BETA)
+    last = [view.to(memory_format=torch.channels_last) for view in views]
+    again, _ = model(last, cells, alpha=ALPHA, beta=BETA)
+    torch.testing.assert_close(loss, again, rtol=1e-10, atol=0.0)
+
+
+def test_cells_of_another_size_are_refused() -> None:
+    views, _ = batch()
+    with pytest.raises(ValueError, match=r"\(7, 7\) cells meet a feature map of \(4, 4\)"):
+        build("f_loss")(views, torch.ones(BATCH, 2, 7, 7), alpha=ALPHA, beta=BETA)
+
+
+def test_sync_bn_modes() -> None:
+    model = build("byol")
+    views, cells = batch()
+    before, _ = model(views, cells, alpha=ALPHA, beta=BETA)
+    convert_sync_bn(model, "none")
+    convert_sync_bn(model, "heads")
+    norms = (*model.projector.norms, *model.predictor.norms, *model.target.projector.norms)
+    assert all(norm.synced for norm in norms)
+    assert torch.equal(before, model(views, cells, alpha=ALPHA, beta=BETA)[0])
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="needs CUDA"):
+            convert_sync_bn(model, "all")
+    with pytest.raises(ConfigError, match="'some'"):
+        convert_sync_bn(model, "some")

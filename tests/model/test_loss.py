@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from harl_fast.errors import ConfigError
+from harl_fast.model.loss import LOSS_TYPES, region_distance, symmetric_loss, term_weights
+from tests.oracles import losses as oracle
+
+ROWS, DIM = 6, 16
+EPS64 = float(np.finfo(np.float64).eps)
+
+
+def embeddings() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(ROWS, DIM, dtype=torch.float64, generator=generator) for _ in range(4)]
+
+
+def arrays(*tensors: torch.Tensor) -> list[npt.NDArray[np.float64]]:
+    return [tensor.numpy() for tensor in tensors]
+
+
+def test_distance_is_byols() -> None:
+    p, z, *_ = embeddings()
+    expected = oracle.byol_distance(p.numpy(), z.numpy())
+    # Sums of 16 products, and 2 - 2 cos cancels at most one digit here.
+    np.testing.assert_allclose(region_distance(p, z).numpy(), expected, rtol=64 * EPS64)
+
+
+def test_distance_has_its_extremes_at_0_and_4() -> None:
+    p = torch.randn(3, DIM)
+    values = torch.stack([region_distance(p, 5.0 * p), region_distance(p, -p)])
+    torch.testing.assert_close(values, torch.tensor([[0.0] * 3, [4.0] * 3]))
+
+
+def test_loss_is_the_sum_of_both_directions() -> None:
+    p1, p2, z1, z2 = embeddings()
+    everything = np.ones(ROWS, dtype=bool)
+    expected = oracle.byol_sum(arrays(p1, p2), arrays(z1, z2), everything)
+    got = symmetric_loss(p1, p2, z1, z2)
+    torch.testing.assert_close(got.item(), expected, rtol=64 * EPS64, atol=0.0)
+
+
+def test_unusable_rows_add_nothing_and_the_divisor_stays() -> None:
+    p1, p2, z1, z2 = embeddings()
+    usable = torch.tensor([True, False, True, True, False, True])
+    expected = oracle.byol_sum(arrays(p1, p2), arrays(z1, z2), usable.numpy())
+    got = symmetric_loss(p1, p2, z1, z2, usable=usable)
+    torch.testing.assert_close(got.item(), expected, rtol=64 * EPS64, atol=0.0)
+    halves = [
+        symmetric_loss(p1[h], p2[h], z1[h], z2[h], usable=usable[h])
+        for h in (slice(0, 3), slice(3, 6))
+    ]
+    torch.testing.assert_close(torch.stack(halves).mean(), got)
+
+
+def test_no_gradient_reaches_the_target_side() -> None:
+    p1, p2, z1, z2 = (t.requires_grad_() for t in embeddings())
+    symmetric_loss(p1, p2, z1, z2).backward()
+    assert p1.grad is not None and p2.grad is not None
+    assert z1.grad is None and z2.grad is None
+
+
+def test_gradient_is_the_numerical_one() -> None:
+    p, z, *_ = embeddings()
+    assert torch.autograd.gradcheck(lambda rows: region_distance(rows, z), (p.requires_grad_(),))
+
+
+def test_zero_rows_and_half_precision_stay_finite_float32() -> None:
+    p = torch.zeros(2, DIM, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distance = region_distance(p, torch.randn(2, DIM).bfloat16())
+    assert distance.dtype == torch.float32
+    distance.sum().backward()
+    assert p.grad is not None and torch.isfinite(p.grad).all()
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize(("alpha", "beta"), [(0.6, 0.3), (1.0, 0.0), (0.0, 1.0)])
+def test_weights_build_the_published_totals(loss_type: str, alpha: float, beta: float) -> None:
+    weights = term_weights(loss_type, alpha=alpha, beta=beta)
+    terms = {"whole": 1.7, "fg": 0.9, "bg": 2.3}
+    got = sum(weights[name] * value for name, value in terms.items())
+    expected = oracle.total(loss_type, terms, alpha=alpha, beta=beta)
+    assert got == pytest.approx(expected, rel=8 * EPS64)
+    assert sum(weights.values()) == pytest.approx(1.0, rel=8 * EPS64)
+
+
+def test_an_unknown_type_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"'byol\+f'.*did you mean"):
+        term_weights("byol+f", alpha=0.5, beta=0.5)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from torch import nn
+
+from harl_fast.model.backbone import build_backbone
+from harl_fast.model.heads import MLPHead
+from harl_fast.optim.groups import param_groups
+
+
+def test_weights_adapt_and_decay_and_nothing_else_does() -> None:
+    module = nn.ModuleDict({"net": build_backbone("resnet18"), "head": MLPHead(512, 8, 4)})
+    adapt, plain = param_groups(module, weight_decay=1e-6)
+    assert (adapt["name"], adapt["lars"], adapt["weight_decay"]) == ("adapt", True, 1e-6)
+    assert (plain["name"], plain["lars"], plain["weight_decay"]) == ("plain", False, 0.0)
+    # 20 convolutions and 2 linear layers; 21 norm layers of two tensors and 1 bias.
+    assert (len(adapt["names"]), len(plain["names"])) == (22, 43)
+    named = dict(module.named_parameters())
+    for group in (adapt, plain):
+        assert [id(named[name]) for name in group["names"]] == [id(p) for p in group["params"]]
+    assert all(named[name].ndim > 1 for name in adapt["names"])
+    assert all(
+        "bn" in n or "norms" in n or "bias" in n or "downsample.1" in n for n in plain["names"]
+    )
+
+
+def test_membership_follows_the_layer_type_not_the_shape() -> None:
+    class Shaped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(nn.init.ones_(nn.Linear(3, 2).weight))
+
+    module = nn.ModuleList([nn.Linear(3, 2), Shaped()])
+    adapt, plain = param_groups(module, weight_decay=0.1)
+    assert adapt["names"] == ["0.weight"]
+    assert plain["names"] == ["0.bias", "1.table"]
+
+
+def test_frozen_shared_and_absent_parameters() -> None:
+    module = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)])
+    module[1].weight = module[0].weight
+    (adapt,) = param_groups(module, weight_decay=0.1)
+    assert adapt["names"] == ["0.weight"]
+    module.requires_grad_(False)
+    assert param_groups(module, weight_decay=0.1) == []

@@ -1,0 +1,54 @@
+"""Pooling, distances and the five losses, sample by sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+def masked_mean(features: Array, weight: Array, *, min_area: float) -> tuple[Array, Array]:
+    """Return (B, D) means of (B, D, h, w) maps, and (B,) whether the weights' area sufficed."""
+    means, usable = [], []
+    for sample, mask in zip(features, weight, strict=True):
+        enough = mask.sum() / mask.size > min_area
+        mask = mask if enough else np.ones_like(mask)
+        means.append([(channel * mask).sum() / mask.sum() for channel in sample])
+        usable.append(enough)
+    return np.array(means), np.array(usable)
+
+
+def byol_distance(p: Array, z: Array) -> Array:
+    """Return the squared distance of the two unit vectors of each row (BYOL, equation 2)."""
+    unit_p = np.array([row / math.sqrt(sum(v * v for v in row)) for row in p])
+    unit_z = np.array([row / math.sqrt(sum(v * v for v in row)) for row in z])
+    squares: Array = ((unit_p - unit_z) ** 2).sum(1)
+    return squares
+
+
+def byol_sum(p: Sequence[Array], z: Sequence[Array], usable: npt.NDArray[np.bool_]) -> float:
+    """Return BYOL's loss, the sum of the loss and its twin with the views exchanged."""
+    rows = byol_distance(p[0], z[1]) + byol_distance(p[1], z[0])
+    return float(sum(value for value, counts in zip(rows, usable, strict=True) if counts)) / len(
+        rows
+    )
+
+
+def total(loss_type: str, terms: dict[str, float], *, alpha: float, beta: float) -> float:
+    """Return the loss from the terms w, f and b, as the method's table of losses writes it."""
+    w, f, b = (terms.get(name, math.nan) for name in ("whole", "fg", "bg"))
+    if loss_type == "byol":
+        return w
+    if loss_type == "f_loss":
+        return f
+    if loss_type == "f_loss+b_loss":
+        return alpha * f + (1 - alpha) * b
+    if loss_type == "byol+f_loss":
+        return beta * w + (1 - beta) * f
+    if loss_type == "byol+f_loss+b_loss":
+        return beta * w + (1 - beta) * (alpha * f + (1 - alpha) * b)
+    raise AssertionError(loss_type)

@@ -1,0 +1,62 @@
+"""Small image folders and raw files for the tests of preprocess."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from preprocess.convert import Sample, Settings, Task, convert
+from preprocess.sources import Rejected
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def photo(index: int, *, height: int = 48, width: int = 64) -> Pixels:
+    """Return a smooth picture without noise: JPEG keeps it to about two levels."""
+    grid = np.random.default_rng(index).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def save(pixels: npt.NDArray[np.generic], path: Path, **options: object) -> Path:
+    """Write pixels as an image file, its folders too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def image_folder(root: Path, *, classes: int = 2, train: int = 4, val: int = 2) -> Path:
+    """Write ``root``/{train,val}/class<k>/<i>.jpg with unlike pictures and return ``root``."""
+    for split, count in (("train", train), ("val", val)):
+        for kind in range(classes):
+            for index in range(count):
+                picture = photo(1000 * kind + 10 * index + len(split), height=48 + 8 * index)
+                save(picture, root / split / f"class{kind}" / f"{index}.jpg", quality=95)
+    return root
+
+
+def same_colours(pixels: Pixels, expected: Pixels, *, mean: float = 3.0) -> bool:
+    """Return whether pictures agree but for JPEG's losses: ``mean`` of 255 levels on average."""
+    assert pixels.shape == expected.shape
+    return float(np.abs(pixels.astype(int) - expected).mean()) <= mean
+
+
+def double(number: int) -> int:
+    """Return twice a number; raise or die on the numbers that ask for it."""
+    if number == 666:
+        raise ValueError("the number of the beast")
+    if number == 777:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number
+
+
+def convert_or_die(tasks: list[Task], settings: Settings) -> list[Sample | Rejected]:
+    """Convert, but die as a decoder does that a bad file crashes."""
+    if any(task.name.endswith("killer.jpg") for task in tasks):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return convert(tasks, settings)

@@ -1,0 +1,76 @@
+"""Results keep their order, and a worker that dies or fails is an error within seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from harl_fast.errors import DataError
+from preprocess.pool import TASKS_AHEAD, ordered_map, usable_cores
+from tests.preprocess.support import double
+
+
+def mapped(numbers: list[int], *, workers: int = 2) -> list[int]:
+    return list(ordered_map(double, numbers, workers=workers, describe=lambda n: f"number {n}"))
+
+
+def test_results_come_in_the_order_of_the_tasks() -> None:
+    assert mapped(list(range(40)), workers=3) == [2 * number for number in range(40)]
+    assert mapped([]) == []
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_is_killed_is_an_error_that_names_its_task() -> None:
+    with pytest.raises(DataError, match=r"worker process died \(SIGKILL\).*number 777.*--workers"):
+        mapped([*range(20), 777, *range(20)])
+
+
+@pytest.mark.timeout(60)
+def test_an_exception_in_a_worker_is_an_error_with_its_trace() -> None:
+    with pytest.raises(DataError, match=r"(?s)number 666.*ValueError: the number of the beast"):
+        mapped([*range(20), 666, *range(20)])
+
+
+def test_tasks_are_drawn_only_a_little_ahead_of_the_consumer() -> None:
+    drawn = 0
+
+    def numbers() -> Iterator[int]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield drawn
+
+    results = ordered_map(double, numbers(), workers=2, describe=str)
+    with contextlib.closing(results):
+        assert [next(results) for _ in range(10)] == list(range(2, 22, 2))
+        time.sleep(0.3)
+        assert drawn <= 10 + 2 * TASKS_AHEAD + 2
+
+
+def test_closing_early_ends_the_workers() -> None:
+    results = ordered_map(os.getpgid, [0] * 100, workers=2, describe=str)
+    next(results)
+    pids = children_of_workers(results)
+    results.close()
+    assert pids and not any(alive(pid) for pid in pids)
+
+
+def children_of_workers(results: object) -> list[int]:
+    team = results.gi_frame.f_locals["team"]  # type: ignore[attr-defined]
+    return [worker.process.pid for worker in team]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_at_least_one_core_is_usable() -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
