@@ -22,6 +22,7 @@ examples:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Return the command line's values."""
     parser = argparse.ArgumentParser(
         description="Pretrain a network by HARL on one or more devices.",
         epilog=EXAMPLES,
@@ -43,6 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Parse and train; return the exit code."""
     args = parse(argv)
     # Imported late: torch and FFCV take seconds, which --help and usage errors need not wait for.
     from harl_fast.engine.pretrain import pretrain

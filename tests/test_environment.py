@@ -22,8 +22,9 @@ else:
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "sklearn": "scikit-learn"}
 """Where a module's name is not its distribution's."""
-DISTRIBUTIONS |= {"yaml": "pyyaml", "packaging": "pytest", "tomli": "pytest"}
-"""The last two come with pytest, which needs them itself."""
+DISTRIBUTIONS |= {"yaml": "pyyaml", "llvmlite": "numba", "packaging": "pytest", "tomli": "pytest"}
+"""The last three come with packages that are made of them or need them themselves."""
+OURS_AND_PYTHONS = sys.stdlib_module_names | {"harl_fast", "preprocess", "launch", "tests"}
 
 
 def project() -> dict[str, Any]:
@@ -75,12 +76,7 @@ def third_party(folder: str) -> dict[str, str]:
             elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
                 names = [node.module]
             for name in (name.split(".")[0] for name in names):
-                if name not in sys.stdlib_module_names | {
-                    "harl_fast",
-                    "preprocess",
-                    "launch",
-                    "tests",
-                }:
+                if name not in OURS_AND_PYTHONS | {"tomllib"}:  # Python's own from 3.11
                     found[name] = str(path.relative_to(ROOT))
     return found
 

@@ -1,0 +1,1 @@
+"""Pretraining runs: the DeepSpeed file, the step, checkpoints, logs; joins all lower steps."""

@@ -8,7 +8,6 @@ import torch
 from torch.optim import Optimizer
 
 from harl_fast.config import RunConfig
-from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.photometric import Photometric
 from harl_fast.engine import ds
@@ -18,8 +17,8 @@ from harl_fast.engine.dsconfig import EngineConfig
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.parts import Parts, load_networks, load_rest
 from harl_fast.engine.precision import Autocast, LossScale
+from harl_fast.engine.views import view_geometry
 from harl_fast.errors import ConfigError
-from harl_fast.model.backbone import feature_size
 from harl_fast.model.harl import HARL, convert_sync_bn
 from harl_fast.optim.build import build_optimizer
 from harl_fast.optim.groups import param_groups
@@ -111,25 +110,17 @@ def build_loader(
     config: RunConfig, engine_config: EngineConfig, machine: Machine, *, data: Path
 ) -> BetonLoader:
     """Return this rank's loader of the folder's train.beton. Raises ConfigError or DataError."""
-    sizes = [cells_of(config, view.size_px) for view in config.data.views]
-    if len(set(sizes)) > 1:
-        pixels = ", ".join(str(view.size_px) for view in config.data.views)
+    views = view_geometry(config)
+    if len({view.cells for view in views}) > 1:
+        pixels = ", ".join(str(view.size_px) for view in views)
+        cells = ", ".join(str(view.cells) for view in views)
         raise ConfigError(
-            f"data.views of {pixels} px give feature maps of {sizes} cells a side, and masks are "
+            f"data.views of {pixels} px give feature maps of {cells} cells a side, and masks are "
             f"stacked over views; give all views one size_px"
         )
     return BetonLoader(
         data / "train.beton",
-        views=[
-            ViewGeometry(
-                size_px=view.size_px,
-                cells=cells,
-                scale=view.scale,
-                ratio=view.ratio,
-                flip_p=view.flip_p,
-            )
-            for view, cells in zip(config.data.views, sizes, strict=True)
-        ],
+        views=views,
         batch_global=engine_config.batches.batch_global,
         batch_micro=engine_config.batches.batch_micro,
         rank=machine.rank,
@@ -159,12 +150,6 @@ def build_model(config: RunConfig) -> HARL:
         )
     convert_sync_bn(harl, model.sync_bn)
     return harl
-
-
-def cells_of(config: RunConfig, size_px: int) -> int:
-    """Return the side of the feature map that views of ``size_px`` give."""
-    model = config.model
-    return feature_size(model.arch, stem=model.stem, last_stride=model.last_stride, size_px=size_px)
 
 
 def _check_optimizer(config: RunConfig, engine_config: EngineConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from types import TracebackType
@@ -76,8 +77,10 @@ class Reporter:
         if self._board is None:
             return
         self.say(log_line(record, epochs=self._epochs))
+        # JSON has no NaN; null is what other programs read.
+        finite = {key: value if math.isfinite(value) else None for key, value in record.items()}
         with open(self._folder.metrics, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+            stream.write(json.dumps(finite, allow_nan=False) + "\n")
         step = int(record["step"])
         for key, name in _BOARD.items():
             if key in record:

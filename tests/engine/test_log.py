@@ -55,7 +55,7 @@ def test_a_record_goes_to_all_three_places(
         reporter.write({**GOOD, "step": 3800, "loss": float("nan"), "skipped": 50})
     first, second = folder.metrics.read_text().splitlines()
     assert json.loads(first) == GOOD
-    assert json.loads(second)["step"] == 3800
+    assert json.loads(second)["step"] == 3800 and json.loads(second)["loss"] is None
     printed = capsys.readouterr().err.splitlines()
     assert printed[0] == log_line(GOOD, epochs=100)
     assert printed[2].startswith("warning: non-finite: 50 of the last 50 steps")

@@ -170,6 +170,21 @@ def test_a_broken_gradient_anywhere_moves_nothing(
     assert not torch.equal(weights(run)["backbone.conv1.weight"], before["backbone.conv1.weight"])
 
 
+def test_where_zero_itself_skips_a_step_the_target_stays_too(
+    machine: Machine, tmp_path: Path
+) -> None:
+    run = stepper(machine, tmp_path, stage=1, config=("optim.name=sgd", "optim.lr=0.001"))
+    advance(run, 2)
+    before, before_target = weights(run), target(run)
+    parameter = run.parts.harl.backbone.conv1.weight
+    hook = parameter.register_hook(lambda grad: grad * float("inf"))
+    advance(run)
+    hook.remove()
+    assert_equal(weights(run), before)
+    assert_equal(target(run), before_target)
+    assert int(run.skipped) == 1
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_fp16_finds_its_scale_and_then_steps_like_fp32(
     machine: Machine, tmp_path: Path, stage: int

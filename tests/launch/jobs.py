@@ -13,6 +13,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+_RANK_VARIABLES = {
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+}
+"""Set in this process by tests that run one rank in it; a job's launcher sets its own."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ def free_port() -> int:
 
 def start(command: Sequence[str | Path], *, log: Path) -> subprocess.Popen[bytes]:
     """Start a job in a process group of its own; it prints into ``log``."""
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with open(log, "wb") as stream:
         return subprocess.Popen(
