@@ -218,7 +218,8 @@ def load_config(name: str, *, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: holds a {type(tree).__name__}; sections with keys are expected")
     for override in overrides:
         _override(tree, override)
-    return validated(RunConfig, tree, where=str(path))
+    config: RunConfig = validated(RunConfig, tree, where=str(path))
+    return config
 
 
 def dump_config(config: RunConfig) -> str:

@@ -34,7 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="containers; kept")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="run folder; replaced")
-    parser.add_argument("--images", type=int, default=2400, help="training images to generate")
+    parser.add_argument("--images", type=int, default=3000, help="to generate; a fifth is held out")
     parser.add_argument("--epochs", type=int, help="default: the preset's")
     parser.add_argument("--engine", default="ds_configs/cpu.json", help="DeepSpeed configuration")
     return parser.parse_args(argv)

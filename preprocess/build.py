@@ -210,16 +210,18 @@ def _versions() -> dict[str, str]:
 def _summarise(beton: Path, manifest: Manifest, tally: Tally) -> None:
     """Print what a user wants to know about one container."""
     mask, counts = manifest.mask, manifest.class_counts
-    notes = [
-        f"{mask['fallbacks']:,} mask files replaced by {_fallback(mask)}" * bool(tally.replaced),
-        f"{tally.stand_ins:,} centre ellipses stand in" * bool(tally.stand_ins),
-    ]
+    notes = [mask["method"]]
+    if tally.replaced:
+        stand_by = mask["parameters"]["fallback"]["method"]
+        notes.append(f"{len(tally.replaced):,} files of it replaced by {stand_by}")
+    if tally.stand_ins:
+        notes.append(f"{tally.stand_ins:,} centre ellipses stand in")
     print(
         f"{manifest.split}: {manifest.count:,} images, {len(counts)} classes of {min(counts):,} to "
         f"{max(counts):,}, {manifest.skipped:,} files skipped"
     )
     print(
-        f"  masks: {', '.join([mask['method'], *filter(None, notes)])}; "
+        f"  masks: {', '.join(notes)}; "
         f"coverage {mask['coverage_mean']:.1%}, empty {mask['empty_share']:.1%}, "
         f"full {mask['full_share']:.1%}"
     )
@@ -229,7 +231,3 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally) -> None:
         first = tally.rejected[0]
         listing = beton.with_name(f"{beton.stem}.report.json")
         print(f"  skipped files and reasons: {listing} (first: {first.name}: {first.reason})")
-
-
-def _fallback(mask: dict[str, Any]) -> str:
-    return str(mask["parameters"]["fallback"]["method"])

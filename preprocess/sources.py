@@ -65,9 +65,10 @@ def folder_source(folder: Path) -> Source:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; {LAYOUT}")
-    train, val = folder / "train", _held_out(folder)
+    train = folder / "train"
     if not train.is_dir():
         raise DataError(f"{folder} has no train/ folder{_nested(folder)}; {LAYOUT}")
+    val = _held_out(folder)
     found = {name: _scan(path) for name, path in (("train", train), ("val", val))}
     classes = sorted(found["train"][0])
     _check_classes(folder, classes, sorted(found["val"][0]), val.name)

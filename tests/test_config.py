@@ -10,7 +10,7 @@ from harl_fast.config import dump_config, load_config, presets
 from harl_fast.errors import ConfigError
 
 
-@pytest.mark.parametrize("name", ["demo", "paper", "repo-pt", "seed-readme"])
+@pytest.mark.parametrize("name", ["demo", "paper", "repo-pt", "seed-readme", "small"])
 def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Path) -> None:
     assert name in presets()
     config = load_config(name)

@@ -80,6 +80,8 @@ class LoudEpoch(EpochIterator):  # type: ignore[misc]  # ffcv is untyped
     """
 
     def __init__(self, loader: Loader, order: np.ndarray) -> None:
+        self.closed: bool
+        self.memory_allocations: dict[str, Any]
         self.copied: list[torch.cuda.Event | None] = [None] * (loader.batches_ahead + 2)
         self.slot_out: int | None = None
         super().__init__(loader, order)

@@ -61,7 +61,8 @@ def draw(policy: ViewConfig, ids: npt.ArrayLike, *, seed: int, epoch: int, view:
 def luminance(x: Tensor) -> Tensor:
     """Return (B, 1, H, W) luminance of (B, 3, H, W) RGB (ITU-R BT.601)."""
     red, green, blue = x.split(1, dim=1)
-    return red * _GREY[0] + green * _GREY[1] + blue * _GREY[2]
+    grey: Tensor = red * _GREY[0] + green * _GREY[1] + blue * _GREY[2]
+    return grey
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
@@ -175,14 +176,13 @@ class Photometric(nn.Module):
         for place in range(len(_JITTER)):
             for number, operation in enumerate(_JITTER):
                 rows = _rows(drawn.jitter & (drawn.order[:, place] == number), x)
-                factors = _values(drawn.factors[:, number], x)
-                _apply(x, rows, lambda part, r, o=operation, f=factors: o(part, f[r]))
-        _apply(x, _rows(drawn.grey, x), lambda part, _: luminance(part).expand_as(part))
+                _apply(x, rows, operation, _values(drawn.factors[:, number], x))
+        sigma = _values(drawn.sigma, x)
+        _apply(x, _rows(drawn.grey, x), lambda part, _: luminance(part).expand_as(part), sigma)
         radius = max(1, math.ceil(4.0 * policy.blur_sigma[1] * policy.size_px / REFERENCE_PX))
         radius = min(radius, policy.size_px - 1)
-        sigma = _values(drawn.sigma, x)
-        _apply(x, _rows(drawn.blur, x), lambda part, r: blur(part, sigma[r], radius=radius))
-        _apply(x, _rows(drawn.solarize, x), lambda part, _: solarize(part))
+        _apply(x, _rows(drawn.blur, x), lambda part, s: blur(part, s, radius=radius), sigma)
+        _apply(x, _rows(drawn.solarize, x), lambda part, _: solarize(part), sigma)
         return x
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -212,9 +212,11 @@ def _values(values: npt.NDArray[np.float64], like: Tensor) -> Tensor:
     return torch.from_numpy(values.astype(np.float32)).to(like.device, non_blocking=True)
 
 
-def _apply(x: Tensor, rows: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Replace the given rows of ``x`` by the operation's result on (those rows, their numbers)."""
+def _apply(
+    x: Tensor, rows: Tensor, operation: Callable[[Tensor, Tensor], Tensor], values: Tensor
+) -> None:
+    """Replace the given rows of ``x`` by the operation's result on them and on their values."""
     if len(rows) == len(x):
-        x.copy_(operation(x, rows))
+        x.copy_(operation(x, values))
     elif len(rows):
-        x[rows] = operation(x[rows], rows)
+        x[rows] = operation(x[rows], values[rows])

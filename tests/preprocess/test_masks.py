@@ -1,0 +1,163 @@
+"""Masks: one rule from map to mask, a heuristic that beats the centre, and trees of mask files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from harl_fast.errors import DataError
+from preprocess.demo.render import render
+from preprocess.demo.shapes import SHAPES
+from preprocess.masks import METHODS, find_mask
+from preprocess.masks.binary import (
+    binarize,
+    centre_ellipse,
+    drop_specks,
+    fill_holes,
+    otsu_level,
+)
+from preprocess.masks.heuristic import GuidedFilter, barrier_distance, heuristic_map
+from preprocess.masks.tree import open_tree
+from tests.preprocess.support import photo
+
+Mask = npt.NDArray[np.bool_]
+
+
+def disc(side: int, radius: float) -> Mask:
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    return np.hypot(x, y) <= radius
+
+
+def overlap(mask: Mask, truth: Mask) -> float:
+    return float((mask & truth).sum() / (mask | truth).sum())
+
+
+def test_otsu_splits_two_levels_between_them() -> None:
+    soft = np.where(disc(64, 20), 0.8, 0.2).astype(np.float32)
+    assert 0.2 < otsu_level(soft) < 0.8
+    mask, stand_in = binarize(soft)
+    assert not stand_in
+    np.testing.assert_array_equal(mask, disc(64, 20))
+
+
+def test_specks_go_and_holes_fill() -> None:
+    truth = disc(64, 20)
+    dirty = truth & ~disc(64, 5)
+    dirty[2:4, 2:4] = True
+    np.testing.assert_array_equal(fill_holes(drop_specks(dirty)), truth)
+    open_bay = truth.copy()
+    open_bay[32:, 30:34] = False  # reaches the outside, so it is no hole
+    np.testing.assert_array_equal(fill_holes(open_bay), open_bay)
+
+
+def test_two_large_pieces_both_stay() -> None:
+    two = np.zeros((64, 64), np.bool_)
+    two[10:30, 10:30] = two[40:50, 40:50] = True
+    np.testing.assert_array_equal(drop_specks(two), two)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_a_map_without_contrast_gets_the_stand_in(level: float) -> None:
+    mask, stand_in = binarize(np.full((64, 64), level, np.float32))
+    assert stand_in
+    np.testing.assert_array_equal(mask, centre_ellipse(64))
+    assert mask.mean() == pytest.approx(np.pi * 0.35**2, abs=0.01)
+
+
+def minimax_barrier(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return an exact barrier distance: thresholds of all lower bounds, flooded from the border.
+
+    For each lower bound, the least top of a path above that bound is found by repeated relaxation.
+    """
+    best = np.full(values.shape, np.inf)
+    for low in np.unique(values):
+        allowed = values >= low
+        top = np.full(values.shape, np.inf)
+        edge = np.zeros_like(allowed)
+        edge[[0, -1]] = edge[:, [0, -1]] = True
+        top[edge & allowed] = values[edge & allowed]
+        for _ in range(values.size):
+            padded = np.pad(top, 1, constant_values=np.inf)
+            near = np.minimum.reduce(
+                [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
+            )
+            relaxed = np.where(allowed, np.minimum(top, np.maximum(near, values)), np.inf)
+            if np.array_equal(relaxed, top):
+                break
+            top = relaxed
+        best = np.minimum(best, top - low)
+    return best
+
+
+def test_the_barrier_distance_is_never_below_the_exact_one_and_mostly_equal() -> None:
+    values = np.random.default_rng(0).integers(0, 8, (14, 17)).astype(np.float64)
+    scanned, exact = barrier_distance(values), minimax_barrier(values)
+    # Raster scans see a path's own best extremes only: an upper bound by construction.
+    assert (scanned >= exact - 1e-12).all()
+    assert (scanned == exact).mean() > 0.7
+    walled = np.pad(np.full((3, 3), 2.0), 3)
+    np.testing.assert_array_equal(barrier_distance(walled), walled)
+
+
+def test_the_guided_filter_smooths_noise_and_keeps_the_edge() -> None:
+    edge = np.full((64, 64), 0.3, np.float32)
+    edge[:, 32:] = 0.7
+    rng = np.random.default_rng(0)
+    noisy = edge + 0.05 * rng.standard_normal(edge.shape, np.float32)
+    smooth = GuidedFilter.of(np.repeat(edge[..., None], 3, axis=2))(noisy)
+    assert np.abs(smooth - edge).mean() < 0.5 * np.abs(noisy - edge).mean()
+    assert (smooth[:, 33] - smooth[:, 30]).mean() > 0.35
+
+
+def test_the_heuristic_is_a_probability_and_the_same_every_time() -> None:
+    pixels = photo(1, height=120, width=90)
+    first = heuristic_map(pixels, rounds=4)
+    assert first.shape == (64, 64) and first.dtype == np.float32
+    assert 0 <= first.min() <= first.max() <= 1
+    np.testing.assert_array_equal(first, heuristic_map(pixels, rounds=4))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (200, 2)])
+def test_thin_images_get_a_mask(shape: tuple[int, int]) -> None:
+    mask, _ = find_mask(np.full((*shape, 3), 90, np.uint8), "heuristic")
+    assert mask.shape == (64, 64) and mask.any()
+
+
+def test_the_heuristic_beats_the_centre_on_generated_images() -> None:
+    scores: dict[str, list[float]] = {"heuristic": [], "center": []}
+    for index, kind in enumerate([*SHAPES] * 4):
+        drawn = render(5, index, kind=kind, split=0, side=128)
+        for method, values in scores.items():
+            mask, _ = find_mask(drawn.image, method)
+            values.append(overlap(np.kron(mask, np.ones((2, 2))) > 0, drawn.mask))
+    heuristic, center = (float(np.mean(scores[name])) for name in ("heuristic", "center"))
+    assert heuristic > center + 0.1, (heuristic, center)
+
+
+def test_the_patterns_do_not_look_at_the_image() -> None:
+    masks = {name: find_mask(photo(2), name) for name, method in METHODS.items() if method.fixed}
+    assert masks.keys() == {"center", "full"}
+    assert masks["full"][0].all() and not masks["full"][1]
+    assert 0.1 < masks["center"][0].mean() < 0.6 and masks["center"][0][32, 32]
+
+
+def test_mask_files_lie_beside_the_images_names(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    tree = open_tree(tmp_path, "train/a/1.jpg", ["a"])
+    assert tree is not None
+    assert tree.path("train/a/deep/1.b.JPEG") == tmp_path / "train/a/deep/1.b.png"
+    assert open_tree(tmp_path, "val/a/1.jpg", ["a"]) is None
+
+
+def test_a_tree_of_classes_alone_stands_for_the_training_images(tmp_path: Path) -> None:
+    (tmp_path / "n01440764").mkdir()
+    tree = open_tree(tmp_path, "train/n01440764/1.JPEG", ["n01440764"])
+    assert tree is not None
+    assert tree.path("train/n01440764/1.JPEG") == tmp_path / "n01440764/1.png"
+    with pytest.raises(DataError, match=r"neither train/ nor class folders.*n2"):
+        open_tree(tmp_path, "train/n2/1.JPEG", ["n2"])
+    with pytest.raises(DataError, match="is no folder"):
+        open_tree(tmp_path / "none", "train/n2/1.JPEG", ["n2"])

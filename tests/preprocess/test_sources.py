@@ -1,0 +1,181 @@
+"""Image folders of every layout are listed in a fixed order, and unusable ones are explained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torchvision.datasets
+
+from harl_fast.errors import DataError
+from preprocess.sources import DATASETS, folder_source, torchvision_source
+from tests.preprocess.support import image_folder
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def layout(root: Path, *names: str) -> Path:
+    for name in names:
+        touch(root / name)
+    return root
+
+
+USUAL = ("train/b/1.jpg", "train/a/2.jpg", "val/a/3.jpg")
+
+
+def test_samples_are_ordered_by_class_and_name_whatever_the_disk_says(tmp_path: Path) -> None:
+    source = folder_source(layout(tmp_path / "set", *USUAL, "train/a/1.jpg", "val/b/x/y/9.PNG"))
+    assert source.name == "set" and source.classes == ["a", "b"]
+    train, val = source.splits["train"], source.splits["val"]
+    assert train.names == ["train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg"]
+    assert train.labels == [0, 0, 1]
+    assert val.names == ["val/a/3.jpg", "val/b/x/y/9.PNG"]
+    assert val.image(1) == tmp_path / "set" / "val/b/x/y/9.PNG"
+
+
+def test_imagenets_layout_and_all_suffixes_are_taken(tmp_path: Path) -> None:
+    names = [f"train/n01440764/n01440764_{i}.{s}" for i, s in enumerate(("JPEG", "jpg", "WebP"))]
+    source = folder_source(layout(tmp_path, *names, "train/n2/1.tif", "val/n2/1.gif"))
+    assert source.splits["train"].names[:3] == sorted(names)
+
+
+def test_a_test_folder_serves_as_val(tmp_path: Path) -> None:
+    source = folder_source(layout(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg"))
+    assert source.splits["val"].names == ["test/a/1.jpg"]
+
+
+def test_other_files_are_listed_and_hidden_ones_passed_over(tmp_path: Path) -> None:
+    source = folder_source(layout(tmp_path, *USUAL, "train/a/notes.txt", "train/a/.DS_Store"))
+    rejected = source.splits["train"].rejected
+    assert [item.name for item in rejected] == ["train/a/notes.txt"]
+    assert "not an image by its name" in rejected[0].reason
+
+
+def test_links_are_followed_and_a_circle_ends(tmp_path: Path) -> None:
+    layout(tmp_path / "store", "a/1.jpg", "b/1.jpg")
+    layout(tmp_path / "set", "val/a/1.jpg", "train/c/1.jpg")
+    (tmp_path / "set/train/a").symlink_to(tmp_path / "store/a")
+    (tmp_path / "set/train/c/again").symlink_to(tmp_path / "set/train")
+    source = folder_source(tmp_path / "set")
+    assert source.splits["train"].names == ["train/a/1.jpg", "train/c/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"no train/ folder.*expected FOLDER/train/<class>"),
+        (["x/y/train/a/1.jpg"], r"no train/ folder, but .*x/y has: give that one"),
+        (["train/a/1.jpg", "train/b/1.jpg"], r"neither a val/ nor a test/ folder"),
+        (["train/a/1.txt", "val/a/1.jpg"], r"train holds no image"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.txt"], r"val holds no image"),
+        (["train/a/1.jpg", "val/a/1.jpg"], r"only one class \(a\)"),
+        ([*USUAL, "val/zebra/1.jpg"], r"1 class folders that train/ lacks \(zebra\)"),
+        ([*USUAL, "val/loose.jpg"], r"1 images outside any class folder"),
+    ],
+)
+def test_an_unusable_layout_is_explained(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        folder_source(layout(tmp_path, *names))
+
+
+def test_a_folder_that_is_none_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no folder"):
+        folder_source(tmp_path / "missing")
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_an_empty_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout(tmp_path, *USUAL)
+
+    def walk(base: Path, *, followlinks: bool, onerror: Any) -> list[Any]:
+        onerror(PermissionError(13, "Permission denied", str(base / "b")))
+        return []
+
+    # Tests may run as root, whom no mode bits stop.
+    monkeypatch.setattr("preprocess.sources.os.walk", walk)
+    with pytest.raises(DataError, match=r"train/b cannot be read \(Permission denied\)"):
+        folder_source(tmp_path)
+
+
+def test_a_failed_download_names_the_way_without_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    with pytest.raises(DataError, match=r"cifar10 could not be downloaded.*no route.*--data"):
+        torchvision_source("cifar10", tmp_path)
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_scipy(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+
+    monkeypatch.setattr(torchvision.datasets, "Flowers102", without_scipy)
+    with pytest.raises(DataError, match="pip install scipy"):
+        torchvision_source("flowers102", tmp_path)
+
+
+def test_a_download_that_was_cut_short_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_folder(tmp_path / "imagenette2-320")
+    monkeypatch.setattr(torchvision.datasets, "Imagenette", lambda *_, **__: None)
+    with pytest.raises(DataError, match=r"has \(8, 4\) images, \(9469, 3925\) are expected"):
+        torchvision_source("imagenette", tmp_path)
+
+
+def test_sets_in_memory_give_pixels_and_labels(tmp_path: Path) -> None:
+    pixels = np.arange(4 * 3 * 96 * 96, dtype=np.uint8).reshape(4, 3, 96, 96)
+    part = SimpleNamespace(data=pixels, labels=np.array([1, 0, 1, 0]), classes=["x", "y"])
+    source = DATASETS["stl10"].read(SimpleNamespace(STL10=lambda *_, **__: part), tmp_path)
+    image = source.splits["val"].image(2)
+    assert isinstance(image, np.ndarray)
+    np.testing.assert_array_equal(image, pixels[2].transpose(1, 2, 0))
+    assert source.splits["val"].labels == [1, 0, 1, 0]
+    assert source.splits["train"].names[3] == "train/000003"
+
+    batch = SimpleNamespace(data=np.zeros((2, 32, 32, 3), np.uint8), targets=[5, 6], classes=["x"])
+    source = DATASETS["cifar10"].read(SimpleNamespace(CIFAR10=lambda *_, **__: batch), tmp_path)
+    assert source.name == "cifar10" and source.splits["train"].labels == [5, 6]
+
+
+def test_sets_of_files_give_paths_below_the_cache(tmp_path: Path) -> None:
+    def flowers(root: Path, *, split: str, download: bool) -> SimpleNamespace:
+        file = root / "flowers-102/jpg" / f"{split}.jpg"
+        return SimpleNamespace(
+            _image_files=[file], _labels=[{"train": 3, "val": 4, "test": 5}[split]]
+        )
+
+    source = DATASETS["flowers102"].read(SimpleNamespace(Flowers102=flowers), tmp_path)
+    train = source.splits["train"]
+    assert train.labels == [3, 4] and source.splits["val"].labels == [5]
+    assert train.image(0) == tmp_path / "flowers-102/jpg/train.jpg"
+    assert len(source.classes) == 102
+
+    def pets(root: Path, *, split: str, download: bool) -> SimpleNamespace:
+        file = root / "oxford-iiit-pet/images" / f"{split}.jpg"
+        return SimpleNamespace(_images=[file], _labels=[7], classes=["Abyssinian"])
+
+    source = DATASETS["pets"].read(SimpleNamespace(OxfordIIITPet=pets), tmp_path)
+    assert source.splits["val"].names == ["oxford-iiit-pet/images/test.jpg"]
+
+
+def test_a_copy_of_a_folder_gives_the_same_list(tmp_path: Path) -> None:
+    first = image_folder(tmp_path / "a")
+    shutil.copytree(first, tmp_path / "b")
+    assert (
+        folder_source(first).splits["train"].names
+        == folder_source(tmp_path / "b").splits["train"].names
+    )
