@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import functools
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from harl_fast.errors import DataError, run_main
 from preprocess.build import build
@@ -21,34 +23,45 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the checked command line."""
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.beton",
+        usage="%(prog)s [--data FOLDER | --dataset NAME] --out OUT [options]",
         description="Write OUT/train.beton and OUT/val.beton (images, foreground masks, labels) "
         "from an image folder, a public data set, or else a generated demo set.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="OUT/<split>.json describes a container, OUT/<split>.report.json lists what was "
+        "left out and why; `python -m preprocess.verify OUT/*.beton` reads every byte again.",
     )
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--data", type=Path, metavar="FOLDER", help="train/<class>/*, val/<class>/*")
-    which.add_argument("--dataset", choices=sorted(DATASETS), help="downloaded to OUT/download")
+    which.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="images in train/<class>/ and val/<class>/"
+    )
+    which.add_argument(
+        "--dataset",
+        choices=sorted(DATASETS),
+        metavar="NAME",
+        help=f"{', '.join(DATASETS)}: downloaded into OUT/download",
+    )
     add("--out", type=Path, required=True, metavar="OUT", help="folder of the containers")
     add("--masks", type=Path, metavar="TREE", help="mask files TREE/train/<class>/<stem>.png")
-    methods = ", ".join(f"{name} ({method.about})" for name, method in METHODS.items())
     add(
         "--mask-method",
         choices=sorted(METHODS),
         metavar="NAME",
         default="heuristic",
-        help=f"for images without a mask file: {methods}",
+        help="for images without a mask file: "
+        + ", ".join(f"{name} ({method.about})" for name, method in METHODS.items())
+        + "; default %(default)s",
     )
-    add("--mask-size", type=_whole(8, 1024), default=64, metavar="N", help="stored mask side")
-    add("--max-resolution", type=_whole(8, 4096), default=512, metavar="PX", help="longest side")
-    add("--quality", type=_whole(1, 100), default=90, metavar="Q", help="JPEG quality")
-    add("--workers", type=_whole(1, 1024), default=usable_cores(), metavar="N", help="processes")
-    demo = parser.add_argument_group("demo set")
-    add = demo.add_argument
-    add("--demo-images", type=_whole(20, 10**6), default=3000, metavar="N", help="both splits")
-    add("--demo-classes", type=_whole(2, MAX_CLASSES), default=MAX_CLASSES, metavar="N", help=" ")
-    add("--demo-size", type=_whole(32, 512), default=144, metavar="PX", help="side of an image")
-    add("--demo-seed", type=_whole(0, 2**31), default=0, metavar="N", help=" ")
+    number = functools.partial(_add_number, parser.add_argument)
+    number("--mask-size", 8, 1024, default=64, about="side of the stored masks, a multiple of 8")
+    number("--max-resolution", 8, 4096, default=512, about="longest side of the stored images")
+    number("--quality", 1, 100, default=90, about="JPEG quality")
+    number("--workers", 1, 1024, default=usable_cores(), about="processes")
+    group = parser.add_argument_group("demo set, without --data and --dataset")
+    number = functools.partial(_add_number, group.add_argument)
+    number("--demo-images", 20, 10**6, default=3000, about="images in both splits together")
+    number("--demo-classes", 2, MAX_CLASSES, default=MAX_CLASSES, about="kinds of objects")
+    number("--demo-size", 32, 512, default=144, about="side of the images")
+    number("--demo-seed", 0, 2**31, default=0, about="other seeds give other images")
     args = parser.parse_args(argv)
     if args.mask_size % 8:
         parser.error(f"argument --mask-size: {args.mask_size} is no multiple of 8")
@@ -57,9 +70,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _whole(low: int, high: int) -> functools.partial[int]:
-    """Return an argparse type: a whole number from low to high."""
-    return functools.partial(_bounded, low=low, high=high)
+def _add_number(
+    add: Callable[..., Any], flag: str, low: int, high: int, *, default: int, about: str
+) -> None:
+    """Add an option that takes a whole number from low to high."""
+    kind = functools.partial(_bounded, low=low, high=high)
+    add(flag, type=kind, default=default, metavar="N", help=f"{about}; default %(default)s")
 
 
 def _bounded(text: str, *, low: int, high: int) -> int:
@@ -78,14 +94,13 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
     settings = Settings(args.max_resolution, args.quality, args.mask_size, args.mask_method)
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
         source, masks = _source(args)
         build(source, args.out, settings, masks=masks, workers=args.workers)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         raise DataError(
-            f"writing {args.out} failed: {error.strerror}{place}. Check the free space and the "
-            f"rights there, and run the command again"
+            f"writing {args.out} failed: {error.strerror or error}{place}. Check the free space and "
+            f"the rights there, and run the command again"
         ) from error
     return 0
 

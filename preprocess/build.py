@@ -20,6 +20,7 @@ from harl_fast.data.manifest import (
     FORMAT_VERSION,
     Manifest,
     check_container,
+    one_line,
     write_manifest,
     write_names,
 )
@@ -34,6 +35,8 @@ from preprocess.writer import container_writer
 
 CHUNK = 16
 """Images a worker takes at a time: about 0.1 s of work, 2 MB of result."""
+SLOW_BYTES = 2 * 10**9
+"""From here on a checksum takes seconds."""
 TOOLS = ("ffcv", "numpy", "opencv-python", "pillow")
 
 
@@ -73,6 +76,8 @@ def build(
 
     No file takes its final name before all containers are whole. Returns the manifests.
     """
+    for left in sorted(out.glob(".*.beton.*.tmp")):
+        print(f"note: {left} is left of a run that was killed; delete it if none is going on")
     written = []
     with contextlib.ExitStack() as stack:
         for name, split in source.splits.items():
@@ -80,7 +85,10 @@ def build(
             beton = out / f"{name}.beton"
             temporary = stack.enter_context(replacing(beton))
             tally = _convert_split(temporary, name, split, tree, settings, workers=workers)
-            facts = (temporary.stat().st_size, sha256_file(temporary))
+            size = temporary.stat().st_size
+            if size > SLOW_BYTES:
+                print(f"computing the checksum of {name}: {size / 1e9:,.1f} GB", flush=True)
+            facts = (size, sha256_file(temporary))
             written.append((beton, tree, tally, facts))
     manifests = []
     for beton, tree, tally, facts in written:
@@ -196,10 +204,10 @@ def _mask_facts(tally: Tally, masks: Path | None, settings: Settings) -> dict[st
 
 
 def _report(tally: Tally) -> dict[str, Any]:
-    return {
-        "skipped": [{"path": item.name, "reason": item.reason} for item in tally.rejected],
-        "masks_replaced": [{"path": item.name, "reason": item.reason} for item in tally.replaced],
-    }
+    def listed(items: list[Rejected]) -> list[dict[str, str]]:
+        return [{"path": one_line(item.name), "reason": one_line(item.reason)} for item in items]
+
+    return {"skipped": listed(tally.rejected), "masks_replaced": listed(tally.replaced)}
 
 
 def _versions() -> dict[str, str]:
@@ -228,6 +236,6 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally) -> None:
     rate = manifest.count / max(tally.seconds, 1e-9)
     print(f"  {manifest.beton_bytes / 1e6:,.1f} MB, {rate:,.0f} images/s: {beton}")
     if tally.rejected:
-        first = tally.rejected[0]
+        first = one_line(f"{tally.rejected[0].name}: {tally.rejected[0].reason}")
         listing = beton.with_name(f"{beton.stem}.report.json")
-        print(f"  skipped files and reasons: {listing} (first: {first.name}: {first.reason})")
+        print(f"  skipped files and reasons: {listing} (first: {first})")

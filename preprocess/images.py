@@ -67,7 +67,7 @@ def decode_image(path: Path, *, side_px: int) -> Decoded:
             warnings.simplefilter("ignore")  # remarks on metadata, which does not matter here
             with Image.open(path, formats=FORMATS) as image:
                 return _decode(image, side_px)
-    except UnusableImageError:
+    except (UnusableImageError, MemoryError):
         raise
     except Exception as error:  # Pillow raises nearly anything on damaged files
         raise UnusableImageError(f"{type(error).__name__}: {error}") from error
@@ -162,7 +162,7 @@ def read_mask(path: Path, *, orientation: int, file_size: tuple[int, int]) -> Ma
                     f"its image {file_size[0]} x {file_size[1]}"
                 )
             values = np.asarray(upright) != 0
-    except UnusableImageError:
+    except (UnusableImageError, MemoryError):
         raise
     except Exception as error:  # as above
         raise UnusableImageError(f"{type(error).__name__}: {error}") from error

@@ -102,7 +102,7 @@ def _send(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> None:
     assert worker.task is not None
     try:
         worker.connection.send(worker.task[1])
-    except (BrokenPipeError, ConnectionResetError):
+    except OSError:
         raise _death(worker, describe) from None
 
 
@@ -110,7 +110,7 @@ def _receive(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> tuple[
     assert worker.task is not None
     try:
         result, trace = worker.connection.recv()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):  # OSError: it died in the middle of an answer
         raise _death(worker, describe) from None
     number, task = worker.task
     if trace is not None:
@@ -148,7 +148,7 @@ def _serve(connection: Connection[Any, Any], work: Callable[[TaskT], Any]) -> No
     """Answer tasks until the other end closes, as it also does when the main process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides what an interrupt ends
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with contextlib.suppress(EOFError, OSError):
         while True:
             task = connection.recv()
             try:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harl_fast.data.manifest import one_line
 from harl_fast.errors import DataError
 from preprocess.images import SUFFIXES
 
@@ -155,6 +156,12 @@ def _files(base: Path) -> Iterator[str]:
 
 
 def _check_classes(folder: Path, train: list[str], held_out: list[str], split: str) -> None:
+    for name in train:
+        if one_line(name) != name:
+            raise DataError(
+                f"{folder}/train has a class folder whose name does not print "
+                f"({one_line(name)}); rename it, and its like in {split}/"
+            )
     if len(train) < 2:
         raise DataError(
             f"{folder}/train has only one class ({train[0]}); evaluation needs at least two. "

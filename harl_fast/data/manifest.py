@@ -77,12 +77,13 @@ def write_names(beton: Path, names: Sequence[str]) -> str:
 
     Line breaks and bytes that are not UTF-8 appear as backslash escapes: one line is one sample.
     """
-    text = "".join(_one_line(name) + "\n" for name in names)
+    text = "".join(one_line(name) + "\n" for name in names)
     write_text(names_path(beton), text)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _one_line(name: str) -> str:
+def one_line(name: str) -> str:
+    """Return a name with everything that does not print as backslash escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 

@@ -138,20 +138,21 @@ def flat_groups(engine: Engine) -> list[FlatGroup]:
     return found
 
 
-def gradients_finite(engine: Engine) -> Tensor | None:
-    """Return on the device whether all gradients are finite, or None where LARS sees that itself.
+def gradient_norm(engine: Engine) -> Tensor:
+    """Return on the device the norm of the whole averaged gradient, 0-d, equal on all ranks.
 
-    ZeRO calls the optimizer once a group, so a group that is fine would have moved before a later
-    one is found broken. Call between backward and step; all ranks must.
+    Not finite if any gradient is not. Call between backward and step, at an accumulation
+    boundary; all ranks must. Under fp16 it is the norm of the scaled gradient.
     """
     if engine.zero_optimization_stage() == 0:
-        return None
+        grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        return torch.stack(torch._foreach_norm(grads)).norm()
     zero = engine.optimizer
     parts = [g for index in range(len(zero.bit16_groups)) for g in zero.averaged_gradients[index]]
-    total = torch.stack(torch._foreach_norm(parts)).sum() if parts else torch.zeros(())
-    broken = (~torch.isfinite(total)).to(dtype=torch.int32, device=zero.device)[None]
-    dist.all_reduce(broken, op=dist.ReduceOp.MAX)
-    return broken[0] == 0
+    norms = torch.stack(torch._foreach_norm(parts)) if parts else torch.zeros(1)
+    square = norms.square().sum().to(dtype=torch.float32, device=zero.device)[None]
+    dist.all_reduce(square)
+    return square[0].sqrt()
 
 
 def optimizer_state(

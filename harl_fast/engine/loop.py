@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harl_fast.data.loader import Batch
 from harl_fast.engine.checkpoint import prune, write_checkpoint
-from harl_fast.engine.ds import any_rank, gradients_finite
+from harl_fast.engine.ds import any_rank, gradient_norm
 from harl_fast.engine.meter import Meter
 from harl_fast.engine.parts import Parts, collect_state
 from harl_fast.engine.report import Reporter
@@ -69,11 +69,16 @@ class Stepper:
         return views, cells
 
     def _judge_gradients(self) -> None:
-        optimizer = self.parts.optimizer
-        if isinstance(optimizer, LARS):
-            finite = gradients_finite(self.parts.engine)
-            if finite is not None:
-                optimizer.applied = optimizer.applied & finite
+        """Meter the gradient's norm; let a LARS that steps once a group know all of it is finite.
+
+        ZeRO calls the optimizer once a group, so a group that is fine would have moved before a
+        later one is found broken.
+        """
+        optimizer, engine = self.parts.optimizer, self.parts.engine
+        if not isinstance(optimizer, LARS):
+            self.meter.add({"grad_norm": gradient_norm(engine)})
+        elif engine.zero_optimization_stage() > 0:
+            optimizer.applied = optimizer.applied & torch.isfinite(gradient_norm(engine))
 
     def _applied(self) -> Tensor:
         """Return on the device whether the step moved the networks."""

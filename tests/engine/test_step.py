@@ -257,3 +257,22 @@ def test_views_of_different_maps_are_refused(tmp_path: Path, data: Path) -> None
 
 def test_an_epoch_of_the_stand_in_has_the_steps_it_claims() -> None:
     assert len(list(FakeLoader())) == STEPS
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_metered_gradient_norm_is_autograds(
+    machine: Machine, tmp_path: Path, stage: int, name: str
+) -> None:
+    run = stepper(machine, tmp_path, stage=stage, config=(f"optim.name={name}",))
+    loader: FakeLoader = run.parts.loader  # type: ignore[assignment]
+    views, cells = run._inputs(loader.batch(0), epoch=0)
+    first = run.parts.course.at(0)
+    loss, _ = run.parts.harl(views, cells, alpha=first.alpha, beta=first.beta)
+    grads = torch.autograd.grad(loss, list(run.parts.harl.parameters()))
+    expected = torch.cat([grad.flatten() for grad in grads]).double().norm()
+    advance(run)
+    # float32 sums of about 1e5 squares against float64's.
+    torch.testing.assert_close(
+        torch.tensor(run.meter.take()["grad_norm"]).double(), expected, rtol=1e-4, atol=0
+    )

@@ -69,9 +69,7 @@ def one_step(engine: ds.Engine, optimizer: LARS, *, step: int, broken_rank: int 
             loss = loss + engine.module.gain.sum() * float("nan") * (loss.detach() * 0 + 1)
         engine.backward(loss)
         if micro == ACCUMULATION - 1:
-            finite = ds.gradients_finite(engine)
-            if finite is not None:
-                optimizer.applied = optimizer.applied & finite
+            optimizer.applied = optimizer.applied & torch.isfinite(ds.gradient_norm(engine))
         engine.step()
 
 

@@ -55,6 +55,11 @@ def double(number: int) -> int:
     return 2 * number
 
 
+def large(number: int) -> bytes:
+    """Return an answer that no pipe holds at once."""
+    return bytes(10_000_000 + number)
+
+
 def convert_or_die(tasks: list[Task], settings: Settings) -> list[Sample | Rejected]:
     """Convert, but die as a decoder does that a bad file crashes."""
     if any(task.name.endswith("killer.jpg") for task in tasks):

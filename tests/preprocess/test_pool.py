@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ import pytest
 
 from harl_fast.errors import DataError
 from preprocess.pool import TASKS_AHEAD, ordered_map, usable_cores
-from tests.preprocess.support import double
+from tests.preprocess.support import double, large
 
 
 def mapped(numbers: list[int], *, workers: int = 2) -> list[int]:
@@ -57,6 +58,16 @@ def test_closing_early_ends_the_workers() -> None:
     pids = children_of_workers(results)
     results.close()
     assert pids and not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_dies_in_the_middle_of_an_answer_is_an_error() -> None:
+    results = ordered_map(large, range(10), workers=1, describe=str)
+    next(results)
+    time.sleep(0.5)  # by now it has begun to answer, and waits for the pipe to be read
+    os.kill(children_of_workers(results)[0], signal.SIGKILL)
+    with pytest.raises(DataError, match="SIGKILL"):
+        list(results)
 
 
 def children_of_workers(results: object) -> list[int]:
