@@ -99,8 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         raise DataError(
-            f"writing {args.out} failed: {error.strerror or error}{place}. Check the free space and "
-            f"the rights there, and run the command again"
+            f"writing {args.out} failed: {error.strerror or error}{place}. Check free space and "
+            f"rights there, and run the command again"
         ) from error
     return 0
 

@@ -146,7 +146,8 @@ def gradient_norm(engine: Engine) -> Tensor:
     """
     if engine.zero_optimization_stage() == 0:
         grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        return torch.stack(torch._foreach_norm(grads)).norm()
+        norm: Tensor = torch.stack(torch._foreach_norm(grads)).norm()
+        return norm
     zero = engine.optimizer
     parts = [g for index in range(len(zero.bit16_groups)) for g in zero.averaged_gradients[index]]
     norms = torch.stack(torch._foreach_norm(parts)) if parts else torch.zeros(1)

@@ -229,6 +229,12 @@ def test_a_bad_file_has_a_reason(tmp_path: Path, kind: str) -> None:
         assert f"{PIXEL_LIMIT:,}" in str(caught.value)
 
 
+def test_only_image_decoders_are_used_whatever_pillow_could_open(tmp_path: Path) -> None:
+    path = save(PHOTO, tmp_path / "x.ppm").rename(tmp_path / "x.jpg")
+    with pytest.raises(UnusableImageError, match="cannot identify"):
+        decoded(path)
+
+
 def test_a_broken_exif_block_does_not_cost_the_image(tmp_path: Path) -> None:
     path = save(PHOTO, tmp_path / "x.jpg", quality=95, exif=b"Exif\0\0garbage")
     assert same_colours(decoded(path), PHOTO)

@@ -44,7 +44,13 @@ def running(data: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
     """Start the program as a process group of its own; wait until it writes; end it in any case."""
     command = [sys.executable, "-m", "preprocess.beton", "--data", data, "--out", out]
     process = subprocess.Popen(
-        command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background makes them, and so this, ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_for(lambda: any(out.glob(".train.beton.*")), seconds=90, what="the program writes")

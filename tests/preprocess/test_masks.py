@@ -53,6 +53,12 @@ def test_specks_go_and_holes_fill() -> None:
     np.testing.assert_array_equal(fill_holes(open_bay), open_bay)
 
 
+def test_the_mask_of_a_map_is_cleaned() -> None:
+    soft = np.where(disc(64, 20) & ~disc(64, 5), 0.8, 0.2).astype(np.float32)
+    soft[2:4, 2:4] = 0.9
+    np.testing.assert_array_equal(binarize(soft)[0], disc(64, 20))
+
+
 def test_two_large_pieces_both_stay() -> None:
     two = np.zeros((64, 64), np.bool_)
     two[10:30, 10:30] = two[40:50, 40:50] = True
@@ -126,15 +132,18 @@ def test_thin_images_get_a_mask(shape: tuple[int, int]) -> None:
     assert mask.shape == (64, 64) and mask.any()
 
 
-def test_the_heuristic_beats_the_centre_on_generated_images() -> None:
-    scores: dict[str, list[float]] = {"heuristic": [], "center": []}
+def test_the_heuristic_beats_the_centre_and_refinement_beats_none() -> None:
+    scores: dict[str, list[float]] = {"heuristic": [], "contrast": [], "center": []}
     for index, kind in enumerate([*SHAPES] * 4):
         drawn = render(5, index, kind=kind, split=0, side=128)
-        for method, values in scores.items():
-            mask, _ = find_mask(drawn.image, method)
-            values.append(overlap(np.kron(mask, np.ones((2, 2))) > 0, drawn.mask))
-    heuristic, center = (float(np.mean(scores[name])) for name in ("heuristic", "center"))
-    assert heuristic > center + 0.1, (heuristic, center)
+        masks = {name: find_mask(drawn.image, name)[0] for name in ("heuristic", "center")}
+        masks["contrast"], _ = binarize(heuristic_map(drawn.image, rounds=0))
+        for name, mask in masks.items():
+            scores[name].append(overlap(np.kron(mask, np.ones((2, 2))) > 0, drawn.mask))
+    mean = {name: float(np.mean(values)) for name, values in scores.items()}
+    # Measured over these 40 images: 0.72, 0.67 and 0.35; on Weizmann's horses 0.67 and 0.42.
+    assert mean["heuristic"] > mean["contrast"] + 0.02, mean
+    assert mean["contrast"] > mean["center"] + 0.2, mean
 
 
 def test_the_patterns_do_not_look_at_the_image() -> None:
