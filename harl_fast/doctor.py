@@ -28,8 +28,6 @@ from harl_fast.errors import HarlError, run_main
 State = Literal["ok", "warn", "fail"]
 GB = 1 << 30
 SETUP = "run `make setup`"
-SHARED_PER_RANK = 66 << 20
-"""Bytes of shared memory that DeepSpeed's CPU communication takes a rank (measured, 0.19.8)."""
 
 
 @dataclass(frozen=True)
@@ -227,32 +225,20 @@ def processor() -> Row:
     return Row("CPU", "ok", value)
 
 
-def ninja() -> Row:
-    """Report ninja, with which DeepSpeed builds its CPU communication at first use."""
-    beside = Path(sys.executable).with_name("ninja")
-    path = str(beside) if beside.is_file() else shutil.which("ninja")
-    if path:
-        return Row("ninja", "ok", f"{first_line(path, '--version')} ({path})")
-    return Row("ninja", "fail", "not found", SETUP)
-
-
 def shared_memory(path: Path = Path("/dev/shm")) -> Row:
-    """Report shared memory, where DeepSpeed's CPU ranks and NCCL exchange data."""
+    """Report shared memory, where NCCL exchanges data between GPUs."""
     try:
         usage = shutil.disk_usage(path)
     except OSError as error:
         return Row("shared memory", "fail", str(error), f"mount a tmpfs on {path}")
     left = [file for file in path.glob("deepspeed_*") if file.is_file()]
     value = f"{_size(usage.free)} free of {_size(usage.total)} in {path}"
-    if usage.free < 2 * SHARED_PER_RANK:
-        remedy = "give the container more (docker run --shm-size=8g)"
-        return Row("shared memory", "fail", value, f"rm {path}/deepspeed_*; or {remedy}")
     if left:
         value += f"; {len(left)} files of DeepSpeed, {_size(sum(_bytes(f) for f in left))}"
         remedy = f"if no run is under way: rm {path}/deepspeed_*"
         return Row("shared memory", "warn", value, remedy)
     if usage.free < GB:
-        return Row("shared memory", "warn", value, "for 8 ranks: docker run --shm-size=8g")
+        return Row("shared memory", "warn", value, "for 8 GPUs: docker run --shm-size=8g")
     return Row("shared memory", "ok", value)
 
 
@@ -346,7 +332,6 @@ def examine(data: Path | None) -> Iterable[Row]:
     yield from torch_and_devices()
     yield imported("torchvision", "torchvision")
     yield imported("deepspeed", "deepspeed", ACCELERATOR)
-    yield ninja()
     yield shared_memory()
     yield memory(data)
     yield file_limits()

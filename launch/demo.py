@@ -45,12 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     start = time.monotonic()
     if not (ROOT / args.data / "val.json").exists():
         run("-m", "preprocess.beton", "--out", args.data, "--demo-images", str(args.images))
-    if (ROOT / args.run).exists():
-        shutil.rmtree(ROOT / args.run)
+    if (ROOT / args.run / "config.yaml").exists():
+        shutil.rmtree(ROOT / args.run)  # an earlier run; the trainer refuses any other content
     epochs = [] if args.epochs is None else ["--epochs", str(args.epochs)]
     launcher = Path(sys.executable).with_name("deepspeed")
     pretrain = ["launch/pretrain.py", "--deepspeed_config", args.engine, "--config", "demo"]
-    run(launcher, *pretrain, "--data", args.data, "--run", args.run, *epochs)
+    run(launcher, "--num_gpus", "1", *pretrain, "--data", args.data, "--run", args.run, *epochs)
     run("launch/preview.py", "--data", args.data, "--out", args.run / SHEET)
     run("launch/lineval.py", "--ckpt", args.run, "--data", args.data, "--random")
     print(summary(ROOT / args.data, ROOT / args.run, took_s=time.monotonic() - start))

@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     encoder, config = load_encoder(args.ckpt)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = torch.bfloat16 if device.type == "cuda" else None
     evaluator = Evaluator(
         args.data,
         size_px=args.size_px or config.data.views[0].size_px,
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.random:
         encoders["random"] = random_encoder(config, seed=args.seed)
     results = {
-        name: evaluator(model, epochs=args.epochs, seed=args.seed, label=name)
+        name: evaluator(model, epochs=args.epochs, seed=args.seed, label=name, autocast=half)
         for name, model in encoders.items()
     }
     print(table(results, chance=evaluator.chance()))

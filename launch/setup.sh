@@ -31,8 +31,9 @@ find_python() {
         [ "$candidate" != "${PYTHON:-}" ] ||
             stop "error: PYTHON=$PYTHON is not a working Python 3.10, 3.11 or 3.12."
     done
-    stop "error: no Python 3.10, 3.11 or 3.12 found. Install one (Debian, Ubuntu: python3," \
-        "python3-venv, python3-dev), then: make setup PYTHON=<its path>"
+    stop "error: no Python 3.10, 3.11 or 3.12 found. Install one (Debian 12, Ubuntu 24.04: python3," \
+        "python3-venv, python3-dev; elsewhere by conda, uv or pyenv), then:" \
+        "  make setup PYTHON=<its path>"
 }
 
 has_headers() {

@@ -37,6 +37,8 @@ CHUNK = 16
 """Images a worker takes at a time: about 0.1 s of work, 2 MB of result."""
 SLOW_BYTES = 2 * 10**9
 """From here on a checksum takes seconds."""
+MASK_SAMPLE = 200
+"""A mask tree without a file for any of this many images is taken for the wrong tree."""
 TOOLS = ("ffcv", "numpy", "opencv-python", "pillow")
 
 
@@ -132,6 +134,12 @@ def _convert_split(
 ) -> Tally:
     """Write one container to ``path`` and return what became of the images."""
     count = len(split.names)
+    if tree is not None and not any(tree.path(n).is_file() for n in split.names[:MASK_SAMPLE]):
+        raise DataError(
+            f"none of the first {min(count, MASK_SAMPLE)} images of {name} has a mask file: for "
+            f"{split.names[0]} it should be {tree.path(split.names[0])}. Check the tree's names, "
+            f"or leave --masks out"
+        )
     tally = Tally(list(split.rejected))
     results = ordered_map(
         functools.partial(convert, settings=settings),

@@ -148,6 +148,8 @@ def read_mask(path: Path, *, orientation: int, file_size: tuple[int, int]) -> Ma
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if image.size[0] * image.size[1] > PIXEL_LIMIT:
+                raise UnusableImageError(f"a mask of {image.size[0]} x {image.size[1]} pixels")
             image.load()
             if image.mode in ("RGBA", "LA", "PA", "CMYK", "F"):
                 raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")

@@ -11,8 +11,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
 
 SHARED_MEMORY = Path("/dev/shm")
+
+# A first example may compile for seconds.
+settings.register_profile("compiled", deadline=None)
+settings.load_profile("compiled")
 
 
 def _deepspeed_buffers() -> set[Path]:

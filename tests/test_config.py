@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from harl_fast.config import dump_config, load_config, presets
+from harl_fast.config import (
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    dump_config,
+    load_config,
+    presets,
+)
 from harl_fast.errors import ConfigError
+from harl_fast.model.backbone import ARCHS, STEMS
+from harl_fast.model.loss import LOSS_TYPES
+from harl_fast.model.pool import MASK_MODES
+from harl_fast.optim.build import OPTIMIZERS
+from harl_fast.optim.lars import FORMULAS
 
 
 @pytest.mark.parametrize("name", ["demo", "paper", "repo-pt", "seed-readme", "small"])
@@ -55,3 +68,18 @@ def test_seed_readme_differs_from_paper_as_its_header_says() -> None:
     paper, readme = load_config("paper").optim, load_config("seed-readme").optim
     assert paper.lr * 4096 / 256 == pytest.approx(3.2)
     assert readme.lr * 4096**0.5 == pytest.approx(4.8)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "names"),
+    [
+        (ModelConfig, "arch", ARCHS),
+        (ModelConfig, "stem", STEMS),
+        (LossConfig, "type", LOSS_TYPES),
+        (LossConfig, "mask", MASK_MODES),
+        (OptimConfig, "name", OPTIMIZERS),
+        (OptimConfig, "formula", FORMULAS),
+    ],
+)
+def test_choices_are_those_of_the_modules_that_implement_them(section, key, names) -> None:
+    assert set(get_args(section.model_fields[key].annotation)) == set(names)

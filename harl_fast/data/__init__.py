@@ -26,7 +26,7 @@ def _machine_code_cache() -> Iterator[None]:
         digest.update((Path(__file__).parent / name).read_bytes())
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     if not os.access(home if home.exists() else home.parent, os.W_OK):
-        home = Path(tempfile.gettempdir())
+        home = Path(tempfile.mkdtemp())  # ours alone: code is loaded from there
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = before or str(home / "harl_fast" / digest.hexdigest()[:16])
     try:

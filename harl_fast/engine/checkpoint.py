@@ -103,11 +103,17 @@ def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
     """Delete checkpoints that are neither among the newest nor at a kept epoch's end."""
     paths = sorted(folder.glob("step-*.safetensors"))
     for path in paths[:-keep_last]:
-        record = open_checkpoint(path).record
-        if record.epoch_step > 0 or record.epoch % keep_every_epochs > 0:
-            # The record goes last: a file without one is a leftover that nothing opens.
+        try:
+            record = open_checkpoint(path).record
+        except CheckpointError:
+            kept = False  # what a killed save or deletion left: nothing opens it
+        else:
+            kept = record.epoch_step == 0 and record.epoch % keep_every_epochs == 0
+        if not kept:
             path.unlink()
-            path.with_suffix(".json").unlink()
+            path.with_suffix(".json").unlink(missing_ok=True)
+    for leftover in folder.glob(".*.tmp"):  # of a save that was killed
+        leftover.unlink()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

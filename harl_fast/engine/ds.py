@@ -29,6 +29,8 @@ from harl_fast.optim.layout import GroupLayout, Segment, flat_layout
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 
+_host_group: Any = None  # all ranks over gloo; made by `start`
+
 
 def start(machine: Machine, *, timeout_minutes: float) -> None:
     """Join this rank to the others; call once a process.
@@ -45,6 +47,8 @@ def start(machine: Machine, *, timeout_minutes: float) -> None:
     deepspeed.init_distributed(timeout=limit, verbose=False)
     # DeepSpeed's own copy of the world group would keep torch's default time limit.
     ds_groups._WORLD_GROUP = dist.new_group(range(machine.ranks), timeout=limit)
+    global _host_group
+    _host_group = dist.new_group(range(machine.ranks), timeout=limit, backend="gloo")
 
 
 def stop() -> None:
@@ -219,12 +223,15 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(piece.view(tensor.shape))
 
 
-def any_rank(flag: bool, *, device: torch.device) -> bool:
-    """Return whether the flag is set on any rank; all ranks must call it."""
+def any_rank(flag: bool) -> bool:
+    """Return whether the flag is set on any rank; all ranks must call it.
+
+    Over gloo, from host to host: no GPU is waited for.
+    """
     if dist.get_world_size() == 1:
         return flag
-    value = torch.tensor([int(flag)], dtype=torch.int32, device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    value = torch.tensor([int(flag)], dtype=torch.int32)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_host_group)
     return bool(value.item())
 
 

@@ -41,14 +41,14 @@ ALARMS = (
         "empty-mask",
         lambda r: r["empty"] > 0.5,
         "{empty:.0%} of the pairs have no foreground in one of their views and only feed the "
-        "whole-image term. Look at the masks (`make show`), try another mask method, or raise the "
-        "lower end of data.views.*.scale",
+        "whole-image term. Look at the masks (`make preview`), try another mask method, or raise "
+        "the lower end of data.views.*.scale",
     ),
     Alarm(
         "full-mask",
         lambda r: r["fg"] > 0.95,
         "the masks cover {fg:.0%} of the views, so foreground is the same as the whole image. Look "
-        "at the masks (`make show`) and try another mask method",
+        "at the masks (`make preview`) and try another mask method",
     ),
 )
 

@@ -32,6 +32,7 @@ class Stepper:
         self.meter = Meter()
         self.skipped = torch.full((), skipped, dtype=torch.int64, device=parts.device)
         """Steps without effect, for non-finite gradients; on the device."""
+        self._broken = False
         self._target, self._online = ema_pairs(parts.harl.target, parts.harl)
 
     def advance(self, batches: Iterable[Batch], *, epoch: int) -> None:
@@ -76,7 +77,12 @@ class Stepper:
         """
         optimizer, engine = self.parts.optimizer, self.parts.engine
         if not isinstance(optimizer, LARS):
-            self.meter.add({"grad_norm": gradient_norm(engine)})
+            norm = gradient_norm(engine)
+            self.meter.add({"grad_norm": norm})
+            # At stage 0 nothing else guards SGD and AdamW; asking waits for the device.
+            self._broken = engine.zero_optimization_stage() == 0 and not bool(torch.isfinite(norm))
+            if self._broken:
+                engine.zero_grad()  # to None: these optimizers then leave everything alone
         elif engine.zero_optimization_stage() > 0:
             optimizer.applied = optimizer.applied & torch.isfinite(gradient_norm(engine))
 
@@ -87,7 +93,7 @@ class Stepper:
         if isinstance(optimizer, LARS):
             applied: Tensor = optimizer.applied & done
             return applied
-        return torch.full_like(self.skipped, done, dtype=torch.bool)
+        return torch.full_like(self.skipped, done and not self._broken, dtype=torch.bool)
 
     def _meter_step(self, applied: Tensor) -> None:
         figures = {"skipped": ~applied}
@@ -104,7 +110,9 @@ class Pretraining:
     def __init__(self, parts: Parts, folder: RunFolder, *, step: int = 0, skipped: int = 0) -> None:
         self.parts, self.folder = parts, folder
         self.stepper = Stepper(parts, step=step, skipped=skipped)
-        self.reporter = Reporter(folder, epochs=parts.course.epochs, silent=parts.machine.rank > 0)
+        self.reporter = Reporter(
+            folder, epochs=parts.course.epochs, silent=parts.machine.rank > 0, first_step=step
+        )
         self._logged = self._saved = step
         self._train_s = 0.0
         self._began = step
@@ -139,11 +147,9 @@ class Pretraining:
                 itertools.islice(batches, parts.engine_config.batches.accumulation), epoch=epoch
             )
             last = done == course.steps_per_epoch
-            logs = last or stepper.step % parts.config.log.every_steps == 0
-            if logs:
+            if last or stepper.step % parts.config.log.every_steps == 0:
                 self._log(epoch)
-            # Asking the other ranks waits for the device, so on GPUs only where that happens.
-            if (logs or parts.device.type == "cpu") and stop.agree(parts.device):
+            if stop.agree():
                 parts.loader.close()
                 return
         if next(batches, None) is not None:
@@ -252,7 +258,7 @@ class StopSignal:
             raise KeyboardInterrupt
         self.number = self.number or number
 
-    def agree(self, device: torch.device) -> bool:
+    def agree(self) -> bool:
         """Return whether any rank got a signal; all ranks must call it."""
-        self.agreed = any_rank(self.number > 0, device=device)
+        self.agreed = any_rank(self.number > 0)
         return self.agreed

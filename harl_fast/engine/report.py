@@ -48,14 +48,20 @@ def log_line(record: Mapping[str, float], *, epochs: int) -> str:
 class Reporter:
     """Writes each record everywhere and raises alarms; a silent one serves the other ranks."""
 
-    def __init__(self, folder: RunFolder, *, epochs: int, silent: bool) -> None:
+    def __init__(
+        self, folder: RunFolder, *, epochs: int, silent: bool, first_step: int = 0
+    ) -> None:
         self._folder, self._epochs, self._silent = folder, epochs, silent
+        self._first_step = first_step
         self._health = Health()
         self._board: SummaryWriter | None = None
 
     def __enter__(self) -> Reporter:
         if not self._silent:
-            self._board = SummaryWriter(str(self._folder.tensorboard))
+            # Points after the step that a resumed run starts from are hidden: they come again.
+            self._board = SummaryWriter(
+                str(self._folder.tensorboard), purge_step=self._first_step + 1
+            )
         return self
 
     def __exit__(

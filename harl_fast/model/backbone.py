@@ -9,14 +9,15 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from harl_fast.errors import ConfigError, nearest
 
-_ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
-_STEM_HALVINGS = {"imagenet": 2, "small-s2": 1, "small": 0}
+STEMS = {"imagenet": 2, "small-s2": 1, "small": 0}
+"""How often each stem halves the side of its input."""
 
 
 class Backbone(nn.Module):
@@ -33,11 +34,11 @@ class Backbone(nn.Module):
         self, arch: str, *, stem: str, width: float, last_stride: int, zero_init_residual: bool
     ) -> None:
         super().__init__()
-        block, depths = _ARCHS[_known("arch", arch, _ARCHS)]
+        block, depths = ARCHS[_known("arch", arch, ARCHS)]
         base = round(64 * width)
         if base < 1:
             raise ConfigError(f"width {width} leaves no channel of 64; use 0.125 or more")
-        self.conv1 = _stem_convolution(_known("stem", stem, _STEM_HALVINGS), base)
+        self.conv1 = _stem_convolution(_known("stem", stem, STEMS), base)
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
@@ -84,8 +85,8 @@ def build_backbone(
 
 def feature_size(arch: str, *, stem: str, last_stride: int, size_px: int) -> int:
     """Return the side h of the map that `build_backbone`'s network makes of size_px images."""
-    _known("arch", arch, _ARCHS)
-    halvings = _STEM_HALVINGS[_known("stem", stem, _STEM_HALVINGS)]
+    _known("arch", arch, ARCHS)
+    halvings = STEMS[_known("stem", stem, STEMS)]
     halvings += 3 if _checked_last_stride(last_stride) == 2 else 2
     # Every strided layer here is padded so that a side n becomes ceil(n / 2).
     return -(-size_px // (1 << halvings))

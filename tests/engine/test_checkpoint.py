@@ -92,6 +92,20 @@ def test_retention_keeps_the_newest_and_the_round_epochs(tmp_path: Path) -> None
     ]
 
 
+def test_leftovers_of_killed_saves_are_swept_and_stop_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in range(1, 6):
+        save(folder, tmp_path, step=step)
+    orphan = folder / "step-00000002.json"
+    orphan.unlink()  # killed between the tensors and their record
+    (folder / ".step-00000006.safetensors.1.tmp").write_bytes(b"half")
+    prune(folder, keep_last=2, keep_every_epochs=100)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(
+        ["latest"] + [f"step-0000000{n}.{kind}" for n in (4, 5) for kind in ("json", "safetensors")]
+    )
+
+
 def damage(path: Path, kind: str) -> None:
     note = path.with_suffix(".json")
     if kind == "short":

@@ -47,8 +47,8 @@ def test_shipped_files_are_accepted_and_clip_nothing(name: str) -> None:
 
 def test_the_cpu_file_fits_one_and_two_ranks() -> None:
     file = read_engine_file(ROOT / "ds_configs" / "cpu.json")
-    assert settle(file, ranks=1, source="cpu").batches == Batches(128, 128, 1, 1)
-    assert settle(file, ranks=2, source="cpu").batches == Batches(128, 64, 1, 2)
+    assert settle(file, ranks=1, source="cpu").batches == Batches(64, 64, 1, 1)
+    assert settle(file, ranks=2, source="cpu").batches == Batches(64, 32, 1, 2)
 
 
 def test_the_big_file_is_the_papers_batch_in_one_pass() -> None:

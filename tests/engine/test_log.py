@@ -117,8 +117,9 @@ def test_the_meter_counts_waiting_but_not_the_start_up(machine: Machine) -> None
     for _ in meter.timed(slow()):  # type: ignore[arg-type]
         time.sleep(0.1)
     figures = meter.take()
-    assert 0.3 <= figures["elapsed_s"] < 0.5
-    assert figures["wait"] * figures["elapsed_s"] == pytest.approx(0.1, abs=0.05)
+    assert figures["elapsed_s"] >= 0.3
+    # The first pause of 0.3 s is start-up; a loaded machine only lengthens both sides.
+    assert 0.1 <= figures["wait"] * figures["elapsed_s"] <= figures["elapsed_s"] - 0.2
 
 
 def test_the_course_warms_up_and_ends_at_zero(tmp_path: Path) -> None:

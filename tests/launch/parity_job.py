@@ -114,8 +114,8 @@ def main(out: Path) -> None:
     ds.average_over_ranks(spread)
     assert spread[0].unique().item() == (here.ranks - 1) / 2, spread
     assert spread[1].unique().item() == 10.0 * (here.ranks - 1) / 2, spread
-    assert ds.any_rank(here.rank == here.ranks - 1, device=here.device)
-    assert not ds.any_rank(False, device=here.device)
+    assert ds.any_rank(here.rank == here.ranks - 1)
+    assert not ds.any_rank(False)
     save_file(found, out / f"rank{here.rank}of{here.ranks}.safetensors")
     ds.stop()
 

@@ -110,7 +110,7 @@ def test_a_file_for_eight_gpus_is_refused_in_one_line(tmp_path: Path, data: Path
 def test_a_failing_rank_fails_the_job(tmp_path: Path, data: Path, way: str) -> None:
     """Raising ends the others at once; silence does so after the time limit of collectives."""
     job = Path(__file__).with_name("failing_job.py")
-    limit = ["--engine-set", "harl_fast.timeout_minutes=0.15"]
+    limit = ["--engine-set", f"harl_fast.timeout_minutes={0.25 if way == 'hang' else 5}"]
     command = [*deepspeed(2), job, *arguments(tmp_path, data), *new_run(tmp_path), *limit, way]
     result = run(command, log=tmp_path / "log")
     assert result.code > 0, result.text
@@ -154,8 +154,9 @@ def test_a_usage_error_ends_with_code_2(tmp_path: Path) -> None:
     assert result.code == 2 and "required: --deepspeed_config" in result.text
 
 
-def test_help_fits_a_screen_and_is_quick(tmp_path: Path) -> None:
-    begin = time.monotonic()
-    result = run([sys.executable, SCRIPT, "--help"], log=tmp_path / "log", limit_s=30)
-    assert result.code == 0 and time.monotonic() - begin < 2.0
+def test_help_fits_a_screen_and_waits_for_no_heavy_import(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", SCRIPT, "--help"]
+    result = run(command, log=tmp_path / "log", limit_s=60)
+    assert result.code == 0 and "| torch" not in result.text and "import time" in result.text
+    result = run([sys.executable, SCRIPT, "--help"], log=tmp_path / "log", limit_s=60)
     assert len(result.text.splitlines()) <= 50 and "--engine-set" in result.text
