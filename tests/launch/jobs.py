@@ -39,7 +39,12 @@ class Result:
 def deepspeed(ranks: int) -> list[str]:
     """Return the start of a command line under DeepSpeed's launcher."""
     # A port of its own: another job on this machine may hold the default one.
-    return [str(BIN / "deepspeed"), f"--num_accelerators={ranks}", f"--master_port={free_port()}"]
+    return [
+        sys.executable,
+        str(BIN / "deepspeed"),
+        f"--num_accelerators={ranks}",
+        f"--master_port={free_port()}",
+    ]
 
 
 def torchrun(ranks: int) -> list[str]:
