@@ -29,7 +29,7 @@ def run(*command: str | Path) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Make a small image set, pretrain on it, judge the features against a random "
-        "encoder's, and print a summary. About 10 minutes on two CPU cores.",
+        "encoder's, and print a summary. 8 to 9 minutes on two CPU cores.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="containers; kept")
