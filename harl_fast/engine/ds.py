@@ -52,11 +52,16 @@ def start(machine: Machine, *, timeout_minutes: float) -> None:
 
 
 def stop() -> None:
-    """Leave after all ranks have finished; without the wait, gloo aborts some exits."""
+    """Leave after all ranks have finished.
+
+    Groups of several CPU ranks are left to the end of the process: taking them down, gloo aborts
+    some exits after all work is done ("terminate called without an active exception").
+    """
     if dist.is_initialized():
         dist.barrier()
-        ds_groups._WORLD_GROUP = None
-        dist.destroy_process_group()
+        if dist.get_world_size() == 1 or torch.cuda.is_available():
+            ds_groups._WORLD_GROUP = None
+            dist.destroy_process_group()
 
 
 def initialize(module: nn.Module, optimizer: Optimizer, *, config: dict[str, Any]) -> Engine:
