@@ -21,6 +21,27 @@ Positive = Annotated[float, Field(gt=0.0)]
 Channels = tuple[float, float, float]
 
 
+def crop_rule(text: str) -> tuple[str, float]:
+    """Return a crop's kind and threshold: random, foreground or center-on-foreground.
+
+    text: "random", "center-on-foreground" (threshold 0 both), or "foreground>=T", T in (0, 1].
+    Raises ValueError for anything else.
+    """
+    if text in ("random", "center-on-foreground"):
+        return text, 0.0
+    kind, mark, number = text.partition(">=")
+    try:
+        threshold = float(number)
+    except ValueError:
+        threshold = 0.0
+    if kind.strip() != "foreground" or not mark or not 0.0 < threshold <= 1.0:
+        raise ValueError(
+            f"crop '{text}' is none of random, foreground>=T with T above 0 and up to 1, "
+            f"center-on-foreground"
+        )
+    return "foreground", threshold
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, and an unknown key is an error."""
 
@@ -40,6 +61,9 @@ class ViewConfig(Section):
     """Probability of a horizontal flip."""
     vflip_p: Share = 0.0
     """Probability of a vertical flip; HARL's PyTorch release uses 0.5, BYOL none."""
+    crop: str = "random"
+    """How the mask takes part: random: not at all; foreground>=T: of up to 5 crops the first whose
+    share of foreground reaches T, else the last; center-on-foreground: about a foreground point."""
     jitter_p: Share = 0.8
     """Probability of colour jitter; its four operations come in a random order."""
     brightness: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
@@ -64,6 +88,7 @@ class ViewConfig(Section):
                 raise ValueError(f"{name}: the first value {low} is above the second, {high}")
         if self.scale[1] > 1.0:
             raise ValueError(f"scale: {self.scale[1]} is above 1, the whole image")
+        crop_rule(self.crop)
         return self
 
 

@@ -20,6 +20,7 @@ def view_geometry(config: RunConfig) -> list[ViewGeometry]:
             ratio=view.ratio,
             flip_p=view.flip_p,
             vflip_p=view.vflip_p,
+            crop=view.crop,
         )
         for view in config.data.views
     ]

@@ -29,7 +29,7 @@ DRAWS = 6000
 
 def our_boxes(height: int, width: int, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)) -> np.ndarray:
     keys = [rng.stream(0, 0, sample, 0, rng.GEOMETRY) for sample in range(DRAWS)]
-    return np.array([draw_box(np.uint64(key), height, width, *scale, *ratio) for key in keys])
+    return np.array([draw_box(np.uint64(key), height, width, *scale, *ratio, 0) for key in keys])
 
 
 def torchvision_boxes(height: int, width: int, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
