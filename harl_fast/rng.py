@@ -74,8 +74,12 @@ def uniforms(
     return out
 
 
+def order_generator(seed: int, epoch: int) -> np.random.Generator:
+    """Return the generator that shuffles one epoch, a function of (seed, epoch)."""
+    return np.random.Generator(np.random.Philox(int(stream(seed, epoch, 0, 0, ORDER))))
+
+
 def permutation(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
     """Return one epoch's permutation of ``range(count)``, a function of (seed, epoch, count)."""
-    key = int(stream(seed, epoch, 0, 0, ORDER))
-    order: npt.NDArray[np.int64] = np.random.Generator(np.random.Philox(key)).permutation(count)
+    order: npt.NDArray[np.int64] = order_generator(seed, epoch).permutation(count)
     return order
