@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harl_fast.errors import ConfigError, nearest
 
 PRESETS = Path(__file__).parent / "configs"
+SMALLEST_PX, LARGEST_PX = 8, 1024
+"""Range of a view's side."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -51,7 +53,7 @@ class Section(BaseModel):
 class ViewConfig(Section):
     """How one view is cut and coloured. Defaults are BYOL's first view (BYOL, appendix B)."""
 
-    size_px: int = Field(224, ge=8, le=1024)
+    size_px: int = Field(224, ge=SMALLEST_PX, le=LARGEST_PX)
     """Side of the square the network receives."""
     scale: tuple[Positive, Positive] = (0.08, 1.0)
     """Range of the crop's share of the image area."""
@@ -100,6 +102,15 @@ class DataConfig(Section):
         ViewConfig(blur_p=0.1, solarize_p=0.2),
     )
     """The two policies T and T' (BYOL, appendix B: asymmetric blur and solarize)."""
+    size_schedule: str = ""
+    """Side of all views by epoch: a number of pixels or steps:160,0.7:192,0.85:224 with times as
+    shares of all epochs; constant within an epoch. Empty: each view's own size_px."""
+    order: Literal["random", "quasi"] = "random"
+    """quasi: shuffled within a window that moves over the file, for sets larger than the RAM."""
+    damaged: Literal["raise", "replace"] = "raise"
+    """replace: a damaged sample is counted, and the next sound one takes its place."""
+    colour: Literal["auto", "loader", "device"] = "auto"
+    """Who colours the views: the loader's threads, the device in batches, or what suits it."""
     mean: Channels = (0.485, 0.456, 0.406)
     std: Channels = (0.229, 0.224, 0.225)
     """Per-channel normalisation of [0, 1] pixels."""
@@ -107,6 +118,16 @@ class DataConfig(Section):
     """Decoding threads per rank; 0 divides this machine's cores among its ranks."""
     batches_ahead: int = Field(3, ge=1, le=16)
     """Batches prepared in advance."""
+
+    @field_validator("views", mode="before")
+    @classmethod
+    def _two(cls, views: Any) -> Any:
+        if isinstance(views, list | tuple) and len(views) != 2:
+            raise ValueError(
+                f"{len(views)} views; pretraining matches two. More than two (multi-crop) are "
+                f"for `BetonLoader` alone so far"
+            )
+        return views
 
 
 class ModelConfig(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ class _Opened:
     def __init__(
         self, path: Path, *, views: Sequence[ViewGeometry], batch: int, workers: int, ahead: int
     ) -> None:
-        self.path = Path(path)
+        self.path, self.views = Path(path), tuple(views)
         self.manifest: Manifest = read_manifest(self.path)
         check_container(self.path, self.manifest)
         self._views = _Views(self.path, views=views, batch=batch, workers=workers, ahead=ahead)
@@ -107,6 +108,20 @@ class _Opened:
         if self._pass is not None:
             self._pass.close()
             self._pass = None
+
+    def set_views(self, views: Sequence[ViewGeometry]) -> float:
+        """Cut other views from the next pass on; return the seconds that setting up took."""
+        start = time.monotonic()
+        self.close()
+        old, self.views = self._views, tuple(views)
+        self._views = _Views(
+            self.path,
+            views=views,
+            batch=old.batch_size,
+            workers=old.num_workers,
+            ahead=old.batches_ahead,
+        )
+        return time.monotonic() - start
 
     def _batches(self, samples: np.ndarray, *, seed: int, epoch: int) -> Iterator[Batch]:
         self.close()

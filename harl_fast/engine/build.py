@@ -17,12 +17,15 @@ from harl_fast.engine.dsconfig import EngineConfig
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.parts import Parts, load_networks, load_rest
 from harl_fast.engine.precision import Autocast, LossScale
-from harl_fast.engine.views import view_geometry
+from harl_fast.engine.views import loader_colours, sizes_in, view_geometry, views_at
 from harl_fast.errors import ConfigError
 from harl_fast.model.harl import HARL, convert_sync_bn
 from harl_fast.optim.build import build_optimizer
 from harl_fast.optim.groups import param_groups
 from harl_fast.optim.lars import LARS
+
+_COMPILED_SIZES = 8
+"""torch.compile's default limit of versions of one function (torch._dynamo recompile_limit)."""
 
 
 def build(
@@ -40,6 +43,7 @@ def build(
     optimizer too, and the run must match. Raises ConfigError or CheckpointError.
     """
     _check_optimizer(config, engine_config)
+    _check_compile(config)
     if resume and weights is not None:
         _check_same_run(weights, engine_config, beton_sha256=loader.manifest.beton_sha256)
     course = Course.of(
@@ -60,9 +64,7 @@ def build(
         engine_config=engine_config,
         machine=machine,
         loader=loader,
-        photometric=Photometric(
-            config.data.views, mean=config.data.mean, std=config.data.std, seed=config.seed
-        ).to(machine.device),
+        photometric=_photometric(config, machine),
         harl=harl,
         optimizer=optimizer,
         engine=engine,
@@ -72,6 +74,14 @@ def build(
     if resume and weights is not None:
         load_rest(parts, weights)
     return parts
+
+
+def _photometric(config: RunConfig, machine: Machine) -> Photometric | None:
+    if loader_colours(config, machine.device):
+        return None
+    data = config.data
+    colour = Photometric(views_at(config), mean=data.mean, std=data.std, seed=config.seed)
+    return colour.to(machine.device)
 
 
 def _engine(
@@ -102,25 +112,21 @@ def _engine(
     if config.model.compile:
         for network in (harl, harl.target):
             for child in network.children():
-                child.compile()
+                # Not dynamic: each size of view gets code of its own, at full speed.
+                child.compile(dynamic=False)
     return optimizer, engine
 
 
 def build_loader(
-    config: RunConfig, engine_config: EngineConfig, machine: Machine, *, data: Path
+    config: RunConfig, engine_config: EngineConfig, machine: Machine, *, data: Path, epoch: int = 0
 ) -> BetonLoader:
-    """Return this rank's loader of the folder's train.beton. Raises ConfigError or DataError."""
-    views = view_geometry(config)
-    if len({view.cells for view in views}) > 1:
-        pixels = ", ".join(str(view.size_px) for view in views)
-        cells = ", ".join(str(view.cells) for view in views)
-        raise ConfigError(
-            f"data.views of {pixels} px give feature maps of {cells} cells a side, and masks are "
-            f"stacked over views; give all views one size_px"
-        )
+    """Return this rank's loader of the folder's train.beton, ready for the views of an epoch.
+
+    Raises ConfigError or DataError.
+    """
     return BetonLoader(
         data / "train.beton",
-        views=views,
+        views=view_geometry(config, epoch=epoch),
         batch_global=engine_config.batches.batch_global,
         batch_micro=engine_config.batches.batch_micro,
         rank=machine.rank,
@@ -165,6 +171,16 @@ def _check_optimizer(config: RunConfig, engine_config: EngineConfig) -> None:
         raise ConfigError(
             f"{engine_config.source}: zero_optimization.compute_grad_norm false leaves {name} "
             f"without a guard against non-finite gradients; only lars has its own. Delete the key"
+        )
+
+
+def _check_compile(config: RunConfig) -> None:
+    sizes = sizes_in(config)
+    if config.model.compile and len(sizes) > _COMPILED_SIZES:
+        raise ConfigError(
+            f"data.size_schedule '{config.data.size_schedule}' has {len(sizes)} sizes, and "
+            f"torch.compile keeps code for {_COMPILED_SIZES}, after which it runs uncompiled: use "
+            f"fewer sizes, or model.compile: false"
         )
 
 

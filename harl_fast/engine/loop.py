@@ -18,6 +18,7 @@ from harl_fast.engine.meter import Meter
 from harl_fast.engine.parts import Parts, collect_state
 from harl_fast.engine.report import Reporter
 from harl_fast.engine.runfolder import RunFolder
+from harl_fast.engine.views import sizes_text, view_geometry, views_at
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.optim.lars import LARS
 
@@ -58,15 +59,15 @@ class Stepper:
         self._meter_step(applied)
         self.step += 1
 
-    def _inputs(self, batch: Batch, *, epoch: int) -> tuple[list[Tensor], Tensor]:
-        device = self.parts.device
-        views = [
-            self.parts.photometric(
-                images.to(device, non_blocking=True), view=view, ids=batch.ids, epoch=epoch
-            )
-            for view, images in enumerate(batch.views)
-        ]
-        cells = torch.stack([grid.to(device, non_blocking=True) for grid in batch.cells], dim=1)
+    def _inputs(self, batch: Batch, *, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
+        device, colour = self.parts.device, self.parts.photometric
+        views = [images.to(device, non_blocking=True) for images in batch.views]
+        cells = [grid.to(device, non_blocking=True) for grid in batch.cells]
+        if colour is not None:
+            views = [
+                colour(images, view=view, ids=batch.ids, epoch=epoch)
+                for view, images in enumerate(views)
+            ]
         return views, cells
 
     def _judge_gradients(self) -> None:
@@ -137,8 +138,23 @@ class Pretraining:
             )
         return 0
 
+    def _fit_views(self, epoch: int) -> None:
+        """Give loader and colours the epoch's view sizes; announce a change."""
+        parts = self.parts
+        if parts.photometric is not None:
+            parts.photometric.policies = views_at(parts.config, epoch=epoch)
+        views = view_geometry(parts.config, epoch=epoch)
+        if views == list(parts.loader.views):
+            return
+        seconds = parts.loader.set_views(views)
+        again = "; torch.compile will compile again for them" if parts.config.model.compile else ""
+        self.reporter.say(
+            f"epoch {epoch + 1}: views of {sizes_text(views)} ({seconds:.1f} s){again}"
+        )
+
     def _epoch(self, epoch: int, stop: StopSignal) -> None:
         parts, stepper, course = self.parts, self.stepper, self.parts.course
+        self._fit_views(epoch)
         first = stepper.step - epoch * course.steps_per_epoch
         parts.loader.load_state_dict({"seed": parts.config.seed, "epoch": epoch, "step": first})
         batches = stepper.meter.timed(parts.loader)

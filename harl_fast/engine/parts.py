@@ -34,7 +34,8 @@ class Parts:
     engine_config: EngineConfig
     machine: Machine
     loader: BetonLoader
-    photometric: Photometric
+    photometric: Photometric | None
+    """None where the loader colours the views itself."""
     harl: HARL
     """The module without wrapping; its parameters are those that the engine moves."""
     optimizer: Optimizer

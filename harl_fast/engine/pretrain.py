@@ -41,7 +41,8 @@ def pretrain(
 
         source = folder.path if resume else init_from
         weights = None if source is None else open_checkpoint(source)
-        loader = build_loader(config, engine_config, machine, data=data)
+        epoch = weights.record.epoch if resume and weights is not None else 0
+        loader = build_loader(config, engine_config, machine, data=data, epoch=epoch)
         ds.start(machine, timeout_minutes=file.harl_fast.timeout_minutes)
         parts = build(config, engine_config, machine, loader=loader, weights=weights, resume=resume)
     step = skipped = 0

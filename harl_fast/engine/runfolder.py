@@ -13,8 +13,8 @@ from harl_fast.engine.dsconfig import EngineConfig
 from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.files import write_json, write_text
 
-_FREE = ("log.", "data.workers", "data.batches_ahead")
-"""Keys that a resumed run may change: they do not touch a sample or a weight."""
+_FREE = ("log.", "data.workers", "data.batches_ahead", "data.damaged")
+"""Keys that a resumed run may change: they do not touch a sound sample or a weight."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,29 @@
-"""How the loader must cut the views that a configuration describes."""
+"""How views are cut and coloured in each epoch of a run, and by whom."""
 
 from __future__ import annotations
 
-from harl_fast.config import RunConfig
+import torch
+
+from harl_fast.config import RunConfig, ViewConfig
 from harl_fast.data.geometry import ViewGeometry
 from harl_fast.model.backbone import feature_size
+from harl_fast.optim.schedules import size_schedule
 
 
-def view_geometry(config: RunConfig) -> list[ViewGeometry]:
-    """Return one geometry a view; its cells are those of the encoder's last feature map."""
+def views_at(config: RunConfig, *, epoch: int = 0) -> tuple[ViewConfig, ...]:
+    """Return the views of an epoch: the configured ones with that epoch's ``size_px``.
+
+    Raises ConfigError for a wrong data.size_schedule.
+    """
+    views, schedule = config.data.views, config.data.size_schedule
+    if not schedule:
+        return views
+    size_px = size_schedule(schedule)(epoch / config.epochs)
+    return tuple(view.model_copy(update={"size_px": size_px}) for view in views)
+
+
+def view_geometry(config: RunConfig, *, epoch: int = 0) -> list[ViewGeometry]:
+    """Return one geometry a view of an epoch; its cells are those of the last feature map."""
     model = config.model
     return [
         ViewGeometry(
@@ -22,5 +37,23 @@ def view_geometry(config: RunConfig) -> list[ViewGeometry]:
             vflip_p=view.vflip_p,
             crop=view.crop,
         )
-        for view in config.data.views
+        for view in views_at(config, epoch=epoch)
     ]
+
+
+def sizes_in(config: RunConfig) -> set[int]:
+    """Return all sides of views in pixels that occur in a run."""
+    epochs = range(config.epochs if config.data.size_schedule else 1)
+    return {view.size_px for epoch in epochs for view in views_at(config, epoch=epoch)}
+
+
+def sizes_text(views: list[ViewGeometry]) -> str:
+    """Return "160 px, 5 x 5 cells", or both views' sizes where they differ."""
+    sizes = dict.fromkeys(f"{v.size_px} px, {v.cells} x {v.cells} cells" for v in views)
+    return " and ".join(sizes)
+
+
+def loader_colours(config: RunConfig, device: torch.device) -> bool:
+    """Return whether the loader's threads colour the views, rather than the device."""
+    # "auto" stays with the device on CPU too until the loader's decoder can colour.
+    return config.data.colour == "loader"

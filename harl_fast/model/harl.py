@@ -84,21 +84,25 @@ class HARL(nn.Module):
         return self
 
     def forward(
-        self, views: Sequence[Tensor], cells: Tensor, *, alpha: float, beta: float
+        self, views: Sequence[Tensor], cells: Sequence[Tensor], *, alpha: float, beta: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the figures to log.
 
-        views: two (B, 3, S, S) batches. cells: (B, 2, h, w) foreground coverage in [0, 1] of each
-        cell of each view's feature map. alpha, beta: see `loss.term_weights`; a term of weight
-        zero is not computed. A row counts in a region's term if the region has area in both views.
+        views: two (B, 3, S, S) batches; their S may differ. cells: of each view (B, h, w), the
+        foreground coverage in [0, 1] of each cell of its feature map. alpha, beta: see
+        `loss.term_weights`; a term of weight zero is not computed. A row counts in a region's term
+        if the region has area in both views.
         Returns the 0-d float32 loss and detached 0-d tensors: "loss/<term>" of each computed term,
         "z_std" (spread of the target's projections: 1 when even over the sphere, 0 when
-        collapsed), "fg" (mean coverage) and "empty" (share of rows without a usable foreground).
+        collapsed), "fg" (mean coverage, each view counting alike) and "empty" (share of rows
+        without a usable foreground).
         """
         weights = term_weights(self.loss_type, alpha=alpha, beta=beta)
         weights = {term: weight for term, weight in weights.items() if weight}
-        fg = cell_weight(cells, mode=self.mask_mode, threshold=self.mask_threshold)
-        masks = {"whole": None, "fg": fg, "bg": 1.0 - fg}
+        fg = [
+            cell_weight(grid, mode=self.mask_mode, threshold=self.mask_threshold) for grid in cells
+        ]
+        masks = {"whole": None, "fg": fg, "bg": [1.0 - grid for grid in fg]}
         regions = [masks[term] for term in weights]
 
         groups = len(views) * len(regions)
@@ -115,14 +119,17 @@ class HARL(nn.Module):
         }
         loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
         logs = {f"loss/{term}": value.detach() for term, value in terms.items()}
-        foreground = has_area(fg.detach(), min_area=self.min_area).all(1)
+        foreground = torch.stack([has_area(grid, min_area=self.min_area) for grid in fg]).all(0)
         logs["z_std"] = _spread(z[:, 0].flatten(0, 1))
-        logs["fg"] = cells.detach().mean()
+        logs["fg"] = torch.stack([grid.detach().mean() for grid in cells]).mean()
         logs["empty"] = 1.0 - foreground.float().mean()
         return loss, logs
 
     def _pooled(
-        self, backbone: nn.Module, views: Sequence[Tensor], regions: Sequence[Tensor | None]
+        self,
+        backbone: nn.Module,
+        views: Sequence[Tensor],
+        regions: Sequence[Sequence[Tensor] | None],
     ) -> tuple[Tensor, Tensor]:
         """Return rows (V * R * B, C), view by view and region by region, and usable (V, R, B)."""
         rows, usable = [], []
@@ -133,12 +140,13 @@ class HARL(nn.Module):
                     rows.append(global_mean(features))
                     usable.append(torch.ones_like(rows[-1][:, 0], dtype=torch.bool))
                     continue
-                if region.shape[2:] != features.shape[2:]:
+                weight = region[number]
+                if weight.shape[1:] != features.shape[2:]:
                     raise ValueError(
-                        f"masks of {tuple(region.shape[2:])} cells meet a feature map of "
+                        f"masks of {tuple(weight.shape[1:])} cells meet a feature map of "
                         f"{tuple(features.shape[2:])}; ask the loader for `feature_size` cells"
                     )
-                mean, enough = masked_mean(features, region[:, number], min_area=self.min_area)
+                mean, enough = masked_mean(features, weight, min_area=self.min_area)
                 rows.append(mean)
                 usable.append(enough)
         return torch.cat(rows), torch.stack(usable).unflatten(0, (len(views), len(regions)))

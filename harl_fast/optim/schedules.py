@@ -1,14 +1,19 @@
-"""Learning rate, tau, alpha and beta as pure functions of the step."""
+"""Learning rate, tau, alpha, beta and view sizes as pure functions of the progress."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import TypeVar
 
+from harl_fast.config import LARGEST_PX, SMALLEST_PX
 from harl_fast.errors import ConfigError
 
-_FORMS = "a number, cosine:START:END, or steps:V0,T1:V1,T2:V2,... with rising times in (0, 1)"
+_STEPS = "steps:V0,T1:V1,T2:V2,... with rising times in (0, 1)"
+_FORMS = f"a number, cosine:START:END, or {_STEPS}"
+
+Value = TypeVar("Value", int, float)
 
 
 def scaled_lr(base: float, *, batch_global: int, rule: str = "linear") -> float:
@@ -61,20 +66,38 @@ def weight_schedule(spec: str) -> Callable[[float], float]:
         start, end = ends
         return lambda progress: _half_cosine(min(max(progress, 0.0), 1.0), start, end)
     if kind == "steps":
-        return _steps(rest, spec)
+        return _steps(rest, spec, _share)
     constant = _share(spec, spec)
     return lambda progress: constant
 
 
-def _steps(text: str, spec: str) -> Callable[[float], float]:
+def size_schedule(spec: str) -> Callable[[float], int]:
+    """Return the side of the views in pixels as a function of the progress in [0, 1).
+
+    spec: a whole number of pixels, or "steps:160,0.7:192,0.85:224" as in `weight_schedule`. Raises
+    ConfigError for anything else.
+    """
+    kind, _, rest = spec.partition(":")
+    try:
+        if kind == "steps":
+            return _steps(rest, spec, _pixels)
+        constant = _pixels(spec, spec)
+    except ConfigError as error:
+        reason = str(error).partition("; write ")[0]
+        raise ConfigError(f"data.size_{reason}; write a number of pixels, or {_STEPS}") from error
+    return lambda progress: constant
+
+
+def _steps(text: str, spec: str, read: Callable[[str, str], Value]) -> Callable[[float], Value]:
     first, *others = text.split(",")
-    values, times = [_share(first, spec)], []
+    values = [read(first, spec)]
+    times: list[float] = []
     for other in others:
         time, mark, value = other.partition(":")
         if not mark:
             raise _invalid(spec, f"'{other}' is no TIME:VALUE")
         times.append(_share(time, spec))
-        values.append(_share(value, spec))
+        values.append(read(value, spec))
     bounds = [0.0, *times, 1.0]
     if any(a >= b for a, b in pairwise(bounds)):
         raise _invalid(spec, f"times {times} do not rise within (0, 1)")
@@ -96,6 +119,14 @@ def _share(text: str, spec: str) -> float:
     if not 0.0 <= value <= 1.0:
         raise _invalid(spec, f"{text} is outside [0, 1]")
     return value
+
+
+def _pixels(text: str, spec: str) -> int:
+    if not text.strip().isdecimal():
+        raise _invalid(spec, f"'{text}' is no whole number of pixels")
+    if not SMALLEST_PX <= int(text) <= LARGEST_PX:
+        raise _invalid(spec, f"{text} px is outside {SMALLEST_PX} to {LARGEST_PX}")
+    return int(text)
 
 
 def _invalid(spec: str, reason: str) -> ConfigError:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from harl_fast.config import RunConfig, load_config
+from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import Batch
 from harl_fast.engine.dsconfig import EngineConfig, read_engine_file, settle
 
@@ -66,6 +67,12 @@ class FakeLoader:
 
     def __init__(self, *, micro: int = BATCH) -> None:
         self.micro, self.epoch, self.step = micro, 0, 0
+        self.views = tuple(ViewGeometry(size_px=32, cells=2, scale=(0.2, 1.0)) for _ in range(2))
+
+    def set_views(self, views: Sequence[ViewGeometry]) -> float:
+        """Give other sizes from the next batch on."""
+        self.views = tuple(views)
+        return 0.25
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start from a position."""
@@ -83,8 +90,9 @@ class FakeLoader:
     def batch(self, number: int) -> Batch:
         """Return one micro batch."""
         rng = np.random.default_rng(number)
-        views = [rng.integers(0, 256, (self.micro, 32, 32, 3), dtype=np.uint8) for _ in range(2)]
-        cells = [rng.random((self.micro, 2, 2), dtype=np.float32) for _ in range(2)]
+        sizes = [(view.size_px, view.cells) for view in self.views]
+        views = [rng.integers(0, 256, (self.micro, s, s, 3), dtype=np.uint8) for s, _ in sizes]
+        cells = [rng.random((self.micro, c, c), dtype=np.float32) for _, c in sizes]
         ids = np.arange(self.micro) + number * self.micro
         return Batch(
             tuple(torch.from_numpy(view) for view in views),

@@ -247,14 +247,6 @@ def test_what_only_lars_can_do_is_refused_for_others(
         stepper(machine, tmp_path, stage=1, engine=(engine,), config=("optim.name=sgd",))
 
 
-def test_views_of_different_maps_are_refused(tmp_path: Path, data: Path) -> None:
-    from harl_fast.engine.build import build_loader
-
-    config = tiny_config(tmp_path, overrides=["data.views.1.size_px=64"])
-    with pytest.raises(ConfigError, match="32, 64 px"):
-        build_loader(config, engine_config(), Machine(), data=data)
-
-
 def test_an_epoch_of_the_stand_in_has_the_steps_it_claims() -> None:
     assert len(list(FakeLoader())) == STEPS
 

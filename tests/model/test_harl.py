@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -62,14 +63,17 @@ def batch(seed: int = 1) -> tuple[list[torch.Tensor], torch.Tensor]:
     return views, cells
 
 
-def composed(model: HARL, views: list[torch.Tensor], cells: torch.Tensor) -> dict[str, float]:
+def composed(
+    model: HARL, views: Sequence[torch.Tensor], cells: Sequence[torch.Tensor]
+) -> dict[str, float]:
     """Return the terms by the oracles, one head call a view and region, plain BatchNorm."""
-    masks = {"whole": np.ones_like(cells.numpy()), "fg": cells.numpy(), "bg": 1 - cells.numpy()}
+    grids = [grid.numpy() for grid in cells]
+    masks = {"whole": [np.ones_like(g) for g in grids], "fg": grids, "bg": [1 - g for g in grids]}
     terms = {}
     for region in REGIONS[model.loss_type]:
         p, z, usable = [], [], np.ones(BATCH, dtype=bool)
         for number, view in enumerate(views):
-            mask = masks[region][:, number]
+            mask = masks[region][number]
             online = model.backbone(view).detach()
             target = model.target.backbone(view)
             mean, enough = oracle.masked_mean(online.numpy(), mask, min_area=1e-3)
@@ -96,8 +100,8 @@ def plain(head: MLPHead) -> nn.Sequential:
 def test_loss_is_the_one_composed_from_its_parts(loss_type: str) -> None:
     model = build(loss_type)
     views, cells = batch()
-    terms = composed(copy.deepcopy(model), views, cells)
-    loss, logs = model(views, cells, alpha=ALPHA, beta=BETA)
+    terms = composed(copy.deepcopy(model), views, cells.unbind(1))
+    loss, logs = model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
     expected = oracle.total(loss_type, terms, alpha=ALPHA, beta=BETA)
     # Float64 through two BatchNorm heads; the sums have at most a few hundred terms.
     assert loss.item() == pytest.approx(expected, rel=1e-10)
@@ -107,18 +111,33 @@ def test_loss_is_the_one_composed_from_its_parts(loss_type: str) -> None:
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_views_of_different_sizes_are_matched_alike(loss_type: str) -> None:
+    model = build(loss_type)
+    views, cells = batch()
+    generator = torch.Generator().manual_seed(9)
+    large = torch.randn(BATCH, 3, 24, 24, dtype=torch.float64, generator=generator)
+    grids = [cells[:, 0], torch.rand(BATCH, 6, 6, dtype=torch.float64, generator=generator)]
+    terms = composed(copy.deepcopy(model), [views[0], large], grids)
+    loss, logs = model([views[0], large], grids, alpha=ALPHA, beta=BETA)
+    assert loss.item() == pytest.approx(
+        oracle.total(loss_type, terms, alpha=ALPHA, beta=BETA), rel=1e-10
+    )
+    assert logs["fg"].item() == pytest.approx(sum(g.mean().item() for g in grids) / 2)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_exchanging_the_views_keeps_the_loss(loss_type: str) -> None:
     model = build(loss_type)
     views, cells = batch()
-    loss, _ = model(views, cells, alpha=ALPHA, beta=BETA)
-    swapped, _ = model(views[::-1], cells.flip(1), alpha=ALPHA, beta=BETA)
+    loss, _ = model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
+    swapped, _ = model(views[::-1], cells.flip(1).unbind(1), alpha=ALPHA, beta=BETA)
     torch.testing.assert_close(loss, swapped, rtol=1e-12, atol=0.0)
 
 
 def test_gradient_reaches_all_of_the_online_and_none_of_the_target_network() -> None:
     model = build("byol+f_loss+b_loss")
     views, cells = batch()
-    model(views, cells, alpha=ALPHA, beta=BETA)[0].backward()
+    model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)[0].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
     assert all(p.grad is None and not p.requires_grad for p in model.target.parameters())
@@ -137,7 +156,7 @@ def test_each_backbone_runs_once_a_view_and_each_head_once() -> None:
 
             child.register_forward_hook(count)
     views, cells = batch()
-    model(views, cells, alpha=ALPHA, beta=BETA)
+    model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
     assert calls == {
         "backbone": 2,
         "projector": 1,
@@ -150,28 +169,30 @@ def test_each_backbone_runs_once_a_view_and_each_head_once() -> None:
 def test_a_term_whose_weight_is_zero_at_this_step_is_not_computed() -> None:
     model = build("byol+f_loss+b_loss")
     views, cells = batch()
-    _, logs = model(views, cells, alpha=1.0, beta=0.0)
+    _, logs = model(views, cells.unbind(1), alpha=1.0, beta=0.0)
     assert [key for key in logs if key.startswith("loss/")] == ["loss/fg"]
 
 
 def test_byol_ignores_the_cells() -> None:
     views, cells = batch()
-    losses = [build("byol")(views, c, alpha=ALPHA, beta=BETA)[0] for c in (cells, 1 - cells)]
+    losses = [
+        build("byol")(views, c.unbind(1), alpha=ALPHA, beta=BETA)[0] for c in (cells, 1 - cells)
+    ]
     assert torch.equal(*losses)
 
 
 def test_full_masks_make_the_foreground_the_whole_image() -> None:
     views, cells = batch()
     full = torch.ones_like(cells)
-    whole, _ = build("byol")(views, full, alpha=ALPHA, beta=BETA)
-    fg, _ = build("f_loss")(views, full, alpha=ALPHA, beta=BETA)
+    whole, _ = build("byol")(views, full.unbind(1), alpha=ALPHA, beta=BETA)
+    fg, _ = build("f_loss")(views, full.unbind(1), alpha=ALPHA, beta=BETA)
     torch.testing.assert_close(fg, whole, rtol=1e-12, atol=0.0)
 
 
 def test_empty_masks_give_a_zero_foreground_term_and_finite_gradients() -> None:
     model = build("f_loss")
     views, cells = batch()
-    loss, logs = model(views, torch.zeros_like(cells), alpha=ALPHA, beta=BETA)
+    loss, logs = model(views, torch.zeros_like(cells).unbind(1), alpha=ALPHA, beta=BETA)
     loss.backward()
     assert loss.item() == 0.0 and logs["empty"].item() == 1.0 and logs["fg"].item() == 0.0
     for parameter in model.parameters():
@@ -181,7 +202,7 @@ def test_empty_masks_give_a_zero_foreground_term_and_finite_gradients() -> None:
 def test_figures_count_rows_without_foreground_in_either_view() -> None:
     model = build("byol+f_loss")
     views, cells = batch()
-    _, logs = model(views, cells, alpha=ALPHA, beta=BETA)
+    _, logs = model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
     assert logs["empty"].item() == pytest.approx(2 / BATCH)
     assert logs["fg"].item() == pytest.approx(cells.mean().item())
     assert 0.0 < logs["z_std"].item() < 1.5
@@ -194,7 +215,7 @@ def test_z_std_is_one_when_spread_and_zero_when_collapsed(monkeypatch: pytest.Mo
         rows = torch.randn(2 * BATCH, 4096, dtype=torch.float64) * scale + (scale == 0.0)
         monkeypatch.setattr(model.target.projector, "forward", lambda _, groups, z=rows: z)
         model.predictor.out = nn.Linear(16, 4096, bias=False).double()
-        _, logs = model(views, cells, alpha=ALPHA, beta=BETA)
+        _, logs = model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
         assert logs["z_std"].item() == pytest.approx(expected, abs=slack)
 
 
@@ -210,7 +231,7 @@ def test_the_target_is_hidden_but_moves_along() -> None:
 def test_reset_makes_target_and_online_equal_and_ema_parts_follow() -> None:
     model = build("byol")
     views, cells = batch()
-    model(views, cells, alpha=ALPHA, beta=BETA)
+    model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
     model.reset_target()
     online = {**model.state_dict()}
     for name, value in model.target.state_dict().items():
@@ -227,9 +248,9 @@ def test_autocast_keeps_the_loss_in_float32_and_close() -> None:
     views, cells = batch()
     model = build("byol+f_loss+b_loss").float()
     singles, cells = [v.float() for v in views], cells.float()
-    exact, _ = copy.deepcopy(model)(singles, cells, alpha=ALPHA, beta=BETA)
+    exact, _ = copy.deepcopy(model)(singles, cells.unbind(1), alpha=ALPHA, beta=BETA)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, _ = model(singles, cells, alpha=ALPHA, beta=BETA)
+        loss, _ = model(singles, cells.unbind(1), alpha=ALPHA, beta=BETA)
     assert loss.dtype == torch.float32
     loss.backward()
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
@@ -240,27 +261,27 @@ def test_autocast_keeps_the_loss_in_float32_and_close() -> None:
 def test_channels_last_views_give_the_same_loss() -> None:
     model = build("byol+f_loss")
     views, cells = batch()
-    loss, _ = model(views, cells, alpha=ALPHA, beta=BETA)
+    loss, _ = model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
     last = [view.to(memory_format=torch.channels_last) for view in views]
-    again, _ = model(last, cells, alpha=ALPHA, beta=BETA)
+    again, _ = model(last, cells.unbind(1), alpha=ALPHA, beta=BETA)
     torch.testing.assert_close(loss, again, rtol=1e-10, atol=0.0)
 
 
 def test_cells_of_another_size_are_refused() -> None:
     views, _ = batch()
     with pytest.raises(ValueError, match=r"\(7, 7\) cells meet a feature map of \(4, 4\)"):
-        build("f_loss")(views, torch.ones(BATCH, 2, 7, 7), alpha=ALPHA, beta=BETA)
+        build("f_loss")(views, torch.ones(BATCH, 2, 7, 7).unbind(1), alpha=ALPHA, beta=BETA)
 
 
 def test_sync_bn_modes() -> None:
     model = build("byol")
     views, cells = batch()
-    before, _ = model(views, cells, alpha=ALPHA, beta=BETA)
+    before, _ = model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
     convert_sync_bn(model, "none")
     convert_sync_bn(model, "heads")
     norms = (*model.projector.norms, *model.predictor.norms, *model.target.projector.norms)
     assert all(norm.synced for norm in norms)
-    assert torch.equal(before, model(views, cells, alpha=ALPHA, beta=BETA)[0])
+    assert torch.equal(before, model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)[0])
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="needs CUDA"):
             convert_sync_bn(model, "all")

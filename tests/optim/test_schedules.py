@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harl_fast.errors import ConfigError
-from harl_fast.optim.schedules import cosine_tau, scaled_lr, warmup_cosine, weight_schedule
+from harl_fast.optim.schedules import (
+    cosine_tau,
+    scaled_lr,
+    size_schedule,
+    warmup_cosine,
+    weight_schedule,
+)
 from tests.oracles import schedules as oracle
 
 unit = st.floats(0.0, 1.0)
@@ -112,6 +118,31 @@ def test_a_wrong_schedule_is_named_with_the_valid_forms(spec: str, named: str) -
     with pytest.raises(ConfigError, match=named) as caught:
         weight_schedule(spec)
     assert f"'{spec}'" in str(caught.value) and "cosine:START:END" in str(caught.value)
+
+
+def test_sizes_change_at_their_times() -> None:
+    sizes = size_schedule("steps:160,0.7:192,0.85:224")
+    assert [sizes(epoch / 20) for epoch in range(20)] == [160] * 14 + [192] * 3 + [224] * 3
+    assert size_schedule("96")(0.0) == size_schedule("96")(0.99) == 96
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ("cosine:160:224", "'cosine:160:224' is no whole number"),
+        ("steps:160,0.7:192.5", r"'192\.5' is no whole number"),
+        ("steps:160,0.7:4", "4 px is outside 8 to 1024"),
+        ("1025", "1025 px is outside"),
+        ("steps:160,1.5:192", r"1\.5 is outside \[0, 1\]"),
+        ("steps:160,0.8:192,0.7:224", "do not rise"),
+        ("steps:160,192", "'192' is no TIME:VALUE"),
+    ],
+)
+def test_a_wrong_size_schedule_is_named_with_the_valid_forms(spec: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        size_schedule(spec)
+    assert f"data.size_schedule '{spec}'" in str(caught.value)
+    assert "cosine:START" not in str(caught.value) and "steps:V0" in str(caught.value)
 
 
 def test_scaling_rules_and_the_identity_between_them() -> None:

@@ -1,0 +1,168 @@
+"""Views by epoch: the size schedule from configuration to network, and who colours them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harl_fast.data.geometry import ViewGeometry
+from harl_fast.data.loader import Batch
+from harl_fast.engine.build import build, build_loader
+from harl_fast.engine.checkpoint import open_checkpoint
+from harl_fast.engine.loop import Pretraining, Stepper
+from harl_fast.engine.machine import Machine
+from harl_fast.engine.runfolder import RunFolder
+from harl_fast.engine.views import loader_colours, sizes_in, view_geometry, views_at
+from harl_fast.errors import ConfigError
+from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, tiny_config
+from tests.engine.test_pretraining import assert_same, prepare, stop_at
+
+GROWING = "data.size_schedule=steps:32,0.5:48"
+"""Of the two epochs the second is larger."""
+
+
+class Recording(FakeLoader):
+    """A stand-in that notes in which epoch it was given which sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[list[int]] = []
+
+    def set_views(self, views: Sequence[ViewGeometry]) -> float:
+        self.given.append([view.size_px for view in views])
+        return super().set_views(views)
+
+
+def test_each_epoch_has_its_size_and_cells_follow(tmp_path: Path) -> None:
+    schedule = "data.size_schedule=steps:160,0.7:192,0.85:224"
+    config = tiny_config(tmp_path, overrides=["epochs=20", schedule])
+    sizes = [[view.size_px for view in views_at(config, epoch=epoch)] for epoch in range(20)]
+    assert sizes == [[160, 160]] * 14 + [[192, 192]] * 3 + [[224, 224]] * 3
+    grids = [[view.cells for view in view_geometry(config, epoch=e)] for e in (0, 14, 19)]
+    assert grids == [[10, 10], [12, 12], [14, 14]]  # 1/16 of the side: the last stride is 1
+    assert sizes_in(config) == {160, 192, 224}
+    changed = views_at(config, epoch=14)[1].model_dump()
+    assert changed | {"size_px": 32} == config.data.views[1].model_dump()
+
+
+def test_without_a_schedule_each_view_keeps_its_own_size(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, overrides=["data.views.1.size_px=48"])
+    for epoch in (0, 1):
+        assert [view.size_px for view in view_geometry(config, epoch=epoch)] == [32, 48]
+
+
+def test_a_view_knows_its_crop(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, overrides=["data.views.1.crop=foreground>=0.2"])
+    assert [view.crop for view in view_geometry(config)] == ["random", "foreground>=0.2"]
+
+
+def test_a_new_size_reaches_loader_colours_and_network_and_is_announced(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    loader = Recording()
+    run = prepare(machine, tmp_path, loader=loader, config=(GROWING,))
+    colour, seen = run.parts.photometric, []
+    assert colour is not None
+
+    def look(module: object, inputs: tuple[Any, ...]) -> None:
+        views, cells = inputs[:2]
+        sigma = {policy.size_px for policy in colour.policies}
+        seen.append(([v.shape[-1] for v in views], [c.shape[-1] for c in cells], sigma))
+
+    run.parts.harl.register_forward_pre_hook(look)
+    assert run.run() == 0
+    assert loader.given == [[48, 48]]
+    assert seen == [([32, 32], [2, 2], {32})] * STEPS + [([48, 48], [3, 3], {48})] * STEPS
+    lines = [line for line in capsys.readouterr().err.splitlines() if "views of" in line]
+    assert lines == ["epoch 2: views of 48 px, 3 x 3 cells (0.2 s)"]
+
+
+def test_the_announcement_speaks_of_compilation(
+    machine: Machine, tmp_path: Path, capsys: Any
+) -> None:
+    run = prepare(machine, tmp_path, config=("model.compile=true", GROWING))
+    run._fit_views(1)
+    assert "torch.compile will compile again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop", [STEPS - 2, STEPS])
+def test_a_run_resumed_before_or_at_the_change_equals_a_whole_one(
+    machine: Machine, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """With the real loader, which a resumed run builds for the epoch it starts in."""
+    config = tiny_config(tmp_path, overrides=[GROWING])
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    loader = build_loader(config, engine_config(), machine, data=data)
+    assert prepare(machine, whole, loader=loader, config=(GROWING,)).run() == 0
+
+    run = prepare(machine, parts, loader=loader, config=(GROWING,))
+    with monkeypatch.context() as patched:
+        stop_at(run, stop, patched)
+        assert run.run() == 128 + signal.SIGTERM
+    loader.close()
+    saved = open_checkpoint(parts)
+    again = build_loader(config, engine_config(), machine, data=data, epoch=saved.record.epoch)
+    assert [view.size_px for view in again.views] == [32 if stop < STEPS else 48] * 2
+    rest = prepare(machine, parts, loader=again, config=(GROWING,), weights=saved, resume=True)
+    assert rest.run() == 0
+    again.close()
+    assert_same(whole, parts)
+
+
+def test_two_views_of_different_sizes_train(machine: Machine, tmp_path: Path, data: Path) -> None:
+    other = "data.views.1.size_px=48"
+    config = tiny_config(tmp_path, overrides=[other])
+    loader = build_loader(config, engine_config(), machine, data=data)
+    run = prepare(machine, tmp_path, loader=loader, config=(other, "epochs=1"))
+    before = run.parts.harl.backbone.conv1.weight.detach().clone()
+    assert run.run() == 0
+    assert not torch.equal(before, run.parts.harl.backbone.conv1.weight)
+
+
+def test_too_many_sizes_for_the_compiler_are_refused(machine: Machine, tmp_path: Path) -> None:
+    steps = ",".join(["steps:32", *(f"0.{number}:{32 + number}" for number in range(1, 9))])
+    config = tiny_config(
+        tmp_path, overrides=["epochs=20", "model.compile=true", f"data.size_schedule={steps}"]
+    )
+    with pytest.raises(ConfigError, match="has 9 sizes"):
+        build(config, engine_config(), machine, loader=FakeLoader())  # type: ignore[arg-type]
+
+
+def test_a_wrong_schedule_is_refused_before_anything_is_read(
+    machine: Machine, tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path, overrides=["data.size_schedule=steps:32,0.5:4"])
+    with pytest.raises(ConfigError, match="4 px is outside"):
+        build_loader(config, engine_config(), machine, data=tmp_path / "missing")
+
+
+def test_views_coloured_by_the_loader_reach_the_network_as_they_are(
+    machine: Machine, tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path, overrides=["data.colour=loader"])
+    parts = build(config, engine_config(), machine, loader=FakeLoader())  # type: ignore[arg-type]
+    assert parts.photometric is None
+    run, plain = Stepper(parts), FakeLoader().batch(0)
+    views = tuple(
+        torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last) for _ in range(2)
+    )
+    given, cells = run._inputs(Batch(views, plain.cells, plain.labels, plain.ids), epoch=0)
+    assert all(torch.equal(*pair) for pair in zip(given, views, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(cells, plain.cells, strict=True))
+    folder = RunFolder(tmp_path)
+    Pretraining(parts, folder)._fit_views(1)  # no colours of its own to adapt
+
+
+def test_the_device_colours_where_it_is_told_to(tmp_path: Path) -> None:
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        for choice in ("loader", "device"):
+            config = tiny_config(tmp_path, overrides=[f"data.colour={choice}"])
+            assert loader_colours(config, device) == (choice == "loader")
+    config = tiny_config(tmp_path)
+    assert config.data.colour == "auto" and not loader_colours(config, torch.device("cuda"))
