@@ -8,13 +8,16 @@ from typing import get_args
 import pytest
 
 from harl_fast.config import (
+    DataConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
+    crop_rule,
     dump_config,
     load_config,
     presets,
 )
+from harl_fast.data.order import Kind
 from harl_fast.errors import ConfigError
 from harl_fast.model.backbone import ARCHS, STEMS
 from harl_fast.model.loss import LOSS_TYPES
@@ -40,6 +43,11 @@ def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Pa
         ("loss.type=foo", ["loss.type", "'byol+f_loss'", "got 'foo'"]),
         ("data.views.0.flip_p=1.5", ["data.views.0.flip_p", "less than or equal to 1", "1.5"]),
         ("data.views.0.scale=[0.9, 0.1]", ["data.views.0", "0.9", "above the second"]),
+        ("data.views.0.crop=foreground>=2", ["data.views.0", "'foreground>=2'", "foreground>=T"]),
+        ("data.views=[{}, {}, {}]", ["data.views", "3 views", "BetonLoader"]),
+        ("data.order=quazi", ["data.order", "'quasi'", "got 'quazi'"]),
+        ("data.colour=gpu", ["data.colour", "'device'", "got 'gpu'"]),
+        ("data.damaged=skip", ["data.damaged", "'replace'", "got 'skip'"]),
         ("optim.warmup_epochs=5000", ["warmup_epochs", "epochs"]),
         ("nonsense", ["section.key=value"]),
         ("optim.lr.deep=1", ["optim.lr.deep"]),
@@ -56,6 +64,19 @@ def test_an_override_of_one_view_key_keeps_the_other_defaults() -> None:
     views = load_config("paper", overrides=["data.views.0.size_px=96"]).data.views
     assert (views[0].size_px, views[0].blur_p) == (96, 1.0)
     assert (views[1].size_px, views[1].blur_p, views[1].solarize_p) == (224, 0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("random", ("random", 0.0)),
+        ("center-on-foreground", ("center-on-foreground", 0.0)),
+        ("foreground>=0.2", ("foreground", 0.2)),
+        ("foreground >= 1", ("foreground", 1.0)),
+    ],
+)
+def test_crops_are_read(text: str, rule: tuple[str, float]) -> None:
+    assert crop_rule(text) == rule
 
 
 def test_an_unknown_name_lists_the_presets() -> None:
@@ -77,6 +98,7 @@ def test_seed_readme_differs_from_paper_as_its_header_says() -> None:
         (ModelConfig, "stem", STEMS),
         (LossConfig, "type", LOSS_TYPES),
         (LossConfig, "mask", MASK_MODES),
+        (DataConfig, "order", get_args(Kind)),
         (OptimConfig, "name", OPTIMIZERS),
         (OptimConfig, "formula", FORMULAS),
     ],
