@@ -37,7 +37,8 @@ export PATH := $(BIN):$(PATH)
 # An option whose variable is set: $(call option,--max-resolution,$(MAX_RESOLUTION))
 option = $(if $(2),$(1) "$(2)")
 
-.PHONY: help setup doctor lint test test-slow beton pretrain demo lineval preview clean
+.PHONY: help setup doctor lint test test-slow beton pretrain demo lineval preview bench bench-loader \
+	clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
@@ -87,6 +88,11 @@ lineval: setup ## Judge CKPT's features on DATA or OUT [RANDOM=1: a random encod
 preview: setup ## Draw views and masks as the network receives them [OUT=] [CONFIG=] [COUNT=]
 	"$(BIN)/python" launch/preview.py --data "$(OUT)" --config "$(CONFIG)" \
 		--out "$(OUT)/preview.png" --count "$(COUNT)" $(foreach pair,$(SET),--set "$(pair)") $(ARGS)
+
+bench: bench-loader ## Run all benchmarks (on a machine with nothing else to do)
+
+bench-loader: setup ## Compare the loader with its peers, in turns [DATA=<photos>] [ARGS="--only L3,L4"]
+	"$(BIN)/python" -m tests.bench.loader $(call option,--data,$(DATA)) $(ARGS)
 
 clean: ## Remove caches and build files; data, runs and VENV stay
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,67 @@
+"""Our loader as the benchmark runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harl_fast.config import DataConfig
+from harl_fast.data import photometric
+from harl_fast.data.geometry import ViewGeometry
+from harl_fast.data.loader import BetonLoader
+
+POLICY = DataConfig()
+"""BYOL's two views; the peers' settings are read from it too."""
+CELLS = 7
+
+
+def geometries() -> list[ViewGeometry]:
+    """Return the two views' geometry."""
+    return [
+        ViewGeometry(size_px=v.size_px, cells=CELLS, scale=v.scale, ratio=v.ratio, flip_p=v.flip_p)
+        for v in POLICY.views
+    ]
+
+
+def make(settings: dict[str, Any]) -> BetonLoader:
+    """Return the loader of one rank that takes whole global batches."""
+    extra = {}
+    if settings.get("coloured") and hasattr(photometric, "Colouring"):
+        extra["colour"] = photometric.Colouring(POLICY.views, POLICY.mean, POLICY.std)
+    options = {
+        "views": geometries(),
+        "batch_global": settings["batch"],
+        "batch_micro": settings["batch"],
+        "workers": settings["threads"],
+        "batches_ahead": settings.get("ahead", 3),
+    }
+    try:
+        return BetonLoader(Path(settings["container"]), **options, **extra)
+    except TypeError:
+        if not extra:
+            raise
+        return BetonLoader(Path(settings["container"]), **options)
+
+
+def batches(settings: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+    """Yield (samples, batch) for ever; (0, None) opens each epoch.
+
+    coloured: views are float32, normalised; by the loader if it can, else by torch on its output.
+    """
+    loader = make(settings)
+    colours = photometric.Photometric(POLICY.views, mean=POLICY.mean, std=POLICY.std, seed=0)
+    torch.set_num_threads(settings["threads"])
+    while True:
+        yield 0, None
+        epoch = loader.epoch
+        for batch in loader:
+            if settings.get("coloured") and batch.views[0].dtype == torch.uint8:
+                views = tuple(
+                    colours(view, view=number, ids=batch.ids, epoch=epoch)
+                    for number, view in enumerate(batch.views)
+                )
+                batch = batch._replace(views=views)
+            yield len(batch.ids), batch

@@ -1,0 +1,69 @@
+"""Facts of a process and of the machine, read from Linux' /proc."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("ffcv", "torch", "torchvision", "numba", "numpy", "pillow", "opencv-python")
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, stopped or not."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def memory_bytes() -> dict[str, int]:
+    """Return this process's RssAnon, RssFile, RssShmem and VmHWM."""
+    wanted = ("RssAnon", "RssFile", "RssShmem", "VmHWM")
+    found = {}
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name in wanted:
+            found[name] = int(rest.split()[0]) * 1024
+    return found
+
+
+def busy_s() -> float:
+    """Return the seconds all cores together were busy or stolen since the machine started."""
+    user, nice, system, _, _, irq, softirq, steal = (
+        int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def group_s(group: int) -> float:
+    """Return the CPU seconds of all living processes of a process group."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rsplit(")", 1)[1].split()
+            if int(fields[2]) == group:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def machine_facts() -> dict[str, object]:
+    """Return CPU model, cores in use, kernel, Python and package versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "missing"
+    return {
+        "cpu": models[0] if models else "unknown",
+        "cores": len(os.sched_getaffinity(0)),
+        "load_before": os.getloadavg(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "packages": packages,
+    }

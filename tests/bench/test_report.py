@@ -1,0 +1,79 @@
+"""The benchmark's arithmetic, against figures worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.bench.report import (
+    BARE,
+    Row,
+    bar_table,
+    disturbance,
+    memory_rows,
+    rates,
+    ratio_rows,
+    reference,
+)
+from tests.bench.worker import steady
+
+
+def test_a_ratio_is_taken_within_each_round_against_the_fastest_peer() -> None:
+    speeds = {
+        "ours_uint8": [10.0, 40.0, 30.0],
+        "bare": [20.0, 50.0, 50.0],
+        "bare_fastdct": [40.0, 80.0, 60.0],
+    }
+    assert reference(speeds, BARE) == "bare_fastdct"
+    (row,) = [row for row in ratio_rows(speeds) if row.bar == "L4"]
+    assert row.measured == 0.5 and row.spread is not None
+    assert (row.spread.least, row.spread.most) == (0.25, 0.5)
+    assert row.verdict == "MISSED" and "bare_fastdct" in row.what
+    assert reference(speeds, ("absent",)) is None
+
+
+def test_rates_are_samples_over_seconds() -> None:
+    rounds = {"a": [{"samples": 30, "seconds": 2.0}, {"samples": 5, "seconds": 0.5}]}
+    assert rates(rounds) == {"a": [15.0, 10.0]}
+
+
+def test_other_programs_at_work_are_reported() -> None:
+    turn = {"samples": 1.0, "seconds": 1.0}
+    quiet, loud = turn | {"others": 0.05}, turn | {"others": 0.9}
+    assert disturbance({"a": [quiet, quiet]}) == ""
+    assert "1 turns, at worst 0.90 cores during b" in disturbance({"a": [quiet], "b": [loud]})
+
+
+@pytest.mark.parametrize(
+    ("measured", "less", "verdict"),
+    [(3.0, False, "goal"), (2.5, False, "floor"), (1.9, False, "MISSED"), (3.1, True, "MISSED")],
+)
+def test_verdicts(measured: float, less: bool, verdict: str) -> None:
+    row = Row("L3", "x", measured, "x", 2.0, 3.0, less_is_better=less)
+    assert row.verdict == verdict
+    assert verdict in bar_table([row])
+
+
+def test_memory_is_compared_with_one_slot_more_than_is_made_ahead() -> None:
+    taken = {
+        "anonymous before": 100e6, "anonymous peak": 800e6, "slot": 150e6, "slots needed": 4,
+        "file before": 10e6, "file peak": 60e6,
+    }  # fmt: skip
+    above, slots, excess, pages = memory_rows(taken)
+    assert (above.measured, slots.measured, excess.measured, pages.measured) == (700, 600, 100, 50)
+    assert above.goal == 664.0 and above.verdict == "MISSED" and excess.verdict == "MISSED"
+
+
+def test_steady_state_leaves_out_the_first_batches_of_turn_and_epoch() -> None:
+    now = [0.0]
+
+    def items() -> Iterator[tuple[int, None]]:
+        while True:
+            yield 0, None
+            for place in range(5):
+                now[0] += 100.0 if place < 2 else 1.0  # the first two are slow: new buffers
+                yield 8, None
+
+    samples, seconds = steady(items(), lead=2, seconds=6.0, clock=lambda: now[0])
+    assert (samples, seconds) == (48, 6.0)

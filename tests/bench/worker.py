@@ -1,0 +1,69 @@
+"""A contender's process: answers "run for T seconds" with (samples, seconds), and "check".
+
+`python -m tests.bench.worker '<settings JSON>'`, one JSON line a command and an answer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tests.bench.process import die_with_parent
+
+Items = Iterator[tuple[int, Any]]
+
+
+def steady(
+    items: Items, *, lead: int, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> tuple[int, float]:
+    """Return (samples, seconds) of a loader's steady state.
+
+    items: (samples, batch) for ever; 0 samples open an epoch. The first ``lead`` batches of a turn
+    and of an epoch are taken but not counted: they were made ahead, or touch new buffers, which is
+    a matter of the first seconds of an epoch of hours. What is counted is the time from one batch
+    to the next, until ``seconds`` of it have passed.
+    """
+    samples, passed, last, skip = 0, 0.0, 0.0, lead
+    for count, _ in items:
+        now = clock()
+        if count == 0:
+            skip = lead
+            continue
+        if skip > 0:
+            skip -= 1
+        else:
+            samples, passed = samples + count, passed + now - last
+            if passed >= seconds:
+                break
+        last = now
+    return samples, passed
+
+
+def main() -> None:
+    """Serve commands from standard input until it ends."""
+    die_with_parent()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints goes to the log
+    settings = json.loads(sys.argv[1])
+    module = importlib.import_module(f"tests.bench.{settings['module']}")
+    items: Items = module.batches(settings)
+    for line in sys.stdin:
+        command = json.loads(line)
+        if command["do"] == "run":
+            samples, passed = steady(items, lead=settings["lead"], seconds=command["seconds"])
+            answer: dict[str, Any] = {"samples": samples, "seconds": passed}
+        else:
+            from tests.bench.check import describe
+
+            answer = describe(items, batches=command["batches"])
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
