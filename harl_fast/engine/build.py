@@ -24,9 +24,6 @@ from harl_fast.optim.build import build_optimizer
 from harl_fast.optim.groups import param_groups
 from harl_fast.optim.lars import LARS
 
-_COMPILED_SIZES = 8
-"""torch.compile's default limit of versions of one function (torch._dynamo recompile_limit)."""
-
 
 def build(
     config: RunConfig,
@@ -43,7 +40,6 @@ def build(
     optimizer too, and the run must match. Raises ConfigError or CheckpointError.
     """
     _check_optimizer(config, engine_config)
-    _check_compile(config)
     if resume and weights is not None:
         _check_same_run(weights, engine_config, beton_sha256=loader.manifest.beton_sha256)
     course = Course.of(
@@ -110,11 +106,19 @@ def _engine(
         if isinstance(optimizer, LARS):
             optimizer.init_state()
     if config.model.compile:
-        for network in (harl, harl.target):
-            for child in network.children():
-                # Not dynamic: each size of view gets code of its own, at full speed.
-                child.compile(dynamic=False)
+        _compile(harl, sizes=len(sizes_in(config)))
     return optimizer, engine
+
+
+def _compile(harl: HARL, *, sizes: int) -> None:
+    """Compile both networks, for each of so many sizes of views once: static code is faster."""
+    # Online and target share their functions, of which torch keeps 8 versions by default and then
+    # runs uncompiled: from a fifth size on.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 2 * sizes + 2)
+    for network in (harl, harl.target):
+        for child in network.children():
+            child.compile(dynamic=False)
 
 
 def build_loader(
@@ -171,16 +175,6 @@ def _check_optimizer(config: RunConfig, engine_config: EngineConfig) -> None:
         raise ConfigError(
             f"{engine_config.source}: zero_optimization.compute_grad_norm false leaves {name} "
             f"without a guard against non-finite gradients; only lars has its own. Delete the key"
-        )
-
-
-def _check_compile(config: RunConfig) -> None:
-    sizes = sizes_in(config)
-    if config.model.compile and len(sizes) > _COMPILED_SIZES:
-        raise ConfigError(
-            f"data.size_schedule '{config.data.size_schedule}' has {len(sizes)} sizes, and "
-            f"torch.compile keeps code for {_COMPILED_SIZES}, after which it runs uncompiled: use "
-            f"fewer sizes, or model.compile: false"
         )
 
 

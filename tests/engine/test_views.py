@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import Batch
@@ -125,13 +127,29 @@ def test_two_views_of_different_sizes_train(machine: Machine, tmp_path: Path, da
     assert not torch.equal(before, run.parts.harl.backbone.conv1.weight)
 
 
-def test_too_many_sizes_for_the_compiler_are_refused(machine: Machine, tmp_path: Path) -> None:
-    steps = ",".join(["steps:32", *(f"0.{number}:{32 + number}" for number in range(1, 9))])
-    config = tiny_config(
-        tmp_path, overrides=["epochs=20", "model.compile=true", f"data.size_schedule={steps}"]
+def test_every_size_is_compiled_once(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter, compile_ = CompileCounter(), torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **how: compile_(self, backend=counter, **how)
     )
-    with pytest.raises(ConfigError, match="has 9 sizes"):
-        build(config, engine_config(), machine, loader=FakeLoader())  # type: ignore[arg-type]
+    sizes = (32, 48, 64, 80, 96, 112)
+    steps = ",".join(["steps:32", *(f"0.{n}:{size}" for n, size in enumerate(sizes[1:], 1))])
+    overrides = ["epochs=10", "model.compile=true", f"data.size_schedule={steps}"]
+    config = tiny_config(tmp_path, overrides=overrides)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=8):
+        parts = build(config, engine_config(), machine, loader=FakeLoader())  # type: ignore[arg-type]
+        counts = []
+        for size in (*sizes, *sizes):
+            views = [torch.rand(4, 3, size, size) for _ in range(2)]
+            cells = [torch.rand(4, size // 16, size // 16) for _ in range(2)]
+            parts.harl(views, cells, alpha=0.6, beta=0.3)[0].backward()
+            counts.append(counter.frame_count)
+    torch._dynamo.reset()
+    # Two backbones a size; the heads, which see vectors, come with the first.
+    assert np.diff(counts).tolist() == [2] * 5 + [0] * 6
 
 
 def test_a_wrong_schedule_is_refused_before_anything_is_read(
