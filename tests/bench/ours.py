@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from harl_fast.data.loader import BetonLoader
 POLICY = DataConfig()
 """BYOL's two views; the peers' settings are read from it too."""
 CELLS = 7
+COLOURS_IN_LOADER = "colour" in inspect.signature(BetonLoader).parameters
 
 
 def geometries() -> list[ViewGeometry]:
@@ -28,22 +30,16 @@ def geometries() -> list[ViewGeometry]:
 
 def make(settings: dict[str, Any]) -> BetonLoader:
     """Return the loader of one rank that takes whole global batches."""
-    extra = {}
-    if settings.get("coloured") and hasattr(photometric, "Colouring"):
-        extra["colour"] = photometric.Colouring(POLICY.views, POLICY.mean, POLICY.std)
-    options = {
+    options: dict[str, Any] = {
         "views": geometries(),
         "batch_global": settings["batch"],
         "batch_micro": settings["batch"],
         "workers": settings["threads"],
         "batches_ahead": settings.get("ahead", 3),
     }
-    try:
-        return BetonLoader(Path(settings["container"]), **options, **extra)
-    except TypeError:
-        if not extra:
-            raise
-        return BetonLoader(Path(settings["container"]), **options)
+    if settings.get("coloured") and COLOURS_IN_LOADER:
+        options["colour"] = photometric.Colouring(POLICY.views, POLICY.mean, POLICY.std)
+    return BetonLoader(Path(settings["container"]), **options)
 
 
 def batches(settings: dict[str, Any]) -> Iterator[tuple[int, Any]]:

@@ -64,7 +64,7 @@ class _SeparableBlur:
         image = ops.to_dtype(image, torch.float32)
         across = ops.gaussian_blur(image, [self.taps, 1], [sigma, sigma])
         both = ops.gaussian_blur(across, [1, self.taps], [sigma, sigma])
-        return ops.to_dtype(both, torch.uint8)
+        return ops.to_dtype(both.round_(), torch.uint8)
 
 
 def pil_colours(policy: ViewConfig) -> Callable[[Image.Image], Tensor]:
