@@ -77,3 +77,6 @@ def test_steady_state_leaves_out_the_first_batches_of_turn_and_epoch() -> None:
 
     samples, seconds = steady(items(), lead=2, seconds=6.0, clock=lambda: now[0])
     assert (samples, seconds) == (48, 6.0)
+    now[0] = 1000.0
+    ones = ((1, None) for now[0] in (1001.0, 1002.0, 1003.0, 1004.0))
+    assert steady(ones, lead=0, seconds=2.0, clock=lambda: now[0]) == (2, 2.0)

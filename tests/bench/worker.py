@@ -28,6 +28,7 @@ def steady(
     a matter of the first seconds of an epoch of hours. What is counted is the time from one batch
     to the next, until ``seconds`` of it have passed.
     """
+    lead = max(1, lead)  # there is no time before the first batch
     samples, passed, last, skip = 0, 0.0, 0.0, lead
     for count, _ in items:
         now = clock()
