@@ -12,6 +12,8 @@ DATASET =
 MASKS =
 MAX_RESOLUTION =
 QUALITY =
+# jpg, passthrough, raw, yuv420, mix:P or mix:P:yuv420 with a share P of uncompressed samples.
+STORE =
 MASK_SIZE =
 MASK_METHOD =
 # Where containers are written to and read from: named after the data set or the image folder.
@@ -64,11 +66,12 @@ test: setup ## Run the tests but the slow ones [TESTS=<path>]
 test-slow: setup ## Run the slow tests: the real launcher, whole runs [TESTS=<path>]
 	"$(BIN)/python" -m pytest "$(TESTS)" -m slow $(ARGS)
 
-beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=<tree>] [OUT=]
+beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=<tree>] [STORE=] [OUT=]
 	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) \
 		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \
-		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) $(ARGS)
+		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) \
+		$(call option,--store,$(STORE)) $(ARGS)
 	@echo "containers: $(OUT)"
 
 pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [SET="a=1 b.c=2"] [RESUME=1]

@@ -14,6 +14,7 @@ from harl_fast.errors import DataError, run_main
 from preprocess.build import build
 from preprocess.convert import Settings
 from preprocess.demo.make import MAX_CLASSES, DemoSettings, make_demo_set
+from preprocess.encode import DEFAULT_STORE, STORES, Store, parse_store
 from preprocess.masks import METHODS
 from preprocess.pool import usable_cores
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
@@ -54,6 +55,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     number = functools.partial(_add_number, parser.add_argument)
     number("--mask-size", 8, 1024, default=64, about="side of the stored masks, a multiple of 8")
     number("--max-resolution", 8, 4096, default=512, about="longest side of the stored images")
+    add(
+        "--store",
+        type=_store,
+        metavar="KIND",
+        default=DEFAULT_STORE,
+        help="; ".join(f"{name} ({about})" for name, about in STORES.items()) + "; default jpg",
+    )
     number("--quality", 1, 100, default=90, about="JPEG quality")
     number("--workers", 1, 1024, default=usable_cores(), about="processes")
     group = parser.add_argument_group("demo set, without --data and --dataset")
@@ -78,6 +86,13 @@ def _add_number(
     add(flag, type=kind, default=default, metavar="N", help=f"{about}; default %(default)s")
 
 
+def _store(text: str) -> Store:
+    try:
+        return parse_store(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _bounded(text: str, *, low: int, high: int) -> int:
     try:
         value = int(text)
@@ -92,7 +107,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
-    settings = Settings(args.max_resolution, args.quality, args.mask_size, args.mask_method)
+    settings = Settings(
+        args.max_resolution, args.quality, args.mask_size, args.mask_method, args.store
+    )
     try:
         source, masks = _source(args)
         build(source, args.out, settings, masks=masks, workers=args.workers)

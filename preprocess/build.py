@@ -7,6 +7,7 @@ import datetime
 import functools
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from harl_fast import __version__
+from harl_fast.data.imagefield import MODE_NAMES
 from harl_fast.data.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -57,11 +59,22 @@ class Tally:
     empty: int = 0
     full: int = 0
     seconds: float = 0.0
+    pixels: int = 0
+    modes: Counter[str] = field(default_factory=Counter)
+    """Samples stored under each mode, and their bytes below."""
+    image_bytes: Counter[str] = field(default_factory=Counter)
+    reencoded: Counter[str] = field(default_factory=Counter)
+    """Why files could not pass through, and how many."""
 
     def add(self, sample: Sample) -> None:
         """Count one sample."""
         self.names.append(sample.name)
         self.labels.append(sample.label)
+        self.pixels += sample.height * sample.width
+        self.modes[MODE_NAMES[sample.mode]] += 1
+        self.image_bytes[MODE_NAMES[sample.mode]] += len(sample.image)
+        if sample.reencoded:
+            self.reencoded[sample.reencoded] += 1
         if sample.mask_problem:
             self.replaced.append(Rejected(sample.name, sample.mask_problem))
         share = float(np.unpackbits(np.frombuffer(sample.mask, np.uint8)).mean())
@@ -104,11 +117,7 @@ def build(
             class_counts=np.bincount(tally.labels, minlength=len(source.classes)).tolist(),
             source=source.name,
             mask=mask,
-            store={
-                "kind": "jpg",
-                "max_resolution": settings.max_resolution,
-                "quality": settings.quality,
-            },
+            store=_store_facts(tally, settings),
             skipped=len(tally.rejected),
             beton_bytes=facts[0],
             beton_sha256=facts[1],
@@ -148,7 +157,10 @@ def _convert_split(
         describe=lambda chunk: f"{chunk[0].name} to {chunk[-1].name}",
     )
     writer = container_writer(
-        path, max_resolution=settings.max_resolution, mask_size=settings.mask_size
+        path,
+        max_resolution=settings.max_resolution,
+        mask_size=settings.mask_size,
+        yuv420=settings.store.has_yuv420,
     )
     start = time.monotonic()
     with contextlib.closing(results), Progress(count, label=f"writing {name}") as progress:
@@ -171,6 +183,7 @@ def _tasks(split: Split, tree: MaskTree | None) -> Iterator[list[Task]]:
                 label=split.labels[index],
                 image=split.image(index),
                 mask=tree.path(split.names[index]) if tree else None,
+                position=index,
             )
             for index in range(start, min(start + CHUNK, len(split.names)))
         ]
@@ -187,6 +200,25 @@ def _pass_on(
                 tally.add(result)
                 yield result
         progress.advance(len(chunk))
+
+
+def _store_facts(tally: Tally, settings: Settings) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "kind": settings.store.name,
+        "max_resolution": settings.max_resolution,
+        "quality": settings.quality,
+        "pixels": tally.pixels,
+        "modes": {
+            name: {"count": count, "bytes": tally.image_bytes[name]}
+            for name, count in sorted(tally.modes.items())
+        },
+        # Files that pass through have them or not, as they came.
+        "restart_markers": settings.store.kind != "passthrough" and tally.modes["jpg"] > 0,
+    }
+    if settings.store.kind == "passthrough":
+        facts["passed_through"] = len(tally.names) - tally.reencoded.total()
+        facts["reencoded"] = dict(tally.reencoded.most_common())
+    return facts
 
 
 def _mask_facts(tally: Tally, masks: Path | None, settings: Settings) -> dict[str, Any]:

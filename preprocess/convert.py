@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from ffcv.fields.rgb_image import encode_jpeg
 
+from harl_fast.data.imagefield import MODE_JPG
 from harl_fast.data.maskfield import pack_mask, resize_mask
+from preprocess.encode import DEFAULT_STORE, Store, encode
 from preprocess.images import Decoded, Pixels, UnusableImageError, decode_image, read_mask, shrink
 from preprocess.masks import find_mask
 from preprocess.masks.binary import Mask
+from preprocess.passthrough import NotTakenError, Taken, take_jpeg
 from preprocess.sources import Rejected
 
 
@@ -28,6 +30,7 @@ class Settings:
     mask_size: int
     mask_method: str
     """Serves every image without a usable mask file."""
+    store: Store = DEFAULT_STORE
 
 
 class Task(NamedTuple):
@@ -38,6 +41,8 @@ class Task(NamedTuple):
     image: Path | Pixels
     mask: Path | None
     """The mask's file, whether it exists or not; None if the method is to make it."""
+    position: int = 0
+    """The image's place in its split's list."""
 
 
 class Sample(NamedTuple):
@@ -45,7 +50,9 @@ class Sample(NamedTuple):
 
     name: str
     label: int
-    jpeg: bytes
+    mode: int
+    """How the picture is stored: a mode of `harl_fast.data.imagefield`."""
+    image: bytes
     height: int
     width: int
     mask: bytes
@@ -54,6 +61,8 @@ class Sample(NamedTuple):
     """The method found nothing sound and the centre ellipse serves."""
     mask_problem: str
     """Why the mask file could not serve and the method did; empty if it did or none was given."""
+    reencoded: str = ""
+    """Why passthrough did not take the file's own bytes; empty if it did or was not asked for."""
 
 
 def convert(tasks: list[Task], settings: Settings) -> list[Sample | Rejected]:
@@ -69,24 +78,44 @@ def convert(tasks: list[Task], settings: Settings) -> list[Sample | Rejected]:
 
 
 def _convert(task: Task, settings: Settings) -> Sample:
-    side_px = settings.max_resolution
-    if isinstance(task.image, np.ndarray):
-        height, width = task.image.shape[:2]
-        decoded = Decoded(task.image, 1, (width, height))
+    side_px, store = settings.max_resolution, settings.store
+    taken, refusal = None, ""
+    if store.kind == "passthrough":
+        taken, refusal = _take(task, side_px)
+    if taken is not None:
+        decoded, rgb = Decoded(taken.rgb, 1, taken.rgb.shape[1::-1]), taken.rgb
+        mode, image = MODE_JPG, taken.data
     else:
-        decoded = decode_image(task.image, side_px=side_px)
-    rgb = shrink(decoded.rgb, side_px=side_px)
+        if isinstance(task.image, np.ndarray):
+            decoded = Decoded(task.image, 1, task.image.shape[1::-1])
+        else:
+            decoded = decode_image(task.image, side_px=side_px)
+        rgb = shrink(decoded.rgb, side_px=side_px)
+        mode = store.mode(task.position)
+        image = encode(rgb, mode, quality=settings.quality)
     mask, stand_in, problem = _mask(task, decoded, rgb, settings.mask_method)
     return Sample(
         name=task.name,
         label=task.label,
-        jpeg=encode_jpeg(rgb, settings.quality).tobytes(),
+        mode=mode,
+        image=image,
         height=rgb.shape[0],
         width=rgb.shape[1],
         mask=pack_mask(resize_mask(mask, size=settings.mask_size)).tobytes(),
         stand_in=stand_in,
         mask_problem=problem,
+        reencoded=refusal,
     )
+
+
+def _take(task: Task, side_px: int) -> tuple[Taken | None, str]:
+    """Return a file's own bytes if they can be stored, else why not."""
+    if isinstance(task.image, np.ndarray):
+        return None, "no file"
+    try:
+        return take_jpeg(task.image, side_px=side_px), ""
+    except NotTakenError as refusal:
+        return None, str(refusal)
 
 
 def _mask(task: Task, decoded: Decoded, rgb: Pixels, method: str) -> tuple[Mask, bool, str]:

@@ -79,7 +79,7 @@ def _decode(image: Image.Image, side_px: int) -> Decoded:
         raise UnusableImageError(
             f"{width} x {height} pixels, more than {PIXEL_LIMIT:,}: scale it down"
         )
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     image.draft(None, (side_px, side_px))
     image.load()
     rgb = to_rgb(image)
@@ -90,7 +90,8 @@ def _decode(image: Image.Image, side_px: int) -> Decoded:
     return Decoded(np.asarray(rgb), orientation, (width, height))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return an opened image's EXIF orientation, 1 to 8."""
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # noqa: BLE001  # a broken EXIF block around sound pixels means upright

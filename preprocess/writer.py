@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ffcv.fields import IntField, RGBImageField
-from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.memory_allocator import MemoryAllocator
 from ffcv.types import ALLOC_TABLE_TYPE
 from ffcv.writer import DatasetWriter, handle_sample
 
+from harl_fast.data.imagefield import StoredImageField
 from harl_fast.data.manifest import FIELDS
 from harl_fast.data.maskfield import BitMaskField, StoredMask
 from preprocess.convert import Sample
+from preprocess.encode import largest_image
 
 LEAST_PAGE = 1 << 23
 """FFCV's default of 8 MiB."""
@@ -73,34 +74,39 @@ class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
         return count
 
 
-def container_writer(path: Path, *, max_resolution: int, mask_size: int) -> StreamWriter:
-    """Return a writer of containers with our `FIELDS` to ``path``."""
-    fields = (_encoded_image_field(), BitMaskField(mask_size), IntField())
+def container_writer(
+    path: Path, *, max_resolution: int, mask_size: int, yuv420: bool = False
+) -> StreamWriter:
+    """Return a writer of containers with our `FIELDS` to ``path``.
+
+    yuv420: whether samples may be stored that way, which plain FFCV must then refuse.
+    """
+    fields = (_encoded_image_field(yuv420=yuv420), BitMaskField(mask_size), IntField())
     page = LEAST_PAGE
-    while page < 3 * max_resolution**2 + (1 << 16):  # a sample must fit in one page
+    while page < largest_image(max_resolution) + mask_size**2 // 8:  # a sample lies in one page
         page *= 2
     return StreamWriter(str(path), dict(zip(FIELDS, fields, strict=True)), page_size=page)
 
 
-def _encoded_image_field() -> RGBImageField:
-    """Return FFCV's image field, taking samples that are encoded already.
+def _encoded_image_field(*, yuv420: bool) -> RGBImageField:
+    """Return an image field that takes samples encoded already.
 
-    FFCV records a field by its exact class: a subclass would not be readable by plain FFCV.
+    FFCV records a field by its exact class: a subclass is not readable by plain FFCV.
     """
-    field = RGBImageField(write_mode="jpg")
-    field.encode = _store_jpeg
+    field = StoredImageField() if yuv420 else RGBImageField()
+    field.encode = _store_image
     return field
 
 
-def _store_jpeg(
+def _store_image(
     destination: npt.NDArray[Any],
     sample: Sample,
     malloc: Callable[[int], tuple[int, npt.NDArray[np.uint8]]],
 ) -> None:
-    destination["mode"] = IMAGE_MODES["jpg"]
+    destination["mode"] = sample.mode
     destination["height"], destination["width"] = sample.height, sample.width
-    destination["data_ptr"], storage = malloc(len(sample.jpeg))
-    storage[:] = np.frombuffer(sample.jpeg, np.uint8)
+    destination["data_ptr"], storage = malloc(len(sample.image))
+    storage[:] = np.frombuffer(sample.image, np.uint8)
 
 
 def _stored_mask(sample: Sample) -> StoredMask:

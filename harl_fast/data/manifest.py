@@ -46,7 +46,11 @@ class Manifest:
     """method, parameters, size, supervision ("none" or "external"), coverage_mean, empty_share,
     full_share, and fallbacks: how many samples a stand-in rule served."""
     store: dict[str, Any]
-    """kind ("jpg"), max_resolution, quality."""
+    """kind ("jpg", "passthrough", "raw", "yuv420", "mix:..."), max_resolution, quality. Containers
+    written before there were other kinds than jpg have only these; newer ones add pixels (of all
+    images), modes ({mode: {count, bytes}}), restart_markers (every JPEG has those of
+    `preprocess.encode`), and for passthrough passed_through and reencoded ({reason: count}).
+    The loader reads each sample's own mode and depends on none of these: no new format."""
     skipped: int
     """Source files that were left out; they are listed in ``<split>.report.json``."""
     beton_bytes: int
