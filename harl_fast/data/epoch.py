@@ -1,23 +1,38 @@
-"""One pass over an FFCV loader that cannot hang, leak its thread, or hand out a damaged sample."""
+"""One pass over an FFCV pipeline that cannot hang, leak its thread, or hand out a bad sample."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import mmap
+import os
 import queue
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 import torch
-from ffcv.loader import Loader
-from ffcv.loader.epoch_iterator import EpochIterator
-from ffcv.memory_managers.base import MemoryContext
 from ffcv.reader import Reader
 
+from harl_fast.data.damage import Damage
 from harl_fast.data.decode import OK
+from harl_fast.data.slots import Slots
+from harl_fast.errors import ConfigError, DataError, HarlError
 
 _POLL_S = 1.0
+_STALL_S = 60
+"""A consumer that waits this long says so, and goes on waiting: storage may be slow."""
+_THREAD_SAFE = ("tbb", "omp")
+_one_kernel = threading.Lock()
+"""Numba's third threading layer, workqueue, ends the process when two threads use it at once."""
+
+_log = logging.getLogger(__name__)
+
+Ids = npt.NDArray[np.int64]
 
 
 @contextlib.contextmanager
@@ -30,18 +45,22 @@ def torch_threads_kept() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class MappedFile(MemoryContext):  # type: ignore[misc]  # ffcv is untyped
+class MappedFile:
     """The memory-mapped container with what the decoders read beside it.
 
-    Stands in for FFCV's memory manager and context in one. FFCV's own marks numba's shared uint8
-    array type as read-only for the whole process, which breaks every function compiled before, and
+    Stands in for FFCV's memory manager and context. FFCV's own marks numba's shared uint8 array
+    type as read-only for the whole process, which breaks every function compiled before, and
     builds Python sets and dictionaries of all samples at start.
     """
 
     def __init__(self, reader: Reader, control: np.ndarray) -> None:
         table = np.sort(reader.alloc_table, order="ptr")
+        self.path = Path(reader.file_name)
+        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  # open as long as mapped
+        self._opened = self._facts()
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._state = (
-            np.memmap(reader.file_name, np.uint8, mode="r"),
+            np.frombuffer(self._map, np.uint8),
             np.ascontiguousarray(table["ptr"]),
             np.ascontiguousarray(table["size"]),
             control,
@@ -52,107 +71,220 @@ class MappedFile(MemoryContext):  # type: ignore[misc]  # ffcv is untyped
         """What `decode.span` takes as storage: file, addresses, sizes, control."""
         return self._state
 
-    def schedule_epoch(self, batches: Any) -> MappedFile:
-        """Return the context of a pass, as FFCV's memory managers do."""
-        return self
+    def _facts(self) -> tuple[int, int]:
+        facts = os.fstat(self._file.fileno())
+        return facts.st_size, facts.st_mtime_ns
 
-    def __enter__(self) -> MappedFile:
-        return self
+    def check(self) -> None:
+        """Raise DataError if the file was cut or written to since it was opened.
 
-    def __exit__(self, *failure: object) -> None:
-        """Keep the mapping: the next pass uses it again."""
+        Costs a microsecond; asked before and after each batch. A file replaced by renaming another
+        one over it is no change: the old one lives on while it is open.
+        """
+        size, written = self._facts()
+        if (size, written) == self._opened:
+            return
+        what = (
+            f"has {size:,} bytes, it had {self._opened[0]:,} when opened"
+            if size != self._opened[0]
+            else "was written to"
+        )
+        raise DataError(
+            f"{self.path} {what}: it changed while in use, so its samples cannot be trusted. Never "
+            f"write into a container that is being read; restore it and resume the run"
+        )
+
+    def forget(self) -> None:
+        """Drop the pages read so far from this process's memory; the system's cache keeps them."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
-class SampleDamage(Exception):
-    """A sample of the current batch cannot be decoded: (sample id, status of `decode`)."""
-
-    def __init__(self, sample: int, status: int) -> None:
-        super().__init__(sample, status)
-        self.sample, self.status = sample, status
-
-
-class LoudEpoch(EpochIterator):  # type: ignore[misc]  # ffcv is untyped
-    """ffcv's batch thread with its silent failures closed.
+class LoudEpoch(threading.Thread):
+    """ffcv's batch thread with its silent failures closed. Items are (sample ids, *outputs).
 
     The stock thread dies on any exception while the consumer waits for ever, is never joined, and
     passes on whatever the buffer held when a JPEG is damaged. Here every failure is re-raised in
-    the consumer. Items are (sample ids, *outputs).
+    the consumer, by the name of sample and file.
     """
 
-    def __init__(self, loader: Loader, order: np.ndarray) -> None:
-        self.closed: bool
-        self.memory_allocations: dict[str, Any]
-        self.copied: list[torch.cuda.Event | None] = [None] * (loader.batches_ahead + 2)
+    def __init__(self, loader: Any, order: Ids, *, slots: Slots, damage: Damage) -> None:
+        super().__init__(name="harl_fast loader", daemon=True)
+        self.loader, self.order, self.slots, self.damage = loader, order, slots, damage
+        self.closed = self.finished = False
         self.slot_out: int | None = None
-        super().__init__(loader, order)
+        self._working_on = order[:0]
+        self._process = os.getpid()
+        self._ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._free = slots.open_all()
+        self.start()
 
     def run(self) -> None:
         """Fill slots until the order ends, the consumer leaves, or something fails."""
         try:
-            numba.set_num_threads(self.loader.num_workers)
-            for number, samples in enumerate(self.iter_ixes):
-                slot = number % len(self.copied)
-                event = self.copied[slot]
-                if event is not None:
-                    event.synchronize()  # the slot's last batch may still be on its way to the GPU
-                outputs = self.run_pipeline(number, samples, slot, None)
-                _check(samples, outputs)
-                if not self._put((slot, (samples, *outputs))):
-                    return
-            self._put(None)
+            self._produce()
+            self._ready.put(None)
+        except HarlError as error:
+            self._ready.put(error)
         except BaseException as error:  # noqa: BLE001  # the consumer must not wait for ever
-            self._put(error)
+            self._ready.put(self._failure(self._working_on, error))
 
-    def _put(self, item: Any) -> bool:
-        while not self.terminate_event.is_set():
+    def _produce(self) -> None:
+        numba.set_num_threads(self.loader.num_workers)
+        size = self.loader.batch_size
+        for start in range(0, len(self.order), size):
+            slot = self._free.get()
+            if slot is None or self.closed:
+                return
+            self._working_on = self.order[start : start + size]
+            item = self._fill(self._working_on, slot)
+            self._ready.put((slot, item))
+
+    def _fill(self, samples: Ids, slot: int) -> tuple[Any, ...]:
+        """Return the ids delivered and the outputs, all of them sound, in a slot."""
+        wanted = self.damage.substitute(samples)
+        outputs, status = self._decode(wanted, slot, 0)
+        for row in np.flatnonzero(status != OK).tolist():
+            wanted[row] = self._stand_in(int(wanted[row]), int(status[row]), slot, row)
+        self.loader.memory_manager.forget()
+        return wanted, *outputs
+
+    def _stand_in(self, sample: int, status: int, slot: int, row: int) -> int:
+        """Put the first sound sample after a damaged one into its row, and return its id."""
+        bad, reason = sample, status
+        while True:
+            self.damage.met(bad, reason)
+            other = self.damage.candidate(bad)
+            _, found = self._decode(np.array([other], np.int64), slot, row)
+            if found[0] == OK:
+                self.damage.replaced(sample, other)
+                return other
+            bad, reason = other, int(found[0])
+
+    def _decode(self, samples: Ids, slot: int, row: int) -> tuple[Any, npt.NDArray[np.int32]]:
+        """Return the outputs and the (B,) status of ``samples`` in the rows from ``row`` on."""
+        file = self.loader.memory_manager
+        file.check()
+        try:
+            outputs = self.run_pipeline(samples, slot, row)
+        except Exception as error:  # named below, and raised in the consumer
+            raise self._blame(samples, slot, row, error) from error
+        file.check()  # what was read while the file changed must not be handed out
+        return outputs, self.loader.status(outputs)
+
+    def run_pipeline(self, samples: Ids, slot: int, row: int) -> tuple[Any, ...]:
+        """Run the compiled stages; the outputs are rows ``row``... of the slot's buffers."""
+        stages, leaves = self.loader.code
+        values = {
+            "batch_indices": samples,
+            "storage_state": self.loader.memory_manager.state,
+            "metadata": self.loader.reader.metadata,
+            **self.slots.memory(slot, row, row + len(samples)),
+        }
+        with _exclusive():
+            for stage, names in stages:
+                results = stage(**values)
+                values |= {f"result_{n}": r for n, r in zip(names, results, strict=True)}
+        return tuple(values[f"result_{leaf}"] for leaf in leaves)
+
+    def _blame(self, samples: Ids, slot: int, row: int, error: Exception) -> HarlError:
+        """Return an error that names the sample which fails alone too, or else the whole batch."""
+        if isinstance(error, HarlError):
+            return error
+        for place in range(len(samples)):
+            if self.closed:
+                break
+            one = samples[place : place + 1]
             try:
-                self.output_queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+                self.run_pipeline(one, slot, row + place)
+            except Exception as again:  # noqa: BLE001  # that is what we look for
+                return self._failure(one, again)
+        return self._failure(samples, error)
+
+    def _failure(self, samples: Ids, error: BaseException) -> HarlError:
+        ids = ", ".join(str(sample) for sample in samples[:3].tolist())
+        more = f" and {len(samples) - 3} more" if len(samples) > 3 else ""
+        failure = DataError(
+            f"{self.damage.path}: sample {ids}{more}: the loader failed: "
+            f"{type(error).__name__}: {error}. Please report this with the trace if it is not the "
+            f"machine's memory or storage"
+        )
+        failure.__cause__ = error
+        return failure
+
+    def __iter__(self) -> LoudEpoch:
+        return self
 
     def __next__(self) -> tuple[Any, ...]:
         """Return the next batch; its arrays are valid until the call after this one."""
-        if self.slot_out is not None and torch.cuda.is_available():
-            event = torch.cuda.Event()
-            event.record()
-            self.copied[self.slot_out] = event
+        check_process(self._process)
+        if self.closed:
+            if self.finished:
+                raise StopIteration
+            raise ConfigError(
+                "this pass over the loader was closed, or another was begun: a loader serves one "
+                "pass at a time; make a second loader for a second one"
+            )
+        if self.slot_out is not None:
+            self.slots.give_back(self.slot_out)
+            self._free.put(self.slot_out)
+            self.slot_out = None
         item = self._get()
-        if isinstance(item, BaseException):
+        if item is None or isinstance(item, BaseException):
+            self.finished = item is None
             self.close()
-            raise item
-        if item is None:
-            self.close()
-            raise StopIteration
+            raise item or StopIteration
         self.slot_out, batch = item
         return batch  # type: ignore[no-any-return]
 
     def _get(self) -> Any:
+        waited_s = 0.0
         while True:
             try:
-                return self.output_queue.get(timeout=_POLL_S)
+                return self._ready.get(timeout=_POLL_S)
             except queue.Empty:
-                if not self.is_alive() and self.output_queue.empty():
-                    return RuntimeError("the loader's thread ended without a word")
+                if not self.is_alive() and self._ready.empty():
+                    error = RuntimeError("its thread ended without a word")
+                    return self._failure(self._working_on, error)
+            waited_s += _POLL_S
+            if waited_s % _STALL_S == 0:
+                ids = self._working_on[[0, -1]].tolist() if len(self._working_on) else "none yet"
+                _log.warning(
+                    "%s: no batch for %d s; working on the one from sample %s (first, last)",
+                    self.damage.path,
+                    waited_s,
+                    ids,
+                )
 
     def close(self) -> None:
-        """Stop the thread, wait for it, and give its buffers back."""
+        """Stop the thread and wait for it; the batch it is at is finished first."""
         if self.closed:
             return
         self.closed = True
-        self.terminate_event.set()
-        if self.is_alive():
+        self._free.put(None)
+        if self._process == os.getpid() and self is not threading.current_thread():
             self.join()
-        self.memory_allocations = {}
+        if self.slot_out is not None:
+            self.slots.give_back(self.slot_out)
+            self.slot_out = None
 
 
-def _check(samples: np.ndarray, outputs: tuple[Any, ...]) -> None:
-    """Raise SampleDamage for the first sample whose image or mask is not fit for use."""
-    (*_, status), cells, _ = outputs
-    bad = np.flatnonzero(status[:, 0] != OK)
-    if bad.size:
-        raise SampleDamage(int(samples[bad[0]]), int(status[bad[0], 0]))
-    lost = np.flatnonzero(np.isnan(cells[0][:, 0, 0]))
-    if lost.size:
-        raise SampleDamage(int(samples[lost[0]]), -1)
+def check_process(owner: int) -> None:
+    """Raise ConfigError in a process other than ``owner``: threads do not live on in a fork."""
+    if os.getpid() != owner:
+        raise ConfigError(
+            f"this loader belongs to process {owner} and was taken into process {os.getpid()} by "
+            f"a fork, where its threads do not exist: build the loader in the process that uses "
+            f"it, and do not put it into a torch DataLoader with workers"
+        )
+
+
+@contextlib.contextmanager
+def _exclusive() -> Iterator[None]:
+    """Hold other loaders' kernels off where numba's threads cannot serve two at once."""
+    try:
+        alone = numba.threading_layer() not in _THREAD_SAFE
+    except ValueError:  # no parallel kernel ran yet, so nobody knows
+        alone = True
+    with _one_kernel if alone else contextlib.nullcontext():
+        yield

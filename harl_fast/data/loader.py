@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import numba
 import numpy as np
@@ -19,18 +21,20 @@ from ffcv.pipeline.pipeline_spec import PipelineSpec
 from ffcv.reader import Reader
 from torch import Tensor
 
+from harl_fast.data.damage import Damage, Policy
 from harl_fast.data.decode import (
     CONTROL_EPOCH,
     CONTROL_SEED,
-    STATUS_TEXT,
+    OK,
     MaskCellsDecoder,
     ViewsDecoder,
 )
-from harl_fast.data.epoch import LoudEpoch, MappedFile, SampleDamage, torch_threads_kept
+from harl_fast.data.epoch import LoudEpoch, MappedFile, check_process, torch_threads_kept
 from harl_fast.data.geometry import ViewGeometry
-from harl_fast.data.manifest import Manifest, check_container, read_manifest, sample_name
+from harl_fast.data.manifest import Manifest, check_container, read_manifest
 from harl_fast.data.maskfield import BitMaskField
-from harl_fast.data.order import GlobalOrder
+from harl_fast.data.order import GlobalOrder, Kind, chunk_length
+from harl_fast.data.slots import Slots
 from harl_fast.errors import ConfigError, DataError
 
 
@@ -59,7 +63,7 @@ class _Views(Loader):  # type: ignore[misc]  # ffcv is untyped
         self, path: Path, *, views: Sequence[ViewGeometry], batch: int, workers: int, ahead: int
     ) -> None:
         self.control = np.zeros(2, np.uint64)
-        self.batch_size, self.batches_ahead, self.num_workers = batch, ahead, workers
+        self.batch_size, self.num_workers = batch, workers
         self.reader = Reader(str(path), {"mask": BitMaskField})
         self.memory_manager = MappedFile(self.reader, self.control)
         specs = {
@@ -72,12 +76,19 @@ class _Views(Loader):  # type: ignore[misc]  # ffcv is untyped
             places = {name: place for place, name in enumerate(self.reader.handlers)}
             self.graph = Graph(specs, self.reader.handlers, places, self.reader.metadata, None)
             self.generate_code()
+        self.slots = Slots(self.graph, batch=batch, count=ahead + 1)
 
-    def start(self, samples: np.ndarray, *, seed: int, epoch: int) -> LoudEpoch:
+    def start(self, samples: np.ndarray, *, seed: int, epoch: int, damage: Damage) -> LoudEpoch:
         """Start a pass over ``samples``; a pass before it must have been closed."""
         self.control[CONTROL_SEED], self.control[CONTROL_EPOCH] = seed, epoch
-        with torch_threads_kept():
-            return LoudEpoch(self, samples)
+        return LoudEpoch(self, samples, slots=self.slots, damage=damage)
+
+    @staticmethod
+    def status(outputs: tuple[Any, ...]) -> np.ndarray:
+        """Return the (B,) status of the samples of a pass's outputs: `OK` or what is wrong."""
+        (*_, status), cells, _ = outputs
+        lost = np.isnan(cells[0][:, 0, 0]) & (status[:, 0] == OK)
+        return np.where(lost, -1, status[:, 0])
 
 
 def decoding_threads(workers: int, *, ranks_here: int = 1) -> int:
@@ -91,61 +102,101 @@ def decoding_threads(workers: int, *, ranks_here: int = 1) -> int:
     return min(wish, int(numba.config.NUMBA_NUM_THREADS))
 
 
+@dataclass
+class _Live:
+    """What must end with a loader: its compiled views, their buffers, the pass under way."""
+
+    views: _Views
+    current: LoudEpoch | None = None
+
+    def close(self) -> None:
+        """Stop the pass under way and free the buffers."""
+        if self.current is not None:
+            self.current.close()
+            self.current = None
+        self.views.slots.free()
+
+
 class _Opened:
     """A checked container and the pass under way over it."""
 
-    def __init__(
-        self, path: Path, *, views: Sequence[ViewGeometry], batch: int, workers: int, ahead: int
-    ) -> None:
-        self.path, self.views = Path(path), tuple(views)
+    def __init__(self, path: Path, *, damaged: Policy) -> None:
+        if damaged not in get_args(Policy):
+            raise ConfigError(
+                f"damaged: {damaged!r}; use {' or '.join(map(repr, get_args(Policy)))}"
+            )
+        self.path = Path(path)
+        if self.path.is_dir():
+            inside = ", ".join(sorted(p.name for p in self.path.glob("*.beton"))) or "none"
+            raise DataError(
+                f"{self.path} is a folder; name a container (the .beton files in it: {inside})"
+            )
         self.manifest: Manifest = read_manifest(self.path)
         check_container(self.path, self.manifest)
-        self._views = _Views(self.path, views=views, batch=batch, workers=workers, ahead=ahead)
-        self._pass: LoudEpoch | None = None
+        if self.manifest.count < 1:
+            raise DataError(f"{self.path} has no samples; convert images with `make beton`")
+        self.damage = Damage(self.path, samples=self.manifest.count, policy=damaged)
+        self._process = os.getpid()
+
+    def _open(self, views: Sequence[ViewGeometry], *, batch: int, workers: int, ahead: int) -> None:
+        """Compile the pipeline and check that its buffers will fit; no thread is started."""
+        if ahead < 1:
+            raise ConfigError(f"batches_ahead: {ahead}; at least one batch must be made ahead")
+        self._batch, self._workers, self._ahead = batch, workers, ahead
+        self.views = tuple(views)
+        self._live = _Live(self._compiled(views))
+        weakref.finalize(self, self._live.close)  # runs at garbage collection and at exit
+
+    @property
+    def _views(self) -> _Views:
+        return self._live.views
+
+    def _compiled(self, views: Sequence[ViewGeometry]) -> _Views:
+        if not views:
+            raise ConfigError("no views: a loader needs at least one")
+        made = _Views(
+            self.path, views=views, batch=self._batch, workers=self._workers, ahead=self._ahead
+        )
+        made.slots.check_memory()
+        return made
 
     def close(self) -> None:
-        """Stop the pass under way and free its buffers."""
-        if self._pass is not None:
-            self._pass.close()
-            self._pass = None
+        """Stop the pass under way and free the buffers; iterating again allocates new ones."""
+        if os.getpid() == self._process:
+            self._live.close()
 
-    def set_views(self, views: Sequence[ViewGeometry]) -> float:
-        """Cut other views from the next pass on; return the seconds that setting up took."""
-        start = time.monotonic()
-        self.close()
-        old, self.views = self._views, tuple(views)
-        self._views = _Views(
-            self.path,
-            views=views,
-            batch=old.batch_size,
-            workers=old.num_workers,
-            ahead=old.batches_ahead,
+    def __reduce__(self) -> NoReturn:
+        """Refuse pickling: threads, mapped file and compiled code cannot travel."""
+        raise ConfigError(
+            f"a loader of {self.path} cannot be pickled or copied: build it in the process that "
+            f"uses it, from its path and settings (that is what a spawned process must be given)"
         )
-        return time.monotonic() - start
 
     def _batches(self, samples: np.ndarray, *, seed: int, epoch: int) -> Iterator[Batch]:
-        self.close()
-        current = self._pass = self._views.start(samples, seed=seed, epoch=epoch)
+        check_process(self._process)
+        if self._live.current is not None:
+            self._live.current.close()
+        current = self._views.start(samples, seed=seed, epoch=epoch, damage=self.damage)
+        self._live.current = current
         try:
             for ids, (*views, _), cells, labels in current:
                 yield Batch(
                     tuple(torch.from_numpy(view) for view in views),
                     tuple(torch.from_numpy(grid) for grid in cells),
                     torch.from_numpy(labels[:, 0].astype(np.int64)),
-                    torch.from_numpy(np.array(ids, dtype=np.int64)),
+                    torch.from_numpy(ids),
                 )
-        except SampleDamage as damage:
-            what = STATUS_TEXT.get(damage.status, "its mask is missing or has the wrong size")
-            raise DataError(
-                f"{self.path}: sample {damage.sample} ({sample_name(self.path, damage.sample)}): "
-                f"{what}. The container is damaged: write it again with `make beton`."
-            ) from damage
         finally:
             current.close()
 
 
 class BetonLoader(_Opened):
-    """The training loader: two or more views a sample, in an order that no rank count changes."""
+    """The training loader: any number of views a sample, in an order that no rank count changes.
+
+    batches_ahead: batches that are ready or being made while one is consumed. damaged: what is
+    done about a sample that cannot be decoded, see `harl_fast.data.damage`; ``damage`` tells how
+    many there were. Raises ConfigError or DataError before any thread starts.
+    """
 
     def __init__(
         self,
@@ -160,14 +211,10 @@ class BetonLoader(_Opened):
         workers: int = 0,
         ranks_here: int = 1,
         batches_ahead: int = 3,
+        damaged: Policy = "raise",
+        order: Kind = "random",
     ) -> None:
-        super().__init__(
-            path,
-            views=views,
-            batch=batch_micro,
-            workers=decoding_threads(workers, ranks_here=ranks_here),
-            ahead=batches_ahead,
-        )
+        super().__init__(path, damaged=damaged)
         self.order = GlobalOrder(
             count=self.manifest.count,
             batch_global=batch_global,
@@ -175,8 +222,13 @@ class BetonLoader(_Opened):
             rank=rank,
             world=world,
             seed=seed,
+            kind=order,
+            chunk=chunk_length(count=self.manifest.count, total_bytes=self.manifest.beton_bytes),
         )
+        threads = decoding_threads(workers, ranks_here=ranks_here)
+        self._open(views, batch=batch_micro, workers=threads, ahead=batches_ahead)
         self.epoch, self.step = 0, 0
+        self._within = False  # batches of the current epoch were handed out
         self._micro_steps = batch_global // (batch_micro * world)
 
     @property
@@ -193,26 +245,68 @@ class BetonLoader(_Opened):
         samples = self.order.rank_samples(self.epoch, first_step=self.step)
         batches = self._batches(samples, seed=self.order.seed, epoch=self.epoch)
         for number, batch in enumerate(batches, start=1):
+            self._within = True
             yield batch
             if number % self._micro_steps == 0:
                 self.step += 1
-        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch, self.step, self._within = self.epoch + 1, 0, False
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the position: the epoch and the global steps of it that are done."""
-        return {"seed": self.order.seed, "epoch": self.epoch, "step": self.step}
+    def set_views(self, views: Sequence[ViewGeometry]) -> float:
+        """Go on with other views (a resolution schedule) and return the seconds it took.
+
+        Raises ConfigError within an epoch, whose views would otherwise be of two kinds, and when
+        the new buffers do not fit into memory; the old views stay in use then.
+        """
+        check_process(self._process)
+        if self._within:
+            raise ConfigError(
+                f"views cannot change within an epoch: {self.step} of {self.steps} steps of epoch "
+                f"{self.epoch} are done; do it between epochs or after load_state_dict"
+            )
+        start = time.monotonic()
+        self.close()
+        self._live.views, self.views = self._compiled(views), tuple(views)
+        return time.monotonic() - start
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Return the position (epoch, and global steps of it that are done) and what it counts in.
+
+        Damaged samples are no part of it: their replacements follow from the container.
+        """
+        return {"seed": self.order.seed, "epoch": self.epoch, "step": self.step, **self._units()}
+
+    def _units(self) -> dict[str, int | str]:
+        return {
+            "order": self.order.kind,
+            "samples": self.order.count,
+            "batch_global": self.order.batch_global,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a position; nothing that lies before it is decoded.
 
-        Raises ConfigError when the position was made under another seed.
+        Raises ConfigError when the position was made under another seed, order, global batch or
+        number of samples; positions without the last three are taken at their word.
         """
         if int(state["seed"]) != self.order.seed:
             raise ConfigError(
                 f"the position was saved under seed {state['seed']}, this run has seed "
                 f"{self.order.seed}; set seed: {state['seed']} or start a new run"
             )
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        for name, ours in self._units().items():
+            if state.get(name, ours) != ours:
+                raise ConfigError(
+                    f"the position was saved with {name} {state[name]}, this run has {ours}: its "
+                    f"steps hold other samples. Use {state[name]} or start a new run"
+                )
+        if not 0 <= int(state["step"]) <= self.steps or int(state["epoch"]) < 0:
+            raise ConfigError(
+                f"epoch {state['epoch']}, step {state['step']} is no position: an epoch has "
+                f"{self.steps} steps"
+            )
+        if self._live.current is not None:
+            self._live.current.close()
+        self.epoch, self.step, self._within = int(state["epoch"]), int(state["step"]), False
 
 
 class EvalLoader(_Opened):
@@ -226,11 +320,12 @@ class EvalLoader(_Opened):
         batch: int = 256,
         workers: int = 0,
         centre: float = 0.875,
+        damaged: Policy = "raise",
     ) -> None:
+        super().__init__(path, damaged=damaged)
         view = ViewGeometry(size_px=size_px, cells=1, centre=centre)
-        super().__init__(
-            path, views=[view], batch=batch, workers=decoding_threads(workers), ahead=2
-        )
+        batch = min(batch, self.manifest.count)
+        self._open([view], batch=batch, workers=decoding_threads(workers), ahead=2)
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -1,0 +1,106 @@
+"""Damaged samples met at run time: refused by name, or counted and replaced, never passed on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from harl_fast.data.decode import STATUS_TEXT
+from harl_fast.data.manifest import sample_name
+from harl_fast.errors import DataError
+
+Policy = Literal["raise", "replace"]
+
+LARGEST_SHARE = 0.01
+"""More damaged samples than this share of the data set (but at least `ALWAYS_ALLOWED`) end a run:
+that is no stray bad byte but a broken file."""
+ALWAYS_ALLOWED = 10
+LISTED = 100
+"""Damaged samples kept by name."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DamagedSample:
+    """One damaged sample: its id, its source path, what is wrong."""
+
+    id: int
+    name: str
+    reason: str
+
+
+class Damage:
+    """What a loader does about damaged samples, and those it has met so far.
+
+    With "replace", sample i is replaced by the first sound one of i + 1, i + 2, ... (modulo the
+    number of samples). The replacement is delivered exactly as if the order had named it: its own
+    id, label and random streams. Which sample replaces which therefore follows from the container
+    alone, whatever batch, threads, ranks and resumption.
+    """
+
+    def __init__(self, path: Path, *, samples: int, policy: Policy) -> None:
+        self.path, self.policy = path, policy
+        self.first: list[DamagedSample] = []
+        """The first `LISTED` of them, in the order met."""
+        self._samples = samples
+        self._reasons: dict[int, str] = {}
+        self._known: dict[int, int] = {}  # damaged: its replacement
+
+    @property
+    def count(self) -> int:
+        """Different damaged samples met."""
+        return len(self._reasons)
+
+    @property
+    def limit(self) -> int:
+        """How many damaged samples are borne before an error."""
+        return max(ALWAYS_ALLOWED, int(LARGEST_SHARE * self._samples))
+
+    def substitute(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return a copy of the ids with the damaged ones known so far replaced."""
+        wanted = np.array(samples, np.int64)
+        for row in np.flatnonzero(np.isin(wanted, list(self._known))) if self._known else ():
+            wanted[row] = self._known[int(wanted[row])]
+        return wanted
+
+    def met(self, sample: int, status: int) -> None:
+        """Take note of a damaged sample; raise DataError if it, or their number, is not borne."""
+        reason = STATUS_TEXT.get(status, "its mask is missing or has the wrong size")
+        name = sample_name(self.path, sample)
+        if self.policy == "raise":
+            raise DataError(
+                f"{self.path}: sample {sample} ({name}): {reason}. The container is damaged: write "
+                f"it again with `make beton`, or let the loader replace such samples "
+                f'(damaged: "replace")'
+            )
+        if sample in self._reasons:
+            return
+        self._reasons[sample] = reason
+        if len(self.first) < LISTED:
+            self.first.append(DamagedSample(sample, name, reason))
+        _log.warning("%s: sample %d (%s): %s; it is replaced", self.path, sample, name, reason)
+        if self.count > self.limit:
+            raise DataError(
+                f"{self.path}: {self.count} damaged samples met, more than the {self.limit} that "
+                f"are replaced (the last was sample {sample}, {name}: {reason}). `python -m "
+                f"preprocess.verify --deep {self.path}` lists them all; write the container again "
+                f"with `make beton`"
+            )
+
+    def candidate(self, sample: int) -> int:
+        """Return the next sample after ``sample`` not known to be damaged; DataError if none is."""
+        for step in range(1, self._samples):
+            other = (sample + step) % self._samples
+            if other not in self._reasons:
+                return other
+        raise DataError(f"{self.path}: all {self._samples} samples are damaged")
+
+    def replaced(self, sample: int, by: int) -> None:
+        """Remember the sound replacement of a damaged sample."""
+        self._known[sample] = by
