@@ -8,6 +8,7 @@ import mmap
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ffcv.reader import Reader
 
 from harl_fast.data.damage import Damage
 from harl_fast.data.decode import OK
+from harl_fast.data.mapguard import Guard
 from harl_fast.data.slots import Slots
 from harl_fast.errors import ConfigError, DataError, HarlError
 
@@ -59,8 +61,11 @@ class MappedFile:
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  # open as long as mapped
         self._opened = self._facts()
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        data = np.frombuffer(self._map, np.uint8)
+        self._guard = Guard(data)
+        weakref.finalize(self, self._guard.close)
         self._state = (
-            np.frombuffer(self._map, np.uint8),
+            data,
             np.ascontiguousarray(table["ptr"]),
             np.ascontiguousarray(table["size"]),
             control,
@@ -76,19 +81,20 @@ class MappedFile:
         return facts.st_size, facts.st_mtime_ns
 
     def check(self) -> None:
-        """Raise DataError if the file was cut or written to since it was opened.
+        """Raise DataError if the file was cut or written to since it was opened, or cannot be read.
 
-        Costs a microsecond; asked before and after each batch. A file replaced by renaming another
+        Costs a few microseconds; asked before and after each batch. A file replaced by renaming another
         one over it is no change: the old one lives on while it is open.
         """
         size, written = self._facts()
-        if (size, written) == self._opened:
+        if size != self._opened[0]:
+            what = f"has {size:,} bytes, it had {self._opened[0]:,} when opened"
+        elif written != self._opened[1]:
+            what = "was written to"
+        elif self._guard.hits:
+            raise DataError(f"{self.path} could not be read in full: check its disk (`dmesg`)")
+        else:
             return
-        what = (
-            f"has {size:,} bytes, it had {self._opened[0]:,} when opened"
-            if size != self._opened[0]
-            else "was written to"
-        )
         raise DataError(
             f"{self.path} {what}: it changed while in use, so its samples cannot be trusted. Never "
             f"write into a container that is being read; restore it and resume the run"
