@@ -128,6 +128,10 @@ def build_loader(
 
     Raises ConfigError or DataError.
     """
+    if loader_colours(config, machine.device):
+        raise ConfigError(
+            "data.colour loader: this version of the loader does not colour; use auto or device"
+        )
     return BetonLoader(
         data / "train.beton",
         views=view_geometry(config, epoch=epoch),
@@ -139,6 +143,8 @@ def build_loader(
         workers=config.data.workers,
         ranks_here=machine.ranks_here,
         batches_ahead=config.data.batches_ahead,
+        order=config.data.order,
+        damaged=config.data.damaged,
     )
 
 

@@ -154,9 +154,9 @@ class Pretraining:
 
     def _epoch(self, epoch: int, stop: StopSignal) -> None:
         parts, stepper, course = self.parts, self.stepper, self.parts.course
-        self._fit_views(epoch)
         first = stepper.step - epoch * course.steps_per_epoch
         parts.loader.load_state_dict({"seed": parts.config.seed, "epoch": epoch, "step": first})
+        self._fit_views(epoch)
         batches = stepper.meter.timed(parts.loader)
         for done in range(first + 1, course.steps_per_epoch + 1):
             stepper.advance(

@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import Batch
+from harl_fast.data.order import chunk_length
 from harl_fast.engine.build import build, build_loader
 from harl_fast.engine.checkpoint import open_checkpoint
 from harl_fast.engine.loop import Pretraining, Stepper
@@ -158,6 +159,17 @@ def test_a_wrong_schedule_is_refused_before_anything_is_read(
     config = tiny_config(tmp_path, overrides=["data.size_schedule=steps:32,0.5:4"])
     with pytest.raises(ConfigError, match="4 px is outside"):
         build_loader(config, engine_config(), machine, data=tmp_path / "missing")
+
+
+def test_the_data_keys_reach_the_loader(machine: Machine, tmp_path: Path, data: Path) -> None:
+    keys = ["data.order=quasi", "data.damaged=replace"]
+    config = tiny_config(tmp_path, overrides=keys)
+    loader = build_loader(config, engine_config(), machine, data=data)
+    assert loader.order.kind == "quasi" and loader.damage.policy == "replace"
+    assert loader.order.chunk == chunk_length(
+        count=100, total_bytes=(data / "train.beton").stat().st_size
+    )
+    loader.close()
 
 
 def test_views_coloured_by_the_loader_reach_the_network_as_they_are(
