@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from harl_fast.data.imagefield import MODE_JPG, MODE_NAMES, MODE_RAW, MODE_YUV420
-from harl_fast.rng import STORE, stream, uniform
+from harl_fast.rng import STORE, uniforms
 from preprocess.images import Pixels
 
 STORES = {
@@ -57,8 +57,8 @@ class Store:
         left out before it.
         """
         if self.kind == "mix":
-            key = stream(0, 0, position, 0, STORE)
-            return self.open_mode if uniform(key, 0) < self.share else MODE_JPG
+            draw = uniforms(0, 0, [position], view=0, purpose=STORE, count=1)[0, 0]
+            return self.open_mode if draw < self.share else MODE_JPG
         return {"raw": MODE_RAW, "yuv420": MODE_YUV420}.get(self.kind, MODE_JPG)
 
 
