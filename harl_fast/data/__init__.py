@@ -11,7 +11,7 @@ from pathlib import Path
 import numba
 import torch
 
-_COMPILED = ("../rng.py", "geometry.py", "resample.py", "decode.py")
+_COMPILED = ("../rng.py", "geometry.py", "resample.py", "pixelops.py", "colour.py", "decode.py")
 
 
 @contextlib.contextmanager
@@ -37,6 +37,7 @@ def _machine_code_cache() -> Iterator[None]:
 
 _threads = torch.get_num_threads()
 with _machine_code_cache():
+    import harl_fast.data.colour
     import harl_fast.data.decode  # noqa: F401
 
 torch.set_num_threads(_threads)  # importing ffcv sets it to one

@@ -1,14 +1,14 @@
 """How a view is coloured: BYOL's jitter, grey, blur, solarize, normalisation, batched on device.
 
-The one place that knows these rules (BYOL, appendix B; factors and blends as in torchvision). The
-parameters come from `rng` on the host, keyed like the geometry, so that every index list has a
-known size and no device is ever waited for. Inside, pixels are planar (B, 3, H, W) float32 in
-[0, 1], which is 2 to 5 times faster than interleaved on CPU; the result is channels-last.
+Factors and blends are torchvision's (BYOL, appendix B). The parameters come from `colour` on the
+host, so that every index list has a known size and no device is ever waited for. On the CPU the
+loader may do the same work with `colour.colour_view` instead, several times faster. Inside, pixels
+are planar (B, 3, H, W) float32 in [0, 1], which is 2 to 5 times faster than interleaved on CPU;
+the result is channels-last.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from harl_fast.config import ViewConfig
-from harl_fast.rng import PHOTOMETRIC, uniforms
+from harl_fast.data.colour import (
+    BLUR,
+    FACTORS,
+    GREY,
+    JITTER,
+    ORDER,
+    SIGMA,
+    SOLARIZE,
+    blur_radius,
+    draw_batch,
+    policy_table,
+)
 
-REFERENCE_PX = 224
-"""The view side that blur widths refer to."""
-_DRAWS = 13
 _GREY = (0.299, 0.587, 0.114)
 
 
@@ -44,18 +52,32 @@ class Draws:
 
 def draw(policy: ViewConfig, ids: npt.ArrayLike, *, seed: int, epoch: int, view: int) -> Draws:
     """Return the parameters of one view for (B,) sample ids; a function of its arguments alone."""
-    u = uniforms(seed, epoch, ids, view=view, purpose=PHOTOMETRIC, count=_DRAWS)
-    spread = np.array([policy.brightness, policy.contrast, policy.saturation, policy.hue])
-    low, high = policy.blur_sigma
+    row = policy_table([policy], (0.0,) * 3, (1.0,) * 3)[0]  # drawing minds neither mean nor std
+    p = draw_batch(row, ids, seed=seed, epoch=epoch, view=view)
     return Draws(
-        jitter=u[:, 0] < policy.jitter_p,
-        factors=np.array([1.0, 1.0, 1.0, 0.0]) + spread * (2.0 * u[:, 1:5] - 1.0),
-        order=np.argsort(u[:, 5:9], axis=1),
-        grey=u[:, 9] < policy.gray_p,
-        blur=u[:, 10] < policy.blur_p,
-        sigma=(low + (high - low) * u[:, 11]) * policy.size_px / REFERENCE_PX,
-        solarize=u[:, 12] < policy.solarize_p,
+        jitter=p[:, JITTER] != 0,
+        factors=p[:, FACTORS : FACTORS + 4],
+        order=p[:, ORDER : ORDER + 4].astype(np.int64),
+        grey=p[:, GREY] != 0,
+        blur=p[:, BLUR] != 0,
+        sigma=p[:, SIGMA],
+        solarize=p[:, SOLARIZE] != 0,
     )
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """What a loader needs to colour its views on the CPU."""
+
+    policies: tuple[ViewConfig, ...]
+    """A view each."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    """Per-channel normalisation of [0, 1] pixels, RGB."""
+
+    def table(self) -> npt.NDArray[np.float64]:
+        """Return (V, K) float64, a row a view, for `colour.draw_colour` and `colour_view`."""
+        return policy_table(self.policies, self.mean, self.std)
 
 
 def luminance(x: Tensor) -> Tensor:
@@ -179,8 +201,7 @@ class Photometric(nn.Module):
                 _apply(x, rows, operation, _values(drawn.factors[:, number], x))
         sigma = _values(drawn.sigma, x)
         _apply(x, _rows(drawn.grey, x), lambda part, _: luminance(part).expand_as(part), sigma)
-        radius = max(1, math.ceil(4.0 * policy.blur_sigma[1] * policy.size_px / REFERENCE_PX))
-        radius = min(radius, policy.size_px - 1)
+        radius = blur_radius(policy)
         _apply(x, _rows(drawn.blur, x), lambda part, s: blur(part, s, radius=radius), sigma)
         _apply(x, _rows(drawn.solarize, x), lambda part, _: solarize(part), sigma)
         return x
