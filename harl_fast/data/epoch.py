@@ -83,8 +83,8 @@ class MappedFile:
     def check(self) -> None:
         """Raise DataError if the file was cut or written to since it was opened, or cannot be read.
 
-        Costs a few microseconds; asked before and after each batch. A file replaced by renaming another
-        one over it is no change: the old one lives on while it is open.
+        Costs a few microseconds; asked before and after each batch. A file replaced by renaming
+        another one over it is no change: the old one lives on while it is open.
         """
         size, written = self._facts()
         if size != self._opened[0]:

@@ -1,0 +1,269 @@
+"""A loader's threads, memory and position: bounded, given back, refused where they cannot be."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import pickle
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harl_fast.data import slots
+from harl_fast.data.epoch import LoudEpoch
+from harl_fast.data.geometry import ViewGeometry
+from harl_fast.data.loader import BetonLoader, EvalLoader
+from harl_fast.data.manifest import manifest_path, names_path
+from harl_fast.errors import ConfigError, DataError
+from tests.betons import plain_item, write_beton
+from tests.data.support import COUNT, VIEWS, by_sample, loader
+
+MB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_beton(tmp_path_factory.mktemp("plain") / "train.beton", plain_item, count=COUNT)
+
+
+@pytest.fixture(scope="module")
+def shared(beton: Path) -> BetonLoader:
+    """A loader whose code is compiled; tests may iterate it but must not count on its position."""
+    made = loader(beton)
+    list(made)
+    return made
+
+
+def ours() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "harl_fast" in thread.name]
+
+
+def test_fifty_epochs_take_no_more_memory_or_threads(shared: BetonLoader) -> None:
+    process = psutil.Process()
+    for _ in range(5):
+        list(shared)
+    gc.collect()
+    memory, threads = process.memory_info().rss, process.num_threads()
+    for _ in range(50):
+        for _batch in shared:
+            pass
+    del _batch
+    gc.collect()
+    assert process.memory_info().rss - memory < 2 * MB
+    assert process.num_threads() <= threads
+
+
+def test_batches_ahead_are_made_and_no_more(shared: BetonLoader, monkeypatch) -> None:
+    """One batch is out; those ahead of it are ready; nothing is made beyond."""
+    begun = []
+    run = LoudEpoch.run_pipeline
+
+    def counted(self, samples, slot, row):
+        begun.append(slot)
+        return run(self, samples, slot, row)
+
+    monkeypatch.setattr(LoudEpoch, "run_pipeline", counted)
+    places = set()
+    for number, batch in enumerate(shared, start=1):
+        places.add(batch.views[0].data_ptr())
+        if number == 1:
+            time.sleep(0.5)
+            assert len(begun) == 1 + 3
+            break
+    for batch in shared:
+        places.add(batch.views[0].data_ptr())
+    assert len(places) == 1 + 3
+
+
+def test_a_slow_consumer_keeps_its_batch(shared: BetonLoader) -> None:
+    shared.load_state_dict({"seed": 3, "epoch": 0, "step": 0})
+    for batch in shared:
+        before = batch.views[1].clone()
+        time.sleep(0.1)
+        assert (batch.views[1] == before).all()
+
+
+def test_leaving_early_stops_the_thread_and_iterating_again_works(shared: BetonLoader) -> None:
+    before = psutil.Process().num_threads()
+    for _ in range(3):
+        for _batch in shared:
+            break
+        assert ours() == []
+    shared.load_state_dict({"seed": 3, "epoch": 0, "step": 0})
+    assert len(by_sample(shared)) == COUNT
+    assert psutil.Process().num_threads() <= before
+
+
+def test_buffers_go_with_close_and_come_back(shared: BetonLoader) -> None:
+    next(iter(shared))
+    made = shared._views.slots
+    assert made._buffers is not None
+    shared.close()
+    assert made._buffers is None and ours() == []
+    assert len(next(iter(shared)).ids) == 12
+
+
+def test_garbage_collection_ends_thread_and_buffers(beton: Path) -> None:
+    one = loader(beton)
+    made = one._views.slots
+    batches = iter(one)
+    next(batches)
+    assert ours() != [] and made._buffers is not None
+    del one, batches
+    gc.collect()
+    assert ours() == [] and made._buffers is None
+
+
+def test_two_loaders_at_once_do_not_disturb_each_other(shared: BetonLoader, beton: Path) -> None:
+    other = EvalLoader(beton, size_px=40, batch=12)
+    alone = by_sample(other)
+    shared.load_state_dict({"seed": 3, "epoch": 0, "step": 0})
+    expected = by_sample(shared)
+    shared.load_state_dict({"seed": 3, "epoch": 0, "step": 0})
+    first, second = {}, {}
+    for one, two in zip(shared, other, strict=True):
+        first |= by_sample([one])
+        second |= by_sample([two])
+    assert first == expected and second == alone
+
+
+def test_a_second_pass_ends_the_first(shared: BetonLoader) -> None:
+    old = iter(shared)
+    next(old)
+    next(iter(shared))
+    with pytest.raises(ConfigError, match="one pass at a time"):
+        next(old)
+
+
+def test_a_forked_child_is_refused(shared: BetonLoader) -> None:
+    batches = iter(shared)
+    next(batches)
+    for use in (lambda: next(iter(shared)), lambda: next(batches)):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                use()
+            except ConfigError as error:
+                os.write(write, str(error).encode())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as stream:
+            told = stream.read()
+        os.waitpid(child, 0)
+        assert "fork" in told and "build the loader in the process that uses it" in told
+    next(batches)  # the parent's pass goes on
+
+
+@pytest.mark.parametrize("act", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_loader_cannot_be_pickled_or_copied(shared: BetonLoader, act) -> None:
+    with pytest.raises(ConfigError, match="build it in the process that uses it"):
+        act(shared)
+
+
+def test_views_change_between_epochs_only(shared: BetonLoader, beton: Path) -> None:
+    one = loader(beton)
+    for _batch in one:
+        break
+    # No step is done, yet a batch of it was handed out.
+    smaller = [ViewGeometry(size_px=24, cells=3), ViewGeometry(size_px=16, cells=2)]
+    with pytest.raises(ConfigError, match="within an epoch"):
+        one.set_views(smaller)
+    one.load_state_dict({"seed": 3, "epoch": 4, "step": 0})
+    assert one.set_views(smaller) >= 0.0
+    got = list(one)[-1]
+    assert [v.shape[1:3] for v in got.views] == [(24, 24), (16, 16)]
+    assert [c.shape[1:] for c in got.cells] == [(3, 3), (2, 2)]
+    fresh = loader(beton, views=smaller)
+    fresh.load_state_dict({"seed": 3, "epoch": 5, "step": 0})
+    assert by_sample(one) == by_sample(fresh)
+    shared.load_state_dict({"seed": 3, "epoch": 0, "step": 0})
+    with pytest.raises(ConfigError, match="no views"):
+        shared.set_views([])
+    assert len(next(iter(shared)).views) == 2 and shared.views == tuple(VIEWS)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 4}, "seed 4"),
+        ({"order": "quasi"}, "order quasi"),
+        ({"samples": 61}, "samples 61"),
+        ({"batch_global": 6}, "batch_global 6"),
+        ({"step": 6}, "step 6"),
+    ],
+)
+def test_a_position_of_another_run_is_refused(shared: BetonLoader, change, words: str) -> None:
+    shared.load_state_dict({"seed": 3, "epoch": 1, "step": 2})
+    state = shared.state_dict()
+    shared.load_state_dict(state)
+    with pytest.raises(ConfigError, match=words):
+        shared.load_state_dict({**state, **change})
+    assert shared.state_dict() == state
+
+
+def test_the_quasi_random_order_reaches_the_loader(beton: Path) -> None:
+    one = loader(beton, order="quasi")
+    assert one.state_dict()["order"] == "quasi"
+    with pytest.raises(ConfigError, match="order random"):
+        one.load_state_dict({"seed": 3, "epoch": 0, "step": 0, "order": "random"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"batch_global": 64, "batch_micro": 64}, ConfigError, "60 samples, fewer than one global"),
+        ({"world": 64, "batch_global": 64, "batch_micro": 1}, ConfigError, "60 samples for 64 ran"),
+        ({"batches_ahead": 0}, ConfigError, "batches_ahead: 0"),
+        ({"views": []}, ConfigError, "no views"),
+        ({"damaged": "ignore"}, ConfigError, "'ignore'"),
+        ({"order": "quazi"}, ConfigError, "quasi"),
+    ],
+)
+def test_impossible_loaders_are_refused_before_a_thread(
+    beton: Path, changes, error: type[Exception], words: str
+) -> None:
+    before = threading.active_count()
+    with pytest.raises(error, match=words):
+        loader(beton, **changes)
+    assert threading.active_count() == before
+
+
+def test_too_little_memory_is_refused_with_bytes_and_remedy(beton: Path, monkeypatch) -> None:
+    need = 4 * 12 * (3 * (32**2 + 48**2) + 4 * (4**2 + 6**2) + 4 + 8)
+    monkeypatch.setattr(slots, "available_bytes", lambda: need)
+    loader(beton)
+    monkeypatch.setattr(slots, "available_bytes", lambda: need - 1)
+    with pytest.raises(ConfigError) as caught:
+        loader(beton)
+    for word in (f"{need:,}", f"{need - 1:,}", "smaller micro batch", "batches_ahead"):
+        assert word in str(caught.value)
+
+
+def test_available_memory_is_what_the_kernel_says() -> None:
+    free = slots.available_bytes()
+    assert free is not None and 0 < free <= psutil.virtual_memory().available + 64 * MB
+
+
+def test_paths_that_hold_no_container_are_refused(beton: Path, tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(DataError, match=r"is a folder.*train\.beton"):
+        loader(beton.parent)
+    with pytest.raises(DataError, match="is missing"):
+        loader(tmp_path / "train.beton")
+    with pytest.raises(DataError, match="cannot be read"):
+        loader(beton / "train.beton")  # a file is no folder
+    path = tmp_path / "train.beton"
+    for place in (lambda p: p, manifest_path, names_path):
+        shutil.copy(place(beton), place(path))
+    path.write_bytes(beton.read_bytes()[:-3000])
+    with pytest.raises(DataError, match="cut short"):
+        loader(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match="is a folder"):
+        loader(path)
