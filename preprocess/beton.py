@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harl_fast.errors import DataError, run_main
+from preprocess.advice import advise
 from preprocess.build import build
 from preprocess.convert import Settings
 from preprocess.demo.make import MAX_CLASSES, DemoSettings, make_demo_set
@@ -112,7 +113,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         source, masks = _source(args)
-        build(source, args.out, settings, masks=masks, workers=args.workers)
+        manifests = build(source, args.out, settings, masks=masks, workers=args.workers)
+        for line in advise(source, settings, manifests[0]):
+            print(line, flush=True)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         raise DataError(

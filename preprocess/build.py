@@ -273,6 +273,10 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally) -> None:
         f"coverage {mask['coverage_mean']:.1%}, empty {mask['empty_share']:.1%}, "
         f"full {mask['full_share']:.1%}"
     )
+    if "passed_through" in manifest.store:
+        reasons = [f"{reason} {count:,}" for reason, count in tally.reencoded.most_common()]
+        tail = f"; the rest encoded again: {', '.join(reasons)}" if reasons else ""
+        print(f"  {manifest.store['passed_through']:,} files stored as they were{tail}")
     rate = manifest.count / max(tally.seconds, 1e-9)
     print(f"  {manifest.beton_bytes / 1e6:,.1f} MB, {rate:,.0f} images/s: {beton}")
     if tally.rejected:

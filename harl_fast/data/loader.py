@@ -18,7 +18,6 @@ from ffcv.loader import Loader
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.graph import Graph
 from ffcv.pipeline.pipeline_spec import PipelineSpec
-from ffcv.reader import Reader
 from torch import Tensor
 
 from harl_fast.data.damage import Damage, Policy
@@ -31,8 +30,8 @@ from harl_fast.data.decode import (
 )
 from harl_fast.data.epoch import LoudEpoch, MappedFile, check_process, torch_threads_kept
 from harl_fast.data.geometry import ViewGeometry
+from harl_fast.data.imagefield import open_reader
 from harl_fast.data.manifest import Manifest, check_container, read_manifest
-from harl_fast.data.maskfield import BitMaskField
 from harl_fast.data.order import GlobalOrder, Kind, chunk_length
 from harl_fast.data.slots import Slots
 from harl_fast.errors import ConfigError, DataError
@@ -64,7 +63,7 @@ class _Views(Loader):  # type: ignore[misc]  # ffcv is untyped
     ) -> None:
         self.control = np.zeros(2, np.uint64)
         self.batch_size, self.num_workers = batch, workers
-        self.reader = Reader(str(path), {"mask": BitMaskField})
+        self.reader = open_reader(path)
         self.memory_manager = MappedFile(self.reader, self.control)
         specs = {
             "image": PipelineSpec("image", decoder=ViewsDecoder(views)),

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from ffcv.reader import Reader
 
 from harl_fast.data.decode import decode_jpeg, span
+from harl_fast.data.imagefield import open_reader
 from harl_fast.data.manifest import check_container, read_manifest, sample_name
-from harl_fast.data.maskfield import BitMaskField, unpack_mask
+from harl_fast.data.maskfield import unpack_mask
 from harl_fast.errors import DataError
 
 
@@ -30,7 +31,7 @@ class StoredSample:
 def read_samples(path: Path, ids: Sequence[int]) -> list[StoredSample]:
     """Return the samples of the given ids; DataError names one that does not decode."""
     check_container(path, read_manifest(path))
-    reader = Reader(str(path), {"mask": BitMaskField})
+    reader = open_reader(path)
     table = np.sort(reader.alloc_table, order="ptr")
     data = np.memmap(path, np.uint8, mode="r")
     storage = (data, table["ptr"].copy(), table["size"].copy(), np.zeros(2, np.uint64))
