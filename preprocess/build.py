@@ -7,6 +7,7 @@ import datetime
 import functools
 import platform
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ from harl_fast.data.manifest import (
     one_line,
     write_manifest,
     write_names,
+    write_sums,
 )
+from harl_fast.data.tables import tables_sha256
 from harl_fast.errors import DataError
 from harl_fast.files import Progress, replacing, sha256_file, write_json
 from preprocess.convert import Sample, Settings, Task, convert
@@ -59,6 +62,8 @@ class Tally:
     empty: int = 0
     full: int = 0
     seconds: float = 0.0
+    sums: list[tuple[int, int]] = field(default_factory=list)
+    """CRC-32 of each sample's stored image and mask."""
     pixels: int = 0
     modes: Counter[str] = field(default_factory=Counter)
     """Samples stored under each mode, and their bytes below."""
@@ -70,6 +75,7 @@ class Tally:
         """Count one sample."""
         self.names.append(sample.name)
         self.labels.append(sample.label)
+        self.sums.append((zlib.crc32(sample.image), zlib.crc32(sample.mask)))
         self.pixels += sample.height * sample.width
         self.modes[MODE_NAMES[sample.mode]] += 1
         self.image_bytes[MODE_NAMES[sample.mode]] += len(sample.image)
@@ -124,6 +130,8 @@ def build(
             names_sha256=write_names(beton, tally.names),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             tool_versions=_versions(),
+            tables_sha256=tables_sha256(beton),
+            sums_sha256=write_sums(beton, tally.sums),
         )
         write_manifest(beton, manifest)
         check_container(beton, manifest)

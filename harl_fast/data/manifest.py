@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
 from pydantic import TypeAdapter, ValidationError
 
+from harl_fast.data.tables import METADATA_START, impossible, tables_sha256
 from harl_fast.errors import DataError
-from harl_fast.files import write_json, write_text
+from harl_fast.files import replacing, sha256_file, write_json, write_text
 
 FORMAT_VERSION = 1
 FIELDS = ("image", "mask", "label")
@@ -59,6 +61,10 @@ class Manifest:
     created: str
     """ISO 8601, UTC."""
     tool_versions: dict[str, str]
+    tables_sha256: str = ""
+    """Of `tables.tables_sha256`. Empty, like the next, in containers from before these checks."""
+    sums_sha256: str = ""
+    """Of ``<split>.sums.npy``, see `write_sums`."""
 
 
 def manifest_path(beton: Path) -> Path:
@@ -84,6 +90,38 @@ def write_names(beton: Path, names: Sequence[str]) -> str:
     text = "".join(one_line(name) + "\n" for name in names)
     write_text(names_path(beton), text)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def sums_path(beton: Path) -> Path:
+    """Return where the checksums of a container's samples lie."""
+    return beton.with_suffix(".sums.npy")
+
+
+def write_sums(beton: Path, sums: Sequence[tuple[int, int]]) -> str:
+    """Write (CRC-32 of the stored image, of the stored mask) a sample; return the file's SHA-256.
+
+    They tell which samples are damaged where the container's one checksum only tells that some are.
+    """
+    with replacing(sums_path(beton)) as temporary, open(temporary, "wb") as stream:
+        np.save(stream, np.array(sums, "<u4").reshape(len(sums), 2))
+    return sha256_file(sums_path(beton))
+
+
+def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint32] | None:
+    """Return (N, 2) uint32 as `write_sums` took them, or None for containers without.
+
+    Raises DataError when the file is missing or not the one that was written.
+    """
+    path = sums_path(beton)
+    if not manifest.sums_sha256:
+        return None
+    if not path.is_file() or sha256_file(path) != manifest.sums_sha256:
+        raise DataError(
+            f"{path} is missing or belongs to another run. Copy the files of a container "
+            f"together, or: {REMEDY}"
+        )
+    sums: npt.NDArray[np.uint32] = np.load(path)
+    return sums
 
 
 def one_line(name: str) -> str:
@@ -120,22 +158,24 @@ def read_manifest(beton: Path) -> Manifest:
 def check_container(beton: Path, manifest: Manifest) -> None:
     """Raise `DataError` unless the container is the one its manifest describes, at little cost.
 
-    Compares size, header, fields and allocation table; `preprocess.verify` reads all the bytes.
-    FFCV itself accepts or hangs on most damaged files, so this must come before its reader.
+    Compares size, header, fields, metadata and allocation table, and their checksum if it is
+    known; `preprocess.verify` reads all the bytes. FFCV itself accepts or hangs on most damaged
+    files, so this must come before its reader.
     """
     try:
         size = beton.stat().st_size
+        with open(beton, "rb") as stream:
+            head = stream.read(METADATA_START)
     except FileNotFoundError:
         raise DataError(f"{beton} is missing. {REMEDY}") from None
+    except OSError as error:
+        raise DataError(f"{beton} cannot be read ({error.strerror}). Check its rights") from error
     if size != manifest.beton_bytes:
         raise DataError(
             f"{beton} has {size:,} bytes, its manifest says {manifest.beton_bytes:,}: the file is "
             f"cut short, changed, or another run's. Copy it again, or: {REMEDY}"
         )
-    descriptors_end = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
-    with open(beton, "rb") as stream:
-        head = stream.read(descriptors_end)
-    if len(head) < descriptors_end:
+    if len(head) < METADATA_START:
         raise DataError(f"{beton} has no FFCV header ({size} bytes). {REMEDY}")
     header = np.frombuffer(head, dtype=HeaderType, count=1)[0]
     table = int(header["alloc_table_ptr"])
@@ -144,7 +184,7 @@ def check_container(beton: Path, manifest: Manifest) -> None:
         (int(header["version"]) != CURRENT_VERSION, f"FFCV format {int(header['version'])}"),
         (int(header["num_samples"]) != manifest.count, f"{int(header['num_samples'])} samples"),
         (names != FIELDS, f"{int(header['num_fields'])} fields {', '.join(names)}"),
-        (not descriptors_end < table <= size, f"an allocation table at byte {table:,} of {size:,}"),
+        (not METADATA_START < table <= size, f"an allocation table at byte {table:,} of {size:,}"),
         ((size - table) % ALLOC_TABLE_TYPE.itemsize != 0, "a broken allocation table"),
     ]
     for bad, found in wrong:
@@ -153,6 +193,15 @@ def check_container(beton: Path, manifest: Manifest) -> None:
                 f"{beton} has {found}; its manifest describes {manifest.count} samples in FFCV "
                 f"format {CURRENT_VERSION} with fields {', '.join(FIELDS)}. {REMEDY}"
             )
+    if manifest.tables_sha256 and tables_sha256(beton) != manifest.tables_sha256:
+        raise DataError(
+            f"{beton}: its header, metadata or allocation table do not have the manifest's "
+            f"checksum: some of their bytes have changed. Copy it again, or: {REMEDY}"
+        )
+    classes = len(manifest.classes)
+    found = impossible(beton, count=manifest.count, classes=classes, table_at=table)
+    if found:
+        raise DataError(f"{beton} has {found}. {REMEDY}")
 
 
 def _field_names(head: bytes) -> tuple[str, ...]:
