@@ -8,6 +8,7 @@ import functools
 import platform
 import time
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -62,8 +63,8 @@ class Tally:
     empty: int = 0
     full: int = 0
     seconds: float = 0.0
-    sums: list[tuple[int, int]] = field(default_factory=list)
-    """CRC-32 of each sample's stored image and mask."""
+    sums: array[int] = field(default_factory=lambda: array("I"))
+    """CRC-32 of each sample's stored image, then of its mask."""
     pixels: int = 0
     modes: Counter[str] = field(default_factory=Counter)
     """Samples stored under each mode, and their bytes below."""
@@ -75,7 +76,7 @@ class Tally:
         """Count one sample."""
         self.names.append(sample.name)
         self.labels.append(sample.label)
-        self.sums.append((zlib.crc32(sample.image), zlib.crc32(sample.mask)))
+        self.sums.extend((zlib.crc32(sample.image), zlib.crc32(sample.mask)))
         self.pixels += sample.height * sample.width
         self.modes[MODE_NAMES[sample.mode]] += 1
         self.image_bytes[MODE_NAMES[sample.mode]] += len(sample.image)

@@ -97,13 +97,14 @@ def sums_path(beton: Path) -> Path:
     return beton.with_suffix(".sums.npy")
 
 
-def write_sums(beton: Path, sums: Sequence[tuple[int, int]]) -> str:
-    """Write (CRC-32 of the stored image, of the stored mask) a sample; return the file's SHA-256.
+def write_sums(beton: Path, sums: Sequence[int]) -> str:
+    """Write CRC-32 of the stored image and of the stored mask, sample by sample.
 
-    They tell which samples are damaged where the container's one checksum only tells that some are.
+    Returns the SHA-256 of the file, which numpy.load reads as (N, 2) uint32. The sums tell which
+    samples are damaged where the container's one checksum only tells that some are.
     """
     with replacing(sums_path(beton)) as temporary, open(temporary, "wb") as stream:
-        np.save(stream, np.array(sums, "<u4").reshape(len(sums), 2))
+        np.save(stream, np.asarray(sums, "<u4").reshape(-1, 2))
     return sha256_file(sums_path(beton))
 
 
