@@ -1,0 +1,138 @@
+"""The verifier finds exactly the samples whose bytes changed, and says so by exit code and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import pytest
+
+from harl_fast.data.manifest import (
+    manifest_path,
+    names_path,
+    read_manifest,
+    sums_path,
+    write_manifest,
+    write_sums,
+)
+from harl_fast.data.tables import tables_sha256
+from harl_fast.errors import DataError
+from preprocess.verify import DAMAGED, REFUSED, SOUND, main
+from preprocess.verify import _rows as rows_of
+from tests.betons import plain_item, write_beton
+
+COUNT = 70  # more than one chunk
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A container with all checksums, as `make beton` writes it."""
+    path = write_beton(tmp_path_factory.mktemp("v") / "train.beton", plain_item, count=COUNT)
+    data, sums = path.read_bytes(), []
+    for row in rows_of(path, read_manifest(path), None):
+        for place, size in zip(row["place"].tolist(), row["size"].tolist(), strict=True):
+            sums.append(zlib.crc32(data[place : place + size]))
+    manifest = dataclasses.replace(
+        read_manifest(path), tables_sha256=tables_sha256(path), sums_sha256=write_sums(path, sums)
+    )
+    write_manifest(path, manifest)
+    return path
+
+
+def copied(beton: Path, folder: Path) -> Path:
+    for place in (lambda p: p, manifest_path, names_path, sums_path):
+        shutil.copy(place(beton), folder)
+    return folder / beton.name
+
+
+def overwrite(path: Path, sample: int, part: int, offset: int, data: bytes) -> None:
+    """Put bytes into a sample's image (part 0) or mask (part 1)."""
+    place = int(rows_of(path, read_manifest(path), None)["place"][sample, part])
+    with open(path, "r+b") as stream:
+        stream.seek(place + offset)
+        stream.write(data)
+
+
+def report(tmp_path: Path, *args: object) -> tuple[int, dict]:
+    out = tmp_path / "report.json"
+    code = main([*map(str, args), "--report", str(out), "--workers", "1"])
+    return code, json.loads(out.read_text())[0]
+
+
+@pytest.mark.parametrize("deep", [(), ("--deep",)])
+def test_a_sound_container_passes(beton: Path, tmp_path: Path, deep: tuple[str, ...]) -> None:
+    code, found = report(tmp_path, beton, *deep)
+    assert code == SOUND and found["sound"] and found["damaged"] == []
+    assert found["samples"] == COUNT and found["checksum"] == "same"
+    assert found["decoded"] == found["sums"] == bool(deep)
+
+
+def test_damage_is_named_sample_by_sample(
+    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied(beton, tmp_path)
+    overwrite(path, 5, 0, 200, b"\xff\xd9" + bytes(400))  # ends the JPEG early
+    overwrite(path, 66, 0, 400, b"\x11")  # a JPEG decodes on, to other pixels
+    overwrite(path, 67, 1, 3, b"\x55")
+    code, found = report(tmp_path, path)
+    assert code == DAMAGED and not found["sound"] and found["checksum"] == "differs"
+    got = {item["id"]: set(item["problems"]) for item in found["damaged"]}
+    assert got.keys() == {5, 66, 67}
+    assert got[5] == {"image does not decode", "image bytes changed"}
+    assert "image bytes changed" in got[66] and got[67] == {"mask bytes changed"}
+    assert found["damaged"][0]["name"] == "sample5.jpg"
+    shown = capsys.readouterr()
+    assert "3 of 70 samples are damaged" in shown.out and "sample67.jpg" in shown.out
+    assert "decoding train.beton: 70 of 70" in shown.err
+
+
+def test_without_checksums_of_samples_decoding_finds_what_it_can(
+    beton: Path, tmp_path: Path
+) -> None:
+    path = copied(beton, tmp_path)
+    write_manifest(path, dataclasses.replace(read_manifest(beton), sums_sha256=""))
+    overwrite(path, 5, 0, 200, b"\xff\xd9" + bytes(400))
+    overwrite(path, 67, 1, 3, b"\x55")
+    code, found = report(tmp_path, path, "--deep")
+    assert code == DAMAGED and [item["id"] for item in found["damaged"]] == [5]
+    assert not found["sums"]
+
+
+def test_bytes_between_the_samples_count_too(
+    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied(beton, tmp_path)
+    rows = rows_of(path, read_manifest(path), None)
+    with open(path, "r+b") as stream:
+        stream.seek(int((rows["place"] + rows["size"]).max()) + 10)  # the rest of FFCV's page
+        stream.write(b"\x01")
+    code, found = report(tmp_path, path)
+    assert code == DAMAGED and found["damaged"] == [] and found["checksum"] == "differs"
+    assert "outside the samples" in capsys.readouterr().out
+
+
+def test_a_container_that_cannot_be_judged_is_refused(beton: Path, tmp_path: Path) -> None:
+    code, found = report(tmp_path, tmp_path / "none.beton")
+    assert code == REFUSED and "no manifest beside it" in found["refused"]
+    path = copied(beton, tmp_path)
+    path.write_bytes(beton.read_bytes()[:-100])
+    code, found = report(tmp_path, path)
+    assert code == REFUSED and "cut short" in found["refused"]
+    # The worst of several files decides.
+    assert main([str(beton), str(path), str(beton)]) == REFUSED
+
+
+def test_all_cores_find_the_same(beton: Path, tmp_path: Path) -> None:
+    path = copied(beton, tmp_path)
+    overwrite(path, 69, 0, 200, b"\xff\xd9" + bytes(400))
+    out = tmp_path / "report.json"
+    assert main([str(path), "--workers", "2", "--report", str(out)]) == DAMAGED
+    assert [item["id"] for item in json.loads(out.read_text())[0]["damaged"]] == [69]
+
+
+def test_a_report_that_cannot_be_written_is_an_error(beton: Path) -> None:
+    with pytest.raises(DataError, match="--report"):
+        main([str(beton), "--report", f"{beton}/report.json"])
