@@ -89,7 +89,7 @@ lineval: setup ## Judge CKPT's features on DATA or OUT [RANDOM=1: a random encod
 		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) $(ARGS)
 
 preview: setup ## Draw views and masks as the network receives them [OUT=] [CONFIG=] [COUNT=]
-	"$(BIN)/python" launch/preview.py --data "$(OUT)" --config "$(CONFIG)" \
+	"$(BIN)/python" -m preprocess.preview "$(OUT)/train.beton" --config "$(CONFIG)" \
 		--out "$(OUT)/preview.png" --count "$(COUNT)" $(foreach pair,$(SET),--set "$(pair)") $(ARGS)
 
 bench: bench-loader ## Run all benchmarks (on a machine with nothing else to do)

@@ -1,4 +1,4 @@
-"""The contact sheet: originals with mask outlines, views as the network gets them, their cells.
+"""Pictures of a container: the contact sheet of what the network gets, and its masks' statistics.
 
 Everything shown comes from the training loader and the modules it uses, so that a disagreement of
 outline, crop, flip and cells would be visible.
@@ -6,6 +6,7 @@ outline, crop, flip and cells would be visible.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,55 +15,125 @@ import numpy.typing as npt
 import torch
 
 from harl_fast.config import RunConfig
-from harl_fast.data.geometry import ViewGeometry, draw_view, geometry_table
+from harl_fast.data.geometry import ViewGeometry, draw_view, fill_integral, geometry_table
 from harl_fast.data.loader import BetonLoader
+from harl_fast.data.maskfield import pack_mask
+from harl_fast.data.occupancy import Occupancy, histogram
 from harl_fast.data.photometric import Photometric
 from harl_fast.data.stored import StoredSample, read_samples
-from harl_fast.engine.views import view_geometry
+from harl_fast.engine.views import view_geometry, views_at
+from harl_fast.errors import DataError
 from harl_fast.files import replacing
 from harl_fast.rng import GEOMETRY, stream
 
 TILE_PX = 192
 _GAP_PX = 6
+_PANEL_PX, _EDGE_PX = 260, 40
 _OUTLINE = (255, 220, 0)
-_BOXES = ((0, 200, 255), (255, 80, 160))
-"""Colours of the first and of the second view's box."""
+_BOXES = ((0, 200, 255), (255, 80, 160), (120, 255, 80), (255, 150, 40))
+"""Colours of the views' boxes, in turn."""
+_INK, _PAPER, _BAR = (230, 230, 230), 24, (0, 160, 210)
 
 Picture = npt.NDArray[np.uint8]
 
 
-def contact_sheet(beton: Path, config: RunConfig, out: Path, *, count: int = 8) -> None:
-    """Write a PNG of ``count`` samples of the first training batch of ``config``.
+def contact_sheet(
+    beton: Path,
+    config: RunConfig,
+    out: Path,
+    *,
+    count: int = 8,
+    ids: Sequence[int] = (),
+    epoch: int = 0,
+) -> None:
+    """Write a PNG of the first ``count`` samples of an epoch under ``config``, or of given ``ids``.
 
-    A row a sample: the original with its mask's outline and both boxes (a small corner mark shows
-    where the view's top left comes from, so a flip is visible); then each view in the colours the
-    network receives, and the same view with its cells: the brighter, the more foreground.
+    A row a sample: the original with its id, its mask's outline and all boxes (a small corner mark
+    shows where the view's top left comes from, so a flip is visible); then each view in the colours
+    the network receives, and the same view with its cells: the brighter, the more foreground.
+    Raises DataError when the container or a sample is damaged or has no such id.
     """
-    views = view_geometry(config)
-    loader = BetonLoader(
-        beton, views=views, batch_global=count, batch_micro=count, seed=config.seed
-    )
-    batch = next(iter(loader))
-    colour = Photometric(
-        config.data.views, mean=config.data.mean, std=config.data.std, seed=config.seed
-    )
-    ids = batch.ids.numpy()
-    seen = [
-        _shown(colour(pixels, view=view, ids=ids, epoch=0), colour)
-        for view, pixels in enumerate(batch.views)
-    ]
-    cells = [grid.numpy().copy() for grid in batch.cells]
-    loader.close()
-    rows = []
-    for row, sample in enumerate(read_samples(beton, ids.tolist())):
-        tiles = [_original(sample, views, config.seed)]
-        for view in range(len(views)):
-            tiles += [_tile(seen[view][row]), _with_cells(seen[view][row], cells[view][row])]
-        rows.append(np.concatenate([_framed(tile) for tile in tiles], axis=1))
-    sheet = np.concatenate(rows, axis=0)
+    views = view_geometry(config, epoch=epoch)
+    loader = BetonLoader(beton, views=views, batch_global=1, batch_micro=1, seed=config.seed)
+    try:
+        total = loader.manifest.count
+        outside = [sample for sample in ids if not 0 <= sample < total]
+        if outside:
+            raise DataError(f"{beton} has no sample {outside[0]}: its ids are 0 to {total - 1}")
+        chosen = list(ids) or loader.order.rank_samples(epoch)[:count].tolist()
+        colour = Photometric(
+            views_at(config, epoch=epoch),
+            mean=config.data.mean,
+            std=config.data.std,
+            seed=config.seed,
+        )
+        rows = []
+        originals = read_samples(beton, chosen)
+        for sample, batch in zip(originals, loader.shown(chosen, epoch=epoch), strict=True):
+            tiles = [_original(sample, views, config.seed, epoch)]
+            for view, pixels in enumerate(batch.views):
+                coloured = colour(pixels, view=view, ids=[sample.id], epoch=epoch)
+                seen = _shown(coloured, colour)[0]
+                tiles += [_tile(seen), _with_cells(seen, batch.cells[view][0].numpy())]
+            rows.append(np.concatenate([_framed(tile) for tile in tiles], axis=1))
+    finally:
+        loader.close()
+    _write_png(out, np.concatenate(rows, axis=0))
+
+
+def occupancy_chart(found: Occupancy, out: Path) -> None:
+    """Write a PNG: how many masks cover how much, and each view's mean foreground share by cell."""
+    panels = [_bars(histogram(found.coverage), f"mask coverage, {len(found.coverage)} samples")]
+    for view, grid in enumerate(found.cells):
+        panels.append(_heat(grid, f"view {view}: {grid.mean():.0%} foreground"))
+    _write_png(out, np.concatenate(panels, axis=1))
+
+
+def _write_png(out: Path, picture: Picture) -> None:
     with replacing(out) as temporary:
-        encoded = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1]
+        encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
         temporary.write_bytes(encoded.tobytes())
+
+
+def _panel(title: str) -> Picture:
+    panel = np.full((_PANEL_PX + 2 * _EDGE_PX, _PANEL_PX + 2 * _EDGE_PX, 3), _PAPER, np.uint8)
+    _write(panel, title, _EDGE_PX, _EDGE_PX - 12)
+    return panel
+
+
+def _write(panel: Picture, text: str, x: int, y: int) -> None:
+    cv2.putText(panel, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, _INK, 1, cv2.LINE_AA)
+
+
+def _bars(counts: npt.NDArray[np.int64], title: str) -> Picture:
+    """Draw a histogram by tenths of [0, 1]."""
+    panel, width = _panel(title), _PANEL_PX // len(counts)
+    for place, count in enumerate(counts.tolist()):
+        height = round(_PANEL_PX * count / max(counts.max(), 1))
+        left, foot = _EDGE_PX + place * width, _EDGE_PX + _PANEL_PX
+        if count:
+            cv2.rectangle(panel, (left + 2, foot - height), (left + width - 3, foot), _BAR, -1)
+        if place % 2 == 0:
+            _write(panel, f"{place * 10}%", left - 6, foot + 18)
+    _write(panel, "100%", _EDGE_PX + _PANEL_PX - 16, _EDGE_PX + _PANEL_PX + 18)
+    return panel
+
+
+def _heat(grid: npt.NDArray[np.float64], title: str) -> Picture:
+    """Draw a grid of shares, black for 0 and white for 1, with their numbers if they fit."""
+    panel, cells = _panel(title), len(grid)
+    edges = (_EDGE_PX + np.linspace(0, _PANEL_PX, cells + 1)).round().astype(int).tolist()
+    for row in range(cells):
+        for column in range(cells):
+            share = float(grid[row, column])
+            corner, end = (edges[column], edges[row]), (edges[column + 1] - 2, edges[row + 1] - 2)
+            cv2.rectangle(panel, corner, end, (round(255 * share),) * 3, -1)
+            if cells <= 8:
+                ink = (255, 220, 0) if share < 0.6 else (120, 0, 0)
+                at = (corner[0] + 4, (corner[1] + end[1]) // 2 + 4)
+                text = f"{share:.0%}"
+                cv2.putText(panel, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, ink, 1, cv2.LINE_AA)
+    return panel
 
 
 def _shown(normalised: torch.Tensor, colour: Photometric) -> Picture:
@@ -86,7 +157,7 @@ def _framed(tile: Picture) -> Picture:
     return np.pad(tile, ((0, _GAP_PX), (0, _GAP_PX), (0, 0)), constant_values=40)
 
 
-def _original(sample: StoredSample, views: list[ViewGeometry], seed: int) -> Picture:
+def _original(sample: StoredSample, views: list[ViewGeometry], seed: int, epoch: int) -> Picture:
     tile = _tile(sample.image)
     height, width = sample.image.shape[:2]
     scale = TILE_PX / max(height, width)
@@ -97,15 +168,22 @@ def _original(sample: StoredSample, views: list[ViewGeometry], seed: int) -> Pic
     )
     contours = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]
     cv2.drawContours(tile, contours, -1, _OUTLINE, 1)
+    integral = np.empty((len(sample.mask) + 1, len(sample.mask) + 1), np.int32)
+    fill_integral(pack_mask(sample.mask), len(sample.mask), integral)
     for view, row in enumerate(geometry_table(views)):
-        key = np.uint64(stream(seed, 0, sample.id, view, GEOMETRY))
-        top, left, box_h, box_w, flip, vflip = draw_view(key, height, width, row)
+        key = np.uint64(stream(seed, epoch, sample.id, view, GEOMETRY))
+        top, left, box_h, box_w, flip, vflip = draw_view(key, height, width, row, integral)
         corners = np.array([left, top, left + box_w, top + box_h]) * scale
         x0, y0, x1, y1 = corners.round().astype(int).tolist()
-        cv2.rectangle(tile, (x0, y0), (x1 - 1, y1 - 1), _BOXES[view % 2], 1)
+        colour = _BOXES[view % len(_BOXES)]
+        cv2.rectangle(tile, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
         mark = x1 - 6 if flip else x0
         mark_y = y1 - 6 if vflip else y0
-        cv2.rectangle(tile, (mark, mark_y), (mark + 5, mark_y + 5), _BOXES[view % 2], -1)
+        cv2.rectangle(tile, (mark, mark_y), (mark + 5, mark_y + 5), colour, -1)
+    for ink, thick in (((0, 0, 0), 3), (_INK, 1)):
+        cv2.putText(
+            tile, str(sample.id), (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, ink, thick, cv2.LINE_AA
+        )
     return tile
 
 

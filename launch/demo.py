@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     launcher = Path(sys.executable).with_name("deepspeed")
     pretrain = ["launch/pretrain.py", "--deepspeed_config", args.engine, "--config", "demo"]
     run(launcher, "--num_gpus", "1", *pretrain, "--data", args.data, "--run", args.run, *epochs)
-    run("launch/preview.py", "--data", args.data, "--out", args.run / SHEET)
+    run("-m", "preprocess.preview", args.data / "train.beton", "--out", args.run / SHEET)
     run("launch/lineval.py", "--ckpt", args.run, "--data", args.data, "--random")
     print(summary(ROOT / args.data, ROOT / args.run, took_s=time.monotonic() - start))
     return 0

@@ -28,6 +28,7 @@ LEVELS = {
     "harl_fast.viz": 4,  # draws what the engine's loader receives
     "harl_fast.doctor": 5,
     "preprocess": 5,
+    "preprocess.preview": 5,  # a thin program over harl_fast.viz, unlike the conversion
     "launch": 5,
 }
 FREE_SIBLINGS = {0}
@@ -120,7 +121,7 @@ def test_no_import_goes_up_the_stairs(path: Path) -> None:
         ("harl_fast.engine.loop", "from deepspeed.accelerator import get_accelerator"),
         ("harl_fast.engine.loop", "from harl_fast.viz import contact_sheet"),
         ("harl_fast.engine.loop", "from launch import pretrain"),
-        ("harl_fast.viz", "from launch import preview"),
+        ("harl_fast.viz", "from launch import lineval"),
         ("preprocess.beton", "from harl_fast.model.backbone import build_backbone"),
         ("preprocess.beton", "from harl_fast.eval import knn"),
         ("preprocess.beton", "from harl_fast.doctor import probe"),
