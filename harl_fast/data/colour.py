@@ -108,10 +108,11 @@ def draw_batch(
 def scratch_size(size_px: int) -> int:
     """Return how many float32 `colour_view` needs as scratch for a view of this side.
 
-    A chunk, padded lines and a ring that could hold the whole picture; of the ring only what the
-    blur reaches is ever touched.
+    A chunk, and lines of 16 bits for the blur: two to work on, the weights, and a ring that could
+    hold all rows, for the widest blur there can be. Only what the blur reaches is ever touched.
     """
-    return 3 * (max(_CHUNK_PX, size_px) + size_px * size_px) + 7 * size_px
+    pitch = -(-9 * size_px // 32) * 32
+    return 3 * max(_CHUNK_PX, size_px) + 16 + (2 + 2 * size_px) * pitch // 2
 
 
 @njit(cache=True, nogil=True)
@@ -159,46 +160,69 @@ def _before_contrast(planes, params, stop, step, kept):  # type: ignore[no-untyp
 
 @njit(cache=True, nogil=True)
 def _across(line, weights, reach, out):  # type: ignore[no-untyped-def]
-    """Blur one line; ``line`` is the row with ``reach`` mirrored pixels on both sides."""
-    side, tap = out.shape[0], 1
-    ops.taps0(line[reach : reach + side], weights[0], out)
+    """Blur a line: out[i] is about line[i + reach]."""
+    tap = 1
+    ops.taps0(line[reach:], weights, out)
     while tap + 3 <= reach:
-        left, right = line[reach - tap - 3 :], line[reach + tap :]
-        ops.taps4_across(left, right, weights[tap : tap + 4], out)
+        a, b, c, d = (
+            line[reach - tap :],
+            line[reach + tap :],
+            line[reach - tap - 1 :],
+            line[reach + tap + 1 :],
+        )
+        e, f, g, h = (
+            line[reach - tap - 2 :],
+            line[reach + tap + 2 :],
+            line[reach - tap - 3 :],
+            line[reach + tap + 3 :],
+        )
+        ops.taps4(a, b, c, d, e, f, g, h, weights[tap:], out)
         tap += 4
-    while tap <= reach:
-        ops.taps1(line[reach - tap :], line[reach + tap :], weights[tap], out)
-        tap += 1
+    if tap + 1 <= reach:
+        a, b, c, d = (
+            line[reach - tap :],
+            line[reach + tap :],
+            line[reach - tap - 1 :],
+            line[reach + tap + 1 :],
+        )
+        ops.taps2(a, b, c, d, weights[tap:], out)
+        tap += 2
+    if tap <= reach:
+        ops.taps1(line[reach - tap :], line[reach + tap :], weights[tap:], out)
 
 
 @njit(cache=True, nogil=True)
-def _mirrored(place, side):  # type: ignore[no-untyped-def]
-    place = abs(place)
-    return side - 1 - abs(side - 1 - place)
+def _ring_row(ring, row, side):  # type: ignore[no-untyped-def]
+    """Return the line of a row that may lie beyond the picture's border, mirrored there."""
+    row = side - 1 - abs(side - 1 - abs(row))
+    return ring[row % ring.shape[0]]
 
 
 @njit(cache=True, nogil=True)
-def _down(ring, row, weights, reach, out):  # type: ignore[no-untyped-def]
-    """Blur row ``row`` of a picture as high as wide vertically; its rows lie in ``ring``."""
-    side, slots, tap = out.shape[0], ring.shape[0], 1
-    ops.taps0(ring[row % slots], weights[0], out)
+def _down(ring, row, side, weights, reach, out):  # type: ignore[no-untyped-def]
+    """Blur row ``row`` of a picture of ``side`` rows, the last of which lie in ``ring``."""
+    tap = 1
+    ops.taps0(_ring_row(ring, row, side), weights, out)
     while tap + 3 <= reach:
-        a, b = _mirrored(row - tap, side) % slots, _mirrored(row + tap, side) % slots
-        c, d = _mirrored(row - tap - 1, side) % slots, _mirrored(row + tap + 1, side) % slots
-        e, f = _mirrored(row - tap - 2, side) % slots, _mirrored(row + tap + 2, side) % slots
-        g, h = _mirrored(row - tap - 3, side) % slots, _mirrored(row + tap + 3, side) % slots
-        four = weights[tap : tap + 4]
-        ops.taps4(ring[a], ring[b], ring[c], ring[d], ring[e], ring[f], ring[g], ring[h], four, out)
+        a, b = _ring_row(ring, row - tap, side), _ring_row(ring, row + tap, side)
+        c, d = _ring_row(ring, row - tap - 1, side), _ring_row(ring, row + tap + 1, side)
+        e, f = _ring_row(ring, row - tap - 2, side), _ring_row(ring, row + tap + 2, side)
+        g, h = _ring_row(ring, row - tap - 3, side), _ring_row(ring, row + tap + 3, side)
+        ops.taps4(a, b, c, d, e, f, g, h, weights[tap:], out)
         tap += 4
-    while tap <= reach:
-        above, below = _mirrored(row - tap, side) % slots, _mirrored(row + tap, side) % slots
-        ops.taps1(ring[above], ring[below], weights[tap], out)
-        tap += 1
+    if tap + 1 <= reach:
+        a, b = _ring_row(ring, row - tap, side), _ring_row(ring, row + tap, side)
+        c, d = _ring_row(ring, row - tap - 1, side), _ring_row(ring, row + tap + 1, side)
+        ops.taps2(a, b, c, d, weights[tap:], out)
+        tap += 2
+    if tap <= reach:
+        a, b = _ring_row(ring, row - tap, side), _ring_row(ring, row + tap, side)
+        ops.taps1(a, b, weights[tap:], out)
 
 
 @njit(cache=True, nogil=True)
 def _finish(pixels, grey, invert, scale, offset, out):  # type: ignore[no-untyped-def]
-    """Solarize, normalise and interleave (3, n) pixels into ``out`` (n, 3)."""
+    """Solarize, normalise and interleave (3, n) pixels into ``out`` (3 * n,)."""
     if invert:
         for plane in range(1 if grey else 3):
             ops.solarize(pixels[plane])
@@ -225,37 +249,60 @@ def _coloured(planes, params, place, middle, kept, pixels, start):  # type: igno
 
 
 @njit(cache=True, nogil=True)
+def _pad(pixels, first, reach, used, line):  # type: ignore[no-untyped-def]
+    """Fill ``line`` with a row of each plane in 16-bit fixed point, mirrored at both ends."""
+    stride = line.shape[0] // used
+    side = stride - 2 * reach
+    for plane in range(used):
+        part = line[plane * stride : (plane + 1) * stride]
+        ops.to_fixed(pixels[plane, first : first + side], part[reach : reach + side])
+        for away in range(1, reach + 1):
+            part[reach - away] = part[reach + away]
+            part[reach + side - 1 + away] = part[reach + side - 1 - away]
+
+
+@njit(cache=True, nogil=True)
 def _blurred(flat, params, found, scale, offset, chunk, work, out):  # type: ignore[no-untyped-def]
     """Colour, blur and finish a view; rows stream through a ring.
 
-    found: what `colour_view` has found out: where to start, the mean luminance, the blur's reach,
-    grey, solarize. chunk: (3, n) whole rows. work: weights, then the rest of the scratch.
+    found: what `colour_view` has found out: where to start, the mean luminance, the blur's reach
+    and sum of weights, grey, solarize. chunk: (3, n) whole rows. work: uint16 scratch.
+    A row's planes lie one after the other in one line, so that a loop over taps runs once a row.
     """
-    place, middle, reach, grey, invert = found
-    side, step = out.shape[0], chunk.shape[1]
-    kept, used = out.reshape(-1), 1 if grey else 3
+    place, middle, reach, total, grey, invert = found
+    side, step, used = out.shape[0], chunk.shape[1], 1 if grey else 3
+    kept, stride = out.reshape(-1), side + 2 * reach
     slots = min(side, 2 * reach + step // side)
-    weights = work[:side]
-    pad = work[side : side + side + 2 * reach]
-    blurred = work[4 * side : 7 * side].reshape(3, side)
-    ring = work[7 * side : (7 + 3 * slots) * side].reshape(3, slots, side)
+    length = used * stride
+    pitch = -(-length // 32) * 32  # vertical taps then read whole cache lines
+    line, blurred = work[:length], work[pitch : 2 * pitch]
+    weights = work[2 * pitch : (3 + reach) * pitch].reshape(reach + 1, pitch)
+    ops.fill_weights(params[SIGMA], total, weights)
+    ring = work[(3 + reach) * pitch : (3 + reach + slots) * pitch].reshape(slots, pitch)
+    fine_scale = scale / np.float32(ops.FIXED)
     done, ready = 0, 0
     for start in range(0, side * side, step):
         width = min(step, side * side - start)
         pixels = chunk.reshape(-1)[: 3 * width].reshape(3, width)
         _coloured(flat, params, place, middle, kept, pixels, start)
-        for line in range(width // side):
-            for plane in range(used):
-                ops.copy(pixels[plane, line * side : (line + 1) * side], pad[reach : reach + side])
-                for away in range(1, reach + 1):
-                    pad[reach - away] = pad[reach + away]
-                    pad[reach + side - 1 + away] = pad[reach + side - 1 - away]
-                _across(pad, weights, reach, ring[plane, (ready + line) % slots])
+        for row in range(width // side):
+            _pad(pixels, row * side, reach, used, line)
+            _across(line, weights, reach, ring[(ready + row) % slots, : length - 2 * reach])
         ready += width // side
         while done < side and min(done + reach, side - 1) < ready:
-            for plane in range(used):
-                _down(ring[plane], done, weights, reach, blurred[plane])
-            _finish(blurred, grey, invert, scale, offset, out[done])
+            _down(ring, done, side, weights, reach, blurred)
+            target = kept[3 * side * done : 3 * side * (done + 1)]
+            second, third = (used // 2) * stride, (used - 1) * stride
+            red, green = blurred[:side], blurred[second : second + side]
+            blue = blurred[third : third + side]
+            if invert:
+                planes = chunk.reshape(-1)[: 3 * side].reshape(3, side)
+                ops.from_fixed(red, planes[0])
+                ops.from_fixed(green, planes[1])
+                ops.from_fixed(blue, planes[2])
+                _finish(planes, False, invert, scale, offset, target)
+            else:
+                ops.interleave(red, green, blue, fine_scale, offset, target)
             done += 1
 
 
@@ -268,14 +315,14 @@ def colour_view(planes, params, row, scratch, out):  # type: ignore[no-untyped-d
     holds pixels of the contrast pass in between.
     """
     side = planes.shape[1]
-    flat, kept, target = planes.reshape(3, -1), out.reshape(-1), out.reshape(-1, 3)
+    flat, kept = planes.reshape(3, -1), out.reshape(-1)
     scale, offset = np.empty(3, np.float32), np.empty(3, np.float32)
     for channel in range(3):
         scale[channel] = 1.0 / (255.0 * row[_STD + channel])
         offset[channel] = -row[_MEAN + channel] / row[_STD + channel]
     grey, invert = params[GREY] != 0.0, params[SOLARIZE] != 0.0
     if params[JITTER] == 0.0 and not (grey or invert or params[BLUR] != 0.0):
-        ops.interleave(flat[0], flat[1], flat[2], scale, offset, target)
+        ops.interleave(flat[0], flat[1], flat[2], scale, offset, kept)
         return
     lines = min(side, max(1, _CHUNK_PX // side))
     step = lines * side
@@ -285,17 +332,17 @@ def colour_view(planes, params, row, scratch, out):  # type: ignore[no-untyped-d
         while params[ORDER + place] != _CONTRAST:
             place += 1
         middle = _before_contrast(flat, params, place, step, kept)
-    weights = scratch[3 * step : 3 * step + side]
-    reach = 0
+    reach, total = 0, 1.0
     if params[BLUR] != 0.0:
-        reach = ops.half_kernel(params[SIGMA], int(row[_RADIUS]), weights)
+        reach, total = ops.reach_of(params[SIGMA], int(row[_RADIUS]))
     if reach > 0:
-        work = scratch[3 * step :]
-        found = (place, middle, reach, grey, invert)
+        start = 3 * step + (-scratch.ctypes.data // 4 - 3 * step) % 16  # on a cache line
+        work = scratch[start:].view(np.uint16)
+        found = (place, middle, reach, total, grey, invert)
         _blurred(flat, params, found, scale, offset, chunk, work, out)
         return
     for start in range(0, side * side, step):
         width = min(step, side * side - start)
         pixels = scratch[: 3 * width].reshape(3, width)
         _coloured(flat, params, place, middle, kept, pixels, start)
-        _finish(pixels, grey, invert, scale, offset, target[start : start + width])
+        _finish(pixels, grey, invert, scale, offset, kept[3 * start : 3 * (start + width)])

@@ -18,7 +18,10 @@ pixel in [0, 1]: an eighth of a grey level of 255."""
 
 _RED, _GREEN, _BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
 _ZERO, _ONE, _TWO, _THREE = np.float32(0), np.float32(1), np.float32(2), np.float32(3)
-_FOUR, _SIX, _TOP = np.float32(4), np.float32(6), np.float32(255)
+_FOUR, _SIX, _TOP, _HALF = np.float32(4), np.float32(6), np.float32(255), np.float32(0.5)
+FIXED = 256
+"""Units of a level in 16-bit fixed point; 255 of them leave room for what rounding adds."""
+_FIXED, _BITS, _BIT = np.float32(FIXED), np.uint32(16), np.uint32(1)
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -102,11 +105,11 @@ def sum_bytes(plane):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def half_kernel(sigma, radius, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` with the weights of a Gaussian's centre and right side; return their reach.
+def reach_of(sigma, radius):  # type: ignore[no-untyped-def]
+    """Return (reach, total): how far a Gaussian's taps must go, and the sum of their weights.
 
     The exact rule normalises over all taps up to ``radius``; here the outermost ones that hold
-    less than `_TAIL` are left out and the rest is normalised again.
+    less than `_TAIL` together are left out. Reach 0: nothing to blur.
     """
     total = 1.0
     for tap in range(1, radius + 1):
@@ -115,38 +118,86 @@ def half_kernel(sigma, radius, out):  # type: ignore[no-untyped-def]
     while total - kept > _TAIL * total:
         reach += 1
         kept += 2.0 * math.exp(-0.5 * (reach / sigma) ** 2)
-    for tap in range(reach + 1):
-        out[tap] = math.exp(-0.5 * (tap / sigma) ** 2) / kept
-    return reach
+    return reach, kept
+
+
+@njit(cache=True, nogil=True)
+def fill_weights(sigma, total, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` (reach + 1, n) uint16, a line of equal weights a tap, in units of 1 / 65536.
+
+    The centre's weight is first, then that of each pair. Lines instead of numbers, because LLVM
+    multiplies 16 bits by 16 in one instruction only if both factors are vectors from memory.
+    """
+    left = 65536
+    for tap in range(1, out.shape[0]):
+        weight = math.floor(2.0 * 65536.0 * math.exp(-0.5 * (tap / sigma) ** 2) / total + 0.5)
+        left -= weight
+        out[tap, :] = np.uint16(weight)
+    out[0, :] = np.uint16(left)  # with what rounding leaves over: a constant picture stays as it is
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def taps0(centre, w, out):  # type: ignore[no-untyped-def]
+def to_fixed(source, target):  # type: ignore[no-untyped-def]
+    """Fill uint16 ``target`` with ``source`` in `FIXED` units a level, rounded."""
+    for i in range(target.shape[0]):
+        target[i] = np.uint16(np.int32(source[i] * _FIXED + _HALF))
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def from_fixed(source, target):  # type: ignore[no-untyped-def]
+    """Fill float32 ``target`` with levels from uint16 ``source``."""
+    for i in range(target.shape[0]):
+        target[i] = np.float32(source[i]) * (_ONE / _FIXED)
+
+
+@njit(inline="always")
+def _share(value, weight):  # type: ignore[no-untyped-def]
+    """Return the upper half of a 16-bit product: one machine instruction for a vector."""
+    return np.uint16(np.uint32(np.uint32(value) * np.uint32(weight)) >> _BITS)
+
+
+@njit(inline="always")
+def _mean(one, other):  # type: ignore[no-untyped-def]
+    """Return the rounded mean of two uint16: one machine instruction for a vector."""
+    return np.uint16(np.uint32(np.uint32(one) + np.uint32(other) + _BIT) >> _BIT)
+
+
+@njit(cache=True, nogil=True)
+def taps0(centre, weights, out):  # type: ignore[no-untyped-def]
+    """Start a sum of taps; weights: the lines of all taps.
+
+    Every product is cut to 16 bits and loses half a unit on average, which is added here.
+    """
+    w, start = weights[0], np.uint16(weights.shape[0] // 2)
     for i in range(out.shape[0]):
-        out[i] = w * centre[i]
+        out[i] = np.uint16(start + _share(centre[i], w[i]))
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def taps1(a, b, w, out):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def taps1(a, b, weights, out):  # type: ignore[no-untyped-def]
+    """Add one pair of taps to a sum."""
+    w = weights[0]
     for i in range(out.shape[0]):
-        out[i] += w * (a[i] + b[i])
+        out[i] = np.uint16(out[i] + _share(_mean(a[i], b[i]), w[i]))
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True)
+def taps2(a, b, c, d, weights, out):  # type: ignore[no-untyped-def]
+    """Add two pairs of taps to a sum."""
+    v, w = weights[0], weights[1]
+    for i in range(out.shape[0]):
+        both = np.uint16(_share(_mean(a[i], b[i]), v[i]) + _share(_mean(c[i], d[i]), w[i]))
+        out[i] = np.uint16(out[i] + both)
+
+
+@njit(cache=True, nogil=True)
 def taps4(a, b, c, d, e, f, g, h, weights, out):  # type: ignore[no-untyped-def]
+    """Add four pairs of taps to a sum."""
     s, t, v, w = weights[0], weights[1], weights[2], weights[3]
     for i in range(out.shape[0]):
-        first = s * (a[i] + b[i]) + t * (c[i] + d[i])
-        out[i] += first + (v * (e[i] + f[i]) + w * (g[i] + h[i]))
-
-
-@njit(cache=True, nogil=True, fastmath=True)
-def taps4_across(left, right, weights, out):  # type: ignore[no-untyped-def]
-    """Add four pairs of taps of a line: the first pair is left[3] and right[0]."""
-    s, t, v, w = weights[0], weights[1], weights[2], weights[3]
-    for i in range(out.shape[0]):
-        first = s * (left[i + 3] + right[i]) + t * (left[i + 2] + right[i + 1])
-        out[i] += first + (v * (left[i + 1] + right[i + 2]) + w * (left[i] + right[i + 3]))
+        inner = np.uint16(_share(_mean(a[i], b[i]), s[i]) + _share(_mean(c[i], d[i]), t[i]))
+        outer = np.uint16(_share(_mean(e[i], f[i]), v[i]) + _share(_mean(g[i], h[i]), w[i]))
+        out[i] = np.uint16(out[i] + np.uint16(inner + outer))
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -158,10 +209,14 @@ def solarize(plane):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath=True)
 def interleave(red, green, blue, scale, offset, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` (n, 3) with value * scale + offset of each channel."""
+    """Fill ``out`` (3 * n,) with value * scale + offset of each channel in turn.
+
+    Plain unsigned places: only then does LLVM see a stride of three and shuffle whole vectors.
+    """
     red_scale, green_scale, blue_scale = scale[0], scale[1], scale[2]
     red_offset, green_offset, blue_offset = offset[0], offset[1], offset[2]
-    for i in range(out.shape[0]):
-        out[i, 0] = np.float32(red[i]) * red_scale + red_offset
-        out[i, 1] = np.float32(green[i]) * green_scale + green_offset
-        out[i, 2] = np.float32(blue[i]) * blue_scale + blue_offset
+    for i in range(red.shape[0]):
+        place = np.uint64(3) * np.uint64(i)
+        out[place] = np.float32(red[i]) * red_scale + red_offset
+        out[place + np.uint64(1)] = np.float32(green[i]) * green_scale + green_offset
+        out[place + np.uint64(2)] = np.float32(blue[i]) * blue_scale + blue_offset
