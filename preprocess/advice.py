@@ -56,6 +56,7 @@ def advise(source: Source, settings: Settings, manifest: Manifest) -> Iterator[s
     yield f"  the images as {listed} (estimated from their pixels, but for the store written)"
     costs: dict[str, float] = {}
     if manifest.count >= LEAST_COUNT:
+        yield "  measuring the stores (the first time on a machine compiles the loader: minutes)"
         costs = measure(source, settings, manifest.split)
         shown = ", ".join(f"{name} {cost:,.0f}" for name, cost in costs.items()) or "no store"
         yield (
