@@ -315,7 +315,8 @@ def colour_view(planes, params, row, scratch, out):  # type: ignore[no-untyped-d
     holds pixels of the contrast pass in between.
     """
     side = planes.shape[1]
-    flat, kept = planes.reshape(3, -1), out.reshape(-1)
+    scratch, out = ops.borrowed(scratch), ops.borrowed(out)
+    flat, kept = ops.borrowed(planes).reshape(3, -1), out.reshape(-1)
     scale, offset = np.empty(3, np.float32), np.empty(3, np.float32)
     for channel in range(3):
         scale[channel] = 1.0 / (255.0 * row[_STD + channel])
