@@ -11,6 +11,7 @@ import numpy as np
 from ffcv.libffcv import imdecode
 from PIL import Image
 
+from harl_fast.data.jpegfile import LAYOUT, OK, parse_jpeg
 from preprocess.encode import largest_image
 from preprocess.images import Pixels, orientation_of
 
@@ -79,6 +80,8 @@ def take_jpeg(path: Path, *, side_px: int) -> Taken:
         raise NotTakenError("EXIF orientation or several pictures")
     rgb = np.empty((header.height, header.width, 3), np.uint8)
     source = np.frombuffer(data, np.uint8)
+    if parse_jpeg(source, np.zeros(LAYOUT, np.int64)) != OK:
+        raise NotTakenError("a kind that the loader does not read")
     size = header.height, header.width
     if imdecode(source, rgb, *size, *size) != 0:
         raise NotTakenError("libjpeg warns: damaged or cut short")

@@ -11,7 +11,10 @@ from pathlib import Path
 import numba
 import torch
 
-_COMPILED = ("../rng.py", "geometry.py", "resample.py", "pixelops.py", "colour.py", "decode.py")
+_COMPILED = (
+    *("../rng.py", "geometry.py", "resample.py", "jpegfile.py"),
+    *("pixelops.py", "colour.py", "cut.py", "decode.py"),
+)
 
 
 @contextlib.contextmanager

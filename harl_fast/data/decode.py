@@ -1,9 +1,9 @@
-"""FFCV decoders: one JPEG decode for all views, and the mask's cells under the same geometry.
+"""The FFCV operation that cuts all views and mask cells of a batch, and its compiled kernel.
 
-Both decoders draw a sample's boxes themselves from (seed, epoch, sample id, view), so they agree
-without talking to each other. Seed and epoch arrive with the storage state at run time: a new epoch
-changes the crops without compiling anything again. All work lies in module-level functions whose
-machine code numba keeps on disk; what FFCV compiles for each loader only calls them.
+Seed and epoch arrive with the storage state at run time: a new epoch changes the crops without
+compiling anything again. All work lies in one module-level function whose machine code numba keeps
+on disk. FFCV would wrap it in a function of its own for each loader and optimise both together, 4
+seconds a start: its stages are left uncompiled, one Python call a batch.
 """
 
 from __future__ import annotations
@@ -12,77 +12,51 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import ffcv._libffcv
-import llvmlite.binding
 import numba
 import numpy as np
+import numpy.typing as npt
+from ffcv.fields.basics import IntDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
-from numba import njit, prange, types
+from numba import njit, prange
 
-from harl_fast.data.geometry import ViewGeometry, cell_coverage, draw_view, geometry_table
-from harl_fast.data.resample import resize_box
-from harl_fast.rng import GEOMETRY, stream
+from harl_fast.data.colour import scratch_size
+from harl_fast.data.cut import PICTURE, cut_cells, cut_view, open_picture, place_sample
+from harl_fast.data.geometry import ViewGeometry, geometry_table, needs_mask
+from harl_fast.data.imagefield import MODE_RAW
+from harl_fast.data.jpegfile import (
+    BAD_JPEG,
+    NO_DATA,
+    OK,
+    UNSUPPORTED,
+    close_decoder,
+    excerpt_size,
+    open_decoder,
+    planes_size,
+)
+from harl_fast.data.resample import padded, words_size
 
-OK, NO_DATA, BAD_JPEG = 0, 1, 2
-"""Status of a sample: fine; its bytes lie outside the file; libjpeg reported damage."""
+BAD_MASK = 4
+"""Status of a sample whose mask is missing or of another size; the others are `jpegfile`'s."""
 STATUS_TEXT = {
     NO_DATA: "its data lie outside the file",
     BAD_JPEG: "its JPEG data are damaged or end early",
+    UNSUPPORTED: "its image is of a kind that is not read (see `preprocess.beton --help`, store)",
+    BAD_MASK: "its mask is missing or has the wrong size",
 }
 CONTROL_SEED, CONTROL_EPOCH = 0, 1
-"""Places in the control array that ends the storage state."""
-
-# Called by symbol name, not through ctypes: a pointer of this process would forbid numba's cache.
-llvmlite.binding.load_library_permanently(ffcv._libffcv.__file__)
-_imdecode = types.ExternalFunction(
-    "imdecode",
-    types.int32(
-        types.CPointer(types.uint8),
-        types.uint64,
-        types.uint32,
-        types.uint32,
-        types.CPointer(types.uint8),
-        *(types.uint32,) * 6,
-        types.boolean,
-        types.boolean,
-    ),
-)
-
-
-@njit(cache=True)
-def decode_jpeg(data, height, width, pixels):  # type: ignore[no-untyped-def]
-    """Decode JPEG bytes into the start of ``pixels``; return 0, or non-zero on any damage.
-
-    data: (N,) uint8. pixels: (at least height * width * 3,) uint8, filled row by row in RGB.
-    FFCV's own decoder ignores this code and passes on whatever the buffer held before.
-    """
-    return _imdecode(
-        data.ctypes,
-        data.size,
-        height,
-        width,
-        pixels.ctypes,
-        height,
-        width,
-        0,
-        0,
-        1,
-        1,
-        False,
-        False,
-    )
+"""Places in the control array of the storage state."""
 
 
 @njit(cache=True)
 def span(address, storage):  # type: ignore[no-untyped-def]
     """Return the bytes stored at ``address``, or an empty array if the file does not hold them.
 
-    storage: (file bytes (N,) uint8, sorted addresses (A,) uint64, sizes (A,) uint64, control).
+    storage: (file bytes (N,) uint8, sorted addresses (A,) uint64, sizes (A,) uint64, ...).
     """
-    data, addresses, sizes, _ = storage
+    data, addresses, sizes = storage[0], storage[1], storage[2]
     place = np.searchsorted(addresses, address)
     if place >= addresses.shape[0] or addresses[place] != address:
         return data[0:0]
@@ -92,116 +66,158 @@ def span(address, storage):  # type: ignore[no-untyped-def]
     return data[start : start + length]
 
 
-@njit(cache=True)
-def _place(control, sample, view, height, width, row):  # type: ignore[no-untyped-def]
-    key = stream(control[CONTROL_SEED], control[CONTROL_EPOCH], sample, view, GEOMETRY)
-    return draw_view(key, height, width, row)
-
-
 @njit(cache=True, parallel=True, nogil=True)
-def decode_views(samples, outputs, status, metadata, storage, table, scratch_shape):  # type: ignore[no-untyped-def]
-    """Fill each view's (B, S, S, 3) uint8 output and the (B, 1) int32 status of ``samples``.
+def decode_batch(samples, views, cells, status, metadata, storage, table, colours, mask_size, room):  # type: ignore[no-untyped-def]
+    """Fill each view's (B, S, S, 3), its cells (B, h, w) and the (B, 1) int32 status.
 
-    metadata: of FFCV's image field. table: of `geometry.geometry_table`. scratch_shape:
-    (threads, bytes of the largest picture); each thread decodes into a buffer of its own.
+    metadata: of the image field. storage: of `epoch.MappedFile`. table: of
+    `geometry.geometry_table`. colours: of `colour.policy_table`, or None for uint8 views. room: of
+    `scratch_room`. A sample whose status is not OK leaves its rows undefined.
     """
-    scratch = np.empty(scratch_shape, np.uint8)
+    bytes_ = np.empty((room[0], room[1]), np.uint8)
+    levels = np.empty((room[0], room[2]), np.uint8)
+    words = np.empty((room[0], room[3]), np.uint16)
+    floats = np.empty((room[0], room[4]), np.float32)
+    integrals = np.empty((room[0], room[5], room[5]), np.int32)
+    decoders = np.empty(room[0], np.uintp)
+    for thread in range(room[0]):
+        decoders[thread] = open_decoder()
     for slot in prange(len(samples)):
+        thread = numba.get_thread_id()
         sample = samples[slot]
         field = metadata[sample]
-        height, width = np.int64(field["height"]), np.int64(field["width"])
-        data = span(field["data_ptr"], storage)
-        pixels = scratch[numba.get_thread_id()]
-        if data.shape[0] == 0:
+        size = (np.int64(field["height"]), np.int64(field["width"]))
+        data, packed = span(field["data_ptr"], storage), span(storage[4][sample], storage)
+        if packed.shape[0] * 8 != mask_size * mask_size:
+            status[slot, 0] = BAD_MASK
+        elif data.shape[0] == 0:
             status[slot, 0] = NO_DATA
-        elif decode_jpeg(data, height, width, pixels) != 0:
-            status[slot, 0] = BAD_JPEG
         else:
-            status[slot, 0] = OK
-            image = pixels[: height * width * 3].reshape(height, width, 3)
-            for view in range(len(outputs)):
-                placed = _place(storage[3], sample, view, height, width, table[view])
-                resize_box(image, placed, outputs[view][slot])
+            boxes, keys = np.empty((len(views), 6), np.int64), np.empty(len(views), np.uint64)
+            mask = (packed, mask_size, integrals[thread])
+            place_sample(storage[3], sample, size, table, mask, boxes, keys)
+            picture, mode = np.empty(PICTURE, np.int64), field["mode"]
+            found = open_picture(decoders[thread], mode, data, size, boxes, bytes_[thread], picture)
+            status[slot, 0] = found
+            if found == OK:
+                scratch = (bytes_[thread], levels[thread], words[thread], floats[thread])
+                for view in range(len(views)):
+                    row = None if colours is None else colours[view]
+                    box, out = boxes[view], views[view][slot]
+                    cut_view(mode, data, size, box, picture, scratch, keys[view], row, out)
+                    cut_cells(packed, mask_size, size, box, cells[view][slot])
+    for thread in range(room[0]):
+        close_decoder(decoders[thread])
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def decode_cells(samples, outputs, metadata, storage, table, size):  # type: ignore[no-untyped-def]
-    """Fill each view's (B, cells, cells) float32 output; NaN where a mask is not of ``size``.
+def scratch_room(
+    metadata: npt.NDArray[Any],
+    largest_jpeg: int,
+    views: Sequence[ViewGeometry],
+    *,
+    mask_size: int,
+    coloured: bool,
+    threads: int,
+) -> tuple[int, ...]:
+    """Return the threads, and how much scratch each needs: bytes, levels, words, floats, integral.
 
-    metadata: of the mask field, which carries the image's height and width too.
+    metadata: of the image field. largest_jpeg: bytes of the largest stored image.
     """
-    for slot in prange(len(samples)):
-        sample = samples[slot]
-        field = metadata[sample]
-        height, width = np.int64(field["height"]), np.int64(field["width"])
-        packed = span(field["data_ptr"], storage)
-        for view in range(len(outputs)):
-            if packed.shape[0] * 8 != size * size:
-                outputs[view][slot, :, :] = np.nan  # no plausible mask: the loader refuses it
-            else:
-                placed = _place(storage[3], sample, view, height, width, table[view])
-                cell_coverage(packed, size, height, width, placed, outputs[view][slot])
+    heights, widths = metadata["height"].astype(np.int64), metadata["width"].astype(np.int64)
+    planes = max(int(planes_size(h, w)) for h, w in _largest(heights, widths))
+    side = max(view.size_px for view in views)
+    step = 3 if (metadata["mode"] == MODE_RAW).any() else 1
+    longest = int(max(heights.max(), widths.max()))
+    return (
+        threads,
+        int(excerpt_size(largest_jpeg)) + planes,
+        3 * side * side if coloured else 0,
+        6 * int(padded(side)) ** 2 + int(words_size(longest, side, step)),
+        scratch_size(side) if coloured else 0,
+        mask_size + 1 if needs_mask(geometry_table(views)) else 0,
+    )
 
 
-class _ViewOperation(Operation):  # type: ignore[misc]  # ffcv is untyped
-    """A decoder that knows the views' geometry."""
+def _largest(
+    heights: npt.NDArray[np.int64], widths: npt.NDArray[np.int64]
+) -> list[tuple[int, int]]:
+    """Return the size whose planes are largest, rounded up to whole MCUs as they are."""
+    areas = ((heights + 15) // 16) * ((widths + 15) // 16)
+    place = int(areas.argmax())
+    return [(int(heights[place]), int(widths[place]))]
 
-    def __init__(self, views: Sequence[ViewGeometry]) -> None:
+
+class ViewsDecoder(Operation):  # type: ignore[misc]  # ffcv is untyped
+    """Decode each image once and cut every view and its mask cells from it.
+
+    Output: a tuple of one array a view, one of cells a view, then the (B, 1) int32 status. Views
+    are (B, S, S, 3) uint8 RGB, or with ``colours`` float32, coloured and normalised; cells are
+    (B, h, w) float32 foreground shares in [0, 1].
+    """
+
+    def __init__(
+        self,
+        views: Sequence[ViewGeometry],
+        *,
+        mask_size: int,
+        largest_jpeg: int,
+        colours: npt.NDArray[np.float64] | None = None,
+    ) -> None:
         super().__init__()
-        self.views = tuple(views)
-
-    def _declare(self, previous: State, queries: list[AllocationQuery]) -> tuple[State, Any]:
-        # ffcv's state carries one array; ours is a tuple of arrays that no later operation reads.
-        return replace(previous, jit_mode=True, shape=(1,), dtype=np.dtype("u1")), tuple(queries)
-
-
-class ViewsDecoder(_ViewOperation):
-    """Decode each JPEG once and cut every view from it.
-
-    Output: a tuple of (B, S, S, 3) uint8 RGB arrays, one a view, then (B, 1) int32 status.
-    A sample whose status is not `OK` leaves its rows undefined; the loader must refuse it.
-    """
+        self.views, self.mask_size, self.largest_jpeg = tuple(views), mask_size, largest_jpeg
+        self.colours = colours
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
-        """Ask for one output buffer a view and one status a sample."""
-        queries = [
-            AllocationQuery((view.size_px, view.size_px, 3), np.dtype("u1")) for view in self.views
-        ]
-        return self._declare(previous_state, [*queries, AllocationQuery((1,), np.dtype("i4"))])
+        """Ask for the output buffers of all views, cells and the status."""
+        pixel = np.dtype("u1" if self.colours is None else "f4")
+        queries = (
+            *(AllocationQuery((v.size_px, v.size_px, 3), pixel) for v in self.views),
+            *(AllocationQuery((v.cells, v.cells), np.dtype("f4")) for v in self.views),
+            AllocationQuery((1,), np.dtype("i4")),
+        )
+        # ffcv's state carries one array; ours is a tuple of arrays that no later operation reads.
+        state = replace(previous_state, jit_mode=True, shape=(1,), dtype=np.dtype("u1"))
+        return state, queries
 
     def generate_code(self) -> Callable[..., Any]:
-        """Return the function that FFCV compiles into its pipeline."""
-        table = geometry_table(self.views)
-        widths, heights = self.metadata["width"], self.metadata["height"]
-        largest = int((widths.astype(np.int64) * heights).max()) * 3
-        scratch_shape = (Compiler.num_threads, largest)
+        """Return the function that FFCV calls for each batch."""
+        table, count, mask_size = geometry_table(self.views), len(self.views), self.mask_size
+        colours = self.colours
+        room = scratch_room(
+            self.metadata,
+            self.largest_jpeg,
+            self.views,
+            mask_size=mask_size,
+            coloured=self.colours is not None,
+            threads=Compiler.num_threads,
+        )
 
         def decode(samples, memory, metadata, storage):  # type: ignore[no-untyped-def]
-            decode_views(samples, memory[:-1], memory[-1], metadata, storage, table, scratch_shape)
+            decode_batch(
+                samples,
+                memory[:count],
+                memory[count:-1],
+                memory[-1],
+                metadata,
+                storage,
+                table,
+                colours,
+                mask_size,
+                room,
+            )
             return memory
 
         return decode
 
 
-class MaskCellsDecoder(_ViewOperation):
-    """Carry each mask through the views' boxes and flips onto the grid of cells.
-
-    Output: a tuple of (B, cells, cells) float32 arrays, one a view: foreground share in [0, 1].
-    """
-
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
-        """Ask for one output buffer a view."""
-        return self._declare(
-            previous_state,
-            [AllocationQuery((view.cells, view.cells), np.dtype("f4")) for view in self.views],
-        )
+class LabelDecoder(IntDecoder):  # type: ignore[misc]  # ffcv is untyped
+    """FFCV's decoder of integers, a batch at a time: its own loop is meant to be compiled."""
 
     def generate_code(self) -> Callable[..., Any]:
-        """Return the function that FFCV compiles into its pipeline."""
-        table, size = geometry_table(self.views), int(self.field.size)
+        """Return the function that FFCV calls for each batch."""
 
-        def decode(samples, outputs, metadata, storage):  # type: ignore[no-untyped-def]
-            decode_cells(samples, outputs, metadata, storage, table, size)
-            return outputs
+        def decode(samples, memory, metadata, storage):  # type: ignore[no-untyped-def]
+            np.copyto(memory[: len(samples), 0], metadata[samples])
+            return memory[: len(samples)]
 
         return decode

@@ -20,7 +20,8 @@ import torch
 from ffcv.reader import Reader
 
 from harl_fast.data.damage import Damage
-from harl_fast.data.decode import OK
+from harl_fast.data.jpegfile import OK
+from harl_fast.data.manifest import FIELDS
 from harl_fast.data.mapguard import Guard
 from harl_fast.data.slots import Slots
 from harl_fast.errors import ConfigError, DataError, HarlError
@@ -31,6 +32,9 @@ _STALL_S = 60
 _THREAD_SAFE = ("tbb", "omp")
 _one_kernel = threading.Lock()
 """Numba's third threading layer, workqueue, ends the process when two threads use it at once."""
+
+MASK_COLUMN = f"f{FIELDS.index('mask')}"
+"""Where FFCV keeps the masks' metadata: its columns are numbered, not named."""
 
 _log = logging.getLogger(__name__)
 
@@ -69,11 +73,12 @@ class MappedFile:
             np.ascontiguousarray(table["ptr"]),
             np.ascontiguousarray(table["size"]),
             control,
+            np.ascontiguousarray(reader.metadata[MASK_COLUMN]["data_ptr"]),
         )
 
     @property
     def state(self) -> tuple[np.ndarray, ...]:
-        """What `decode.span` takes as storage: file, addresses, sizes, control."""
+        """What `decode.span` takes as storage: file, addresses, sizes, control, where masks lie."""
         return self._state
 
     def _facts(self) -> tuple[int, int]:

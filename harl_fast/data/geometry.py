@@ -130,7 +130,7 @@ def centre_box(height, width, share):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def draw_view(key, height, width, row, integral=None):  # type: ignore[no-untyped-def]
+def draw_view(key, height, width, row, integral):  # type: ignore[no-untyped-def]
     """Return (top, left, box height, box width, flip, vflip) of one view.
 
     row: the view's row of `geometry_table`. integral: of the sample's mask, see `fill_integral`;
@@ -144,18 +144,17 @@ def draw_view(key, height, width, row, integral=None):  # type: ignore[no-untype
         top, left, box_h, box_w = centre_box(height, width, row[6])
         return top, left, box_h, box_w, False, False
     top, left, box_h, box_w = draw_box(key, height, width, row[0], row[1], row[2], row[3], 0)
-    if integral is not None:
-        if row[7] == _FOREGROUND:
-            for number in range(1, FOREGROUND_TRIES):
-                if foreground_share(integral, height, width, top, left, box_h, box_w) >= row[8]:
-                    break
-                top, left, box_h, box_w = draw_box(
-                    key, height, width, row[0], row[1], row[2], row[3], number * _BOX_DRAWS
-                )
-        elif row[7] == _CENTRED:
-            top, left = centre_on_foreground(
-                uniform(key, _POINT_DRAW), integral, height, width, top, left, box_h, box_w
+    if row[7] == _FOREGROUND:
+        for number in range(1, FOREGROUND_TRIES):
+            if foreground_share(integral, height, width, top, left, box_h, box_w) >= row[8]:
+                break
+            top, left, box_h, box_w = draw_box(
+                key, height, width, row[0], row[1], row[2], row[3], number * _BOX_DRAWS
             )
+    elif row[7] == _CENTRED:
+        top, left = centre_on_foreground(
+            uniform(key, _POINT_DRAW), integral, height, width, top, left, box_h, box_w
+        )
     flip, vflip = uniform(key, _FLIP_DRAW) < row[4], uniform(key, _FLIP_DRAW + 1) < row[5]
     return top, left, box_h, box_w, flip, vflip
 

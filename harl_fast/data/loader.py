@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, NoReturn, get_args
 import numba
 import numpy as np
 import torch
-from ffcv.fields.basics import IntDecoder
 from ffcv.loader import Loader
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.graph import Graph
@@ -24,8 +23,7 @@ from harl_fast.data.damage import Damage, Policy
 from harl_fast.data.decode import (
     CONTROL_EPOCH,
     CONTROL_SEED,
-    OK,
-    MaskCellsDecoder,
+    LabelDecoder,
     ViewsDecoder,
 )
 from harl_fast.data.epoch import LoudEpoch, MappedFile, check_process, torch_threads_kept
@@ -33,6 +31,7 @@ from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.imagefield import open_reader
 from harl_fast.data.manifest import Manifest, check_container, read_manifest
 from harl_fast.data.order import GlobalOrder, Kind, chunk_length
+from harl_fast.data.photometric import Colouring
 from harl_fast.data.slots import Slots
 from harl_fast.errors import ConfigError, DataError
 
@@ -42,13 +41,19 @@ class Batch(NamedTuple):
     next batch is asked for."""
 
     views: tuple[Tensor, ...]
-    """One (B, S, S, 3) uint8 RGB tensor a view; S may differ between views."""
+    """One (B, S, S, 3) uint8 RGB tensor a view; S may differ between views. Or, when the loader
+    colours, (B, 3, S, S) float32, normalised, in channels-last memory."""
     cells: tuple[Tensor, ...]
     """One (B, h, w) float32 tensor a view: each cell's foreground share, in [0, 1]."""
     labels: Tensor
     """(B,) int64."""
     ids: Tensor
     """(B,) int64 sample ids, the rows of the container."""
+
+
+def _network_order(view: Tensor) -> Tensor:
+    """Return coloured views as (B, 3, S, S) in channels-last memory, and bytes as they are."""
+    return view.permute(0, 3, 1, 2) if view.dtype == torch.float32 else view
 
 
 class _Views(Loader):  # type: ignore[misc]  # ffcv is untyped
@@ -59,22 +64,38 @@ class _Views(Loader):  # type: ignore[misc]  # ffcv is untyped
     """
 
     def __init__(
-        self, path: Path, *, views: Sequence[ViewGeometry], batch: int, workers: int, ahead: int
+        self,
+        path: Path,
+        *,
+        views: Sequence[ViewGeometry],
+        colour: Colouring | None,
+        batch: int,
+        workers: int,
+        ahead: int,
     ) -> None:
         self.control = np.zeros(2, np.uint64)
         self.batch_size, self.num_workers = batch, workers
         self.reader = open_reader(path)
         self.memory_manager = MappedFile(self.reader, self.control)
+        decoder = ViewsDecoder(
+            views,
+            mask_size=self.reader.handlers["mask"].size,
+            largest_jpeg=int(self.reader.alloc_table["size"].max()),
+            colours=None if colour is None else colour.table(),
+        )
         specs = {
-            "image": PipelineSpec("image", decoder=ViewsDecoder(views)),
-            "mask": PipelineSpec("mask", decoder=MaskCellsDecoder(views)),
-            "label": PipelineSpec("label", decoder=IntDecoder()),
+            "image": PipelineSpec("image", decoder=decoder),
+            "label": PipelineSpec("label", decoder=LabelDecoder()),
         }
         with torch_threads_kept():
             Compiler.set_num_threads(workers)
             places = {name: place for place, name in enumerate(self.reader.handlers)}
             self.graph = Graph(specs, self.reader.handlers, places, self.reader.metadata, None)
-            self.generate_code()
+            Compiler.set_enabled(False)  # the kernels are compiled and on disk; see `decode`
+            try:
+                self.generate_code()
+            finally:
+                Compiler.set_enabled(True)
         self.slots = Slots(self.graph, batch=batch, count=ahead + 1)
 
     def start(self, samples: np.ndarray, *, seed: int, epoch: int, damage: Damage) -> LoudEpoch:
@@ -85,9 +106,8 @@ class _Views(Loader):  # type: ignore[misc]  # ffcv is untyped
     @staticmethod
     def status(outputs: tuple[Any, ...]) -> np.ndarray:
         """Return the (B,) status of the samples of a pass's outputs: `OK` or what is wrong."""
-        (*_, status), cells, _ = outputs
-        lost = np.isnan(cells[0][:, 0, 0]) & (status[:, 0] == OK)
-        return np.where(lost, -1, status[:, 0])
+        status: np.ndarray = outputs[0][-1][:, 0]
+        return status
 
 
 def decoding_threads(workers: int, *, ranks_here: int = 1) -> int:
@@ -137,24 +157,39 @@ class _Opened:
         self.damage = Damage(self.path, samples=self.manifest.count, policy=damaged)
         self._process = os.getpid()
 
-    def _open(self, views: Sequence[ViewGeometry], *, batch: int, workers: int, ahead: int) -> None:
+    def _open(
+        self,
+        views: Sequence[ViewGeometry],
+        *,
+        batch: int,
+        workers: int,
+        ahead: int,
+        colour: Colouring | None = None,
+    ) -> None:
         """Compile the pipeline and check that its buffers will fit; no thread is started."""
         if ahead < 1:
             raise ConfigError(f"batches_ahead: {ahead}; at least one batch must be made ahead")
         self._batch, self._workers, self._ahead = batch, workers, ahead
         self.views = tuple(views)
-        self._live = _Live(self._compiled(views))
+        self._live = _Live(self._compiled(views, colour))
         weakref.finalize(self, self._live.close)  # runs at garbage collection and at exit
 
     @property
     def _views(self) -> _Views:
         return self._live.views
 
-    def _compiled(self, views: Sequence[ViewGeometry]) -> _Views:
+    def _compiled(self, views: Sequence[ViewGeometry], colour: Colouring | None) -> _Views:
         if not views:
             raise ConfigError("no views: a loader needs at least one")
+        if colour is not None:
+            colour.check(views)
         made = _Views(
-            self.path, views=views, batch=self._batch, workers=self._workers, ahead=self._ahead
+            self.path,
+            views=views,
+            colour=colour,
+            batch=self._batch,
+            workers=self._workers,
+            ahead=self._ahead,
         )
         made.slots.check_memory()
         return made
@@ -178,10 +213,11 @@ class _Opened:
         current = self._views.start(samples, seed=seed, epoch=epoch, damage=self.damage)
         self._live.current = current
         try:
-            for ids, (*views, _), cells, labels in current:
+            count = len(self.views)
+            for ids, made, labels in current:
                 yield Batch(
-                    tuple(torch.from_numpy(view) for view in views),
-                    tuple(torch.from_numpy(grid) for grid in cells),
+                    tuple(_network_order(torch.from_numpy(view)) for view in made[:count]),
+                    tuple(torch.from_numpy(grid) for grid in made[count:-1]),
                     torch.from_numpy(labels[:, 0].astype(np.int64)),
                     torch.from_numpy(ids),
                 )
@@ -194,7 +230,8 @@ class BetonLoader(_Opened):
 
     batches_ahead: batches that are ready or being made while one is consumed. damaged: what is
     done about a sample that cannot be decoded, see `harl_fast.data.damage`; ``damage`` tells how
-    many there were. Raises ConfigError or DataError before any thread starts.
+    many there were. colour: colour and normalise the views in the decoding threads. Raises
+    ConfigError or DataError before any thread starts.
     """
 
     def __init__(
@@ -212,6 +249,7 @@ class BetonLoader(_Opened):
         batches_ahead: int = 3,
         damaged: Policy = "raise",
         order: Kind = "random",
+        colour: Colouring | None = None,
     ) -> None:
         super().__init__(path, damaged=damaged)
         self.order = GlobalOrder(
@@ -225,7 +263,7 @@ class BetonLoader(_Opened):
             chunk=chunk_length(count=self.manifest.count, total_bytes=self.manifest.beton_bytes),
         )
         threads = decoding_threads(workers, ranks_here=ranks_here)
-        self._open(views, batch=batch_micro, workers=threads, ahead=batches_ahead)
+        self._open(views, batch=batch_micro, workers=threads, ahead=batches_ahead, colour=colour)
         self.epoch, self.step = 0, 0
         self._within = False  # batches of the current epoch were handed out
         self._micro_steps = batch_global // (batch_micro * world)
@@ -250,8 +288,14 @@ class BetonLoader(_Opened):
                 self.step += 1
         self.epoch, self.step, self._within = self.epoch + 1, 0, False
 
-    def set_views(self, views: Sequence[ViewGeometry]) -> float:
+    def shown(self, ids: Sequence[int], *, epoch: int = 0) -> Iterator[Batch]:
+        """Yield micro batches of given samples as that epoch shows them; the position stays."""
+        return self._batches(np.array(ids, np.int64), seed=self.order.seed, epoch=epoch)
+
+    def set_views(self, views: Sequence[ViewGeometry], *, colour: Colouring | None = None) -> float:
         """Go on with other views (a resolution schedule) and return the seconds it took.
+
+        colour: as in the constructor; the blur follows the size, so it changes with the views.
 
         Raises ConfigError within an epoch, whose views would otherwise be of two kinds, and when
         the new buffers do not fit into memory; the old views stay in use then.
@@ -264,7 +308,7 @@ class BetonLoader(_Opened):
             )
         start = time.monotonic()
         self.close()
-        self._live.views, self.views = self._compiled(views), tuple(views)
+        self._live.views, self.views = self._compiled(views, colour), tuple(views)
         return time.monotonic() - start
 
     def state_dict(self) -> dict[str, int | str]:

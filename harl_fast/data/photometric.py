@@ -30,6 +30,8 @@ from harl_fast.data.colour import (
     draw_batch,
     policy_table,
 )
+from harl_fast.data.geometry import ViewGeometry
+from harl_fast.errors import ConfigError
 
 _GREY = (0.299, 0.587, 0.114)
 
@@ -78,6 +80,12 @@ class Colouring:
     def table(self) -> npt.NDArray[np.float64]:
         """Return (V, K) float64, a row a view, for `colour.draw_colour` and `colour_view`."""
         return policy_table(self.policies, self.mean, self.std)
+
+    def check(self, views: Sequence[ViewGeometry]) -> None:
+        """Raise ConfigError unless there is one policy a view, of the view's size."""
+        sizes, wanted = [p.size_px for p in self.policies], [v.size_px for v in views]
+        if sizes != wanted:
+            raise ConfigError(f"colours are for views of {sizes} px, the views have {wanted} px")
 
 
 def luminance(x: Tensor) -> Tensor:

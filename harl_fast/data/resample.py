@@ -1,8 +1,13 @@
-"""The antialiased bilinear resize of a crop box, fused with the flips, in integers.
+"""The antialiased bilinear resize of a crop box from planes of any chroma resolution, in integers.
 
 The rule is Pillow's and torchvision's (``antialias=True``): a triangle filter whose support grows
-with the reduction. Weights are fixed-point and sums are integers, so that pixels are the same on
-every machine and thread.
+with the reduction. Chroma planes of half resolution are never enlarged: libjpeg's triangle
+upsampling is linear, so its weights are folded into those of the resize. Values are 8.8 fixed
+point in 16 bits and weights are 0.16; every product keeps its upper half, which is one instruction
+for 16 or 32 values. All of it is integer arithmetic: pixels are the same on every machine.
+
+Both passes run along contiguous memory: rows are reduced first, the result is transposed, columns
+are reduced, and the transposition is undone while colours are converted and written.
 """
 
 from __future__ import annotations
@@ -12,102 +17,294 @@ import math
 import numpy as np
 from numba import njit
 
-_BITS = 14
-_HALF = np.int32(1 << (_BITS - 1))
+LANES = 8
+"""Side of the blocks that are transposed at once."""
+_ONE = 65535
+_BIAS = np.uint16(128)
+"""Half a level in 8.8 fixed point: the last step cuts off."""
+
+
+@njit(cache=True)
+def padded(side):  # type: ignore[no-untyped-def]
+    """Return ``side`` rounded up to whole transposition blocks."""
+    return (side + LANES - 1) // LANES * LANES
 
 
 @njit(cache=True)
 def max_taps(box_side, out_side):  # type: ignore[no-untyped-def]
     """Return how many source pixels one output pixel can need."""
-    return 2 * math.ceil(max(box_side / out_side, 1.0)) + 1
+    return 2 * math.ceil(max(box_side / out_side, 1.0)) + 3
 
 
 @njit(cache=True)
-def _triangle(box_side, out_side, first, weights):  # type: ignore[no-untyped-def]
-    """Fill each output pixel's first source pixel and its fixed-point weights; return the taps.
+def _spread(position, share, factor, limit, base, line):  # type: ignore[no-untyped-def]
+    """Add a full-resolution pixel's share to the plane's pixels it was interpolated from."""
+    if factor == 1:
+        line[position - base] += share
+        return
+    # libjpeg's "fancy" upsampling: 3/4 of the nearer sample, 1/4 of the farther (jdsample.c).
+    near = position >> 1
+    far = near + 1 if position & 1 else near - 1
+    line[near - base] += 0.75 * share
+    line[min(max(far, 0), limit - 1) - base] += 0.25 * share
 
-    first: (out_side,) int32. weights: (out_side, taps) int32, each row sums to 2^14.
+
+@njit(cache=True)
+def axis_weights(start, box_side, mirrored, factor, limit, first, count, weights):  # type: ignore[no-untyped-def]
+    """Fill each output pixel's first plane pixel, how many it takes, and their weights.
+
+    start, box_side: the box in full-resolution pixels. mirrored: whether the last output pixel
+    comes first. factor: 1, or 2 for a plane of half resolution. limit: the plane's length. first,
+    count: (out side,) int32. weights: (out side, `max_taps`) uint16 in units of 2^-16; each row
+    sums to 65535.
     """
+    out_side = first.shape[0]
     scale = box_side / out_side
     support = max(scale, 1.0)
-    for index in range(out_side):
-        middle = (index + 0.5) * scale
+    taps = weights.shape[1]
+    line = np.empty(taps, np.float64)
+    for place in range(out_side):
+        index = out_side - 1 - place if mirrored else place
+        middle = (place + 0.5) * scale
         low = max(0, int(middle - support + 0.5))
         high = min(box_side, int(middle + support + 0.5))
-        first[index] = low
         total = 0.0
         for source in range(low, high):
             total += max(0.0, 1.0 - abs(source + 0.5 - middle) / support)
+        base = start + low if factor == 1 else max(0, ((start + low) >> 1) - 1)
+        line[:] = 0.0
+        for source in range(low, high):
+            share = max(0.0, 1.0 - abs(source + 0.5 - middle) / support) / total
+            _spread(start + source, share, factor, limit, base, line)
+        begin, end = 0, taps
+        while line[begin] == 0.0:
+            begin += 1
+        while line[end - 1] == 0.0:
+            end -= 1
+        first[index], count[index] = base + begin, end - begin
         given, largest = 0, 0
-        for tap in range(weights.shape[1]):
-            source = low + tap
-            share = 0.0
-            if source < high:
-                share = max(0.0, 1.0 - abs(source + 0.5 - middle) / support) / total
-            weights[index, tap] = math.floor(share * (1 << _BITS) + 0.5)
-            given += weights[index, tap]
+        for tap in range(end - begin):
+            weight = math.floor(line[begin + tap] * _ONE + 0.5)
+            weights[index, tap] = weight
+            given += weight
             if weights[index, tap] > weights[index, largest]:
                 largest = tap
         # A constant image must stay constant: the rounding left over goes to the largest weight.
-        weights[index, largest] += (1 << _BITS) - given
+        weights[index, largest] += _ONE - given
+
+
+@njit(cache=True, inline="always")
+def _upper(value, weight):  # type: ignore[no-untyped-def]
+    return np.uint16((np.uint32(value) * np.uint32(weight)) >> np.uint32(16))
 
 
 @njit(cache=True)
-def _rows(image, top, left, box_w, first, weights, line, strip):  # type: ignore[no-untyped-def]
-    """Reduce vertically: fill ``strip`` (out rows, box_w * 3) uint8 from ``image``."""
-    length = box_w * 3
-    for row in range(strip.shape[0]):
-        for column in range(length):
-            line[column] = _HALF
-        for tap in range(weights.shape[1]):
-            weight = weights[row, tap]
-            if weight == 0:
-                continue
-            source = image[top + first[row] + tap].reshape(-1)[left * 3 : left * 3 + length]
-            for column in range(length):
-                line[column] += weight * np.int32(source[column])
-        target = strip[row]
-        for column in range(length):
-            target[column] = np.uint8(line[column] >> _BITS)
+def _start_value(count):  # type: ignore[no-untyped-def]
+    # Each product is cut off below 1/256 level: half of that is given back for every tap, as far
+    # as white cannot overflow (reductions beyond 120 to 1 end up to a level too dark).
+    return np.uint16(min(count >> 1, 120))
 
 
 @njit(cache=True)
-def _columns(strip, first, weights, flip, vflip, out):  # type: ignore[no-untyped-def]
-    """Reduce horizontally, mirroring as asked: fill ``out`` (rows, columns, 3) uint8."""
-    side = out.shape[1]
-    for row in range(out.shape[0]):
-        source = strip[out.shape[0] - 1 - row if vflip else row]
-        for column in range(side):
-            red, green, blue = _HALF, _HALF, _HALF
-            place = first[column] * 3
-            for tap in range(weights.shape[1]):
-                weight = weights[column, tap]
-                if weight != 0:
-                    red += weight * np.int32(source[place])
-                    green += weight * np.int32(source[place + 1])
-                    blue += weight * np.int32(source[place + 2])
-                place += 3
-            target = side - 1 - column if flip else column
-            out[row, target, 0] = np.uint8(red >> _BITS)
-            out[row, target, 1] = np.uint8(green >> _BITS)
-            out[row, target, 2] = np.uint8(blue >> _BITS)
+def reduce_rows(plane, left, width, first, count, weights, strip):  # type: ignore[no-untyped-def]
+    """Fill ``strip`` (out rows, >= width) uint16 from ``width`` bytes of each row from ``left``.
+
+    plane: (rows, row bytes) uint8; ``first`` counts its rows.
+    """
+    eight = np.uint16(8)
+    for row in range(first.shape[0]):
+        out = strip[row, :width]
+        taps = count[row]
+        begin = _start_value(taps)
+        top = first[row]
+        if taps == 1:
+            a = plane[top, left : left + width]
+            for x in range(width):
+                out[x] = np.uint16(a[x]) << eight
+            continue
+        wa, wb = weights[row, 0], weights[row, 1]
+        a, b = plane[top, left : left + width], plane[top + 1, left : left + width]
+        for x in range(width):
+            out[x] = (
+                begin + _upper(np.uint16(a[x]) << eight, wa) + _upper(np.uint16(b[x]) << eight, wb)
+            )
+        tap = 2
+        while tap + 1 < taps:
+            wa, wb = weights[row, tap], weights[row, tap + 1]
+            a = plane[top + tap, left : left + width]
+            b = plane[top + tap + 1, left : left + width]
+            for x in range(width):
+                out[x] += _upper(np.uint16(a[x]) << eight, wa) + _upper(
+                    np.uint16(b[x]) << eight, wb
+                )
+            tap += 2
+        if tap < taps:
+            wa = weights[row, tap]
+            a = plane[top + tap, left : left + width]
+            for x in range(width):
+                out[x] += _upper(np.uint16(a[x]) << eight, wa)
 
 
 @njit(cache=True)
-def resize_box(image, placed, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` (size, size, 3) uint8 with the resized, perhaps mirrored, box of ``image``.
+def transpose(strip, width, turned):  # type: ignore[no-untyped-def]
+    """Fill ``turned`` (>= width, rows) from ``strip`` (rows, >= width), both padded to blocks."""
+    rows = turned.shape[1]
+    for x0 in range(0, width, LANES):
+        for y0 in range(0, rows, LANES):
+            for x in range(LANES):
+                for y in range(LANES):
+                    turned[x0 + x, y0 + y] = strip[y0 + y, x0 + x]
 
-    image: (H, W, 3) uint8. placed: a view as `geometry.draw_view` returns it, inside the image.
+
+@njit(cache=True)
+def reduce_columns(turned, origin, step, first, count, weights, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` (out columns, rows) uint16 in 8.8 from ``turned``, one line a source column.
+
+    Column c of the plane lies at line (c - origin) * step; interleaved channels have step 3.
+    """
+    rows = turned.shape[1]
+    for column in range(first.shape[0]):
+        to = out[column]
+        taps = count[column]
+        begin = _start_value(taps)
+        place = (first[column] - origin) * step
+        if taps == 1:
+            a = turned[place]
+            for y in range(rows):
+                to[y] = a[y]
+            continue
+        wa, wb = weights[column, 0], weights[column, 1]
+        a, b = turned[place], turned[place + step]
+        for y in range(rows):
+            to[y] = begin + _upper(a[y], wa) + _upper(b[y], wb)
+        tap = 2
+        while tap + 1 < taps:
+            wa, wb = weights[column, tap], weights[column, tap + 1]
+            a, b = turned[place + tap * step], turned[place + (tap + 1) * step]
+            for y in range(rows):
+                to[y] += _upper(a[y], wa) + _upper(b[y], wb)
+            tap += 2
+        if tap < taps:
+            wa = weights[column, tap]
+            a = turned[place + tap * step]
+            for y in range(rows):
+                to[y] += _upper(a[y], wa)
+
+
+# JFIF (ITU-T T.871): full-range YCbCr to RGB, coefficients in 2^-14.
+_RED_CR = np.int32(22970)
+_GREEN_CB = np.int32(-5638)
+_GREEN_CR = np.int32(-11700)
+_BLUE_CB = np.int32(29032)
+
+
+@njit(cache=True, inline="always")
+def _level(value):  # type: ignore[no-untyped-def]
+    return np.uint8(min(max((value + np.int32(128)) >> np.int32(8), np.int32(0)), np.int32(255)))
+
+
+@njit(cache=True)
+def ycc_to_rgb(luma, blue, red, out):  # type: ignore[no-untyped-def]
+    """Convert a row of (N,) uint16 YCbCr in 8.8 to (3 N,) uint8 RGB."""
+    middle, bits = np.int32(128 << 8), np.int32(14)
+    for i in range(luma.shape[0]):
+        y = np.int32(luma[i])
+        cb, cr = np.int32(blue[i]) - middle, np.int32(red[i]) - middle
+        out[3 * i] = _level(y + ((_RED_CR * cr) >> bits))
+        out[3 * i + 1] = _level(y + ((_GREEN_CB * cb + _GREEN_CR * cr) >> bits))
+        out[3 * i + 2] = _level(y + ((_BLUE_CB * cb) >> bits))
+
+
+@njit(cache=True)
+def rgb_to_rgb(red, green, blue, out):  # type: ignore[no-untyped-def]
+    """Round a row of (N,) uint16 RGB in 8.8 to (3 N,) uint8."""
+    for i in range(red.shape[0]):
+        out[3 * i] = _level(np.int32(red[i]))
+        out[3 * i + 1] = _level(np.int32(green[i]))
+        out[3 * i + 2] = _level(np.int32(blue[i]))
+
+
+@njit(cache=True)
+def ycc_to_planes(luma, blue, red, r, g, b):  # type: ignore[no-untyped-def]
+    """Convert a row of (N,) uint16 YCbCr in 8.8 to three rows of uint8."""
+    middle, bits = np.int32(128 << 8), np.int32(14)
+    for i in range(luma.shape[0]):
+        y = np.int32(luma[i])
+        cb, cr = np.int32(blue[i]) - middle, np.int32(red[i]) - middle
+        r[i] = _level(y + ((_RED_CR * cr) >> bits))
+        g[i] = _level(y + ((_GREEN_CB * cb + _GREEN_CR * cr) >> bits))
+        b[i] = _level(y + ((_BLUE_CB * cb) >> bits))
+
+
+@njit(cache=True)
+def words_size(largest_side, out_side, step):  # type: ignore[no-untyped-def]
+    """Return how many uint16 words `reduce_plane` needs as scratch."""
+    return 2 * padded(out_side) * padded(largest_side * step)
+
+
+@njit(cache=True)
+def reduce_plane(plane, origin, factors, limits, placed, side, words, parts):  # type: ignore[no-untyped-def]
+    """Resize a box of a plane: fill each of ``parts`` (step, padded S, padded S), by columns.
+
+    plane: (rows, columns * step) uint8 with ``step`` interleaved channels, whose first row and
+    column are the picture's plane pixel ``origin`` (y, x). factors: pixels a plane pixel stands
+    for, down and across. limits: the whole plane's height and width in its own pixels. placed: a
+    view as `geometry.draw_view` returns it. side: S. words: (`words_size`,) uint16 scratch. parts:
+    uint16; no slices of it, since numba would take their lines for scattered memory.
     """
     top, left, box_h, box_w, flip, vflip = placed
-    out_h, out_w = out.shape[0], out.shape[1]
-    first_y = np.empty(out_h, np.int32)
-    weights_y = np.empty((out_h, max_taps(box_h, out_h)), np.int32)
-    _triangle(box_h, out_h, first_y, weights_y)
-    first_x = np.empty(out_w, np.int32)
-    weights_x = np.empty((out_w, max_taps(box_w, out_w)), np.int32)
-    _triangle(box_w, out_w, first_x, weights_x)
-    strip = np.empty((out_h, box_w * 3), np.uint8)
-    line = np.empty(box_w * 3, np.int32)
-    _rows(image, top, left, box_w, first_y, weights_y, line, strip)
-    _columns(strip, first_x, weights_x, flip, vflip, out)
+    step, rows = parts.shape[0], parts.shape[2]
+    first, count = np.empty(side, np.int32), np.empty(side, np.int32)
+    weights = np.empty((side, max_taps(box_h, side)), np.uint16)
+    axis_weights(top, box_h, vflip, factors[0], limits[0], first, count, weights)
+    first_x, count_x = np.empty(side, np.int32), np.empty(side, np.int32)
+    weights_x = np.empty((side, max_taps(box_w, side)), np.uint16)
+    axis_weights(left, box_w, flip, factors[1], limits[1], first_x, count_x, weights_x)
+    begin, end = first_x[0], np.int32(0)
+    for column in range(side):
+        begin = min(begin, first_x[column])
+        end = max(end, first_x[column] + count_x[column])
+        first[column] -= np.int32(origin[0])
+    width = (end - begin) * step
+    columns = padded(width)
+    strip = words[: rows * columns].reshape(rows, columns)
+    turned = words[rows * columns : 2 * rows * columns].reshape(columns, rows)
+    reduce_rows(plane, (begin - origin[1]) * step, width, first, count, weights, strip)
+    transpose(strip, width, turned)
+    for channel in range(step):
+        reduce_columns(turned[channel:], begin, step, first_x, count_x, weights_x, parts[channel])
+
+
+@njit(cache=True)
+def write_view(parts, is_ycc, upright, out):  # type: ignore[no-untyped-def]
+    """Turn, convert and write a view: ``out`` (S, S, 3) uint8 RGB.
+
+    parts: (3, padded S, padded S) uint16 in 8.8 from `reduce_plane`. upright: as ``parts``,
+    scratch.
+    """
+    side = out.shape[0]
+    for channel in range(3):
+        transpose(parts[channel], side, upright[channel])
+    for row in range(side):
+        a, b, c = upright[0, row, :side], upright[1, row, :side], upright[2, row, :side]
+        if is_ycc:
+            ycc_to_rgb(a, b, c, out[row].reshape(-1))
+        else:
+            rgb_to_rgb(a, b, c, out[row].reshape(-1))
+
+
+@njit(cache=True)
+def write_planes(parts, is_ycc, upright, out):  # type: ignore[no-untyped-def]
+    """As `write_view`, for ``out`` (3, S, S)."""
+    side = out.shape[1]
+    for channel in range(3):
+        transpose(parts[channel], side, upright[channel])
+    for row in range(side):
+        a, b, c = upright[0, row, :side], upright[1, row, :side], upright[2, row, :side]
+        if is_ycc:
+            ycc_to_planes(a, b, c, out[0, row], out[1, row], out[2, row])
+        else:
+            for x in range(side):
+                out[0, row, x] = _level(np.int32(a[x]))
+                out[1, row, x] = _level(np.int32(b[x]))
+                out[2, row, x] = _level(np.int32(c[x]))

@@ -17,7 +17,7 @@ from harl_fast.engine.dsconfig import EngineConfig
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.parts import Parts, load_networks, load_rest
 from harl_fast.engine.precision import Autocast, LossScale
-from harl_fast.engine.views import loader_colours, sizes_in, view_geometry, views_at
+from harl_fast.engine.views import colouring, loader_colours, sizes_in, view_geometry, views_at
 from harl_fast.errors import ConfigError
 from harl_fast.model.harl import HARL, convert_sync_bn
 from harl_fast.optim.build import build_optimizer
@@ -128,10 +128,6 @@ def build_loader(
 
     Raises ConfigError or DataError.
     """
-    if loader_colours(config, machine.device):
-        raise ConfigError(
-            "data.colour loader: this version of the loader does not colour; use auto or device"
-        )
     return BetonLoader(
         data / "train.beton",
         views=view_geometry(config, epoch=epoch),
@@ -145,6 +141,7 @@ def build_loader(
         batches_ahead=config.data.batches_ahead,
         order=config.data.order,
         damaged=config.data.damaged,
+        colour=colouring(config, machine.device, epoch=epoch),
     )
 
 

@@ -18,7 +18,7 @@ from harl_fast.engine.meter import Meter
 from harl_fast.engine.parts import Parts, collect_state
 from harl_fast.engine.report import Reporter
 from harl_fast.engine.runfolder import RunFolder
-from harl_fast.engine.views import sizes_text, view_geometry, views_at
+from harl_fast.engine.views import colouring, sizes_text, view_geometry, views_at
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.optim.lars import LARS
 
@@ -146,7 +146,9 @@ class Pretraining:
         views = view_geometry(parts.config, epoch=epoch)
         if views == list(parts.loader.views):
             return
-        seconds = parts.loader.set_views(views)
+        seconds = parts.loader.set_views(
+            views, colour=colouring(parts.config, parts.device, epoch=epoch)
+        )
         again = "; torch.compile will compile again for them" if parts.config.model.compile else ""
         self.reporter.say(
             f"epoch {epoch + 1}: views of {sizes_text(views)} ({seconds:.1f} s){again}"

@@ -6,6 +6,7 @@ import torch
 
 from harl_fast.config import RunConfig, ViewConfig
 from harl_fast.data.geometry import ViewGeometry
+from harl_fast.data.photometric import Colouring
 from harl_fast.model.backbone import feature_size
 from harl_fast.optim.schedules import size_schedule
 
@@ -55,5 +56,13 @@ def sizes_text(views: list[ViewGeometry]) -> str:
 
 def loader_colours(config: RunConfig, device: torch.device) -> bool:
     """Return whether the loader's threads colour the views, rather than the device."""
-    # "auto" stays with the device on CPU too until the loader's decoder can colour.
+    if config.data.colour == "auto":
+        return device.type == "cpu"
     return config.data.colour == "loader"
+
+
+def colouring(config: RunConfig, device: torch.device, *, epoch: int = 0) -> Colouring | None:
+    """Return how the loader colours the views of an epoch, None if the device does."""
+    if not loader_colours(config, device):
+        return None
+    return Colouring(views_at(config, epoch=epoch), mean=config.data.mean, std=config.data.std)

@@ -71,4 +71,5 @@ def test_costs_are_measured_through_the_loader(tmp_path: Path) -> None:
     source = folder_source(image_folder(tmp_path / "set", classes=2, train=20))
     costs = advice.measure(source, Settings(512, 90, 64, "heuristic"), "train")
     # From the time of a memory copy to a hundredth of a second: it is a loader's, not a stub's.
-    assert "jpg" in costs and all(10 < cost < 1e4 for cost in costs.values())
+    assert set(costs) == {"jpg", "raw", "yuv420"}
+    assert all(10 < cost < 1e4 for cost in costs.values())

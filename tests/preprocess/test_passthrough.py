@@ -78,6 +78,13 @@ def rgb_by_name() -> bytes:
     return bytes(content)
 
 
+def separate_scans() -> bytes:
+    """Return a JPEG whose first scan holds its luma alone, by its header."""
+    content = colour(subsampling=0)
+    start = content.index(b"\xff\xda")
+    return content[:start] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + content[start + 14 :]
+
+
 def cut(content: bytes, share: float, *, end: bool = False) -> bytes:
     return content[: int(len(content) * share)] + (b"\xff\xd9" if end else b"")
 
@@ -101,6 +108,7 @@ REFUSED = {
     "RGB by name": (rgb_by_name(), "colours"),
     "turned": (turned(), "EXIF"),
     "4:1:1": (sampled(0x41), "sampling"),
+    "one scan a component": (separate_scans(), "does not read"),
     "no JPEG": (b"\x89PNG\r\n\x1a\n" + bytes(50), "not a JPEG"),
     "empty": (b"", "not a JPEG"),
     "cut in the header": (cut(colour(), 0.1), "header"),
