@@ -29,6 +29,8 @@ from harl_fast.errors import ConfigError, DataError, HarlError
 _POLL_S = 1.0
 _STALL_S = 60
 """A consumer that waits this long says so, and goes on waiting: storage may be slow."""
+_COMPILING_S = 3 * _POLL_S
+"""Compiled code gives its first batch within a second: after this the user is told."""
 _THREAD_SAFE = ("tbb", "omp")
 _one_kernel = threading.Lock()
 """Numba's third threading layer, workqueue, ends the process when two threads use it at once."""
@@ -124,6 +126,7 @@ class LoudEpoch(threading.Thread):
         self.loader, self.order, self.slots, self.damage = loader, order, slots, damage
         self.closed = self.finished = False
         self.slot_out: int | None = None
+        self._delivered = False
         self._working_on = order[:0]
         self._process = os.getpid()
         self._ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -246,6 +249,7 @@ class LoudEpoch(threading.Thread):
             self.close()
             raise item or StopIteration
         self.slot_out, batch = item
+        self._delivered = True
         return batch  # type: ignore[no-any-return]
 
     def _get(self) -> Any:
@@ -258,6 +262,12 @@ class LoudEpoch(threading.Thread):
                     error = RuntimeError("its thread ended without a word")
                     return self._failure(self._working_on, error)
             waited_s += _POLL_S
+            if waited_s == _COMPILING_S and not self._delivered:
+                _log.warning(
+                    "%s: compiling the decoder for these views, once a machine: half a minute or "
+                    "more (kept in numba's cache folder, see README, Slow first batch)",
+                    self.damage.path,
+                )
             if waited_s % _STALL_S == 0:
                 ids = self._working_on[[0, -1]].tolist() if len(self._working_on) else "none yet"
                 _log.warning(
