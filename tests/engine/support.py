@@ -13,6 +13,7 @@ import torch
 from harl_fast.config import RunConfig, load_config
 from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import Batch
+from harl_fast.data.photometric import Colouring
 from harl_fast.engine.dsconfig import EngineConfig, read_engine_file, settle
 
 ROOT = Path(__file__).parents[2]
@@ -42,8 +43,8 @@ STEPS = 6
 
 
 def tiny_config(folder: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the tiny run's configuration."""
-    return load_config(str(tiny_file(folder)), overrides=overrides)
+    """Return the tiny run's configuration, for `FakeLoader`, which does not colour."""
+    return load_config(str(tiny_file(folder)), overrides=["data.colour=device", *overrides])
 
 
 def tiny_file(folder: Path) -> Path:
@@ -69,7 +70,7 @@ class FakeLoader:
         self.micro, self.epoch, self.step = micro, 0, 0
         self.views = tuple(ViewGeometry(size_px=32, cells=2, scale=(0.2, 1.0)) for _ in range(2))
 
-    def set_views(self, views: Sequence[ViewGeometry]) -> float:
+    def set_views(self, views: Sequence[ViewGeometry], *, colour: Colouring | None = None) -> float:
         """Give other sizes from the next batch on."""
         self.views = tuple(views)
         return 0.25

@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import Batch
 from harl_fast.data.order import chunk_length
+from harl_fast.data.photometric import Colouring
 from harl_fast.engine.build import build, build_loader
 from harl_fast.engine.checkpoint import open_checkpoint
 from harl_fast.engine.loop import Pretraining, Stepper
@@ -36,9 +37,9 @@ class Recording(FakeLoader):
         super().__init__()
         self.given: list[list[int]] = []
 
-    def set_views(self, views: Sequence[ViewGeometry]) -> float:
+    def set_views(self, views: Sequence[ViewGeometry], *, colour: Colouring | None = None) -> float:
         self.given.append([view.size_px for view in views])
-        return super().set_views(views)
+        return super().set_views(views, colour=colour)
 
 
 def test_each_epoch_has_its_size_and_cells_follow(tmp_path: Path) -> None:
@@ -98,13 +99,14 @@ def test_a_run_resumed_before_or_at_the_change_equals_a_whole_one(
     machine: Machine, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """With the real loader, which a resumed run builds for the epoch it starts in."""
-    config = tiny_config(tmp_path, overrides=[GROWING])
+    changes = (GROWING, "data.colour=loader")
+    config = tiny_config(tmp_path, overrides=changes)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()
     loader = build_loader(config, engine_config(), machine, data=data)
-    assert prepare(machine, whole, loader=loader, config=(GROWING,)).run() == 0
+    assert prepare(machine, whole, loader=loader, config=changes).run() == 0
 
-    run = prepare(machine, parts, loader=loader, config=(GROWING,))
+    run = prepare(machine, parts, loader=loader, config=changes)
     with monkeypatch.context() as patched:
         stop_at(run, stop, patched)
         assert run.run() == 128 + signal.SIGTERM
@@ -112,17 +114,17 @@ def test_a_run_resumed_before_or_at_the_change_equals_a_whole_one(
     saved = open_checkpoint(parts)
     again = build_loader(config, engine_config(), machine, data=data, epoch=saved.record.epoch)
     assert [view.size_px for view in again.views] == [32 if stop < STEPS else 48] * 2
-    rest = prepare(machine, parts, loader=again, config=(GROWING,), weights=saved, resume=True)
+    rest = prepare(machine, parts, loader=again, config=changes, weights=saved, resume=True)
     assert rest.run() == 0
     again.close()
     assert_same(whole, parts)
 
 
 def test_two_views_of_different_sizes_train(machine: Machine, tmp_path: Path, data: Path) -> None:
-    other = "data.views.1.size_px=48"
-    config = tiny_config(tmp_path, overrides=[other])
+    other = ("data.views.1.size_px=48", "data.colour=loader")
+    config = tiny_config(tmp_path, overrides=other)
     loader = build_loader(config, engine_config(), machine, data=data)
-    run = prepare(machine, tmp_path, loader=loader, config=(other, "epochs=1"))
+    run = prepare(machine, tmp_path, loader=loader, config=(*other, "epochs=1"))
     before = run.parts.harl.backbone.conv1.weight.detach().clone()
     assert run.run() == 0
     assert not torch.equal(before, run.parts.harl.backbone.conv1.weight)
@@ -194,5 +196,6 @@ def test_the_device_colours_where_it_is_told_to(tmp_path: Path) -> None:
         for choice in ("loader", "device"):
             config = tiny_config(tmp_path, overrides=[f"data.colour={choice}"])
             assert loader_colours(config, device) == (choice == "loader")
-    config = tiny_config(tmp_path)
-    assert config.data.colour == "auto" and not loader_colours(config, torch.device("cuda"))
+    config = tiny_config(tmp_path, overrides=["data.colour=auto"])
+    assert loader_colours(config, torch.device("cpu"))
+    assert not loader_colours(config, torch.device("cuda"))

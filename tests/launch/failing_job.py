@@ -35,4 +35,5 @@ def sabotage(way: str) -> None:
 
 if __name__ == "__main__":
     sabotage(sys.argv.pop())
+    sys.argv += ["--set", "data.colour=device"]  # the stand-in for the loader does not colour
     run_main(main)
