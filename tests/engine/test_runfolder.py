@@ -50,9 +50,7 @@ def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
 
 def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     folder = started(tmp_path)
-    assert run_config(folder, name=None, overrides=[], resume=True) == load_config(
-        str(tiny_file(tmp_path))
-    )
+    assert run_config(folder, name=None, overrides=[], resume=True) == tiny_config(tmp_path)
     free = ["log.every_steps=7", "data.workers=3"]
     changed = run_config(folder, name=None, overrides=free, resume=True)
     assert (changed.log.every_steps, changed.data.workers) == (7, 3)
