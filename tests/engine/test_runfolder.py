@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from harl_fast.config import load_config
 from harl_fast.engine.runfolder import (
     RunFolder,
     open_run_folder,
@@ -54,8 +53,9 @@ def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     free = ["log.every_steps=7", "data.workers=3"]
     changed = run_config(folder, name=None, overrides=free, resume=True)
     assert (changed.log.every_steps, changed.data.workers) == (7, 3)
-    same = run_config(folder, name=str(tiny_file(tmp_path)), overrides=[], resume=True)
-    assert same == load_config(str(tiny_file(tmp_path)))
+    path, as_begun = str(tiny_file(tmp_path)), ["data.colour=device"]
+    same = run_config(folder, name=path, overrides=as_begun, resume=True)
+    assert same == tiny_config(tmp_path)
 
 
 def test_a_resumed_run_refuses_another_method(tmp_path: Path) -> None:
