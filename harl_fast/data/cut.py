@@ -31,7 +31,7 @@ from harl_fast.data.jpegfile import (
     excerpt_size,
     parse_jpeg,
 )
-from harl_fast.data.resample import padded, reduce_plane, write_planes, write_view
+from harl_fast.data.resample import padded, reduce_planes, write_planes, write_view
 from harl_fast.rng import GEOMETRY, PHOTOMETRIC, stream
 
 PICTURE = WINDOW + 4
@@ -97,20 +97,17 @@ def _resize_ycc(planes, picture, size, placed, side, rest, parts):  # type: igno
     """Resize a view's luma and chroma from ``planes``, one after another in one array."""
     rows, stride = picture[ROWS], picture[STRIDE]
     down, across = picture[_FACTOR_Y], picture[_FACTOR_X]
-    luma = planes[: rows * stride].reshape(rows, stride)
+    luma = planes[: rows * stride].reshape(1, rows, stride)
     origin = (picture[PLANE_Y], picture[PLANE_X])
-    reduce_plane(luma, origin, (1, 1), size, placed, side, rest, parts[0:1])
+    reduce_planes(luma, 1, origin, (1, 1), size, placed, side, rest, parts[0:1])
     if picture[_CHANNELS] == 1:
         parts[1:] = _GREY_CHROMA
         return
     rows, stride = (rows + down - 1) // down, (stride + across - 1) // across
     origin = (origin[0] // down, origin[1] // across)
     limits = ((size[0] + down - 1) // down, (size[1] + across - 1) // across)
-    for channel in range(2):
-        begin = luma.size + channel * rows * stride
-        chroma = planes[begin : begin + rows * stride].reshape(rows, stride)
-        part = parts[channel + 1 : channel + 2]
-        reduce_plane(chroma, origin, (down, across), limits, placed, side, rest, part)
+    chroma = planes[luma.size : luma.size + 2 * rows * stride].reshape(2, rows, stride)
+    reduce_planes(chroma, 1, origin, (down, across), limits, placed, side, rest, parts[1:3])
 
 
 @njit(cache=True)
@@ -129,8 +126,8 @@ def cut_view(mode, data, size, box, picture, scratch, key, colours, out):  # typ
     upright, rest = words[one : 2 * one].reshape(3, rows, rows), words[2 * one :]
     placed = (box[0], box[1], box[2], box[3], box[4] != 0, box[5] != 0)
     if mode == MODE_RAW:
-        interleaved = data.reshape(size[0], size[1] * 3)
-        reduce_plane(interleaved, (0, 0), (1, 1), size, placed, side, rest, parts)
+        interleaved = data.reshape(1, size[0], size[1] * 3)
+        reduce_planes(interleaved, 3, (0, 0), (1, 1), size, placed, side, rest, parts)
     elif mode == MODE_YUV420:
         _resize_ycc(data, picture, size, placed, side, rest, parts)
     else:

@@ -184,4 +184,4 @@ def test_threads_are_divided_among_ranks_and_capped() -> None:
     assert decoding_threads(1) == 1
 
 
-GOLDEN = "2dd2e1a44f551b2b69cd9b2a8e770a709c6e21502388a3ef5cc7e1e1c9b01012"
+GOLDEN = "473b57837ad6939ca56546822be425c468fe910b86eef14a5bba52883f82d7a6"

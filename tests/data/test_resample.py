@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional
 
-from harl_fast.data.resample import padded, reduce_plane, words_size, write_planes, write_view
+from harl_fast.data.resample import padded, reduce_planes, words_size, write_planes, write_view
 from tests.betons import smooth_noise
 
 LONGEST = 256
@@ -21,8 +21,8 @@ def parts_of(side: int) -> np.ndarray:
 
 def resize_rgb(image, placed, size: int, write=write_view) -> np.ndarray:
     parts, words = parts_of(size), np.empty(words_size(LONGEST, size, 3), np.uint16)
-    rows = image.reshape(image.shape[0], -1)
-    reduce_plane(rows, (0, 0), (1, 1), image.shape[:2], placed, size, words, parts)
+    rows = image.reshape(1, image.shape[0], -1)
+    reduce_planes(rows, 3, (0, 0), (1, 1), image.shape[:2], placed, size, words, parts)
     shape = (size, size, 3) if write is write_view else (3, size, size)
     out = np.empty(shape, np.uint8)
     write(parts, False, np.empty_like(parts), out)
@@ -31,11 +31,11 @@ def resize_rgb(image, placed, size: int, write=write_view) -> np.ndarray:
 
 def resize_ycc(planes, factors, placed, size: int) -> np.ndarray:
     parts, words = parts_of(size), np.empty(words_size(LONGEST, size, 1), np.uint16)
-    reduce_plane(planes[0], (0, 0), (1, 1), planes[0].shape, placed, size, words, parts[0:1])
-    for channel in (1, 2):
-        half = planes[channel]
-        part = parts[channel : channel + 1]
-        reduce_plane(half, (0, 0), factors, half.shape, placed, size, words, part)
+    shape, whole = planes[0].shape, (1, 1)
+    reduce_planes(planes[0][None], 1, (0, 0), whole, shape, placed, size, words, parts[0:1])
+    chroma = np.stack(planes[1:])
+    half = chroma.shape[1:]
+    reduce_planes(chroma, 1, (0, 0), factors, half, placed, size, words, parts[1:3])
     out = np.empty((size, size, 3), np.uint8)
     write_view(parts, True, np.empty_like(parts), out)
     return out

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harl_fast.config import load_config
 from harl_fast.engine.runfolder import (
     RunFolder,
     open_run_folder,
