@@ -183,13 +183,14 @@ def test_a_resumed_run_must_have_the_same_batch_and_container(
 def test_a_second_interrupt_ends_at_once_but_a_second_term_does_not() -> None:
     from harl_fast.engine.loop import StopSignal
 
+    before = signal.getsignal(signal.SIGTERM)
     with StopSignal() as stop:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop.number == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_checkpoint_averages_all_running_statistics_over_ranks(
