@@ -1,108 +1,18 @@
-"""Pretraining: the step, the epochs, and what happens between them."""
+"""Pretraining: the epochs, and what happens between their steps."""
 
 from __future__ import annotations
 
 import itertools
-import signal
-from collections.abc import Iterable
-from types import FrameType, TracebackType
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from harl_fast.data.loader import Batch
 from harl_fast.engine.checkpoint import prune, write_checkpoint
-from harl_fast.engine.ds import any_rank, gradient_norm
-from harl_fast.engine.meter import Meter
 from harl_fast.engine.parts import Parts, collect_state
 from harl_fast.engine.report import Reporter
 from harl_fast.engine.runfolder import RunFolder
+from harl_fast.engine.step import Stepper
+from harl_fast.engine.stop import StopSignal
 from harl_fast.engine.views import colouring, sizes_text, view_geometry, views_at
-from harl_fast.model.ema import ema_pairs, ema_update
-from harl_fast.optim.lars import LARS
-
-
-class Stepper:
-    """One optimizer step after another: micro batches in, networks moved, figures metered."""
-
-    def __init__(self, parts: Parts, *, step: int = 0, skipped: int = 0) -> None:
-        self.parts = parts
-        self.step = step
-        """Optimizer steps done, those without effect included: the schedules' clock."""
-        self.meter = Meter()
-        self.skipped = torch.full((), skipped, dtype=torch.int64, device=parts.device)
-        """Steps without effect, for non-finite gradients; on the device."""
-        self._broken = False
-        self._target, self._online = ema_pairs(parts.harl.target, parts.harl)
-
-    def advance(self, batches: Iterable[Batch], *, epoch: int) -> None:
-        """Do one step on this rank's micro batches of a global batch."""
-        parts, settings = self.parts, self.parts.course.at(self.step)
-        for group in parts.optimizer.param_groups:
-            group["lr"] = settings.lr
-        if isinstance(parts.optimizer, LARS):
-            parts.optimizer.begin_step()
-        for batch in batches:
-            views, cells = self._inputs(batch, epoch=epoch)
-            loss, figures = parts.engine(views, cells, alpha=settings.alpha, beta=settings.beta)
-            self.meter.add({"loss": loss, **figures})
-            parts.engine.backward(loss if parts.scale is None else loss * parts.scale.factor)
-            if parts.engine.is_gradient_accumulation_boundary():
-                self._judge_gradients()
-            parts.engine.step()
-        applied = self._applied()
-        ema_update(self._target, self._online, tau=settings.tau, applied=applied)
-        if parts.scale is not None:
-            parts.scale.update(applied)
-        self.skipped += ~applied
-        self._meter_step(applied)
-        self.step += 1
-
-    def _inputs(self, batch: Batch, *, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
-        device, colour = self.parts.device, self.parts.photometric
-        views = [images.to(device, non_blocking=True) for images in batch.views]
-        cells = [grid.to(device, non_blocking=True) for grid in batch.cells]
-        if colour is not None:
-            views = [
-                colour(images, view=view, ids=batch.ids, epoch=epoch)
-                for view, images in enumerate(views)
-            ]
-        return views, cells
-
-    def _judge_gradients(self) -> None:
-        """Meter the gradient's norm; let a LARS that steps once a group know all of it is finite.
-
-        ZeRO calls the optimizer once a group, so a group that is fine would have moved before a
-        later one is found broken.
-        """
-        optimizer, engine = self.parts.optimizer, self.parts.engine
-        if not isinstance(optimizer, LARS):
-            norm = gradient_norm(engine)
-            self.meter.add({"grad_norm": norm})
-            # At stage 0 nothing else guards SGD and AdamW; asking waits for the device.
-            self._broken = engine.zero_optimization_stage() == 0 and not bool(torch.isfinite(norm))
-            if self._broken:
-                engine.zero_grad()  # to None: these optimizers then leave everything alone
-        elif engine.zero_optimization_stage() > 0:
-            optimizer.applied = optimizer.applied & torch.isfinite(gradient_norm(engine))
-
-    def _applied(self) -> Tensor:
-        """Return on the device whether the step moved the networks."""
-        optimizer = self.parts.optimizer
-        done = self.parts.engine.was_step_applied()  # False where ZeRO itself found an overflow
-        if isinstance(optimizer, LARS):
-            applied: Tensor = optimizer.applied & done
-            return applied
-        return torch.full_like(self.skipped, done and not self._broken, dtype=torch.bool)
-
-    def _meter_step(self, applied: Tensor) -> None:
-        figures = {"skipped": ~applied}
-        if isinstance(self.parts.optimizer, LARS):
-            figures["grad_norm"] = self.parts.optimizer.grad_norm
-        if self.parts.scale is not None:
-            figures["loss_scale"] = self.parts.scale.factor
-        self.meter.add(figures)
 
 
 class Pretraining:
@@ -237,46 +147,3 @@ class Pretraining:
         )
         if self.stepper.step:
             self.reporter.say(f"resuming after step {self.stepper.step}")
-
-
-class StopSignal:
-    """Turns SIGTERM and SIGINT into a request to save and leave; a second SIGINT interrupts.
-
-    A second SIGTERM does not: DeepSpeed's launcher answers a signal to the process group, such as
-    Ctrl-C, by sending each rank one more, and kills what has not left after 30 s.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.agreed = False
-        """Whether all ranks know of it, so that all leave after the same step."""
-        self._before: dict[int, object] = {}
-
-    @property
-    def name(self) -> str:
-        """The signal's name."""
-        return signal.Signals(self.number).name if self.number else "another rank's signal"
-
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.number = self.number or number
-
-    def agree(self) -> bool:
-        """Return whether any rank got a signal; all ranks must call it."""
-        self.agreed = any_rank(self.number > 0)
-        return self.agreed

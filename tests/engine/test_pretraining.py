@@ -14,10 +14,11 @@ import torch
 from harl_fast.engine import parts as parts_module
 from harl_fast.engine.build import build, build_loader
 from harl_fast.engine.checkpoint import Checkpoint, open_checkpoint
-from harl_fast.engine.loop import Pretraining, Stepper
+from harl_fast.engine.loop import Pretraining
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.parts import collect_state
 from harl_fast.engine.runfolder import RunFolder
+from harl_fast.engine.step import Stepper
 from harl_fast.errors import CheckpointError, ConfigError
 from tests.engine.support import STEPS, FakeLoader, engine_config, tiny_config
 
@@ -181,7 +182,7 @@ def test_a_resumed_run_must_have_the_same_batch_and_container(
 
 
 def test_a_second_interrupt_ends_at_once_but_a_second_term_does_not() -> None:
-    from harl_fast.engine.loop import StopSignal
+    from harl_fast.engine.stop import StopSignal
 
     before = signal.getsignal(signal.SIGTERM)
     with StopSignal() as stop:

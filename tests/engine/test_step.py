@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from harl_fast.engine.build import build
-from harl_fast.engine.loop import Stepper
 from harl_fast.engine.machine import Machine
+from harl_fast.engine.step import Stepper
 from harl_fast.errors import ConfigError
 from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, tiny_config
 

@@ -18,9 +18,10 @@ from harl_fast.data.order import chunk_length
 from harl_fast.data.photometric import Colouring
 from harl_fast.engine.build import build, build_loader
 from harl_fast.engine.checkpoint import open_checkpoint
-from harl_fast.engine.loop import Pretraining, Stepper
+from harl_fast.engine.loop import Pretraining
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.runfolder import RunFolder
+from harl_fast.engine.step import Stepper
 from harl_fast.engine.views import loader_colours, sizes_in, view_geometry, views_at
 from harl_fast.errors import ConfigError
 from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, tiny_config

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import harl_fast.engine.build
-from harl_fast.engine.loop import Stepper
+from harl_fast.engine.step import Stepper
 from harl_fast.errors import run_main
 from launch.pretrain import main
 from tests.engine.support import BATCH, FakeLoader

@@ -1,0 +1,97 @@
+"""One optimizer step: micro batches in, networks moved, figures metered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from harl_fast.data.loader import Batch
+from harl_fast.engine.ds import gradient_norm
+from harl_fast.engine.meter import Meter
+from harl_fast.engine.parts import Parts
+from harl_fast.model.ema import ema_pairs, ema_update
+from harl_fast.optim.lars import LARS
+
+
+class Stepper:
+    """One optimizer step after another: micro batches in, networks moved, figures metered."""
+
+    def __init__(self, parts: Parts, *, step: int = 0, skipped: int = 0) -> None:
+        self.parts = parts
+        self.step = step
+        """Optimizer steps done, those without effect included: the schedules' clock."""
+        self.meter = Meter()
+        self.skipped = torch.full((), skipped, dtype=torch.int64, device=parts.device)
+        """Steps without effect, for non-finite gradients; on the device."""
+        self._broken = False
+        self._target, self._online = ema_pairs(parts.harl.target, parts.harl)
+
+    def advance(self, batches: Iterable[Batch], *, epoch: int) -> None:
+        """Do one step on this rank's micro batches of a global batch."""
+        parts, settings = self.parts, self.parts.course.at(self.step)
+        for group in parts.optimizer.param_groups:
+            group["lr"] = settings.lr
+        if isinstance(parts.optimizer, LARS):
+            parts.optimizer.begin_step()
+        for batch in batches:
+            views, cells = self._inputs(batch, epoch=epoch)
+            loss, figures = parts.engine(views, cells, alpha=settings.alpha, beta=settings.beta)
+            self.meter.add({"loss": loss, **figures})
+            parts.engine.backward(loss if parts.scale is None else loss * parts.scale.factor)
+            if parts.engine.is_gradient_accumulation_boundary():
+                self._judge_gradients()
+            parts.engine.step()
+        applied = self._applied()
+        ema_update(self._target, self._online, tau=settings.tau, applied=applied)
+        if parts.scale is not None:
+            parts.scale.update(applied)
+        self.skipped += ~applied
+        self._meter_step(applied)
+        self.step += 1
+
+    def _inputs(self, batch: Batch, *, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
+        device, colour = self.parts.device, self.parts.photometric
+        views = [images.to(device, non_blocking=True) for images in batch.views]
+        cells = [grid.to(device, non_blocking=True) for grid in batch.cells]
+        if colour is not None:
+            views = [
+                colour(images, view=view, ids=batch.ids, epoch=epoch)
+                for view, images in enumerate(views)
+            ]
+        return views, cells
+
+    def _judge_gradients(self) -> None:
+        """Meter the gradient's norm; let a LARS that steps once a group know all of it is finite.
+
+        ZeRO calls the optimizer once a group, so a group that is fine would have moved before a
+        later one is found broken.
+        """
+        optimizer, engine = self.parts.optimizer, self.parts.engine
+        if not isinstance(optimizer, LARS):
+            norm = gradient_norm(engine)
+            self.meter.add({"grad_norm": norm})
+            # At stage 0 nothing else guards SGD and AdamW; asking waits for the device.
+            self._broken = engine.zero_optimization_stage() == 0 and not bool(torch.isfinite(norm))
+            if self._broken:
+                engine.zero_grad()  # to None: these optimizers then leave everything alone
+        elif engine.zero_optimization_stage() > 0:
+            optimizer.applied = optimizer.applied & torch.isfinite(gradient_norm(engine))
+
+    def _applied(self) -> Tensor:
+        """Return on the device whether the step moved the networks."""
+        optimizer = self.parts.optimizer
+        done = self.parts.engine.was_step_applied()  # False where ZeRO itself found an overflow
+        if isinstance(optimizer, LARS):
+            applied: Tensor = optimizer.applied & done
+            return applied
+        return torch.full_like(self.skipped, done and not self._broken, dtype=torch.bool)
+
+    def _meter_step(self, applied: Tensor) -> None:
+        figures = {"skipped": ~applied}
+        if isinstance(self.parts.optimizer, LARS):
+            figures["grad_norm"] = self.parts.optimizer.grad_norm
+        if self.parts.scale is not None:
+            figures["loss_scale"] = self.parts.scale.factor
+        self.meter.add(figures)
