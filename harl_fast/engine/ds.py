@@ -44,7 +44,14 @@ def start(machine: Machine, *, timeout_minutes: float) -> None:
     if machine.gpus:
         torch.cuda.set_device(machine.device)
     limit = timedelta(minutes=timeout_minutes)
-    deepspeed.init_distributed(timeout=limit, verbose=False)
+    try:
+        deepspeed.init_distributed(timeout=limit, verbose=False)
+    except dist.DistNetworkError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ConfigError(
+            f"the ranks cannot meet at {place} ({error}). If another job on this machine holds "
+            f"that port, give this one its own: deepspeed --master_port 29501 launch/pretrain.py"
+        ) from error
     # DeepSpeed's own copy of the world group would keep torch's default time limit.
     ds_groups._WORLD_GROUP = dist.new_group(range(machine.ranks), timeout=limit)
     global _host_group

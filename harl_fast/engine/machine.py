@@ -48,7 +48,11 @@ def this_machine() -> Machine:
     env = os.environ
     if "RANK" not in env:
         env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        env.update(LOCAL_SIZE="1", MASTER_PORT=str(_free_port()))
+        env.update(LOCAL_SIZE="1")
+    if env["WORLD_SIZE"] == "1" and "TORCHELASTIC_RUN_ID" not in env:
+        # No other rank looks for the port, so two jobs of one rank need not share the launcher's
+        # default. torchrun itself listens on its own.
+        env["MASTER_PORT"] = str(_free_port())
     env.setdefault("LOCAL_SIZE", env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(gpus)]

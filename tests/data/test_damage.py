@@ -130,7 +130,12 @@ def test_a_dying_thread_is_an_error_in_time(beton: Path, monkeypatch, death) -> 
 
 def test_an_interrupt_in_the_consumer_leaves_no_thread(beton: Path, monkeypatch) -> None:
     before = threading.active_count()
-    monkeypatch.setattr(LoudEpoch, "run_pipeline", lambda *_: time.sleep(1.5))
+
+    def busy_until_closed(self: LoudEpoch, *_: object) -> None:
+        while not self.closed:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(LoudEpoch, "run_pipeline", busy_until_closed)
     batches = iter(loader(beton))
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()

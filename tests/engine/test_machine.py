@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 
 import pytest
@@ -74,6 +76,24 @@ def test_torchruns_variables_are_understood(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, value)
     here = this_machine()
     assert (here.rank, here.local_rank, here.ranks, here.ranks_here) == (5, 1, 8, 4)
+
+
+def test_the_only_rank_takes_a_free_port_but_under_torchrun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as other_job:
+        other_job.bind(("127.0.0.1", 0))
+        taken = str(other_job.getsockname()[1])
+        for name in ("RANK", "LOCAL_RANK"):
+            monkeypatch.setenv(name, "0")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        monkeypatch.setenv("MASTER_PORT", taken)
+        this_machine()
+        assert os.environ["MASTER_PORT"] != taken
+        monkeypatch.setenv("MASTER_PORT", taken)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        this_machine()
+        assert os.environ["MASTER_PORT"] == taken
 
 
 def test_followers_wait_before_they_report(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_a_file_for_eight_gpus_is_refused_in_one_line(tmp_path: Path, data: Path
     assert "needs 8 ranks with a CUDA device of 80 GB each" in line
     assert line.endswith("use --deepspeed_config ds_configs/cpu.json")
     assert not (tmp_path / "run").exists()
+
+
+def test_two_ranks_that_find_their_port_taken_say_what_to_do(tmp_path: Path, data: Path) -> None:
+    command = [*deepspeed(2), SCRIPT, *arguments(tmp_path, data), *new_run(tmp_path)]
+    with socket.socket() as other_job:
+        port = next(part for part in command if str(part).startswith("--master_port="))
+        other_job.bind(("0.0.0.0", int(str(port).partition("=")[2])))
+        other_job.listen()
+        result = run(command, log=tmp_path / "log")
+    assert result.code == 2, result.text
+    (line,) = result.lines("error: ")
+    assert "deepspeed --master_port" in line
 
 
 @pytest.mark.parametrize("way", ["raise", "hang"])
