@@ -29,6 +29,12 @@ CKPT = $(RUN)
 RANDOM =
 COUNT = 8
 TESTS = tests
+# For bench-masks: images/ and masks/; photos; RGBA cut-outs; a trained and an ONNX network.
+HORSES =
+PHOTOS =
+STAMPS =
+NETWORK =
+ONNX =
 # Anything else that a program's --help names.
 ARGS =
 
@@ -40,7 +46,7 @@ export PATH := $(BIN):$(PATH)
 option = $(if $(2),$(1) "$(2)")
 
 .PHONY: help setup doctor lint test test-slow beton pretrain demo lineval preview bench bench-loader \
-	clean
+	bench-masks clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
@@ -92,10 +98,16 @@ preview: setup ## Draw views and masks as the network receives them [OUT=] [CONF
 	"$(BIN)/python" -m preprocess.preview "$(OUT)/train.beton" --config "$(CONFIG)" \
 		--out "$(OUT)/preview.png" --count "$(COUNT)" $(foreach pair,$(SET),--set "$(pair)") $(ARGS)
 
-bench: bench-loader ## Run all benchmarks (on a machine with nothing else to do)
+bench: bench-loader bench-masks ## Run all benchmarks (on a machine with nothing else to do)
 
 bench-loader: setup ## Compare the loader with its peers, in turns [DATA=<photos>] [ARGS="--only L3,L4"]
 	"$(BIN)/python" -m tests.bench.loader $(call option,--data,$(DATA)) $(ARGS)
+
+bench-masks: setup ## Score mask methods [HORSES=] [PHOTOS=] [STAMPS=] [NETWORK=] [ONNX=] [ARGS=--check]
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 "$(BIN)/python" -m tests.bench.masks --storage \
+		$(call option,--horses,$(HORSES)) $(call option,--photos,$(PHOTOS)) \
+		$(call option,--stamps,$(STAMPS)) $(call option,--network,$(NETWORK)) \
+		$(call option,--onnx,$(ONNX)) $(ARGS)
 
 clean: ## Remove caches and build files; data, runs and VENV stay
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,101 @@
+"""How well masks and soft maps agree with true masks: the figures of benchmark and gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+BETA2 = 0.3
+"""Weight of recall against precision in F-beta, usual for saliency (Achanta et al., CVPR 2009)."""
+CELLS = 7
+"""Side of the last feature map of a ResNet at 224 px."""
+
+Mask = npt.NDArray[np.bool_]
+Map = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The figures of one mask, or their means over many; all in [0, 1]."""
+
+    iou: float
+    """Intersection over union of the binary masks, at the truth's size."""
+    fbeta: float
+    """(1 + b) P R / (b P + R) of the binary mask, with b = `BETA2`."""
+    mae: float
+    """Mean absolute difference of soft map and truth, at the truth's size."""
+    cells: float
+    """Sum of min over sum of max of the two masks' coverages of `CELLS` x `CELLS` cells."""
+
+
+def score(mask: Mask, soft: Map, truth: Mask) -> Score:
+    """Return the figures of a mask and its soft map against the truth.
+
+    mask: (S, S) bool and soft: (S', S') float32 in [0, 1], both over the whole image, of any
+    size; truth: (H, W) bool at least `CELLS` pixels a side.
+    """
+    height, width = truth.shape
+    at_truth = stretch(mask, height, width)
+    smooth = cv2.resize(soft, (width, height), interpolation=_how(soft, width))
+    return Score(
+        iou(at_truth, truth),
+        fbeta(at_truth, truth),
+        float(np.abs(smooth.astype(np.float64) - truth).mean()),
+        soft_jaccard(coverage(mask), coverage(truth)),
+    )
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """Return the mean of each figure over at least one score."""
+    return Score(*(float(np.mean([getattr(s, f.name) for s in scores])) for f in fields(Score)))
+
+
+def stretch(mask: Mask, height: int, width: int) -> Mask:
+    """Return a mask over the whole image at another size: each pixel takes what its centre sees."""
+    rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
+    columns = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
+    result: Mask = mask[rows[:, None], columns]
+    return result
+
+
+def iou(mask: Mask, truth: Mask) -> float:
+    """Return intersection over union of two masks of one size; 1 if both are empty."""
+    union = int((mask | truth).sum())
+    return float((mask & truth).sum()) / union if union else 1.0
+
+
+def fbeta(mask: Mask, truth: Mask) -> float:
+    """Return F-beta of two masks of one size; 1 if both are empty, 0 if they only miss."""
+    hits = float((mask & truth).sum())
+    # The definition with precision = hits / mask and recall = hits / truth, multiplied out.
+    weight = BETA2 * float(truth.sum()) + float(mask.sum())
+    return (1 + BETA2) * hits / weight if weight else 1.0
+
+
+def coverage(mask: Mask, *, cells: int = CELLS) -> npt.NDArray[np.float64]:
+    """Return the (cells, cells) foreground shares of a mask of at least ``cells`` pixels a side."""
+    rows = _bands(mask.astype(np.float64), cells)
+    return _bands(np.ascontiguousarray(rows.T), cells).T
+
+
+def soft_jaccard(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
+    """Return sum of min over sum of max of two grids of shares; 1 if both are zero."""
+    most = float(np.maximum(first, second).sum())
+    return float(np.minimum(first, second).sum()) / most if most else 1.0
+
+
+def _bands(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
+    """Return the means of ``count`` equal bands of rows; a row that an edge cuts counts in part."""
+    edges = np.arange(count + 1) * (len(values) / count)
+    running = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
+    whole = np.minimum(edges.astype(np.int64), len(values) - 1)
+    at_edges = running[whole] + (edges - whole)[:, None] * values[whole]
+    return np.asarray(np.diff(at_edges, axis=0) * (count / len(values)), np.float64)
+
+
+def _how(soft: Map, width: int) -> int:
+    return cv2.INTER_AREA if width < soft.shape[1] else cv2.INTER_LINEAR

@@ -1,0 +1,195 @@
+"""`make bench-masks`: every mask method against true masks, peers and the clock."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import itertools
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+from harl_fast.errors import run_main
+from harl_fast.files import Progress, write_json
+from preprocess.masks.score import Score, mean_score, score
+from tests.bench import mask_report, mask_sets, mask_storage
+from tests.bench.mask_methods import Contender, contenders
+from tests.bench.mask_sets import HALVES, Case, Pixels, half
+from tests.bench.process import machine_facts
+
+CHUNK = 16
+"""Pictures a method gets at a time, as from the converter."""
+SPEED_PX, SPEED_COUNT, TURN_S = 300, 48, 0.5
+"""Longest side and number of pictures for the clock; a turn goes on for this much CPU time."""
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the checked command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.masks", description=__doc__)
+    add = parser.add_argument
+    add("--horses", type=Path, metavar="FOLDER", help="images/ and masks/ of the same names")
+    add("--photos", type=Path, metavar="FOLDER", help="photos in train/: empty and full shares")
+    add("--stamps", type=Path, metavar="FOLDER", help="RGBA PNG cut-outs, pasted on --photos")
+    add("--backdrops", type=Path, metavar="FOLDER", help="photos for --stamps instead")
+    add("--network", type=Path, metavar="FILE", help="safetensors of `make masks-train`")
+    add("--onnx", type=Path, metavar="FILE", help="a saliency network")
+    add("--mask-method", action="append", default=[], metavar="SPEC", help="further methods")
+    add("--composites", type=int, default=200, metavar="N", help="default %(default)s")
+    add("--count", type=int, default=300, metavar="N", help="of --photos; default %(default)s")
+    add("--rounds", type=int, default=5, metavar="N", help="of the clock; default %(default)s")
+    add("--seed", type=int, default=0, help="of the composites")
+    add("--storage", action="store_true", help="also: what stored mask sizes lose")
+    add("--check", action="store_true", help="exit 1 if a floor is missed")
+    add("--out", type=Path, default=Path("runs/bench/masks.json"), metavar="FILE")
+    args = parser.parse_args(argv)
+    for name in ("composites", "count", "rounds"):
+        if getattr(args, name) < 1:
+            parser.error(f"argument --{name}: give at least 1")
+    return args
+
+
+def load_sets(args: argparse.Namespace, skipped: dict[str, str]) -> dict[str, list[Case]]:
+    """Return the pictures with true masks by set; fills in what is skipped and why."""
+    sets = {}
+    if args.horses:
+        sets[mask_report.HORSES] = mask_sets.horses(args.horses)
+    else:
+        skipped[mask_report.HORSES] = "no HORSES=<folder with images/ and masks/> was given"
+    sets["drawn composites"] = mask_sets.drawn(args.composites, seed=args.seed)
+    backdrops = args.backdrops or args.photos
+    if args.stamps and backdrops:
+        photos = mask_sets.photo_files(backdrops, most=1000)
+        cut = mask_sets.cut_outs(args.composites, args.stamps, photos, seed=args.seed)
+        sets["cut-outs on photos"] = cut
+    else:
+        skipped["cut-outs on photos"] = "STAMPS=<folder> and PHOTOS=<folder> were not both given"
+    if not args.photos:
+        skipped["shares of empty and full masks"] = "no PHOTOS=<folder> was given"
+    return sets
+
+
+def score_all(contender: Contender, cases: Sequence[Case], progress: Progress) -> list[Score]:
+    """Return a method's score on each case."""
+    scores = []
+    for chunk in _chunks(cases):
+        found = contender.find([case.image for case in chunk])
+        for case, (mask, soft, _) in zip(chunk, found, strict=True):
+            scores.append(score(mask, soft, case.truth))
+        progress.advance(len(chunk))
+    return scores
+
+
+def parts(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
+    """Return the means over all cases and over both halves of the fixed split."""
+    chosen = {"all": list(scores)}
+    for name in HALVES:
+        chosen[name] = [each for place, each in enumerate(scores) if half(place) == name]
+    return {name: dataclasses.asdict(mean_score(some)) for name, some in chosen.items() if some}
+
+
+def shares(contender: Contender, files: Sequence[Path], progress: Progress) -> dict[str, float]:
+    """Return how many of the photos get an empty, a full or a stand-in mask, as shares."""
+    empty = full = stand_in = 0
+    for chunk in _chunks(files):
+        for mask, _, stood_in in contender.find(list(mask_sets.pictures(chunk))):
+            empty, full, stand_in = empty + (not mask.any()), full + mask.all(), stand_in + stood_in
+        progress.advance(len(chunk))
+    counts = {"empty": int(empty), "full": int(full), "stand_in": int(stand_in)}
+    return {name: count / len(files) for name, count in counts.items()}
+
+
+def speeds(
+    some: Sequence[Contender], images: Sequence[Pixels], *, rounds: int
+) -> dict[str, list[float]]:
+    """Return images per second of CPU time, one figure a round, in turns A B C A B C.
+
+    CPU time of all threads: other programs and extra threads do not flatter a method.
+    """
+    feeds = {c.name: itertools.cycle(list(_chunks(images))) for c in some}
+    for contender in some:  # compiled, loaded and allocated before the clock starts
+        contender.find(next(feeds[contender.name]))
+    rates: dict[str, list[float]] = {contender.name: [] for contender in some}
+    with Progress(rounds * len(some), label="speed", unit="turns") as progress:
+        for _, contender in itertools.product(range(rounds), some):
+            begun, done = time.process_time(), 0
+            while (passed := time.process_time() - begun) < TURN_S:
+                chunk = next(feeds[contender.name])
+                contender.find(chunk)
+                done += len(chunk)
+            rates[contender.name].append(done / passed)
+            progress.advance()
+    return rates
+
+
+def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+
+
+def measure(
+    args: argparse.Namespace, some: Sequence[Contender], sets: Mapping[str, Sequence[Case]]
+) -> dict[str, dict[str, Any]]:
+    """Return each method's scores, shares and speeds."""
+    photos = mask_sets.photo_files(args.photos, most=args.count) if args.photos else []
+    results: dict[str, dict[str, Any]] = {}
+    each = sum(len(cases) for cases in sets.values()) + len(photos)
+    for contender in some:
+        scores, singles = {}, {}
+        with Progress(each, label=contender.name) as progress:
+            for name, cases in sets.items():
+                found = score_all(contender, cases, progress)
+                scores[name] = parts(found)
+                singles[name] = [round(one.iou, 4) for one in found]
+            bad = {"shares": shares(contender, photos, progress)} if photos else {}
+        results[contender.name] = {"facts": contender.facts, "scores": scores, "iou": singles} | bad
+    if photos:
+        clocked = list(mask_sets.pictures(photos[:SPEED_COUNT], longest_px=SPEED_PX))
+    else:
+        clocked = [case.image for case in mask_sets.drawn(SPEED_COUNT)]
+    for name, rates in speeds(some, clocked, rounds=args.rounds).items():
+        results[name]["speed"] = rates
+    return results
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; with ``--check`` 1 if a floor is missed, else 0."""
+    args = parse(argv)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    facts = machine_facts()
+    some, skipped = contenders(network=args.network, onnx=args.onnx, extra=args.mask_method)
+    sets = load_sets(args, skipped)
+    results = measure(args, some, sets)
+    print(f"\n{facts['cpu']}, one core, CPU time; {args.rounds} rounds\n")
+    columns = {name: [p for p in ("all", *HALVES) if len(sets[name]) > 1 or p == "all"]
+               for name in sets}  # fmt: skip
+    print(mask_report.score_table(results, columns) + "\n")
+    print(mask_report.cost_table(results) + "\n")
+    storage = mask_storage.measure(sets) if args.storage else None
+    if storage:
+        print(mask_storage.table(storage) + "\n")
+    rows = mask_report.check_rows(results)
+    print(mask_report.verdicts(rows))
+    for name, why in skipped.items():
+        print(f"skipped: {name}: {why}")
+    write_json(args.out, {
+        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": facts | {"load_after": os.getloadavg()},
+        "settings": {key: str(value) for key, value in vars(args).items()},
+        "sets": {name: len(cases) for name, cases in sets.items()},
+        "skipped": skipped,
+        "methods": results,
+        "storage": storage,
+        "bars": [dataclasses.asdict(row) | {"verdict": row.verdict} for row in rows],
+    })  # fmt: skip
+    print(f"all figures: {args.out}")
+    return 1 if args.check and mask_report.missed(rows) else 0
+
+
+if __name__ == "__main__":
+    run_main(main)
