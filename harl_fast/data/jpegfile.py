@@ -6,8 +6,10 @@ out, their markers renumbered, behind the original header with a smaller size, t
 valid JPEG of that rectangle, with the very same coefficients. Planes are taken before chroma
 enlargement and colour conversion, which then happen for output pixels only.
 
-Any other baseline JPEG is decoded whole. libjpeg's verdict is always heeded: FFCV's own decoder
-ignores it and passes on whatever the buffer held before.
+Any other baseline JPEG is decoded whole, and so is one whose markers are not those expected: what
+is damaged and what is merely unusual (an application segment before the end, say) is for libjpeg to
+tell. Its verdict is always heeded: FFCV's own decoder ignores it and passes on whatever the buffer
+held before.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ def _segment(data, at, length, marker, layout):  # type: ignore[no-untyped-def]
         return UNSUPPORTED
     if marker == 0xDA:
         layout[SCAN_AT] = at + length
-        if layout[CHANNELS] == 0:
+        if layout[CHANNELS] == 0 or length < 6:
             return BAD_JPEG
         if np.int64(data[at + 2]) != layout[CHANNELS]:
             return UNSUPPORTED
@@ -249,10 +251,8 @@ def decode_planes(decoder, data, layout, union, excerpt, planes, window):  # typ
     window[PLANE_Y], window[PLANE_X] = 0, 0
     window[ROWS] = rows * mcu_h
     window[STRIDE] = (width + mcu_w - 1) // mcu_w * mcu_w
-    if across > 0:
-        starts = np.empty(rows * across + 1, np.int64)
-        if not _find_segments(data, layout[SCAN_AT], starts):
-            return BAD_JPEG
+    starts = np.empty(rows * across + 1, np.int64)
+    if across > 0 and _find_segments(data, layout[SCAN_AT], starts):
         segment_w = layout[INTERVAL] * mcu_w
         row0 = max(union[0] - _MARGIN, 0) // mcu_h
         row1 = min((union[2] + _MARGIN + mcu_h - 1) // mcu_h, rows)

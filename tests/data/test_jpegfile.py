@@ -106,6 +106,29 @@ def test_a_lost_or_swapped_restart_marker_is_damage() -> None:
         assert decode(broken, (0, 0, 20, 20))[0] == BAD_JPEG
 
 
+@pytest.mark.parametrize(
+    "before_end",
+    [
+        b"\xff\xd0",
+        b"\xff\xd7",
+        b"\xff\xfe\x00\x06note",
+        b"\xff\xe5\x00\x06note",
+        b"\xff\xff",
+        b"\0" * 5,
+    ],
+)
+def test_what_libjpeg_minds_not_before_the_end_is_no_damage(before_end: bytes) -> None:
+    """Some encoders write one restart marker too many, or a segment behind the scan."""
+    encoded = jpeg(2, 160, 256, restart_marker_blocks=4)
+    odd = np.frombuffer(encoded[:-2].tobytes() + before_end + b"\xff\xd9", np.uint8).copy()
+    status, window, planes = decode(odd, (50, 70, 100, 180))
+    assert status == OK
+    y, x, stride, rows = window.tolist()
+    luma = planes[: rows * stride].reshape(rows, stride)
+    expected = whole_planes(encoded)[50:100, 70:180, 0]
+    assert np.array_equal(luma[50 - y : 100 - y, 70 - x : 180 - x], expected)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.integers(0, 2**31), st.integers(1, 30), st.sampled_from([{}, {"restart_marker_blocks": 4}])
