@@ -71,7 +71,7 @@ class Damage:
 
     def met(self, sample: int, status: int) -> None:
         """Take note of a damaged sample; raise DataError if it, or their number, is not borne."""
-        reason = STATUS_TEXT.get(status, "its mask is missing or has the wrong size")
+        reason = STATUS_TEXT[status]
         name = sample_name(self.path, sample)
         if self.policy == "raise":
             raise DataError(

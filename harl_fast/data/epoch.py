@@ -30,7 +30,7 @@ _POLL_S = 1.0
 _STALL_S = 60
 """A consumer that waits this long says so, and goes on waiting: storage may be slow."""
 _COMPILING_S = 3 * _POLL_S
-"""Compiled code gives its first batch within a second: after this the user is told."""
+"""Compiled code gives its first batch within a second: after this a user wants to know more."""
 _THREAD_SAFE = ("tbb", "omp")
 _one_kernel = threading.Lock()
 """Numba's third threading layer, workqueue, ends the process when two threads use it at once."""
@@ -264,9 +264,11 @@ class LoudEpoch(threading.Thread):
             waited_s += _POLL_S
             if waited_s == _COMPILING_S and not self._delivered:
                 _log.warning(
-                    "%s: compiling the decoder for these views, once a machine: half a minute or "
-                    "more (kept in numba's cache folder, see README, Slow first batch)",
+                    "%s: no batch for %d s. On a machine that has not read so many views before, "
+                    "the decoder is compiled now: half a minute or more, once (see README, Slow "
+                    "first batch). Otherwise the machine or its storage is busy",
                     self.damage.path,
+                    waited_s,
                 )
             if waited_s % _STALL_S == 0:
                 ids = self._working_on[[0, -1]].tolist() if len(self._working_on) else "none yet"

@@ -114,8 +114,10 @@ def decoding_threads(workers: int, *, ranks_here: int = 1) -> int:
     """Return how many threads one rank decodes with.
 
     workers: the wish; 0 divides the cores this process may use among the ranks of this machine.
-    numba's own limit (NUMBA_NUM_THREADS) caps the answer.
+    numba's own limit (NUMBA_NUM_THREADS) caps the answer. Raises ConfigError for a negative wish.
     """
+    if workers < 0:
+        raise ConfigError(f"workers: {workers}; give a number of threads, or 0 to divide the cores")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     wish = workers or max(1, (cores or 1) // ranks_here)
     return min(wish, int(numba.config.NUMBA_NUM_THREADS))
@@ -298,7 +300,8 @@ class BetonLoader(_Opened):
         colour: as in the constructor; the blur follows the size, so it changes with the views.
 
         Raises ConfigError within an epoch, whose views would otherwise be of two kinds, and when
-        the new buffers do not fit into memory; the old views stay in use then.
+        the new buffers do not fit into memory; DataError when the path holds another container by
+        now. The old views stay in use then.
         """
         check_process(self._process)
         if self._within:
@@ -307,6 +310,7 @@ class BetonLoader(_Opened):
                 f"{self.epoch} are done; do it between epochs or after load_state_dict"
             )
         start = time.monotonic()
+        check_container(self.path, self.manifest)  # it is opened anew: another one may lie there
         self.close()
         self._live.views, self.views = self._compiled(views, colour), tuple(views)
         return time.monotonic() - start

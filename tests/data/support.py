@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ffcv.reader import Reader
@@ -48,3 +50,11 @@ def damage(beton: Path, folder: Path, *samples: int, field: str = "f0") -> Path:
             stream.write(b"\xff\xd9" + bytes(400))
     write_manifest(path, dataclasses.replace(read_manifest(beton)))
     return path
+
+
+def until(met: Callable[[], bool], *, limit_s: float = 60.0) -> None:
+    """Wait for something that another thread does; its failure to come is the only time limit."""
+    end = time.monotonic() + limit_s
+    while not met():
+        assert time.monotonic() < end, f"not met within {limit_s} s"
+        time.sleep(0.005)

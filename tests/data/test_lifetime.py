@@ -8,7 +8,6 @@ import os
 import pickle
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -21,7 +20,7 @@ from harl_fast.data.loader import BetonLoader, EvalLoader
 from harl_fast.data.manifest import manifest_path, names_path
 from harl_fast.errors import ConfigError, DataError
 from tests.betons import plain_item, write_beton
-from tests.data.support import COUNT, VIEWS, by_sample, loader
+from tests.data.support import COUNT, VIEWS, by_sample, loader, until
 
 MB = 1 << 20
 
@@ -59,6 +58,14 @@ def test_fifty_epochs_take_no_more_memory_or_threads(shared: BetonLoader) -> Non
     assert process.num_threads() <= threads + 2
 
 
+def all_is_made(one: BetonLoader, *, ahead: int) -> None:
+    """Wait until the thread under way has filled so many slots and holds none it could fill."""
+    current = one._live.current
+    assert current is not None
+    until(lambda: current._ready.qsize() >= ahead)
+    assert current._free.empty()
+
+
 def test_batches_ahead_are_made_and_no_more(shared: BetonLoader, monkeypatch) -> None:
     """One batch is out; those ahead of it are ready; nothing is made beyond."""
     begun = []
@@ -69,23 +76,21 @@ def test_batches_ahead_are_made_and_no_more(shared: BetonLoader, monkeypatch) ->
         return run(self, samples, slot, row)
 
     monkeypatch.setattr(LoudEpoch, "run_pipeline", counted)
-    places = set()
-    for number, batch in enumerate(shared, start=1):
-        places.add(batch.views[0].data_ptr())
-        if number == 1:
-            time.sleep(0.5)
-            assert len(begun) == 1 + 3
-            break
-    for batch in shared:
-        places.add(batch.views[0].data_ptr())
-    assert len(places) == 1 + 3
+    shared.load_state_dict({"seed": 3, "epoch": 0, "step": 0})
+    batch = next(batches := iter(shared))
+    all_is_made(shared, ahead=3)
+    assert len(begun) == 1 + 3
+    places = {batch.views[0].data_ptr(), *(batch.views[0].data_ptr() for batch in batches)}
+    assert len(begun) == 5 and len(places) == 1 + 3
 
 
 def test_a_slow_consumer_keeps_its_batch(shared: BetonLoader) -> None:
     shared.load_state_dict({"seed": 3, "epoch": 0, "step": 0})
-    for batch in shared:
+    batches = iter(shared)
+    for _ in range(2):
+        batch = next(batches)
         before = batch.views[1].clone()
-        time.sleep(0.1)
+        all_is_made(shared, ahead=3)
         assert (batch.views[1] == before).all()
 
 
@@ -187,6 +192,20 @@ def test_views_change_between_epochs_only(shared: BetonLoader, beton: Path) -> N
     assert len(next(iter(shared)).views) == 2 and shared.views == tuple(VIEWS)
 
 
+def test_other_views_are_not_read_from_another_container(beton: Path, tmp_path: Path) -> None:
+    """The views in use go on with the file that was opened, wherever its name leads by now."""
+    path = tmp_path / "train.beton"
+    for place in (lambda p: p, manifest_path, names_path):
+        shutil.copy(place(beton), place(path))
+    one = loader(path)
+    expected = by_sample(one)
+    os.replace(write_beton(tmp_path / "new.beton", plain_item, count=COUNT + 1), path)
+    with pytest.raises(DataError, match=r"train\.beton has .* its manifest says"):
+        one.set_views([ViewGeometry(size_px=24, cells=3)])
+    one.load_state_dict({"seed": 3, "epoch": 0, "step": 0})
+    assert by_sample(one) == expected
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -219,6 +238,7 @@ def test_the_quasi_random_order_reaches_the_loader(beton: Path) -> None:
         ({"batch_global": 64, "batch_micro": 64}, ConfigError, "60 samples, fewer than one global"),
         ({"world": 64, "batch_global": 64, "batch_micro": 1}, ConfigError, "60 samples for 64 ran"),
         ({"batches_ahead": 0}, ConfigError, "batches_ahead: 0"),
+        ({"workers": -1}, ConfigError, "workers: -1"),
         ({"views": []}, ConfigError, "no views"),
         ({"damaged": "ignore"}, ConfigError, "'ignore'"),
         ({"order": "quazi"}, ConfigError, "quasi"),
