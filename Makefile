@@ -9,13 +9,18 @@ PYTHON ?=
 DATA =
 # cifar10, cifar100, imagenette, stl10, flowers102 or pets, instead of DATA.
 DATASET =
+# A tree of mask files, or a cache that `make masks` made.
 MASKS =
 MAX_RESOLUTION =
 QUALITY =
 # jpg, passthrough, raw, yuv420, mix:P or mix:P:yuv420 with a share P of uncompressed samples.
 STORE =
 MASK_SIZE =
+# heuristic, selftrained:FILE, onnx:FILE, png:DIR, cache:DIR, center, full, shuffled or noise:P,
+# with parameters as name:key=value,...
 MASK_METHOD =
+# I/N: part I of N, for `masks` on several machines.
+SHARD =
 # Where containers are written to and read from: named after the data set or the image folder.
 OUT = data/$(or $(DATASET),$(notdir $(patsubst %/,%,$(subst $(space),_,$(DATA)))),demo)
 RUN = runs/$(notdir $(subst $(space),_,$(OUT)))
@@ -45,8 +50,8 @@ export PATH := $(BIN):$(PATH)
 # An option whose variable is set: $(call option,--max-resolution,$(MAX_RESOLUTION))
 option = $(if $(2),$(1) "$(2)")
 
-.PHONY: help setup doctor lint test test-slow beton pretrain demo lineval preview bench bench-loader \
-	bench-masks clean
+.PHONY: help setup doctor lint test test-slow beton masks pretrain demo lineval preview bench \
+	bench-loader bench-masks clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
@@ -72,13 +77,19 @@ test: setup ## Run the tests but the slow ones [TESTS=<path>]
 test-slow: setup ## Run the slow tests: the real launcher, whole runs [TESTS=<path>]
 	"$(BIN)/python" -m pytest "$(TESTS)" -m slow $(ARGS)
 
-beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=<tree>] [STORE=] [OUT=]
+beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=] [MASK_METHOD=] [STORE=] [OUT=]
 	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) \
 		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \
 		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) \
 		$(call option,--store,$(STORE)) $(ARGS)
 	@echo "containers: $(OUT)"
+
+masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache>] [MASK_METHOD=] [SHARD=]
+	"$(BIN)/python" -m preprocess.masks --data "$(DATA)" --out "$(or $(MASKS),$(OUT)/masks)" \
+		$(call option,--mask-method,$(MASK_METHOD)) $(call option,--shard,$(SHARD)) \
+		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(ARGS)
+	@echo "masks: $(or $(MASKS),$(OUT)/masks) (give it to make beton as MASKS=)"
 
 pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [SET="a=1 b.c=2"] [RESUME=1]
 	"$(BIN)/python" "$(BIN)/deepspeed" $(call option,--num_gpus,$(RANKS)) launch/pretrain.py \

@@ -21,6 +21,7 @@ from harl_fast.errors import DataError
 from preprocess.build import build
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.encode import Store
+from preprocess.masks.methods import parse_spec
 from preprocess.sources import Source, Split
 
 RATES = (6_000, 10_000)
@@ -100,7 +101,7 @@ def measure(source: Source, settings: Settings, split: str) -> dict[str, float]:
     part = Source(source.name, source.classes, {split: some})
     costs = {}
     for name in MODE_NAMES:
-        plain = replace(settings, store=Store(name), mask_method="full")
+        plain = replace(settings, store=Store(name), mask_method=parse_spec("full"))
         # The pool's progress line and summary belong to the real conversion only.
         quiet = contextlib.redirect_stdout(io.StringIO())
         silent = contextlib.redirect_stderr(io.StringIO())
@@ -125,9 +126,9 @@ def _loader_cost_us(path: Path) -> float:
 
 
 def _jpg_bytes_a_pixel(split: Split, settings: Settings) -> float | None:
-    plain = replace(settings, store=Store("jpg"), mask_method="full")
+    plain = replace(settings, store=Store("jpg"), mask_method=parse_spec("full"))
     some = _subset(split, SAMPLE // 2)
-    tasks = [Task(name, 0, some.image(row), None) for row, name in enumerate(some.names)]
+    tasks = [Task(name, 0, some.image(row)) for row, name in enumerate(some.names)]
     samples = [result for result in convert(tasks, plain) if isinstance(result, Sample)]
     pixels = sum(sample.height * sample.width for sample in samples)
     return sum(len(sample.image) for sample in samples) / pixels if pixels else None

@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harl_fast.errors import DataError, run_main
+from harl_fast.errors import ConfigError, DataError, run_main
 from preprocess.advice import advise
 from preprocess.build import build
 from preprocess.convert import Settings
 from preprocess.demo.make import MAX_CLASSES, DemoSettings, make_demo_set
 from preprocess.encode import DEFAULT_STORE, STORES, Store, parse_store
-from preprocess.masks import METHODS
+from preprocess.masks.assign import FALLBACK
+from preprocess.masks.methods import METHODS, parse_spec
+from preprocess.masks.spec import MethodSpec
 from preprocess.pool import usable_cores
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
 
@@ -43,15 +45,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"{', '.join(DATASETS)}: downloaded into OUT/download",
     )
     add("--out", type=Path, required=True, metavar="OUT", help="folder of the containers")
-    add("--masks", type=Path, metavar="TREE", help="mask files TREE/train/<class>/<stem>.png")
+    add(
+        "--masks",
+        type=Path,
+        metavar="TREE",
+        help="mask files TREE/train/<class>/<stem>.png, or a cache of `python -m preprocess.masks`",
+    )
     add(
         "--mask-method",
-        choices=sorted(METHODS),
-        metavar="NAME",
-        default="heuristic",
-        help="for images without a mask file: "
-        + ", ".join(f"{name} ({method.about})" for name, method in METHODS.items())
-        + "; default %(default)s",
+        type=_method,
+        metavar="METHOD",
+        default=FALLBACK,
+        help=f"{', '.join(METHODS)}; as name:key=value,... (see the README); with --masks for "
+        "images without a mask there; default %(default)s",
     )
     number = functools.partial(_add_number, parser.add_argument)
     number("--mask-size", 8, 1024, default=64, about="side of the stored masks, a multiple of 8")
@@ -91,6 +97,13 @@ def _store(text: str) -> Store:
     try:
         return parse_store(text)
     except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _method(text: str) -> MethodSpec:
+    try:
+        return parse_spec(text)
+    except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 

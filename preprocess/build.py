@@ -33,18 +33,16 @@ from harl_fast.data.tables import tables_sha256
 from harl_fast.errors import DataError
 from harl_fast.files import Progress, replacing, sha256_file, write_json
 from preprocess.convert import Sample, Settings, Task, convert
-from preprocess.masks import METHODS
-from preprocess.masks.tree import MaskTree, open_tree
+from preprocess.masks.assign import MaskList, open_masks
+from preprocess.masks.methods import SUPERVISION
 from preprocess.pool import ordered_map
-from preprocess.sources import Rejected, Source, Split
+from preprocess.sources import Rejected, Source
 from preprocess.writer import container_writer
 
 CHUNK = 16
 """Images a worker takes at a time: about 0.1 s of work, 2 MB of result."""
 SLOW_BYTES = 2 * 10**9
 """From here on a checksum takes seconds."""
-MASK_SAMPLE = 200
-"""A mask tree without a file for any of this many images is taken for the wrong tree."""
 TOOLS = ("ffcv", "numpy", "opencv-python", "pillow")
 
 
@@ -56,7 +54,7 @@ class Tally:
     names: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     replaced: list[Rejected] = field(default_factory=list)
-    """Mask files that could not serve."""
+    """Masks that a fall-back had to make."""
     stand_ins: int = 0
     coverage: float = 0.0
     """Sum of the masks' foreground shares."""
@@ -96,25 +94,28 @@ def build(
 ) -> list[Manifest]:
     """Write ``out``/<split>.beton with manifest, names and report for each split of a source.
 
-    No file takes its final name before all containers are whole. Returns the manifests.
+    masks: a tree of mask files or a cache, which come before the settings' mask method. No file
+    takes its final name before all containers are whole. Returns the manifests.
     """
     for left in sorted(out.glob(".*.beton.*.tmp")):
         print(f"note: {left} is left of a run that was killed; delete it if none is going on")
     written = []
     with contextlib.ExitStack() as stack:
-        for name, split in source.splits.items():
-            tree = open_tree(masks, split.names[0], source.classes) if masks else None
+        lists = {
+            name: open_masks(split, source.classes, method=settings.mask_method, given=masks)
+            for name, split in source.splits.items()
+        }
+        for name, mask_list in lists.items():
             beton = out / f"{name}.beton"
             temporary = stack.enter_context(replacing(beton))
-            tally = _convert_split(temporary, name, split, tree, settings, workers=workers)
+            tally = _convert_split(temporary, name, mask_list, settings, workers=workers)
             size = temporary.stat().st_size
             if size > SLOW_BYTES:
                 print(f"computing the checksum of {name}: {size / 1e9:,.1f} GB", flush=True)
             facts = (size, sha256_file(temporary))
-            written.append((beton, tree, tally, facts))
+            written.append((beton, mask_list, tally, facts))
     manifests = []
-    for beton, tree, tally, facts in written:
-        mask = _mask_facts(tally, masks if tree else None, settings)
+    for beton, mask_list, tally, facts in written:
         write_json(out / f"{beton.stem}.report.json", _report(tally))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -123,7 +124,7 @@ def build(
             classes=source.classes,
             class_counts=np.bincount(tally.labels, minlength=len(source.classes)).tolist(),
             source=source.name,
-            mask=mask,
+            mask=_mask_facts(tally, mask_list, settings),
             store=_store_facts(tally, settings),
             skipped=len(tally.rejected),
             beton_bytes=facts[0],
@@ -136,32 +137,21 @@ def build(
         )
         write_manifest(beton, manifest)
         check_container(beton, manifest)
-        _summarise(beton, manifest, tally)
+        _summarise(beton, manifest, tally, mask_list)
         manifests.append(manifest)
     return manifests
 
 
 def _convert_split(
-    path: Path,
-    name: str,
-    split: Split,
-    tree: MaskTree | None,
-    settings: Settings,
-    *,
-    workers: int,
+    path: Path, name: str, masks: MaskList, settings: Settings, *, workers: int
 ) -> Tally:
     """Write one container to ``path`` and return what became of the images."""
+    split = masks.split
     count = len(split.names)
-    if tree is not None and not any(tree.path(n).is_file() for n in split.names[:MASK_SAMPLE]):
-        raise DataError(
-            f"none of the first {min(count, MASK_SAMPLE)} images of {name} has a mask file: for "
-            f"{split.names[0]} it should be {tree.path(split.names[0])}. Check the tree's names, "
-            f"or leave --masks out"
-        )
     tally = Tally(list(split.rejected))
     results = ordered_map(
-        functools.partial(convert, settings=settings),
-        _tasks(split, tree),
+        functools.partial(convert, settings=settings, methods=masks.methods),
+        _tasks(masks),
         workers=min(workers, -(-count // CHUNK)),
         describe=lambda chunk: f"{chunk[0].name} to {chunk[-1].name}",
     )
@@ -184,14 +174,15 @@ def _convert_split(
     return tally
 
 
-def _tasks(split: Split, tree: MaskTree | None) -> Iterator[list[Task]]:
+def _tasks(masks: MaskList) -> Iterator[list[Task]]:
+    split = masks.split
     for start in range(0, len(split.names), CHUNK):
         yield [
             Task(
                 name=split.names[index],
                 label=split.labels[index],
                 image=split.image(index),
-                mask=tree.path(split.names[index]) if tree else None,
+                mask=masks.wanted(index),
                 position=index,
             )
             for index in range(start, min(start + CHUNK, len(split.names)))
@@ -230,19 +221,10 @@ def _store_facts(tally: Tally, settings: Settings) -> dict[str, Any]:
     return facts
 
 
-def _mask_facts(tally: Tally, masks: Path | None, settings: Settings) -> dict[str, Any]:
-    method = METHODS[settings.mask_method]
-    own = {"parameters": dict(method.parameters), "supervision": method.supervision}
-    made = {"method": settings.mask_method, **own}
-    # Nobody can tell from mask files how they were made, so they count as supervision.
-    given = {
-        "method": "tree",
-        "parameters": {"tree": masks.name if masks else "", "fallback": made},
-        "supervision": "external",
-    }
+def _mask_facts(tally: Tally, masks: MaskList, settings: Settings) -> dict[str, Any]:
     count = len(tally.names)
     return {
-        **(given if masks else made),
+        **masks.final_facts(fallbacks=len(tally.replaced)),
         "size": settings.mask_size,
         "coverage_mean": tally.coverage / count,
         "empty_share": tally.empty / count,
@@ -264,15 +246,12 @@ def _versions() -> dict[str, str]:
     return {"harl_fast": __version__, "python": platform.python_version(), **tools}
 
 
-def _summarise(beton: Path, manifest: Manifest, tally: Tally) -> None:
+def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -> None:
     """Print what a user wants to know about one container."""
     mask, counts = manifest.mask, manifest.class_counts
-    notes = [mask["method"]]
-    if tally.replaced:
-        stand_by = mask["parameters"]["fallback"]["method"]
-        notes.append(f"{len(tally.replaced):,} files of it replaced by {stand_by}")
-    if tally.stand_ins:
-        notes.append(f"{tally.stand_ins:,} centre ellipses stand in")
+    notes = [f"{masks.spec} ({SUPERVISION[mask['supervision']]})"]
+    for number, what in ((len(tally.replaced), "fall-backs"), (tally.stand_ins, "centre ellipses")):
+        notes += [f"{what} {number:,} ({number / manifest.count:.1%})"] if number else []
     print(
         f"{manifest.split}: {manifest.count:,} images, {len(counts)} classes of {min(counts):,} to "
         f"{max(counts):,}, {manifest.skipped:,} files skipped"
@@ -288,7 +267,8 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally) -> None:
         print(f"  {manifest.store['passed_through']:,} files stored as they were{tail}")
     rate = manifest.count / max(tally.seconds, 1e-9)
     print(f"  {manifest.beton_bytes / 1e6:,.1f} MB, {rate:,.0f} images/s: {beton}")
-    if tally.rejected:
-        first = one_line(f"{tally.rejected[0].name}: {tally.rejected[0].reason}")
-        listing = beton.with_name(f"{beton.stem}.report.json")
-        print(f"  skipped files and reasons: {listing} (first: {first})")
+    listing = beton.with_name(f"{beton.stem}.report.json")
+    for what, items in (("skipped files", tally.rejected), ("masks by fall-back", tally.replaced)):
+        if items:
+            first = one_line(f"{items[0].name}: {items[0].reason}")
+            print(f"  {what} and reasons: {listing} (first: {first})")

@@ -12,9 +12,9 @@ import numpy as np
 from harl_fast.data.imagefield import MODE_JPG
 from harl_fast.data.maskfield import pack_mask, resize_mask
 from preprocess.encode import DEFAULT_STORE, Store, encode
-from preprocess.images import Decoded, Pixels, UnusableImageError, decode_image, read_mask, shrink
-from preprocess.masks import find_mask
-from preprocess.masks.binary import Mask
+from preprocess.images import Decoded, Pixels, UnusableImageError, decode_image, shrink
+from preprocess.masks.find import Found, Origin, Wanted, find_masks
+from preprocess.masks.spec import MethodSpec
 from preprocess.passthrough import NotTakenError, Taken, take_jpeg
 from preprocess.sources import Rejected
 
@@ -28,8 +28,8 @@ class Settings:
     quality: int
     """JPEG quality, 1 to 100."""
     mask_size: int
-    mask_method: str
-    """Serves every image without a usable mask file."""
+    mask_method: MethodSpec
+    """Serves every image without a usable mask file or cached mask."""
     store: Store = DEFAULT_STORE
 
 
@@ -39,8 +39,8 @@ class Task(NamedTuple):
     name: str
     label: int
     image: Path | Pixels
-    mask: Path | None
-    """The mask's file, whether it exists or not; None if the method is to make it."""
+    mask: Wanted | None = None
+    """None: the image's own, by a method."""
     position: int = 0
     """The image's place in its split's list."""
 
@@ -60,51 +60,87 @@ class Sample(NamedTuple):
     stand_in: bool
     """The method found nothing sound and the centre ellipse serves."""
     mask_problem: str
-    """Why the mask file could not serve and the method did; empty if it did or none was given."""
+    """Why a fall-back's mask serves, and which; empty if none does."""
     reencoded: str = ""
     """Why passthrough did not take the file's own bytes; empty if it did or was not asked for."""
 
 
-def convert(tasks: list[Task], settings: Settings) -> list[Sample | Rejected]:
-    """Return each task's sample, or why there is none."""
+class _Picture(NamedTuple):
+    """A sample but for its mask."""
+
+    task: Task
+    mode: int
+    image: bytes
+    height: int
+    width: int
+    reencoded: str
+    origin: Origin
+
+
+def convert(
+    tasks: list[Task], settings: Settings, methods: tuple[MethodSpec, ...] = ()
+) -> list[Sample | Rejected]:
+    """Return each task's sample, or why there is none.
+
+    methods: tried in turn for the masks, see `find_masks`; by default the settings' one. Networks
+    get all images of a call at once.
+    """
     cv2.setNumThreads(1)  # the pool has a process for every core
-    results: list[Sample | Rejected] = []
-    for task in tasks:
-        try:
-            results.append(_convert(task, settings))
-        except UnusableImageError as error:
-            results.append(Rejected(task.name, str(error)))
-    return results
+    pictures = [_picture(task, settings) for task in tasks]
+    origins = [picture.origin for picture in pictures if isinstance(picture, _Picture)]
+    masks = iter(find_masks(origins, methods or (settings.mask_method,)))
+    return [
+        picture if isinstance(picture, Rejected) else _sample(picture, next(masks), settings)
+        for picture in pictures
+    ]
 
 
-def _convert(task: Task, settings: Settings) -> Sample:
+def _picture(task: Task, settings: Settings) -> _Picture | Rejected:
+    try:
+        return _encoded(task, settings)
+    except UnusableImageError as error:
+        return Rejected(task.name, str(error))
+
+
+def _encoded(task: Task, settings: Settings) -> _Picture:
     side_px, store = settings.max_resolution, settings.store
     taken, refusal = None, ""
     if store.kind == "passthrough":
         taken, refusal = _take(task, side_px)
     if taken is not None:
-        decoded, rgb = Decoded(taken.rgb, 1, taken.rgb.shape[1::-1]), taken.rgb
+        decoded, stored = Decoded(taken.rgb, 1, taken.rgb.shape[1::-1]), taken.rgb
         mode, image = MODE_JPG, taken.data
+        # Its pixels come from libjpeg's fast transform. Masks are made from the exact one's, as
+        # with every other store and in caches, for a second decoding where a method looks at it.
+        rgb = None
     else:
         if isinstance(task.image, np.ndarray):
             decoded = Decoded(task.image, 1, task.image.shape[1::-1])
         else:
             decoded = decode_image(task.image, side_px=side_px)
-        rgb = shrink(decoded.rgb, side_px=side_px)
+        stored = rgb = shrink(decoded.rgb, side_px=side_px)
         mode = store.mode(task.position)
         image = encode(rgb, mode, quality=settings.quality)
-    mask, stand_in, problem = _mask(task, decoded, rgb, settings.mask_method)
+    wanted = task.mask or Wanted(task.name, task.image)
+    own = wanted.name == task.name
+    origin = Origin(
+        wanted, side_px=side_px, decoded=decoded if own else None, rgb=rgb if own else None
+    )
+    return _Picture(task, mode, image, *stored.shape[:2], refusal, origin)
+
+
+def _sample(picture: _Picture, found: Found, settings: Settings) -> Sample:
     return Sample(
-        name=task.name,
-        label=task.label,
-        mode=mode,
-        image=image,
-        height=rgb.shape[0],
-        width=rgb.shape[1],
-        mask=pack_mask(resize_mask(mask, size=settings.mask_size)).tobytes(),
-        stand_in=stand_in,
-        mask_problem=problem,
-        reencoded=refusal,
+        name=picture.task.name,
+        label=picture.task.label,
+        mode=picture.mode,
+        image=picture.image,
+        height=picture.height,
+        width=picture.width,
+        mask=pack_mask(resize_mask(found.mask, size=settings.mask_size)).tobytes(),
+        stand_in=found.stand_in,
+        mask_problem=found.problem,
+        reencoded=picture.reencoded,
     )
 
 
@@ -116,18 +152,3 @@ def _take(task: Task, side_px: int) -> tuple[Taken | None, str]:
         return take_jpeg(task.image, side_px=side_px), ""
     except NotTakenError as refusal:
         return None, str(refusal)
-
-
-def _mask(task: Task, decoded: Decoded, rgb: Pixels, method: str) -> tuple[Mask, bool, str]:
-    """Return the mask, whether the stand-in serves, and what was wrong with the mask file."""
-    problem = ""
-    if task.mask is not None:
-        try:
-            file = read_mask(
-                task.mask, orientation=decoded.orientation, file_size=decoded.file_size
-            )
-            return file, False, ""
-        except UnusableImageError as error:
-            problem = str(error)
-    mask, stand_in = find_mask(rgb, method)
-    return mask, stand_in, problem

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -148,6 +149,8 @@ def _serve(connection: Connection[Any, Any], work: Callable[[TaskT], Any]) -> No
     """Answer tasks until the other end closes, as it also does when the main process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides what an interrupt ends
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if "torch" in sys.modules:  # as below OpenBLAS: a worker has one core
+        sys.modules["torch"].set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
         while True:
             task = connection.recv()

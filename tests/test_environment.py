@@ -52,6 +52,12 @@ def test_conda_users_get_the_same_pins() -> None:
     assert requirements(conda()[1]) == requirements(wanted)
 
 
+def test_an_extra_has_the_pins_of_the_development_environment() -> None:
+    extras = project()["optional-dependencies"]
+    extra, dev = requirements(extras["masks-onnx"]), requirements(extras["dev"])
+    assert extra and extra.items() <= dev.items()
+
+
 def test_conda_users_get_the_same_python() -> None:
     (python,) = [entry for entry in conda()[0] if entry.startswith("python")]
     assert str(Requirement(python).specifier) == str(
@@ -85,6 +91,8 @@ def third_party(folder: str) -> dict[str, str]:
 def test_every_import_is_declared(folder: str) -> None:
     table = project()
     declared = requirements(table["dependencies"])
+    if folder == "preprocess":  # imported only when a mask method needs it
+        declared |= requirements(table["optional-dependencies"]["masks-onnx"])
     if folder == "tests":
         declared |= requirements(table["optional-dependencies"]["dev"])
     missing = {

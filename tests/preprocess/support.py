@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from preprocess.convert import Sample, Settings, Task, convert
+from preprocess.masks.spec import MethodSpec
 from preprocess.sources import Rejected
 
 Pixels = npt.NDArray[np.uint8]
@@ -60,8 +61,17 @@ def large(number: int) -> bytes:
     return bytes(10_000_000 + number)
 
 
-def convert_or_die(tasks: list[Task], settings: Settings) -> list[Sample | Rejected]:
+def torch_threads(_: int) -> int:
+    """Return how many threads torch uses in this process."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def convert_or_die(
+    tasks: list[Task], settings: Settings, methods: tuple[MethodSpec, ...]
+) -> list[Sample | Rejected]:
     """Convert, but die as a decoder does that a bad file crashes."""
     if any(task.name.endswith("killer.jpg") for task in tasks):
         os.kill(os.getpid(), signal.SIGSEGV)
-    return convert(tasks, settings)
+    return convert(tasks, settings, methods)

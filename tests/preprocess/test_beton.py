@@ -91,7 +91,8 @@ def test_the_manifest_tells_what_is_inside(folder: Path, out: Path) -> None:
     assert manifest.skipped == 3
     facts = manifest.store
     assert (facts["kind"], facts["max_resolution"], facts["quality"]) == ("jpg", 128, 90)
-    assert manifest.mask["method"] == "tree" and manifest.mask["supervision"] == "external"
+    assert manifest.mask["method"] == "png" and manifest.mask["supervision"] == "unknown"
+    assert manifest.mask["fallback"]["method"] == "heuristic"
     assert manifest.mask["fallbacks"] == manifest.count - 2
     samples = read_samples(out / "train.beton", range(manifest.count))
     shares = [sample.mask.mean() for sample in samples]
@@ -111,6 +112,7 @@ def test_bad_files_are_reported_with_reasons(out: Path) -> None:
     replaced = {item["path"]: item["reason"] for item in report(out)["masks_replaced"]}
     assert "200 x 9 pixels" in replaced["train/class0/0.jpg"]
     assert "FileNotFoundError" in replaced["train/class2/1.jpg"]
+    assert all(reason.endswith("; heuristic serves") for reason in replaced.values())
 
 
 def test_samples_are_the_files_in_order_with_their_pixels(folder: Path, out: Path) -> None:
@@ -261,6 +263,7 @@ def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
         ["--out", "x", "--mask-size", "20"],
         ["--out", "x", "--quality", "0"],
         ["--out", "x", "--masks", "y"],
+        ["--out", "x", "--mask-method", "hueristic"],
         ["--data", "y"],
     ],
 )
@@ -282,7 +285,7 @@ def test_without_data_a_demo_set_is_drawn_and_written(tmp_path: Path) -> None:
     assert beton.main(["--out", str(tmp_path), "--workers", "2", *options]) == 0
     manifest = read_manifest(tmp_path / "train.beton")
     assert manifest.count == 32 and manifest.source == "generated, seed 0"
-    assert manifest.mask["method"] == "tree" and manifest.mask["fallbacks"] == 0
+    assert manifest.mask["method"] == "png" and manifest.mask["fallbacks"] == 0
     assert visible(tmp_path) == sorted([*FILES, "source"])
 
 

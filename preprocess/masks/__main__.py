@@ -1,0 +1,240 @@
+"""Makes masks apart from conversion: `python -m preprocess.masks --data FOLDER --out CACHE`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from harl_fast.errors import ConfigError, DataError, run_main
+from harl_fast.files import Progress
+from preprocess.masks import cache
+from preprocess.masks.assign import FALLBACK
+from preprocess.masks.cachefile import Row, write_rows
+from preprocess.masks.methods import METHODS, SUPERVISION, parse_spec, supervision, try_method
+from preprocess.masks.spec import MethodSpec
+from preprocess.pool import ordered_map, usable_cores
+from preprocess.sources import Split, folder_source
+
+CHUNK = 16
+"""Images a worker takes at a time, the same groups as in conversion: a network's rounding may
+depend on the images beside."""
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the checked command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m preprocess.masks",
+        description="Make the masks of all images in FOLDER/train and FOLDER/val into a cache, "
+        "which `python -m preprocess.beton --masks CACHE` reads. A run that was stopped continues "
+        "where it was: run it again.",
+        epilog="methods: "
+        + "; ".join(_usage(name) for name, one in METHODS.items() if one.open)
+        + ". Exit code: 0 all is there, 2 it cannot be done, 130 interrupted.",
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="FOLDER", help="images, as for the conversion")
+    add("--out", type=Path, required=True, metavar="CACHE", help="folder of the masks")
+    add(
+        "--mask-method",
+        type=_method,
+        metavar="METHOD",
+        default=FALLBACK,
+        help="name, or name:key=value,...; default %(default)s",
+    )
+    add(
+        "--max-resolution",
+        type=int,
+        default=512,
+        metavar="N",
+        help="as in the conversion: longest side of the images that masks are made of; default "
+        "%(default)s",
+    )
+    add(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="do part I of N, for N machines; share the folder CACHE, or copy all into one",
+    )
+    add("--workers", type=int, default=usable_cores(), metavar="N", help="processes")
+    args = parser.parse_args(argv)
+    for flag, value, least in (
+        ("--workers", args.workers, 1),
+        ("--max-resolution", args.max_resolution, 8),
+    ):
+        if value < least:
+            parser.error(f"argument {flag}: {value} is not {least} or more")
+    return args
+
+
+def _method(text: str) -> MethodSpec:
+    try:
+        return parse_spec(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _usage(name: str) -> str:
+    method = METHODS[name]
+    keys = ",".join(
+        key.upper() if one.default is None else f"{key}={one.default}"
+        for key, one in method.parameters.items()
+        if not isinstance(one.default, tuple)
+    )
+    return f"{name}{':' if keys else ''}{keys} ({method.about})".replace("%", "%%")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, mark, parts = text.partition("/")
+    if not (mark and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 <= I <= N, such as 2/8")
+    return int(part), int(parts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit code; raises `HarlError` when it cannot be done."""
+    args = parse(argv)
+    spec: MethodSpec = args.mask_method
+    if METHODS[spec.name].open is None:
+        raise ConfigError(
+            f"mask method {spec}: {METHODS[spec.name].about}; it needs no cache. Give it to "
+            f"`python -m preprocess.beton --mask-method`, as shuffled:base=cache:{args.out} if the "
+            f"masks below it are made here"
+        )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    methods = tuple(dict.fromkeys((spec, FALLBACK)))
+    for one in methods:
+        try_method(one)
+    source = folder_source(args.data)
+    _check_place(args.out, args.data)
+    info = cache.describe(spec, max_resolution=args.max_resolution)
+    print(f"masks: {spec} ({SUPERVISION[supervision(spec)]}) into {args.out}", flush=True)
+    try:
+        cache.claim(args.out, info)
+        for name, split in source.splits.items():
+            make_split(args.out, name, split, methods, info, shard=args.shard, workers=args.workers)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise DataError(
+            f"writing {args.out} failed: {error.strerror or error}{place}. Check free space and "
+            f"rights there, and run the command again: it continues"
+        ) from error
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: finished files stay in {args.out}; the same command continues",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def _check_place(out: Path, data: Path) -> None:
+    for split in ("train", "val", "test"):
+        inside = (data / split).resolve()
+        if out.resolve() == inside or inside in out.resolve().parents:
+            raise DataError(
+                f"--out {out} lies among the images in {inside}; choose a folder outside"
+            )
+
+
+def make_split(
+    out: Path,
+    name: str,
+    split: Split,
+    methods: tuple[MethodSpec, ...],
+    info: dict[str, object],
+    *,
+    shard: tuple[int, int],
+    workers: int,
+) -> None:
+    """Make the masks of one split that a shard is to make and that are not there yet."""
+    assert split.root is not None
+    key, size = cache.key_of(info), cache.FILE_IMAGES
+    files = range(-(-len(split.names) // size))
+    own = [number for number in files if number % shard[1] == shard[0] - 1]
+    todo, reasons = [], Counter[str]()
+    for number in own:
+        path = cache.file_path(out, name, number)
+        why = cache.stale(
+            path, split.names[number * size : (number + 1) * size], split.root, key=key
+        )
+        if why:
+            todo.append(number)
+            reasons[why] += why != "missing"
+    for why, count in (+reasons).items():
+        print(f"{name}: made again: {count} file(s): {why}")
+    for left in sorted((out / name).glob(".*.safetensors.*.tmp")):
+        if int(left.name[1:7]) in own:  # of a run that was killed: nobody else writes this shard
+            left.unlink(missing_ok=True)
+    rows = _made(out, name, split, methods, info, todo=todo, key=key, workers=workers)
+    _summarise(name, rows, kept=len(own) - len(todo), files=len(own), others=len(files) - len(own))
+
+
+def _made(
+    out: Path,
+    name: str,
+    split: Split,
+    methods: tuple[MethodSpec, ...],
+    info: dict[str, object],
+    *,
+    todo: list[int],
+    key: str,
+    workers: int,
+) -> Iterator[Row]:
+    """Make the files ``todo`` and yield their rows."""
+    if not todo:
+        return
+    size = cache.FILE_IMAGES
+    chunks = [
+        range(start, min(start + CHUNK, (number + 1) * size, len(split.names)))
+        for number in todo
+        for start in range(number * size, min((number + 1) * size, len(split.names)), CHUNK)
+    ]
+    tasks = ([(split.names[i], split.root / split.names[i]) for i in chunk] for chunk in chunks)
+    results = ordered_map(
+        functools.partial(cache.make_rows, methods=methods, max_resolution=info["max_resolution"]),
+        tasks,
+        workers=min(workers, len(chunks)),
+        describe=lambda task: f"{task[0][0]} to {task[-1][0]}",
+    )
+    total = sum(len(chunk) for chunk in chunks)
+    with contextlib.closing(results), Progress(total, label=f"masks of {name}") as progress:
+        rows: list[Row] = []
+        for chunk, made in zip(chunks, results, strict=True):
+            rows += made
+            number = chunk.start // size
+            if chunk.stop == min((number + 1) * size, len(split.names)):
+                write_rows(cache.file_path(out, name, number), rows, key=key)
+                yield from rows
+                rows = []
+            progress.advance(len(chunk))
+
+
+def _summarise(name: str, rows: Iterator[Row], *, kept: int, files: int, others: int) -> None:
+    start, count, counts, first = time.monotonic(), 0, Counter[str](), ""
+    for row in rows:
+        count += 1
+        counts["unreadable images"] += not row.kept.bits
+        counts["centre ellipses"] += row.kept.stand_in
+        counts["fall-backs"] += bool(row.kept.problem) and bool(row.kept.bits)
+        first = first or (row.kept.problem and f"{row.name}: {row.kept.problem}")
+    seconds = max(time.monotonic() - start, 1e-9)
+    shares = ", ".join(f"{what} {n:,} ({n / count:.1%})" for what, n in counts.items() if count)
+    print(f"{name}: {files} files of masks, {kept} of them there before", flush=True)
+    if count:
+        print(f"  {count:,} masks made now, {count / seconds:,.0f} images/s; {shares}")
+    if first:
+        print(f"  first problem: {first}")
+    if others:
+        print(f"  {others} files belong to other shards")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,146 @@
+"""Whose mask each image of a split gets, and where from: settled before the work begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harl_fast.errors import ConfigError, DataError
+from preprocess.masks.cache import CacheReader, is_cache, open_cache
+from preprocess.masks.controls import derangement
+from preprocess.masks.find import Flip, Wanted
+from preprocess.masks.methods import (
+    METHODS,
+    SUPERVISION,
+    method_facts,
+    parse_spec,
+    try_method,
+)
+from preprocess.masks.spec import MethodSpec
+from preprocess.masks.tree import MaskTree, open_tree
+from preprocess.sources import Split
+
+FALLBACK = parse_spec("heuristic")
+"""Serves where another method fails on an image; where it fails itself, the centre ellipse does."""
+MASK_SAMPLE = 200
+"""A mask tree or cache without a mask for any of this many images is taken for the wrong one."""
+
+
+@dataclass(frozen=True)
+class MaskList:
+    """The masks of one split."""
+
+    spec: MethodSpec
+    """What was asked for."""
+    methods: tuple[MethodSpec, ...]
+    """Tried in turn on images without a mask file or cached mask."""
+    split: Split
+    partners: npt.NDArray[np.int64]
+    """(N,): whose mask each image gets; mostly its own."""
+    flips: tuple[tuple[MethodSpec, npt.NDArray[np.int64]], ...] = ()
+    """Every ``noise`` and the positions that it is keyed by."""
+    tree: MaskTree | None = None
+    cache: CacheReader | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """method, parameters, supervision and version for the manifest."""
+
+    def wanted(self, index: int) -> Wanted:
+        """Return what a worker must know to get one image's mask."""
+        origin = int(self.partners[index])
+        name, image = self.split.names[origin], self.split.image(origin)
+        flips = tuple(
+            Flip(spec["p"], spec["grid"], spec["seed"], int(positions[index]))
+            for spec, positions in self.flips
+        )
+        if self.tree is not None:
+            return Wanted(name, image, file=self.tree.path(name), flips=flips)
+        if self.cache is not None:
+            kept, lacking = self.cache.kept(name)
+            return Wanted(name, image, kept=kept, lacking=lacking, flips=flips)
+        return Wanted(name, image, flips=flips)
+
+    def final_facts(self, *, fallbacks: int) -> dict[str, Any]:
+        """Return the facts for the manifest; what a fall-back brings in counts if it served."""
+        if not fallbacks:
+            return self.facts
+        ranks = list(SUPERVISION)
+        used = [self.facts["supervision"], *(method_facts(m)["supervision"] for m in self.methods)]
+        return {**self.facts, "supervision": max(used, key=ranks.index)}
+
+
+def open_masks(
+    split: Split, classes: list[str], *, method: MethodSpec, given: Path | None
+) -> MaskList:
+    """Return the masks of a split; raises `HarlError` when a method cannot work at all.
+
+    given: a tree of mask files or a cache, before ``method``, which then is the fall-back.
+    """
+    spec, fallbacks = method, [FALLBACK]
+    if given is not None:
+        if METHODS[method.name].open is None:
+            raise ConfigError(
+                f"--mask-method {method} does not go with --masks {given}; name that as its base: "
+                f"--mask-method shuffled:base=png:{given}, or base=cache:{given}"
+            )
+        spec = parse_spec(f"{'cache' if is_cache(given) else 'png'}:({given})")
+        fallbacks = [method, FALLBACK]
+    leaf, partners, flips = _unwrapped(spec, len(split.names))
+    tree, cache = None, None
+    if leaf.name == "png":
+        tree = _tree(Path(leaf["folder"]), split, classes)
+    elif leaf.name == "cache":
+        cache = open_cache(Path(leaf["folder"]), split)
+    else:
+        fallbacks.insert(0, leaf)
+    methods = tuple(dict.fromkeys(fallbacks))
+    for one in methods:
+        try_method(one)
+    shown = spec
+    if leaf.name in ("png", "cache") and tree is None and cache is None:
+        # The published trees cover the training images only.
+        shown = method if given is not None else FALLBACK
+        partners, flips = np.arange(len(split.names)), ()
+    facts = method_facts(shown) if cache is None else _cache_facts(shown, cache)
+    if tree is not None or cache is not None:
+        facts["fallback"] = method_facts(methods[0])
+    return MaskList(shown, methods, split, partners, flips, tree, cache, facts)
+
+
+def _unwrapped(
+    spec: MethodSpec, count: int
+) -> tuple[MethodSpec, npt.NDArray[np.int64], tuple[tuple[MethodSpec, Any], ...]]:
+    """Return the method below all controls, whose mask each image gets, and the flips."""
+    partners, flips = np.arange(count), []
+    while "base" in dict(spec.parameters):
+        if spec.name == "shuffled":
+            partners = derangement(count, seed=spec["seed"])[partners]
+        else:
+            flips.append((spec, partners))
+        spec = spec["base"]
+    return spec, partners, tuple(flips)
+
+
+def _tree(folder: Path, split: Split, classes: list[str]) -> MaskTree | None:
+    tree = open_tree(folder, split.names[0], classes)
+    some = split.names[:MASK_SAMPLE]
+    if tree is not None and not any(tree.path(name).is_file() for name in some):
+        raise DataError(
+            f"none of the first {len(some)} images of {Path(some[0]).parts[0]} has a mask file: "
+            f"for {some[0]} it should be {tree.path(some[0])}. Check the tree's names, or leave "
+            f"--masks out"
+        )
+    return tree
+
+
+def _cache_facts(spec: MethodSpec, cache: CacheReader) -> dict[str, Any]:
+    """Return the facts of a method over a cache: those of the method that made the masks."""
+    if spec.name == "cache":
+        made = dict(cache.info["method"])
+        return {**made, "cache": {"max_resolution": cache.info["max_resolution"]}}
+    facts = method_facts(spec)
+    facts["parameters"]["base"] = _cache_facts(spec["base"], cache)
+    return {**facts, "supervision": facts["parameters"]["base"]["supervision"]}

@@ -1,0 +1,234 @@
+"""Masks made apart from conversion, kept in a folder that survives interruption.
+
+``CACHE/masks.json`` says how they were made; ``CACHE/<split>/<number>.safetensors`` holds the masks
+of 256 consecutive images each. Shards write different numbers: sharing the folder, or copying the
+folders of several machines into one, combines them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harl_fast.data.maskfield import pack_mask, resize_mask
+from harl_fast.errors import DataError
+from harl_fast.files import Progress, write_json
+from preprocess.images import UnusableImageError
+from preprocess.masks.cachefile import DamagedError, Row, read_rows
+from preprocess.masks.controls import CANVAS_PX
+from preprocess.masks.find import MASK_PX, Fingerprint, Kept, Origin, Wanted, find_masks
+from preprocess.masks.methods import method_facts
+from preprocess.masks.spec import MethodSpec
+from preprocess.sources import Split
+
+FORMAT = 1
+INFO = "masks.json"
+FILE_IMAGES = 256
+"""Images a file: a few seconds of work, of which an interruption costs the last."""
+KEPT_FILES = 64
+"""Files held in memory while converting, half a megabyte each."""
+SAMPLE = 200
+"""Images whose files are compared at opening; a cache that fits none of them is refused."""
+
+
+def describe(spec: MethodSpec, *, max_resolution: int) -> dict[str, Any]:
+    """Return what ``masks.json`` holds: equal for equal masks of equal images, on any machine."""
+    return {
+        "format": FORMAT,
+        "spec": str(spec) if "file" not in dict(spec.parameters) else spec.name,
+        "method": method_facts(spec),
+        "max_resolution": max_resolution,
+        "frame": f"the upright image, shrunk to max_resolution, then to {MASK_PX} px at most",
+        "side": CANVAS_PX,
+    }
+
+
+def key_of(info: dict[str, Any]) -> str:
+    """Return 16 digits that every file of a cache carries."""
+    text = json.dumps(info, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_cache(folder: Path) -> bool:
+    """Return whether a folder is a cache, or else may be a tree of mask files."""
+    return (folder / INFO).is_file()
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """Return a cache's description; `DataError` if it has none that this program reads."""
+    path = folder / INFO
+    try:
+        info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = info["format"], info["side"], info["max_resolution"], info["method"]["supervision"]
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} is no mask cache (it has no {INFO}); make one with "
+            f"`python -m preprocess.masks --data FOLDER --out {folder}`"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); delete it and run "
+            f"`python -m preprocess.masks` again: it keeps what fits"
+        ) from error
+    if known[:2] != (FORMAT, CANVAS_PX):
+        raise DataError(
+            f"{path} has format {known[0]} with masks of {known[1]} px, this program reads "
+            f"{FORMAT} with {CANVAS_PX} px; make the cache again with `python -m preprocess.masks`"
+        )
+    return info
+
+
+def claim(folder: Path, info: dict[str, Any]) -> None:
+    """Write a cache's description, or raise `DataError` if the folder is another one's."""
+    if not is_cache(folder):
+        if folder.exists() and any(path.suffix != ".safetensors" for path in folder.glob("*.*")):
+            raise DataError(f"{folder} holds other things than a mask cache; choose a new --out")
+        write_json(folder / INFO, info)
+        return
+    found = read_info(folder)
+    for name in info:
+        if found.get(name) != info[name]:
+            raise DataError(
+                f"{folder} holds other masks: its {name} is {found.get(name)}, asked for is "
+                f"{info[name]}. Choose another --out, or delete the folder to make them anew"
+            )
+
+
+def file_path(folder: Path, split: str, number: int) -> Path:
+    """Return where the masks of images 256 * number and on lie."""
+    return folder / split / f"{number:06d}.safetensors"
+
+
+def stale(path: Path, names: list[str], root: Path, *, key: str) -> str:
+    """Return why a file's masks cannot be kept, or an empty text if they can."""
+    if not path.is_file():
+        return "missing"
+    try:
+        rows = read_rows(path, key=key)
+    except DamagedError as error:
+        return f"{path.name} {error}"
+    if [row.name for row in rows] != names:
+        return "of another list of images"
+    changed = [row.name for row in rows if not row.kept.of.fits(root / row.name)]
+    return f"{changed[0]} changed" if changed else ""
+
+
+def make_rows(
+    tasks: list[tuple[str, Path]], methods: tuple[MethodSpec, ...], *, max_resolution: int
+) -> list[Row]:
+    """Return the masks of some images; what a worker does."""
+    prints = [Fingerprint.of(path) for _, path in tasks]  # before the pixels: a change in between
+    origins: list[Origin] = []
+    reasons: dict[int, str] = {}
+    for place, (name, path) in enumerate(tasks):
+        origin = Origin(Wanted(name, path), side_px=max_resolution)
+        try:
+            origin.pixels()
+            origins.append(origin)
+        except UnusableImageError as error:
+            reasons[place] = str(error)
+    found = iter(find_masks(origins, methods))
+    rows = []
+    for place, ((name, _), file) in enumerate(zip(tasks, prints, strict=True)):
+        if place in reasons:
+            rows.append(
+                Row(name, Kept(b"", False, f"the image does not read: {reasons[place]}", file))
+            )
+            continue
+        one = next(found)
+        bits = pack_mask(resize_mask(one.mask, size=CANVAS_PX)).tobytes()
+        rows.append(Row(name, Kept(bits, one.stand_in, one.problem, file)))
+    return rows
+
+
+class CacheReader:
+    """The masks of one split, by the names of the images."""
+
+    def __init__(self, folder: Path, split: Split, info: dict[str, Any]) -> None:
+        self.info = info
+        self._key = key_of(info)
+        self._places: dict[str, tuple[int, int]] = {}
+        wanted = set(split.names)
+        base = folder / _split_folder(folder, split)
+        self._files = sorted(base.glob("*.safetensors"))
+        self.damaged: Counter[str] = Counter()
+        self._read = functools.lru_cache(KEPT_FILES)(self._rows)
+        with Progress(len(self._files), label=f"reading {base}", unit="files") as progress:
+            for number, path in enumerate(self._files):
+                try:
+                    rows = read_rows(path, key=self._key)
+                except DamagedError as error:
+                    self.damaged[f"{path} {error}"] += 1
+                    rows = []
+                for place, row in enumerate(rows):
+                    if row.name in wanted:
+                        self._places[row.name] = (number, place)
+                progress.advance()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def kept(self, name: str) -> tuple[Kept | None, str]:
+        """Return an image's mask, or None and why there is none."""
+        if name not in self._places:
+            return None, f"{name} has no mask in the cache"
+        number, place = self._places[name]
+        try:
+            return self._read(number)[place].kept, ""
+        except DamagedError as error:
+            return None, f"the cache's {self._files[number].name} {error}"
+
+    def _rows(self, number: int) -> list[Row]:
+        return read_rows(self._files[number], key=self._key)
+
+
+def _split_folder(folder: Path, split: Split) -> str:
+    """Return the folder of a split's masks; test/ is the val split's other name."""
+    return "train" if split.names[0].startswith("train/") else "val"
+
+
+def open_cache(folder: Path, split: Split) -> CacheReader | None:
+    """Return the masks of a split, or None if the cache holds only the training images'.
+
+    Prints what is missing. Raises `DataError` for a cache of other images.
+    """
+    info = read_info(folder)
+    reader = CacheReader(folder, split, info)
+    name = _split_folder(folder, split)
+    if not len(reader) and name != "train":
+        print(f"{folder} has no mask of the {name} images")
+        return None
+    if split.root is None or not len(reader):
+        raise DataError(
+            f"{folder} holds no mask of the {name} images ({split.names[0]}, ...): it was made "
+            f"from other images, or is not whole. Make it with `python -m preprocess.masks`, or "
+            f"leave --masks out"
+        )
+    known = [n for n in split.names if n in reader]
+    some = [known[row] for row in np.unique(np.linspace(0, len(known) - 1, SAMPLE).astype(int))]
+    if not any(_fits(reader, n, split.root) for n in some):
+        raise DataError(
+            f"{folder} was made from other images: {some[0]} and all {len(some)} compared have "
+            f"another size or content now. Make it again with `python -m preprocess.masks`"
+        )
+    lacking = len(split.names) - len(known)
+    if lacking:
+        first = next(n for n in split.names if n not in reader)
+        print(f"{folder} lacks masks of {lacking:,} {name} images ({first}, ...)")
+    for text in reader.damaged:
+        print(f"not used: {text}; `python -m preprocess.masks` makes it again")
+    return reader
+
+
+def _fits(reader: CacheReader, name: str, root: Path) -> bool:
+    kept, _ = reader.kept(name)
+    return kept is not None and kept.of.fits(root / name)

@@ -1,0 +1,143 @@
+"""Any saliency network in ONNX, run by onnxruntime on one thread; u2netp is the worked example."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from harl_fast.errors import ConfigError, DataError
+
+Pixels = npt.NDArray[np.uint8]
+Map = npt.NDArray[np.float32]
+
+MAP_PX = 128
+"""Side of the maps: the network's output, averaged down where it is larger."""
+
+
+class OnnxNetwork:
+    """A network from (N, 3, size, size) float32 to one map an image, (N, 1, h, w) or (N, h, w)."""
+
+    def __init__(
+        self,
+        session: Any,  # onnxruntime.InferenceSession, which has no types
+        *,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        scale: str,
+        output: int,
+    ) -> None:
+        self._session = session
+        self._size, self._scale = size, scale
+        self._mean, self._std = np.float32(mean), np.float32(std)
+        self._input = session.get_inputs()[0].name
+        self._output = session.get_outputs()[output].name
+        # A batch size that the file fixes, mostly 1, against one that it leaves open.
+        first = session.get_inputs()[0].shape[0]
+        self._batch = first if isinstance(first, int) and first > 0 else 0
+
+    def maps(self, images: Sequence[Pixels]) -> list[Map]:
+        """Return each image's map: square float32 of at most 128 px, stretched to [0, 1].
+
+        The stretch by the map's own least and largest value is what u2netp's authors do; a map
+        without contrast becomes zero.
+        """
+        ready = np.stack([self._prepared(rgb) for rgb in images])
+        step = self._batch or len(ready)
+        softs: list[Map] = []
+        for start in range(0, len(ready), step):
+            part = ready[start : start + step]
+            full = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
+            found = self._session.run([self._output], {self._input: full})[0]
+            softs += [_stretched(one) for one in found[: len(part)]]
+        return softs
+
+    def _prepared(self, rgb: Pixels) -> Map:
+        """Return (3, size, size): resized, divided by 255 or by its own maximum, normalised."""
+        shrinks = min(rgb.shape[:2]) >= self._size
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        small = cv2.resize(rgb, (self._size, self._size), interpolation=how).astype(np.float32)
+        top = np.float32(255) if self._scale == "255" else max(small.max(), np.float32(1e-6))
+        normal = (small / top - self._mean) / self._std
+        return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
+
+
+def open_onnx(
+    *,
+    file: str,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    scale: str,
+    output: int,
+) -> Any:
+    """Return the `OnnxNetwork.maps` of a file.
+
+    Raises `DataError` without onnxruntime and for files that are no such network, `ConfigError`
+    for parameters that do not fit it.
+    """
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, 3):
+            raise ConfigError(f"onnx:{file}: {key} has {len(values)} numbers; give r/g/b, or one")
+    session = _session(file)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if output >= len(outputs):
+        raise ConfigError(f"onnx:{file}: output={output}, but it has only {len(outputs)} outputs")
+    shape = inputs[0].shape
+    channels = shape[1] if len(shape) == 4 else None
+    if len(inputs) != 1 or channels is None or (isinstance(channels, int) and channels != 3):
+        raise DataError(
+            f"onnx:{file} takes {len(inputs)} inputs, the first of shape {shape}; a saliency "
+            f"network takes one of (N, 3, size, size)"
+        )
+    for side in shape[2:]:
+        if isinstance(side, int) and side > 0 and side != size:
+            raise ConfigError(
+                f"onnx:{file} takes images of {shape[2]} x {shape[3]} px, not {size}: write "
+                f"onnx:{file},size={side}"
+            )
+    if inputs[0].type != "tensor(float)":
+        raise DataError(f"onnx:{file} takes {inputs[0].type}; export it with float32 inputs")
+    network = OnnxNetwork(session, size=size, mean=mean, std=std, scale=scale, output=output)
+    return network.maps
+
+
+def _session(file: str) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DataError(
+            f"onnx:{file} needs the package onnxruntime, which cannot be imported ({error}): "
+            f"pip install 'onnxruntime>=1.19,<1.33'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # a worker has one core
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # Its exceptions have no common type of their own.
+        raise DataError(
+            f"onnx:{file} is no network that onnxruntime {onnxruntime.__version__} reads "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _stretched(found: npt.NDArray[np.float32]) -> Map:
+    """Return a network's (1, h, w) or (h, w) output as a square map in [0, 1]."""
+    soft = found[0] if found.ndim == 3 else found
+    if soft.ndim != 2 or (found.ndim == 3 and len(found) != 1):
+        raise ValueError(f"an output of shape {found.shape} for an image; one map is needed")
+    side = min(MAP_PX, min(soft.shape))
+    soft = soft.astype(np.float32)
+    low, high = float(soft.min()), float(soft.max())
+    if not high - low > 1e-6:
+        # NaN passes on, to be refused as no map.
+        return np.full((side, side), low - low, np.float32)
+    unit = (soft - low) / np.float32(high - low)
+    small = cv2.resize(unit, (side, side), interpolation=cv2.INTER_AREA)
+    return np.asarray(np.clip(small, 0, 1), np.float32)

@@ -1,0 +1,284 @@
+"""Mask caches: the same masks as without, whole after any interruption, and never for others."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harl_fast.data.manifest import Manifest, read_manifest
+from harl_fast.errors import ConfigError, DataError
+from preprocess import beton
+from preprocess.masks import __main__ as program
+from preprocess.masks import cache
+from preprocess.masks.cachefile import DamagedError, Row, read_rows, write_rows
+from preprocess.masks.find import Fingerprint, Kept
+from tests.preprocess.support import image_folder, photo, save
+
+ROOT = Path(__file__).parents[2]
+FILES = [f"train/{number:06d}" for number in range(4)] + ["val/000000"]
+
+
+@pytest.fixture(autouse=True)
+def _small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "FILE_IMAGES", 3)
+
+
+def make(data: Path, out: Path, *options: str) -> None:
+    assert program.main(["--data", str(data), "--out", str(out), "--workers", "1", *options]) == 0
+
+
+def converted(data: Path, out: Path, *options: str) -> Manifest:
+    fixed = ["--data", str(data), "--out", str(out), "--workers", "1"]
+    assert beton.main([*fixed, *options]) == 0
+    return read_manifest(out / "train.beton")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder).with_suffix("")): path.read_bytes()
+        for path in folder.rglob("*.safetensors")
+    }
+
+
+def replaced(out: Path) -> dict[str, str]:
+    report = json.loads((out / "train.report.json").read_text())
+    return {item["path"]: item["reason"] for item in report["masks_replaced"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images for training: large and turned ones, and one that does not read."""
+    root = image_folder(tmp_path_factory.mktemp("set"), train=5, val=1)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    save(photo(51, height=90), root / "train/class1/turned.jpg", quality=95, exif=turned)
+    half = (root / "train/class0/0.jpg").read_bytes()[:900]
+    (root / "train/class1/half.jpg").write_bytes(half)
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cache") / "masks"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "FILE_IMAGES", 3)
+        make(folder, out, "--max-resolution", "56")
+    return out
+
+
+@pytest.mark.parametrize("size", ["64", "24"])
+def test_a_container_is_the_same_by_way_of_a_cache(
+    folder: Path, made: Path, tmp_path: Path, size: str
+) -> None:
+    options = ["--max-resolution", "56", "--mask-size", size]
+    direct = converted(folder, tmp_path / "direct", *options)
+    cached = converted(folder, tmp_path / "cached", *options, "--masks", str(made))
+    assert cached.beton_sha256 == direct.beton_sha256
+    facts = dict(cached.mask)
+    assert facts.pop("cache") == {"max_resolution": 56}
+    assert facts.pop("fallback")["method"] == "heuristic"
+    assert facts == direct.mask
+    assert replaced(tmp_path / "cached") == {}
+
+
+def test_shards_together_are_one_run(folder: Path, made: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    for shard in ("1", "2"):
+        place = tmp_path / shard
+        make(folder, place, "--max-resolution", "56", "--shard", f"{shard}/2")
+        assert len(content(place)) == {"1": 3, "2": 2}[shard]
+        shutil.copytree(place, whole, dirs_exist_ok=True)
+    assert sorted(content(whole)) == FILES
+    assert content(whole) == content(made)
+    assert (whole / "masks.json").read_bytes() == (made / "masks.json").read_bytes()
+
+
+def test_a_second_run_makes_nothing_again(
+    folder: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+    make(folder, made, "--max-resolution", "56")
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
+    assert "train: 4 files of masks, 4 of them there before" in capsys.readouterr().out
+
+
+@pytest.fixture
+def copy(folder: Path, made: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Return images and cache that a test may change; copied without times, as machines do."""
+    shutil.copytree(folder, tmp_path / "set", copy_function=shutil.copyfile)
+    shutil.copytree(made, tmp_path / "masks")
+    return tmp_path / "set", tmp_path / "masks"
+
+
+def remade(before: dict[str, bytes], after: dict[str, bytes]) -> list[str]:
+    return sorted(name for name in after if after[name] != before.get(name))
+
+
+def test_a_changed_image_is_noticed_and_its_file_made_again(
+    copy: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, masks = copy
+    before = content(masks)
+    save(photo(77), data / "train/class0/4.jpg", quality=95)
+    converted(data, tmp_path / "out", "--max-resolution", "56", "--masks", str(masks))
+    assert replaced(tmp_path / "out") == {
+        "train/class0/4.jpg": "train/class0/4.jpg has changed since its mask was made; "
+        "heuristic serves"
+    }
+    make(data, masks, "--max-resolution", "56")
+    assert remade(before, content(masks)) == ["train/000001"]
+    manifest = converted(data, tmp_path / "out", "--max-resolution", "56", "--masks", str(masks))
+    assert manifest.mask["fallbacks"] == 0
+
+
+def test_damaged_files_are_not_used_and_made_again(
+    copy: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, masks = copy
+    path = masks / "train/000001.safetensors"
+    whole = path.read_bytes()
+    for damage in (whole[:-1], whole[:100], b"", whole[:-5000] + b"\x01" + whole[-4999:]):
+        path.write_bytes(damage)
+        before = content(masks)
+        make(data, masks, "--max-resolution", "56")
+        assert remade(before, content(masks)) == ["train/000001"]
+    (masks / "train/000000.safetensors").unlink()
+    path.write_bytes(whole[:-1])
+    converted(data, tmp_path / "out", "--masks", str(masks))
+    assert len(replaced(tmp_path / "out")) == 6
+    shown = capsys.readouterr().out
+    assert "lacks masks of 6 train images (train/class0/0.jpg, ...)" in shown
+    assert "not used: " in shown and "masks by fall-back and reasons" in shown
+
+
+def test_no_changed_byte_of_a_file_goes_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    mask = Kept(bytes(range(256)) * 8, False, "", Fingerprint(5, 6, 7))
+    rows = [Row("train/a/1\udcff.jpg", mask), Row("b", Kept(b"", False, "no image", mask.of))]
+    write_rows(path, rows, key="k")
+    assert read_rows(path, key="k") == rows
+    with pytest.raises(DamagedError, match="another method"):
+        read_rows(path, key="other")
+    whole = path.read_bytes()
+    places = np.random.default_rng(0).integers(0, len(whole), 150)
+    for place in [*range(0, 700, 3), *places.tolist()]:
+        changed = bytes([*whole[:place], whole[place] ^ 0x15, *whole[place + 1 :]])
+        path.write_bytes(changed)
+        try:
+            assert read_rows(path, key="k") == rows  # a space of the header, at most
+        except DamagedError:
+            continue
+        assert whole[place : place + 1].isspace(), place
+
+
+def test_other_masks_are_not_mixed_in(folder: Path, made: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds other masks: its spec is heuristic.*center"):
+        make(folder, made, "--max-resolution", "56", "--mask-method", "center")
+    with pytest.raises(DataError, match=r"its max_resolution is 56, asked for is 512"):
+        make(folder, made)
+    (tmp_path / "letter.txt").touch()
+    with pytest.raises(DataError, match="holds other things"):
+        make(folder, tmp_path)
+
+
+def test_a_cache_of_other_images_is_refused(made: Path, tmp_path: Path) -> None:
+    other = image_folder(tmp_path / "other", classes=2, train=5, val=1)
+    for path in other.rglob("*.jpg"):
+        save(photo(hash(path.name) % 1000), path, quality=50)
+    with pytest.raises(DataError, match=r"was made from other images: train/class0/0\.jpg and all"):
+        converted(other, tmp_path / "out", "--masks", str(made))
+    (other / "train/class0").rename(other / "train/k0")
+    (other / "train/class1").rename(other / "train/k1")
+    (other / "val/class0").rename(other / "val/k0")
+    (other / "val/class1").rename(other / "val/k1")
+    with pytest.raises(DataError, match=r"holds no mask of the train images \(train/k0/0\.jpg"):
+        converted(other, tmp_path / "out", "--masks", str(made))
+
+
+def test_a_changed_list_of_images_is_noticed(copy: tuple[Path, Path]) -> None:
+    data, masks = copy
+    before = content(masks)
+    save(photo(78), data / "train/class1/9.jpg", quality=95)  # the next to last name
+    make(data, masks, "--max-resolution", "56")
+    assert remade(before, content(masks)) == ["train/000003", "train/000004"]
+
+
+@pytest.mark.parametrize(
+    "options", [["--shard", "3/2"], ["--shard", "x"], ["--workers", "0"], ["--mask-method", "x"]]
+)
+def test_a_wrong_command_line_exits_with_2(options: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        program.parse(["--data", "x", "--out", "y", *options])
+    assert caught.value.code == 2
+
+
+def test_what_makes_no_masks_from_images_has_no_cache(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"needs no cache.*shuffled:base=cache:"):
+        make(folder, tmp_path / "out", "--mask-method", "shuffled")
+    with pytest.raises(DataError, match="lies among the images"):
+        make(folder, folder / "train" / "masks")
+
+
+def started(data: Path, out: Path, *, files: int) -> subprocess.Popen[str]:
+    """Start the program and return when it has written some files."""
+    command = [sys.executable, "-m", "preprocess.masks", "--data", data, "--out", out]
+    process = subprocess.Popen(
+        [*command, "--mask-method", "center", "--workers", "1"],
+        cwd=ROOT,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    end = time.monotonic() + 60
+    while len(content(out)) < files and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    return process
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Enough images for seven files of the program's own size."""
+    monkeypatch.undo()
+    root = image_folder(tmp_path / "set", train=1, val=1)
+    for index in range(1400):
+        (root / "train/class0" / f"link{index}.jpg").symlink_to(root / "train/class0/0.jpg")
+    return root
+
+
+@pytest.mark.timeout(200)
+def test_a_killed_run_continues(many: Path, tmp_path: Path) -> None:
+    out = tmp_path / "masks"
+    process = started(many, out, files=1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    first = content(out)
+    (out / "train/.000005.safetensors.77.tmp").touch()  # as if it had been writing
+    assert 1 <= len(first) < 7
+    make(many, out, "--mask-method", "center")
+    assert len(content(out)) == 7
+    assert all(content(out)[name] == first[name] for name in first)
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_an_interrupted_run_says_that_it_continues(many: Path, tmp_path: Path) -> None:
+    process = started(many, tmp_path / "masks", files=1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command continues" in errors
+    assert "Traceback" not in errors
+    assert 1 <= len(content(tmp_path / "masks")) < 7
+    assert not list((tmp_path / "masks").rglob("*.tmp"))

@@ -1,0 +1,219 @@
+"""Mask methods by name: texts, facts, and what happens when one fails on an image."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from harl_fast.data.maskfield import resize_mask, unpack_mask
+from harl_fast.errors import ConfigError, DataError, HarlError
+from preprocess.convert import Sample, Settings, Task, convert
+from preprocess.encode import Store
+from preprocess.masks import find, find_mask, open_method, parse_spec
+from preprocess.masks.binary import centre_ellipse
+from preprocess.masks.find import Found, Origin, Wanted, find_masks
+from preprocess.masks.methods import method_facts, try_method
+from preprocess.masks.spec import MethodSpec, keyword_parameters, parse
+from preprocess.pool import ordered_map
+from tests.preprocess.support import Pixels, photo, save, torch_threads
+
+Map = npt.NDArray[np.float32]
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("heuristic", "heuristic"),
+        (" full", "full"),
+        ("center:sigma=0.3", "center"),
+        ("center:sigma=.25", "center:sigma=0.25"),
+        ("noise:p=0.5", "noise:0.5"),
+        ("noise:0.5,grid=7,seed=2", "noise:0.5,seed=2"),
+        ("png:/a=b/c", "png:/a=b/c"),
+        ("onnx:(a,b.onnx),std=1", "onnx:(a,b.onnx),std=1.0"),
+        ("shuffled:seed=1,base=png:x", "shuffled:base=png:x,seed=1"),
+        (
+            "noise:0.1,base=(shuffled:base=(onnx:f,size=64,scale=255),seed=3),seed=4",
+            "noise:0.1,base=(shuffled:base=(onnx:f,size=64,scale=255),seed=3),seed=4",
+        ),
+    ],
+)
+def test_a_text_and_its_method_are_the_same(text: str, canonical: str) -> None:
+    spec = parse_spec(text)
+    assert str(spec) == canonical and parse_spec(canonical) == spec
+    assert pickle.loads(pickle.dumps(spec)) == spec and hash(spec) == hash(parse_spec(canonical))
+
+
+def test_parameters_are_resolved() -> None:
+    spec = parse_spec("noise:0.5,base=onnx:f.onnx")
+    assert (spec["p"], spec["seed"], spec["grid"]) == (0.5, 0, 7)
+    assert spec["base"]["mean"] == (0.485, 0.456, 0.406) and spec["base"]["file"] == "f.onnx"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hueristic", r"no 'hueristic'; did you mean 'heuristic'\?"),
+        ("center:sigm=1", r"no parameter 'sigm'; did you mean 'sigma'\?"),
+        ("full:1", r"no parameter '1' \(known: none\)"),
+        ("center:sigma=wide", "sigma=wide is not the number"),
+        ("center:sigma=nan", "is not from 0.01 to 10"),
+        ("noise", "lacks its p: write noise:P"),
+        ("noise:1.5", "p=1.5 is not from 0 to 1"),
+        ("onnx:f,size=1.5", "not the whole number"),
+        ("onnx:f,scale=2", "none of max, 255"),
+        ("shuffled:base=(full", "parentheses do not match"),
+        ("shuffled:base=ful", "did you mean 'full'"),
+    ],
+)
+def test_a_wrong_text_is_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_spec(text)
+
+
+def test_parameters_follow_a_functions_signature() -> None:
+    def method(rgb: Pixels, *, sigma: float, rounds: int = 3, sharp: bool = True) -> None: ...
+
+    table = {"m": keyword_parameters(method, {"sigma": 0.5})}
+    assert dict(parse("m", table).parameters) == {"sigma": 0.5, "rounds": 3, "sharp": True}
+    spec = parse("m:sharp=0,sigma=2,rounds=4", table)
+    assert dict(spec.parameters) == {"sigma": 2.0, "rounds": 4, "sharp": False}
+    with pytest.raises(ConfigError, match=r"rounds=4\.5"):
+        parse("m:rounds=4.5", table)
+
+
+@pytest.mark.parametrize("text", ["heuristic", "center", "full"])
+def test_methods_make_a_map_an_image_of_any_shape(text: str) -> None:
+    spec = parse_spec(text)
+    try_method(spec)
+    assert open_method(spec) is open_method(parse_spec(text))
+    images = [photo(1), photo(2, height=100, width=31), np.full((1, 300, 3), 90, np.uint8)]
+    softs = open_method(spec)(images)
+    for soft, rgb in zip(softs, images, strict=True):
+        assert soft.dtype == np.float32 and soft.shape[0] == soft.shape[1]
+        np.testing.assert_array_equal(soft, open_method(spec)([rgb])[0])
+
+
+def test_methods_that_look_masks_up_make_no_maps() -> None:
+    for text in ("shuffled", "noise:0.1", "png:x", "cache:x"):
+        with pytest.raises(ConfigError, match="does not make masks from images"):
+            open_method(parse_spec(text))
+
+
+def test_a_missing_network_is_an_error_with_its_remedy(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no file .*gone.safetensors; .*make masks-train"):
+        open_method(parse_spec(f"selftrained:{tmp_path}/gone.safetensors"))
+    with pytest.raises(DataError, match=r"no file .*gone.onnx; give an existing file"):
+        method_facts(parse_spec(f"onnx:{tmp_path}/gone.onnx"))
+
+
+def test_facts_hold_all_parameters_and_no_place_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"weights")
+    facts = method_facts(parse_spec(f"noise:0.2,base=onnx:{tmp_path}/net.onnx"))
+    base = facts["parameters"]["base"]
+    assert facts["supervision"] == base["supervision"] == "external"
+    assert base["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert base["parameters"]["file"] == "net.onnx" and base["parameters"]["size"] == 320
+    assert str(tmp_path) not in str(facts)
+    assert facts["version"] != base["version"] and len(base["version"]) == 12
+    assert method_facts(parse_spec("heuristic"))["supervision"] == "none"
+    assert method_facts(parse_spec("shuffled:base=png:x"))["supervision"] == "unknown"
+
+
+def left_half(rgb: Pixels) -> Map:
+    soft = np.zeros((64, 64), np.float32)
+    soft[:, :32] = 1
+    return soft
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Replace all methods: images of 7 rows fail, those of 9 rows give NaN; record the batches."""
+    sizes: list[int] = []
+
+    def maps(images: Sequence[Pixels]) -> list[Map]:
+        sizes.append(len(images))
+        if any(len(rgb) == 7 for rgb in images):
+            raise RuntimeError("seven")
+        return [left_half(rgb) + np.float32(np.nan if len(rgb) == 9 else 0) for rgb in images]
+
+    def opened(spec: MethodSpec) -> object:
+        return maps if spec.name == "center" else open_method(spec)
+
+    monkeypatch.setattr(find, "open_method", opened)
+    return sizes
+
+
+def masks_of(heights: list[int], *methods: str) -> list[Found]:
+    origins = [
+        Origin(Wanted(f"{height}", photo(height, height=height)), side_px=512) for height in heights
+    ]
+    return find_masks(origins, [parse_spec(text) for text in methods])
+
+
+def test_a_network_gets_all_images_at_once(calls: list[int]) -> None:
+    for found in masks_of([20, 30, 40], "center"):
+        np.testing.assert_array_equal(found.mask, left_half(photo(0)) > 0.5)
+        assert not found.stand_in and not found.problem
+    assert calls == [3]
+
+
+@pytest.mark.parametrize(
+    ("height", "reason"),
+    [(7, "center: RuntimeError: seven"), (9, "center: ValueError: a map has values outside")],
+)
+def test_one_image_that_fails_gets_a_fall_back(calls: list[int], height: int, reason: str) -> None:
+    good, bad, other = masks_of([20, height, 40], "center", "heuristic")
+    np.testing.assert_array_equal(bad.mask, find_mask(photo(height, height=height), "heuristic")[0])
+    assert bad.problem.startswith(reason) and bad.problem.endswith("; heuristic serves")
+    for found in (good, other):
+        np.testing.assert_array_equal(found.mask, left_half(photo(0)) > 0.5)
+        assert not found.problem
+
+
+def test_where_all_fail_the_centre_ellipse_serves(calls: list[int]) -> None:
+    (found,) = masks_of([7], "center")
+    np.testing.assert_array_equal(found.mask, centre_ellipse(128))
+    assert found.stand_in and found.problem.endswith("the centre ellipse serves")
+
+
+def test_a_method_that_fails_on_every_image_is_an_error_before_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(spec: MethodSpec) -> object:
+        return lambda images: [np.zeros((4, 5), np.float32)] * len(images)
+
+    monkeypatch.setattr("preprocess.masks.methods.open_method", broken)
+    with pytest.raises(HarlError, match=r"heuristic fails on a plain picture .*not square"):
+        try_method(parse_spec("heuristic"))
+
+
+def stored(task: Task, store: str, *, size: int = 64, side: int = 512) -> npt.NDArray[np.bool_]:
+    settings = Settings(side, 90, size, parse_spec("heuristic"), Store(store))
+    (sample,) = convert([task], settings)
+    assert isinstance(sample, Sample) and not sample.reencoded
+    return unpack_mask(np.frombuffer(sample.mask, np.uint8), size=size)
+
+
+def test_masks_are_made_from_the_shrunk_image_in_every_store(tmp_path: Path) -> None:
+    rough = np.random.default_rng(0).integers(0, 60, (90, 120, 3), dtype=np.uint8)
+    path = save(photo(3, height=90, width=120) // 2 + rough, tmp_path / "a.jpg", quality=80)
+    task = Task("a.jpg", 0, path)
+    expected = find_mask(find.decode_image(path, side_px=512).rgb, "heuristic")[0]
+    for store in ("jpg", "raw", "passthrough"):
+        np.testing.assert_array_equal(stored(task, store), resize_mask(expected, size=64))
+    pixels = photo(4, height=1200, width=900)
+    halved = find.shrink(find.shrink(pixels, side_px=700), side_px=find.MASK_PX)
+    expected = resize_mask(find_mask(halved, "heuristic")[0], size=24)
+    np.testing.assert_array_equal(stored(Task("b", 0, pixels), "jpg", size=24, side=700), expected)
+
+
+def test_workers_have_one_thread() -> None:
+    found = ordered_map(torch_threads, [0], workers=1, describe=str)
+    assert list(found) == [1]
