@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.masks import METHODS
-from preprocess.masks.binary import binarize, otsu_level
+from harl_fast.errors import HarlError
+from preprocess.masks.binary import otsu_level
+from preprocess.masks.methods import method_facts, open_method, parse_spec, to_mask
 
 GRABCUT_PX, GRABCUT_ROUNDS, GRABCUT_BOX = 160, 3, 0.88
 """Longest side at which GrabCut works, its rounds, and its box' share of both sides."""
@@ -45,18 +46,17 @@ class Contender:
 
 def ours(name: str, spec: str) -> Contender:
     """Return one of this project's methods under a name."""
-    method = METHODS[spec]
+    method = parse_spec(spec)
+    maps = open_method(method)
 
     def find(images: Sequence[Pixels]) -> list[Found]:
         found = []
-        for rgb in images:
-            soft = method.function(rgb, **method.parameters)
-            mask, stand_in = (soft >= 0.5, False) if method.fixed else binarize(soft)
+        for soft in maps(images):
+            mask, stand_in = to_mask(method, soft)
             found.append(Found(mask, soft, stand_in))
         return found
 
-    facts = {"kind": "ours", "spec": spec, "supervision": method.supervision}
-    return Contender(name, find, facts | {"parameters": dict(method.parameters)})
+    return Contender(name, find, {"kind": "ours", "spec": spec, **method_facts(method)})
 
 
 def grabcut(rgb: Pixels) -> Found:
@@ -103,8 +103,8 @@ def contenders(
     for name, spec in wanted.items():
         try:
             made.append(ours(name, spec))
-        except KeyError:
-            skipped[name] = f"{spec} is no method yet"
+        except HarlError as error:
+            skipped[name] = str(error)
     peer: dict[str, Any] = {"kind": "peer", "supervision": "none"}
     size = {"longest_px": GRABCUT_PX, "rounds": GRABCUT_ROUNDS, "box": GRABCUT_BOX}
     made.append(Contender("grabcut", _each(grabcut), peer | {"parameters": size}))
