@@ -1,15 +1,18 @@
-"""Draws what the network receives from a container: `python -m preprocess.preview FILE.beton`."""
+"""Draws what the network receives from a container, or masks: `python -m preprocess.preview`."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from harl_fast.config import load_config, presets
 from harl_fast.data.occupancy import SAMPLES, occupancy, occupancy_text
 from harl_fast.engine.views import view_geometry
-from harl_fast.errors import run_main
+from harl_fast.errors import ConfigError, nearest, run_main
 from harl_fast.viz import contact_sheet, occupancy_chart
+from preprocess.masks import METHODS, gallery
+from preprocess.masks.binary import binarize
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -17,15 +20,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.preview",
         description="Draw originals with mask outlines and crop boxes, all views as the network "
-        "receives them, and their mask cells, from a container of any store.",
+        "receives them, and their mask cells, from a container of any store; or, with --masks, "
+        "images and their masks, the worst and the best first.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("beton", type=Path, metavar="FILE.beton")
+    add("source", type=Path, metavar="FILE.beton", help="with --masks also a folder of images")
     add("--out", type=Path, default=Path("runs/contact_sheet.png"), help="PNG file")
+    add("--count", type=int, default=8, help="samples, the first ones of the epoch")
+    group = parser.add_argument_group("what the network receives")
+    add = group.add_argument
     add("--config", default="demo", help=f"preset ({', '.join(presets())}) or YAML file")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
-    add("--count", type=int, default=8, help="samples, the first ones of the epoch")
     add("--ids", default="", metavar="3,17", help="these samples instead")
     add("--epoch", type=int, default=0, help="epoch whose crops and colours are shown")
     add(
@@ -34,9 +40,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help=f"print and draw (OUT_stats.png) the masks' coverage and the share of foreground by "
         f"cell, over the crops of up to {SAMPLES} samples",
     )
+    group = parser.add_argument_group(
+        "masks", "Ordered by IoU with the truth, or else by how unlike the colours inside and "
+        "outside of the mask are. Yellow is the mask's outline, cyan the truth's; in the last tile "
+        "white is right, red too much, blue missing."
+    )  # fmt: skip
+    add = group.add_argument
+    add("--masks", action="store_true", help="draw image, soft map, mask, and truth if given")
+    add("--mask-method", default="heuristic", metavar="SPEC", help="for a folder of images")
+    add("--truth", type=Path, metavar="FOLDER", help="true masks under the images' names")
+    add("--most", type=int, default=200, metavar="N", help="images looked at, evenly spaced")
     args = parser.parse_args(argv)
-    if args.count < 1 or args.epoch < 0:
-        parser.error(f"--count {args.count}, --epoch {args.epoch}: use 1 or more, 0 or more")
+    if args.count < 1 or args.epoch < 0 or args.most < 1:
+        parser.error(
+            f"--count {args.count}, --most {args.most}, --epoch {args.epoch}: use 1 or more, 1 or "
+            f"more, 0 or more"
+        )
     try:
         args.ids = [int(word) for word in args.ids.replace(",", " ").split()]
     except ValueError:
@@ -44,15 +63,51 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def finder(spec: str) -> gallery.Find:
+    """Return a mask method as the gallery takes it."""
+    if spec not in METHODS:
+        raise ConfigError(f"--mask-method {spec}: unknown{nearest(spec, METHODS)}")
+    method = METHODS[spec]
+
+    def find(images: Sequence[gallery.Pixels]) -> list[tuple[gallery.Mask, gallery.Map]]:
+        softs = [method.function(rgb, **method.parameters) for rgb in images]
+        return [(soft >= 0.5 if method.fixed else binarize(soft)[0], soft) for soft in softs]
+
+    return find
+
+
+def draw_masks(args: argparse.Namespace) -> None:
+    """Write the gallery of a folder's or a container's masks, and say where and of what."""
+    if args.source.suffix == ".beton":
+        found = list(gallery.from_container(args.source, truth=args.truth, most=args.most))
+        failed: dict[str, str] = {}
+    else:
+        find = finder(args.mask_method)
+        found, failed = gallery.from_folder(args.source, find, truth=args.truth, most=args.most)
+    gallery.write_sheet(found, args.out, count=args.count)
+    for name, why in failed.items():
+        print(f"left out: {name}: {why}")
+    true = sum(one.has_truth for one in found)
+    if args.truth and true < len(found):
+        print(f"note: {len(found) - true} of {len(found)} images have no mask in {args.truth}")
+    figure = "IoU" if true else "colour separation"
+    values = sorted(one.figure for one in found if one.has_truth or not true)
+    print(f"{figure} of {len(values)} images: mean {sum(values) / len(values):.3f}, from "
+          f"{values[0]:.3f} to {values[-1]:.3f}\nmasks: {args.out}")  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> int:
     """Draw and say where the pictures lie."""
     args = parse(argv)
+    if args.masks:
+        draw_masks(args)
+        return 0
     config = load_config(args.config, overrides=args.overrides)
-    contact_sheet(args.beton, config, args.out, count=args.count, ids=args.ids, epoch=args.epoch)
+    contact_sheet(args.source, config, args.out, count=args.count, ids=args.ids, epoch=args.epoch)
     print(f"contact sheet: {args.out}")
     if args.stats:
         views = view_geometry(config, epoch=args.epoch)
-        found = occupancy(args.beton, views, seed=config.seed, epoch=args.epoch)
+        found = occupancy(args.source, views, seed=config.seed, epoch=args.epoch)
         chart = args.out.with_name(f"{args.out.stem}_stats.png")
         occupancy_chart(found, chart)
         print(f"{occupancy_text(found)}\nstatistics: {chart}")

@@ -99,3 +99,30 @@ def _bands(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float6
 
 def _how(soft: Map, width: int) -> int:
     return cv2.INTER_AREA if width < soft.shape[1] else cv2.INTER_LINEAR
+
+
+def colour_separation(image: npt.NDArray[np.uint8], mask: Mask) -> float:
+    """Return how unlike the colours inside and outside a mask are: 0 alike, 1 nothing shared.
+
+    No truth is needed. image: (H, W, 3) uint8; mask: (S, S) bool over it. One minus the
+    intersection of the two colour histograms (Swain and Ballard, IJCV 1991), taken at 64 x 64
+    pixels with 16 levels a channel, each smoothed over 3 levels. 0 without two sides to compare.
+    """
+    side, bins = 64, 16
+    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+    inside = stretch(mask, side, side)
+    if inside.all() or not inside.any():
+        return 0.0
+    words = (small // (256 // bins)).astype(np.int64) @ [bins * bins, bins, 1]
+    shared = np.minimum(*(_smooth(words[part], bins) for part in (inside, ~inside)))
+    return 1.0 - float(shared.sum())
+
+
+def _smooth(words: npt.NDArray[np.int64], bins: int) -> npt.NDArray[np.float64]:
+    """Return the share of each colour word, averaged over 3 levels of each channel."""
+    counts = np.bincount(words, minlength=bins**3) / words.size
+    for _ in range(3):  # a turn of the axes after each: all three in the end
+        rows = counts.reshape(bins, bins * bins)
+        padded = np.pad(rows, ((1, 1), (0, 0)), mode="edge")
+        counts = ((padded[:-2] + padded[1:-1] + padded[2:]) / 3).T
+    return counts.reshape(-1)

@@ -1,0 +1,154 @@
+"""The gallery of masks: who comes first, what its tiles show, where its pictures come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from harl_fast.errors import ConfigError, DataError
+from preprocess import preview
+from preprocess.masks.gallery import (
+    TILE_PX,
+    Shown,
+    from_container,
+    from_folder,
+    ranked,
+    sheet,
+    shown,
+)
+from preprocess.masks.score import colour_separation
+from tests.betons import plain_item, write_beton
+from tests.preprocess.support import save
+
+Pixels = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+PITCH = TILE_PX + 6
+
+
+def scene(seed: int, *, left: int = 16) -> tuple[Pixels, Mask]:
+    """Return a red square on a blue ground, 48 x 64, and where it is."""
+    mask = np.zeros((48, 64), np.bool_)
+    mask[12:36, left : left + 24] = True
+    noise = np.random.default_rng(seed).integers(0, 12, (48, 64, 3))
+    return (np.where(mask[..., None], (200, 40, 30), (20, 60, 180)) + noise).astype(np.uint8), mask
+
+
+def picture(name: str, figure: float, *, truth: bool, tiles: int = 3) -> Shown:
+    shade = np.full((TILE_PX, TILE_PX, 3), round(200 * figure), np.uint8)
+    return Shown(name, figure, truth, (shade,) * tiles)
+
+
+def shades(found: Pixels, *, row: int, column: int) -> int:
+    """Return the grey of a tile of `picture`."""
+    return int(found[26 + row * PITCH + TILE_PX // 2, column * PITCH + TILE_PX // 2, 0])
+
+
+def test_worst_on_the_left_best_on_the_right_none_twice() -> None:
+    pictures = [picture(str(n), f, truth=True) for n, f in enumerate((0.5, 0.1, 0.9, 0.3, 0.7))]
+    assert [one.figure for one in ranked(pictures)] == [0.1, 0.3, 0.5, 0.7, 0.9]
+    found = sheet(pictures, count=4)
+    assert found.shape == (26 + 2 * PITCH, 2 * 3 * PITCH, 3)
+    assert [shades(found, row=row, column=0) for row in (0, 1)] == [20, 60]
+    assert [shades(found, row=row, column=3) for row in (0, 1)] == [180, 140]
+    whole = sheet(pictures, count=100)  # three on the left, two on the right
+    assert whole.shape[0] == 26 + 3 * PITCH
+    assert [shades(whole, row=row, column=0) for row in (0, 1, 2)] == [20, 60, 100]
+    assert [shades(whole, row=row, column=3) for row in (0, 1)] == [180, 140]
+    assert sheet(pictures[:1], count=9).shape == (26 + PITCH, 3 * PITCH, 3)
+    with pytest.raises(DataError, match="no picture"):
+        sheet([], count=2)
+
+
+def test_pictures_without_truth_do_not_mix_with_those_with() -> None:
+    mixed = [picture("a", 0.5, truth=True, tiles=4), picture("b", 0.01, truth=False)]
+    found = sheet(mixed, count=4)
+    assert found.shape == (26 + PITCH, 4 * PITCH, 3) and shades(found, row=0, column=0) == 100
+
+
+def test_tiles_show_mask_map_and_what_was_missed() -> None:
+    image, truth = scene(0)
+    mask = np.roll(truth, 8, axis=1)
+    soft = np.linspace(0, 1, 64, dtype=np.float32)[None].repeat(64, axis=0)
+    one = shown("a.jpg", image, mask, soft, truth)
+    assert one.figure == pytest.approx(16 / 32) and one.has_truth and len(one.tiles) == 4
+    scale = TILE_PX / 64
+    y = round(24 * scale)
+    inside, beside, missed = (round(x * scale) for x in (30, 44, 20))
+    outlined, grey, cut, compared = one.tiles
+    assert (
+        abs(int(grey[y, inside, 0]) - 255 * 30 / 64) < 8 and grey[y, missed, 0] < grey[y, beside, 0]
+    )
+    assert cut[y, inside, 0] > 180 and tuple(cut[y, 5]) == (120, 40, 140)
+    hit, added, lost = (compared[y, x].astype(int) for x in (inside, beside, missed))
+    assert hit.min() > 200 and added[0] > added[2] + 100 and lost[2] > lost[0] + 100
+    yellow = (outlined == (255, 220, 0)).all(axis=2)
+    assert yellow[y].any() and abs(np.flatnonzero(yellow[y]).min() - 24 * scale) <= 2
+    assert not shown("a.jpg", image, mask).has_truth and len(shown("a", image, mask).tiles) == 2
+
+
+def test_colours_apart_are_told_from_colours_alike() -> None:
+    image, mask = scene(1)
+    assert colour_separation(image, mask) > 0.95
+    assert colour_separation(image, np.roll(mask, 24, axis=1)) < 0.8
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 5)
+    halves = np.zeros((64, 64), np.bool_)
+    halves[:, :32] = True
+    assert colour_separation(smooth, halves) < 0.5
+    for whole in (halves | True, halves & False):
+        assert colour_separation(smooth, whole) == 0.0
+
+
+def find_red(images: Sequence[Pixels]) -> list[tuple[Mask, npt.NDArray[np.float32]]]:
+    softs = [(rgb[..., 0] / 255).astype(np.float32) for rgb in images]
+    return [(soft > 0.4, soft) for soft in softs]
+
+
+def test_a_folder_is_read_with_its_truth_and_what_fails_is_named(tmp_path: Path) -> None:
+    for number in range(3):
+        image, truth = scene(number, left=8 * number)
+        save(image, tmp_path / f"in/c/{number}.png")
+        levels = truth.astype(np.uint8) * (255 if number else 1)  # 0 and 1, as some masks have it
+        save(levels, tmp_path / f"truth/c/{number}.png")
+    (tmp_path / "in/c/broken.jpg").write_bytes(b"no picture")
+    save(scene(9)[0], tmp_path / "in/untold.png")
+    found, failed = from_folder(tmp_path / "in", find_red, truth=tmp_path / "truth", most=99)
+    assert [(one.name, one.has_truth) for one in found] == [
+        ("c/0.png", True), ("c/1.png", True), ("c/2.png", True), ("untold.png", False),
+    ]  # fmt: skip
+    assert all(one.figure == 1.0 for one in found[:3])
+    assert list(failed) == ["c/broken.jpg"]
+    few, _ = from_folder(tmp_path / "in", find_red, truth=None, most=2)
+    assert [one.name for one in few] == ["c/0.png", "untold.png"]
+    with pytest.raises(DataError, match="neither"):
+        from_folder(tmp_path / "none", find_red, truth=None, most=2)
+
+
+def test_a_container_shows_its_stored_masks(tmp_path: Path) -> None:
+    path = write_beton(tmp_path / "train.beton", plain_item, count=12)
+    found = list(from_container(path, truth=None, most=5))
+    assert len(found) == 5 and all(len(one.tiles) == 2 for one in found)
+    image, mask, _ = plain_item(0)
+    assert found[0].figure == pytest.approx(colour_separation(image, mask), abs=0.15)
+
+
+def test_the_program_draws_a_folder_and_a_container(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        save(scene(number)[0], tmp_path / f"in/{number}.jpg", quality=95)
+    out = tmp_path / "sheet.png"
+    command = ["--masks", str(tmp_path / "in"), "--out", str(out), "--mask-method", "center"]
+    assert preview.main(command) == 0
+    assert cv2.imread(str(out)).shape == (26 + PITCH, 2 * 3 * PITCH, 3)
+    assert "colour separation of 2 images" in capsys.readouterr().out
+    path = write_beton(tmp_path / "train.beton", plain_item, count=4)
+    assert preview.main(["--masks", str(path), "--out", str(out), "--count", "4"]) == 0
+    assert cv2.imread(str(out)).shape == (26 + 2 * PITCH, 2 * 2 * PITCH, 3)
+    with pytest.raises(ConfigError, match="centre"):
+        preview.main([*command[:-1], "centre"])
