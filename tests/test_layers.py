@@ -28,7 +28,7 @@ LEVELS = {
     "harl_fast.viz": 4,  # draws what the engine's loader receives
     "harl_fast.doctor": 5,
     "preprocess": 5,
-    "preprocess.preview": 5,  # a thin program over harl_fast.viz, unlike the conversion
+    "preprocess.preview": 6,  # a thin program over harl_fast.viz and preprocess.masks
     "launch": 5,
 }
 FREE_SIBLINGS = {0}
