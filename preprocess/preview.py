@@ -9,10 +9,10 @@ from pathlib import Path
 from harl_fast.config import load_config, presets
 from harl_fast.data.occupancy import SAMPLES, occupancy, occupancy_text
 from harl_fast.engine.views import view_geometry
-from harl_fast.errors import ConfigError, nearest, run_main
+from harl_fast.errors import run_main
 from harl_fast.viz import contact_sheet, occupancy_chart
-from preprocess.masks import METHODS, gallery
-from preprocess.masks.binary import binarize
+from preprocess.masks import gallery
+from preprocess.masks.methods import METHODS, open_method, parse_spec, to_mask
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -47,7 +47,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add = group.add_argument
     add("--masks", action="store_true", help="draw image, soft map, mask, and truth if given")
-    add("--mask-method", default="heuristic", metavar="SPEC", help="for a folder of images")
+    makers = ", ".join(name for name, method in METHODS.items() if method.open)
+    about = f"how masks of a folder's images are made: {makers}, with parameters as in `make beton`"
+    add("--mask-method", default="heuristic", metavar="SPEC", help=about)
     add("--truth", type=Path, metavar="FOLDER", help="true masks under the images' names")
     add("--most", type=int, default=200, metavar="N", help="images looked at, evenly spaced")
     args = parser.parse_args(argv)
@@ -64,14 +66,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def finder(spec: str) -> gallery.Find:
-    """Return a mask method as the gallery takes it."""
-    if spec not in METHODS:
-        raise ConfigError(f"--mask-method {spec}: unknown{nearest(spec, METHODS)}")
-    method = METHODS[spec]
+    """Return a mask method as the gallery takes it; `HarlError` if it cannot be had."""
+    method = parse_spec(spec)
+    maps = open_method(method)
 
     def find(images: Sequence[gallery.Pixels]) -> list[tuple[gallery.Mask, gallery.Map]]:
-        softs = [method.function(rgb, **method.parameters) for rgb in images]
-        return [(soft >= 0.5 if method.fixed else binarize(soft)[0], soft) for soft in softs]
+        return [(to_mask(method, soft)[0], soft) for soft in maps(images)]
 
     return find
 

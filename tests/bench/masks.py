@@ -51,6 +51,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("composites", "count", "rounds"):
         if getattr(args, name) < 1:
             parser.error(f"argument --{name}: give at least 1")
+    for name in ("horses", "photos", "stamps", "backdrops", "network", "onnx"):
+        path = getattr(args, name)
+        if path is not None and not path.exists():
+            parser.error(f"argument --{name}: there is no {path}")
     return args
 
 
