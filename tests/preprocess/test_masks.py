@@ -19,7 +19,7 @@ from preprocess.masks.binary import (
     fill_holes,
     otsu_level,
 )
-from preprocess.masks.heuristic import GuidedFilter, barrier_distance, heuristic_map
+from preprocess.masks.heuristic import heuristic_map
 from preprocess.masks.tree import open_tree
 from tests.preprocess.support import photo
 
@@ -73,59 +73,6 @@ def test_a_map_without_contrast_gets_the_stand_in(level: float) -> None:
     assert mask.mean() == pytest.approx(np.pi * 0.35**2, abs=0.01)
 
 
-def minimax_barrier(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return an exact barrier distance: thresholds of all lower bounds, flooded from the border.
-
-    For each lower bound, the least top of a path above that bound is found by repeated relaxation.
-    """
-    best = np.full(values.shape, np.inf)
-    for low in np.unique(values):
-        allowed = values >= low
-        top = np.full(values.shape, np.inf)
-        edge = np.zeros_like(allowed)
-        edge[[0, -1]] = edge[:, [0, -1]] = True
-        top[edge & allowed] = values[edge & allowed]
-        for _ in range(values.size):
-            padded = np.pad(top, 1, constant_values=np.inf)
-            near = np.minimum.reduce(
-                [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
-            )
-            relaxed = np.where(allowed, np.minimum(top, np.maximum(near, values)), np.inf)
-            if np.array_equal(relaxed, top):
-                break
-            top = relaxed
-        best = np.minimum(best, top - low)
-    return best
-
-
-def test_the_barrier_distance_is_never_below_the_exact_one_and_mostly_equal() -> None:
-    values = np.random.default_rng(0).integers(0, 8, (14, 17)).astype(np.float64)
-    scanned, exact = barrier_distance(values), minimax_barrier(values)
-    # Raster scans see a path's own best extremes only: an upper bound by construction.
-    assert (scanned >= exact - 1e-12).all()
-    assert (scanned == exact).mean() > 0.7
-    walled = np.pad(np.full((3, 3), 2.0), 3)
-    np.testing.assert_array_equal(barrier_distance(walled), walled)
-
-
-def test_the_guided_filter_smooths_noise_and_keeps_the_edge() -> None:
-    edge = np.full((64, 64), 0.3, np.float32)
-    edge[:, 32:] = 0.7
-    rng = np.random.default_rng(0)
-    noisy = edge + 0.05 * rng.standard_normal(edge.shape, np.float32)
-    smooth = GuidedFilter.of(np.repeat(edge[..., None], 3, axis=2))(noisy)
-    assert np.abs(smooth - edge).mean() < 0.5 * np.abs(noisy - edge).mean()
-    assert (smooth[:, 33] - smooth[:, 30]).mean() > 0.35
-
-
-def test_the_heuristic_is_a_probability_and_the_same_every_time() -> None:
-    pixels = photo(1, height=120, width=90)
-    first = heuristic_map(pixels, rounds=4)
-    assert first.shape == (64, 64) and first.dtype == np.float32
-    assert 0 <= first.min() <= first.max() <= 1
-    np.testing.assert_array_equal(first, heuristic_map(pixels, rounds=4))
-
-
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (200, 2)])
 def test_thin_images_get_a_mask(shape: tuple[int, int]) -> None:
     mask, _ = find_mask(np.full((*shape, 3), 90, np.uint8), "heuristic")
@@ -141,7 +88,7 @@ def test_the_heuristic_beats_the_centre_and_refinement_beats_none() -> None:
         for name, mask in masks.items():
             scores[name].append(overlap(np.kron(mask, np.ones((2, 2))) > 0, drawn.mask))
     mean = {name: float(np.mean(values)) for name, values in scores.items()}
-    # Measured over these 40 images: 0.72, 0.67 and 0.35; on Weizmann's horses 0.67 and 0.42.
+    # Measured over these 40 images: 0.74, 0.69 and 0.35.
     assert mean["heuristic"] > mean["contrast"] + 0.02, mean
     assert mean["contrast"] > mean["center"] + 0.2, mean
 

@@ -1,0 +1,98 @@
+"""Edge-aware smoothing along a colour picture: the guided filter.
+
+He, Sun and Tang, "Guided image filtering", TPAMI 2013, equations 19 to 21 (colour guidance).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+"""Sums may be reordered, so that they are vectorised; infinities keep their meaning."""
+
+
+@njit("void(float32[:, ::1], int64)", cache=True)
+def _mean_along_columns(plane, radius):  # type: ignore[no-untyped-def]
+    """Turn (H, W) values into means over ``radius`` rows to both sides, cut at the edge."""
+    height, width = plane.shape
+    before = plane.copy()
+    sums = np.zeros(width, np.float32)
+    count = 0
+    for y in range(-radius, height):
+        if y + radius < height:
+            sums += before[y + radius]
+            count += 1
+        if y - radius > 0:
+            sums -= before[y - radius - 1]
+            count -= 1
+        if y >= 0:
+            scale = np.float32(1) / np.float32(count)
+            for x in range(width):
+                plane[y, x] = sums[x] * scale
+
+
+@njit("void(float32[:, ::1], int64)", cache=True)
+def _box(plane, radius):  # type: ignore[no-untyped-def]
+    """Turn (S, S) values into the means of their windows, cut at the edge."""
+    _mean_along_columns(plane, radius)
+    turned = plane.T.copy()
+    _mean_along_columns(turned, radius)
+    plane[:] = turned.T
+
+
+@njit("void(float32[:, :, ::1], float32)", cache=True, fastmath=FAST)
+def _regress(mean, epsilon):  # type: ignore[no-untyped-def]
+    """Turn the 13 means at each pixel into a slope (planes 3 to 5) and an offset (plane 6)."""
+    _, height, width = mean.shape
+    for y in range(height):
+        for x in range(width):
+            m0, m1, m2, p = mean[0, y, x], mean[1, y, x], mean[2, y, x], mean[9, y, x]
+            c00, c01 = mean[3, y, x] - m0 * m0 + epsilon, mean[4, y, x] - m0 * m1
+            c02, c11 = mean[5, y, x] - m0 * m2, mean[6, y, x] - m1 * m1 + epsilon
+            c12, c22 = mean[7, y, x] - m1 * m2, mean[8, y, x] - m2 * m2 + epsilon
+            v0, v1 = mean[10, y, x] - m0 * p, mean[11, y, x] - m1 * p
+            v2 = mean[12, y, x] - m2 * p
+            # Cramer's rule on the symmetric 3 x 3 covariance.
+            i00, i01, i02 = c11 * c22 - c12 * c12, c02 * c12 - c01 * c22, c01 * c12 - c02 * c11
+            i11, i12, i22 = c00 * c22 - c02 * c02, c01 * c02 - c00 * c12, c00 * c11 - c01 * c01
+            scale = 1 / (c00 * i00 + c01 * i01 + c02 * i02)
+            s0 = (i00 * v0 + i01 * v1 + i02 * v2) * scale
+            s1 = (i01 * v0 + i11 * v1 + i12 * v2) * scale
+            s2 = (i02 * v0 + i12 * v1 + i22 * v2) * scale
+            mean[3, y, x], mean[4, y, x], mean[5, y, x] = s0, s1, s2
+            mean[6, y, x] = p - s0 * m0 - s1 * m1 - s2 * m2
+
+
+@njit(
+    "float32[:, ::1](float32[:, :, ::1], float32[:, ::1], int64, float32)",
+    cache=True,
+    fastmath=FAST,
+)
+def guided_filter(guide, values, radius, epsilon):  # type: ignore[no-untyped-def]
+    """Return (S, S) values smoothed where the (3, S, S) guide is smooth, cut to [0, 1].
+
+    Windows have 2 ``radius`` + 1 pixels a side, less at the edge. epsilon: the guide's variance
+    within a window below which its edges are smoothed over.
+    """
+    _, height, width = guide.shape
+    # Means of: the guide (3), its products (6: 00 01 02 11 12 22), value, value times guide (3).
+    mean = np.empty((13, height, width), np.float32)
+    mean[:3] = guide
+    at = 3
+    for a in range(3):
+        for b in range(a, 3):
+            mean[at] = guide[a] * guide[b]
+            at += 1
+    mean[9] = values
+    for a in range(3):
+        mean[10 + a] = guide[a] * values
+    for plane in range(13):
+        _box(mean[plane], radius)
+    _regress(mean, epsilon)
+    for plane in range(3, 7):
+        _box(mean[plane], radius)
+    result = mean[6].copy()
+    for a in range(3):
+        result += mean[3 + a] * guide[a]
+    return np.minimum(np.maximum(result, np.float32(0)), np.float32(1))
