@@ -214,6 +214,12 @@ class LogConfig(Section):
     """How many of the newest checkpoints are kept."""
     keep_every_epochs: int = Field(100, ge=1)
     """Checkpoints at multiples of this are kept for good."""
+    probe_epochs: int = Field(0, ge=0)
+    """Epochs between judgements of the features (k-NN and a ridge head); 0: never."""
+    probe_images: int = Field(2000, ge=20)
+    """Training images behind such a judgement; half as many are judged."""
+    sheet_epochs: int = Field(0, ge=0)
+    """Epochs between contact sheets of what the network received; 0: never."""
 
 
 class RunConfig(Section):

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -68,6 +69,28 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+class LiveLine:
+    """The last line of a terminal, rewritten in place; without a terminal nothing is shown."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.tty = stream, stream.isatty()
+        self._width = 0
+
+    def show(self, text: str) -> None:
+        """Put ``text`` in place of the line; cut to the terminal's width, or it could not be."""
+        if self.tty:
+            text = text[: max(shutil.get_terminal_size().columns - 1, 20)]
+            self.stream.write(f"\r{text.ljust(self._width)}")
+            self.stream.flush()
+            self._width = len(text)
+
+    def clear(self) -> None:
+        """Blank the line, so that other text can be printed in its place."""
+        if self._width:
+            self.stream.write(f"\r{' ' * self._width}\r")
+            self._width = 0
+
+
 class Progress:
     """A line with count, rate and remaining time, for anything that may take over two seconds.
 
@@ -80,8 +103,8 @@ class Progress:
         self.total, self.label, self.unit = total, label, unit
         self.done = 0
         self._stream = stream if stream is not None else sys.stderr
-        self._tty = self._stream.isatty()
-        self._period_s = 1.0 if self._tty else 10.0
+        self._line = LiveLine(self._stream)
+        self._period_s = 1.0 if self._line.tty else 10.0
         self._start = self._shown = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -96,9 +119,9 @@ class Progress:
         elapsed = time.monotonic() - self._start
         rate = self.done / max(elapsed, 1e-9)
         state = "" if kind is None else " (stopped)"
-        start = "\r" if self._tty else ""
+        self._line.clear()
         self._stream.write(
-            f"{start}{self.label}: {self.done:,} of {self.total:,} {self.unit} in "
+            f"{self.label}: {self.done:,} of {self.total:,} {self.unit} in "
             f"{format_seconds(elapsed)}, {rate:,.0f}/s{state}\n"
         )
         self._stream.flush()
@@ -116,5 +139,8 @@ class Progress:
             f"{self.label}: {self.done:,} of {self.total:,} {self.unit}, "
             f"{rate:,.0f}/s, eta {format_seconds(left_s)}"
         )
-        self._stream.write(f"\r{text}  " if self._tty else f"{text}\n")
-        self._stream.flush()
+        if self._line.tty:
+            self._line.show(text)
+        else:
+            self._stream.write(f"{text}\n")
+            self._stream.flush()

@@ -41,8 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    start = time.monotonic()
+    args, start = parse(argv), time.monotonic()
     if not (ROOT / args.data / "val.json").exists():
         run("-m", "preprocess.beton", "--out", args.data, "--demo-images", str(args.images))
     if (ROOT / args.run / "config.yaml").exists():
@@ -60,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
 def summary(data: Path, folder: Path, *, took_s: float) -> str:
     """Return what was made and reached, read from the files that the commands left."""
     manifest = json.loads((data / "train.json").read_text())
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    last = json.loads([line for line in lines if '"loss"' in line][-1])  # others are a probe's
     mask, classes = manifest["mask"], len(manifest["classes"])
     rows = {
         "images": f"{manifest['count']:,} in {classes} classes",

@@ -39,6 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the run in --run")
     start.add_argument("--init-from", type=Path, metavar="CKPT", help="weights to start from")
+    add("--quiet", action="store_true", help="print warnings and a line an epoch only")
     add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
     return parser.parse_args(argv)
 
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     # Imported late: torch and FFCV take seconds, which --help and usage errors need not wait for.
     from harl_fast.engine.pretrain import pretrain
+    from harl_fast.viz import contact_sheet
 
     epochs = [f"epochs={args.epochs}"] if args.epochs is not None else []
     return pretrain(
@@ -59,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         run=args.run,
         resume=args.resume,
         init_from=args.init_from,
+        quiet=args.quiet,
+        sheet=contact_sheet,
     )
 
 

@@ -357,7 +357,10 @@ class BetonLoader(_Opened):
 
 
 class EvalLoader(_Opened):
-    """Every sample once, in the container's order, as one central square view."""
+    """Every sample once, in the container's order, as one central square view.
+
+    ids: these samples only, in this order.
+    """
 
     def __init__(
         self,
@@ -368,16 +371,18 @@ class EvalLoader(_Opened):
         workers: int = 0,
         centre: float = 0.875,
         damaged: Policy = "raise",
+        ids: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         super().__init__(path, damaged=damaged)
+        self.ids = np.arange(self.manifest.count) if ids is None else np.array(ids, np.int64)
         view = ViewGeometry(size_px=size_px, cells=1, centre=centre)
-        batch = min(batch, self.manifest.count)
+        batch = min(batch, len(self.ids))
         self._open([view], batch=batch, workers=decoding_threads(workers), ahead=2)
 
     def __len__(self) -> int:
         """Number of samples."""
-        return self.manifest.count
+        return len(self.ids)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield all samples; the last batch may be smaller."""
-        return self._batches(np.arange(self.manifest.count, dtype=np.int64), seed=0, epoch=0)
+        return self._batches(self.ids.astype(np.int64), seed=0, epoch=0)

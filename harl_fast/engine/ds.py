@@ -247,6 +247,16 @@ def any_rank(flag: bool) -> bool:
     return bool(value.item())
 
 
+def gather_floats(values: Sequence[float]) -> list[list[float]]:
+    """Return every rank's values, from host to host; all ranks must call it with as many."""
+    if dist.get_world_size() == 1:
+        return [list(values)]
+    own = torch.tensor(values, dtype=torch.float64)
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own, group=_host_group)
+    return [part.tolist() for part in parts]
+
+
 def _quiet() -> None:
     ds_logger.setLevel(logging.WARNING)
     # LARS under ZeRO 1 and 2 is proven equal to stage 0 by tests/launch.

@@ -1,4 +1,4 @@
-"""Figures of the steps since the last log line, summed up on the device."""
+"""Figures of the steps since the last log line, kept on the device until it is asked for them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,34 @@ from harl_fast.engine.ds import average_over_ranks
 
 Item = TypeVar("Item")
 
+_FOLD = 512
+"""Additions of one figure that are kept apart before they become one."""
+
 
 class Meter:
-    """Sums 0-d tensors without reading them; `take` reads all of them at once."""
+    """Collects 0-d tensors without touching the device; `take` sums and reads all of them."""
 
     def __init__(self) -> None:
         self._first = True
         self._reset()
 
     def _reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._values: dict[str, list[Tensor]] = {}
         self._counts: dict[str, int] = {}
         self._wait_s, self._start = 0.0, time.monotonic()
 
     def add(self, figures: Mapping[str, Tensor]) -> None:
-        """Add one step's or micro step's figures, 0-d tensors."""
+        """Add one step's or micro step's figures, 0-d tensors.
+
+        They are kept as they are, since adding would be a dozen kernels a step: they must not be
+        changed in place afterwards.
+        """
         for name, value in figures.items():
-            value = value.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            values = self._values.setdefault(name, [])
+            values.append(value.detach() if value.requires_grad else value)
             self._counts[name] = self._counts.get(name, 0) + 1
+            if len(values) == _FOLD:
+                values[:] = [_total(values)]
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items, counting the time that passes until each is there.
@@ -51,20 +60,31 @@ class Meter:
                 self._reset()
             yield item
 
+    def exclude(self, seconds: float) -> None:
+        """Leave the seconds that just passed beside the training out of the elapsed time."""
+        self._start += seconds
+
     def take(self) -> dict[str, float]:
         """Return each figure's mean over its additions and over ranks, and start again.
 
-        Also "elapsed_s" since the last call and "wait", the share of it spent on waiting for
-        items, this rank's. Waits for the device. All ranks must call it with the same names.
+        Also, of this rank, "elapsed_s" since the last call and "wait_s", the part of it that was
+        spent on waiting for items. Waits for the device. All ranks must call it with the same
+        names.
         """
         means: dict[str, float] = {}
-        if self._sums:
-            counts = [self._counts[name] for name in self._sums]
-            stacked = torch.stack(list(self._sums.values()))
-            stacked = stacked / torch.tensor(counts, dtype=stacked.dtype).to(stacked.device)
+        if self._values:
+            totals = torch.stack([_total(values) for values in self._values.values()])
+            counts = torch.tensor([self._counts[name] for name in self._values]).double()
+            stacked = totals / counts.to(totals.device)
             average_over_ranks([stacked])
-            means = dict(zip(self._sums, stacked.tolist(), strict=True))
+            means = dict(zip(self._values, stacked.tolist(), strict=True))
         elapsed = max(time.monotonic() - self._start, 1e-9)
-        means |= {"elapsed_s": elapsed, "wait": self._wait_s / elapsed}
+        means |= {"elapsed_s": elapsed, "wait_s": self._wait_s}
         self._reset()
         return means
+
+
+def _total(values: list[Tensor]) -> Tensor:
+    """Return the 0-d float64 sum; the first may be an earlier sum, and of another type."""
+    head, *rest = values
+    return torch.stack(rest).double().sum() + head.double() if rest else head.double()

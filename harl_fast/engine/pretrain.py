@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harl_fast.engine.dsconfig import read_engine_file, settle
 from harl_fast.engine.machine import check_machine, leader_reports, this_machine
 from harl_fast.engine.runfolder import open_run_folder, run_config, trim_metrics, write_configs
+
+if TYPE_CHECKING:
+    from harl_fast.engine.watch import Sheet
 
 
 def pretrain(
@@ -20,6 +24,8 @@ def pretrain(
     run: Path,
     resume: bool = False,
     init_from: Path | None = None,
+    quiet: bool = False,
+    sheet: Sheet | None = None,
 ) -> int:
     """Run one rank of a pretraining and return its exit code.
 
@@ -51,6 +57,7 @@ def pretrain(
     if machine.rank == 0:
         write_configs(folder, config, engine_config)
         trim_metrics(folder, step=step)
-    code = Pretraining(parts, folder, step=step, skipped=skipped).run()
+    run_ = Pretraining(parts, folder, step=step, skipped=skipped, quiet=quiet, sheet=sheet)
+    code = run_.run()
     ds.stop()
     return code

@@ -1,67 +1,84 @@
-"""What a run tells: the log line, the same record as JSON, and TensorBoard; on rank 0 only."""
+"""What a run tells: log and progress line, metrics.jsonl, TensorBoard, run.json; on rank 0 only."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 
-from torch.utils.tensorboard import SummaryWriter
-
-from harl_fast.engine.health import Health
+from harl_fast.engine.board import Board
+from harl_fast.engine.health import Health, Supply
 from harl_fast.engine.runfolder import RunFolder
-from harl_fast.files import format_seconds
+from harl_fast.engine.status import FINAL, RunStatus, State
+from harl_fast.files import LiveLine, format_seconds
 
-_BOARD = {
-    "loss": "loss/total",
-    "loss/whole": "loss/whole",
-    "loss/fg": "loss/fg",
-    "loss/bg": "loss/bg",
-    "lr": "schedule/lr",
-    "tau": "schedule/tau",
-    "alpha": "schedule/alpha",
-    "beta": "schedule/beta",
-    "grad_norm": "health/grad_norm",
-    "z_std": "health/z_std",
-    "fg": "health/foreground",
-    "empty": "health/empty",
-    "skipped": "health/skipped",
-    "loss_scale": "health/loss_scale",
-    "img_s": "speed/images_per_s",
-    "wait": "speed/wait",
-}
-"""TensorBoard's name of each field of a record."""
+_LINE_PERIOD_S = 0.5
 
 
 def log_line(record: Mapping[str, float], *, epochs: int) -> str:
     """Return a record as one line of ``key value`` pairs in fixed order."""
+    terms = [
+        f"{key[5:]} {record[key]:.4f}"
+        for key in ("loss/whole", "loss/fg", "loss/bg")
+        if key in record
+    ]
     return (
         f"epoch {record['epoch']:.0f}/{epochs} step {record['step']:.0f}  "
-        f"loss {record['loss']:.4f}  img_s {record['img_s']:.0f}  wait {record['wait']:.1%}  "
+        f"loss {record['loss']:.4f}{' (' + ' '.join(terms) + ')' if terms else ''}  "
+        f"img_s {record['img_s']:.0f}  wait {record['wait_worst']:.1%}  "
         f"z_std {record['z_std']:.2f}  fg {record['fg']:.1%}  empty {record['empty']:.1%}  "
         f"lr {record['lr']:.4g}  tau {record['tau']:.5f}  eta {format_seconds(record['eta_s'])}"
     )
 
 
 class Reporter:
-    """Writes each record everywhere and raises alarms; a silent one serves the other ranks."""
+    """Writes each record everywhere and raises alarms; a silent one serves the other ranks.
+
+    What cannot be written, on a full disk for instance, is told and left out: training goes on.
+    """
 
     def __init__(
-        self, folder: RunFolder, *, epochs: int, silent: bool, first_step: int = 0
+        self,
+        folder: RunFolder,
+        *,
+        epochs: int,
+        silent: bool,
+        first_step: int = 0,
+        total: int = 0,
+        batch: int = 1,
+        quiet: bool = False,
+        supply: Supply | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> None:
+        """total: steps of the run. batch: images of a step. texts: for TensorBoard, by name.
+
+        quiet: print one line an epoch instead of every record's, and what `say` is given.
+        """
         self._folder, self._epochs, self._silent = folder, epochs, silent
-        self._first_step = first_step
-        self._health = Health()
-        self._board: SummaryWriter | None = None
+        self._first_step, self._total, self._batch, self._quiet = first_step, total, batch, quiet
+        self._health = Health(supply)
+        self._line = LiveLine(sys.stderr)
+        self._texts = dict(texts or {})
+        self._board: Board | None = None
+        self._status: RunStatus | None = None
+        self._loss, self._eta_s = math.nan, math.nan
+        self._mark = (first_step, time.monotonic())  # a step, and when it was done
+        self._ticked = 0.0
+        self._lost: set[str] = set()
+        self._sums: dict[str, float] = {}  # of the epoch's records, weighted by their steps
 
     def __enter__(self) -> Reporter:
         if not self._silent:
-            # Points after the step that a resumed run starts from are hidden: they come again.
-            self._board = SummaryWriter(
-                str(self._folder.tensorboard), purge_step=self._first_step + 1
-            )
+            self._board = Board(self._folder.tensorboard, first_step=self._first_step)
+            for name, text in self._texts.items():
+                self._board.text(name, text)
+            latest = self._folder.checkpoints / "latest"
+            self._status = RunStatus(self._folder.path / "run.json", latest=latest)
+            self._status.update(epochs=self._epochs, total=self._total, step=self._first_step)
         return self
 
     def __exit__(
@@ -70,26 +87,135 @@ class Reporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._status is not None:
+            if kind is not None:
+                self._status.set("failed", reason=f"{kind.__name__}: {error}")
+            elif self._status.state not in FINAL:
+                self._status.set("preempted", reason="the run was left before its end")
         if self._board is not None:
-            self._board.close()
+            self._line.clear()
+            self._try("tensorboard", self._board.close)
 
     def say(self, text: str) -> None:
-        """Print a line."""
+        """Print a line, also when quiet: a warning, or what ends the run."""
         if not self._silent:
+            self._line.clear()
             print(text, file=sys.stderr, flush=True)
 
-    def write(self, record: Mapping[str, float]) -> None:
-        """Print a log record, add it to metrics.jsonl and to TensorBoard, and check its health."""
-        if self._board is None:
+    def note(self, text: str) -> None:
+        """Print a line unless quiet."""
+        if not self._quiet:
+            self.say(text)
+
+    def state(self, state: State, *, reason: str = "") -> None:
+        """Tell `run.json` what the run is doing."""
+        if self._status is not None:
+            self._status.set(state, reason=reason)
+
+    def tick(self, *, epoch: int, step: int) -> None:
+        """Note that a step is done; redraw the progress line and run.json when that is due.
+
+        Nothing is asked of the device: loss is the last record's.
+        """
+        now = time.monotonic()
+        if self._status is None or now - self._ticked < _LINE_PERIOD_S:
             return
-        self.say(log_line(record, epochs=self._epochs))
-        # JSON has no NaN; null is what other programs read.
-        finite = {key: value if math.isfinite(value) else None for key, value in record.items()}
-        with open(self._folder.metrics, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(finite, allow_nan=False) + "\n")
+        self._ticked = now
+        if self._status.state != "training":
+            self._status.set("training")
+        before, then = self._mark
+        rate = (step - before) / max(now - then, 1e-9) * self._batch
+        eta_s = self._eta_s - (now - then)
+        if not math.isfinite(eta_s):
+            eta_s = (self._total - step) * self._batch / max(rate, 1e-9)
+        self._status.update(epoch=epoch, step=step, img_s=rate, eta_s=max(eta_s, 0.0))
+        if not self._quiet:
+            self._line.show(
+                f"epoch {epoch}/{self._epochs} step {step:,}/{self._total:,}  loss "
+                f"{self._loss:.4f}  {rate:,.0f} images/s  eta {format_seconds(max(eta_s, 0.0))}"
+            )
+
+    def write(
+        self,
+        record: Mapping[str, float],
+        *,
+        ratios: list[float] | None = None,
+        ends_epoch: bool = False,
+    ) -> None:
+        """Write a log record everywhere and check its health.
+
+        ratios: of all tensors that LARS adapts. ends_epoch: it is its epoch's last.
+        """
+        if self._board is None or self._status is None:
+            return
         step = int(record["step"])
-        for key, name in _BOARD.items():
-            if key in record:
-                self._board.add_scalar(name, record[key], step)
+        self._loss, self._eta_s = record["loss"], record["eta_s"]
+        self._mark = (step, time.monotonic())
+        self.note(log_line(record, epochs=self._epochs))
+        if self._quiet:
+            self._summarise(record, ends_epoch=ends_epoch)
+        self._keep(record)
+        if ratios:
+            self._board.histogram("trust/histogram", ratios, step=step)
         for message in self._health.check(record):
             self.say(message)
+        if self._status.state != "training":
+            self._status.set("training")
+        self._status.update(
+            warnings=sorted(self._health.on),
+            **{key: record[key] for key in ("epoch", "step", "img_s", "eta_s")},
+            loss=record["loss"] if math.isfinite(record["loss"]) else None,
+        )
+
+    def write_probe(self, record: Mapping[str, float], *, text: str) -> None:
+        """Write what an online probe found, fields of a record of its own, and print the text."""
+        if self._board is not None:
+            self._keep(record)
+            self.say(text)
+
+    def _summarise(self, record: Mapping[str, float], *, ends_epoch: bool) -> None:
+        """Add a record to its epoch's means; print them as a log line at its end."""
+        means = ("loss", "loss/whole", "loss/fg", "loss/bg", "img_s", "wait_worst", "fg", "empty")
+        for key in ("steps", *(key for key in means if key in record)):
+            value = record[key] * (1 if key == "steps" else record["steps"])
+            self._sums[key] = self._sums.get(key, 0.0) + value
+        if ends_epoch:
+            steps = self._sums.pop("steps")
+            mean = {key: value / steps for key, value in self._sums.items()}
+            self.say(log_line({**record, **mean}, epochs=self._epochs))
+            self._sums = {}
+
+    def picture(self, name: str, png: Path, *, step: int) -> None:
+        """Add a PNG file to TensorBoard."""
+        if self._board is not None:
+            self._board.picture(name, png, step=step)
+
+    def _keep(self, record: Mapping[str, float]) -> None:
+        """Append a record to metrics.jsonl and add it to TensorBoard."""
+        board, step = self._board, int(record["step"])
+        assert board is not None
+        # JSON has no NaN; null is what other programs read.
+        finite = {key: value if math.isfinite(value) else None for key, value in record.items()}
+        line = json.dumps(finite, allow_nan=False) + "\n"
+        self._try("metrics.jsonl", lambda: _append(self._folder.metrics, line))
+        self._try("tensorboard", lambda: board.record(record, step=step))
+
+    def _try(self, name: str, write: Callable[[], None]) -> None:
+        """Write, or tell that it is impossible, once until it works again."""
+        try:
+            write()
+        except OSError as error:
+            if name not in self._lost:
+                place = self._folder.path / name
+                self.say(
+                    f"warning: {place} cannot be written ({error}); training goes on without it. "
+                    f"Free some space, or make the folder writable"
+                )
+            self._lost.add(name)
+        else:
+            self._lost.discard(name)
+
+
+def _append(path: Path, text: str) -> None:
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -53,18 +53,23 @@ def extract(
     device: torch.device,
     autocast: torch.dtype | None = None,
     label: str = "features",
+    stream: TextIO | None = None,
 ) -> FeatureSet:
     """Return the global mean of the encoder's last map for every sample, in the loader's order.
 
     encoder: (B, 3, S, S) float to (B, D, h, w), already on ``device``; run in eval mode, and left
     in the mode it came in. prepare: (B, S, S, 3) uint8 on ``device`` to (B, 3, S, S) normalised.
     autocast: compute type of the encoder; None computes in its own. label: name on the progress
-    line. Raises DataError when the loader yields another number of samples than it announced, and
-    CheckpointError when a feature is not finite.
+    line, which goes to ``stream`` (None: standard error). Raises DataError when the loader yields
+    another number of samples than it announced, and CheckpointError when a feature is not finite.
     """
     total, done = len(loader), 0
     features, labels = torch.empty(0), torch.empty(total, dtype=torch.int64)
-    with _evaluating(encoder), torch.inference_mode(), Progress(total, label=label) as progress:
+    with (
+        _evaluating(encoder),
+        torch.inference_mode(),
+        Progress(total, label=label, stream=stream) as progress,
+    ):
         for batch in loader:
             images = prepare(batch.views[0].to(device))
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):

@@ -63,6 +63,8 @@ class HARL(nn.Module):
         self.loss_type = loss_type
         self.mask_mode, self.mask_threshold = mask_mode, mask_threshold
         self.min_area = min_area
+        self.watched = True
+        """Whether `forward` measures spreads; an engine asks for them at the steps it logs."""
         # In a tuple and past nn.Module's own __setattr__, which would register it.
         object.__setattr__(self, "_target", (Target(self.backbone, self.projector),))
 
@@ -93,9 +95,10 @@ class HARL(nn.Module):
         `loss.term_weights`; a term of weight zero is not computed. A row counts in a region's term
         if the region has area in both views.
         Returns the 0-d float32 loss and detached 0-d tensors: "loss/<term>" of each computed term,
-        "z_std" (spread of the target's projections: 1 when even over the sphere, 0 when
-        collapsed), "fg" (mean coverage, each view counting alike) and "empty" (share of rows
-        without a usable foreground).
+        "fg" (mean coverage, each view counting alike) and "empty" (share of rows without a usable
+        foreground). If ``watched``, also spreads over the whole views, 1 when even over the sphere
+        and 0 when collapsed: "z_std" of the target's projections, "p_std" of the predictions and
+        "h_std" of the pooled online features (never negative, so well below 1 at best).
         """
         weights = term_weights(self.loss_type, alpha=alpha, beta=beta)
         weights = {term: weight for term, weight in weights.items() if weight}
@@ -110,6 +113,7 @@ class HARL(nn.Module):
             rows, _ = self._pooled(self.target.backbone, views, regions)
             z = _by_view(self.target.projector(rows, groups=groups), len(views), len(regions))
         rows, usable = self._pooled(self.backbone, views, regions)
+        h = _by_view(rows, len(views), len(regions))[:, 0]
         p = self.predictor(self.projector(rows, groups=groups), groups=groups)
         p = _by_view(p, len(views), len(regions))
 
@@ -120,7 +124,9 @@ class HARL(nn.Module):
         loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
         logs = {f"loss/{term}": value.detach() for term, value in terms.items()}
         foreground = torch.stack([has_area(grid, min_area=self.min_area) for grid in fg]).all(0)
-        logs["z_std"] = _spread(z[:, 0].flatten(0, 1))
+        if self.watched:
+            spread = {"z_std": z[:, 0], "p_std": p[:, 0], "h_std": h}
+            logs |= {name: _spread(x.detach().flatten(0, 1)) for name, x in spread.items()}
         logs["fg"] = torch.stack([grid.detach().mean() for grid in cells]).mean()
         logs["empty"] = 1.0 - foreground.float().mean()
         return loss, logs

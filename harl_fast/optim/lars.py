@@ -74,6 +74,7 @@ class LARS(torch.optim.Optimizer):
         for number, group in enumerate(self.param_groups):
             group.setdefault("name", f"group{number}")
         self._plans: dict[str, Plan] = {}
+        self._last: dict[str, Tensor] = {}
         self.init_state()
         self.begin_step()
 
@@ -125,6 +126,15 @@ class LARS(torch.optim.Optimizer):
         """0-d float64: norm of the whole gradient, over all calls of `step` since `begin_step`."""
         return self._square.sqrt()
 
+    def ratios(self) -> dict[str, Tensor]:
+        """Return by group the last step's ratio of each parameter, (n_params,) float64.
+
+        On the device; of whole parameters and equal on all ranks, also where tensors are shards.
+        Groups whose ``lars`` is False hold 1, or 0 where a gradient was exactly 0; so does a group
+        that has not stepped yet, by being left out.
+        """
+        return dict(self._last)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update the tensors of all groups in ``param_groups``; see the class.
@@ -173,6 +183,7 @@ class LARS(torch.optim.Optimizer):
         self, group: dict[str, Any], plan: Plan, grads: list[Tensor], norms: Tensor
     ) -> None:
         ratio, lr = _ratios(group, norms), group["lr"]
+        self._last[group["name"]] = ratio
         if group["formula"] == "simclr":
             ratio, lr = ratio * lr, 1.0
         segments = plan.segments(grads)
