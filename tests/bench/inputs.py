@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import preprocess
-from harl_fast.data import manifest, maskfield
+from harl_fast.data import imagefield, jpegfile, manifest, maskfield, tables
 from harl_fast.data.maskfield import resize_mask
 from harl_fast.errors import DataError
 from harl_fast.files import Progress
@@ -41,6 +42,7 @@ PHOTOS = {
     ),
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
 }
+LAYOUT = (imagefield, jpegfile, manifest, maskfield, tables)
 STORES = ("jpg", "passthrough", "yuv420", "raw")
 Pixels = npt.NDArray[np.uint8]
 
@@ -101,6 +103,14 @@ def _pictures(data: Path | None, count: int) -> Iterator[tuple[Pixels, Path | No
         yield pixels, files[place] if small else None
 
 
+def set_name(data: Path | None, count: int) -> str:
+    """Return the name under which an input set is kept, by the whole path of its photos."""
+    if data is None:
+        return f"photos-{count}"
+    whole = data.resolve()
+    return f"{whole.name}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:8]}-{count}"
+
+
 def image_set(base: Path, *, count: int, data: Path | None) -> Path:
     """Return a folder with ``count`` JPEGs in source/train/<class>/, masks in masks/<class>/.
 
@@ -108,8 +118,7 @@ def image_set(base: Path, *, count: int, data: Path | None) -> Path:
     so that every contender reads the same pixels. The masks are the project's heuristic ones,
     `MASK_PX` pixels square in the image's frame, 0 or 255.
     """
-    name = f"{data.resolve().name}-{count}" if data else f"photos-{count}"
-    root = base / name
+    root = base / set_name(data, count)
     if (root / "complete").is_file():
         return root
     shutil.rmtree(root, ignore_errors=True)
@@ -142,7 +151,8 @@ def jpegs(root: Path) -> list[Path]:
 def our_container(root: Path, store: str, log: Path) -> Path | str:
     """Return the container of one store, or why there is none.
 
-    It is written again when any source of the converting programs has changed.
+    It is written again when any source of the converting programs has changed, or one of the files
+    that say how a container is laid out.
     """
     out = root / f"beton-{store}"
     marker, version = out / "complete", _converter_version()
@@ -162,7 +172,7 @@ def our_container(root: Path, store: str, log: Path) -> Path | str:
 
 def _converter_version() -> str:
     files = [*Path(str(preprocess.__file__)).parent.rglob("*.py")]
-    files += [Path(str(module.__file__)) for module in (manifest, maskfield)]
+    files += [Path(str(module.__file__)) for module in LAYOUT]
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.read_bytes())
