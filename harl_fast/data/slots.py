@@ -108,7 +108,8 @@ def _rows(buffer: Any, slot: int, first: int, stop: int) -> Any:
 def available_bytes() -> int | None:
     """Return how much main memory this process may still take, or None where nobody says.
 
-    The kernel's estimate (MemAvailable), or less if a container (cgroup v2) is allowed less.
+    The kernel's estimate (MemAvailable), or less if a container (cgroup v2) is allowed less; there
+    too, pages of files count as available, since the kernel takes them back when it must.
     """
     found = []
     try:
@@ -120,7 +121,7 @@ def available_bytes() -> int | None:
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         if limit != "max":
-            cache = _statistic("inactive_file")
+            cache = _statistic("inactive_file") + _statistic("active_file")
             used = int((_CGROUP / "memory.current").read_text())
             found.append(max(0, int(limit) - used + cache))
     except (OSError, ValueError):

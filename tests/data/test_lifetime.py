@@ -269,6 +269,20 @@ def test_available_memory_is_what_the_kernel_says() -> None:
     assert free is not None and 0 < free <= psutil.virtual_memory().available + 64 * MB
 
 
+def test_a_containers_limit_counts_but_pages_of_files_are_available(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The container that is read fills such pages: they must not make a loader be refused."""
+    monkeypatch.setattr(slots, "_CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    without_limit = slots.available_bytes()
+    assert without_limit is not None and without_limit > 64 * MB
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4500\n")
+    (tmp_path / "memory.stat").write_text("anon 900\nactive_file 3000\ninactive_file 400\n")
+    assert slots.available_bytes() == 5000 - 4500 + 3000 + 400
+
+
 def test_paths_that_hold_no_container_are_refused(beton: Path, tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(DataError, match=r"is a folder.*train\.beton"):
         loader(beton.parent)
