@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.data.decode import STATUS_TEXT
-from harl_fast.data.manifest import sample_name
+from harl_fast.data.manifest import names_path, sample_name
 from harl_fast.errors import DataError
 
 Policy = Literal["raise", "replace"]
@@ -72,7 +72,7 @@ class Damage:
     def met(self, sample: int, status: int) -> None:
         """Take note of a damaged sample; raise DataError if it, or their number, is not borne."""
         reason = STATUS_TEXT[status]
-        name = sample_name(self.path, sample)
+        name = self._name(sample)
         if self.policy == "raise":
             raise DataError(
                 f"{self.path}: sample {sample} ({name}): {reason}. The container is damaged: write "
@@ -92,6 +92,12 @@ class Damage:
                 f"preprocess.verify --deep {self.path}` lists them all; write the container again "
                 f"with `make beton`"
             )
+
+    def _name(self, sample: int) -> str:
+        try:
+            return sample_name(self.path, sample)
+        except (DataError, OSError, UnicodeDecodeError):  # the damage is what must be told
+            return f"its name is not in {names_path(self.path).name}"
 
     def candidate(self, sample: int) -> int:
         """Return the next sample after ``sample`` not known to be damaged; DataError if none is."""

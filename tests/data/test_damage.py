@@ -11,10 +11,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ffcv.types import ALLOC_TABLE_TYPE, HeaderType
 
 from harl_fast.data.epoch import LoudEpoch
 from harl_fast.data.loader import EvalLoader
+from harl_fast.data.manifest import names_path
 from harl_fast.errors import ConfigError, DataError
 from tests.betons import plain_item, write_beton
 from tests.data.support import COUNT, by_sample, damage, loader, rows
@@ -39,6 +42,19 @@ def test_damage_is_an_error_that_names_sample_and_file(broken: Path) -> None:
         list(EvalLoader(broken, size_px=32, batch=60))
     for word in (str(broken), "sample 17", "sample17.jpg", "make beton", "replace"):
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"a\n", b"\xff"])
+def test_damage_is_told_without_its_name_too(
+    beton: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    path = damage(beton, tmp_path, 17)
+    names_path(path).unlink()
+    if content is not None:
+        names_path(path).write_bytes(content)
+    with pytest.raises(DataError, match=r"sample 17 \(.*train\.names\.txt\): its JPEG data are"):
+        list(EvalLoader(path, size_px=32, batch=60))
+    assert len(by_sample(EvalLoader(path, size_px=32, damaged="replace"))) == COUNT - 1
 
 
 @pytest.mark.parametrize("changes", [{}, {"workers": 1, "batch_micro": 4}])
@@ -70,6 +86,24 @@ def test_ranks_agree_on_the_replacement(broken: Path) -> None:
     alone = loader(broken, damaged="replace")
     whole = [(i, r) for b in alone for i, r in zip(b.ids.tolist(), rows(b), strict=True)]
     assert sorted(together) == sorted(whole)
+
+
+def test_a_mask_of_another_size_is_damage(beton: Path, tmp_path: Path) -> None:
+    path = damage(beton, tmp_path)
+    start = int(np.fromfile(path, HeaderType, count=1)[0]["alloc_table_ptr"])
+    table = np.fromfile(path, ALLOC_TABLE_TYPE, offset=start)
+    masks = table["size"] == 512
+    assert masks.sum() == COUNT
+    table["size"][masks & (table["sample_id"] == 17)] = 504
+    with open(path, "r+b") as stream:
+        stream.seek(start)
+        stream.write(table.tobytes())
+    with pytest.raises(DataError, match=r"sample 17 \(sample17.jpg\): its mask .* the wrong size"):
+        list(loader(path))
+    (one, two) = (loader(p, damaged="replace") for p in (path, beton))
+    expected, got = by_sample(two), by_sample(one)
+    assert got == {sample: row for sample, row in expected.items() if sample != 17}
+    assert [item.id for item in one.damage.first] == [17]
 
 
 def test_too_much_damage_is_an_error(beton: Path, tmp_path: Path) -> None:
@@ -227,9 +261,10 @@ print("waiting", flush=True)
 next(iter(loader))
 """
 OURS = """
-import sys
+import sys, time
 from harl_fast.data.epoch import LoudEpoch
 from harl_fast.data.loader import EvalLoader
+from harl_fast.errors import DataError
 
 def failing(self, *args):
     raise MemoryError("no room")
@@ -237,7 +272,11 @@ def failing(self, *args):
 LoudEpoch.run_pipeline = failing
 loader = EvalLoader(sys.argv[1], size_px=32)
 print("waiting", flush=True)
-next(iter(loader))
+start = time.monotonic()
+try:
+    next(iter(loader))
+except DataError as error:
+    sys.exit(f"{time.monotonic() - start} seconds: {error}")
 """
 
 
@@ -267,5 +306,6 @@ def wait_for_end(script: str, beton: Path, *, limit_s: float) -> tuple[int | Non
 def test_stock_ffcv_hangs_where_this_loader_raises(beton: Path) -> None:
     code, errors = wait_for_end(STOCK, beton, limit_s=IN_TIME_S)
     assert code is None and "MemoryError: no room" in errors  # its thread told only stderr
-    code, errors = wait_for_end(OURS, beton, limit_s=IN_TIME_S)
-    assert code == 1 and "DataError" in errors and "no room" in errors and "sample 0" in errors
+    code, errors = wait_for_end(OURS, beton, limit_s=60)  # with the end of the interpreter
+    assert code == 1 and "no room" in errors and "sample 0" in errors
+    assert float(errors.splitlines()[-1].split()[0]) < IN_TIME_S
