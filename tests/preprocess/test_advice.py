@@ -70,6 +70,6 @@ def test_the_estimate_of_jpg_is_its_conversion(tmp_path: Path) -> None:
 def test_costs_are_measured_through_the_loader(tmp_path: Path) -> None:
     source = folder_source(image_folder(tmp_path / "set", classes=2, train=20))
     costs = advice.measure(source, Settings(512, 90, 64, "heuristic"), "train")
-    # From the time of a memory copy to a hundredth of a second: it is a loader's, not a stub's.
+    # More than a memory copy takes: it is a loader's, not a stub's. A second even if disturbed.
     assert set(costs) == {"jpg", "raw", "yuv420"}
-    assert all(10 < cost < 1e4 for cost in costs.values())
+    assert all(10 < cost < 1e6 for cost in costs.values())
