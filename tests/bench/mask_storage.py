@@ -1,4 +1,8 @@
-"""What a stored mask of S x S bits loses at the cells of random crops, against the full mask."""
+"""What a stored mask of S x S bits loses at the cells of random crops, against the full mask.
+
+The true masks say what storing alone costs; masks that a method found, what it costs beside the
+method's own errors.
+"""
 
 from __future__ import annotations
 
@@ -26,39 +30,44 @@ CROPS = 16
 VIEW_PX = 224
 
 Grid = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 
-def measure(sets: Mapping[str, Sequence[Case]], *, sizes: Sequence[int] = SIZES) -> dict[str, Any]:
-    """Return by set, range of scale and size what is lost.
+def measure(
+    sets: Mapping[str, Sequence[Case]],
+    *,
+    sizes: Sequence[int] = SIZES,
+    found: Mapping[str, Sequence[Mask]] | None = None,
+) -> dict[str, Any]:
+    """Return by set, range of scale and size how far stored cells are from the full true mask's.
 
-    iou: mean over crops of the soft Jaccard of stored and full mask's cells; iou_low: its 5th
-    percentile; difference: mean absolute difference of a cell's share. Crops without foreground in
-    either mask are left out of all three.
+    iou: mean over crops of the soft Jaccard of the cells; iou_low: its 5th percentile; difference:
+    mean absolute difference of a cell's share. Crops without foreground in any mask are left out.
+    found: by set, the masks to store, (S', S') bool over each image; the true ones without it.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, cases in sets.items():
+        masks = found[name] if found else [case.truth for case in cases]
         for scale in SCALES:
             view = ViewGeometry(size_px=VIEW_PX, cells=CELLS, scale=scale)
-            crops = [
-                crop
-                for place, case in enumerate(cases)
-                for crop in _crops(case, place, view, sizes)
-            ]
+            crops: list[dict[int, Grid]] = []
+            for place, (case, mask) in enumerate(zip(cases, masks, strict=True)):
+                crops += _crops(case.truth, mask, place, view, sizes)
             text = f"{name}, scale {scale[0]:g} to {scale[1]:g}"
-            found[text] = {size: _losses(crops, size) for size in sizes}
-    return found
+            results[text] = {size: _losses(crops, size) for size in sizes}
+    return results
 
 
 def _crops(
-    case: Case, place: int, view: ViewGeometry, sizes: Sequence[int]
+    truth: Mask, mask: Mask, place: int, view: ViewGeometry, sizes: Sequence[int]
 ) -> list[dict[int, Grid]]:
-    """Return the cells of some crops from the full mask (key 0) and from each stored size."""
-    height, width = case.truth.shape
+    """Return the cells of some crops from the true mask (key 0) and from each stored size."""
+    height, width = truth.shape
     (row,), unread = geometry_table([view]), np.zeros((1, 1), np.int32)
-    packed = {size: pack_mask(resize_mask(case.truth, size=size)) for size in sizes}
+    packed = {size: pack_mask(resize_mask(mask, size=size)) for size in sizes}
     integral = np.zeros((height + 1, width + 1))
-    integral[1:, 1:] = case.truth.cumsum(axis=0).cumsum(axis=1)
-    found = []
+    integral[1:, 1:] = truth.cumsum(axis=0).cumsum(axis=1)
+    crops = []
     for crop in range(CROPS):
         key = np.uint64(stream(0, crop, place, 0, GEOMETRY))
         placed = draw_view(key, height, width, row, unread)
@@ -68,8 +77,8 @@ def _crops(
             cell_coverage(bits, size, height, width, placed, grid)
             cells[size] = grid.astype(np.float64)
         if any(grid.any() for grid in cells.values()):
-            found.append(cells)
-    return found
+            crops.append(cells)
+    return crops
 
 
 def full_cells(integral: Grid, placed: tuple[int, int, int, int, bool, bool], cells: int) -> Grid:

@@ -20,7 +20,7 @@ from harl_fast.files import Progress, write_json
 from preprocess.masks.score import Score, mean_score, score
 from tests.bench import mask_report, mask_sets, mask_storage
 from tests.bench.mask_methods import Contender, contenders
-from tests.bench.mask_sets import HALVES, Case, Pixels, half
+from tests.bench.mask_sets import HALVES, Case, Mask, Pixels, half
 from tests.bench.process import machine_facts
 
 CHUNK = 16
@@ -78,15 +78,18 @@ def load_sets(args: argparse.Namespace, skipped: dict[str, str]) -> dict[str, li
     return sets
 
 
-def score_all(contender: Contender, cases: Sequence[Case], progress: Progress) -> list[Score]:
-    """Return a method's score on each case."""
-    scores = []
+def score_all(
+    contender: Contender, cases: Sequence[Case], progress: Progress
+) -> tuple[list[Score], list[Mask]]:
+    """Return a method's score and mask of each case."""
+    scores, masks = [], []
     for chunk in _chunks(cases):
         found = contender.find([case.image for case in chunk])
         for case, (mask, soft, _) in zip(chunk, found, strict=True):
             scores.append(score(mask, soft, case.truth))
+            masks.append(mask)
         progress.advance(len(chunk))
-    return scores
+    return scores, masks
 
 
 def parts(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
@@ -137,18 +140,21 @@ def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 def measure(
     args: argparse.Namespace, some: Sequence[Contender], sets: Mapping[str, Sequence[Case]]
-) -> dict[str, dict[str, Any]]:
-    """Return each method's scores, shares and speeds."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[Mask]]]:
+    """Return each method's scores, shares and speeds, and its masks of the horses."""
     photos = mask_sets.photo_files(args.photos, most=args.count) if args.photos else []
     results: dict[str, dict[str, Any]] = {}
+    kept: dict[str, list[Mask]] = {}
     each = sum(len(cases) for cases in sets.values()) + len(photos)
     for contender in some:
         scores, singles = {}, {}
         with Progress(each, label=contender.name) as progress:
             for name, cases in sets.items():
-                found = score_all(contender, cases, progress)
+                found, masks = score_all(contender, cases, progress)
                 scores[name] = parts(found)
                 singles[name] = [round(one.iou, 4) for one in found]
+                if name == mask_report.HORSES:
+                    kept[contender.name] = masks
             bad = {"shares": shares(contender, photos, progress)} if photos else {}
         results[contender.name] = {"facts": contender.facts, "scores": scores, "iou": singles} | bad
     if photos:
@@ -157,7 +163,20 @@ def measure(
         clocked = [case.image for case in mask_sets.drawn(SPEED_COUNT)]
     for name, rates in speeds(some, clocked, rounds=args.rounds).items():
         results[name]["speed"] = rates
-    return results
+    return results, kept
+
+
+def stored(
+    sets: Mapping[str, Sequence[Case]], kept: Mapping[str, Sequence[Mask]]
+) -> dict[str, Any]:
+    """Return what storing loses of the true masks, and of those of methods that see the image."""
+    found = mask_storage.measure({f"true, {name}": cases for name, cases in sets.items()})
+    for method in ("heuristic", "selftrained", "onnx"):
+        if method in kept:
+            name = f"{method}, {mask_report.HORSES}"
+            cases = {name: sets[mask_report.HORSES]}
+            found |= mask_storage.measure(cases, found={name: kept[method]})
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -168,13 +187,13 @@ def main(argv: list[str] | None = None) -> int:
     facts = machine_facts()
     some, skipped = contenders(network=args.network, onnx=args.onnx, extra=args.mask_method)
     sets = load_sets(args, skipped)
-    results = measure(args, some, sets)
+    results, kept = measure(args, some, sets)
     print(f"\n{facts['cpu']}, one core, CPU time; {args.rounds} rounds\n")
     columns = {name: [p for p in ("all", *HALVES) if len(sets[name]) > 1 or p == "all"]
                for name in sets}  # fmt: skip
     print(mask_report.score_table(results, columns) + "\n")
     print(mask_report.cost_table(results) + "\n")
-    storage = mask_storage.measure(sets) if args.storage else None
+    storage = stored(sets, kept) if args.storage else None
     if storage:
         print(mask_storage.table(storage) + "\n")
     rows = mask_report.check_rows(results)

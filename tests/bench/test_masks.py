@@ -12,6 +12,7 @@ import pytest
 
 from harl_fast.data.geometry import ViewGeometry, draw_view, geometry_table
 from harl_fast.errors import DataError
+from harl_fast.files import Progress
 from tests.bench import mask_sets, mask_storage, masks
 from tests.bench.composites import composite
 from tests.bench.mask_methods import centre_otsu, contenders, grabcut
@@ -129,6 +130,18 @@ def test_storage_loses_nothing_where_the_stored_mask_is_the_mask() -> None:
     assert "512" in mask_storage.table(rough)
 
 
+def test_found_masks_are_compared_with_the_truth_not_with_themselves() -> None:
+    truth = np.zeros((64, 64), np.bool_)
+    truth[16:48, 16:48] = True
+    half = truth.copy()
+    half[:, 32:] = False
+    case = Case("a", np.zeros((1, 1, 3), np.uint8), truth)
+    found = mask_storage.measure({"a": [case]}, sizes=(64,), found={"a": [half]})
+    exact = mask_storage.measure({"a": [case]}, sizes=(64,), found={"a": [truth]})
+    assert all(losses[64]["iou"] < 0.75 for losses in found.values())
+    assert exact == mask_storage.measure({"a": [case]}, sizes=(64,))
+
+
 def horse_folder(root: Path, *, count: int) -> Path:
     """Write composites as photos twice the size of their JPEG masks."""
     for index in range(count):
@@ -160,7 +173,7 @@ def test_the_program_scores_and_writes_everything(
     horses, out = horse_folder(tmp_path / "horses", count=4), tmp_path / "masks.json"
     small = ["--composites", "2", "--rounds", "1", "--count", "3", "--out", str(out)]
     photos = ["--photos", str(tmp_path / "horses/images")]
-    assert masks.main(["--horses", str(horses), *photos, *small]) == 0
+    assert masks.main(["--horses", str(horses), *photos, *small, "--storage"]) == 0
     written, printed = json.loads(out.read_text()), capsys.readouterr().out
     assert "skipped: selftrained: no NETWORK" in printed and "skipped: cut-outs" in printed
     found = written["methods"]["full"]
@@ -170,6 +183,9 @@ def test_the_program_scores_and_writes_everything(
     assert odd == pytest.approx(np.mean(truths[1::2]), abs=0.01)
     assert found["shares"] == {"empty": 0.0, "full": 1.0, "stand_in": 0.0}
     assert len(written["methods"]["heuristic"]["speed"]) == 1
+    stored = written["storage"]["true, horses, scale 0.2 to 1"]
+    assert 0.8 < stored["32"]["iou"] < stored["64"]["iou"] < stored["224"]["iou"] < 1
+    assert written["storage"]["heuristic, horses, scale 0.2 to 1"]["64"]["iou"] < 0.95
     assert written["machine"]["packages"]["opencv-python"] and written["bars"]
 
 
@@ -182,8 +198,7 @@ def test_horses_by_the_heuristic() -> None:
     made, _ = contenders(network=None, onnx=None, extra=[])
     scores = {}
     for contender in made:
-        found = contender.find([case.image for case in cases])
-        each = [masks.score(m, s, c.truth) for (m, s, _), c in zip(found, cases, strict=True)]
+        each, _ = masks.score_all(contender, cases, Progress(len(cases), label=contender.name))
         scores[contender.name] = masks.mean_score(each)
         assert all(0 <= one.mae <= 1 for one in each)
     assert scores["heuristic"].iou > scores["center+otsu"].iou + 0.15
