@@ -92,7 +92,8 @@ masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache
 	@echo "masks: $(or $(MASKS),$(OUT)/masks) (give it to make beton as MASKS=)"
 
 pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [SET="a=1 b.c=2"] [RESUME=1]
-	"$(BIN)/python" "$(BIN)/deepspeed" $(call option,--num_gpus,$(RANKS)) launch/pretrain.py \
+	"$(BIN)/python" launch/guard.py \
+		"$(BIN)/python" "$(BIN)/deepspeed" $(call option,--num_gpus,$(RANKS)) launch/pretrain.py \
 		--deepspeed_config "$(DS_CONFIG)" $(if $(and $(RESUME),$(filter file,$(origin CONFIG))),,\
 		--config "$(CONFIG)") --data "$(OUT)" --run "$(RUN)" $(call option,--epochs,$(EPOCHS)) \
 		$(foreach pair,$(SET),--set "$(pair)") $(if $(RESUME),--resume) $(ARGS)

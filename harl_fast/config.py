@@ -210,10 +210,16 @@ class LogConfig(Section):
     """Steps between log lines; only then is the device waited for."""
     checkpoint_epochs: int = Field(10, ge=1)
     """Epochs between checkpoints; one more is written at the end."""
+    checkpoint_minutes: float = Field(0.0, ge=0.0)
+    """Also write one so many minutes after the last; 0: at epochs only. When a checkpoint is
+    written changes no weight."""
     keep_last: int = Field(3, ge=1)
     """How many of the newest checkpoints are kept."""
     keep_every_epochs: int = Field(100, ge=1)
     """Checkpoints at multiples of this are kept for good."""
+    max_skipped: int = Field(20, ge=1)
+    """The run fails after so many steps in a row with a loss or gradient that is not finite. Under
+    fp16 a step counts only once the loss scale is at its minimum."""
     probe_epochs: int = Field(0, ge=0)
     """Epochs between judgements of the features (k-NN and a ridge head); 0: never."""
     probe_images: int = Field(2000, ge=20)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from harl_fast.config import presets
+from harl_fast.engine.clock import parse_duration
 from harl_fast.errors import run_main
 
 EXAMPLES = """\
@@ -40,6 +41,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     start.add_argument("--resume", action="store_true", help="continue the run in --run")
     start.add_argument("--init-from", type=Path, metavar="CKPT", help="weights to start from")
     add("--quiet", action="store_true", help="print warnings and a line an epoch only")
+    text = "save and end with exit code 0 before this process is so old"
+    add("--time-limit", type=parse_duration, metavar="HH:MM:SS|MINUTES", help=text)
     add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
     return parser.parse_args(argv)
 
@@ -63,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         init_from=args.init_from,
         quiet=args.quiet,
         sheet=contact_sheet,
+        time_limit_s=args.time_limit,
     )
 
 

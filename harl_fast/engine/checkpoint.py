@@ -1,18 +1,17 @@
 """Checkpoints: one safetensors file and its JSON record, independent of stage and rank count.
 
 A run's ``checkpoints/`` holds ``step-00003750.safetensors`` with fp32 tensors ``online.*``,
-``target.*``, ``optim.<state>.<parameter>`` and, under fp16, ``scale.*``; a ``.json`` record of the
-same name; and ``latest``, a text file with the newest complete name. The record is written after
-the tensors and ``latest`` after both, each under a temporary name first, so that a crash at any
-point leaves a checkpoint to resume from. Nothing is pickled.
+``target.*``, ``optim.<state>.<parameter>``, under fp16 ``scale.*``, and ``ranks.*`` with one row a
+rank (see `engine.parts`); a ``.json`` record of the same name; and ``latest``, a text file with the
+newest complete name. The record is written after the tensors and ``latest`` after both, each under
+a temporary name first, so that a crash at any point leaves a checkpoint to resume from. Nothing is
+pickled.
 """
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import harl_fast
 from harl_fast.config import RunConfig, Section
+from harl_fast.engine.provenance import code_version, now
 from harl_fast.errors import CheckpointError
 from harl_fast.files import replacing, write_json, write_text
 from harl_fast.model.backbone import Backbone, build_backbone
@@ -47,6 +46,10 @@ class Record(Section):
     config: RunConfig
     engine: dict[str, Any]
     """The DeepSpeed file as settled for the run that wrote this."""
+    ranks: int = 1
+    """Processes of the run that wrote this."""
+    loader: dict[str, int | str] = Field(default_factory=dict)
+    """The loader's position and what it counts in."""
     data: dict[str, Any]
     """The container's ``count`` and ``beton_sha256``."""
     code: str
@@ -88,20 +91,26 @@ def write_checkpoint(
         mode = temporary.stat().st_mode  # safetensors would leave the file to its owner alone
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
         temporary.chmod(mode)
-    full = Record(
-        **record,
-        code=code_version(),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        tensors_bytes=path.stat().st_size,
-    )
-    write_json(path.with_suffix(".json"), full.model_dump(mode="json"))
+    full = Record(**record, code=code_version(), created=now(), tensors_bytes=path.stat().st_size)
+    note = path.with_suffix(".json")
+    try:
+        write_json(note, full.model_dump(mode="json"))
+    except OSError:
+        if not note.is_file():
+            path.unlink()  # of no use without its record, and the disk may be full
+        raise
     write_text(folder / LATEST, path.stem + "\n")
     return Checkpoint(path, full)
 
 
 def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
-    """Delete checkpoints that are neither among the newest nor at a kept epoch's end."""
-    paths = sorted(folder.glob("step-*.safetensors"))
+    """Delete checkpoints that are neither among the newest nor at a kept epoch's end.
+
+    Newest up to the latest: what lies after it was left behind by a run that went back to an
+    earlier one, and is written over when the run gets there.
+    """
+    latest = _tensor_file(folder).name
+    paths = sorted(path for path in folder.glob("step-*.safetensors") if path.name <= latest)
     for path in paths[:-keep_last]:
         try:
             record = open_checkpoint(path).record
@@ -114,6 +123,17 @@ def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
             path.with_suffix(".json").unlink(missing_ok=True)
     for leftover in folder.glob(".*.tmp"):  # of a save that was killed
         leftover.unlink()
+
+
+def last_before(folder: Path, *, step: int) -> Path | None:
+    """Return the newest complete checkpoint of at most so many steps, if there is one."""
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        try:
+            if open_checkpoint(path).record.step <= step:
+                return path
+        except CheckpointError:
+            continue
+    return None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -176,17 +196,6 @@ def random_encoder(config: RunConfig, *, seed: int) -> Backbone:
             zero_init_residual=config.model.zero_init_residual,
         )
     return encoder.eval()
-
-
-def code_version() -> str:
-    """Return harl_fast's version, followed by the commit where it runs from a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    where = Path(__file__).parent
-    try:
-        answer = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return harl_fast.__version__
-    return " ".join([harl_fast.__version__, answer.stdout.strip()]).strip()
 
 
 def _tensor_file(path: Path) -> Path:

@@ -236,15 +236,27 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> None:
 
 
 def any_rank(flag: bool) -> bool:
-    """Return whether the flag is set on any rank; all ranks must call it.
+    """Return whether the flag is set on any rank; all ranks must call it."""
+    return bool(max_over_ranks(int(flag)))
+
+
+def max_over_ranks(value: int) -> int:
+    """Return the largest of the ranks' values; all ranks must call it.
 
     Over gloo, from host to host: no GPU is waited for.
     """
     if dist.get_world_size() == 1:
-        return flag
-    value = torch.tensor([int(flag)], dtype=torch.int32)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_host_group)
-    return bool(value.item())
+        return value
+    largest = torch.tensor([value], dtype=torch.int32)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_host_group)
+    return int(largest.item())
+
+
+def gather_rows(row: Tensor) -> Tensor:
+    """Return the ranks' (N,) tensors in host memory as (ranks, N); all ranks must call it."""
+    rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, row, group=_host_group)
+    return torch.stack(rows)
 
 
 def gather_floats(values: Sequence[float]) -> list[list[float]]:

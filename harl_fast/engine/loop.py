@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import time
+from dataclasses import dataclass
 
-import torch.distributed as dist
-
-from harl_fast.engine.checkpoint import prune, write_checkpoint
+from harl_fast.engine.checkpoint import last_before
+from harl_fast.engine.clock import TimeLimit
+from harl_fast.engine.ds import any_rank, max_over_ranks
 from harl_fast.engine.parts import Parts, collect_state
 from harl_fast.engine.runfolder import RunFolder
+from harl_fast.engine.saver import Saver
 from harl_fast.engine.step import Stepper
-from harl_fast.engine.stop import StopSignal
+from harl_fast.engine.stop import StopSignal, Wish
 from harl_fast.engine.views import colouring, sizes_text, view_geometry, views_at
 from harl_fast.engine.watch import Sheet, Watch, open_reporter
+from harl_fast.errors import HarlError
+
+UNSAVED = 2
+"""Exit code of a run whose last checkpoint could not be written."""
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended."""
+
+    code: int
+    """Exit code; the same on all ranks."""
+    step: int
+    done: bool
+    """Whether it came to its end, rather than saving and leaving before."""
+    reason: str
 
 
 class Pretraining:
-    """A run from a step to its end, with logs, checkpoints and a clean stop on a signal."""
+    """A run from a step to its end, with logs, checkpoints and a clean stop on a signal.
+
+    time_limit_s: of the process's age, at which it must have saved and left; None for none. stop:
+    signals received so far; by default they are watched while `run` runs.
+    """
 
     def __init__(
         self,
@@ -27,35 +52,67 @@ class Pretraining:
         skipped: int = 0,
         quiet: bool = False,
         sheet: Sheet | None = None,
+        time_limit_s: float | None = None,
+        stop: StopSignal | None = None,
     ) -> None:
         self.parts, self.folder = parts, folder
         self.stepper = Stepper(parts, step=step, skipped=skipped)
         self.reporter = open_reporter(parts, folder, step=step, quiet=quiet)
         self.watch = Watch(self.stepper, folder, self.reporter, sheet=sheet)
-        self._saved = step
+        self.ending: Ending | None = None
+        self.stop = StopSignal() if stop is None else stop
+        self._listening = self.stop if stop is None else contextlib.nullcontext()
+        self._saver: Saver | None = None
+        if parts.machine.rank == 0:
+            log = parts.config.log
+            self._saver = Saver(
+                folder.checkpoints,
+                keep_last=log.keep_last,
+                keep_every_epochs=log.keep_every_epochs,
+                say=self.reporter.say,
+            )
+        state = 12 * sum(parameter.numel() for parameter in parts.harl.parameters())
+        self._limit = TimeLimit(time_limit_s, state_bytes=state)
+        self._saved, self._saved_s = step if step else -1, time.monotonic()
 
     def run(self) -> int:
-        """Train to the last epoch; return the exit code, which is 128 + N after signal N."""
+        """Train to the last epoch; return the exit code, see `ending`.
+
+        0 at the end, after SIGTERM, SIGUSR1 and at the time limit; 130 after SIGINT; 2 if the last
+        checkpoint could not be written. Raises HarlError after too many steps without effect.
+        """
         course, stepper = self.parts.course, self.stepper
-        with self.reporter, StopSignal() as stop:
+        wish = Wish.GO_ON
+        with self.reporter, self._listening:
             self._introduce()
             self.reporter.state("warming")
             for epoch in range(stepper.step // course.steps_per_epoch, course.epochs):
-                self._epoch(epoch, stop)
-                if stop.agreed:
-                    self._save()
-                    self.reporter.state("preempted", reason=stop.name)
-                    self.reporter.say(
-                        f"stopped by {stop.name} at step {stepper.step}; --resume continues there"
-                    )
-                    return 128 + stop.number
-            self._save()
-            self.reporter.state("finished")
-            self.reporter.say(
-                f"done: {course.epochs} epochs, {course.total} steps; "
-                f"weights: {self.folder.checkpoints}"
-            )
-        return 0
+                wish = self._epoch(epoch)
+                if wish >= Wish.LEAVE:
+                    break
+            self.ending = self._end(wish)
+        return self.ending.code
+
+    def _end(self, wish: Wish) -> Ending:
+        """Write the last checkpoint, and say how the run ended."""
+        course, step = self.parts.course, self.stepper.step
+        written = self._save_surely()
+        done = step == course.total
+        if done:
+            reason = "done"
+            text = f"done: {course.epochs} epochs, {course.total} steps; "
+            text += f"weights: {self.folder.checkpoints}"
+            self.reporter.state("finished" if written else "failed")
+        else:
+            late = wish == Wish.LEAVE and not self.stop.number and self._limit.passed
+            reason = self.stop.name or ("time limit" if late else "another rank's signal")
+            text = f"stopped by {reason} at step {step}; --resume continues there"
+            self.reporter.state("preempted" if written else "failed", reason=reason)
+        code = INTERRUPTED if wish == Wish.INTERRUPT and not done else 0
+        if not written:
+            code, text = UNSAVED, f"{text}. ITS LAST CHECKPOINT WAS NOT WRITTEN: see above"
+        self.reporter.say(text)
+        return Ending(code=code, step=step, done=done, reason=reason)
 
     def _fit_views(self, epoch: int) -> None:
         """Give loader and colours the epoch's view sizes; announce a change."""
@@ -73,7 +130,8 @@ class Pretraining:
             f"epoch {epoch + 1}: views of {sizes_text(views)} ({seconds:.1f} s){again}"
         )
 
-    def _epoch(self, epoch: int, stop: StopSignal) -> None:
+    def _epoch(self, epoch: int) -> Wish:
+        """Train to the epoch's end, or to where the ranks agree to leave; return that wish."""
         parts, stepper, course = self.parts, self.stepper, self.parts.course
         first = stepper.step - epoch * course.steps_per_epoch
         parts.loader.load_state_dict({"seed": parts.config.seed, "epoch": epoch, "step": first})
@@ -83,43 +141,93 @@ class Pretraining:
             stepper.advance(
                 itertools.islice(batches, parts.engine_config.batches.accumulation), epoch=epoch
             )
-            self.watch.step(epoch)
-            if stop.agree():
+            if self.watch.step(epoch):
+                self._judge()
+            wish = self._agree()
+            if wish >= Wish.LEAVE:
                 parts.loader.close()
-                return
+                return wish
+            if wish == Wish.SAVE:
+                self._save()
         if next(batches, None) is not None:
             raise RuntimeError("the loader gave more batches than its epoch has")
         if (epoch + 1) % parts.config.log.checkpoint_epochs == 0:
             self._save()
-        self.watch.epoch(epoch + 1, stopping=lambda: stop.number > 0)
+        self.watch.epoch(epoch + 1, stopping=lambda: self.stop.number > 0)
+        return Wish.GO_ON
+
+    def _agree(self) -> Wish:
+        """Return what to do after this step: the ranks' largest wish. All must call it."""
+        wish = self.stop.wish
+        if self.parts.machine.rank == 0:  # one clock decides
+            period_s = 60.0 * self.parts.config.log.checkpoint_minutes
+            if period_s and time.monotonic() - self._saved_s >= period_s:
+                wish = max(wish, Wish.SAVE)
+            if self._limit.reached():
+                wish = max(wish, Wish.LEAVE)
+        return Wish(max_over_ranks(wish))
+
+    def _judge(self) -> None:
+        """Tell of steps without effect, and raise HarlError after too many of them in a row."""
+        verdicts, folder = self.stepper.verdicts, self.folder
+        bad = verdicts.look(folder.skipped if self.parts.machine.rank == 0 else None)
+        if bad:
+            self.reporter.say(
+                f"no effect: step {', '.join(map(str, bad[:5]))}{' ...' * (len(bad) > 5)}: loss or "
+                f"gradient not finite; the samples' ids are in {folder.skipped}"
+            )
+        if verdicts.streak < self.parts.config.log.max_skipped:
+            return
+        if self._saver is not None:
+            self._saver.wait()
+        good = last_before(folder.checkpoints, step=verdicts.first - 1)
+        name = f"the checkpoint before them is {good}" if good else "there is no checkpoint before"
+        raise HarlError(
+            f"{folder.path}: {verdicts.streak} steps in a row, from {verdicts.first} on, had a "
+            f"loss or gradient that is not finite and changed nothing; {name}. Look at the samples "
+            f"in {folder.skipped}; start a new run with a lower optim.lr or a longer "
+            f"optim.warmup_epochs, from that checkpoint by --init-from if wanted"
+        )
 
     def _save(self) -> None:
-        """Write a checkpoint unless this step has one; all ranks must call it."""
+        """Begin to write a checkpoint unless this step has one; all ranks must call it."""
         parts, step = self.parts, self.stepper.step
-        if step == self._saved and step > 0:
+        if step == self._saved:
             return
+        self._judge()
         self.reporter.state("saving")
         tensors = collect_state(parts)
-        if parts.machine.rank == 0:
+        if self._saver is not None:
+            epoch, epoch_step = divmod(step, parts.course.steps_per_epoch)
             manifest = parts.loader.manifest
             record = {
                 "step": step,
-                "epoch": step // parts.course.steps_per_epoch,
-                "epoch_step": step % parts.course.steps_per_epoch,
+                "epoch": epoch,
+                "epoch_step": epoch_step,
                 "skipped": int(self.stepper.skipped),
                 "config": parts.config,
                 "engine": parts.engine_config.record(),
+                "ranks": parts.machine.ranks,
+                "loader": {**parts.loader.state_dict(), "epoch": epoch, "step": epoch_step},
                 "data": {"count": manifest.count, "beton_sha256": manifest.beton_sha256},
             }
-            write_checkpoint(self.folder.checkpoints, tensors=tensors, record=record)
-            log = parts.config.log
-            prune(
-                self.folder.checkpoints,
-                keep_last=log.keep_last,
-                keep_every_epochs=log.keep_every_epochs,
-            )
-        dist.barrier()
-        self._saved = step
+            # While steps have no effect, the checkpoint from before must not make room.
+            self._saver.save(tensors, record, keep_all=self.stepper.verdicts.streak > 0)
+            if self._saver.took_s:
+                self._limit.saved(self._saver.took_s)
+        self._saved, self._saved_s = step, time.monotonic()
+
+    def _save_surely(self) -> bool:
+        """Save and return whether it is on disk; a write that failed is tried once more.
+
+        All ranks must call it.
+        """
+        for _ in range(2):
+            self._save()
+            if not any_rank(self._saver is not None and not self._saver.wait()):
+                return True
+            self._saved = -1
+        return False
 
     def _introduce(self) -> None:
         parts, course = self.parts, self.parts.course

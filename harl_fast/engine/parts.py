@@ -15,7 +15,7 @@ from harl_fast.engine.checkpoint import Checkpoint
 from harl_fast.engine.course import Course
 from harl_fast.engine.ds import (
     Engine,
-    average_over_ranks,
+    gather_rows,
     load_optimizer_state,
     optimizer_state,
 )
@@ -51,26 +51,56 @@ class Parts:
 
 
 def collect_state(parts: Parts) -> dict[str, Tensor]:
-    """Return the whole state for `checkpoint.write_checkpoint`; on ranks other than 0, nothing.
+    """Return the whole state for a checkpoint; on ranks other than 0, nothing.
 
-    All ranks must call it. Running statistics of BatchNorm, which differ by rank unless synced,
-    are replaced by their mean over ranks first, here and in the networks.
+    All ranks must call it. Training is not touched, so it does not matter when it is called; the
+    tensors are partly the networks' own and hold until the next step.
+
+    Running statistics of BatchNorm, which differ by rank unless synced, are saved as their mean
+    over ranks, and each rank's own in ``ranks.statistics`` (R, N): a run resumed on as many ranks
+    continues with those. ``ranks.cpu_generator`` and ``ranks.cuda_generator`` (R, bytes) are
+    torch's. Nothing here draws from them in training, whose draws are functions of seed, epoch and
+    sample; they are kept so that code that does, such as a dropout layer, is resumed exactly too.
     """
-    networks = {"online": parts.harl, "target": parts.harl.target}
-    average_over_ranks(
-        [b for network in networks.values() for b in network.buffers() if b.is_floating_point()]
-    )
     found = {
         f"optim.{name}": tensor
         for name, tensor in optimizer_state(parts.engine, parts.optimizer, _names(parts)).items()
     }
+    statistics = _statistics(parts)
+    rows = {"cpu_generator": gather_rows(torch.get_rng_state())}
+    if parts.device.type == "cuda":
+        rows["cuda_generator"] = gather_rows(torch.cuda.get_rng_state(parts.device))
+    own = torch.cat([tensor.reshape(-1) for tensor in statistics.values()]).float().cpu()
+    by_rank = gather_rows(own)
     if parts.machine.rank > 0:
         return {}
-    for prefix, network in networks.items():
+    if len(by_rank) > 1:
+        rows["statistics"] = by_rank
+    for prefix, network in (("online", parts.harl), ("target", parts.harl.target)):
         found |= {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
+    found |= _unpack(by_rank.mean(0), statistics)
+    found |= {f"ranks.{name}": tensor for name, tensor in rows.items()}
     if parts.scale is not None:
         found |= {f"scale.{name}": tensor for name, tensor in parts.scale.state().items()}
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in found.items()}
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def _statistics(parts: Parts) -> dict[str, Tensor]:
+    """Return all running statistics by their names in a checkpoint."""
+    return {
+        f"{prefix}.{name}": buffer
+        for prefix, network in (("online", parts.harl), ("target", parts.harl.target))
+        for name, buffer in network.named_buffers()
+        if buffer.is_floating_point()
+    }
+
+
+def _unpack(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    pieces = flat.split([tensor.numel() for tensor in like.values()])
+    return {
+        name: piece.view(tensor.shape)
+        for piece, (name, tensor) in zip(pieces, like.items(), strict=True)
+    }
 
 
 def load_networks(harl: HARL, checkpoint: Checkpoint) -> None:
@@ -92,7 +122,11 @@ def load_networks(harl: HARL, checkpoint: Checkpoint) -> None:
 
 
 def load_rest(parts: Parts, checkpoint: Checkpoint) -> None:
-    """Set the optimizer's state and the loss scale from a checkpoint, once the engine exists."""
+    """Set what `load_networks` leaves from a checkpoint, once the engine exists.
+
+    That is the optimizer's state, the loss scale, and what each rank has for itself. Raises
+    CheckpointError.
+    """
     state = checkpoint.tensors("optim")
     try:
         load_optimizer_state(parts.engine, parts.optimizer, _names(parts), state=state)
@@ -104,6 +138,21 @@ def load_rest(parts: Parts, checkpoint: Checkpoint) -> None:
     scale = checkpoint.tensors("scale")
     if parts.scale is not None and scale:
         parts.scale.load(scale)
+    _load_rank(parts, checkpoint.tensors("ranks"))
+
+
+def _load_rank(parts: Parts, rows: dict[str, Tensor]) -> None:
+    """Set a rank's generators and, on as many ranks as before, its own running statistics."""
+    rank, statistics = parts.machine.rank, rows.get("statistics")
+    if statistics is not None and len(statistics) == parts.machine.ranks:
+        buffers = _statistics(parts)
+        for name, value in _unpack(statistics[rank], buffers).items():
+            buffers[name].copy_(value)
+    for name, rng_state in rows.items():
+        if name == "cpu_generator" and rank < len(rng_state):
+            torch.set_rng_state(rng_state[rank].clone())  # it ignores a view's offset
+        if name == "cuda_generator" and rank < len(rng_state) and parts.device.type == "cuda":
+            torch.cuda.set_rng_state(rng_state[rank].clone(), parts.device)
 
 
 def _names(parts: Parts) -> dict[nn.Parameter, str]:

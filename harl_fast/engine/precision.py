@@ -43,6 +43,8 @@ class LossScale:
     def __init__(self, section: Fp16Section, *, device: torch.device) -> None:
         self._section = section
         start = section.loss_scale or 2.0**section.initial_scale_power
+        self.lowest = None if section.loss_scale else float(section.min_loss_scale)
+        """The least that a dynamic factor becomes; None if it is constant."""
         self.factor = torch.full((), start, dtype=torch.float32, device=device)
         self._good = torch.zeros((), dtype=torch.int64, device=device)
         self._left = torch.full((), section.hysteresis, dtype=torch.int64, device=device)

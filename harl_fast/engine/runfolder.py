@@ -39,6 +39,26 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def skipped(self) -> Path:
+        """One JSON record a step without effect: its number and its samples' ids by rank."""
+        return self.path / "skipped.jsonl"
+
+    @property
+    def provenance(self) -> Path:
+        """See `engine.provenance`."""
+        return self.path / "provenance.json"
+
+    @property
+    def finished(self) -> Path:
+        """Marker of a run that came to its end: JSON with step and reason. Written last of all."""
+        return self.path / "finished"
+
+    @property
+    def preempted(self) -> Path:
+        """The same for one that saved and left before its end."""
+        return self.path / "preempted"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""
         return self.path / "tensorboard"
@@ -62,7 +82,7 @@ def open_run_folder(path: Path, *, resume: bool) -> RunFolder:
             raise CheckpointError(
                 f"{path} holds no run (config.yaml is missing); leave --resume out to start one"
             )
-    elif folder.path.is_dir() and any(folder.path.iterdir()):
+    elif folder.path.is_dir() and any(not _before_a_run(path) for path in folder.path.iterdir()):
         raise CheckpointError(
             f"{path} is not empty. Continue its run with --resume; or start a new one in another "
             f"folder, from its weights if wanted: --run NEW_FOLDER --init-from {path}"
@@ -115,19 +135,39 @@ def changed(before: Any, after: Any, key: str = "") -> dict[str, tuple[Any, Any]
 
 
 def write_configs(folder: RunFolder, config: RunConfig, engine: EngineConfig) -> None:
-    """Write both resolved configurations; call on one rank only."""
-    write_text(folder.config, dump_config(config))
+    """Write both resolved configurations; call on one rank only, and after `note_start`.
+
+    The method's is written last: with it the folder holds a run.
+    """
     write_json(folder.engine, engine.record())
+    write_text(folder.config, dump_config(config))
 
 
-def trim_metrics(folder: RunFolder, *, step: int) -> None:
-    """Drop the metric records after ``step``: a resumed run writes them again."""
-    if not folder.metrics.is_file():
+def _before_a_run(path: Path) -> bool:
+    """Return whether a process that was killed before `write_configs` was done left this."""
+    return path.name in ("engine.json", "provenance.json") or (
+        path.name.startswith(".") and path.name.endswith(".tmp")
+    )
+
+
+def begin(folder: RunFolder, *, step: int) -> None:
+    """Drop what an earlier start of the run left after ``step``, and its markers.
+
+    A resumed run writes the records after ``step`` again.
+    """
+    folder.finished.unlink(missing_ok=True)
+    folder.preempted.unlink(missing_ok=True)
+    for path in (folder.metrics, folder.skipped):
+        _trim(path, step=step)
+
+
+def _trim(path: Path, *, step: int) -> None:
+    if not path.is_file():
         return
-    lines = folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= step]
     if len(kept) < len(lines):
-        write_text(folder.metrics, "".join(kept))
+        write_text(path, "".join(kept))
 
 
 def _step_of(line: str) -> float:

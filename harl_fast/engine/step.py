@@ -11,6 +11,7 @@ from harl_fast.data.loader import Batch
 from harl_fast.engine.ds import gradient_norm
 from harl_fast.engine.meter import Meter
 from harl_fast.engine.parts import Parts
+from harl_fast.engine.verdicts import Verdicts
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.optim.lars import LARS
 
@@ -25,6 +26,7 @@ class Stepper:
         self.meter = Meter()
         self.skipped = torch.full((), skipped, dtype=torch.int64, device=parts.device)
         """Steps without effect, for non-finite gradients; on the device."""
+        self.verdicts = Verdicts(lowest_scale=None if parts.scale is None else parts.scale.lowest)
         self._broken = False
         self._target, self._online = ema_pairs(parts.harl.target, parts.harl)
 
@@ -35,7 +37,9 @@ class Stepper:
             group["lr"] = settings.lr
         if isinstance(parts.optimizer, LARS):
             parts.optimizer.begin_step()
+        ids = []
         for batch in batches:
+            ids.append(batch.ids)
             views, cells = self._inputs(batch, epoch=epoch)
             loss, figures = parts.engine(views, cells, alpha=settings.alpha, beta=settings.beta)
             self.meter.add({"loss": loss, **figures})
@@ -45,6 +49,8 @@ class Stepper:
             parts.engine.step()
         applied = self._applied()
         ema_update(self._target, self._online, tau=settings.tau, applied=applied)
+        factor = None if parts.scale is None else parts.scale.factor
+        self.verdicts.note(self.step + 1, ids=ids, applied=applied, scale=factor)
         if parts.scale is not None:
             parts.scale.update(applied)
         self.skipped += ~applied

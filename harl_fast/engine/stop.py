@@ -1,15 +1,25 @@
-"""Signals that end a run between two steps, on all ranks after the same one."""
+"""What ends a run between two steps, on all ranks after the same one: signals and a time limit."""
 
 from __future__ import annotations
 
+import enum
 import signal
 from types import FrameType, TracebackType
 
-from harl_fast.engine.ds import any_rank
+
+class Wish(enum.IntEnum):
+    """What a rank wants done after a step; the ranks do the largest of their wishes."""
+
+    GO_ON = 0
+    SAVE = 1
+    LEAVE = 2
+    """Save and leave with exit code 0: the machine is needed, or the time is over."""
+    INTERRUPT = 3
+    """Save and leave with exit code 130: the user ended the run."""
 
 
 class StopSignal:
-    """Turns SIGTERM and SIGINT into a request to save and leave; a second SIGINT interrupts.
+    """Turns SIGTERM, SIGUSR1 and SIGINT into a wish to save and leave; a second SIGINT interrupts.
 
     A second SIGTERM does not: DeepSpeed's launcher answers a signal to the process group, such as
     Ctrl-C, by sending each rank one more, and kills what has not left after 30 s.
@@ -17,17 +27,22 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number = 0
-        self.agreed = False
-        """Whether all ranks know of it, so that all leave after the same step."""
         self._before: dict[int, object] = {}
 
     @property
     def name(self) -> str:
-        """The signal's name."""
-        return signal.Signals(self.number).name if self.number else "another rank's signal"
+        """The signal's name; empty if there was none."""
+        return signal.Signals(self.number).name if self.number else ""
+
+    @property
+    def wish(self) -> Wish:
+        """What the signal asks for."""
+        if not self.number:
+            return Wish.GO_ON
+        return Wish.INTERRUPT if self.number == signal.SIGINT else Wish.LEAVE
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -44,8 +59,3 @@ class StopSignal:
         if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = self.number or number
-
-    def agree(self) -> bool:
-        """Return whether any rank got a signal; all ranks must call it."""
-        self.agreed = any_rank(self.number > 0)
-        return self.agreed

@@ -62,13 +62,18 @@ class Watch:
         self._probe = _open_probe(parts, reporter)
         self._arm()
 
-    def step(self, epoch: int) -> None:
-        """Tell of the step just done in ``epoch`` (from 0); all ranks must call it."""
-        if self._due(self._stepper.step):
+    def step(self, epoch: int) -> bool:
+        """Tell of the step just done in ``epoch`` (from 0); all ranks must call it.
+
+        Return whether it was logged, so that the device has been waited for.
+        """
+        due = self._due(self._stepper.step)
+        if due:
             self._log(epoch)
         else:
             self._reporter.tick(epoch=epoch + 1, step=self._stepper.step)
         self._arm()
+        return due
 
     def epoch(self, done: int, *, stopping: Callable[[], bool] = lambda: False) -> None:
         """Probe and draw if ``done`` epochs make it due; all ranks must call it.

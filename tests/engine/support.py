@@ -75,6 +75,10 @@ class FakeLoader:
         self.views = tuple(views)
         return 0.25
 
+    def state_dict(self) -> dict[str, int | str]:
+        """Return the position."""
+        return {"seed": 0, "epoch": self.epoch, "step": self.step}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start from a position."""
         self.epoch, self.step = state["epoch"], state["step"]

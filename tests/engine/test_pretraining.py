@@ -11,15 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from harl_fast.engine import parts as parts_module
 from harl_fast.engine.build import build, build_loader
 from harl_fast.engine.checkpoint import Checkpoint, open_checkpoint
-from harl_fast.engine.loop import Pretraining
+from harl_fast.engine.loop import UNSAVED, Ending, Pretraining
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.parts import collect_state
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.step import Stepper
-from harl_fast.errors import CheckpointError, ConfigError
+from harl_fast.errors import CheckpointError, ConfigError, HarlError
 from tests.engine.support import STEPS, FakeLoader, engine_config, tiny_config
 
 
@@ -49,7 +48,7 @@ def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
     checkpoint = open_checkpoint(folder)
     return {
         f"{prefix}.{name}": tensor
-        for prefix in ("online", "target", "optim", "scale")
+        for prefix in ("online", "target", "optim", "scale", "ranks")
         for name, tensor in checkpoint.tensors(prefix).items()
     }
 
@@ -61,13 +60,19 @@ def assert_same(first: Path, second: Path) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
-def stop_at(run: Pretraining, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send this process a SIGTERM in the middle of a run's step."""
+def stop_at(
+    run: Pretraining,
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    number: int = signal.SIGTERM,
+) -> None:
+    """Send this process a signal in the middle of a run's step."""
     advance = Stepper.advance
 
     def patched(self: Stepper, *args: Any, **kwargs: Any) -> None:
         if self.step == step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         advance(self, *args, **kwargs)
 
     monkeypatch.setattr(Stepper, "advance", patched)
@@ -86,7 +91,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     run = prepare(machine, parts, loader=loader)
     with monkeypatch.context() as patched:
         stop_at(run, stop, patched)
-        assert run.run() == 128 + signal.SIGTERM
+        assert run.run() == 0 and run.ending == Ending(0, stop, False, "SIGTERM")
     saved = open_checkpoint(parts)
     assert (saved.record.step, saved.record.epoch_step) == (stop, stop % STEPS)
     assert prepare(machine, parts, loader=loader, weights=saved, resume=True).run() == 0
@@ -194,18 +199,87 @@ def test_a_second_interrupt_ends_at_once_but_a_second_term_does_not() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_checkpoint_averages_all_running_statistics_over_ranks(
+def test_when_a_checkpoint_is_written_changes_nothing(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run saves after every step, the other at its end only."""
+    never, often = tmp_path / "never", tmp_path / "often"
+    never.mkdir(), often.mkdir()
+    seldom = ("log.checkpoint_epochs=9",)
+    prepare(machine, never, config=seldom).run()
+    assert len(list((never / "checkpoints").glob("*.json"))) == 1
+    steps: list[int] = []
+    run = prepare(machine, often, config=(*seldom, "log.checkpoint_minutes=1e-9"))
+    assert run._saver is not None
+    save = run._saver.save
+
+    def noted(tensors: Any, record: dict[str, Any], **more: Any) -> None:
+        steps.append(record["step"])
+        save(tensors, record, **more)
+
+    monkeypatch.setattr(run._saver, "save", noted)
+    run.run()
+    assert steps == list(range(1, 2 * STEPS + 1))
+    assert_same(never, often)
+
+
+def test_a_time_limit_ends_the_run_with_a_save(machine: Machine, tmp_path: Path) -> None:
+    """The process is older than the limit already: it does one step, saves and leaves."""
+    run = prepare(machine, tmp_path)
+    run = Pretraining(run.parts, run.folder, time_limit_s=1.0)
+    assert run.run() == 0
+    assert run.ending == Ending(code=0, step=1, done=False, reason="time limit")
+    assert open_checkpoint(tmp_path).record.step == 1
+
+
+def test_an_interrupt_saves_and_ends_with_130(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = prepare(machine, tmp_path)
-    seen: list[torch.Tensor] = []
-    monkeypatch.setattr(parts_module, "average_over_ranks", seen.extend)
-    collect_state(run.parts)
-    networks = (run.parts.harl, run.parts.harl.target)
-    names = [name for network in networks for name, _ in network.named_buffers()]
-    statistics = [name for name in names if name.endswith(("running_mean", "running_var"))]
-    assert len(seen) == len(statistics) > 80
-    addresses = {tensor.data_ptr() for tensor in seen}
-    for network in networks:
-        for name, buffer in network.named_buffers():
-            assert (buffer.data_ptr() in addresses) == name.endswith(("_mean", "_var")), name
+    stop_at(run, 3, monkeypatch, number=signal.SIGINT)
+    assert run.run() == 130
+    assert open_checkpoint(tmp_path).record.step == 3
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *, first: int) -> None:
+    """Make the loss infinite from a step on (numbered from 1)."""
+    inputs = Stepper._inputs
+
+    def broken(self: Stepper, *args: Any, **kwargs: Any) -> Any:
+        views, cells = inputs(self, *args, **kwargs)
+        if self.step + 1 >= first:
+            views = [view.float() * float("inf") for view in views]
+        return views, cells
+
+    monkeypatch.setattr(Stepper, "_inputs", broken)
+
+
+def test_a_streak_of_broken_steps_ends_the_run_and_keeps_the_checkpoint_from_before(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ("epochs=4", "log.max_skipped=9", "log.keep_last=1")
+    run = prepare(machine, tmp_path, config=config)
+    poison(monkeypatch, first=STEPS + 2)
+    with pytest.raises(HarlError) as ended:
+        run.run()
+    # Steps are looked at every second one: the ninth broken one is step 16.
+    assert run.stepper.step == STEPS + 2 + 8
+    for words in ("9 steps in a row, from 8 on", "step-00000006", "skipped.jsonl", "--init-from"):
+        assert words in str(ended.value)
+    before = open_checkpoint(tmp_path / "checkpoints" / f"step-{STEPS:08d}.safetensors")
+    assert all(tensor.isfinite().all() for tensor in before.tensors("online").values())
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(8, 17))
+    expected = [FakeLoader().batch(step - 1).ids.tolist() for step in range(8, 17)]
+    assert [line["ids_by_rank"] for line in lines] == [[ids] for ids in expected]
+
+
+def test_the_last_checkpoint_is_tried_twice_and_then_the_run_fails(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints").write_text("in the way of the folder")
+    run = prepare(machine, tmp_path, config=("epochs=1",))
+    assert run.run() == UNSAVED
+    assert run.stepper.step == STEPS  # training itself went on
+    assert run._saver is not None and run._saver.failures == 2
+    assert "ITS LAST CHECKPOINT WAS NOT WRITTEN" in capsys.readouterr().err

@@ -10,9 +10,9 @@ import pytest
 from harl_fast.config import load_config
 from harl_fast.engine.runfolder import (
     RunFolder,
+    begin,
     open_run_folder,
     run_config,
-    trim_metrics,
     write_configs,
 )
 from harl_fast.errors import CheckpointError, ConfigError
@@ -85,6 +85,6 @@ def test_metrics_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     lines = [json.dumps({"step": step}) + "\n" for step in (2, 4, 6)]
     folder.metrics.write_text("".join(lines) + '{"step": 8, "lo')
-    trim_metrics(folder, step=4)
+    begin(folder, step=4)
     assert folder.metrics.read_text() == "".join(lines[:2])
-    trim_metrics(RunFolder(tmp_path / "none"), step=0)
+    begin(RunFolder(tmp_path / "none"), step=0)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -22,6 +23,9 @@ _RANK_VARIABLES = {
     "MASTER_PORT",
 }
 """Set in this process by tests that run one rank in it; a job's launcher sets its own."""
+
+
+Job: TypeAlias = "subprocess.Popen[bytes]"
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def free_port() -> int:
         return port
 
 
-def start(command: Sequence[str | Path], *, log: Path) -> subprocess.Popen[bytes]:
+def start(command: Sequence[str | Path], *, log: Path) -> Job:
     """Start a job in a process group of its own; it prints into ``log``."""
     env = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -76,7 +80,7 @@ def start(command: Sequence[str | Path], *, log: Path) -> subprocess.Popen[bytes
         )
 
 
-def finish(job: subprocess.Popen[bytes], *, log: Path, limit_s: float) -> Result:
+def finish(job: Job, *, log: Path, limit_s: float) -> Result:
     """Wait for a job and return its result; past the limit it is killed and the test fails."""
     try:
         code = job.wait(limit_s)

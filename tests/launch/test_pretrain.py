@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,9 +19,10 @@ from harl_fast.errors import run_main
 from launch.pretrain import main
 from tests.betons import plain_item, write_beton
 from tests.engine.support import BATCH, STEPS, tiny_file
-from tests.launch.jobs import ROOT, Result, deepspeed, finish, run, start
+from tests.launch.jobs import ROOT, Job, deepspeed, finish, run, start
 
 SCRIPT = Path("launch/pretrain.py")
+GUARD = [sys.executable, Path("launch/guard.py")]
 BATCH_OVERRIDE = ["--engine-set", f"train_batch_size={BATCH}"]
 
 
@@ -64,35 +67,102 @@ def test_two_ranks_train_to_the_end_and_leave_nothing(tmp_path: Path, data: Path
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
-def stopped(tmp_path: Path, data: Path) -> Result:
-    """Start two ranks, and send all processes of the job a SIGTERM once they train."""
-    log = tmp_path / "log"
-    command = [*deepspeed(2), SCRIPT, *arguments(tmp_path, data), *new_run(tmp_path)]
-    job = start([*command, "--epochs", "20"], log=log)
-    metrics, limit = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+def started(tmp_path: Path, command: list[str | Path], *, epochs: int = 50) -> Job:
+    """Start a new run and return once it trains."""
+    log, metrics = tmp_path / "log", tmp_path / "run" / "metrics.jsonl"
+    job = start([*command, *new_run(tmp_path), "--epochs", str(epochs)], log=log)
+    limit = time.monotonic() + 120
     while not metrics.is_file() and job.poll() is None and time.monotonic() < limit:
         time.sleep(0.05)
-    for process in psutil.Process(job.pid).children(recursive=True):
-        process.terminate()  # the launcher answers with one more SIGTERM to each rank
-    return finish(job, log=log, limit_s=90.0)
+    return job
 
 
-def test_a_signal_stops_all_ranks_and_one_rank_finishes_the_run(tmp_path: Path, data: Path) -> None:
-    result = stopped(tmp_path, data)
-    assert result.code != 0
-    assert len(result.lines("stopped by SIGTERM at step")) == 1, result.text
+def marker(tmp_path: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((tmp_path / "run" / name).read_text())
+    return found
+
+
+def test_a_preempted_job_ends_well_and_one_rank_finishes_the_run(
+    tmp_path: Path, data: Path
+) -> None:
+    """The signal reaches `guard.py` alone, as from `timeout`, a container's stop, or kill."""
+    log = tmp_path / "log"
+    job = started(tmp_path, [*GUARD, *deepspeed(2), SCRIPT, *arguments(tmp_path, data)], epochs=20)
+    sent = time.monotonic()
+    job.terminate()
+    result = finish(job, log=log, limit_s=90.0)
+    took_s = time.monotonic() - sent
+    assert result.code == 0 and took_s < 30.0, result.text
     saved = open_checkpoint(tmp_path / "run").record
-    assert 0 < saved.step < 20 * STEPS
+    note = marker(tmp_path, "preempted")
+    assert (note["step"], note["reason"]) == (saved.step, "SIGUSR1")
+    assert not (tmp_path / "run" / "finished").exists()
+    assert 0 < saved.step < 20 * STEPS and saved.ranks == 2
     assert saved.engine["train_micro_batch_size_per_gpu"] == BATCH // 2
 
     resume = [*arguments(tmp_path, data), *BATCH_OVERRIDE, "--resume", "--set", "data.workers=2"]
     stage = ["--engine-set", "zero_optimization.stage=2"]
-    result = run([*deepspeed(1), SCRIPT, *resume, *stage], log=tmp_path / "log")
+    result = run([*GUARD, *deepspeed(1), SCRIPT, *resume, *stage], log=log)
     assert result.code == 0, result.text
     assert result.lines(f"resuming after step {saved.step}")
     assert open_checkpoint(tmp_path / "run").record.step == 20 * STEPS
+    assert not (tmp_path / "run" / "preempted").exists()
+    assert marker(tmp_path, "finished")["step"] == 20 * STEPS
+    starts = json.loads((tmp_path / "run" / "provenance.json").read_text())["starts"]
+    assert [(at["step"], at["ranks"]) for at in starts] == [(0, 2), (saved.step, 1)]
     # Two records may share the step at which the run stopped between two log lines.
     assert steps_of(tmp_path) == sorted(set(steps_of(tmp_path)))
+
+
+def ranks_of(job: Job) -> list[psutil.Process]:
+    below = psutil.Process(job.pid).children(recursive=True)
+    return [p for p in below if any(word.startswith("--local_rank") for word in p.cmdline())]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "to", "guarded"),
+    [
+        (signal.SIGTERM, "all", 0),
+        (signal.SIGUSR1, "all", 0),
+        (signal.SIGUSR1, "one rank", 0),
+        (signal.SIGINT, "guard", 130),
+    ],
+)
+def test_signals_as_batch_systems_send_them(
+    tmp_path: Path, data: Path, number: int, to: str, guarded: int
+) -> None:
+    job = started(tmp_path, [*GUARD, *deepspeed(2), SCRIPT, *arguments(tmp_path, data)])
+    every = psutil.Process(job.pid).children(recursive=True)
+    if to == "all":
+        for process in [psutil.Process(job.pid), *every]:
+            process.send_signal(number)
+    else:
+        (ranks_of(job)[1] if to == "one rank" else job).send_signal(number)
+    result = finish(job, log=tmp_path / "log", limit_s=90.0)
+    assert result.code == guarded, result.text
+    assert marker(tmp_path, "preempted")["step"] == open_checkpoint(tmp_path / "run").record.step
+    assert not psutil.wait_procs(every, timeout=30)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["rank", "launcher"])
+def test_a_job_that_loses_a_process_fails(tmp_path: Path, data: Path, victim: str) -> None:
+    """A lost rank fails the launcher; of its own lost half it says nothing, but guard.py does."""
+    before = left_in_shared_memory()
+    job = started(tmp_path, [*GUARD, *deepspeed(2), SCRIPT, *arguments(tmp_path, data)])
+    every = psutil.Process(job.pid).children(recursive=True)
+    dying = ranks_of(job)[1] if victim == "rank" else ranks_of(job)[0].parent()
+    assert dying is not None
+    dying.kill()
+    result = finish(job, log=tmp_path / "log", limit_s=90.0)
+    assert result.code > 0, result.text
+    assert bool(result.lines("left no marker")) == (victim == "launcher")
+    assert not (tmp_path / "run" / "finished").exists()
+    for process in psutil.wait_procs(every, timeout=1)[1] if victim == "launcher" else []:
+        process.kill()  # ranks that nobody looks after any more
+    assert not psutil.wait_procs(every, timeout=30)[1]
+    assert left_in_shared_memory() == before
 
 
 def test_a_file_for_eight_gpus_is_refused_in_one_line(tmp_path: Path, data: Path) -> None:

@@ -1,0 +1,49 @@
+"""Time limits: durations read, the process's age, and when the last step is."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import psutil
+import pytest
+
+from harl_fast.engine import clock
+from harl_fast.engine.clock import MARGIN_S, TimeLimit, parse_duration, process_age_s
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400.0), ("0.5", 30.0), ("01:30:00", 5400.0), ("100:00:07", 360007.0)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3", "1:30", "nan", "inf", "1h", "1:2:3:4", "1:-2:0"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_duration(text)
+
+
+def test_the_age_counts_from_the_start_of_the_process() -> None:
+    started = psutil.Process(os.getpid()).create_time()
+    assert process_age_s() == pytest.approx(time.time() - started, abs=0.5)
+
+
+def test_the_last_step_leaves_time_for_the_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 2 s, saves of 4 s: at a limit of 100 s it must end at 2 + 2 + 6 s and the margin."""
+    age = [40.0]  # a start-up that no step resembles
+    monkeypatch.setattr(clock, "process_age_s", lambda: age[0])
+    limit = TimeLimit(100.0, state_bytes=10**12)
+    limit.saved(4.0)
+    while not limit.reached():
+        age[0] += 2.0
+    assert limit.passed and 100.0 - MARGIN_S - 10.0 <= age[0] < 100.0 - MARGIN_S - 8.0
+    assert not TimeLimit(None).reached()
+
+
+def test_before_the_first_save_its_time_is_guessed_from_its_size() -> None:
+    age = process_age_s()
+    assert TimeLimit(age + 60.0, state_bytes=2 * 10**9).reached()  # 40 s of writing
+    assert not TimeLimit(age + 60.0, state_bytes=10**8).reached()
