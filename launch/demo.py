@@ -15,7 +15,6 @@ from harl_fast.files import format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 SHEET = "contact_sheet.png"
-GUARD = ("launch/guard.py", sys.executable)
 
 
 def run(*command: str | Path) -> None:
@@ -48,20 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     if (ROOT / args.run / "config.yaml").exists():
         shutil.rmtree(ROOT / args.run)  # an earlier run; the trainer refuses any other content
     epochs = [] if args.epochs is None else ["--epochs", str(args.epochs)]
-    launcher = Path(sys.executable).with_name("deepspeed")
+    guarded = ["launch/guard.py", sys.executable, Path(sys.executable).with_name("deepspeed")]
     pretrain = ["launch/pretrain.py", "--deepspeed_config", args.engine, "--config", "demo"]
-    run(
-        *GUARD,
-        launcher,
-        "--num_gpus",
-        "1",
-        *pretrain,
-        "--data",
-        args.data,
-        "--run",
-        args.run,
-        *epochs,
-    )
+    run(*guarded, "--num_gpus", "1", *pretrain, "--data", args.data, "--run", args.run, *epochs)
     run("-m", "preprocess.preview", args.data / "train.beton", "--out", args.run / SHEET)
     run("launch/lineval.py", "--ckpt", args.run, "--data", args.data, "--random")
     print(summary(ROOT / args.data, ROOT / args.run, took_s=time.monotonic() - start))
