@@ -19,6 +19,7 @@ SHORTER = {
     "make test": "TESTS=tests/test_rng.py",
     "make lint": "",
     "make beton": "",
+    "make masks": "",
     "make pretrain": "EPOCHS=3",
     "make lineval": "EPOCHS=5",
 }
@@ -63,6 +64,7 @@ def here(command: str, work: Path) -> str:
         "/data/imagenet_masks": work / "demo" / "source" / "masks",
         "/data/imagenet_ffcv": work / "imagenet",
         "/data/imagenet": work / "demo" / "source",
+        "data/my_photos_masks": work / "masks",
         "data/my_photos": work / "photos",
         "runs/my_photos": work / "run",
         "runs/paper": work / "run",
@@ -105,6 +107,7 @@ def test_the_other_commands_do_what_they_say(demo: str, work: Path) -> None:
         done = run(f"{here(command, work)} {added}", work)
         assert done.returncode == 0, f"{command}\n{done.stdout}"
     assert (work / "photos" / "val.beton").exists() and (work / "imagenet" / "val.beton").exists()
+    assert (work / "masks" / "masks.json").exists()
     assert (work / "run" / "lineval.json").exists()
 
 
