@@ -34,6 +34,7 @@ from harl_fast.errors import DataError
 from harl_fast.files import Progress, replacing, sha256_file, write_json
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.masks.assign import MaskList, open_masks
+from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.methods import SUPERVISION
 from preprocess.pool import ordered_map
 from preprocess.sources import Rejected, Source
@@ -105,6 +106,8 @@ def build(
             name: open_masks(split, source.classes, method=settings.mask_method, given=masks)
             for name, split in source.splits.items()
         }
+        for mask_list in lists.values():
+            _check_cache(mask_list, settings)
         for name, mask_list in lists.items():
             beton = out / f"{name}.beton"
             temporary = stack.enter_context(replacing(beton))
@@ -140,6 +143,22 @@ def build(
         _summarise(beton, manifest, tally, mask_list)
         manifests.append(manifest)
     return manifests
+
+
+def _check_cache(masks: MaskList, settings: Settings) -> None:
+    if masks.cache is None:
+        return
+    if settings.mask_size > CANVAS_PX:
+        raise DataError(
+            f"--mask-size {settings.mask_size}: a cache holds masks of {CANVAS_PX} px; give a size "
+            f"of at most that, or leave the cache out"
+        )
+    made_at = masks.cache.info["max_resolution"]
+    if made_at != settings.max_resolution:
+        print(
+            f"note: the cached masks were made at --max-resolution {made_at}, not "
+            f"{settings.max_resolution}: they serve, but differ a little from fresh ones"
+        )
 
 
 def _convert_split(
@@ -249,7 +268,7 @@ def _versions() -> dict[str, str]:
 def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -> None:
     """Print what a user wants to know about one container."""
     mask, counts = manifest.mask, manifest.class_counts
-    notes = [f"{masks.spec} ({SUPERVISION[mask['supervision']]})"]
+    notes = [f"{masks.title} ({SUPERVISION[mask['supervision']]})"]
     for number, what in ((len(tally.replaced), "fall-backs"), (tally.stand_ins, "centre ellipses")):
         notes += [f"{what} {number:,} ({number / manifest.count:.1%})"] if number else []
     print(

@@ -110,8 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     methods = tuple(dict.fromkeys((spec, FALLBACK)))
-    for one in methods:
-        try_method(one)
+    try_method(spec)
     source = folder_source(args.data)
     _check_place(args.out, args.data)
     info = cache.describe(spec, max_resolution=args.max_resolution)

@@ -48,6 +48,13 @@ class MaskList:
     facts: dict[str, Any] = field(default_factory=dict)
     """method, parameters, supervision and version for the manifest."""
 
+    @property
+    def title(self) -> str:
+        """What a summary calls these masks."""
+        if self.cache is not None and self.spec.name == "cache":
+            return f"{self.cache.info['spec']} out of {self.spec['folder']}"
+        return str(self.spec)
+
     def wanted(self, index: int) -> Wanted:
         """Return what a worker must know to get one image's mask."""
         origin = int(self.partners[index])
@@ -97,7 +104,7 @@ def open_masks(
     else:
         fallbacks.insert(0, leaf)
     methods = tuple(dict.fromkeys(fallbacks))
-    for one in methods:
+    for one in methods[:-1] or methods:  # `FALLBACK` alone is tried only if it is to work
         try_method(one)
     shown = spec
     if leaf.name in ("png", "cache") and tree is None and cache is None:

@@ -33,6 +33,8 @@ FILE_IMAGES = 256
 """Images a file: a few seconds of work, of which an interruption costs the last."""
 KEPT_FILES = 64
 """Files held in memory while converting, half a megabyte each."""
+NO_FILE = Fingerprint(-1, 0, 0)
+"""Fits no file: an image that was listed and could not be opened is tried again."""
 SAMPLE = 200
 """Images whose files are compared at opening; a cache that fits none of them is refused."""
 
@@ -123,15 +125,17 @@ def make_rows(
     tasks: list[tuple[str, Path]], methods: tuple[MethodSpec, ...], *, max_resolution: int
 ) -> list[Row]:
     """Return the masks of some images; what a worker does."""
-    prints = [Fingerprint.of(path) for _, path in tasks]  # before the pixels: a change in between
+    prints: list[Fingerprint] = []
     origins: list[Origin] = []
     reasons: dict[int, str] = {}
     for place, (name, path) in enumerate(tasks):
         origin = Origin(Wanted(name, path), side_px=max_resolution)
+        prints.append(NO_FILE)
         try:
+            prints[-1] = Fingerprint.of(path)  # before the pixels, lest a change go unnoticed
             origin.pixels()
             origins.append(origin)
-        except UnusableImageError as error:
+        except (UnusableImageError, OSError) as error:
             reasons[place] = str(error)
     found = iter(find_masks(origins, methods))
     rows = []

@@ -52,7 +52,7 @@ Parameters = Mapping[str, Parameter]
 
 
 def keyword_parameters(function: Callable[..., Any], defaults: Mapping[str, Any]) -> Parameters:
-    """Return the parameters that a function's keyword-only arguments stand for.
+    """Return the parameters that a function's keyword-only arguments stand for; numbers from 0 up.
 
     defaults: values for arguments that have none in the signature.
     """
@@ -63,7 +63,8 @@ def keyword_parameters(function: Callable[..., Any], defaults: Mapping[str, Any]
             continue
         bare = argument.default is inspect.Parameter.empty
         default = defaults.get(name) if bare else argument.default
-        found[name] = Parameter(hints[name] if default is None else type(default), default)
+        kind = hints[name] if default is None else type(default)
+        found[name] = Parameter(kind, default, low=0)
     return found
 
 

@@ -19,7 +19,7 @@ from harl_fast.data.manifest import Manifest, read_manifest
 from harl_fast.errors import ConfigError, DataError
 from preprocess import beton
 from preprocess.masks import __main__ as program
-from preprocess.masks import cache
+from preprocess.masks import cache, parse_spec
 from preprocess.masks.cachefile import DamagedError, Row, read_rows, write_rows
 from preprocess.masks.find import Fingerprint, Kept
 from tests.preprocess.support import image_folder, photo, save
@@ -203,6 +203,28 @@ def test_a_cache_of_other_images_is_refused(made: Path, tmp_path: Path) -> None:
     (other / "val/class1").rename(other / "val/k1")
     with pytest.raises(DataError, match=r"holds no mask of the train images \(train/k0/0\.jpg"):
         converted(other, tmp_path / "out", "--masks", str(made))
+
+
+def test_what_a_cache_cannot_serve_is_said(
+    folder: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--masks", str(made), "--mask-size"]
+    with pytest.raises(DataError, match="--mask-size 256: a cache holds masks of 128 px"):
+        converted(folder, tmp_path / "out", *options, "256")
+    converted(folder, tmp_path / "out", *options, "128")
+    shown = capsys.readouterr().out
+    assert "were made at --max-resolution 56, not 512" in shown
+    assert f"masks: heuristic out of {made} (no labels)" in shown
+
+
+def test_a_file_that_cannot_be_opened_is_tried_again(folder: Path, tmp_path: Path) -> None:
+    tasks = [("gone", tmp_path / "gone.jpg"), ("there", folder / "train/class0/0.jpg")]
+    methods = (parse_spec("full"),)
+    gone, there = cache.make_rows(tasks, methods, max_resolution=56)
+    assert "No such file" in gone.kept.problem and not gone.kept.bits
+    assert there.kept.bits == b"\xff" * 2048 and there.kept.of.fits(tasks[1][1])
+    save(photo(3), tasks[0][1])
+    assert not gone.kept.of.fits(tasks[0][1])
 
 
 def test_a_changed_list_of_images_is_noticed(copy: tuple[Path, Path]) -> None:

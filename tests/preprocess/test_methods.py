@@ -86,6 +86,8 @@ def test_parameters_follow_a_functions_signature() -> None:
     assert dict(spec.parameters) == {"sigma": 2.0, "rounds": 4, "sharp": False}
     with pytest.raises(ConfigError, match=r"rounds=4\.5"):
         parse("m:rounds=4.5", table)
+    with pytest.raises(ConfigError, match="sigma=-1 is not from 0"):
+        parse("m:sigma=-1", table)
 
 
 @pytest.mark.parametrize("text", ["heuristic", "center", "full"])
@@ -162,6 +164,16 @@ def test_a_network_gets_all_images_at_once(calls: list[int]) -> None:
         np.testing.assert_array_equal(found.mask, left_half(photo(0)) > 0.5)
         assert not found.stand_in and not found.problem
     assert calls == [3]
+
+
+def test_odd_maps_are_brought_to_the_frame_that_caches_keep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    soft = np.zeros((96, 96), np.float32)
+    soft[:, :35] = 1
+    monkeypatch.setattr(find, "open_method", lambda spec: lambda images: [soft] * len(images))
+    (found,) = masks_of([20], "center")
+    np.testing.assert_array_equal(found.mask, resize_mask(soft > 0.5, size=128))
 
 
 @pytest.mark.parametrize(
