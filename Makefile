@@ -21,6 +21,7 @@ MASK_SIZE =
 MASK_METHOD =
 # I/N: part I of N, for `masks` on several machines.
 SHARD =
+MASKS_OUT = masks.safetensors
 # Where containers are written to and read from: named after the data set or the image folder.
 OUT = data/$(or $(DATASET),$(notdir $(patsubst %/,%,$(subst $(space),_,$(DATA)))),demo)
 RUN = runs/$(notdir $(subst $(space),_,$(OUT)))
@@ -50,7 +51,7 @@ export PATH := $(BIN):$(PATH)
 # An option whose variable is set: $(call option,--max-resolution,$(MAX_RESOLUTION))
 option = $(if $(2),$(1) "$(2)")
 
-.PHONY: help setup doctor lint test test-slow beton masks pretrain demo lineval preview bench \
+.PHONY: help setup doctor lint test test-slow beton masks masks-train pretrain demo lineval preview bench \
 	bench-loader bench-masks clean
 
 help: ## Show this list
@@ -76,6 +77,10 @@ test: setup ## Run the tests but the slow ones [TESTS=<path>]
 
 test-slow: setup ## Run the slow tests: the real launcher, whole runs [TESTS=<path>]
 	"$(BIN)/python" -m pytest "$(TESTS)" -m slow $(ARGS)
+
+masks-train: setup ## Train a mask network on your own images, no labels: DATA=<folder> [MASKS_OUT=]
+	"$(BIN)/python" -m preprocess.masks.train $(call option,--data,$(DATA)) \
+		--out "$(MASKS_OUT)" $(ARGS)
 
 beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=] [MASK_METHOD=] [STORE=] [OUT=]
 	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) \

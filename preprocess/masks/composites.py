@@ -1,0 +1,204 @@
+"""Training batches: crops of the user's images, and objects cut from one and pasted on another.
+
+A pasted object has an exact mask, however noisy the vote that cut it out was, and it may stand
+anywhere: so the network learns outlines sharper than its teachers', and not merely the middle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Draw = np.random.Generator
+Pixels = npt.NDArray[np.uint8]
+Plane = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The images and what is believed about them, as large as memory allows."""
+
+    images: Pixels
+    """(N, S, S, 3) RGB."""
+    targets: npt.NDArray[np.uint8]
+    """(N, S/2, S/2): belief in foreground, 255 is certainty."""
+    trust: npt.NDArray[np.float32]
+    """(N,) in [0, 1]: how far an image's target is believed as a whole; 0 leaves it out."""
+
+
+@dataclass(frozen=True)
+class Variety:
+    """How much images are changed on their way into a batch."""
+
+    least_area: float = 0.35
+    """Smallest crop, as a share of the image's area; the largest is all of it."""
+    paste: float = 0.5
+    """Share of samples that get another image's object pasted in."""
+    clear: float = 0.5
+    """Share of those whose background is a crop of the image's background only."""
+    grey: float = 0.12
+    blur: float = 0.15
+    donor_trust: float = 0.75
+    """Only images trusted at least this far give objects away ..."""
+    donor_share: tuple[float, float] = (0.04, 0.6)
+    """... whose object covers a share of the image between these."""
+
+
+class Batches:
+    """Draws batches; the same draws for the same generator state."""
+
+    def __init__(self, teaching: Teaching, variety: Variety) -> None:
+        self.teaching, self.variety = teaching, variety
+        self.side = teaching.images.shape[1]
+        shares = teaching.targets.mean(axis=(1, 2)) / 255
+        low, high = variety.donor_share
+        sound = (shares >= low) & (shares <= high)
+        level = min(variety.donor_trust, float(np.quantile(teaching.trust, 0.6)))
+        self.donors = np.flatnonzero(sound & (teaching.trust >= level))
+        self.backgrounds = np.flatnonzero(teaching.trust >= level)
+        self.usable = np.flatnonzero(teaching.trust > 0)
+
+    def draw(self, indices: npt.NDArray[np.int64], draw: Draw) -> tuple[Pixels, Plane, Plane]:
+        """Return pixels (B, S, S, 3), targets and pixel weights (B, S/2, S/2)."""
+        samples = [self._sample(int(index), draw) for index in indices]
+        pixels = np.stack([sample[0] for sample in samples]).astype(np.float32)
+        target = np.stack([sample[1] for sample in samples])
+        weight = np.stack([sample[2] for sample in samples])
+        return _recolour(pixels, draw, self.variety.grey), target, weight
+
+    def _sample(self, index: int, draw: Draw) -> tuple[Pixels, Plane, Plane]:
+        variety = self.variety
+        pastes = draw.random() < variety.paste and len(self.donors) > 1
+        if pastes and draw.random() < variety.clear:
+            image, target, weight = self._background(draw)
+        else:
+            image, target, weight = self._crop(index, draw)
+        if pastes:
+            image, target, weight = self._paste(image, target, weight, draw)
+        if draw.random() < variety.blur:
+            image = np.asarray(cv2.GaussianBlur(image, (0, 0), draw.uniform(0.4, 1.6)), np.uint8)
+        return image, target, weight
+
+    def _crop(self, index: int, draw: Draw) -> tuple[Pixels, Plane, Plane]:
+        area = draw.uniform(self.variety.least_area, 1.0)
+        stretch = np.exp(draw.uniform(-0.25, 0.25))
+        width, height = min(1.0, np.sqrt(area * stretch)), min(1.0, np.sqrt(area / stretch))
+        left, top = draw.uniform(0, 1 - width), draw.uniform(0, 1 - height)
+        image, target = self._warp(index, (left, top, width, height), draw)
+        return image, target, self._weight(index, target)
+
+    def _weight(self, index: int, target: Plane) -> Plane:
+        # Cells on which the vote is split teach nothing.
+        return self.teaching.trust[index] * np.abs(2 * target - 1)
+
+    def _background(self, draw: Draw) -> tuple[Pixels, Plane, Plane]:
+        """Return the largest of some random boxes that hold no object, as a whole image."""
+        index = int(draw.choice(self.backgrounds))
+        target = self.teaching.targets[index]
+        sums = cv2.integral(target)
+        side = len(target)
+        best, box = -np.inf, (0.0, 0.0, 1.0, 1.0)
+        for _ in range(16):
+            width, height = draw.uniform(0.2, 1.0, 2)
+            left, top = draw.uniform(0, 1 - width), draw.uniform(0, 1 - height)
+            x0, y0 = int(left * side), int(top * side)
+            x1, y1 = int((left + width) * side), int((top + height) * side)
+            inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+            cells = max((x1 - x0) * (y1 - y0), 1)
+            value = width * height - 10 * inside / cells / 255
+            if value > best:
+                best, box = value, (left, top, width, height)
+        image, target_f = self._warp(index, box, draw)
+        return image, target_f, self._weight(index, target_f)
+
+    def _warp(
+        self, index: int, box: tuple[float, float, float, float], draw: Draw
+    ) -> tuple[Pixels, Plane]:
+        """Return a box (left, top, width, height in sides) of an image and its target, flipped."""
+        left, top, width, height = box
+        if draw.random() < 0.5:
+            left, width = left + width, -width
+        image = _cut(self.teaching.images[index], left, top, width, height)
+        target = _cut(self.teaching.targets[index], left, top, width, height)
+        return image, target.astype(np.float32) / 255
+
+    def _paste(
+        self, image: Pixels, target: Plane, weight: Plane, draw: Draw
+    ) -> tuple[Pixels, Plane, Plane]:
+        """Return the sample with another image's object at a random place and size."""
+        donor = int(draw.choice(self.donors))
+        zoom, stretch = np.exp(draw.uniform(-0.4, 0.6)), np.exp(draw.uniform(-0.15, 0.15))
+        width, height = zoom * stretch, zoom / stretch
+        # The object's middle goes anywhere in the middle 70 % of the picture.
+        cells = self.teaching.targets[donor] > 127
+        rows, columns = np.flatnonzero(cells.any(1)), np.flatnonzero(cells.any(0))
+        side = len(cells)
+        middle_y = (rows[0] + rows[-1] + 1) / 2 / side if len(rows) else 0.5
+        middle_x = (columns[0] + columns[-1] + 1) / 2 / side if len(columns) else 0.5
+        x, y = draw.uniform(0.15, 0.85, 2)
+        if draw.random() < 0.5:
+            width = -width
+        box = (middle_x - x * width, middle_y - y * height, width, height)
+        donor_image = _cut(self.teaching.images[donor], *box, border=cv2.BORDER_REPLICATE)
+        soft = _cut(self.teaching.targets[donor], *box).astype(np.float32) / 255
+        inside = _inside(box, side)
+        alpha = np.clip(4 * (soft - 0.5) + 0.5, 0, 1) * inside
+        fine = cv2.resize(alpha, (self.side, self.side), interpolation=cv2.INTER_LINEAR)
+        lit = donor_image * draw.uniform(0.85, 1.15)
+        mixed = image + fine[..., None] * (np.clip(lit, 0, 255) - image)
+        target = target + alpha * (1 - target)
+        return mixed.astype(np.uint8), target, np.maximum(weight, alpha.round())
+
+
+def _cut(
+    values: npt.NDArray[np.uint8],
+    left: float,
+    top: float,
+    width: float,
+    height: float,
+    *,
+    border: int = cv2.BORDER_CONSTANT,
+) -> npt.NDArray[np.uint8]:
+    """Return a box, in sides, of (S, S[, 3]) values as (S, S[, 3]); a negative width mirrors."""
+    side = len(values)
+    # Pixel centres: output x + 0.5 is source (left * side) + width * (x + 0.5).
+    matrix = np.array(
+        [
+            [width, 0, left * side + 0.5 * width - 0.5],
+            [0, height, top * side + 0.5 * height - 0.5],
+        ],
+        np.float32,
+    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(
+        cv2.warpAffine(values, matrix, (side, side), flags=flags, borderMode=border), np.uint8
+    )
+
+
+def _inside(box: tuple[float, float, float, float], side: int) -> Plane:
+    """Return 1 where a box's cells come from inside the image, 0 elsewhere."""
+    left, top, width, height = box
+    line = (np.arange(side) + 0.5) / side
+    x, y = left + width * line, top + height * line
+    within = ((y > 0) & (y < 1))[:, None] & ((x > 0) & (x < 1))
+    return within.astype(np.float32)
+
+
+def _recolour(pixels: Plane, draw: Draw, grey: float) -> Pixels:
+    """Return (B, S, S, 3) pixels in other light: brightness, contrast, colour."""
+    count = len(pixels)
+    luma = np.array([0.299, 0.587, 0.114], np.float32)
+    saturation = draw.uniform(0.4, 1.5, count) * (draw.random(count) >= grey)
+    identity = np.eye(3)
+    mix = saturation[:, None, None] * identity + (1 - saturation)[:, None, None] * luma
+    gains = np.exp(draw.normal(0, 0.08, (count, 3))) * np.exp(draw.normal(0, 0.2, (count, 1)))
+    matrix = (gains[:, :, None] * mix).astype(np.float32)
+    contrast = np.exp(draw.normal(0, 0.2, count)).astype(np.float32)
+    middle = pixels.mean(axis=(1, 2))
+    offset = middle - contrast[:, None] * middle
+    flat = pixels.reshape(count, -1, 3) * contrast[:, None, None] + offset[:, None]
+    changed = np.matmul(flat, matrix.transpose(0, 2, 1))
+    return np.clip(changed, 0, 255).reshape(pixels.shape).astype(np.uint8)

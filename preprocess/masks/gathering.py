@@ -1,0 +1,175 @@
+"""Images of a folder as squares with the committee's votes, cached beside the weight file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from harl_fast.errors import DataError
+from harl_fast.files import Progress, replacing
+from preprocess.images import SUFFIXES, UnusableImageError, decode_image
+from preprocess.masks import METHODS
+from preprocess.masks.committee import MEMBERS, VERSION, Vote, vote
+from preprocess.masks.network import Pixels, square
+from preprocess.pool import ordered_map
+from preprocess.sources import Rejected
+
+CHUNK = 16
+"""Images that a worker gets at once."""
+FEWEST = 16
+"""Below this a network would only learn its images by heart."""
+FEW = 1000
+"""Below this the program says that more images would help."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The readable images and the committee's votes on them."""
+
+    images: npt.NDArray[np.uint8]
+    """(N, S, S, 3) RGB."""
+    shares: npt.NDArray[np.uint8]
+    """(N, 64, 64): `Vote.share`."""
+    agreement: npt.NDArray[np.float32]
+    """(N,): `Vote.agreement`."""
+    unreadable: int
+    """Files left out because they do not decode."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a worker does with paths."""
+
+    side: int
+
+    def __call__(self, paths: list[Path]) -> list[tuple[Pixels, Vote] | Rejected]:
+        cv2.setNumThreads(1)
+        return [self._one(path) for path in paths]
+
+    def _one(self, path: Path) -> tuple[Pixels, Vote] | Rejected:
+        try:
+            pixels = square(decode_image(path, side_px=2 * self.side).rgb, self.side)
+        except UnusableImageError as error:
+            return Rejected(str(path), str(error))
+        return pixels, vote(pixels)
+
+
+def image_files(folder: Path, *, most: int, seed: int) -> list[Path]:
+    """Return a folder's image files at any depth, sorted; ``most`` drawn by seed if it has more.
+
+    Hidden names are passed over. If the folder has a ``train`` folder, only that is looked at:
+    masks then never learn from the images that features are judged on.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; give --data a folder of images")
+    base = folder / "train" if (folder / "train").is_dir() else folder
+    files = []
+    for place, inner, names in os.walk(base, followlinks=True):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        files += [
+            Path(place, name)
+            for name in sorted(names)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+        ]
+    if len(files) < FEWEST:
+        raise DataError(
+            f"{base} holds {len(files)} images ({' '.join(sorted(SUFFIXES))}), at least {FEWEST} "
+            f"are needed and {FEW:,} or more are better; give --data a folder with more"
+        )
+    if len(files) > most:
+        files = sorted(random.Random(seed).sample(files, most))
+    return files
+
+
+def gather(files: list[Path], cache: Path, *, side: int, workers: int) -> Gathered:
+    """Return the images as (side, side) squares with votes, from ``cache`` if it holds just these.
+
+    Raises `DataError` if fewer than `FEWEST` can be read.
+    """
+    key = _key(files, side)
+    found = _read(cache, key)
+    if found is None:
+        found = _vote_on(files, side=side, workers=workers)
+        with replacing(cache) as temporary, open(temporary, "wb") as stream:
+            np.savez(
+                stream,
+                key=np.array(key),
+                images=found.images,
+                shares=found.shares,
+                agreement=found.agreement,
+                unreadable=np.array(found.unreadable),
+            )
+    else:
+        print(f"votes on {len(found.images):,} images: taken from {cache}", flush=True)
+    return found
+
+
+def _vote_on(files: list[Path], *, side: int, workers: int) -> Gathered:
+    chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
+    kept: list[tuple[Pixels, Vote]] = []
+    rejected: list[Rejected] = []
+    progress = Progress(len(files), label="votes")
+    results = ordered_map(
+        _Work(side),
+        chunks,
+        workers=min(workers, len(chunks)),
+        describe=lambda paths: f"{paths[0]} or the {len(paths) - 1} files after it",
+    )
+    with contextlib.closing(results), progress:
+        for chunk in results:
+            for result in chunk:
+                if isinstance(result, Rejected):
+                    rejected.append(result)
+                else:
+                    kept.append(result)
+            progress.advance(len(chunk))
+    for bad in rejected[:5]:
+        print(f"left out: {bad.name}: {bad.reason}", flush=True)
+    if len(rejected) > 5:
+        print(f"left out: {len(rejected) - 5:,} more unreadable files", flush=True)
+    if len(kept) < FEWEST:
+        raise DataError(
+            f"only {len(kept)} of {len(files)} images can be read (first reason: "
+            f"{rejected[0].name}: {rejected[0].reason}), at least {FEWEST} are needed; "
+            f"repair the files or give --data another folder"
+        )
+    return Gathered(
+        np.stack([pixels for pixels, _ in kept]),
+        np.stack([one.share for _, one in kept]),
+        np.array([one.agreement for _, one in kept], np.float32),
+        len(rejected),
+    )
+
+
+def _key(files: list[Path], side: int) -> str:
+    """Return a digest of everything that decides the votes: files, their dates, the members."""
+    digest = hashlib.sha256()
+    parameters = json.dumps(METHODS["heuristic"].parameters, sort_keys=True, default=str)
+    digest.update(f"{VERSION} {side} {sorted(MEMBERS)} {parameters}\n".encode())
+    for path in files:
+        state = path.stat()
+        digest.update(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _read(cache: Path, key: str) -> Gathered | None:
+    """Return what a cache file holds, or None if it is missing, damaged or about other files."""
+    try:
+        with np.load(cache, allow_pickle=False) as file:
+            if str(file["key"]) != key:
+                return None
+            return Gathered(
+                file["images"], file["shares"], file["agreement"], int(file["unreadable"])
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,254 @@
+"""The small network of the `selftrained` method: definition, weight file, inference.
+
+A feature pyramid (Lin et al., CVPR 2017) of plain 3 x 3 convolutions, half a million weights, that
+maps a whole image to one logit for every 2 x 2 input pixels. It starts from random weights: nothing
+in it was ever trained on anything but the user's images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from harl_fast.errors import DataError
+from harl_fast.files import replacing
+from preprocess.masks.border import COUNT, border_cues
+
+Pixels = npt.NDArray[np.uint8]
+Map = npt.NDArray[np.float32]
+
+FORMAT = "harl_fast masks 1"
+"""Stands in every weight file; another number means another meaning of the weights."""
+BATCH = 16
+"""Most images in one forward pass: more is not faster on one core, and needs more memory."""
+MIDDLE, SPREAD = 118.0, 64.0
+"""Mean and deviation of photographs' levels, roughly; normalisation after that does the rest."""
+REMEDY = "make it again with `make masks-train`, or give the right file"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a `MaskNet`; they are written into the weight file."""
+
+    side: int = 128
+    """Side of the square that images are resized to, in pixels."""
+    widths: tuple[int, ...] = (24, 32, 64, 96, 128, 128)
+    """Channels of the stem and of each stage; every stage but the first halves the side."""
+    depth: int = 2
+    """Convolutions in each stage but the first, which has one."""
+    lateral: int = 48
+    """Channels of the way back up."""
+    top: int = 32
+    """Channels at the finest level, where most of the time goes."""
+
+
+class Conv(nn.Module):
+    """3 x 3 convolution, batch normalisation, ReLU; with an identity around it if sizes agree."""
+
+    def __init__(self, inner: int, outer: int, *, stride: int = 1, residual: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(outer)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        return functional.relu(x + y if self.residual else y)
+
+    def fold(self) -> None:
+        """Put the normalisation's scale and shift into the convolution, for inference."""
+        self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
+
+
+class MaskNet(nn.Module):
+    """(B, 3, S, S) float pixels in [0, 255] to (B, 1, S/2, S/2) float logits of foreground.
+
+    It also takes the pixels' (B, COUNT, S/2, S/2) `border_cues`.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        widths, lateral, top = architecture.widths, architecture.lateral, architecture.top
+        self.stem = Conv(3, widths[0], stride=2)
+        self.stages = nn.ModuleList()
+        inners = [widths[0] + COUNT, *widths[1:-1]]
+        for number, (inner, outer) in enumerate(zip(inners, widths[1:], strict=True)):
+            first = Conv(inner, outer, stride=1 if number == 0 else 2)
+            more = architecture.depth - 1 if number else 0
+            rest = [Conv(outer, outer, residual=True) for _ in range(more)]
+            self.stages.append(nn.Sequential(first, *rest))
+        ups = [top] + [lateral] * (len(self.stages) - 1)
+        self.laterals = nn.ModuleList(
+            nn.Conv2d(width, up, 1) for width, up in zip(widths[1:], ups, strict=True)
+        )
+        self.smooth = nn.ModuleList(Conv(up, up) for up in ups)
+        self.narrow = nn.Conv2d(lateral, top, 1)
+        self.context = nn.Linear(widths[-1], widths[-1])
+        self.head = nn.Conv2d(top, 1, 1)
+
+    def forward(self, pixels: Tensor, cues: Tensor) -> Tensor:
+        x = self.stem((pixels - MIDDLE) / SPREAD)
+        x = torch.cat([x, 4 * cues - 1], 1)
+        levels = []
+        for stage in self.stages:
+            x = stage(x)
+            levels.append(x)
+        # What the whole image looks like, told to every place: "unlike the rest" needs the rest.
+        whole = self.context(levels[-1].mean((2, 3)))
+        levels[-1] = levels[-1] + whole[:, :, None, None]
+        y: Tensor | None = None
+        for number in reversed(range(len(levels))):
+            level = self.laterals[number](levels[number])
+            if y is not None:
+                y = self.narrow(y) if number == 0 else y
+                level = level + functional.interpolate(y, scale_factor=2.0, mode="nearest")
+            y = self.smooth[number](level)
+        logits: Tensor = self.head(y)
+        return logits
+
+    def fold(self) -> MaskNet:
+        """Return this network, in eval mode, with every normalisation folded away."""
+        self.eval()
+        for module in list(self.modules()):
+            if isinstance(module, Conv):
+                module.fold()
+        return self
+
+
+@dataclass
+class Network:
+    """A trained network, ready for inference on one thread."""
+
+    net: MaskNet
+    """Folded, channels last."""
+    metadata: dict[str, Any]
+    """What the file's header holds: ``architecture`` and whatever training recorded."""
+    bfloat16: bool
+    """Compute in bfloat16: twice as fast where the processor multiplies it natively."""
+
+    def maps(self, images: Sequence[Pixels]) -> list[Map]:
+        """Return the foreground probability of each of (H, W, 3) uint8 RGB images.
+
+        Each map is (S, S) float32 in [0, 1] with S the architecture's side, over the whole image.
+        Runs on one thread, in batches of at most `BATCH`; batches change a map by rounding only.
+        """
+        maps: list[Map] = []
+        with one_thread():
+            for start in range(0, len(images), BATCH):
+                maps += self._batch(images[start : start + BATCH])
+        return maps
+
+    def _batch(self, images: Sequence[Pixels]) -> list[Map]:
+        side = self.net.architecture.side
+        squares = np.stack([square(image, side) for image in images])
+        soft = predict(self.net, torch.from_numpy(squares), bfloat16=self.bfloat16).numpy()
+        # Bilinear between the logit cells: the mask's outline loses the 2 px staircase.
+        return [
+            np.clip(cv2.resize(plane, (side, side), interpolation=cv2.INTER_LINEAR), 0, 1)
+            for plane in soft
+        ]
+
+
+def square(rgb: Pixels, side: int) -> Pixels:
+    """Return (H, W, 3) pixels squeezed into (side, side, 3), by area averaging when shrinking."""
+    shrinks = min(rgb.shape[:2]) >= side
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(rgb, (side, side), interpolation=method), np.uint8)
+
+
+def predict(net: nn.Module, squares: Tensor, *, bfloat16: bool) -> Tensor:
+    """Return (B, S/2, S/2) float32 probabilities of (B, S, S, 3) uint8 pixels."""
+    cues = cues_of(squares.numpy())
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        logits = net(squares.permute(0, 3, 1, 2).float(), cues)
+        return torch.sigmoid(logits.float())[:, 0].contiguous()
+
+
+def cues_of(squares: Sequence[Pixels] | Pixels) -> Tensor:
+    """Return the (B, COUNT, S/2, S/2) `border_cues` of (S, S, 3) pixels, channels last."""
+    cues = np.stack([border_cues(pixels, len(pixels) // 2) for pixels in squares])
+    return torch.from_numpy(cues).contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on the calling thread only; the converter has a process for every core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def native_bfloat16() -> bool:
+    """Return whether this processor multiplies bfloat16 itself (AVX512-BF16 or AMX)."""
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return capabilities.startswith("AVX512") and bool(probe and probe())
+
+
+def save_network(net: MaskNet, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a network as safetensors, architecture and ``metadata`` as JSON in the header.
+
+    The file appears whole or not at all.
+    """
+    header = {**metadata, "format": FORMAT, "architecture": asdict(net.architecture)}
+    tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"harl_fast": json.dumps(header, sort_keys=True)})
+
+
+def load_network(path: Path, *, bfloat16: bool | None = None) -> Network:
+    """Return the network of a file by `save_network`; `DataError` if it is not such a file.
+
+    bfloat16: compute in it; None means where the processor does it natively.
+    """
+    net, metadata = read_network(path)
+    net = net.fold().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Network(net, metadata, native_bfloat16() if bfloat16 is None else bfloat16)
+
+
+def read_network(path: Path) -> tuple[MaskNet, dict[str, Any]]:
+    """Return the network of a file as it was trained, and the file's metadata."""
+    if not path.is_file():
+        raise DataError(f"the mask network {path} is no file; {REMEDY}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("harl_fast")
+            if header is None:
+                raise DataError(
+                    f"{path} is a safetensors file, but no mask network: its header has no "
+                    f"'harl_fast' entry; {REMEDY}"
+                )
+            metadata = json.loads(header)
+            if metadata.get("format") != FORMAT:
+                raise DataError(
+                    f"{path} has format {metadata.get('format')!r}, this program reads "
+                    f"{FORMAT!r}; {REMEDY}"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        sizes = metadata["architecture"]
+        net = MaskNet(Architecture(**{**sizes, "widths": tuple(sizes["widths"])}))
+        net.load_state_dict(tensors)
+    except DataError:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} is damaged or no mask network ({reason}); {REMEDY}") from error
+    return net, metadata

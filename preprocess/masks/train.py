@@ -1,0 +1,130 @@
+"""Train the mask network of ``--mask-method selftrained:FILE`` on your own images, without labels.
+
+1. A committee of cheap methods votes on every image (`preprocess.masks.committee`).
+2. A small network learns the votes from random weights, on altered images and on composites:
+   objects that the votes cut out, pasted on other images. Split votes are left out.
+3. The network's own maps, sharpened by GrabCut, become the next targets, and it trains on.
+
+No label is read and no weight is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from harl_fast.errors import DataError, run_main
+from harl_fast.files import Progress, format_seconds
+from preprocess.masks.committee import MEMBERS, VERSION
+from preprocess.masks.composites import Teaching
+from preprocess.masks.gathering import FEW, Gathered, gather, image_files
+from preprocess.masks.learning import Recipe, train
+from preprocess.masks.network import save_network
+from preprocess.masks.refinement import refresh
+from preprocess.pool import usable_cores
+
+BASE, SURE = 0.5, 0.9
+"""Agreement at which an image starts to count, and at which it counts in full."""
+LEAST_TRUST = 0.05
+"""Even an image that splits the committee is seen now and then, as a background for objects."""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Return the command line's values; exits with code 2 and a message on a wrong one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m preprocess.masks.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of images; its train/ if it has one")
+    add("--out", type=Path, required=True, help="weight file to write, say masks.safetensors")
+    add("--images", type=int, default=20_000, help="most images used, drawn by seed; %(default)s")
+    add("--length", type=float, default=1.0, help="training time relative to the default's")
+    add("--seed", type=int, default=0, help="other seeds give another network; default 0")
+    add("--threads", type=int, default=usable_cores(), help="threads and processes; all cores")
+    args = parser.parse_args(argv)
+    if args.out.suffix != ".safetensors":
+        parser.error(f"argument --out: {args.out} does not end in .safetensors")
+    for name in ("images", "length", "threads"):
+        if getattr(args, name) <= 0:
+            parser.error(f"argument --{name}: {getattr(args, name)} is not above 0")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit code; raises `DataError` when it cannot be done."""
+    args = parse(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
+    try:
+        make_network(args)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise DataError(
+            f"writing {args.out} failed: {error.strerror or error}{place}. Check free space and "
+            f"rights there, and run the command again"
+        ) from error
+    return 0
+
+
+def make_network(args: argparse.Namespace) -> None:
+    """Write the network that the command line asks for."""
+    start = time.monotonic()
+    recipe = shortened(Recipe(seed=args.seed), args.length)
+    files = image_files(args.data, most=args.images, seed=args.seed)
+    cache = args.out.with_suffix(".votes.npz")
+    gathered = gather(files, cache, side=recipe.architecture.side, workers=args.threads)
+    count = len(gathered.images)
+    if count < FEW:
+        print(f"{count} images are few: {FEW:,} or more would give better masks", flush=True)
+    torch.set_num_threads(args.threads)
+    with Progress(recipe.batch * sum(recipe.steps), label="training") as progress:
+        net = train(teaching(gathered), recipe, refresh=refresh, progress=progress)
+    save_network(net, args.out, facts(recipe, gathered, threads=args.threads))
+    took = format_seconds(time.monotonic() - start)
+    print(
+        f"{args.out}: a mask network trained on {count:,} images in {took}; no labels", flush=True
+    )
+    print(f"use it: make beton DATA=... MASK_METHOD=selftrained:{args.out}", flush=True)
+    print(f"{cache} holds the votes for another run; it may be deleted", flush=True)
+
+
+def shortened(recipe: Recipe, length: float) -> Recipe:
+    """Return a recipe with ``length`` times as many steps in each round, at least one."""
+    return replace(recipe, steps=tuple(max(1, round(length * steps)) for steps in recipe.steps))
+
+
+def teaching(gathered: Gathered) -> Teaching:
+    """Return the first round's targets: the votes, trusted as far as the members agree."""
+    side = gathered.images.shape[1] // 2
+    shares = [
+        cv2.resize(share, (side, side), interpolation=cv2.INTER_AREA) for share in gathered.shares
+    ]
+    trust = np.clip((gathered.agreement - BASE) / (SURE - BASE), LEAST_TRUST, 1)
+    return Teaching(gathered.images, np.stack(shares), trust.astype(np.float32))
+
+
+def facts(recipe: Recipe, gathered: Gathered, *, threads: int) -> dict[str, Any]:
+    """Return what the weight file records of its making."""
+    return {
+        "supervision": "none",
+        "images": len(gathered.images),
+        "unreadable": gathered.unreadable,
+        "mean_agreement": round(float(gathered.agreement.mean()), 4),
+        "committee": {"members": sorted(MEMBERS), "version": VERSION},
+        "recipe": asdict(recipe),
+        "torch": torch.__version__,
+        "threads": threads,
+    }
+
+
+if __name__ == "__main__":
+    run_main(main)
