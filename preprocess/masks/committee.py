@@ -14,70 +14,57 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.masks import METHODS
 from preprocess.masks.binary import Mask, binarize
-from preprocess.masks.network import Pixels
+from preprocess.masks.heuristic import heuristic_map
 
+Pixels = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.float32]
+Member = Callable[[Pixels], tuple[Mask, bool]]
+"""Pixels to a mask, and whether the stand-in serves."""
 
 VERSION = 1
 """Raise it when a member changes: cached votes of another version are not used."""
 VOTE_SIDE = 64
-GRABCUT_SIDE = 96
-GRABCUT_MARGIN = 0.06
-"""The GrabCut member's box leaves this share of each side out (88 % wide)."""
-GRABCUT_ROUNDS = 3
 
 
 class Vote(NamedTuple):
     """What the committee says about one image."""
 
     share: npt.NDArray[np.uint8]
-    """(64, 64): share of the members, by weight, that call a cell foreground; 255 is all."""
+    """(64, 64): share of the members that call a cell foreground; 255 is all."""
     agreement: float
     """Mean IoU of the members' masks with the vote's, 0 to 1; 0 if no member found anything."""
 
 
-def heuristic_mask(rgb: Pixels) -> tuple[Mask, bool]:
-    """Return the default heuristic's mask, and whether the stand-in serves."""
-    method = METHODS["heuristic"]
-    return binarize(method.function(rgb, **method.parameters))
+def brightened(rgb: Pixels) -> Pixels:
+    """Return pixels under gamma 1/2, which opens the shadows."""
+    return np.asarray(_GAMMA[rgb], np.uint8)
 
 
-def in_hsv(rgb: Pixels) -> tuple[Mask, bool]:
-    """Return the heuristic's mask of hue, saturation and value taken for colours."""
-    return heuristic_mask(np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV_FULL), np.uint8))
+def in_hsv(rgb: Pixels) -> Pixels:
+    """Return hue, saturation and value, to be taken for colours: hue then counts far more."""
+    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV_FULL), np.uint8)
 
-
-def brightened(rgb: Pixels) -> tuple[Mask, bool]:
-    """Return the heuristic's mask under gamma 1/2, which opens the shadows."""
-    return heuristic_mask(_GAMMA[rgb])
-
-
-def smoothed(rgb: Pixels) -> tuple[Mask, bool]:
-    """Return the heuristic's mask of the image under a Gaussian of 2 % of its side."""
-    sigma = 0.02 * min(rgb.shape[:2])
-    return heuristic_mask(np.asarray(cv2.GaussianBlur(rgb, (0, 0), sigma), np.uint8))
-
-
-def boxed_grabcut(rgb: Pixels) -> tuple[Mask, bool]:
-    """Return GrabCut's mask from a centred box (Rother et al., SIGGRAPH 2004)."""
-    margin = round(GRABCUT_MARGIN * GRABCUT_SIDE)
-    labels = np.full((GRABCUT_SIDE, GRABCUT_SIDE), cv2.GC_BGD, np.uint8)
-    labels[margin:-margin, margin:-margin] = cv2.GC_PR_FGD
-    return binarize(grabcut(rgb, labels, rounds=GRABCUT_ROUNDS).astype(np.float32))
-
-
-MEMBERS: dict[str, tuple[Callable[[Pixels], tuple[Mask, bool]], float]] = {
-    "heuristic": (heuristic_mask, 1.0),
-    "in_hsv": (in_hsv, 1.0),
-    "brightened": (brightened, 1.0),
-    "smoothed": (smoothed, 1.0),
-    "boxed_grabcut": (boxed_grabcut, 1.0),
-}
-"""Name to function and weight."""
 
 _GAMMA = np.rint(255 * np.sqrt(np.arange(256) / 255)).astype(np.uint8)
+
+
+def member(change: Callable[[Pixels], Pixels] | None = None, **settings: float) -> Member:
+    """Return the heuristic with other settings, on changed pixels."""
+
+    def mask_of(rgb: Pixels) -> tuple[Mask, bool]:
+        return binarize(heuristic_map(rgb if change is None else change(rgb), **settings))
+
+    return mask_of
+
+
+MEMBERS: dict[str, Member] = {
+    "plain": member(),
+    "brightened": member(brightened),
+    "in_hsv": member(in_hsv),
+    "smoothed": member(sigma=1.0),
+    "coarse": member(min_size=16),
+}
 
 
 def grabcut(rgb: Pixels, labels: npt.NDArray[np.uint8], *, rounds: int) -> Mask:
@@ -96,15 +83,14 @@ def grabcut(rgb: Pixels, labels: npt.NDArray[np.uint8], *, rounds: int) -> Mask:
 
 def vote(rgb: Pixels) -> Vote:
     """Return the committee's vote on (H, W, 3) uint8 pixels."""
-    masks, weights = [], []
-    for function, weight in MEMBERS.values():
-        mask, stand_in = function(rgb)
+    masks = []
+    for mask_of in MEMBERS.values():
+        mask, stand_in = mask_of(rgb)
         if not stand_in:
             masks.append(to_vote_side(mask))
-            weights.append(weight)
     if not masks:
         return Vote(np.zeros((VOTE_SIDE, VOTE_SIDE), np.uint8), 0.0)
-    share = np.average(np.stack(masks), axis=0, weights=weights)
+    share = np.mean(np.stack(masks), axis=0)
     together = share > 0.5
     agreement = float(np.mean([iou(mask > 0.5, together) for mask in masks]))
     # A member that had to pass is a doubt about the image, too.

@@ -31,7 +31,7 @@ from preprocess.masks.network import save_network
 from preprocess.masks.refinement import refresh
 from preprocess.pool import usable_cores
 
-BASE, SURE = 0.5, 0.9
+BASE, SURE = 0.6, 0.95
 """Agreement at which an image starts to count, and at which it counts in full."""
 LEAST_TRUST = 0.05
 """Even an image that splits the committee is seen now and then, as a background for objects."""

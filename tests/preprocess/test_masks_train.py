@@ -17,9 +17,9 @@ from preprocess.demo.render import render
 from preprocess.demo.shapes import SHAPES
 from preprocess.masks import train as program
 from preprocess.masks.binary import binarize
+from preprocess.masks.border import COUNT, _barrier, border_cues
 from preprocess.masks.committee import MEMBERS, iou, vote
 from preprocess.masks.composites import Batches, Teaching, Variety
-from preprocess.masks.border import _barrier, border_cues
 from preprocess.masks.gathering import gather, image_files
 from preprocess.masks.learning import Recipe, follow, mask_loss, train
 from preprocess.masks.network import Architecture, Network, load_network
@@ -63,8 +63,8 @@ def test_a_network_beats_the_noise_it_learns_from() -> None:
     noisy = np.stack([spoiled(truth, draw) for truth in truths])
     teacher = np.mean([iou(mask, truth) for mask, truth in zip(noisy, truths, strict=True)])
     teaching = Teaching(images, halved(noisy), np.ones(len(images), np.float32))
-    recipe = Recipe(TINY, steps=(120,), batch=12, lr_peak=4e-3, average=0.98, bfloat16=False)
-    with Progress(120 * 12, label="test") as progress:
+    recipe = Recipe(TINY, steps=(90,), batch=12, lr_peak=4e-3, average=0.98, bfloat16=False)
+    with Progress(90 * 12, label="test") as progress:
         net = train(teaching, recipe, refresh=lambda *_: teaching, progress=progress)
     others, exact = demo(40, split=1)
     network = Network(net.fold(), {}, bfloat16=False)
@@ -172,7 +172,7 @@ def test_border_cues_mark_what_differs_from_the_border() -> None:
     image = np.full((64, 64, 3), 120, np.uint8)
     image[20:44, 20:44] = (200, 30, 30)
     cues = border_cues(image, 32)
-    assert cues.shape == (6, 32, 32) and cues.dtype == np.float32
+    assert cues.shape == (COUNT, 32, 32) and cues.dtype == np.float32
     assert 0 <= cues.min() and cues.max() <= 1
     assert (cues[:, 11:21, 11:21] > 0.5).all()
     assert (cues[:, :8] < 0.05).all()
