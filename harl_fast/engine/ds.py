@@ -85,6 +85,8 @@ def initialize(module: nn.Module, optimizer: Optimizer, *, config: dict[str, Any
                 f"and convert it to channels_last after initialize, at stage 0 only"
             )
     engine: Engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+    if dist.get_world_size() == 1 and engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False  # it would copy all gradients out and back
     if isinstance(optimizer, LARS) and engine.zero_optimization_stage() > 0:
         optimizer.bind([group.layout() for group in flat_groups(engine)])
     return engine

@@ -111,6 +111,9 @@ class Needs(Section):
     """File to name on a machine that does not fit."""
     timeout_minutes: float = Field(10.0, gt=0.0)
     """Longest wait of a rank for the others before the run fails."""
+    shard_one_rank: bool = False
+    """Keep ZeRO's flat buffers on a single rank too. They shard nothing there, and cost copies of
+    all gradients and weights each step, and channels-last weights: stage 0 runs instead."""
 
 
 class EngineFile(Section):
@@ -164,7 +167,9 @@ class EngineConfig:
 
     @property
     def stage(self) -> int:
-        """The ZeRO stage."""
+        """The ZeRO stage that runs: 0 on one rank, unless the file insists."""
+        if self.batches.ranks == 1 and not self.file.harl_fast.shard_one_rank:
+            return 0
         return self.file.zero_optimization.stage
 
     def record(self) -> dict[str, Any]:
@@ -185,6 +190,7 @@ class EngineConfig:
         config = self.record()
         for ours in ("harl_fast", "torch_autocast", "bf16", "fp16"):
             del config[ours]
+        config["zero_optimization"]["stage"] = self.stage
         if self.stage > 0:
             config["zero_optimization"].setdefault("compute_grad_norm", not guarded)
         return config

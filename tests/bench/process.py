@@ -10,7 +10,17 @@ import signal
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("ffcv", "torch", "torchvision", "numba", "numpy", "pillow", "opencv-python")
+PACKAGES = (
+    "ffcv",
+    "torch",
+    "torchvision",
+    "deepspeed",
+    "lightly",
+    "numba",
+    "numpy",
+    "pillow",
+    "opencv-python",
+)
 _PR_SET_PDEATHSIG = 1
 
 

@@ -16,7 +16,8 @@ from tests.bench.report import (
     ratio_rows,
     reference,
 )
-from tests.bench.worker import steady
+from tests.bench.step import RATIOS, plans, rows_of, wait_rows
+from tests.bench.worker import steady, typical
 
 
 def test_a_ratio_is_taken_within_each_round_against_the_fastest_peer() -> None:
@@ -80,3 +81,36 @@ def test_steady_state_leaves_out_the_first_batches_of_turn_and_epoch() -> None:
     now[0] = 1000.0
     ones = ((1, None) for now[0] in (1001.0, 1002.0, 1003.0, 1004.0))
     assert steady(ones, lead=0, seconds=2.0, clock=lambda: now[0]) == (2, 2.0)
+
+
+def test_typical_steps_ignore_a_disturbed_one_and_the_first() -> None:
+    now = [0.0]
+
+    def items() -> Iterator[tuple[int, None]]:
+        for took in (50.0, 50.0, 2.0, 2.0, 9.0, 2.0, 2.0):
+            now[0] += took
+            yield 4, None
+
+    samples, seconds = typical(items(), lead=2, seconds=16.0, clock=lambda: now[0])
+    assert (samples, seconds) == (20, 10.0)
+
+
+def test_a_step_ratio_is_a_time_over_a_time_and_of_its_round() -> None:
+    turn = {"samples": 10.0}
+    rounds = {
+        "ours": [turn | {"seconds": s} for s in (2.06, 4.08, 2.1)],
+        "bare": [turn | {"seconds": s} for s in (2.0, 4.0, 2.0)],
+        "lars_ours": [turn | {"seconds": 1.0}] * 3,
+        "lars_solo": [turn | {"seconds": 3.0}] * 3,
+    }
+    step, lars = rows_of(rounds, ("T1", "T2", "O1"))
+    assert (step.bar, step.verdict) == ("T1", "floor") and step.measured == pytest.approx(1.03)
+    assert (lars.bar, lars.verdict) == ("O1", "goal") and lars.measured == pytest.approx(3.0)
+    (wait,) = wait_rows([{"wait": 0.001}, {"wait": 0.03}, {"wait": 0.002}])
+    assert wait.measured == pytest.approx(0.2) and wait.verdict == "goal"
+
+
+def test_every_ratio_of_the_step_benchmark_has_its_contenders() -> None:
+    made = plans(("T1", "T2", "T3", "T4", "O1", "O2"), batch=8, threads=1)
+    names = {name for ratio in RATIOS for name in (ratio.ours, *ratio.peers)}
+    assert {name for name in names if "lightly" not in name} <= made.keys() <= names

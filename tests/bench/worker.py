@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,27 @@ def steady(
     return samples, passed
 
 
+def typical(
+    items: Items, *, lead: int, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> tuple[int, float]:
+    """Return (samples, seconds) with the median of the times from one item to the next.
+
+    For steps of equal work: one that the machine disturbed does not count. ``lead`` items of a turn
+    are taken first; at least three are measured. All items must hold equally many samples.
+    """
+    samples = 0
+    for _ in range(max(1, lead)):
+        next(items)
+    times: list[float] = []
+    begun = last = clock()
+    while last - begun < seconds or len(times) < 3:
+        count, _ = next(items)
+        now = clock()
+        samples, last, passed = samples + count, now, now - last
+        times.append(passed)
+    return samples, statistics.median(times) * len(times)
+
+
 def main() -> None:
     """Serve commands from standard input until it ends."""
     die_with_parent()
@@ -56,8 +78,11 @@ def main() -> None:
     for line in sys.stdin:
         command = json.loads(line)
         if command["do"] == "run":
-            samples, passed = steady(items, lead=settings["lead"], seconds=command["seconds"])
+            measure = typical if settings.get("steps") else steady
+            samples, passed = measure(items, lead=settings["lead"], seconds=command["seconds"])
             answer: dict[str, Any] = {"samples": samples, "seconds": passed}
+        elif settings.get("steps"):
+            answer = {"figures": [next(items)[1] for _ in range(command["batches"])]}
         else:
             from tests.bench.check import describe
 

@@ -13,6 +13,7 @@ from harl_fast.engine.dsconfig import (
     Batches,
     Bf16Section,
     EngineFile,
+    Needs,
     Fp16Section,
     ZeroSection,
     divide_batch,
@@ -204,10 +205,20 @@ def test_zeros_own_gradient_check_is_left_out_only_where_the_optimizer_has_one(
     tmp_path: Path, guarded: bool, norm: bool
 ) -> None:
     file = read(tmp_path, {**MINIMAL, "zero_optimization": {"stage": 1}})
-    config = settle(file, ranks=1, source="x").deepspeed(guarded=guarded)
+    config = settle(file, ranks=2, source="x").deepspeed(guarded=guarded)
     assert config["zero_optimization"]["compute_grad_norm"] is norm
-    off = settle(read(tmp_path, MINIMAL), ranks=1, source="x").deepspeed(guarded=guarded)
+    off = settle(read(tmp_path, MINIMAL), ranks=2, source="x").deepspeed(guarded=guarded)
     assert "compute_grad_norm" not in off["zero_optimization"]
+
+
+def test_a_single_rank_runs_without_zeros_buffers_unless_the_file_insists(tmp_path: Path) -> None:
+    file = read(tmp_path, {**MINIMAL, "zero_optimization": {"stage": 2}})
+    alone, two = (settle(file, ranks=ranks, source="x") for ranks in (1, 2))
+    stages = [c.deepspeed(guarded=True)["zero_optimization"]["stage"] for c in (alone, two)]
+    assert (alone.stage, two.stage, stages) == (0, 2, [0, 2])
+    assert alone.record()["zero_optimization"]["stage"] == 2  # the user's word, for later ranks
+    kept = read(tmp_path, {**MINIMAL, "zero_optimization": {"stage": 2}}, "harl_fast.shard_one_rank=true")
+    assert settle(kept, ranks=1, source="x").stage == 2
 
 
 def test_every_key_of_deepspeeds_own_schemas_is_supported_or_refused() -> None:
@@ -236,7 +247,9 @@ def test_deepspeed_itself_accepts_what_it_is_given(tmp_path: Path) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
     file = read(tmp_path, {**MINIMAL, "zero_optimization": {"stage": 2}})
-    accepted = DeepSpeedConfig(settle(file, ranks=1, source="x").deepspeed(guarded=True))
+    insists = file.model_copy(update={"harl_fast": Needs(shard_one_rank=True)})
+    accepted = DeepSpeedConfig(settle(insists, ranks=1, source="x").deepspeed(guarded=True))
+    assert accepted.zero_config.stage == 2
     assert accepted.train_micro_batch_size_per_gpu == 64
     assert accepted.gradient_clipping == 0.0
     assert accepted.zero_config.reduce_bucket_size == 20_000_000
