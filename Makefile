@@ -52,7 +52,7 @@ export PATH := $(BIN):$(PATH)
 option = $(if $(2),$(1) "$(2)")
 
 .PHONY: help setup doctor lint test test-slow beton masks masks-train pretrain demo lineval preview bench \
-	bench-loader bench-masks clean
+	bench-loader bench-masks bench-step clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
@@ -115,10 +115,13 @@ preview: setup ## Draw views and masks as the network receives them [OUT=] [CONF
 	"$(BIN)/python" -m preprocess.preview "$(OUT)/train.beton" --config "$(CONFIG)" \
 		--out "$(OUT)/preview.png" --count "$(COUNT)" $(foreach pair,$(SET),--set "$(pair)") $(ARGS)
 
-bench: bench-loader bench-masks ## Run all benchmarks (on a machine with nothing else to do)
+bench: bench-loader bench-masks bench-step ## Run all benchmarks (on a machine with nothing else to do)
 
 bench-loader: setup ## Compare the loader with its peers, in turns [DATA=<photos>] [ARGS="--only L3,L4"]
 	"$(BIN)/python" -m tests.bench.loader $(call option,--data,$(DATA)) $(ARGS)
+
+bench-step: setup ## Compare the training step with bare PyTorch and lightly [DATA=<photos>] [ARGS=--check]
+	"$(BIN)/python" -m tests.bench.step $(call option,--data,$(DATA)) $(ARGS)
 
 bench-masks: setup ## Score mask methods [HORSES=] [PHOTOS=] [STAMPS=] [NETWORK=] [ONNX=] [ARGS=--check]
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 "$(BIN)/python" -m tests.bench.masks --storage \

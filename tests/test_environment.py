@@ -94,7 +94,8 @@ def test_every_import_is_declared(folder: str) -> None:
     if folder == "preprocess":  # imported only when a mask method needs it
         declared |= requirements(table["optional-dependencies"]["masks-onnx"])
     if folder == "tests":
-        declared |= requirements(table["optional-dependencies"]["dev"])
+        for extra in ("dev", "bench"):
+            declared |= requirements(table["optional-dependencies"][extra])
     missing = {
         module: path
         for module, path in third_party(folder).items()

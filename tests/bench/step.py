@@ -178,8 +178,10 @@ def main(argv: list[str] | None = None) -> int:
     windows = waits(args, logs=logs) if "T5" in args.bars else []
     rows = rows_of(rounds, args.bars) + (wait_rows(windows) if windows else [])
     rows.sort(key=lambda row: BARS.index(row.bar))
-    print(f"\n{facts['cpu']}, {args.threads} threads; ResNet-18 at {step_setup.SIZE_PX} px, batch "
-          f"{args.batch}; {args.rounds} rounds of {args.seconds_per_turn:g} s a turn\n")  # fmt: skip
+    print(
+        f"\n{facts['cpu']}, {args.threads} threads; ResNet-18 at {step_setup.SIZE_PX} px, "
+        f"batch {args.batch}; {args.rounds} rounds of {args.seconds_per_turn:g} s a turn\n"
+    )
     print(report.rate_table(report.rates(rounds)) + "\n")
     print(report.bar_table(rows))
     warning = report.disturbance(rounds)

@@ -13,8 +13,8 @@ from harl_fast.engine.dsconfig import (
     Batches,
     Bf16Section,
     EngineFile,
-    Needs,
     Fp16Section,
+    Needs,
     ZeroSection,
     divide_batch,
     read_engine_file,
@@ -217,7 +217,9 @@ def test_a_single_rank_runs_without_zeros_buffers_unless_the_file_insists(tmp_pa
     stages = [c.deepspeed(guarded=True)["zero_optimization"]["stage"] for c in (alone, two)]
     assert (alone.stage, two.stage, stages) == (0, 2, [0, 2])
     assert alone.record()["zero_optimization"]["stage"] == 2  # the user's word, for later ranks
-    kept = read(tmp_path, {**MINIMAL, "zero_optimization": {"stage": 2}}, "harl_fast.shard_one_rank=true")
+    kept = read(
+        tmp_path, {**MINIMAL, "zero_optimization": {"stage": 2}}, "harl_fast.shard_one_rank=true"
+    )
     assert settle(kept, ranks=1, source="x").stage == 2
 
 
