@@ -169,11 +169,19 @@ def make_split(
             reasons[why] += why != "missing"
     for why, count in (+reasons).items():
         print(f"{name}: made again: {count} file(s): {why}")
-    for left in sorted((out / name).glob(".*.safetensors.*.tmp")):
-        if int(left.name[1:7]) in own:  # of a run that was killed: nobody else writes this shard
-            left.unlink(missing_ok=True)
+    _tidy(out / name, {f"{number:06d}" for number in own}, count=len(files))
     rows = _made(out, name, split, methods, info, todo=todo, key=key, workers=workers)
     _summarise(name, rows, kept=len(own) - len(todo), files=len(own), others=len(files) - len(own))
+
+
+def _tidy(folder: Path, own: set[str], *, count: int) -> None:
+    """Remove what a killed run of this shard was writing, and files beyond the list of images."""
+    for path in sorted(folder.glob(".*.safetensors.*.tmp")):
+        if path.name[1:7] in own:
+            path.unlink(missing_ok=True)
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.stem.isdigit() and int(path.stem) >= count:
+            path.unlink(missing_ok=True)
 
 
 def _made(

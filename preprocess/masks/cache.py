@@ -89,7 +89,8 @@ def read_info(folder: Path) -> dict[str, Any]:
 def claim(folder: Path, info: dict[str, Any]) -> None:
     """Write a cache's description, or raise `DataError` if the folder is another one's."""
     if not is_cache(folder):
-        if folder.exists() and any(path.suffix != ".safetensors" for path in folder.glob("*.*")):
+        ours = (".safetensors", ".tmp")
+        if any(path.is_file() and path.suffix not in ours for path in folder.rglob("*")):
             raise DataError(f"{folder} holds other things than a mask cache; choose a new --out")
         write_json(folder / INFO, info)
         return

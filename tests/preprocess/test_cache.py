@@ -186,15 +186,15 @@ def test_other_masks_are_not_mixed_in(folder: Path, made: Path, tmp_path: Path) 
         make(folder, made, "--max-resolution", "56", "--mask-method", "center")
     with pytest.raises(DataError, match=r"its max_resolution is 56, asked for is 512"):
         make(folder, made)
-    (tmp_path / "letter.txt").touch()
+    save(np.ones((4, 4), np.uint8), tmp_path / "train/class0/0.png")  # a tree of mask files
     with pytest.raises(DataError, match="holds other things"):
         make(folder, tmp_path)
 
 
 def test_a_cache_of_other_images_is_refused(made: Path, tmp_path: Path) -> None:
     other = image_folder(tmp_path / "other", classes=2, train=5, val=1)
-    for path in other.rglob("*.jpg"):
-        save(photo(hash(path.name) % 1000), path, quality=50)
+    for index, path in enumerate(other.rglob("*.jpg")):
+        save(photo(5000 + index), path, quality=50)
     with pytest.raises(DataError, match=r"was made from other images: train/class0/0\.jpg and all"):
         converted(other, tmp_path / "out", "--masks", str(made))
     (other / "train/class0").rename(other / "train/k0")
@@ -233,6 +233,9 @@ def test_a_changed_list_of_images_is_noticed(copy: tuple[Path, Path]) -> None:
     save(photo(78), data / "train/class1/9.jpg", quality=95)  # the next to last name
     make(data, masks, "--max-resolution", "56")
     assert remade(before, content(masks)) == ["train/000003", "train/000004"]
+    (data / "train/class1/9.jpg").unlink()
+    make(data, masks, "--max-resolution", "56")
+    assert sorted(content(masks)) == sorted(before)
 
 
 @pytest.mark.parametrize(
