@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from harl_fast.config import DataConfig
 from harl_fast.data import photometric
@@ -17,7 +14,6 @@ from harl_fast.data.loader import BetonLoader
 POLICY = DataConfig()
 """BYOL's two views; the peers' settings are read from it too."""
 CELLS = 7
-COLOURS_IN_LOADER = "colour" in inspect.signature(BetonLoader).parameters
 
 
 def geometries() -> list[ViewGeometry]:
@@ -37,7 +33,7 @@ def make(settings: dict[str, Any]) -> BetonLoader:
         "workers": settings["threads"],
         "batches_ahead": settings.get("ahead", 3),
     }
-    if settings.get("coloured") and COLOURS_IN_LOADER:
+    if settings.get("coloured"):
         options["colour"] = photometric.Colouring(POLICY.views, POLICY.mean, POLICY.std)
     return BetonLoader(Path(settings["container"]), **options)
 
@@ -45,19 +41,10 @@ def make(settings: dict[str, Any]) -> BetonLoader:
 def batches(settings: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """Yield (samples, batch) for ever; (0, None) opens each epoch.
 
-    coloured: views are float32, normalised; by the loader if it can, else by torch on its output.
+    coloured: views are float32, normalised.
     """
     loader = make(settings)
-    colours = photometric.Photometric(POLICY.views, mean=POLICY.mean, std=POLICY.std, seed=0)
-    torch.set_num_threads(settings["threads"])
     while True:
         yield 0, None
-        epoch = loader.epoch
         for batch in loader:
-            if settings.get("coloured") and batch.views[0].dtype == torch.uint8:
-                views = tuple(
-                    colours(view, view=number, ids=batch.ids, epoch=epoch)
-                    for number, view in enumerate(batch.views)
-                )
-                batch = batch._replace(views=views)
             yield len(batch.ids), batch

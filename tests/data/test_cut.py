@@ -16,6 +16,7 @@ from harl_fast.data.photometric import Colouring, Photometric
 from harl_fast.errors import ConfigError
 from preprocess import beton as converter
 from tests.betons import smooth_noise
+from tests.data import support
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 POLICIES = (
@@ -50,8 +51,7 @@ def stores(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 def loader(path: Path, **changes) -> BetonLoader:
-    values = {"views": VIEWS, "batch_global": 12, "batch_micro": 12, "seed": 3, "workers": 2}
-    return BetonLoader(path, **{**values, **changes})
+    return support.loader(path, **{"views": VIEWS, **changes})
 
 
 def views_of(path: Path, **changes) -> dict[int, list[np.ndarray]]:
