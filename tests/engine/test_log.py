@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
 import time
 from pathlib import Path
 
@@ -11,11 +14,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from harl_fast.engine.course import Course
-from harl_fast.engine.health import ALARMS, Health
+from harl_fast.engine.health import ALARMS, Health, Supply
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.meter import Meter
 from harl_fast.engine.report import Reporter, log_line
 from harl_fast.engine.runfolder import RunFolder
+from harl_fast.files import LiveLine
 from tests.engine.support import tiny_config
 
 GOOD: dict[str, float] = {
@@ -92,11 +96,95 @@ def test_alarms_are_told_once_until_they_clear(kind: str, change: dict[str, floa
     health, bad = Health(), {**GOOD, **change}
     assert health.check(GOOD) == []
     (message,) = health.check(bad)
+    assert health.on == {kind}
     assert message.startswith(f"warning: {kind}: ")
     assert health.check(bad) == []
     assert health.check(GOOD) == []
     assert health.check(bad) == [message]
     assert kind in {alarm.kind for alarm in ALARMS}
+
+
+@pytest.mark.parametrize(
+    ("supply", "words"),
+    [
+        (Supply(threads=2, cores=8), ["data.workers (this rank decodes with 2 of its 8", "yuv420"]),
+        (Supply(threads=8, cores=8, store="raw"), ["fit the RAM"]),
+        (Supply(on_gpu=True, loader_colours=True), ["data.colour=device"]),
+        (Supply(batches_ahead=5), ["data.batches_ahead (now 5)"]),
+    ],
+)
+def test_a_starving_run_is_told_what_its_own_set_up_allows(
+    supply: Supply, words: list[str]
+) -> None:
+    (message,) = Health(supply).check({**GOOD, "wait": 0.3, "wait_worst": 0.41})
+    assert "41% of the time" in message and "30% on average" in message
+    for word in words:
+        assert word in message
+    assert ("data.workers" in message) == (supply.threads < supply.cores)
+    assert ("data.colour" in message) == supply.loader_colours
+    assert ("STORE=yuv420" in message) == (supply.store == "jpg")
+
+
+def test_waiting_for_an_epoch_to_begin_is_no_starvation() -> None:
+    health = Health(Supply(batches_ahead=3))
+    assert health.check({**GOOD, "wait_worst": 0.9, "steps": 6}) == []
+    assert len(health.check({**GOOD, "wait_worst": 0.9, "steps": 7})) == 1
+    assert health.on == {"data-wait"}
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_a_line_that_makes_room_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((200, 20)))
+    with Reporter(RunFolder(tmp_path), epochs=100, silent=False, total=5000, batch=64) as reporter:
+        reporter.write(GOOD)
+        reporter._mark = (3750, time.monotonic() - 10.0)  # ten seconds ago
+        reporter.tick(epoch=12, step=3760)
+        reporter.tick(epoch=12, step=3761)  # too soon to draw again
+        reporter.say("hello")
+    log, progress, blank, hello = re.split(r"[\r\n]+", screen.getvalue().rstrip("\n"))
+    assert log == log_line(GOOD, epochs=100) and hello == "hello"
+    assert re.fullmatch(
+        r"epoch 12/100 step 3,760/5,000  loss 1\.8421  6[34] images/s  eta 6h1[12]m", progress
+    )
+    assert blank == " " * len(progress)
+    status = json.loads((tmp_path / "run.json").read_text())
+    assert status["state"] == "preempted"  # nobody said how it ended
+    assert (status["step"], status["total"], status["loss"]) == (3760, 5000, GOOD["loss"])
+
+
+def test_a_line_is_cut_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((30, 20)))
+    screen = Terminal()
+    line = LiveLine(screen)
+    line.show("x" * 100)
+    assert screen.getvalue() == "\r" + "x" * 29
+    line.show("y")
+    assert screen.getvalue().endswith("\ry" + " " * 28)
+
+
+def test_what_cannot_be_written_is_told_once_and_borne(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    with Reporter(folder, epochs=100, silent=False) as reporter:
+        folder.metrics.mkdir()  # no user, not even root, can append to a folder
+        for step in (3750, 3800):
+            reporter.write({**GOOD, "step": step})
+        folder.metrics.rmdir()
+        reporter.write({**GOOD, "step": 3850})
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1 and "metrics.jsonl cannot be written" in warnings[0]
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [3850]
 
 
 def test_a_loss_scale_may_overflow_now_and_then() -> None:
@@ -109,6 +197,22 @@ def test_the_meter_averages_and_starts_again(machine: Machine) -> None:
     meter.add({"loss": torch.tensor(4.0)})
     assert meter.take().items() >= {"loss": 2.5, "norm": 8.0}.items()
     assert set(meter.take()) == {"elapsed_s", "wait_s"}
+
+
+def test_the_meter_folds_what_has_become_long(machine: Machine) -> None:
+    meter, count = Meter(), 2000
+    for number in range(count):
+        meter.add({"flag": torch.tensor(number % 4 == 0), "loss": torch.tensor(float(number))})
+    assert max(len(values) for values in meter._values.values()) <= 512
+    figures = meter.take()
+    assert (figures["flag"], figures["loss"]) == (0.25, (count - 1) / 2)
+
+
+def test_time_beside_the_training_is_left_out(machine: Machine) -> None:
+    meter = Meter()
+    meter._start -= 10.0  # as if it had begun ten seconds ago
+    meter.exclude(8.0)
+    assert 2.0 <= meter.take()["elapsed_s"] < 5.0
 
 
 def test_the_meter_counts_waiting_but_not_the_start_up(machine: Machine) -> None:

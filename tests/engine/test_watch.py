@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from harl_fast.engine.build import build, build_loader
 from harl_fast.engine.checkpoint import open_checkpoint
 from harl_fast.engine.loop import Pretraining
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.probe import Probe
+from harl_fast.engine.probe import Probe, ProbeStopped, _Plain, averaged_statistics
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.step import Stepper
 from harl_fast.engine.watch import Sheet
@@ -316,3 +317,40 @@ def test_a_quiet_run_prints_an_epoch_a_line(
     assert f"loss {np.mean(first):.4f}" in lines[0]  # all of its records have two steps
     assert len(lines) == 3  # the last says that all is done
     assert len(records(tmp_path)) == STEPS
+
+
+def test_a_probe_uses_the_backbone_as_written_not_as_compiled() -> None:
+    """A compiled backbone would be compiled again for the probe's shapes and mode."""
+
+    def compiled(*args: Any) -> None:
+        raise AssertionError("the compiled form was called")
+
+    backbone = torch.nn.Conv2d(3, 2, 1)
+    backbone._compiled_call_impl = compiled  # what nn.Module.compile() sets
+    assert _Plain(backbone)(torch.zeros(1, 3, 4, 4)).shape == (1, 2, 4, 4)
+    with pytest.raises(AssertionError, match="compiled form"):
+        backbone(torch.zeros(1, 3, 4, 4))
+
+
+def test_statistics_are_averaged_for_the_probe_and_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def doubled(tensors: Sequence[torch.Tensor]) -> None:
+        for tensor in tensors:
+            tensor.mul_(2.0)
+
+    monkeypatch.setattr("harl_fast.engine.probe.average_over_ranks", doubled)
+    layer = torch.nn.BatchNorm2d(3)
+    layer.running_mean = torch.tensor([0.1, 0.2, 0.3])
+    with averaged_statistics(layer):
+        assert torch.equal(layer.running_mean, torch.tensor([0.2, 0.4, 0.6]))
+    assert torch.equal(layer.running_mean, torch.tensor([0.1, 0.2, 0.3]))
+
+
+def test_a_stop_ends_a_probe_at_once(tmp_path: Path, machine: Machine, data: Path) -> None:
+    config = tiny_config(tmp_path, overrides=["log.probe_images=40"])
+    probe = Probe(data / "train.beton", config, device=torch.device("cpu"), threads=1)
+    encoder = torch.nn.Identity().train()
+    with pytest.raises(ProbeStopped):
+        probe(encoder, stopping=lambda: True)
+    assert encoder.training
