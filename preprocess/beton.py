@@ -22,6 +22,10 @@ from preprocess.masks.spec import MethodSpec
 from preprocess.pool import usable_cores
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
 
+MASK_PX = 128
+"""Methods make masks of 64 or 128 px, which this holds as they are. Halving the latter costs 2 to 3
+points of the cells' overlap with the truth (tests/bench/mask_storage.py)."""
+
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the checked command line."""
@@ -60,9 +64,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "images without a mask there; default %(default)s",
     )
     number = functools.partial(_add_number, parser.add_argument)
-    # Methods make masks of 64 or 128 px: 128 holds both as they are. Halving the latter costs 2
-    # to 3 points of the cells' overlap with the truth (tests/bench/mask_storage.py).
-    number("--mask-size", 8, 1024, default=128, about="side of the stored masks, a multiple of 8")
+    number(
+        "--mask-size", 8, 1024, default=MASK_PX, about="side of the stored masks, a multiple of 8"
+    )
     number("--max-resolution", 8, 4096, default=512, about="longest side of the stored images")
     add(
         "--store",
