@@ -64,9 +64,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "images without a mask there; default %(default)s",
     )
     number = functools.partial(_add_number, parser.add_argument)
-    number(
-        "--mask-size", 8, 1024, default=MASK_PX, about="side of the stored masks, a multiple of 8"
-    )
+    number("--mask-size", 8, 1024, default=MASK_PX, about="side of stored masks, a multiple of 8")
     number("--max-resolution", 8, 4096, default=512, about="longest side of the stored images")
     add(
         "--store",
