@@ -265,10 +265,12 @@ def started(data: Path, out: Path, *, files: int) -> subprocess.Popen[str]:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    end = time.monotonic() + 60
-    while len(content(out)) < files and process.poll() is None:
-        assert time.monotonic() < end
+    end = time.monotonic() + 180  # seconds where nothing else runs
+    while len(content(out)) < files and process.poll() is None and time.monotonic() < end:
         time.sleep(0.005)
+    if len(content(out)) < files:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"no masks after 180 s: {process.communicate()[1]}")
     return process
 
 
@@ -282,7 +284,6 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-@pytest.mark.timeout(200)
 def test_a_killed_run_continues(many: Path, tmp_path: Path) -> None:
     out = tmp_path / "masks"
     process = started(many, out, files=1)
@@ -298,7 +299,6 @@ def test_a_killed_run_continues(many: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 def test_an_interrupted_run_says_that_it_continues(many: Path, tmp_path: Path) -> None:
     process = started(many, tmp_path / "masks", files=1)
     process.send_signal(signal.SIGINT)
