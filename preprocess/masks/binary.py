@@ -49,9 +49,11 @@ def drop_specks(mask: Mask) -> Mask:
 
 def fill_holes(mask: Mask) -> Mask:
     """Return a mask with every background region filled that does not touch the edge."""
-    _, regions = cv2.connectedComponents((~mask).astype(np.uint8), connectivity=4)
-    edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
-    result: Mask = mask | ~np.isin(regions, edge)
+    count, regions = cv2.connectedComponents((~mask).astype(np.uint8), connectivity=4)
+    hole = np.ones(count, np.bool_)
+    for edge in (regions[0], regions[-1], regions[:, 0], regions[:, -1]):
+        hole[edge] = False
+    result: Mask = mask | hole[regions]
     return result
 
 

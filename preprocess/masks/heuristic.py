@@ -7,7 +7,7 @@ The chain, at 64 x 64 pixels in Lab; each step's file names its source:
 4. the guesses are averaged, weighted by how much each looks like one object: agreement of several
    proposals and contrast along the outline in place of labels (as Li et al., "The secrets of
    salient object segmentation", CVPR 2014, rank proposals, but with no trained ranker);
-5. the result follows the picture's edges (`smooth`).
+5. the result follows the picture's edges at 128 x 128 pixels (`smooth`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
+from harl_fast.errors import ConfigError
 from preprocess.masks.cues import barrier_distance, side_distances
 from preprocess.masks.refine import affinities, first_probability, judgement, refined
 from preprocess.masks.regions import (
@@ -25,11 +27,12 @@ from preprocess.masks.regions import (
     segment,
     sorted_edges,
 )
-from preprocess.masks.smooth import guided_filter
+from preprocess.masks.smooth import follow, guided_lines
 
 Map = npt.NDArray[np.float32]
 
-SIDE = 64
+SIDE, FINE = 64, 128
+"""Pixels a side: of the picture that is analysed, of the map."""
 SIGMA, MIN_SIZE, ROUNDS = 0.5, 4, 4
 """Defaults of `heuristic_map`."""
 SCALE = 10.0
@@ -40,7 +43,8 @@ SIDE_WIDTH, RING = 5, 3
 """Pixels: depth of the sides whose colours are background, of the ring that stays background."""
 JUDGE = np.array([2.0, -2.0, -14.0, -12.0, 12.0], np.float32)
 """Weight of each figure of `refine.judgement` in a guess's weight, nats a unit."""
-GUIDE_RADIUS, GUIDE_EPSILON = 4, np.float32(1e-3)
+GUIDE_RADIUS, GUIDE_EPSILON = 8, 3.0
+"""Of the guided filter: half the window in pixels, variance in square Lab units."""
 
 
 def heuristic_map(
@@ -50,40 +54,53 @@ def heuristic_map(
     min_size: int = MIN_SIZE,
     rounds: int = ROUNDS,
 ) -> Map:
-    """Return the foreground probability of (H, W, 3) uint8 pixels: (64, 64) float32 in [0, 1].
+    """Return the foreground probability of (H, W, 3) uint8 pixels: (128, 128) float32 in [0, 1].
 
-    The picture is reduced to 64 x 64 first. sigma: standard deviation of its Gaussian smoothing in
+    The picture is analysed at 64 x 64. sigma: standard deviation of its Gaussian smoothing in
     those pixels, 0 for none: larger for fewer, rounder regions. min_size: least area of a region
     in those pixels: larger ones swallow small parts. rounds: of refinement; 0 leaves the cues.
+    Raises `ConfigError` for a negative one.
     """
-    small = cv2.resize(rgb, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    if min(sigma, min_size, rounds) < 0:
+        raise ConfigError(
+            f"heuristic masks: sigma={sigma}, min_size={min_size} and rounds={rounds} must not be "
+            f"negative"
+        )
+    fine = cv2.resize(rgb, (FINE, FINE), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(fine, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     if sigma > 0:
         small = cv2.GaussianBlur(small, (0, 0), sigma)
-    lab = _lab(np.asarray(small, np.uint8))
+    lab = _lab_units(cv2.cvtColor(small, cv2.COLOR_RGB2Lab))
+    labels, blend = _region_map(lab, min_size=min_size, rounds=rounds)
+    lines = guided_lines(lab, blend[labels].reshape(SIDE, SIDE), GUIDE_RADIUS, GUIDE_EPSILON)
+    result: Map = follow(
+        cv2.resize(lines, (FINE, FINE)), _lab_units(cv2.cvtColor(fine, cv2.COLOR_RGB2Lab))
+    )
+    return result
+
+
+def _region_map(lab: Map, *, min_size: int, rounds: int) -> tuple[npt.NDArray[np.int32], Map]:
+    """Return the (S * S,) regions of (S, S, 3) Lab pixels and their (N,) probability."""
     labels, count = segment(*sorted_edges(lab), SIDE * SIDE, SCALE, min_size)
-    planes = np.ascontiguousarray(np.moveaxis(lab, 2, 0))
-    layers = np.concatenate([lab, _LAYERS, barrier_distance(planes)[..., None]], axis=2)
+    barrier = barrier_distance(np.ascontiguousarray(np.moveaxis(lab, 2, 0)))
+    layers = np.concatenate([lab, _LAYERS, barrier[..., None]], axis=2)
     means = region_means(layers, labels, count)
-    prior, square, ring, rim = (np.ascontiguousarray(means[:, i]) for i in range(3, 7))
-    areas = np.ascontiguousarray(means[:, 8])
-    ring, rim = ring * areas, rim * areas
+    columns = np.ascontiguousarray(means.T)
+    prior, square, areas = columns[3], columns[4], columns[8]
+    ring, rim = columns[5] * areas, columns[6] * areas
     rows = neighbours(labels, SIDE, count)
     distance = colour_distances(means)
     kernel, pull = affinities(distance, areas, *rows)
     nearest = np.log1p(side_distances(lab, means, SIDE_WIDTH)[:, 0])
-    nearest -= nearest.min()
-    guesses = np.empty((3, count), np.float32)
-    for guess, (cue, level) in enumerate(((nearest, 1.0), (nearest, 1.3), (means[:, 7], 1.0))):
-        first = first_probability(np.ascontiguousarray(cue * prior), areas, level)
-        guesses[guess] = refined(first, areas, ring, rim, kernel, rows[0], rows[1], pull, rounds)
+    cues = ((nearest - nearest.min(), 1.0), (nearest - nearest.min(), 1.3), (columns[7], 1.0))
+    guesses = np.empty((len(cues), count), np.float32)
+    for guess, (cue, level) in zip(guesses, cues, strict=True):
+        first = first_probability(cue * prior, areas, level)
+        guess[:] = refined(first, areas, ring, rim, kernel, rows[0], rows[1], pull, rounds)
     figures = judgement(guesses, areas, rim, square, distance, kernel, *rows)
     weight = figures @ JUDGE
     weight = np.exp(weight - weight.max())
-    blend = (weight / weight.sum()) @ guesses
-    result: Map = guided_filter(
-        planes / np.float32(100), blend[labels].reshape(SIDE, SIDE), GUIDE_RADIUS, GUIDE_EPSILON
-    )
-    return result
+    return labels, (weight / weight.sum()) @ guesses
 
 
 def centre_prior(side: int, *, sigma: float) -> Map:
@@ -93,14 +110,16 @@ def centre_prior(side: int, *, sigma: float) -> Map:
     return np.outer(bell, bell).astype(np.float32)
 
 
-def _lab(small: npt.NDArray[np.uint8]) -> Map:
-    """Return (S, S, 3) Lab in its own units: L from 0 to 100, a and b from -128 to 127."""
-    lab = cv2.cvtColor(small, cv2.COLOR_RGB2Lab).astype(np.float32)
-    return np.ascontiguousarray(lab * _LAB_SCALE - _LAB_SHIFT)
-
-
-_LAB_SCALE = np.array([100 / 255, 1, 1], np.float32)
-_LAB_SHIFT = np.array([0, 128, 128], np.float32)
+@njit("float32[:, :, ::1](uint8[:, :, ::1])", cache=True)
+def _lab_units(levels):  # type: ignore[no-untyped-def]
+    """Return OpenCV's 8-bit (S, S, 3) Lab in its own units: L 0 to 100, a and b -128 to 127."""
+    result = np.empty(levels.shape, np.float32)
+    for y in range(levels.shape[0]):
+        for x in range(levels.shape[1]):
+            result[y, x, 0] = levels[y, x, 0] * np.float32(100 / 255)
+            result[y, x, 1] = np.float32(levels[y, x, 1]) - np.float32(128)
+            result[y, x, 2] = np.float32(levels[y, x, 2]) - np.float32(128)
+    return result
 
 
 def _layers() -> Map:

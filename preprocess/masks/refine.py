@@ -26,7 +26,7 @@ CERTAIN = np.float32(4.0)
 """The colour models' log ratio is cut here, in nats."""
 ANCHOR = np.float32(2.0)
 """Weight of the first probability against the colour models, in nats at certainty."""
-SMOOTH, SMOOTH_BANDWIDTH = np.float32(1.0), np.float32(8.0)
+SMOOTH, SMOOTH_BANDWIDTH = np.float32(1.0), np.float32(12.0)
 """Pull between neighbours of one colour, in nats, and its fall with Lab distance."""
 SWEEPS = 3
 CONNECTED = np.float32(0.25)

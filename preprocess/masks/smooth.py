@@ -1,6 +1,8 @@
 """Edge-aware smoothing along a colour picture: the guided filter.
 
-He, Sun and Tang, "Guided image filtering", TPAMI 2013, equations 19 to 21 (colour guidance).
+He, Sun and Tang, "Guided image filtering", TPAMI 2013, equations 19 to 21 (colour guidance). The
+lines are found in a small picture and followed in a larger one (He and Sun, "Fast guided filter",
+2015), so that the result has the larger one's edges.
 """
 
 from __future__ import annotations
@@ -65,34 +67,46 @@ def _regress(mean, epsilon):  # type: ignore[no-untyped-def]
 
 
 @njit(
-    "float32[:, ::1](float32[:, :, ::1], float32[:, ::1], int64, float32)",
+    "float32[:, :, ::1](float32[:, :, ::1], float32[:, ::1], int64, float32)",
     cache=True,
     fastmath=FAST,
 )
-def guided_filter(guide, values, radius, epsilon):  # type: ignore[no-untyped-def]
-    """Return (S, S) values smoothed where the (3, S, S) guide is smooth, cut to [0, 1].
+def guided_lines(guide, values, radius, epsilon):  # type: ignore[no-untyped-def]
+    """Return (S, S, 4): the slope and offset that give (S, S) values from the (S, S, 3) guide.
 
     Windows have 2 ``radius`` + 1 pixels a side, less at the edge. epsilon: the guide's variance
     within a window below which its edges are smoothed over.
     """
-    _, height, width = guide.shape
+    side = len(guide)
     # Means of: the guide (3), its products (6: 00 01 02 11 12 22), value, value times guide (3).
-    mean = np.empty((13, height, width), np.float32)
-    mean[:3] = guide
+    mean = np.empty((13, side, side), np.float32)
     at = 3
     for a in range(3):
+        mean[a] = guide[:, :, a]
+        mean[10 + a] = guide[:, :, a] * values
         for b in range(a, 3):
-            mean[at] = guide[a] * guide[b]
+            mean[at] = guide[:, :, a] * guide[:, :, b]
             at += 1
     mean[9] = values
-    for a in range(3):
-        mean[10 + a] = guide[a] * values
     for plane in range(13):
         _box(mean[plane], radius)
     _regress(mean, epsilon)
-    for plane in range(3, 7):
-        _box(mean[plane], radius)
-    result = mean[6].copy()
-    for a in range(3):
-        result += mean[3 + a] * guide[a]
-    return np.minimum(np.maximum(result, np.float32(0)), np.float32(1))
+    lines = np.empty((side, side, 4), np.float32)
+    for plane in range(4):
+        _box(mean[3 + plane], radius)
+        lines[:, :, plane] = mean[3 + plane]
+    return lines
+
+
+@njit("float32[:, ::1](float32[:, :, ::1], float32[:, :, ::1])", cache=True)
+def follow(lines, guide):  # type: ignore[no-untyped-def]
+    """Return the (S, S) values that (S, S, 4) lines give at the (S, S, 3) guide, cut to [0, 1]."""
+    side = len(guide)
+    result = np.empty((side, side), np.float32)
+    for y in range(side):
+        for x in range(side):
+            total = lines[y, x, 3]
+            for a in range(3):
+                total += lines[y, x, a] * guide[y, x, a]
+            result[y, x] = min(max(total, np.float32(0)), np.float32(1))
+    return result

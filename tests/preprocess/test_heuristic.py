@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harl_fast.errors import ConfigError
 from preprocess.demo.render import render
 from preprocess.demo.shapes import SHAPES
 from preprocess.masks.binary import binarize
@@ -32,7 +33,7 @@ from preprocess.masks.regions import (
     segment,
     sorted_edges,
 )
-from preprocess.masks.smooth import guided_filter
+from preprocess.masks.smooth import follow, guided_lines
 from tests.preprocess.support import photo
 
 Floats = npt.NDArray[np.float32]
@@ -254,7 +255,7 @@ def test_the_kernels_of_colour_and_neighbourhood_are_gaussians() -> None:
     assert not kernel[far & (distance > 0)].any()
     for a in range(30):
         for at in range(starts[a], starts[a + 1]):
-            expected = sides[at] * np.exp(-(distance[a, others[at]] ** 2) / 128)
+            expected = sides[at] * np.exp(-(distance[a, others[at]] ** 2) / 288)
             assert pull[at] == pytest.approx(expected, rel=1e-4)
 
 
@@ -278,27 +279,31 @@ def test_judgement_measures_and_prefers_the_object() -> None:
     np.testing.assert_allclose(agreement, np.mean(overlap, axis=1), rtol=1e-5)
 
 
+def guided_filter(guide: Floats, values: Floats, radius: int, epsilon: float) -> Floats:
+    found: Floats = follow(guided_lines(guide, values, radius, epsilon), guide)
+    return found
+
+
 def plain_guided_filter(guide: Floats, values: Floats, radius: int, epsilon: float) -> Floats:
     """The definition: a ridge regression in each window, then the mean over windows."""
-    _, height, width = guide.shape
+    height, width = values.shape
     total, count = np.zeros((2, height, width))
     for y in range(height):
         for x in range(width):
             window = np.s_[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
-            colours = guide[(slice(None), *window)].reshape(3, -1).astype(np.float64)
+            colours = guide[window].reshape(-1, 3).T.astype(np.float64)
             target = values[window].ravel().astype(np.float64)
             centred = colours - colours.mean(1, keepdims=True)
             spread = centred @ centred.T / len(target) + epsilon * np.eye(3)
             slope = np.linalg.solve(spread, centred @ (target - target.mean()) / len(target))
-            line = slope @ centred + target.mean()
-            total[window] += line.reshape(total[window].shape)
+            total[window] += (slope @ centred + target.mean()).reshape(total[window].shape)
             count[window] += 1
     return np.clip(total / count, 0, 1)
 
 
 def test_the_guided_filter_is_a_regression_in_every_window() -> None:
     rng = np.random.default_rng(5)
-    guide, values = rng.random((3, 11, 14), np.float32), rng.random((11, 14), np.float32)
+    guide, values = rng.random((12, 12, 3), np.float32), rng.random((12, 12), np.float32)
     found = guided_filter(guide, values, 2, 1e-2)
     np.testing.assert_allclose(found, plain_guided_filter(guide, values, 2, 1e-2), atol=2e-4)
 
@@ -308,7 +313,7 @@ def test_the_guided_filter_smooths_noise_and_keeps_the_edge() -> None:
     edge[:, 32:] = 0.7
     rng = np.random.default_rng(0)
     noisy = edge + 0.05 * rng.standard_normal(edge.shape, np.float32)
-    smooth = guided_filter(np.repeat(edge[None], 3, axis=0), noisy, 4, 1e-3)
+    smooth = guided_filter(np.repeat(edge[..., None], 3, axis=2), noisy, 4, 1e-3)
     assert np.abs(smooth - edge).mean() < 0.5 * np.abs(noisy - edge).mean()
     assert (smooth[:, 33] - smooth[:, 30]).mean() > 0.35
 
@@ -317,11 +322,37 @@ def test_the_guided_filter_smooths_noise_and_keeps_the_edge() -> None:
 def test_the_map_is_a_probability_and_the_same_every_time(shape: tuple[int, int]) -> None:
     pixels = cv2.resize(photo(1, height=120, width=90), shape[::-1])
     first = heuristic_map(pixels)
-    assert first.shape == (64, 64) and first.dtype == np.float32
+    assert first.shape == (128, 128) and first.dtype == np.float32
     assert 0 <= first.min() <= first.max() <= 1
     np.testing.assert_array_equal(first, heuristic_map(pixels))
     view = np.ascontiguousarray(pixels[:, ::-1])[:, ::-1]  # the same pixels, other strides
     np.testing.assert_array_equal(first, heuristic_map(view))
+
+
+@pytest.mark.parametrize("knob", ["sigma", "min_size", "rounds"])
+def test_a_negative_knob_is_refused(knob: str) -> None:
+    with pytest.raises(ConfigError, match=f"{knob}=-1.*must not be negative"):
+        heuristic_map(photo(1), **{knob: -1})
+
+
+def test_a_larger_sigma_gives_a_smoother_map_of_a_noisy_picture() -> None:
+    noise = np.random.default_rng(0).normal(0, 40, (64, 64, 3))
+    pixels = np.clip(128 + noise, 0, 255).astype(np.uint8)
+    steps = [np.abs(np.diff(heuristic_map(pixels, sigma=sigma))).mean() for sigma in (0, 1, 3)]
+    assert steps[0] > steps[1] > steps[2]
+
+
+def test_a_part_below_the_least_region_size_is_not_seen() -> None:
+    pixels = np.full((64, 64, 3), 90, np.uint8)
+    pixels[28:34, 30:36] = (220, 90, 40)  # 36 pixels
+    found, stand_in = binarize(heuristic_map(pixels, sigma=0, min_size=30))
+    assert not stand_in and 20 * 4 < found.sum() < 60 * 4
+    assert binarize(heuristic_map(pixels, sigma=0, min_size=50))[1]
+
+
+def test_without_rounds_the_cues_remain() -> None:
+    pixels = photo(1, height=120, width=90)
+    assert np.abs(heuristic_map(pixels, rounds=0) - heuristic_map(pixels)).max() > 0.1
 
 
 @pytest.mark.parametrize("level", [0, 127, 255])
@@ -340,7 +371,7 @@ def test_the_object_of_a_plain_scene_is_found(grey: bool) -> None:
     if grey:
         pixels[..., :] = pixels.mean(2, keepdims=True)
     found, stand_in = binarize(heuristic_map(pixels))
-    small = cv2.resize(truth.astype(np.float32), (64, 64), interpolation=cv2.INTER_AREA) > 0.5
+    small = cv2.resize(truth.astype(np.float32), (128, 128), interpolation=cv2.INTER_AREA) > 0.5
     assert not stand_in and overlap(found, small) > 0.93
 
 
@@ -370,7 +401,7 @@ def test_a_turned_or_darker_picture_has_nearly_the_same_mask(change, undo) -> No
         other, _ = binarize(heuristic_map(np.ascontiguousarray(change(scene.image))))
         same.append(overlap(mask, undo(other)))
     # Ties between equal edges fall by position, so regions differ a little. Measured: 0.99 turned,
-    # 0.97 darker.
+    # 0.98 darker.
     assert np.mean(same) > 0.93, np.round(same, 2)
 
 
@@ -378,9 +409,9 @@ def test_generated_composites_stay_above_their_floor() -> None:
     scores = []
     for scene in scenes(60):
         mask, _ = binarize(heuristic_map(scene.image))
-        scores.append(overlap(np.kron(mask, np.ones((2, 2))) > 0, scene.mask))
-    # Measured: 0.768; the floor leaves room for other processors' rounding.
-    assert np.mean(scores) > 0.74
+        scores.append(overlap(mask, scene.mask))
+    # Measured: 0.805; the floor leaves room for other processors' rounding.
+    assert np.mean(scores) > 0.77
 
 
 HORSES = os.environ.get("HARL_FAST_HORSES")
@@ -395,4 +426,4 @@ def test_horses_stay_above_their_floor() -> None:
         mask, _ = binarize(heuristic_map(pixels))
         size = truth.shape[::-1]
         scores.append(overlap(cv2.resize(mask.astype(np.float32), size) >= 0.5, truth))
-    assert np.mean(scores) > 0.67
+    assert np.mean(scores) > 0.68  # measured: 0.705

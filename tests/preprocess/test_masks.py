@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -76,7 +77,7 @@ def test_a_map_without_contrast_gets_the_stand_in(level: float) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (200, 2)])
 def test_thin_images_get_a_mask(shape: tuple[int, int]) -> None:
     mask, _ = find_mask(np.full((*shape, 3), 90, np.uint8), "heuristic")
-    assert mask.shape == (64, 64) and mask.any()
+    assert mask.shape == (128, 128) and mask.any()
 
 
 def test_the_heuristic_beats_the_centre_and_refinement_beats_none() -> None:
@@ -86,9 +87,11 @@ def test_the_heuristic_beats_the_centre_and_refinement_beats_none() -> None:
         masks = {name: find_mask(drawn.image, name)[0] for name in ("heuristic", "center")}
         masks["contrast"], _ = binarize(heuristic_map(drawn.image, rounds=0))
         for name, mask in masks.items():
-            scores[name].append(overlap(np.kron(mask, np.ones((2, 2))) > 0, drawn.mask))
+            scores[name].append(
+                overlap(cv2.resize(mask.astype(np.uint8), (128, 128)) > 0, drawn.mask)
+            )
     mean = {name: float(np.mean(values)) for name, values in scores.items()}
-    # Measured over these 40 images: 0.74, 0.69 and 0.35.
+    # Measured over these 40 images: 0.77, 0.73 and 0.35.
     assert mean["heuristic"] > mean["contrast"] + 0.02, mean
     assert mean["contrast"] > mean["center"] + 0.2, mean
 
