@@ -20,9 +20,8 @@ from harl_fast.engine.precision import Autocast, LossScale
 from harl_fast.engine.views import colouring, loader_colours, sizes_in, view_geometry, views_at
 from harl_fast.errors import ConfigError
 from harl_fast.model.harl import HARL, convert_sync_bn
-from harl_fast.optim.build import build_optimizer
+from harl_fast.optim.build import build_optimizer, init_momentum
 from harl_fast.optim.groups import param_groups
-from harl_fast.optim.lars import LARS
 
 
 def build(
@@ -39,7 +38,6 @@ def build(
     loader: from `build_loader`. weights: where the networks start from; with ``resume`` the
     optimizer too, and the run must match. Raises ConfigError or CheckpointError.
     """
-    _check_optimizer(config, engine_config)
     if resume and weights is not None:
         _check_same_run(weights, engine_config, beton_sha256=loader.manifest.beton_sha256)
     course = Course.of(
@@ -94,17 +92,15 @@ def _engine(
         trust=optim.trust,
         formula=optim.formula,
     )
-    lars = isinstance(optimizer, LARS)
     engine = ds.initialize(
         Autocast(harl, precision=engine_config.precision),
         optimizer,
-        config=engine_config.deepspeed(guarded=lars),
+        config=engine_config.deepspeed(),
     )
     if engine_config.stage == 0:
         # Under ZeRO weights are slices of one flat buffer and keep its layout.
         harl.to(memory_format=torch.channels_last)
-        if isinstance(optimizer, LARS):
-            optimizer.init_state()
+    init_momentum(optimizer)
     if config.model.compile:
         _compile(harl, sizes=len(sizes_in(config)))
     return optimizer, engine
@@ -163,22 +159,6 @@ def build_model(config: RunConfig) -> HARL:
         )
     convert_sync_bn(harl, model.sync_bn)
     return harl
-
-
-def _check_optimizer(config: RunConfig, engine_config: EngineConfig) -> None:
-    name = config.optim.name
-    if name == "lars":
-        return
-    if engine_config.precision == "fp16":
-        raise ConfigError(
-            f"{engine_config.source}: fp16 needs the overflow verdict that optim.name lars takes "
-            f"from its reduced norms; {name} has none. Use bf16, or lars"
-        )
-    if engine_config.file.zero_optimization.compute_grad_norm is False:
-        raise ConfigError(
-            f"{engine_config.source}: zero_optimization.compute_grad_norm false leaves {name} "
-            f"without a guard against non-finite gradients; only lars has its own. Delete the key"
-        )
 
 
 def _check_same_run(weights: Checkpoint, engine_config: EngineConfig, *, beton_sha256: str) -> None:

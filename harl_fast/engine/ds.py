@@ -214,14 +214,16 @@ def load_optimizer_state(
                 value = state[f"{key}.{name}"]
                 whole = value.shape == parameter.shape
                 # In the parameter's own memory layout, which may be channels_last.
-                own = torch.empty_like(parameter) if whole else torch.empty_like(value)
+                like = parameter if whole else value
+                own = torch.empty_like(like, device=parameter.device)
                 optimizer.state[parameter][key] = own.detach().copy_(value)
         return
     for group in flat_groups(engine):
         for key in keys:
             tensors = [state[f"{key}.{names[parameter]}"] for parameter in group.parameters]
             whole = tensors[0].shape == group.parameters[0].shape
-            value = group.scatter(tensors) if whole else tensors[0].clone()
+            one = tensors[0].to(group.shard.device, copy=True)
+            value = group.scatter(tensors) if whole else one
             optimizer.state[group.shard][key] = value
 
 

@@ -47,7 +47,8 @@ class ZeroSection(Section):
     parameter_alignment: bool = False
     ignore_unused_parameters: bool = True
     compute_grad_norm: bool | None = None
-    """None: off with LARS, which rejects non-finite gradients on the device without waiting."""
+    """None: only if gradients are clipped. ZeRO's look at the norm waits for the device; the step
+    itself finds non-finite gradients without."""
 
 
 class AutocastSection(Section):
@@ -181,18 +182,16 @@ class EngineConfig:
         }
         return {**self.file.model_dump(mode="json", exclude_none=True), **sizes}
 
-    def deepspeed(self, *, guarded: bool) -> dict[str, Any]:
-        """Return what `deepspeed.initialize` takes as ``config``: an fp32 engine.
-
-        guarded: the optimizer itself rejects non-finite gradients, so that ZeRO need not look,
-        which would cost one more reduction and a wait for the device each step.
-        """
+    def deepspeed(self) -> dict[str, Any]:
+        """Return what `deepspeed.initialize` takes as ``config``: an fp32 engine."""
         config = self.record()
         for ours in ("harl_fast", "torch_autocast", "bf16", "fp16"):
             del config[ours]
         config["zero_optimization"]["stage"] = self.stage
         if self.stage > 0:
-            config["zero_optimization"].setdefault("compute_grad_norm", not guarded)
+            config["zero_optimization"].setdefault(
+                "compute_grad_norm", self.file.gradient_clipping > 0.0
+            )
         return config
 
 

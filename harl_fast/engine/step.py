@@ -27,7 +27,7 @@ class Stepper:
         self.skipped = torch.full((), skipped, dtype=torch.int64, device=parts.device)
         """Steps without effect, for non-finite gradients; on the device."""
         self.verdicts = Verdicts(lowest_scale=None if parts.scale is None else parts.scale.lowest)
-        self._broken = False
+        self._fine = torch.ones((), dtype=torch.bool, device=parts.device)
         self._target, self._online = ema_pairs(parts.harl.target, parts.harl)
 
     def advance(self, batches: Iterable[Batch], *, epoch: int) -> None:
@@ -69,30 +69,30 @@ class Stepper:
         return views, cells
 
     def _judge_gradients(self) -> None:
-        """Meter the gradient's norm; let a LARS that steps once a group know all of it is finite.
+        """Tell the optimizer, on the device, whether the whole gradient is finite; meter its norm.
 
-        ZeRO calls the optimizer once a group, so a group that is fine would have moved before a
-        later one is found broken.
+        ZeRO calls the optimizer once a group, so a group that is fine would move before a later
+        one is found broken. Only a LARS that is called once takes all norms itself.
         """
-        optimizer, engine = self.parts.optimizer, self.parts.engine
-        if not isinstance(optimizer, LARS):
-            norm = gradient_norm(engine)
-            self.meter.add({"grad_norm": norm})
-            # At stage 0 nothing else guards SGD and AdamW; asking waits for the device.
-            self._broken = engine.zero_optimization_stage() == 0 and not bool(torch.isfinite(norm))
-            if self._broken:
-                engine.zero_grad()  # to None: these optimizers then leave everything alone
-        elif engine.zero_optimization_stage() > 0:
-            optimizer.applied = optimizer.applied & torch.isfinite(gradient_norm(engine))
+        optimizer, engine, scale = self.parts.optimizer, self.parts.engine, self.parts.scale
+        if isinstance(optimizer, LARS) and engine.zero_optimization_stage() == 0:
+            return
+        norm = gradient_norm(engine)
+        self._fine = torch.isfinite(norm)
+        if isinstance(optimizer, LARS):
+            optimizer.applied = optimizer.applied & self._fine
+            return
+        # torch's own name; its fused SGD and AdamW then skip without asking the host.
+        optimizer.found_inf = (~self._fine).float()  # type: ignore[attr-defined]
+        self.meter.add({"grad_norm": norm if scale is None else norm / scale.factor})
 
     def _applied(self) -> Tensor:
         """Return on the device whether the step moved the networks."""
         optimizer = self.parts.optimizer
-        done = self.parts.engine.was_step_applied()  # False where ZeRO itself found an overflow
-        if isinstance(optimizer, LARS):
-            applied: Tensor = optimizer.applied & done
-            return applied
-        return torch.full_like(self.skipped, done and not self._broken, dtype=torch.bool)
+        fine = optimizer.applied if isinstance(optimizer, LARS) else self._fine
+        # False where ZeRO itself found an overflow, which it looks for only if it clips.
+        applied: Tensor = fine & self.parts.engine.was_step_applied()
+        return applied
 
     def _meter_step(self, applied: Tensor) -> None:
         figures = {"skipped": ~applied}

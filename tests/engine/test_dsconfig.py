@@ -43,7 +43,7 @@ def refusal(tmp_path: Path, tree: dict[str, Any], *overrides: str) -> str:
 def test_shipped_files_are_accepted_and_clip_nothing(name: str) -> None:
     file = read_engine_file(ROOT / "ds_configs" / f"{name}.json")
     config = settle(file, ranks=file.harl_fast.ranks or 1, source=name)
-    assert config.deepspeed(guarded=True)["gradient_clipping"] == 0.0
+    assert config.deepspeed()["gradient_clipping"] == 0.0
 
 
 def test_the_cpu_file_fits_one_and_two_ranks() -> None:
@@ -189,7 +189,7 @@ def test_precision_sections_become_ours_and_leave_deepspeed_fp32(
 ) -> None:
     config = settle(read(tmp_path, {**MINIMAL, **section}), ranks=1, source="x")
     assert config.precision == precision
-    assert not {"bf16", "fp16", "torch_autocast", "harl_fast"} & set(config.deepspeed(guarded=True))
+    assert not {"bf16", "fp16", "torch_autocast", "harl_fast"} & set(config.deepspeed())
 
 
 def test_the_resolved_record_reads_back_to_the_same(tmp_path: Path) -> None:
@@ -200,21 +200,22 @@ def test_the_resolved_record_reads_back_to_the_same(tmp_path: Path) -> None:
     assert again.batches == Batches(64, 8, 4, 2)
 
 
-@pytest.mark.parametrize(("guarded", "norm"), [(True, False), (False, True)])
-def test_zeros_own_gradient_check_is_left_out_only_where_the_optimizer_has_one(
-    tmp_path: Path, guarded: bool, norm: bool
+@pytest.mark.parametrize(("clipping", "norm"), [(0.0, False), (1.0, True)])
+def test_zeros_own_gradient_check_runs_only_where_it_clips(
+    tmp_path: Path, clipping: float, norm: bool
 ) -> None:
-    file = read(tmp_path, {**MINIMAL, "zero_optimization": {"stage": 1}})
-    config = settle(file, ranks=2, source="x").deepspeed(guarded=guarded)
+    tree = {**MINIMAL, "gradient_clipping": clipping}
+    file = read(tmp_path, {**tree, "zero_optimization": {"stage": 1}})
+    config = settle(file, ranks=2, source="x").deepspeed()
     assert config["zero_optimization"]["compute_grad_norm"] is norm
-    off = settle(read(tmp_path, MINIMAL), ranks=2, source="x").deepspeed(guarded=guarded)
+    off = settle(read(tmp_path, tree), ranks=2, source="x").deepspeed()
     assert "compute_grad_norm" not in off["zero_optimization"]
 
 
 def test_a_single_rank_runs_without_zeros_buffers_unless_the_file_insists(tmp_path: Path) -> None:
     file = read(tmp_path, {**MINIMAL, "zero_optimization": {"stage": 2}})
     alone, two = (settle(file, ranks=ranks, source="x") for ranks in (1, 2))
-    stages = [c.deepspeed(guarded=True)["zero_optimization"]["stage"] for c in (alone, two)]
+    stages = [c.deepspeed()["zero_optimization"]["stage"] for c in (alone, two)]
     assert (alone.stage, two.stage, stages) == (0, 2, [0, 2])
     assert alone.record()["zero_optimization"]["stage"] == 2  # the user's word, for later ranks
     kept = read(
@@ -250,7 +251,7 @@ def test_deepspeed_itself_accepts_what_it_is_given(tmp_path: Path) -> None:
 
     file = read(tmp_path, {**MINIMAL, "zero_optimization": {"stage": 2}})
     insists = file.model_copy(update={"harl_fast": Needs(shard_one_rank=True)})
-    accepted = DeepSpeedConfig(settle(insists, ranks=1, source="x").deepspeed(guarded=True))
+    accepted = DeepSpeedConfig(settle(insists, ranks=1, source="x").deepspeed())
     assert accepted.zero_config.stage == 2
     assert accepted.train_micro_batch_size_per_gpu == 64
     assert accepted.gradient_clipping == 0.0

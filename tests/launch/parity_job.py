@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,8 +20,9 @@ from harl_fast.engine.machine import this_machine
 from harl_fast.optim.groups import param_groups
 from harl_fast.optim.lars import LARS
 
+LR = 0.3
 CPU = Path(__file__).parents[2] / "ds_configs" / "cpu.json"
-ACCUMULATION, ROWS, STEPS = 2, 8, 5
+ACCUMULATION, ROWS, STEPS = 2, 8, 20
 
 
 class Net(nn.Module):
@@ -41,22 +43,70 @@ def rows_of(step: int, *, micro: int, rank: int, ranks: int) -> Tensor:
     return every.view(ranks, ACCUMULATION, -1, 3, 6, 6)[rank, micro]
 
 
-def train(stage: int, *, communication: str = "fp32") -> tuple[Net, ds.Engine, LARS]:
+class PlainLARS(torch.optim.Optimizer):
+    """LARS as published, which takes each tensor that it is handed for a layer."""
+
+    applied = torch.tensor(True)
+
+    def begin_step(self) -> None:
+        """Nothing: it has no memory of steps."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                d = p.grad
+                if p.ndim > 1:  # the usual rule: everything flat is a bias or belongs to a norm
+                    d = d + group["weight_decay"] * p
+                    d = d * (group["trust"] * p.norm() / d.norm())
+                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                p.sub_(group["lr"] * buffer.mul_(0.9).add_(d))
+
+
+def train(
+    stage: int,
+    *,
+    communication: str = "fp32",
+    kind: Any = LARS,
+    seen: dict[str, Tensor] | None = None,
+) -> tuple[Net, ds.Engine, Any]:
     here = this_machine()
     overrides = [
         f"train_batch_size={ROWS}",
         f"gradient_accumulation_steps={ACCUMULATION}",
         f"zero_optimization.stage={stage}",
         f"communication_data_type={communication}",
+        "harl_fast.shard_one_rank=true",
     ]
     config = settle(read_engine_file(CPU, overrides=overrides), ranks=here.ranks, source="cpu")
     torch.manual_seed(0)
     net = Net()
-    optimizer = LARS(param_groups(net, weight_decay=1e-2), lr=1.0, trust=0.02)
-    engine = ds.initialize(net, optimizer, config=config.deepspeed(guarded=True))
+    groups = param_groups(net, weight_decay=1e-2)
+    values = {"lr": LR, "trust": 0.02}
+    optimizer = LARS(groups, **values) if kind is LARS else kind(groups, values)
+    engine = ds.initialize(net, optimizer, config=config.deepspeed())
+    if seen is not None:
+        watch_gradients(net, engine, optimizer, seen)
     for step in range(STEPS):
         one_step(engine, optimizer, step=step)
     return net, engine, optimizer
+
+
+def watch_gradients(net: Net, engine: ds.Engine, optimizer: LARS, seen: dict[str, Tensor]) -> None:
+    """Keep, whole and by name, the first step's gradients as the optimizer is handed them."""
+    names = names_of(net)
+
+    def look(optimizer: LARS, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if engine.zero_optimization_stage() == 0:
+                    seen.setdefault(names[p], p.grad.clone())
+                    continue
+                (flat,) = [flat for flat in ds.flat_groups(engine) if flat.shard is p]
+                for parameter, grad in zip(flat.parameters, flat.gather(p.grad), strict=True):
+                    seen.setdefault(names[parameter], grad.clone())
+
+    optimizer.register_step_pre_hook(look)
 
 
 def one_step(engine: ds.Engine, optimizer: LARS, *, step: int, broken_rank: int = -1) -> None:
@@ -97,7 +147,9 @@ def main(out: Path) -> None:
     ds.start(here, timeout_minutes=1)
     found: dict[str, Tensor] = {}
     for stage in (0, 1, 2):
-        net, engine, optimizer = train(stage)
+        gradients: dict[str, Tensor] = {}
+        net, engine, optimizer = train(stage, seen=gradients)
+        found |= {f"{stage}.grad.{name}": grad for name, grad in gradients.items()}
         before = {name: p.detach().clone() for name, p in net.named_parameters()}
         found |= {f"{stage}.{name}": tensor for name, tensor in before.items()}
         state = check_restore(net, engine, optimizer)
@@ -109,6 +161,11 @@ def main(out: Path) -> None:
             assert torch.equal(parameter, before[name]), f"stage {stage} moved {name}"
     net, _, _ = train(1, communication="bf16")
     found |= {f"narrow.{name}": p.detach().clone() for name, p in net.named_parameters()}
+
+    net, _, _ = train(1, kind=PlainLARS)
+    found |= {f"plain1.{name}": p.detach().clone() for name, p in net.named_parameters()}
+    net, _, _ = train(0, kind=PlainLARS)
+    found |= {f"plain0.{name}": p.detach().clone() for name, p in net.named_parameters()}
 
     spread = [torch.full((2, 2), float(here.rank)), torch.full((3,), 10.0 * here.rank)]
     ds.average_over_ranks(spread)
