@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from harl_fast.errors import ConfigError, nearest
+from harl_fast.optim import sweep
 from harl_fast.optim.layout import GroupLayout, Plan, plan_of_shard, plan_of_tensors
 
 FORMULAS = ("byol", "simclr", "solo-learn")
@@ -167,17 +168,27 @@ class LARS(torch.optim.Optimizer):
                 )
             self._plans[group["name"]] = plan_of_tensors(group["params"])
         plan = self._plans[group["name"]]
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in group["params"]]
-        return group, plan, grads
+        return group, plan, [_gradient(p) for p in group["params"]]
 
     def _squares(self, group: dict[str, Any], plan: Plan, grads: list[Tensor]) -> Tensor:
-        """Return this rank's share of |w|^2, |g|^2, |d|^2: (3, n_params); d replaces g."""
-        weights = plan.squares(group["params"])
+        """Return this rank's share of |w|^2, |g|^2, |d|^2: (3, n_params).
+
+        d replaces g, except where `sweep` makes it on the way. Norms that the group's ratios do
+        not ask for are those of g.
+        """
+        weights, decay = group["params"], group["weight_decay"]
+        if not group["lars"]:
+            gradients = plan.squares(grads)
+            if decay:
+                torch._foreach_add_(grads, weights, alpha=decay)
+            return torch.stack([gradients] * 3)
+        if sweep.fits(weights):
+            return sweep.squares(plan, weights, grads, decay=decay)
         gradients = decayed = plan.squares(grads)
-        if group["weight_decay"]:
-            torch._foreach_add_(grads, group["params"], alpha=group["weight_decay"])
+        if decay:
+            torch._foreach_add_(grads, weights, alpha=decay)
             decayed = plan.squares(grads)
-        return torch.stack([weights, gradients, decayed])
+        return torch.stack([plan.squares(weights), gradients, decayed])
 
     def _update(
         self, group: dict[str, Any], plan: Plan, grads: list[Tensor], norms: Tensor
@@ -186,6 +197,23 @@ class LARS(torch.optim.Optimizer):
         self._last[group["name"]] = ratio
         if group["formula"] == "simclr":
             ratio, lr = ratio * lr, 1.0
+        buffers = [self.state[p]["momentum_buffer"] for p in group["params"]]
+        # The one form of SGD that skips on the device: a product cannot erase a NaN.
+        found_inf = (~self.applied).float()
+        if group["lars"] and sweep.fits(group["params"]):
+            sweep.move(
+                plan,
+                group["params"],
+                grads,
+                buffers,
+                ratio,
+                lr=lr,
+                decay=group["weight_decay"],
+                momentum=group["momentum"],
+                nesterov=group["nesterov"],
+                found_inf=found_inf,
+            )
+            return
         segments = plan.segments(grads)
         if segments:
             factors = ratio[plan.owners].to(grads[0].dtype)
@@ -193,10 +221,9 @@ class LARS(torch.optim.Optimizer):
         sgd(
             group["params"],
             grads,
-            [self.state[p]["momentum_buffer"] for p in group["params"]],
-            # The one form of SGD that skips on the device: a product cannot erase a NaN.
+            buffers,
             fused=True,
-            found_inf=(~self.applied).float(),
+            found_inf=found_inf,
             weight_decay=0.0,
             momentum=group["momentum"],
             lr=lr,
@@ -216,6 +243,15 @@ def _ratios(group: dict[str, Any], norms: Tensor) -> Tensor:
     elif group["lars"]:
         ratio = torch.where((w > 0) & (d > 0), group["trust"] * w / d, ratio)
     return torch.where(g > 0, ratio, 0.0)
+
+
+def _gradient(p: Tensor) -> Tensor:
+    """Return the gradient in its tensor's own memory layout; a missing one is 0."""
+    if p.grad is None:
+        return torch.zeros_like(p)
+    if p.grad.stride() == p.stride():
+        return p.grad
+    return torch.empty_like(p).copy_(p.grad)
 
 
 def _buffer_like(p: Tensor, old: Tensor | None) -> Tensor:

@@ -76,10 +76,10 @@ class Plan:
 
     def squares(self, tensors: list[Tensor]) -> Tensor:
         """Return each parameter's sum of squares within these tensors, (n_params,) float64."""
-        pieces = [piece for segment in self.segments(tensors) for piece in _pieces(segment)]
-        if not pieces:
+        parts = [piece for segment in self.segments(tensors) for piece in pieces(segment)]
+        if not parts:
             return self.membership.new_zeros(self.n_params)
-        norms = torch.stack(torch._foreach_norm(pieces)).double()
+        norms = torch.stack(torch._foreach_norm(parts)).double()
         # A product with a 0-1 matrix adds in a fixed order; index_add_ on CUDA does not.
         return norms.square() @ self.membership
 
@@ -112,14 +112,14 @@ def _plan(
     segments: Sequence[Tensor], owners: Sequence[int], n_params: int, *, device: torch.device
 ) -> Plan:
     owner = torch.tensor(owners, dtype=torch.int64)
-    counts = torch.tensor([len(_pieces(segment)) for segment in segments], dtype=torch.int64)
+    counts = torch.tensor([len(pieces(segment)) for segment in segments], dtype=torch.int64)
     membership = torch.nn.functional.one_hot(owner.repeat_interleave(counts), n_params).double()
     return Plan(None, owner.to(device), membership.to(device), None)
 
 
-def _pieces(segment: Tensor) -> Sequence[Tensor]:
-    """Return views of about `_PIECE` elements, cut along the first dimension."""
+def pieces(segment: Tensor) -> Sequence[Tensor]:
+    """Return a tensor as views of about `_PIECE` elements, cut along the first dimension."""
     segment = torch.atleast_1d(segment)
     rows = max(1, _PIECE * len(segment) // max(segment.numel(), 1))
-    pieces: Sequence[Tensor] = segment.split(rows)
-    return pieces
+    parts: Sequence[Tensor] = segment.split(rows)
+    return parts

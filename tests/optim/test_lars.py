@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from harl_fast.optim import sweep
 from harl_fast.optim.lars import FORMULAS, LARS
 from tests.oracles import optimizers as oracle
 
@@ -258,3 +259,48 @@ def test_an_adapted_flat_tensor_without_a_layout_is_refused() -> None:
     optimizer = LARS([parameter], lr=0.1)
     with pytest.raises(RuntimeError, match=r"LARS\.bind"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_sweeps_over_memory_step_like_float64_tensor_by_tensor(
+    formula: str, nesterov: bool, layout: torch.memory_format
+) -> None:
+    exact, fast = weights(torch.float64), weights(torch.float32)
+    fast["adapt"][0].data = fast["adapt"][0].data.to(memory_format=layout)
+    for tensors in (exact, fast):
+        with torch.no_grad():
+            tensors["adapt"][2].zero_()  # a weight whose norm is 0: ratio 1
+            for key, members in tensors.items():
+                for a, b in zip(members, exact[key], strict=True):
+                    a.copy_(b)
+    values = VALUES | {"formula": formula, "nesterov": nesterov}
+    optimizers = [LARS(groups(tensors), **values) for tensors in (exact, fast)]
+    assert sweep.fits(fast["adapt"]) and not sweep.fits(exact["adapt"])
+    for step in range(20):
+        for tensors, optimizer in zip((exact, fast), optimizers, strict=True):
+            set_grads(tensors, step)
+            if step == 7:
+                grad(tensors["adapt"][1]).zero_()
+            if step == 9:
+                grad(tensors["plain"][1])[0] = torch.inf
+            for group in optimizer.param_groups:
+                group["lr"] = 0.5 / (1 + step)
+            optimizer.step()
+            assert optimizer.applied.item() is (step != 9)
+    for got, wanted in zip(flat(fast), flat(exact), strict=True):
+        # Twenty float32 steps: a unit of 2^-24 each in ratio, product and sum.
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_in_another_memory_layout_belongs_to_the_right_weights() -> None:
+    ends = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        tensors = weights(torch.float32)
+        set_grads(tensors, 0)
+        convolution = tensors["adapt"][0]
+        convolution.grad = grad(convolution).to(memory_format=layout)
+        LARS(groups(tensors), **VALUES).step()
+        ends.append(convolution.detach())
+    torch.testing.assert_close(*ends)
