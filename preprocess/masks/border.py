@@ -12,12 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from preprocess.masks.committee import brightened, in_hsv
-from preprocess.masks.heuristic import heuristic_map
-
-COUNT = 9
-"""Cues of a place: distance to each side, the second smallest of those, the barrier distance, and
-the heuristic's map of the pixels, of the brightened pixels, of hue, saturation and value."""
+COUNT = 6
+"""Cues of a place: distance to each side, the second smallest of those, the barrier distance."""
 STRIP = 0.08
 """Width of the strip along a side, in sides."""
 NOISE = 20.0
@@ -30,12 +26,7 @@ def border_cues(rgb: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.float32
     """Return the (`COUNT`, side, side) float32 cues, in [0, 1], of (H, W, 3) uint8 pixels."""
     small = cv2.resize(rgb, (side, side), interpolation=cv2.INTER_AREA)
     lab = cv2.cvtColor(small, cv2.COLOR_RGB2Lab).astype(np.float32)
-    cues = np.empty((COUNT, side, side), np.float32)
-    cues[:6] = _cues(lab, max(2, round(STRIP * side)))
-    for number, pixels in enumerate((rgb, brightened(rgb), in_hsv(rgb))):
-        soft = heuristic_map(pixels)
-        cues[6 + number] = cv2.resize(soft, (side, side), interpolation=cv2.INTER_LINEAR)
-    return cues
+    return _cues(lab, max(2, round(STRIP * side)))  # type: ignore[no-any-return]
 
 
 @njit(cache=True, fastmath=True)

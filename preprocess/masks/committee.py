@@ -19,8 +19,6 @@ from preprocess.masks.heuristic import heuristic_map
 
 Pixels = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.float32]
-Member = Callable[[Pixels], tuple[Mask, bool]]
-"""Pixels to a mask, and whether the stand-in serves."""
 
 VERSION = 1
 """Raise it when a member changes: cached votes of another version are not used."""
@@ -46,46 +44,43 @@ def in_hsv(rgb: Pixels) -> Pixels:
     return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV_FULL), np.uint8)
 
 
+def in_hls(rgb: Pixels) -> Pixels:
+    """Return hue, lightness and saturation, to be taken for colours."""
+    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2HLS_FULL), np.uint8)
+
+
+def vivid(rgb: Pixels) -> Pixels:
+    """Return pixels at twice the distance from their grey."""
+    colours = rgb.astype(np.int16)
+    grey = colours.mean(axis=2, keepdims=True)
+    return np.clip(2 * colours - grey, 0, 255).astype(np.uint8)
+
+
 _GAMMA = np.rint(255 * np.sqrt(np.arange(256) / 255)).astype(np.uint8)
 
 
-def member(change: Callable[[Pixels], Pixels] | None = None, **settings: float) -> Member:
-    """Return the heuristic with other settings, on changed pixels."""
-
-    def mask_of(rgb: Pixels) -> tuple[Mask, bool]:
-        return binarize(heuristic_map(rgb if change is None else change(rgb), **settings))
-
-    return mask_of
-
-
-MEMBERS: dict[str, Member] = {
-    "plain": member(),
-    "brightened": member(brightened),
-    "in_hsv": member(in_hsv),
-    "smoothed": member(sigma=1.0),
-    "coarse": member(min_size=16),
+MEMBERS: dict[str, Callable[[Pixels], Pixels]] = {
+    "plain": lambda rgb: rgb,
+    "brightened": brightened,
+    "in_hsv": in_hsv,
+    "in_hls": in_hls,
+    "vivid": vivid,
 }
+"""What each member sees of an image."""
 
 
-def grabcut(rgb: Pixels, labels: npt.NDArray[np.uint8], *, rounds: int) -> Mask:
-    """Return GrabCut's mask at the side of ``labels``, (S, S) of OpenCV's four GC_ values."""
-    side = len(labels)
-    small = cv2.resize(rgb, (side, side), interpolation=cv2.INTER_AREA)[..., ::-1].copy()
-    labels = labels.copy()
-    certain = labels & 1  # GC_FGD is 1, GC_PR_FGD 3; the two backgrounds are even
-    if not certain.any() or certain.all():
-        return np.asarray(certain, np.bool_)  # one colour model would have no pixel
-    cv2.setRNGSeed(0)  # its k-means starts at random
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(small, labels, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
-    return np.asarray(labels & 1, np.bool_)
+def opinions(rgb: Pixels) -> list[Map]:
+    """Return each member's (64, 64) map of (H, W, 3) uint8 pixels."""
+    size = (VOTE_SIDE, VOTE_SIDE)  # as the heuristic's own first step, once for all
+    small = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return [heuristic_map(change(small)) for change in MEMBERS.values()]
 
 
 def vote(rgb: Pixels) -> Vote:
     """Return the committee's vote on (H, W, 3) uint8 pixels."""
     masks = []
-    for mask_of in MEMBERS.values():
-        mask, stand_in = mask_of(rgb)
+    for soft in opinions(rgb):
+        mask, stand_in = binarize(soft)
         if not stand_in:
             masks.append(to_vote_side(mask))
     if not masks:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,7 +18,15 @@ from torch.nn import functional
 
 from harl_fast.files import Progress
 from preprocess.masks.composites import Batches, Teaching, Variety
-from preprocess.masks.network import BATCH, Architecture, MaskNet, cues_of, predict
+from preprocess.masks.network import (
+    BATCH,
+    Architecture,
+    MaskNet,
+    cues_array,
+    native_bfloat16,
+    predict,
+)
+from preprocess.pool import ordered_map
 
 Maps = npt.NDArray[np.float32]
 
@@ -34,51 +45,96 @@ class Recipe:
     average: float = 0.995
     """Share of the averaged weights kept at each step; they are the ones that count."""
     seed: int = 0
-    bfloat16: bool = True
+    bfloat16: bool = field(default_factory=native_bfloat16)
+
+
+class Lesson(NamedTuple):
+    """One optimizer step's batch: pixels (B, S, S, 3), the rest (B, ..., S/2, S/2) float32."""
+
+    pixels: npt.NDArray[np.uint8]
+    cues: Maps
+    target: Maps
+    weight: Maps
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is to be drawn for a step; the same lesson whichever process draws it."""
+
+    indices: npt.NDArray[np.int64]
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """Draws lessons, in this process or in others."""
+
+    batches: Batches
+
+    def __call__(self, draft: Draft) -> Lesson:
+        cv2.setNumThreads(1)
+        pixels, target, weight = self.batches.draw(draft.indices, np.random.default_rng(draft.seed))
+        return Lesson(pixels, cues_array(pixels), target, weight)
 
 
 def train(
     teaching: Teaching,
     recipe: Recipe,
     *,
-    refresh: Callable[[MaskNet, Teaching, int], Teaching],
+    refresh: Callable[[MaskNet, Teaching], Teaching],
     progress: Progress,
+    workers: int = 0,
 ) -> MaskNet:
-    """Return a network trained on ``teaching``; ``refresh`` makes new targets between rounds."""
+    """Return a network trained on ``teaching``; ``refresh`` makes new targets between rounds.
+
+    workers: processes that draw the lessons; 0 draws them in this one. The result is the same.
+    """
     torch.manual_seed(recipe.seed)
-    draw = np.random.default_rng(recipe.seed)
     net = MaskNet(recipe.architecture).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean = copy.deepcopy(net).eval()
     for number, steps in enumerate(recipe.steps):
         if number:
-            teaching = refresh(mean, teaching, number)
+            teaching = refresh(mean, teaching)
             net.load_state_dict(mean.state_dict())
-        _round(net, mean, Batches(teaching, recipe.variety), recipe, steps, draw, progress)
+        batches = Batches(teaching, recipe.variety)
+        drafts = _drafts(batches.usable, recipe.batch, steps, (recipe.seed, number))
+        with contextlib.closing(_lessons(Drawer(batches), drafts, workers)) as lessons:
+            _round(net, mean, lessons, recipe, steps, progress)
     return mean
+
+
+def _lessons(
+    drawer: Drawer, drafts: Iterator[Draft], workers: int
+) -> Generator[Lesson, None, None]:
+    if workers == 0:
+        yield from map(drawer, drafts)
+        return
+    results = ordered_map(drawer, drafts, workers=workers, describe=lambda _: "a training batch")
+    with contextlib.closing(results):
+        yield from results
 
 
 def _round(
     net: MaskNet,
     mean: MaskNet,
-    batches: Batches,
+    lessons: Iterable[Lesson],
     recipe: Recipe,
     steps: int,
-    draw: np.random.Generator,
     progress: Progress,
 ) -> None:
     optimizer = torch.optim.AdamW(
         net.parameters(), recipe.lr_peak, weight_decay=recipe.weight_decay
     )
     net.train()
-    order = _orders(batches.usable, recipe.batch, draw)
-    for step in range(steps):
+    for step, lesson in enumerate(lessons):
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_peak * _schedule(step / steps)
-        images, target, weight = batches.draw(next(order), draw)
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+        pixels = torch.from_numpy(lesson.pixels).permute(0, 3, 1, 2).float()
+        cues = torch.from_numpy(lesson.cues).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
-            logits = net(pixels, cues_of(images))
-        loss = mask_loss(logits[:, 0].float(), torch.from_numpy(target), torch.from_numpy(weight))
+            logits = net(pixels, cues)
+        target, weight = torch.from_numpy(lesson.target), torch.from_numpy(lesson.weight)
+        loss = mask_loss(logits[:, 0].float(), target, weight)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 2.0)
@@ -88,15 +144,16 @@ def _round(
         progress.advance(len(pixels))
 
 
-def _orders(
-    usable: npt.NDArray[np.int64], batch: int, draw: np.random.Generator
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield index batches for ever; every image once before any comes again."""
+def _drafts(
+    usable: npt.NDArray[np.int64], batch: int, steps: int, seed: tuple[int, ...]
+) -> Iterator[Draft]:
+    """Yield the drafts of a round; every image comes once before any comes again."""
+    draw = np.random.default_rng(seed)
     left = np.empty(0, np.int64)
-    while True:
+    for step in range(steps):
         while len(left) < batch:
             left = np.concatenate([left, draw.permutation(usable)])
-        yield left[:batch]
+        yield Draft(left[:batch], (*seed, step))
         left = left[batch:]
 
 

@@ -27,6 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from harl_fast.errors import DataError
 from harl_fast.files import replacing
 from preprocess.masks.border import COUNT, border_cues
+from preprocess.masks.committee import opinions
 
 Pixels = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.float32]
@@ -54,6 +55,8 @@ class Architecture:
     """Channels of the way back up."""
     top: int = 32
     """Channels at the finest level, where most of the time goes."""
+    share: float = 0.5
+    """Weight of the network's map in the result; the rest is the mean map of its teachers."""
 
 
 class Conv(nn.Module):
@@ -154,14 +157,23 @@ class Network:
         return maps
 
     def _batch(self, images: Sequence[Pixels]) -> list[Map]:
-        side = self.net.architecture.side
+        side, share = self.net.architecture.side, self.net.architecture.share
         squares = np.stack([square(image, side) for image in images])
         soft = predict(self.net, torch.from_numpy(squares), bfloat16=self.bfloat16).numpy()
         # Bilinear between the logit cells: the mask's outline loses the 2 px staircase.
-        return [
-            np.clip(cv2.resize(plane, (side, side), interpolation=cv2.INTER_LINEAR), 0, 1)
-            for plane in soft
-        ]
+        maps = [_enlarged(plane, side) for plane in soft]
+        if share < 1:
+            taught = [np.mean(opinions(image), axis=0) for image in images]
+            maps = [
+                share * own + (1 - share) * _enlarged(other, side)
+                for own, other in zip(maps, taught, strict=True)
+            ]
+        return maps
+
+
+def _enlarged(plane: Map, side: int) -> Map:
+    values = cv2.resize(plane, (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(np.clip(values, 0, 1), np.float32)
 
 
 def square(rgb: Pixels, side: int) -> Pixels:
@@ -173,16 +185,16 @@ def square(rgb: Pixels, side: int) -> Pixels:
 
 def predict(net: nn.Module, squares: Tensor, *, bfloat16: bool) -> Tensor:
     """Return (B, S/2, S/2) float32 probabilities of (B, S, S, 3) uint8 pixels."""
-    cues = cues_of(squares.numpy())
+    cues = torch.from_numpy(cues_array(squares.numpy()))
+    cues = cues.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         logits = net(squares.permute(0, 3, 1, 2).float(), cues)
         return torch.sigmoid(logits.float())[:, 0].contiguous()
 
 
-def cues_of(squares: Sequence[Pixels] | Pixels) -> Tensor:
-    """Return the (B, COUNT, S/2, S/2) `border_cues` of (S, S, 3) pixels, channels last."""
-    cues = np.stack([border_cues(pixels, len(pixels) // 2) for pixels in squares])
-    return torch.from_numpy(cues).contiguous(memory_format=torch.channels_last)
+def cues_array(squares: Sequence[Pixels] | Pixels) -> Map:
+    """Return the (B, COUNT, S/2, S/2) `border_cues` of (S, S, 3) pixels."""
+    return np.stack([border_cues(pixels, len(pixels) // 2) for pixels in squares])
 
 
 @contextmanager

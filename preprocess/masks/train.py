@@ -3,7 +3,7 @@
 1. A committee of cheap methods votes on every image (`preprocess.masks.committee`).
 2. A small network learns the votes from random weights, on altered images and on composites:
    objects that the votes cut out, pasted on other images. Split votes are left out.
-3. The network's own maps, sharpened by GrabCut, become the next targets, and it trains on.
+3. What the network and the committee say together becomes the next targets, and it trains on.
 
 No label is read and no weight is downloaded.
 """
@@ -11,6 +11,7 @@ No label is read and no weight is downloaded.
 from __future__ import annotations
 
 import argparse
+import functools
 import signal
 import time
 from dataclasses import asdict, replace
@@ -85,9 +86,14 @@ def make_network(args: argparse.Namespace) -> None:
     count = len(gathered.images)
     if count < FEW:
         print(f"{count} images are few: {FEW:,} or more would give better masks", flush=True)
-    torch.set_num_threads(args.threads)
+    # One process learns, on one thread, while others draw its batches: that shares the work of two
+    # cores evenly, and two threads of torch on a busy machine wait for each other.
+    torch.set_num_threads(max(1, args.threads // 2))
+    workers = max(0, args.threads - torch.get_num_threads())
+    first = teaching(gathered)
+    again = functools.partial(refresh, votes=first.targets, bfloat16=recipe.bfloat16)
     with Progress(recipe.batch * sum(recipe.steps), label="training") as progress:
-        net = train(teaching(gathered), recipe, refresh=refresh, progress=progress)
+        net = train(first, recipe, refresh=again, progress=progress, workers=workers)
     save_network(net, args.out, facts(recipe, gathered, threads=args.threads))
     took = format_seconds(time.monotonic() - start)
     print(

@@ -28,7 +28,7 @@ from preprocess.masks.network import (
 )
 from tests.preprocess.support import photo
 
-TINY = Architecture(side=32, widths=(8, 8, 16, 16), lateral=8, top=8)
+TINY = Architecture(side=32, widths=(8, 8, 16, 16), lateral=8, top=8, share=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_maps_are_the_unfolded_networks_probabilities(net: MaskNet, file: Path) 
         logits = copy.deepcopy(net).double()(pixels.double(), cues.double())[0, 0].numpy()
     expected = cv2.resize(1 / (1 + np.exp(-logits)), (32, 32), interpolation=cv2.INTER_LINEAR)
     assert got.dtype == np.float32
-    assert np.ptp(expected) > 0.2  # else any constant map would pass
+    assert np.ptp(expected) > 0.05  # else any constant map would pass
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
