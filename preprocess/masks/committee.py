@@ -20,7 +20,7 @@ from preprocess.masks.heuristic import heuristic_map
 Pixels = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.float32]
 
-VERSION = 1
+VERSION = 2
 """Raise it when a member changes: cached votes of another version are not used."""
 VOTE_SIDE = 64
 
@@ -30,6 +30,8 @@ class Vote(NamedTuple):
 
     share: npt.NDArray[np.uint8]
     """(64, 64): share of the members that call a cell foreground; 255 is all."""
+    maps: npt.NDArray[np.uint8]
+    """(M, 64, 64): each member's own map, 255 for certain foreground."""
     agreement: float
     """Mean IoU of the members' masks with the vote's, 0 to 1; 0 if no member found anything."""
 
@@ -79,18 +81,20 @@ def opinions(rgb: Pixels) -> list[Map]:
 def vote(rgb: Pixels) -> Vote:
     """Return the committee's vote on (H, W, 3) uint8 pixels."""
     masks = []
-    for soft in opinions(rgb):
+    softs = opinions(rgb)
+    maps = np.rint(255 * np.stack(softs)).astype(np.uint8)
+    for soft in softs:
         mask, stand_in = binarize(soft)
         if not stand_in:
             masks.append(to_vote_side(mask))
     if not masks:
-        return Vote(np.zeros((VOTE_SIDE, VOTE_SIDE), np.uint8), 0.0)
+        return Vote(np.zeros((VOTE_SIDE, VOTE_SIDE), np.uint8), maps, 0.0)
     share = np.mean(np.stack(masks), axis=0)
     together = share > 0.5
     agreement = float(np.mean([iou(mask > 0.5, together) for mask in masks]))
     # A member that had to pass is a doubt about the image, too.
     agreement *= len(masks) / len(MEMBERS)
-    return Vote(np.rint(255 * share).astype(np.uint8), agreement)
+    return Vote(np.rint(255 * share).astype(np.uint8), maps, agreement)
 
 
 def to_vote_side(mask: Mask) -> Map:

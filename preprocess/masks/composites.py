@@ -7,12 +7,18 @@ anywhere: so the network learns outlines sharper than its teachers', and not mer
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 Draw = np.random.Generator
+Box = tuple[float, float, float, float]
+"""Left, top, width, height in sides of the image; a negative width mirrors."""
+
+UNHEARD = 128
+"""Stands in for a member's map that the network is not shown."""
 Pixels = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float32]
 
@@ -25,6 +31,8 @@ class Teaching:
     """(N, S, S, 3) RGB."""
     targets: npt.NDArray[np.uint8]
     """(N, S/2, S/2): belief in foreground, 255 is certainty."""
+    opinions: npt.NDArray[np.uint8]
+    """(N, M, S/2, S/2): the members' own maps, which the network sees some of."""
     trust: npt.NDArray[np.float32]
     """(N,) in [0, 1]: how far an image's target is believed as a whole; 0 leaves it out."""
 
@@ -33,18 +41,32 @@ class Teaching:
 class Variety:
     """How much images are changed on their way into a batch."""
 
-    least_area: float = 0.35
+    least_area: float = 0.5
     """Smallest crop, as a share of the image's area; the largest is all of it."""
-    paste: float = 0.5
+    paste: float = 0.15
     """Share of samples that get another image's object pasted in."""
-    clear: float = 0.5
+    clear: float = 0.7
     """Share of those whose background is a crop of the image's background only."""
+    deaf: float = 0.3
+    """Share of samples without any member's map; of pasted ones no member ever saw the picture."""
+    mute: float = 0.3
+    """Probability that a member is left out of the rest: or the network would repeat them all."""
     grey: float = 0.12
     blur: float = 0.15
     donor_trust: float = 0.75
     """Only images trusted at least this far give objects away ..."""
     donor_share: tuple[float, float] = (0.04, 0.6)
     """... whose object covers a share of the image between these."""
+
+
+class Drawn(NamedTuple):
+    """A batch: pixels (B, S, S, 3) uint8; the rest float32 in [0, 1], (B, S/2, S/2) ..."""
+
+    pixels: Pixels
+    target: Plane
+    weight: Plane
+    opinions: Plane
+    """... or (B, M, S/2, S/2)."""
 
 
 class Batches:
@@ -61,41 +83,45 @@ class Batches:
         self.backgrounds = np.flatnonzero(teaching.trust >= level)
         self.usable = np.flatnonzero(teaching.trust > 0)
 
-    def draw(self, indices: npt.NDArray[np.int64], draw: Draw) -> tuple[Pixels, Plane, Plane]:
-        """Return pixels (B, S, S, 3), targets and pixel weights (B, S/2, S/2)."""
+    def draw(self, indices: npt.NDArray[np.int64], draw: Draw) -> Drawn:
+        """Return the altered images of some indices."""
         samples = [self._sample(int(index), draw) for index in indices]
         pixels = np.stack([sample[0] for sample in samples]).astype(np.float32)
         target = np.stack([sample[1] for sample in samples])
         weight = np.stack([sample[2] for sample in samples])
-        return _recolour(pixels, draw, self.variety.grey), target, weight
+        heard = np.stack([sample[3] for sample in samples]).astype(np.float32) / 255
+        return Drawn(_recolour(pixels, draw, self.variety.grey), target, weight, heard)
 
-    def _sample(self, index: int, draw: Draw) -> tuple[Pixels, Plane, Plane]:
+    def _sample(self, index: int, draw: Draw) -> tuple[Pixels, Plane, Plane, Pixels]:
         variety = self.variety
         pastes = draw.random() < variety.paste and len(self.donors) > 1
         if pastes and draw.random() < variety.clear:
-            image, target, weight = self._background(draw)
+            index, box = self._background(draw)
         else:
-            image, target, weight = self._crop(index, draw)
+            box = self._crop(draw)
+        image, target, heard = self._warp(index, box, draw)
+        weight = self._weight(index, target)
+        heard[draw.random(len(heard)) < variety.mute] = UNHEARD
         if pastes:
             image, target, weight = self._paste(image, target, weight, draw)
+        if pastes or draw.random() < variety.deaf:
+            heard[:] = UNHEARD
         if draw.random() < variety.blur:
             image = np.asarray(cv2.GaussianBlur(image, (0, 0), draw.uniform(0.4, 1.6)), np.uint8)
-        return image, target, weight
+        return image, target, weight, heard
 
-    def _crop(self, index: int, draw: Draw) -> tuple[Pixels, Plane, Plane]:
+    def _crop(self, draw: Draw) -> Box:
         area = draw.uniform(self.variety.least_area, 1.0)
         stretch = np.exp(draw.uniform(-0.25, 0.25))
         width, height = min(1.0, np.sqrt(area * stretch)), min(1.0, np.sqrt(area / stretch))
-        left, top = draw.uniform(0, 1 - width), draw.uniform(0, 1 - height)
-        image, target = self._warp(index, (left, top, width, height), draw)
-        return image, target, self._weight(index, target)
+        return draw.uniform(0, 1 - width), draw.uniform(0, 1 - height), width, height
 
     def _weight(self, index: int, target: Plane) -> Plane:
         # Cells on which the vote is split teach nothing.
         return self.teaching.trust[index] * np.abs(2 * target - 1)
 
-    def _background(self, draw: Draw) -> tuple[Pixels, Plane, Plane]:
-        """Return the largest of some random boxes that hold no object, as a whole image."""
+    def _background(self, draw: Draw) -> tuple[int, Box]:
+        """Return an image and the largest of some random boxes in it that hold no object."""
         index = int(draw.choice(self.backgrounds))
         target = self.teaching.targets[index]
         sums = cv2.integral(target)
@@ -111,19 +137,17 @@ class Batches:
             value = width * height - 10 * inside / cells / 255
             if value > best:
                 best, box = value, (left, top, width, height)
-        image, target_f = self._warp(index, box, draw)
-        return image, target_f, self._weight(index, target_f)
+        return index, box
 
-    def _warp(
-        self, index: int, box: tuple[float, float, float, float], draw: Draw
-    ) -> tuple[Pixels, Plane]:
-        """Return a box (left, top, width, height in sides) of an image and its target, flipped."""
+    def _warp(self, index: int, box: Box, draw: Draw) -> tuple[Pixels, Plane, Pixels]:
+        """Return a box of an image, of its target and of the members' maps, mirrored or not."""
         left, top, width, height = box
         if draw.random() < 0.5:
             left, width = left + width, -width
-        image = _cut(self.teaching.images[index], left, top, width, height)
-        target = _cut(self.teaching.targets[index], left, top, width, height)
-        return image, target.astype(np.float32) / 255
+        box = (left, top, width, height)
+        image = _cut(self.teaching.images[index], *box)
+        target = _cut(self.teaching.targets[index], *box).astype(np.float32) / 255
+        return image, target, np.stack([_cut(m, *box) for m in self.teaching.opinions[index]])
 
     def _paste(
         self, image: Pixels, target: Plane, weight: Plane, draw: Draw
@@ -178,7 +202,7 @@ def _cut(
     )
 
 
-def _inside(box: tuple[float, float, float, float], side: int) -> Plane:
+def _inside(box: Box, side: int) -> Plane:
     """Return 1 where a box's cells come from inside the image, 0 elsewhere."""
     left, top, width, height = box
     line = (np.arange(side) + 0.5) / side

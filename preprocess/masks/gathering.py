@@ -39,6 +39,8 @@ class Gathered:
     """(N, S, S, 3) RGB."""
     shares: npt.NDArray[np.uint8]
     """(N, 64, 64): `Vote.share`."""
+    opinions: npt.NDArray[np.uint8]
+    """(N, M, 64, 64): `Vote.maps`."""
     agreement: npt.NDArray[np.float32]
     """(N,): `Vote.agreement`."""
     unreadable: int
@@ -105,6 +107,7 @@ def gather(files: list[Path], cache: Path, *, side: int, workers: int) -> Gather
                 key=np.array(key),
                 images=found.images,
                 shares=found.shares,
+                opinions=found.opinions,
                 agreement=found.agreement,
                 unreadable=np.array(found.unreadable),
             )
@@ -145,6 +148,7 @@ def _vote_on(files: list[Path], *, side: int, workers: int) -> Gathered:
     return Gathered(
         np.stack([pixels for pixels, _ in kept]),
         np.stack([one.share for _, one in kept]),
+        np.stack([one.maps for _, one in kept]),
         np.array([one.agreement for _, one in kept], np.float32),
         len(rejected),
     )
@@ -168,7 +172,11 @@ def _read(cache: Path, key: str) -> Gathered | None:
             if str(file["key"]) != key:
                 return None
             return Gathered(
-                file["images"], file["shares"], file["agreement"], int(file["unreadable"])
+                file["images"],
+                file["shares"],
+                file["opinions"],
+                file["agreement"],
+                int(file["unreadable"]),
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -73,8 +73,9 @@ class Drawer:
 
     def __call__(self, draft: Draft) -> Lesson:
         cv2.setNumThreads(1)
-        pixels, target, weight = self.batches.draw(draft.indices, np.random.default_rng(draft.seed))
-        return Lesson(pixels, cues_array(pixels), target, weight)
+        drawn = self.batches.draw(draft.indices, np.random.default_rng(draft.seed))
+        cues = cues_array(drawn.pixels, drawn.opinions)
+        return Lesson(drawn.pixels, cues, drawn.target, drawn.weight)
 
 
 def train(
@@ -185,13 +186,14 @@ def follow(mean: nn.Module, net: nn.Module, *, keep: float) -> None:
     torch._foreach_lerp_([own[n] for n in names], [new[n] for n in names], 1 - keep)
 
 
-def all_maps(net: MaskNet, images: npt.NDArray[np.uint8], *, bfloat16: bool) -> Maps:
-    """Return the (N, S/2, S/2) maps of (N, S, S, 3) images, each the mean with its mirror's."""
+def all_maps(net: MaskNet, teaching: Teaching, *, bfloat16: bool) -> Maps:
+    """Return the network's (N, S/2, S/2) maps of all images, each the mean with its mirror's."""
     folded = copy.deepcopy(net).fold().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     maps = []
-    for start in range(0, len(images), BATCH):
-        squares = torch.from_numpy(images[start : start + BATCH])
-        plain = predict(folded, squares, bfloat16=bfloat16)
-        mirrored = predict(folded, squares.flip(2), bfloat16=bfloat16).flip(2)
-        maps.append(((plain + mirrored) / 2).numpy())
+    for start in range(0, len(teaching.images), BATCH):
+        squares = teaching.images[start : start + BATCH]
+        heard = teaching.opinions[start : start + BATCH].astype(np.float32) / 255
+        plain = predict(folded, squares, heard, bfloat16=bfloat16)
+        mirrored = predict(folded, squares[:, :, ::-1], heard[..., ::-1], bfloat16=bfloat16)
+        maps.append((plain + mirrored[..., ::-1]) / 2)
     return np.concatenate(maps)

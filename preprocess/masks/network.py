@@ -27,7 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from harl_fast.errors import DataError
 from harl_fast.files import replacing
 from preprocess.masks.border import COUNT, border_cues
-from preprocess.masks.committee import opinions
+from preprocess.masks.committee import MEMBERS, opinions
 
 Pixels = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.float32]
@@ -45,7 +45,7 @@ REMEDY = "make it again with `make masks-train`, or give the right file"
 class Architecture:
     """Sizes of a `MaskNet`; they are written into the weight file."""
 
-    side: int = 128
+    side: int = 96
     """Side of the square that images are resized to, in pixels."""
     widths: tuple[int, ...] = (24, 32, 64, 96, 128, 128)
     """Channels of the stem and of each stage; every stage but the first halves the side."""
@@ -55,8 +55,8 @@ class Architecture:
     """Channels of the way back up."""
     top: int = 32
     """Channels at the finest level, where most of the time goes."""
-    share: float = 0.5
-    """Weight of the network's map in the result; the rest is the mean map of its teachers."""
+    members: int = len(MEMBERS)
+    """Committee members whose maps it sees."""
 
 
 class Conv(nn.Module):
@@ -80,7 +80,7 @@ class Conv(nn.Module):
 class MaskNet(nn.Module):
     """(B, 3, S, S) float pixels in [0, 255] to (B, 1, S/2, S/2) float logits of foreground.
 
-    It also takes the pixels' (B, COUNT, S/2, S/2) `border_cues`.
+    It also takes (B, COUNT + M, S/2, S/2) float cues in [0, 1] of `cues_array`.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -89,7 +89,7 @@ class MaskNet(nn.Module):
         widths, lateral, top = architecture.widths, architecture.lateral, architecture.top
         self.stem = Conv(3, widths[0], stride=2)
         self.stages = nn.ModuleList()
-        inners = [widths[0] + COUNT, *widths[1:-1]]
+        inners = [widths[0] + COUNT + architecture.members, *widths[1:-1]]
         for number, (inner, outer) in enumerate(zip(inners, widths[1:], strict=True)):
             first = Conv(inner, outer, stride=1 if number == 0 else 2)
             more = architecture.depth - 1 if number else 0
@@ -157,22 +157,17 @@ class Network:
         return maps
 
     def _batch(self, images: Sequence[Pixels]) -> list[Map]:
-        side, share = self.net.architecture.side, self.net.architecture.share
+        side = self.net.architecture.side
         squares = np.stack([square(image, side) for image in images])
-        soft = predict(self.net, torch.from_numpy(squares), bfloat16=self.bfloat16).numpy()
+        heard = np.stack([[_resized(m, side // 2) for m in opinions(image)] for image in images])
+        soft = predict(self.net, squares, heard, bfloat16=self.bfloat16)
         # Bilinear between the logit cells: the mask's outline loses the 2 px staircase.
-        maps = [_enlarged(plane, side) for plane in soft]
-        if share < 1:
-            taught = [np.mean(opinions(image), axis=0) for image in images]
-            maps = [
-                share * own + (1 - share) * _enlarged(other, side)
-                for own, other in zip(maps, taught, strict=True)
-            ]
-        return maps
+        return [_resized(plane, side) for plane in soft]
 
 
-def _enlarged(plane: Map, side: int) -> Map:
-    values = cv2.resize(plane, (side, side), interpolation=cv2.INTER_LINEAR)
+def _resized(plane: Map, side: int) -> Map:
+    method = cv2.INTER_AREA if side < len(plane) else cv2.INTER_LINEAR
+    values = cv2.resize(plane, (side, side), interpolation=method)
     return np.asarray(np.clip(values, 0, 1), np.float32)
 
 
@@ -183,18 +178,23 @@ def square(rgb: Pixels, side: int) -> Pixels:
     return np.asarray(cv2.resize(rgb, (side, side), interpolation=method), np.uint8)
 
 
-def predict(net: nn.Module, squares: Tensor, *, bfloat16: bool) -> Tensor:
-    """Return (B, S/2, S/2) float32 probabilities of (B, S, S, 3) uint8 pixels."""
-    cues = torch.from_numpy(cues_array(squares.numpy()))
-    cues = cues.contiguous(memory_format=torch.channels_last)
+def predict(net: nn.Module, squares: Pixels, heard: Map, *, bfloat16: bool) -> Map:
+    """Return (B, S/2, S/2) float32 probabilities.
+
+    squares: (B, S, S, 3) uint8. heard: (B, M, S/2, S/2) float32, the committee members' maps.
+    """
+    cues = torch.from_numpy(cues_array(squares, heard))
+    pixels = torch.from_numpy(np.ascontiguousarray(squares)).permute(0, 3, 1, 2).float()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        logits = net(squares.permute(0, 3, 1, 2).float(), cues)
-        return torch.sigmoid(logits.float())[:, 0].contiguous()
+        logits = net(pixels, cues.contiguous(memory_format=torch.channels_last))
+        soft: Map = torch.sigmoid(logits.float())[:, 0].contiguous().numpy()
+    return soft
 
 
-def cues_array(squares: Sequence[Pixels] | Pixels) -> Map:
-    """Return the (B, COUNT, S/2, S/2) `border_cues` of (S, S, 3) pixels."""
-    return np.stack([border_cues(pixels, len(pixels) // 2) for pixels in squares])
+def cues_array(squares: Pixels, heard: Map) -> Map:
+    """Return the (B, COUNT + M, S/2, S/2) `border_cues` of (B, S, S, 3) pixels, and the maps."""
+    cues = np.stack([border_cues(pixels, len(pixels) // 2) for pixels in squares])
+    return np.concatenate([cues, heard], axis=1)
 
 
 @contextmanager

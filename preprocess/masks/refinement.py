@@ -31,7 +31,7 @@ def refresh(
 
     votes: (N, S/2, S/2) uint8 shares of the committee.
     """
-    maps = all_maps(net, teaching.images, bfloat16=bfloat16)
+    maps = all_maps(net, teaching, bfloat16=bfloat16)
     targets = np.empty_like(teaching.targets)
     trust = np.empty_like(teaching.trust)
     for index, (soft, share) in enumerate(zip(maps, votes, strict=True)):

@@ -20,6 +20,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from harl_fast.errors import DataError, run_main
@@ -111,11 +112,16 @@ def shortened(recipe: Recipe, length: float) -> Recipe:
 def teaching(gathered: Gathered) -> Teaching:
     """Return the first round's targets: the votes, trusted as far as the members agree."""
     side = gathered.images.shape[1] // 2
-    shares = [
-        cv2.resize(share, (side, side), interpolation=cv2.INTER_AREA) for share in gathered.shares
-    ]
+    shares = _halves(gathered.shares, side)
+    maps = _halves(gathered.opinions.reshape(-1, *gathered.opinions.shape[2:]), side)
     trust = np.clip((gathered.agreement - BASE) / (SURE - BASE), LEAST_TRUST, 1)
-    return Teaching(gathered.images, np.stack(shares), trust.astype(np.float32))
+    maps = maps.reshape(len(shares), -1, side, side)
+    return Teaching(gathered.images, shares, maps, trust.astype(np.float32))
+
+
+def _halves(planes: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    size = (side, side)
+    return np.stack([cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in planes])
 
 
 def facts(recipe: Recipe, gathered: Gathered, *, threads: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from preprocess.masks import train as program
 from preprocess.masks.binary import binarize
 from preprocess.masks.border import COUNT, _barrier, border_cues
 from preprocess.masks.committee import MEMBERS, iou, vote
-from preprocess.masks.composites import Batches, Teaching, Variety
+from preprocess.masks.composites import UNHEARD, Batches, Teaching, Variety
 from preprocess.masks.gathering import gather, image_files
 from preprocess.masks.learning import Draft, Drawer, Recipe, follow, mask_loss, train
 from preprocess.masks.network import Architecture, Network, load_network
@@ -30,7 +31,7 @@ from tests.preprocess.support import photo, save
 
 Mask = npt.NDArray[np.bool_]
 SIDE = 64
-TINY = Architecture(side=SIDE, widths=(8, 16, 24, 32, 32), lateral=16, top=16, share=1.0)
+TINY = Architecture(side=SIDE, widths=(8, 16, 24, 32, 32), lateral=16, top=16)
 
 
 def demo(count: int, *, split: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
@@ -59,12 +60,21 @@ def halved(masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     return np.rint(255 * cells).astype(np.uint8)
 
 
+def taught(
+    images: npt.NDArray[np.uint8], targets: npt.NDArray[np.uint8], trust: float = 1
+) -> Teaching:
+    """Return a teaching without opinions: every member's map says nothing anywhere."""
+    count, side = targets.shape[:2]
+    silence = np.full((count, len(MEMBERS), side, side), UNHEARD, np.uint8)
+    return Teaching(images, targets, silence, np.full(count, trust, np.float32))
+
+
 def test_a_network_beats_the_noise_it_learns_from() -> None:
     draw = np.random.default_rng(0)
     images, truths = demo(90, split=0)
     noisy = np.stack([spoiled(truth, draw) for truth in truths])
     teacher = np.mean([iou(mask, truth) for mask, truth in zip(noisy, truths, strict=True)])
-    teaching = Teaching(images, halved(noisy), np.ones(len(images), np.float32))
+    teaching = taught(images, halved(noisy))
     recipe = Recipe(TINY, steps=(90,), batch=12, lr_peak=4e-3, average=0.98, bfloat16=False)
     with Progress(90 * 12, label="test") as progress:
         net = train(teaching, recipe, refresh=lambda *_: teaching, progress=progress)
@@ -85,10 +95,11 @@ def test_pasted_objects_have_exact_targets() -> None:
     trust = np.array([1] * 4 + [0.5] * 4, np.float32)
     # No background image is ever one with a square: only the first four are donors.
     variety = Variety(paste=1.0, clear=0.0, grey=0.0, blur=0.0, donor_trust=0.9)
-    batches = Batches(Teaching(images, targets, trust), variety)
+    batches = Batches(replace(taught(images, targets), trust=trust), variety)
     np.testing.assert_array_equal(batches.donors, range(4))
     draw = np.random.default_rng(1)
-    pixels, target, weight = batches.draw(np.array([4, 5, 6, 7] * 8), draw)
+    pixels, target, weight, opinions = batches.draw(np.array([4, 5, 6, 7] * 8), draw)
+    np.testing.assert_allclose(opinions, UNHEARD / 255)
     found = 0
     for image, cells, trusted in zip(pixels, target, weight, strict=True):
         small = image.reshape(SIDE // 2, 2, SIDE // 2, 2, 3).mean(axis=(1, 3, 4))
@@ -105,7 +116,7 @@ def test_pasted_objects_have_exact_targets() -> None:
 
 def test_lessons_are_the_same_whoever_draws_them() -> None:
     images, truths = demo(8, split=0)
-    drawer = Drawer(Batches(Teaching(images, halved(truths), np.ones(8, np.float32)), Variety()))
+    drawer = Drawer(Batches(taught(images, halved(truths)), Variety()))
     draft = Draft(np.arange(8), (0, 1, 2))
     here = drawer(draft)
     with contextlib.closing(
@@ -118,13 +129,30 @@ def test_lessons_are_the_same_whoever_draws_them() -> None:
 
 def test_batches_repeat_with_the_same_generator_state() -> None:
     images, truths = demo(12, split=0)
-    batches = Batches(Teaching(images, halved(truths), np.ones(12, np.float32)), Variety())
+    batches = Batches(taught(images, halved(truths)), Variety())
     first = batches.draw(np.arange(12), np.random.default_rng(5))
     second = batches.draw(np.arange(12), np.random.default_rng(5))
     other = batches.draw(np.arange(12), np.random.default_rng(6))
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
     assert (first[0] != other[0]).any()
+
+
+def test_some_opinions_are_withheld_and_the_rest_follow_the_image() -> None:
+    images = np.zeros((4, SIDE, SIDE, 3), np.uint8)
+    images[:, :, 32:] = 255
+    halves = images[:, ::2, ::2, 0]
+    maps = np.stack([halves] * len(MEMBERS), axis=1)
+    teaching = replace(taught(images, halves), opinions=maps)
+    variety = Variety(paste=0.0, deaf=0.5, mute=0.25, blur=0.0, grey=0.0)
+    batches = Batches(teaching, variety)
+    _, target, _, heard = batches.draw(np.arange(400) % 4, np.random.default_rng(0))
+    silent = np.isclose(heard, UNHEARD / 255).all(axis=(2, 3))
+    # 1 - 0.5 x 0.75 = 0.625 of all maps are withheld; 2,000 draws, but whole samples at a time.
+    assert 0.55 < silent.mean() < 0.7
+    for cells, maps, quiet in zip(target, heard, silent, strict=True):
+        for soft in maps[~quiet]:
+            np.testing.assert_allclose(soft, cells, atol=1 / 255)
 
 
 def test_cells_without_weight_do_not_teach() -> None:

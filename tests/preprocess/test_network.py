@@ -17,6 +17,7 @@ from torch import nn
 
 from harl_fast.errors import DataError
 from preprocess.masks.border import border_cues
+from preprocess.masks.committee import opinions
 from preprocess.masks.network import (
     BATCH,
     FORMAT,
@@ -28,7 +29,7 @@ from preprocess.masks.network import (
 )
 from tests.preprocess.support import photo
 
-TINY = Architecture(side=32, widths=(8, 8, 16, 16), lateral=8, top=8, share=1.0)
+TINY = Architecture(side=32, widths=(8, 8, 16, 16), lateral=8, top=8)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,9 @@ def test_maps_are_the_unfolded_networks_probabilities(net: MaskNet, file: Path) 
     got = load_network(file, bfloat16=False).maps([image])[0]
     small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
     pixels = torch.from_numpy(small.transpose(2, 0, 1)[None].astype(np.float32))
-    cues = torch.from_numpy(border_cues(small, 16)[None])
+    area, size = cv2.INTER_AREA, (16, 16)
+    heard = [cv2.resize(soft, size, interpolation=area) for soft in opinions(image)]
+    cues = torch.from_numpy(np.concatenate([border_cues(small, 16), heard])[None])
     with torch.no_grad():
         logits = copy.deepcopy(net).double()(pixels.double(), cues.double())[0, 0].numpy()
     expected = cv2.resize(1 / (1 + np.exp(-logits)), (32, 32), interpolation=cv2.INTER_LINEAR)
