@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harl_fast.files import Progress
+from preprocess.masks.committee import opinions
 from preprocess.masks.composites import Batches, Teaching, Variety
 from preprocess.masks.network import (
     BATCH,
@@ -25,6 +26,7 @@ from preprocess.masks.network import (
     cues_array,
     native_bfloat16,
     predict,
+    resized,
 )
 from preprocess.pool import ordered_map
 
@@ -37,10 +39,12 @@ class Recipe:
 
     architecture: Architecture = field(default_factory=Architecture)
     variety: Variety = field(default_factory=Variety)
-    steps: tuple[int, ...] = (1500, 1000, 1500)
+    steps: tuple[int, ...] = (2400, 1600)
     """Optimizer steps of each round; after each but the last the targets are made anew."""
-    batch: int = 32
-    lr_peak: float = 2e-3
+    batch: int = 16
+    lr_peak: float = 3e-3
+    lr_again: float = 1.5e-3
+    """Peak of the rounds after the first, which start from good weights."""
     weight_decay: float = 0.02
     average: float = 0.995
     """Share of the averaged weights kept at each step; they are the ones that count."""
@@ -74,7 +78,14 @@ class Drawer:
     def __call__(self, draft: Draft) -> Lesson:
         cv2.setNumThreads(1)
         drawn = self.batches.draw(draft.indices, np.random.default_rng(draft.seed))
-        cues = cues_array(drawn.pixels, drawn.opinions)
+        heard = drawn.opinions
+        side = heard.shape[-1]
+        # What the members say about a composite, whose truth is known: how far to believe whom.
+        for index in np.flatnonzero(drawn.ask.any(axis=1)):
+            maps = opinions(drawn.pixels[index])
+            for number in np.flatnonzero(drawn.ask[index]):
+                heard[index, number] = resized(maps[number], side)
+        cues = cues_array(drawn.pixels, heard)
         return Lesson(drawn.pixels, cues, drawn.target, drawn.weight)
 
 
@@ -100,7 +111,8 @@ def train(
         batches = Batches(teaching, recipe.variety)
         drafts = _drafts(batches.usable, recipe.batch, steps, (recipe.seed, number))
         with contextlib.closing(_lessons(Drawer(batches), drafts, workers)) as lessons:
-            _round(net, mean, lessons, recipe, steps, progress)
+            peak = recipe.lr_again if number else recipe.lr_peak
+            _round(net, mean, lessons, recipe, steps=steps, peak=peak, progress=progress)
     return mean
 
 
@@ -120,16 +132,16 @@ def _round(
     mean: MaskNet,
     lessons: Iterable[Lesson],
     recipe: Recipe,
+    *,
     steps: int,
+    peak: float,
     progress: Progress,
 ) -> None:
-    optimizer = torch.optim.AdamW(
-        net.parameters(), recipe.lr_peak, weight_decay=recipe.weight_decay
-    )
+    optimizer = torch.optim.AdamW(net.parameters(), peak, weight_decay=recipe.weight_decay)
     net.train()
     for step, lesson in enumerate(lessons):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_peak * _schedule(step / steps)
+            group["lr"] = peak * _schedule(step / steps)
         pixels = torch.from_numpy(lesson.pixels).permute(0, 3, 1, 2).float()
         cues = torch.from_numpy(lesson.cues).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):

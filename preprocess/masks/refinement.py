@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -16,35 +15,35 @@ from preprocess.masks.binary import binarize, otsu_level
 from preprocess.masks.committee import Map, iou
 from preprocess.masks.composites import Teaching
 from preprocess.masks.learning import all_maps
-from preprocess.masks.network import MaskNet
+from preprocess.masks.network import MaskNet, agreed, resized
 
 BASE, SURE, LEAST_TRUST = 0.4, 0.85, 0.05
 """IoU of network and teachers at which an image starts to count, counts in full, and the rest."""
-SLOPE = 2.5
-"""Steepness of a target about the map's Otsu level: cells within 0.2 of it stay undecided."""
+SLOPE = 5.0
+"""Steepness of a target about the map's Otsu level: cells within 0.1 of it stay undecided."""
 
 
 def refresh(
-    net: MaskNet, teaching: Teaching, votes: npt.NDArray[np.uint8], *, bfloat16: bool
+    net: MaskNet, teaching: Teaching, *, votes: npt.NDArray[np.uint8], bfloat16: bool
 ) -> Teaching:
-    """Return the next round's targets from the last round's network and the committee's votes.
+    """Return the next round's targets from the last round's network and the committee.
 
-    votes: (N, S/2, S/2) uint8 shares of the committee.
+    votes: (N, S/2, S/2) uint8 shares of the committee; where network and votes are far apart, an
+    image is trusted less.
     """
     maps = all_maps(net, teaching, bfloat16=bfloat16)
     targets = np.empty_like(teaching.targets)
     trust = np.empty_like(teaching.trust)
     for index, (soft, share) in enumerate(zip(maps, votes, strict=True)):
-        belief = together(soft, share.astype(np.float32) / 255)
-        targets[index] = np.rint(255 * belief)
+        taught = teaching.opinions[index].mean(axis=0, dtype=np.float32) / 255
+        best = agreed(teaching.images[index], soft, taught)
+        targets[index] = np.rint(255 * resized(decided(best), targets.shape[1]))
         mask, stand_in = binarize(soft)
         trust[index] = 0.0 if stand_in else iou(mask, share > 127)
     trust = np.clip((trust - BASE) / (SURE - BASE), LEAST_TRUST, 1)
     return replace(teaching, targets=targets, trust=trust)
 
 
-def together(soft: Map, share: Map) -> Map:
-    """Return the mean of a map and of the votes, made decided on both sides of its Otsu level."""
-    mean = (soft + share) / 2
-    belief: Map = np.clip(SLOPE * (mean - otsu_level(mean)) + 0.5, 0, 1).astype(np.float32)
-    return cv2.GaussianBlur(belief, (0, 0), 0.5)
+def decided(soft: Map) -> Map:
+    """Return a map made certain on both sides of its Otsu level, but for a narrow band."""
+    return np.asarray(np.clip(SLOPE * (soft - otsu_level(soft)) + 0.5, 0, 1), np.float32)

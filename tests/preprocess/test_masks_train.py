@@ -98,8 +98,9 @@ def test_pasted_objects_have_exact_targets() -> None:
     batches = Batches(replace(taught(images, targets), trust=trust), variety)
     np.testing.assert_array_equal(batches.donors, range(4))
     draw = np.random.default_rng(1)
-    pixels, target, weight, opinions = batches.draw(np.array([4, 5, 6, 7] * 8), draw)
+    pixels, target, weight, opinions, ask = batches.draw(np.array([4, 5, 6, 7] * 8), draw)
     np.testing.assert_allclose(opinions, UNHEARD / 255)
+    assert not ask.any()  # what else is in the picture was no object for sure
     found = 0
     for image, cells, trusted in zip(pixels, target, weight, strict=True):
         small = image.reshape(SIDE // 2, 2, SIDE // 2, 2, 3).mean(axis=(1, 3, 4))
@@ -146,7 +147,7 @@ def test_some_opinions_are_withheld_and_the_rest_follow_the_image() -> None:
     teaching = replace(taught(images, halves), opinions=maps)
     variety = Variety(paste=0.0, deaf=0.5, mute=0.25, blur=0.0, grey=0.0)
     batches = Batches(teaching, variety)
-    _, target, _, heard = batches.draw(np.arange(400) % 4, np.random.default_rng(0))
+    _, target, _, heard, _ = batches.draw(np.arange(400) % 4, np.random.default_rng(0))
     silent = np.isclose(heard, UNHEARD / 255).all(axis=(2, 3))
     # 1 - 0.5 x 0.75 = 0.625 of all maps are withheld; 2,000 draws, but whole samples at a time.
     assert 0.55 < silent.mean() < 0.7
