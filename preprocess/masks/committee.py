@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocess.masks.binary import Mask, binarize
-from preprocess.masks.heuristic import heuristic_map
+from preprocess.masks.heuristic import FINE, heuristic_map
+from preprocess.masks.outline import decided, outlined, resized
 
 Pixels = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.float32]
 
-VERSION = 2
+VERSION = 3
 """Raise it when a member changes: cached votes of another version are not used."""
 VOTE_SIDE = 64
 
@@ -29,7 +30,7 @@ class Vote(NamedTuple):
     """What the committee says about one image."""
 
     share: npt.NDArray[np.uint8]
-    """(64, 64): share of the members that call a cell foreground; 255 is all."""
+    """(64, 64): belief of all members together, 255 for certain foreground."""
     maps: npt.NDArray[np.uint8]
     """(M, 64, 64): each member's own map, 255 for certain foreground."""
     agreement: float
@@ -73,35 +74,27 @@ MEMBERS: dict[str, Callable[[Pixels], Pixels]] = {
 
 def opinions(rgb: Pixels) -> list[Map]:
     """Return each member's (64, 64) map of (H, W, 3) uint8 pixels."""
-    size = (VOTE_SIDE, VOTE_SIDE)  # as the heuristic's own first step, once for all
-    small = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
-    return [heuristic_map(change(small)) for change in MEMBERS.values()]
+    small = cv2.resize(rgb, (FINE, FINE), interpolation=cv2.INTER_AREA)
+    pixels = np.asarray(small, np.uint8)  # the heuristic's own first step, once for all
+    return [resized(heuristic_map(change(pixels)), VOTE_SIDE) for change in MEMBERS.values()]
 
 
 def vote(rgb: Pixels) -> Vote:
     """Return the committee's vote on (H, W, 3) uint8 pixels."""
-    masks = []
     softs = opinions(rgb)
     maps = np.rint(255 * np.stack(softs)).astype(np.uint8)
-    for soft in softs:
-        mask, stand_in = binarize(soft)
-        if not stand_in:
-            masks.append(to_vote_side(mask))
-    if not masks:
+    best = outlined(rgb, np.mean(softs, axis=0))
+    together, stand_in = binarize(best)
+    masks = [mask for mask, missing in map(binarize, softs) if not missing]
+    if stand_in or not masks:
         return Vote(np.zeros((VOTE_SIDE, VOTE_SIDE), np.uint8), maps, 0.0)
-    share = np.mean(np.stack(masks), axis=0)
-    together = share > 0.5
-    agreement = float(np.mean([iou(mask > 0.5, together) for mask in masks]))
+    size = (len(softs[0]), len(softs[0]))
+    joint = cv2.resize(together.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    agreement = float(np.mean([iou(mask, joint) for mask in masks]))
     # A member that had to pass is a doubt about the image, too.
     agreement *= len(masks) / len(MEMBERS)
+    share = resized(decided(best), VOTE_SIDE)
     return Vote(np.rint(255 * share).astype(np.uint8), maps, agreement)
-
-
-def to_vote_side(mask: Mask) -> Map:
-    """Return a mask as (64, 64) shares in [0, 1]."""
-    size = (VOTE_SIDE, VOTE_SIDE)
-    values = mask.astype(np.float32)
-    return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def iou(first: Mask, second: Mask) -> float:

@@ -47,13 +47,13 @@ class Variety:
 
     least_area: float = 0.5
     """Smallest crop, as a share of the image's area; the largest is all of it."""
-    paste: float = 0.5
+    paste: float = 0.2
     """Share of samples that get another image's object pasted in."""
     clear: float = 0.8
     """Share of those whose background is a crop of the image's background only."""
-    deaf: float = 0.15
+    deaf: float = 0.2
     """Share of samples without any member's map: the picture alone must do, too."""
-    mute: float = 0.15
+    mute: float = 0.25
     """Probability that a member is left out of the rest: or the network would repeat them all."""
     grey: float = 0.12
     blur: float = 0.15

@@ -26,8 +26,8 @@ from preprocess.masks.network import (
     cues_array,
     native_bfloat16,
     predict,
-    resized,
 )
+from preprocess.masks.outline import resized
 from preprocess.pool import ordered_map
 
 Maps = npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ class Recipe:
 
     architecture: Architecture = field(default_factory=Architecture)
     variety: Variety = field(default_factory=Variety)
-    steps: tuple[int, ...] = (2400, 1600)
+    steps: tuple[int, ...] = (2500, 1500)
     """Optimizer steps of each round; after each but the last the targets are made anew."""
     batch: int = 16
     lr_peak: float = 3e-3

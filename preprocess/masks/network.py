@@ -28,8 +28,8 @@ from harl_fast.errors import DataError
 from harl_fast.files import replacing
 from preprocess.masks.border import COUNT, border_cues
 from preprocess.masks.committee import MEMBERS, opinions
-from preprocess.masks.heuristic import GUIDE_EPSILON, GUIDE_RADIUS, SIDE
-from preprocess.masks.smooth import guided_filter
+from preprocess.masks.heuristic import SIDE
+from preprocess.masks.outline import outlined, resized
 
 Pixels = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.float32]
@@ -149,7 +149,7 @@ class Network:
     def maps(self, images: Sequence[Pixels]) -> list[Map]:
         """Return the foreground probability of each of (H, W, 3) uint8 RGB images.
 
-        Each map is (64, 64) float32 in [0, 1], over the whole image: see `agreed`.
+        Each map is (128, 128) float32 in [0, 1], over the whole image: see `agreed`.
         Runs on one thread, in batches of at most `BATCH`; batches change a map by rounding only.
         """
         maps: list[Map] = []
@@ -171,22 +171,9 @@ def agreed(pixels: Pixels, own: Map, taught: Map) -> Map:
     """Return what network and committee agree on, with its outline moved to the image's edges.
 
     pixels: (S, S, 3) uint8. own, taught: the network's and the committee's mean map, of any sides.
-    The network knows where an object is, the committee its fine parts: the geometric mean keeps
-    what both see. Returns (64, 64) float32 in [0, 1].
+    Returns (128, 128) float32 in [0, 1].
     """
-    both = np.sqrt(resized(own, SIDE) * resized(taught, SIDE))
-    small = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
-    guide = np.ascontiguousarray(np.moveaxis(lab, 2, 0)) / np.float32(100)
-    result: Map = guided_filter(guide, both, GUIDE_RADIUS, GUIDE_EPSILON)
-    return result
-
-
-def resized(plane: Map, side: int) -> Map:
-    """Return a map in [0, 1] as (side, side): area means when shrinking, else bilinear."""
-    method = cv2.INTER_AREA if side < len(plane) else cv2.INTER_LINEAR
-    values = cv2.resize(plane, (side, side), interpolation=method)
-    return np.asarray(np.clip(values, 0, 1), np.float32)
+    return outlined(pixels, (resized(own, SIDE) + resized(taught, SIDE)) / 2)
 
 
 def square(rgb: Pixels, side: int) -> Pixels:

@@ -11,16 +11,15 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.masks.binary import binarize, otsu_level
-from preprocess.masks.committee import Map, iou
+from preprocess.masks.binary import binarize
+from preprocess.masks.committee import iou
 from preprocess.masks.composites import Teaching
 from preprocess.masks.learning import all_maps
-from preprocess.masks.network import MaskNet, agreed, resized
+from preprocess.masks.network import MaskNet, agreed
+from preprocess.masks.outline import decided, resized
 
 BASE, SURE, LEAST_TRUST = 0.4, 0.85, 0.05
 """IoU of network and teachers at which an image starts to count, counts in full, and the rest."""
-SLOPE = 5.0
-"""Steepness of a target about the map's Otsu level: cells within 0.1 of it stay undecided."""
 
 
 def refresh(
@@ -42,8 +41,3 @@ def refresh(
         trust[index] = 0.0 if stand_in else iou(mask, share > 127)
     trust = np.clip((trust - BASE) / (SURE - BASE), LEAST_TRUST, 1)
     return replace(teaching, targets=targets, trust=trust)
-
-
-def decided(soft: Map) -> Map:
-    """Return a map made certain on both sides of its Otsu level, but for a narrow band."""
-    return np.asarray(np.clip(SLOPE * (soft - otsu_level(soft)) + 0.5, 0, 1), np.float32)
