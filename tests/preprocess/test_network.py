@@ -17,16 +17,19 @@ from torch import nn
 
 from harl_fast.errors import DataError
 from preprocess.masks.border import border_cues
-from preprocess.masks.committee import opinions
+from preprocess.masks.committee import MEMBERS, opinions
 from preprocess.masks.network import (
     BATCH,
     FORMAT,
     Architecture,
     MaskNet,
     load_network,
+    predict,
     read_network,
     save_network,
+    square,
 )
+from preprocess.masks.outline import outlined
 from tests.preprocess.support import photo
 
 TINY = Architecture(side=32, widths=(8, 8, 16, 16), lateral=8, top=8)
@@ -76,21 +79,30 @@ def test_the_header_is_json_that_other_programs_can_read(file: Path) -> None:
     assert header["architecture"]["side"] == TINY.side
 
 
-def test_maps_are_the_unfolded_networks_probabilities(net: MaskNet, file: Path) -> None:
+def test_predictions_are_the_unfolded_networks_probabilities(net: MaskNet, file: Path) -> None:
     # Seen to fail with a normalisation left out of the folding: differences of 0.1 and more.
-    image = pictures(1)[0]
-    got = load_network(file, bfloat16=False).maps([image])[0]
-    small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
-    pixels = torch.from_numpy(small.transpose(2, 0, 1)[None].astype(np.float32))
-    area, size = cv2.INTER_AREA, (16, 16)
-    heard = [cv2.resize(soft, size, interpolation=area) for soft in opinions(image)]
-    cues = torch.from_numpy(np.concatenate([border_cues(small, 16), heard])[None])
+    squares = np.stack([square(image, 32) for image in pictures(3)])
+    heard = np.random.default_rng(0).random((3, len(MEMBERS), 16, 16), np.float32)
+    got = predict(load_network(file).net, squares, heard, bfloat16=False)
+    pixels = torch.from_numpy(squares.transpose(0, 3, 1, 2).astype(np.float64))
+    cues = np.concatenate([np.stack([border_cues(one, 16) for one in squares]), heard], axis=1)
     with torch.no_grad():
-        logits = copy.deepcopy(net).double()(pixels.double(), cues.double())[0, 0].numpy()
-    expected = cv2.resize(1 / (1 + np.exp(-logits)), (32, 32), interpolation=cv2.INTER_LINEAR)
-    assert got.dtype == np.float32
-    assert np.ptp(expected) > 0.05  # else any constant map would pass
+        logits = copy.deepcopy(net).double()(pixels, torch.from_numpy(cues).double())
+    expected = 1 / (1 + np.exp(-logits[:, 0].numpy()))
+    assert np.ptp(expected) > 0.1  # else any constant map would pass
     np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_a_map_joins_the_network_with_its_committee(file: Path) -> None:
+    image = pictures(1)[0]
+    network = load_network(file, bfloat16=False)
+    maps = np.stack(opinions(image))
+    heard = np.stack([cv2.resize(m, (16, 16), interpolation=cv2.INTER_AREA) for m in maps])
+    pixels = square(image, 32)
+    own = predict(network.net, pixels[None], heard[None], bfloat16=False)[0]
+    large = np.clip(cv2.resize(own, (64, 64), interpolation=cv2.INTER_LINEAR), 0, 1)
+    expected = outlined(pixels, (large + maps.mean(axis=0)) / 2)
+    np.testing.assert_allclose(network.maps([image])[0], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
@@ -111,7 +123,7 @@ def test_maps_of_no_images_and_of_tiny_ones(file: Path) -> None:
     network = load_network(file)
     assert network.maps([]) == []
     (soft,) = network.maps([np.zeros((1, 3, 3), np.uint8)])
-    assert soft.shape == (32, 32)
+    assert soft.shape == (128, 128)
     assert 0 <= soft.min() and soft.max() <= 1
 
 
