@@ -66,7 +66,7 @@ class Reporter:
         self._board: Board | None = None
         self._status: RunStatus | None = None
         self._loss, self._eta_s = math.nan, math.nan
-        self._mark = (first_step, time.monotonic())  # a step, and when it was done
+        self._mark: tuple[int, float] | None = None  # a step, and when it was done
         self._ticked = 0.0
         self._lost: set[str] = set()
         self._sums: dict[str, float] = {}  # of the epoch's records, weighted by their steps
@@ -111,6 +111,7 @@ class Reporter:
         """Tell `run.json` what the run is doing."""
         if self._status is not None:
             self._status.set(state, reason=reason)
+            self._mark = None  # what lies between does not count as training
 
     def tick(self, *, epoch: int, step: int) -> None:
         """Note that a step is done; redraw the progress line and run.json when that is due.
@@ -123,16 +124,22 @@ class Reporter:
         self._ticked = now
         if self._status.state != "training":
             self._status.set("training")
+        # What came before the first step's end was start-up and says nothing of the speed.
+        self._mark = self._mark or (step, now)
         before, then = self._mark
+        if step == before:
+            self._status.update(epoch=epoch, step=step)
+            return
         rate = (step - before) / max(now - then, 1e-9) * self._batch
         eta_s = self._eta_s - (now - then)
         if not math.isfinite(eta_s):
             eta_s = (self._total - step) * self._batch / max(rate, 1e-9)
         self._status.update(epoch=epoch, step=step, img_s=rate, eta_s=max(eta_s, 0.0))
         if not self._quiet:
+            loss = f"loss {self._loss:.4f}  " if math.isfinite(self._loss) else ""
             self._line.show(
-                f"epoch {epoch}/{self._epochs} step {step:,}/{self._total:,}  loss "
-                f"{self._loss:.4f}  {rate:,.0f} images/s  eta {format_seconds(max(eta_s, 0.0))}"
+                f"epoch {epoch}/{self._epochs} step {step:,}/{self._total:,}  {loss}"
+                f"{rate:,.0f} images/s  eta {format_seconds(max(eta_s, 0.0))}"
             )
 
     def write(

@@ -133,6 +133,21 @@ def test_resuming_gives_the_rest_of_the_run(beton: Path) -> None:
         loader(beton, seed=3).load_state_dict({"seed": 4, "epoch": 0, "step": 0})
 
 
+def test_chosen_samples_are_evaluated_in_the_order_given(beton: Path) -> None:
+    whole = {
+        int(sample): view.tolist()
+        for batch in EvalLoader(beton, size_px=32, batch=16)
+        for sample, view in zip(batch.ids, batch.views[0], strict=True)
+    }
+    some = EvalLoader(beton, size_px=32, batch=2, ids=[5, 1, 30])
+    found = [
+        (int(sample), view.tolist())
+        for batch in some
+        for sample, view in zip(batch.ids, batch.views[0], strict=True)
+    ]
+    assert len(some) == 3 and found == [(sample, whole[sample]) for sample in (5, 1, 30)]
+
+
 def test_views_show_the_box_that_the_geometry_names(beton: Path) -> None:
     """The evaluation view against Pillow-like reference arithmetic on the stored picture."""
     from torchvision.transforms.v2 import functional
