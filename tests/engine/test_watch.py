@@ -269,7 +269,8 @@ def test_run_json_is_valid_at_every_moment_and_ends_finished(
     finally:
         stop.set()
         poller.join()
-    assert {found["state"] for found in seen} <= {"warming", "training", "saving", "finished"}
+    states = {found["state"] for found in seen}
+    assert states <= {"starting", "warming", "training", "saving", "finished"}
     steps = [found["step"] for found in seen]
     assert len(seen) > 20 and steps == sorted(steps)
     last = run_json(tmp_path)
