@@ -10,6 +10,7 @@ from torch import nn
 
 from harl_fast.optim import sweep
 from harl_fast.optim.lars import FORMULAS, LARS
+from harl_fast.optim.layout import plan_of_tensors
 from tests.oracles import optimizers as oracle
 
 VALUES: dict[str, Any] = {"lr": 0.5, "momentum": 0.9, "trust": 0.02}
@@ -304,3 +305,18 @@ def test_a_gradient_in_another_memory_layout_belongs_to_the_right_weights() -> N
         LARS(groups(tensors), **VALUES).step()
         ends.append(convolution.detach())
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("rest", [0.0, 1e-4, 1.0])
+def test_a_decay_that_cancels_the_gradient_is_summed_as_it_is(rest: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight, noise = (torch.randn(300, 512, generator=generator) for _ in range(2))
+    gradient = rest * noise
+    gradient[:200] -= 0.01 * weight[:200]
+    plan = plan_of_tensors([weight])
+    w, g, d = sweep.squares(plan, [weight], [gradient], decay=0.01)[:, 0].tolist()
+    assert w == pytest.approx(float(weight.double().square().sum()), rel=1e-6)
+    assert g == pytest.approx(float(gradient.double().square().sum()), rel=1e-6)
+    exact = gradient.double() + 0.01 * weight.double()
+    # 0.01 w is rounded to 6e-10 before 1e-4 is left of it, as it is where the weights move.
+    assert d == pytest.approx(float(exact.square().sum()), rel=2e-6 if rest != 1e-4 else 2e-5)
