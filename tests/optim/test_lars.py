@@ -316,7 +316,7 @@ def test_a_decay_that_cancels_the_gradient_is_summed_as_it_is(rest: float) -> No
     plan = plan_of_tensors([weight])
     w, g, d = sweep.squares(plan, [weight], [gradient], decay=0.01)[:, 0].tolist()
     assert w == pytest.approx(float(weight.double().square().sum()), rel=1e-6)
-    assert g == pytest.approx(float(gradient.double().square().sum()), rel=1e-6)
+    # Beside a part 1e4 times as large, float32 loses some of the small part of a piece: 6e-6.
+    assert g == pytest.approx(float(gradient.double().square().sum()), rel=1e-5)
     exact = gradient.double() + 0.01 * weight.double()
-    # 0.01 w is rounded to 6e-10 before 1e-4 is left of it, as it is where the weights move.
-    assert d == pytest.approx(float(exact.square().sum()), rel=2e-6 if rest != 1e-4 else 2e-5)
+    assert d == pytest.approx(float(exact.square().sum()), rel=2e-6)
