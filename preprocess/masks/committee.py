@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from preprocess.masks.binary import Mask, binarize
 from preprocess.masks.heuristic import FINE, heuristic_map
-from preprocess.masks.outline import decided, outlined, resized
+from preprocess.masks.outline import resized
 
 Pixels = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.float32]
 
-VERSION = 3
+VERSION = 4
 """Raise it when a member changes: cached votes of another version are not used."""
 VOTE_SIDE = 64
 
@@ -30,7 +30,7 @@ class Vote(NamedTuple):
     """What the committee says about one image."""
 
     share: npt.NDArray[np.uint8]
-    """(64, 64): belief of all members together, 255 for certain foreground."""
+    """(64, 64): share of the members that call a cell foreground; 255 is all."""
     maps: npt.NDArray[np.uint8]
     """(M, 64, 64): each member's own map, 255 for certain foreground."""
     agreement: float
@@ -83,17 +83,13 @@ def vote(rgb: Pixels) -> Vote:
     """Return the committee's vote on (H, W, 3) uint8 pixels."""
     softs = opinions(rgb)
     maps = np.rint(255 * np.stack(softs)).astype(np.uint8)
-    best = outlined(rgb, np.mean(softs, axis=0))
-    together, stand_in = binarize(best)
     masks = [mask for mask, missing in map(binarize, softs) if not missing]
-    if stand_in or not masks:
+    if not masks:
         return Vote(np.zeros((VOTE_SIDE, VOTE_SIDE), np.uint8), maps, 0.0)
-    size = (len(softs[0]), len(softs[0]))
-    joint = cv2.resize(together.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-    agreement = float(np.mean([iou(mask, joint) for mask in masks]))
+    share = np.mean(masks, axis=0)
+    agreement = float(np.mean([iou(mask, share > 0.5) for mask in masks]))
     # A member that had to pass is a doubt about the image, too.
     agreement *= len(masks) / len(MEMBERS)
-    share = resized(decided(best), VOTE_SIDE)
     return Vote(np.rint(255 * share).astype(np.uint8), maps, agreement)
 
 

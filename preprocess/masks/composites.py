@@ -17,10 +17,6 @@ Draw = np.random.Generator
 Box = tuple[float, float, float, float]
 """Left, top, width, height in sides of the image; a negative width mirrors."""
 
-LEAST_WEIGHT = 0.25
-"""Weight of a cell of belief 1/2, which may be split votes or an outline, against a certain one."""
-NEAR = np.ones((3, 3), np.uint8)
-"""A pasted object's outline is exact: the cells beside it count in full, too."""
 UNHEARD = 128
 """Stands in for a member's map that the network is not shown."""
 Pixels = npt.NDArray[np.uint8]
@@ -47,13 +43,13 @@ class Variety:
 
     least_area: float = 0.5
     """Smallest crop, as a share of the image's area; the largest is all of it."""
-    paste: float = 0.2
+    paste: float = 0.15
     """Share of samples that get another image's object pasted in."""
-    clear: float = 0.8
+    clear: float = 0.7
     """Share of those whose background is a crop of the image's background only."""
-    deaf: float = 0.2
-    """Share of samples without any member's map: the picture alone must do, too."""
-    mute: float = 0.25
+    deaf: float = 0.3
+    """Share of samples without any member's map; of pasted ones no member ever saw the picture."""
+    mute: float = 0.3
     """Probability that a member is left out of the rest: or the network would repeat them all."""
     grey: float = 0.12
     blur: float = 0.15
@@ -71,8 +67,6 @@ class Drawn(NamedTuple):
     weight: Plane
     opinions: Plane
     """... or (B, M, S/2, S/2)."""
-    ask: npt.NDArray[np.bool_]
-    """(B, M): which opinions are still to be asked for, on these very pixels."""
 
 
 class Batches:
@@ -96,30 +90,25 @@ class Batches:
         target = np.stack([sample[1] for sample in samples])
         weight = np.stack([sample[2] for sample in samples])
         heard = np.stack([sample[3] for sample in samples]).astype(np.float32) / 255
-        ask = np.stack([sample[4] for sample in samples])
-        return Drawn(_recolour(pixels, draw, self.variety.grey), target, weight, heard, ask)
+        return Drawn(_recolour(pixels, draw, self.variety.grey), target, weight, heard)
 
-    def _sample(
-        self, index: int, draw: Draw
-    ) -> tuple[Pixels, Plane, Plane, Pixels, npt.NDArray[np.bool_]]:
+    def _sample(self, index: int, draw: Draw) -> tuple[Pixels, Plane, Plane, Pixels]:
         variety = self.variety
         pastes = draw.random() < variety.paste and len(self.donors) > 1
-        clear = pastes and draw.random() < variety.clear
-        if clear:
+        if pastes and draw.random() < variety.clear:
             index, box = self._background(draw)
         else:
             box = self._crop(draw)
         image, target, heard = self._warp(index, box, draw)
         weight = self._weight(index, target)
+        heard[draw.random(len(heard)) < variety.mute] = UNHEARD
         if pastes:
             image, target, weight = self._paste(image, target, weight, draw)
-        silent = draw.random(len(heard)) < variety.mute
-        if draw.random() < variety.deaf or (pastes and not clear):
-            silent[:] = True
-        heard[silent | pastes] = UNHEARD
+        if pastes or draw.random() < variety.deaf:
+            heard[:] = UNHEARD
         if draw.random() < variety.blur:
             image = np.asarray(cv2.GaussianBlur(image, (0, 0), draw.uniform(0.4, 1.6)), np.uint8)
-        return image, target, weight, heard, pastes & ~silent
+        return image, target, weight, heard
 
     def _crop(self, draw: Draw) -> Box:
         area = draw.uniform(self.variety.least_area, 1.0)
@@ -128,9 +117,8 @@ class Batches:
         return draw.uniform(0, 1 - width), draw.uniform(0, 1 - height), width, height
 
     def _weight(self, index: int, target: Plane) -> Plane:
-        # Cells on which the vote is split teach little; but outlines cross cells, and must count.
-        certain = LEAST_WEIGHT + (1 - LEAST_WEIGHT) * np.abs(2 * target - 1)
-        return np.asarray(self.teaching.trust[index] * certain, np.float32)
+        # Cells on which the vote is split teach nothing.
+        return np.asarray(self.teaching.trust[index] * np.abs(2 * target - 1), np.float32)
 
     def _background(self, draw: Draw) -> tuple[int, Box]:
         """Return an image and the largest of some random boxes in it that hold no object."""
@@ -168,13 +156,13 @@ class Batches:
         donor = int(draw.choice(self.donors))
         zoom, stretch = np.exp(draw.uniform(-0.4, 0.6)), np.exp(draw.uniform(-0.15, 0.15))
         width, height = zoom * stretch, zoom / stretch
-        # The object's middle goes anywhere in the middle 60 % of the picture.
+        # The object's middle goes anywhere in the middle 70 % of the picture.
         cells = self.teaching.targets[donor] > 127
         rows, columns = np.flatnonzero(cells.any(1)), np.flatnonzero(cells.any(0))
         side = len(cells)
         middle_y = (rows[0] + rows[-1] + 1) / 2 / side if len(rows) else 0.5
         middle_x = (columns[0] + columns[-1] + 1) / 2 / side if len(columns) else 0.5
-        x, y = draw.uniform(0.2, 0.8, 2)
+        x, y = draw.uniform(0.15, 0.85, 2)
         if draw.random() < 0.5:
             width = -width
         box = (middle_x - x * width, middle_y - y * height, width, height)
@@ -186,7 +174,7 @@ class Batches:
         lit = donor_image * draw.uniform(0.85, 1.15)
         mixed = image + fine[..., None] * (np.clip(lit, 0, 255) - image)
         target = target + alpha * (1 - target)
-        return mixed.astype(np.uint8), target, np.maximum(weight, cv2.dilate(alpha, NEAR))
+        return mixed.astype(np.uint8), target, np.maximum(weight, alpha.round())
 
 
 def _cut(

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harl_fast.files import Progress
-from preprocess.masks.committee import opinions
 from preprocess.masks.composites import Batches, Teaching, Variety
 from preprocess.masks.network import (
     BATCH,
@@ -27,7 +26,6 @@ from preprocess.masks.network import (
     native_bfloat16,
     predict,
 )
-from preprocess.masks.outline import resized
 from preprocess.pool import ordered_map
 
 Maps = npt.NDArray[np.float32]
@@ -39,7 +37,7 @@ class Recipe:
 
     architecture: Architecture = field(default_factory=Architecture)
     variety: Variety = field(default_factory=Variety)
-    steps: tuple[int, ...] = (2500, 1500)
+    steps: tuple[int, ...] = (1200, 1200)
     """Optimizer steps of each round; after each but the last the targets are made anew."""
     batch: int = 16
     lr_peak: float = 3e-3
@@ -78,14 +76,7 @@ class Drawer:
     def __call__(self, draft: Draft) -> Lesson:
         cv2.setNumThreads(1)
         drawn = self.batches.draw(draft.indices, np.random.default_rng(draft.seed))
-        heard = drawn.opinions
-        side = heard.shape[-1]
-        # What the members say about a composite, whose truth is known: how far to believe whom.
-        for index in np.flatnonzero(drawn.ask.any(axis=1)):
-            maps = opinions(drawn.pixels[index])
-            for number in np.flatnonzero(drawn.ask[index]):
-                heard[index, number] = resized(maps[number], side)
-        cues = cues_array(drawn.pixels, heard)
+        cues = cues_array(drawn.pixels, drawn.opinions)
         return Lesson(drawn.pixels, cues, drawn.target, drawn.weight)
 
 

@@ -34,9 +34,6 @@ from preprocess.masks.smooth import follow, guided_lines
 
 Map = npt.NDArray[np.float32]
 
-SLOPE = 5.0
-"""Steepness of a decided map about its Otsu level: cells within 0.1 of it stay undecided."""
-
 
 def outlined(rgb: npt.NDArray[np.uint8], belief: Map) -> Map:
     """Return a (64, 64) belief in [0, 1] about (H, W, 3) uint8 pixels as (128, 128) float32.
@@ -63,9 +60,9 @@ def outlined(rgb: npt.NDArray[np.uint8], belief: Map) -> Map:
     return np.clip(result, 0, 1)
 
 
-def decided(soft: Map) -> Map:
-    """Return a map made certain on both sides of its Otsu level, but for a narrow band."""
-    return np.asarray(np.clip(SLOPE * (soft - otsu_level(soft)) + 0.5, 0, 1), np.float32)
+def centred(soft: Map) -> Map:
+    """Return a map scaled so that its Otsu level becomes 1/2, cut off at 1."""
+    return np.asarray(np.clip(soft * (0.5 / max(otsu_level(soft), 0.05)), 0, 1), np.float32)
 
 
 def resized(plane: Map, side: int) -> Map:

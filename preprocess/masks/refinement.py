@@ -16,7 +16,7 @@ from preprocess.masks.committee import iou
 from preprocess.masks.composites import Teaching
 from preprocess.masks.learning import all_maps
 from preprocess.masks.network import MaskNet, agreed
-from preprocess.masks.outline import decided, resized
+from preprocess.masks.outline import centred, resized
 
 BASE, SURE, LEAST_TRUST = 0.4, 0.85, 0.05
 """IoU of network and teachers at which an image starts to count, counts in full, and the rest."""
@@ -36,7 +36,7 @@ def refresh(
     for index, (soft, share) in enumerate(zip(maps, votes, strict=True)):
         taught = teaching.opinions[index].mean(axis=0, dtype=np.float32) / 255
         best = agreed(teaching.images[index], soft, taught)
-        targets[index] = np.rint(255 * resized(decided(best), targets.shape[1]))
+        targets[index] = np.rint(255 * resized(centred(best), targets.shape[1]))
         mask, stand_in = binarize(soft)
         trust[index] = 0.0 if stand_in else iou(mask, share > 127)
     trust = np.clip((trust - BASE) / (SURE - BASE), LEAST_TRUST, 1)
