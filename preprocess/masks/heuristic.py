@@ -18,7 +18,7 @@ import numpy.typing as npt
 from numba import njit
 
 from harl_fast.errors import ConfigError
-from preprocess.masks.cues import barrier_distance, side_distances
+from preprocess.masks.cues import barrier_distance, side_distance
 from preprocess.masks.refine import affinities, first_probability, judgement, refined
 from preprocess.masks.regions import (
     colour_distances,
@@ -91,7 +91,7 @@ def _region_map(lab: Map, *, min_size: int, rounds: int) -> tuple[npt.NDArray[np
     rows = neighbours(labels, SIDE, count)
     distance = colour_distances(means)
     kernel, pull = affinities(distance, areas, *rows)
-    nearest = np.log1p(side_distances(lab, means, SIDE_WIDTH)[:, 0])
+    nearest = np.log1p(side_distance(lab, means, SIDE_WIDTH))
     cues = ((nearest - nearest.min(), 1.0), (nearest - nearest.min(), 1.3), (columns[7], 1.0))
     guesses = np.empty((len(cues), count), np.float32)
     for guess, (cue, level) in zip(guesses, cues, strict=True):

@@ -99,7 +99,10 @@ def region_barrier(values, rim, starts, others):  # type: ignore[no-untyped-def]
     """
     count = len(values)
     high, low = values.copy(), values.copy()
-    distance = np.where(rim > 0, np.float32(0), np.float32(np.inf))
+    distance = np.full(count, np.float32(np.inf))
+    for a in range(count):
+        if rim[a] > 0:
+            distance[a] = 0
     for sweep in range(4):
         for i in range(count):
             a = i if sweep % 2 == 0 else count - 1 - i
@@ -174,7 +177,10 @@ def _steps(chosen, distance, starts, others, sides):  # type: ignore[no-untyped-
 def _likeness(chosen, areas, kernel):  # type: ignore[no-untyped-def]
     """Return the Bhattacharyya coefficient of a choice's colours and those of the rest."""
     both, front_sum, back_sum = 0.0, 1e-9, 1e-9
-    taken = np.where(chosen, areas, np.float32(0))
+    taken = np.zeros(len(chosen), np.float32)
+    for a in range(len(chosen)):
+        if chosen[a]:
+            taken[a] = areas[a]
     for a in range(len(chosen)):
         front, every = np.float32(0), np.float32(0)
         for b in range(len(chosen)):

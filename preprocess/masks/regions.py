@@ -52,7 +52,8 @@ def sorted_edges(lab):  # type: ignore[no-untyped-def]
                 weight[edge] = np.sqrt(square)
                 place[min(int(weight[edge] * STEP), LEVELS - 1) + 1] += 1
                 edge += 1
-    place = np.cumsum(place).astype(np.int32)
+    for level in range(LEVELS):
+        place[level + 1] += place[level]
     first, second = np.empty(count, np.int32), np.empty(count, np.int32)
     ordered = np.empty(count, np.float32)
     for edge in range(count):
@@ -106,8 +107,9 @@ def segment(first, second, weight, pixels, scale, min_size):  # type: ignore[no-
     a larger one. Regions under ``min_size`` pixels join the neighbour of the closest colour, and
     so does the next larger size until at most `MOST_REGIONS` are left.
     """
-    parent = np.arange(pixels).astype(np.int32)
-    size = np.ones(pixels, np.int32)
+    parent, size = np.empty(pixels, np.int32), np.ones(pixels, np.int32)
+    for pixel in range(pixels):
+        parent[pixel] = pixel
     regions = pixels - _grow(first, second, weight, parent, size, scale)
     least = min_size
     regions -= _absorb(first, second, parent, size, least)
@@ -157,7 +159,9 @@ def neighbours(labels, width, count):  # type: ignore[no-untyped-def]
             shared[labels[pixel + width], a] += 1
     starts = np.zeros(count + 1, np.int32)
     for a in range(count):
-        starts[a + 1] = starts[a] + np.count_nonzero(shared[a])
+        starts[a + 1] = starts[a]
+        for b in range(count):
+            starts[a + 1] += shared[a, b] > 0
     others = np.empty(starts[count], np.int32)
     sides = np.empty(starts[count], np.float32)
     at = 0

@@ -23,10 +23,12 @@ def _mean_along_columns(plane, radius):  # type: ignore[no-untyped-def]
     count = 0
     for y in range(-radius, height):
         if y + radius < height:
-            sums += before[y + radius]
+            for x in range(width):
+                sums[x] += before[y + radius, x]
             count += 1
         if y - radius > 0:
-            sums -= before[y - radius - 1]
+            for x in range(width):
+                sums[x] -= before[y - radius - 1, x]
             count -= 1
         if y >= 0:
             scale = np.float32(1) / np.float32(count)
@@ -40,7 +42,9 @@ def _box(plane, radius):  # type: ignore[no-untyped-def]
     _mean_along_columns(plane, radius)
     turned = plane.T.copy()
     _mean_along_columns(turned, radius)
-    plane[:] = turned.T
+    for y in range(len(plane)):
+        for x in range(len(plane)):
+            plane[y, x] = turned[x, y]
 
 
 @njit("void(float32[:, :, ::1], float32)", cache=True, fastmath=FAST)
@@ -80,21 +84,25 @@ def guided_lines(guide, values, radius, epsilon):  # type: ignore[no-untyped-def
     side = len(guide)
     # Means of: the guide (3), its products (6: 00 01 02 11 12 22), value, value times guide (3).
     mean = np.empty((13, side, side), np.float32)
-    at = 3
-    for a in range(3):
-        mean[a] = guide[:, :, a]
-        mean[10 + a] = guide[:, :, a] * values
-        for b in range(a, 3):
-            mean[at] = guide[:, :, a] * guide[:, :, b]
-            at += 1
-    mean[9] = values
+    for y in range(side):
+        for x in range(side):
+            mean[9, y, x] = values[y, x]
+            at = 3
+            for a in range(3):
+                mean[a, y, x] = guide[y, x, a]
+                mean[10 + a, y, x] = guide[y, x, a] * values[y, x]
+                for b in range(a, 3):
+                    mean[at, y, x] = guide[y, x, a] * guide[y, x, b]
+                    at += 1
     for plane in range(13):
         _box(mean[plane], radius)
     _regress(mean, epsilon)
     lines = np.empty((side, side, 4), np.float32)
     for plane in range(4):
         _box(mean[3 + plane], radius)
-        lines[:, :, plane] = mean[3 + plane]
+        for y in range(side):
+            for x in range(side):
+                lines[y, x, plane] = mean[3 + plane, y, x]
     return lines
 
 
