@@ -218,8 +218,8 @@ class LogConfig(Section):
     keep_every_epochs: int = Field(100, ge=1)
     """Checkpoints at multiples of this are kept for good."""
     max_skipped: int = Field(20, ge=1)
-    """The run fails after so many steps in a row with a loss or gradient that is not finite. Under
-    fp16 a step counts only once the loss scale is at its minimum."""
+    """The run fails after so many steps in a row with a loss or gradient that is not finite, looked
+    at with each log line. Under fp16 a step counts only once the loss scale is at its minimum."""
     probe_epochs: int = Field(0, ge=0)
     """Epochs between judgements of the features (k-NN and a ridge head); 0: never."""
     probe_images: int = Field(2000, ge=20)

@@ -10,6 +10,7 @@ from typing import Any
 
 from harl_fast.config import RunConfig, dump_config, load_config
 from harl_fast.engine.dsconfig import EngineConfig
+from harl_fast.engine.provenance import now
 from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.files import write_json, write_text
 
@@ -144,8 +145,8 @@ def write_configs(folder: RunFolder, config: RunConfig, engine: EngineConfig) ->
 
 
 def _before_a_run(path: Path) -> bool:
-    """Return whether a process that was killed before `write_configs` was done left this."""
-    return path.name in ("engine.json", "provenance.json") or (
+    """Return whether a process that ended before `write_configs` was done left this."""
+    return path.name in ("engine.json", "provenance.json", "preempted") or (
         path.name.startswith(".") and path.name.endswith(".tmp")
     )
 
@@ -159,6 +160,11 @@ def begin(folder: RunFolder, *, step: int) -> None:
     folder.preempted.unlink(missing_ok=True)
     for path in (folder.metrics, folder.skipped):
         _trim(path, step=step)
+
+
+def mark(marker: Path, *, step: int, reason: str) -> None:
+    """Write `RunFolder.finished` or `RunFolder.preempted`; call on one rank only, last of all."""
+    write_json(marker, {"step": step, "reason": reason, "time": now()})
 
 
 def _trim(path: Path, *, step: int) -> None:

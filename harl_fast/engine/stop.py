@@ -18,6 +18,10 @@ class Wish(enum.IntEnum):
     """Save and leave with exit code 130: the user ended the run."""
 
 
+class Leaving(BaseException):
+    """SIGTERM or SIGUSR1 during the start, when there is nothing to save."""
+
+
 class StopSignal:
     """Turns SIGTERM, SIGUSR1 and SIGINT into a wish to save and leave; a second SIGINT interrupts.
 
@@ -27,6 +31,8 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number = 0
+        self.starting = False
+        """Raise Leaving or KeyboardInterrupt at once: a start may last longer than the 30 s."""
         self._before: dict[int, object] = {}
 
     @property
@@ -56,6 +62,9 @@ class StopSignal:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number and number == signal.SIGINT:
+        if number == signal.SIGINT and (self.number or self.starting):
             raise KeyboardInterrupt
         self.number = self.number or number
+        if self.starting:
+            self.starting = False  # a second one must not disturb the leaving
+            raise Leaving

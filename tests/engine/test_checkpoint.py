@@ -12,6 +12,7 @@ import torch
 from harl_fast.engine import checkpoint as module
 from harl_fast.engine.checkpoint import (
     Checkpoint,
+    last_before,
     load_encoder,
     open_checkpoint,
     prune,
@@ -90,6 +91,29 @@ def test_retention_keeps_the_newest_and_the_round_epochs(tmp_path: Path) -> None
     assert sorted(path.stem for path in folder.glob("*.json")) == [
         path.stem for path in sorted(folder.glob("*.safetensors"))
     ]
+
+
+def test_a_run_that_went_back_keeps_what_it_writes_now(tmp_path: Path) -> None:
+    """Newer checkpoints of the abandoned course neither crowd out the new ones nor go."""
+    folder = tmp_path / "checkpoints"
+    for step in (1, 3, 7, 9):
+        save(folder, tmp_path, step=step)
+    (folder / "latest").write_text("step-00000003\n")
+    save(folder, tmp_path, step=5)
+    prune(folder, keep_last=2, keep_every_epochs=100)
+    kept = sorted(int(path.stem.partition("-")[2]) for path in folder.glob("*.safetensors"))
+    assert kept == [3, 5, 7, 9]
+    assert open_checkpoint(folder).record.step == 5
+
+
+def test_the_last_good_one_before_a_step_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    written = {step: save(folder, tmp_path, step=step) for step in (2, 4, 6)}
+    damage(written[4].path, "short")
+    assert last_before(folder, step=6) == written[6].path
+    assert last_before(folder, step=5) == written[2].path
+    assert last_before(folder, step=1) is None
+    assert last_before(tmp_path / "none", step=9) is None
 
 
 def test_leftovers_of_killed_saves_are_swept_and_stop_nothing(tmp_path: Path) -> None:

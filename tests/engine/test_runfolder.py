@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+import harl_fast
 from harl_fast.config import load_config
+from harl_fast.engine.provenance import note_start
 from harl_fast.engine.runfolder import (
     RunFolder,
     begin,
+    mark,
     open_run_folder,
     run_config,
     write_configs,
@@ -88,3 +95,44 @@ def test_metrics_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     begin(folder, step=4)
     assert folder.metrics.read_text() == "".join(lines[:2])
     begin(RunFolder(tmp_path / "none"), step=0)
+
+
+def test_what_a_killed_start_leaves_is_no_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    for name in ("engine.json", "provenance.json", ".config.yaml.17.tmp"):
+        (folder.path / name).write_text("{}")
+    assert open_run_folder(folder.path, resume=False) == folder
+    with pytest.raises(CheckpointError, match="holds no run"):
+        open_run_folder(folder.path, resume=True)
+    (folder.path / "notes.txt").write_text("not ours")
+    with pytest.raises(CheckpointError, match="not empty"):
+        open_run_folder(folder.path, resume=False)
+
+
+def test_a_start_takes_the_markers_away(tmp_path: Path) -> None:
+    folder = started(tmp_path)
+    for marker in (folder.finished, folder.preempted):
+        mark(marker, step=7, reason="why")
+        assert json.loads(marker.read_text()).items() >= {"step": 7, "reason": "why"}.items()
+    begin(folder, step=0)
+    assert not folder.finished.exists() and not folder.preempted.exists()
+
+
+def test_each_start_is_noted_with_where_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, manifest = tmp_path / "run" / "provenance.json", tmp_path / "train.json"
+    manifest.write_bytes(b"a manifest")
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "--run", "here"])
+    for step, source in ((0, Path("older")), (12, None)):
+        note_start(path, manifest=manifest, data={"count": 5}, step=step, ranks=2, source=source)
+    found = json.loads(path.read_text())
+    assert found["data"]["manifest_sha256"] == hashlib.sha256(b"a manifest").hexdigest()
+    assert found["data"]["count"] == 5
+    assert [(at["step"], at["init_from"]) for at in found["starts"]] == [(0, "older"), (12, None)]
+    (_, last) = found["starts"]
+    assert last["command"] == ["pretrain.py", "--run", "here"] and last["ranks"] == 2
+    assert last["torch"] == importlib.metadata.version("torch")
+    assert last["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert last["code"].startswith(harl_fast.__version__) and last["pid"] == os.getpid()

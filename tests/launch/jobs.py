@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -85,7 +86,8 @@ def finish(job: Job, *, log: Path, limit_s: float) -> Result:
     try:
         code = job.wait(limit_s)
     except subprocess.TimeoutExpired:
-        os.killpg(job.pid, signal.SIGKILL)
+        for process in [*psutil.Process(job.pid).children(recursive=True), job]:
+            process.kill()
         text = log.read_text(errors="replace")[-4000:]
         raise AssertionError(f"still running after {limit_s} s:\n{text}") from None
     return Result(code, log.read_text(errors="replace"))

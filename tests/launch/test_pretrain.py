@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+import harl_fast.engine.build
 from harl_fast.engine.checkpoint import open_checkpoint
 from harl_fast.errors import run_main
 from launch.pretrain import main
@@ -22,6 +23,7 @@ from tests.engine.support import BATCH, STEPS, tiny_file
 from tests.launch.jobs import ROOT, Job, deepspeed, finish, run, start
 
 SCRIPT = Path("launch/pretrain.py")
+JOB = Path(__file__).with_name("failing_job.py")
 GUARD = [sys.executable, Path("launch/guard.py")]
 BATCH_OVERRIDE = ["--engine-set", f"train_batch_size={BATCH}"]
 
@@ -67,10 +69,10 @@ def test_two_ranks_train_to_the_end_and_leave_nothing(tmp_path: Path, data: Path
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
-def started(tmp_path: Path, command: list[str | Path], *, epochs: int = 50) -> Job:
+def started(tmp_path: Path, command: list[str | Path], *more: str) -> Job:
     """Start a new run and return once it trains."""
     log, metrics = tmp_path / "log", tmp_path / "run" / "metrics.jsonl"
-    job = start([*command, *new_run(tmp_path), "--epochs", str(epochs)], log=log)
+    job = start([*command, *new_run(tmp_path), *more], log=log)
     limit = time.monotonic() + 120
     while not metrics.is_file() and job.poll() is None and time.monotonic() < limit:
         time.sleep(0.05)
@@ -87,7 +89,8 @@ def test_a_preempted_job_ends_well_and_one_rank_finishes_the_run(
 ) -> None:
     """The signal reaches `guard.py` alone, as from `timeout`, a container's stop, or kill."""
     log = tmp_path / "log"
-    job = started(tmp_path, [*GUARD, *deepspeed(2), SCRIPT, *arguments(tmp_path, data)], epochs=20)
+    command = [*GUARD, *deepspeed(2), SCRIPT, *arguments(tmp_path, data)]
+    job = started(tmp_path, command, "--epochs", "20")
     sent = time.monotonic()
     job.terminate()
     result = finish(job, log=log, limit_s=90.0)
@@ -114,6 +117,12 @@ def test_a_preempted_job_ends_well_and_one_rank_finishes_the_run(
     assert steps_of(tmp_path) == sorted(set(steps_of(tmp_path)))
 
 
+def endless(tmp_path: Path) -> Job:
+    """Start a guarded run of two ranks without container that would last for hours."""
+    command = [*GUARD, *deepspeed(2), JOB, *arguments(tmp_path, tmp_path)]
+    return started(tmp_path, command, "--epochs", "99999", "none")
+
+
 def ranks_of(job: Job) -> list[psutil.Process]:
     below = psutil.Process(job.pid).children(recursive=True)
     return [p for p in below if any(word.startswith("--local_rank") for word in p.cmdline())]
@@ -130,9 +139,9 @@ def ranks_of(job: Job) -> list[psutil.Process]:
     ],
 )
 def test_signals_as_batch_systems_send_them(
-    tmp_path: Path, data: Path, number: int, to: str, guarded: int
+    tmp_path: Path, number: int, to: str, guarded: int
 ) -> None:
-    job = started(tmp_path, [*GUARD, *deepspeed(2), SCRIPT, *arguments(tmp_path, data)])
+    job = endless(tmp_path)
     every = psutil.Process(job.pid).children(recursive=True)
     if to == "all":
         for process in [psutil.Process(job.pid), *every]:
@@ -147,10 +156,10 @@ def test_signals_as_batch_systems_send_them(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["rank", "launcher"])
-def test_a_job_that_loses_a_process_fails(tmp_path: Path, data: Path, victim: str) -> None:
+def test_a_job_that_loses_a_process_fails(tmp_path: Path, victim: str) -> None:
     """A lost rank fails the launcher; of its own lost half it says nothing, but guard.py does."""
     before = left_in_shared_memory()
-    job = started(tmp_path, [*GUARD, *deepspeed(2), SCRIPT, *arguments(tmp_path, data)])
+    job = endless(tmp_path)
     every = psutil.Process(job.pid).children(recursive=True)
     dying = ranks_of(job)[1] if victim == "rank" else ranks_of(job)[0].parent()
     assert dying is not None
@@ -192,9 +201,8 @@ def test_two_ranks_that_find_their_port_taken_say_what_to_do(tmp_path: Path, dat
 @pytest.mark.parametrize("way", ["raise", "hang"])
 def test_a_failing_rank_fails_the_job(tmp_path: Path, data: Path, way: str) -> None:
     """Raising ends the others at once; silence does so after the time limit of collectives."""
-    job = Path(__file__).with_name("failing_job.py")
     limit = ["--engine-set", f"harl_fast.timeout_minutes={0.25 if way == 'hang' else 5}"]
-    command = [*deepspeed(2), job, *arguments(tmp_path, data), *new_run(tmp_path), *limit, way]
+    command = [*deepspeed(2), JOB, *arguments(tmp_path, data), *new_run(tmp_path), *limit, way]
     result = run(command, log=tmp_path / "log")
     assert result.code > 0, result.text
     assert result.lines("done: ") == []
@@ -230,6 +238,22 @@ def test_mistakes_end_with_code_2_and_one_message(
     for word in words:
         assert word in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_during_the_start_leaves_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """And the folder is as good as empty: the same command starts the run."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(
+        harl_fast.engine.build, "build_loader", lambda *a, **k: os.kill(os.getpid(), number)
+    )
+    command = [str(part) for part in (*arguments(tmp_path, tmp_path), *new_run(tmp_path))]
+    for _ in range(2):
+        assert main(command) == 0
+        note = marker(tmp_path, "preempted")
+        assert (note["step"], note["reason"]) == (0, signal.Signals(number).name)
 
 
 def test_a_usage_error_ends_with_code_2(tmp_path: Path) -> None:

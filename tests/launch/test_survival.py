@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from harl_fast.config import load_config
+from harl_fast.engine.build import build_model
 from harl_fast.engine.checkpoint import open_checkpoint
 from tests.betons import plain_item, write_beton
-from tests.engine.support import BATCH
+from tests.engine.support import BATCH, tiny_file
 from tests.launch.jobs import run
 from tests.launch.survival_job import MOVES
 
@@ -63,6 +65,28 @@ def test_a_killed_run_ends_with_the_same_bits(
     ordinary: tuple[Path, dict[str, Any]], ranks: int, kills: int
 ) -> None:
     assert_survived(*ordinary, ranks=ranks, kills=kills)
+
+
+def test_running_statistics_are_saved_as_their_mean_over_ranks(
+    ordinary: tuple[Path, dict[str, Any]],
+) -> None:
+    """Each rank's own, by which the bits come back, lie beside it in the networks' order."""
+    found = tensors(ordinary[0] / "whole2")
+    rows = found["ranks.statistics"]
+    model = build_model(load_config(str(tiny_file(ordinary[0]))))
+    names = [
+        f"{prefix}.{name}"
+        for prefix, network in (("online", model), ("target", model.target))
+        for name, _ in network.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    ]
+    start = 0
+    for name in names:
+        stop = start + found[name].numel()
+        assert torch.equal(found[name].flatten(), (rows[0, start:stop] + rows[1, start:stop]) / 2)
+        start = stop
+    assert rows.shape == (2, start)
+    assert not torch.allclose(rows[0], rows[1], rtol=1e-2)  # they saw other halves of each batch
 
 
 @pytest.mark.slow
