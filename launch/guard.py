@@ -22,7 +22,7 @@ RANK = "--local_rank"  # DeepSpeed's launcher gives it to ranks alone
 
 
 def run_folder(command: list[str]) -> Path:
-    """Return the value of --run. Raises SystemExit if there is none."""
+    """Return the value of --run, or end with a usage message."""
     for number, word in enumerate(command):
         if word == "--run" and number + 1 < len(command):
             return Path(command[number + 1])
@@ -39,10 +39,11 @@ def markers(folder: Path) -> dict[str, tuple[int, int]]:
 
 def tell_ranks(launcher: int, number: int) -> None:
     """Send a signal to all ranks below the launcher."""
-    with contextlib.suppress(psutil.NoSuchProcess):  # one that ends meanwhile
+    with contextlib.suppress(psutil.Error):
         for process in psutil.Process(launcher).children(recursive=True):
-            if any(word.startswith(RANK) for word in process.cmdline()):
-                process.send_signal(number)
+            with contextlib.suppress(psutil.Error):  # it ends meanwhile
+                if any(word.startswith(RANK) for word in process.cmdline()):
+                    process.send_signal(number)
 
 
 def main(command: list[str]) -> int:
@@ -63,12 +64,11 @@ def main(command: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, note)
     while True:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             code = child.wait(timeout=0.5)
             break
-        except subprocess.TimeoutExpired:
-            if got:
-                tell_ranks(child.pid, signal.SIGUSR1)
+        if got:
+            tell_ranks(child.pid, signal.SIGUSR1)
     if any(before.get(name) != now for name, now in markers(folder).items()):
         return 130 if signal.SIGINT in got else 0
     if code == 0:
