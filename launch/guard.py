@@ -12,8 +12,8 @@ import contextlib
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
@@ -22,7 +22,6 @@ RANK = "--local_rank"  # DeepSpeed's launcher gives it to ranks alone
 
 
 def run_folder(command: list[str]) -> Path:
-    """Return the value of --run, or end with a usage message."""
     for number, word in enumerate(command):
         if word == "--run" and number + 1 < len(command):
             return Path(command[number + 1])
@@ -37,42 +36,43 @@ def markers(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in found.items()}
 
 
-def tell_ranks(launcher: int, number: int) -> None:
-    """Send a signal to all ranks below the launcher."""
+def ranks_below(launcher: int) -> set[psutil.Process]:
+    found = set()
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process(launcher).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it ends meanwhile
                 if any(word.startswith(RANK) for word in process.cmdline()):
-                    process.send_signal(number)
+                    found.add(process)
+    return found
+
+
+def tell(ranks: set[psutil.Process], number: int) -> None:
+    for rank in ranks:
+        with contextlib.suppress(psutil.Error):
+            rank.send_signal(number)
 
 
 def main(command: list[str]) -> int:
-    """Run the command; return the exit code."""
-    folder = run_folder(command)
+    folder, ranks, got = run_folder(command), set[psutil.Process](), list[int]()
     before = markers(folder)
-    got: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        got.append(number)
-        if got.count(signal.SIGINT) > 1:
-            tell_ranks(child.pid, signal.SIGKILL)
-
     # Inherited: a SIGUSR1 to all processes of the job would end the launcher, which does not know
     # it. Ranks set their own answer; until they do they hear nothing, so they are told repeatedly.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     child = subprocess.Popen(command, start_new_session=True)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, note)
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = child.wait(timeout=0.5)
-            break
+        signal.signal(number, lambda number, frame: got.append(number))
+    while (code := child.poll()) is None:
+        time.sleep(0.2)
+        ranks |= ranks_below(child.pid)
         if got:
-            tell_ranks(child.pid, signal.SIGUSR1)
-    if any(before.get(name) != now for name, now in markers(folder).items()):
+            tell(ranks, signal.SIGKILL if got.count(signal.SIGINT) > 1 else signal.SIGUSR1)
+    lost = any(rank.is_running() for rank in ranks)  # without a launcher, or parts of it
+    tell(ranks, signal.SIGUSR1)
+    tell(set(psutil.wait_procs(ranks, timeout=30)[1]), signal.SIGKILL)
+    if any(before.get(name) != now for name, now in markers(folder).items()) and (got or not lost):
         return 130 if signal.SIGINT in got else 0
     if code == 0:
-        print(f"error: the job left no marker in {folder}: it did not end well", file=sys.stderr)
+        print(f"error: {folder} has no new marker: the job did not end well", file=sys.stderr)
     return code if code > 0 else 1
 
 

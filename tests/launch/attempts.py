@@ -26,8 +26,8 @@ from harl_fast.errors import run_main
 from launch.pretrain import main
 from tests.launch.jobs import free_port
 
-LIMIT_S = 400.0
-GRACE_S = 60.0
+LIMIT_S = 240.0
+GRACE_S = 30.0
 """How long the other ranks may take to notice that one is gone."""
 
 
