@@ -182,9 +182,14 @@ def test_an_interrupt_in_the_consumer_leaves_no_thread(beton: Path, monkeypatch)
     monkeypatch.setattr(LoudEpoch, "_get", announced)
     batches = iter(loader(beton))
     other = threading.Thread(target=interrupt)
-    other.start()
-    with pytest.raises(KeyboardInterrupt):
-        next(batches)
+    # A shell's background job starts with the signal ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        other.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(batches)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     other.join()
     assert threading.active_count() == before
 
