@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +109,7 @@ def test_a_run_resumed_before_or_at_the_change_equals_a_whole_one(
     run = prepare(machine, parts, loader=loader, config=changes)
     with monkeypatch.context() as patched:
         stop_at(run, stop, patched)
-        assert run.run() == 128 + signal.SIGTERM
+        assert run.run() == 0
     loader.close()
     saved = open_checkpoint(parts)
     again = build_loader(config, engine_config(), machine, data=data, epoch=saved.record.epoch)
