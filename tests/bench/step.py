@@ -33,13 +33,14 @@ RATIOS = (
     report.Ratio("O1", "LARS step over lightly's", "lars_ours", ("lars_lightly",), 1.6, 2.5),
     report.Ratio("O1", "LARS step over solo-learn's", "lars_ours", ("lars_solo",), 1.6, 2.5),
     report.Ratio("O2", "EMA step over a loop's", "ema_ours", ("ema_loop",), 2.0, 2.3),
+    report.Ratio("O2", "  over a loop in place", "ema_ours", ("ema_place",)),
     report.Ratio("O2", "  over lightly's", "ema_ours", ("ema_lightly",)),
 )
 LESS_IS_BETTER = ("T1", "T2")
 FIELDS = (
     ("ours", "bare", "ours_zero1", "ours_byol", "lightly", "ours_bf16", "ours_contiguous"),
     ("ours_byol_bf16", "lightly_bf16", "lightly_bf16_cl"),
-    ("lars_ours", "lars_lightly", "lars_solo", "ema_ours", "ema_loop", "ema_lightly"),
+    ("lars_ours", "lars_lightly", "lars_solo", "ema_ours", "ema_loop", "ema_place", "ema_lightly"),
 )
 """Contenders that run in turns; each holds about 1.2 GB, so not all of them live at once."""
 
@@ -91,7 +92,7 @@ def plans(bars: tuple[str, ...], *, batch: int, threads: int) -> dict[str, Plan]
         "lightly_bf16_cl": step | lightly | byol | bf16,
     }
     for what, names in {"lars": ("ours", "lightly", "solo"),
-                        "ema": ("ours", "loop", "lightly")}.items():  # fmt: skip
+                        "ema": ("ours", "loop", "place", "lightly")}.items():  # fmt: skip
         known |= {f"{what}_{name}": alone | {"what": what, "name": name} for name in names}
     needed = {n for r in RATIOS if r.bar in bars for n in (r.ours, *r.peers)}
     made = {name: settings for name, settings in known.items() if name in needed}
@@ -136,7 +137,7 @@ def rows_of(rounds: report.Rounds, bars: tuple[str, ...]) -> list[report.Row]:
 
 def wait_rows(windows: list[dict[str, float]]) -> list[report.Row]:
     """Return T5's line from the meter's windows, as percent of the time."""
-    found = report.spread([100.0 * window["wait"] for window in windows])
+    found = report.spread([100.0 * w["wait_s"] / w["elapsed_s"] for w in windows])
     return [
         report.Row("T5", "waits for data, 96 px", found.median, "%", 2.0, 0.5, found,
                    less_is_better=True)

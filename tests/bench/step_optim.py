@@ -77,12 +77,20 @@ def _loop(target: list[Tensor], online: list[Tensor]) -> None:
             follower.data = setup.TAU * follower.data + (1 - setup.TAU) * leader.data
 
 
+def _loop_in_place(target: list[Tensor], online: list[Tensor]) -> None:
+    with torch.no_grad():
+        for follower, leader in zip(target, online, strict=True):
+            follower.mul_(setup.TAU).add_(leader, alpha=1 - setup.TAU)
+
+
 def _ema(name: str, harl: HARL) -> Callable[[], None]:
     target, online = ema_pairs(harl.target, harl)
     if name == "ours":
         return lambda: ema_update(target, online, tau=setup.TAU)
     if name == "loop":
         return lambda: _loop(target, online)
+    if name == "place":
+        return lambda: _loop_in_place(target, online)
     from lightly.models.utils import update_momentum
 
     def follow() -> None:

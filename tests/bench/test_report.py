@@ -106,7 +106,7 @@ def test_a_step_ratio_is_a_time_over_a_time_and_of_its_round() -> None:
     step, lars = rows_of(rounds, ("T1", "T2", "O1"))
     assert (step.bar, step.verdict) == ("T1", "floor") and step.measured == pytest.approx(1.03)
     assert (lars.bar, lars.verdict) == ("O1", "goal") and lars.measured == pytest.approx(3.0)
-    (wait,) = wait_rows([{"wait": 0.001}, {"wait": 0.03}, {"wait": 0.002}])
+    (wait,) = wait_rows([{"wait_s": 2.0 * s, "elapsed_s": 2.0} for s in (0.001, 0.03, 0.002)])
     assert wait.measured == pytest.approx(0.2) and wait.verdict == "goal"
 
 

@@ -285,6 +285,33 @@ def test_the_metered_gradient_norm_is_autograds(
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_networks_step_like_uncompiled_ones(
+    machine: Machine, tmp_path: Path, precision: str
+) -> None:
+    engine = () if precision == "fp32" else ("bf16.enabled=true",)
+    plain = stepper(machine, tmp_path, engine=engine)
+    fast = stepper(machine, tmp_path, engine=engine, config=("model.compile=true",))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for run in (plain, fast):
+        advance(run, 3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3  # inductor was at work
+    begun, wanted, got = weights(stepper(machine, tmp_path)), weights(plain), weights(fast)
+    step, error = (
+        sum(float((one[name] - two[name]).square().sum()) for name in wanted) ** 0.5
+        for one, two in ((wanted, begun), (got, wanted))
+    )
+    # Fused kernels round once where separate ones round after each operation. For this thin network
+    # on noise bf16 itself is 0.48 of a step from fp32, and compiled bf16 0.40 from bf16.
+    assert error < {"fp32": 1e-3, "bf16": 0.6}[precision] * step
+    losses = [run.meter.take()["loss"] for run in (plain, fast)]
+    assert losses[1] == pytest.approx(losses[0], rel={"fp32": 1e-5, "bf16": 5e-3}[precision])
+    names = [list(run.parts.harl.state_dict()) for run in (plain, fast)]
+    assert names[0] == names[1]  # checkpoints of either continue as the other
+
+
 class Waits(TorchDispatchMode):
     """Counts what makes the host wait for a device: values read, and shapes that depend on them."""
 
