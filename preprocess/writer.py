@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ffcv.writer
 import numpy as np
 import numpy.typing as npt
 from ffcv.fields import IntField, RGBImageField
@@ -39,21 +40,33 @@ class _Heap:
     buf: bytearray
 
 
+class _PlainMemory:
+    """Stands in for `multiprocessing.shared_memory` while FFCV lays a container out."""
+
+    @staticmethod
+    def SharedMemory(*, create: bool, size: int) -> _Heap:  # FFCV's call
+        return _Heap(bytearray(size))
+
+
 class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
     """Writes samples as an FFCV container."""
 
-    metadata_sm: Any
-    """FFCV's block of shared memory, then a `_Heap`."""
+    metadata_sm: _Heap
+
+    def prepare(self) -> None:
+        """Write header and fields; the metadata's room is plain memory, so nothing can leak."""
+        shared = ffcv.writer.shared_memory
+        ffcv.writer.shared_memory = _PlainMemory
+        try:
+            super().prepare()
+        finally:
+            ffcv.writer.shared_memory = shared
 
     def write(self, samples: Iterable[Sample], *, capacity: int) -> int:
         """Write the samples, at most ``capacity``, in their order and return how many they were."""
         self.num_samples = capacity
         self.prepare()
-        self.metadata_sm.close()
-        self.metadata_sm.unlink()
-        heap = _Heap(bytearray(capacity * self.metadata_type.itemsize))
-        self.metadata_sm = heap
-        metadata = np.frombuffer(heap.buf, dtype=self.metadata_type)
+        metadata = np.frombuffer(self.metadata_sm.buf, dtype=self.metadata_type)
         table = np.zeros(2 * capacity, dtype=ALLOC_TABLE_TYPE)  # an image and a mask each
         allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
         names = metadata.dtype.names
