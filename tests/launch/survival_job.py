@@ -19,7 +19,8 @@ from tests.engine.support import BATCH, CPU, tiny_file
 from tests.launch.attempts import Kill, attempt
 
 OFTEN = ("--set", "log.checkpoint_minutes=0.002")
-MOVES = ((2, 1, 5), (1, 0, 9), (2, 2, None))
+EVERY = ("--set", "log.checkpoint_minutes=1e-9", "--set", "log.keep_last=99")
+MOVES = ((2, 1, 3), (1, 0, 6), (2, 2, None))
 """Ranks, ZeRO stage, and the step before which it is killed."""
 
 
@@ -78,12 +79,12 @@ def main(out: Path, data: Path, kills1: int, kills2: int, seed: int) -> None:
     }
     moved = []
     for ranks, stage, at in MOVES:
-        line = arguments(out, data, "moved", epochs=2, more=(*OFTEN, *micro(ranks, stage)))
+        line = arguments(out, data, "moved", epochs=2, more=(*EVERY, *micro(ranks, stage)))
         kill = None if at is None else Kill("step", at)
         ids = out / f"moved-{len(moved)}"
         codes = attempt(line, ranks=ranks, log=out / "log", kill=kill, ids=ids)
         moved.append({"to": latest(out / "moved"), "codes": codes})
-    line = arguments(out, data, "still", epochs=2, more=micro(2, 1))
+    line = arguments(out, data, "still", epochs=2, more=(*EVERY, *micro(2, 1)))
     attempt(line, ranks=2, log=out / "log", ids=out / "still")
     (out / "report.json").write_text(json.dumps({**report, "moved": moved}, indent=1))
 

@@ -128,15 +128,21 @@ def test_a_run_that_moves_between_rank_counts_sees_the_same_samples(
     assert all(len(set(*ids)) == BATCH for ids in still.values())
 
 
-def test_and_follows_within_rounding(ordinary: tuple[Path, dict[str, Any]]) -> None:
-    """BatchNorm's running statistics take as many steps as a rank has micro batches: not equal."""
-    folder, _ = ordinary
-    moved, still = tensors(folder / "moved"), tensors(folder / "still")
-    weights = [name for name in still if name.endswith((".weight", ".bias"))]
-    weights = [name for name in weights if name.startswith(("online.", "target."))]
-    assert len(weights) > 100
-    for name in weights:
-        # Rounding grows over the steps; the largest deviation measured was 3e-4 of a tensor's norm,
-        # in biases of BatchNorm, which are small.
-        error = (moved[name] - still[name]).norm() / still[name].norm()
-        assert error < 2e-3, name
+def test_and_each_move_changes_the_next_step_by_rounding_alone(
+    ordinary: tuple[Path, dict[str, Any]],
+) -> None:
+    """Later steps say nothing: weights disturbed by 1e-7 end up to 7 % apart on equal ranks too.
+
+    The first move makes 3e-9 at the next step, momentum left out would make 0.8. The second comes
+    on top of three steps' growth (6e-6); one of 16 disturbances had become 2e-3 after two steps.
+    """
+    folder, report = ordinary
+    for start, limit in zip(report["moved"][:2], (1e-5, 1e-2), strict=True):
+        name = f"step-{start['to'] + 1:08d}.safetensors"
+        moved, still = (tensors(folder / run / "checkpoints" / name) for run in ("moved", "still"))
+        weights = [name for name in still if name.endswith((".weight", ".bias"))]
+        weights = [name for name in weights if name.startswith(("online.", "target."))]
+        assert len(weights) > 100
+        for weight in weights:
+            error = (moved[weight] - still[weight]).norm() / still[weight].norm()
+            assert error < limit, (start, weight)
