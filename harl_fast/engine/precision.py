@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from harl_fast.engine.dsconfig import Fp16Section, Precision
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The number format of the networks' activations; fp32 has none."""
 
 
 class Autocast(nn.Module):
@@ -23,7 +24,7 @@ class Autocast(nn.Module):
     def __init__(self, module: nn.Module, *, precision: Precision) -> None:
         super().__init__()
         self.module = module
-        self.dtype = _DTYPES.get(precision)
+        self.dtype = AUTOCAST.get(precision)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module returns."""

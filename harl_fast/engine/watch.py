@@ -19,6 +19,7 @@ from harl_fast.engine.ds import gather_floats
 from harl_fast.engine.health import Supply
 from harl_fast.engine.norms import StepNorms
 from harl_fast.engine.parts import Parts
+from harl_fast.engine.precision import AUTOCAST
 from harl_fast.engine.probe import Probe, ProbeStopped, averaged_statistics
 from harl_fast.engine.report import Reporter
 from harl_fast.engine.runfolder import RunFolder
@@ -37,9 +38,6 @@ class Sheet(Protocol):
 
     def __call__(self, beton: Path, config: RunConfig, out: Path, *, epoch: int) -> None:
         """Write the PNG ``out``; ``epoch`` counts from 0."""
-
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Watch:
@@ -168,7 +166,7 @@ class Watch:
     def _judge(self, done: int, stopping: Callable[[], bool]) -> None:
         assert self._probe is not None
         self._reporter.state("probing")
-        autocast = _AUTOCAST.get(self._parts.engine_config.precision)
+        autocast = AUTOCAST.get(self._parts.engine_config.precision)
         try:
             found = self._probe(self._parts.harl.backbone, autocast=autocast, stopping=stopping)
         except ProbeStopped:

@@ -45,8 +45,9 @@ class GroupedBatchNorm1d(nn.BatchNorm1d):
             torch.native_batch_norm(part, self.weight, self.bias, None, None, True, 0.0, self.eps)
             for part in grouped.unbind()
         ]
-        mean, deviation = (torch.stack([part[place] for part in parts]) for place in (1, 2))
-        return torch.cat([part[0] for part in parts]), mean, deviation.pow(-2) - self.eps
+        mean, inverse = (torch.stack([part[place] for part in parts]) for place in (1, 2))
+        # inverse: one over the deviation, with eps inside.
+        return torch.cat([part[0] for part in parts]), mean, inverse.pow(-2) - self.eps
 
     def _over_ranks(self, grouped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Do as `_local` with the statistics of each group over all ranks."""
