@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.engine.support import BATCH, CPU, tiny_file
+from tests.engine.support import BATCH, CPU, STEPS, tiny_file
 from tests.launch.attempts import Kill, attempt
 
 OFTEN = ("--set", "log.checkpoint_minutes=0.002")
@@ -51,13 +51,14 @@ def kill_often(out: Path, data: Path, *, ranks: int, kills: int, seed: int) -> l
     """Kill a run so often, at random, and let it end; return what happened."""
     draw, report, start_s = random.Random(seed), [], 1.0
     epochs, name = 6 + kills // 2, f"killed{ranks}"
+    last = epochs * STEPS - 1
     for number in range(kills + 1):
         kind = ("step", "save", "time", "last")[number % 3 if number < kills else 3]
         rank, at = draw.randrange(ranks), latest(out / name)
         kill = {
             "step": Kill("step", at + draw.randrange(4), rank=rank),
             "save": Kill("save", draw.randrange(20)),
-            "time": Kill("time", draw.uniform(0.0, 1.2 * start_s), rank=rank),
+            "time": Kill("time", draw.uniform(0.0, 1.2 * start_s), rank=rank, latest=last),
             "last": None,
         }[kind]
         line = arguments(out, data, name, epochs=epochs, more=OFTEN)
