@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import datetime
 import os
 from pathlib import Path
 from typing import Any
 
 from harl_fast.errors import run_main
-from harl_fast.files import Progress, write_json
+from harl_fast.files import Progress
 from tests.bench import inputs, report, solo
 from tests.bench.process import machine_facts
+from tests.bench.results import write_results
 from tests.bench.rounds import Field
 
 BARS = ("L1", "L2", "L3", "L4", "L5", "L7", "L8", "L9")
@@ -163,9 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     if warning:
         print(f"\n{warning}")
     settings = {name: made[name] for name in rounds}
-    write_json(args.out, {
-        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": facts | {"load_after": os.getloadavg()},
+    write_results(args.out, rows, machine=facts, more={
         "input": {"set": root.name, "count": len(files), "mean_kB": kilobytes},
         "settings": {"rounds": args.rounds, "seconds_per_turn": args.seconds_per_turn,
                      "contenders": settings, "left_out": failed},
@@ -173,7 +170,6 @@ def main(argv: list[str] | None = None) -> int:
         "rates": speeds,
         "warning": warning,
         "alone": single,
-        "bars": [dataclasses.asdict(row) | {"verdict": row.verdict} for row in rows],
     })  # fmt: skip
     print(f"\nall rounds: {args.out}")
     return 0

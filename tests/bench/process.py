@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import platform
 import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     "ffcv",
@@ -77,3 +82,28 @@ def machine_facts() -> dict[str, object]:
         "python": platform.python_version(),
         "packages": packages,
     }
+
+
+def answer(
+    module: str, words: Sequence[str], *, environment: Mapping[str, str], log: Path
+) -> dict[str, Any]:
+    """Run a module in a fresh process and return the JSON object that it prints last.
+
+    environment: added to this process's. Its standard error is appended to the log. Raises
+    RuntimeError, naming the log, when it fails.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as stream:
+        run = subprocess.run(
+            [sys.executable, "-m", module, *words],
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
+            env=os.environ | environment,
+            check=False,
+        )
+    lines = run.stdout.splitlines()
+    if run.returncode or not lines:
+        raise RuntimeError(f"{module} {words[0]} ended with {run.returncode}; see {log}")
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found

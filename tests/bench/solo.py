@@ -11,14 +11,13 @@ STARTED = time.time()
 
 import json  # noqa: E402
 import os  # noqa: E402
-import subprocess  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 from collections.abc import Mapping  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from tests.bench.process import memory_bytes  # noqa: E402
+from tests.bench.process import answer, memory_bytes  # noqa: E402
 
 BATCHES = 8
 _PERIOD_S = 0.005
@@ -92,29 +91,9 @@ def measure(what: str, settings: Mapping[str, Any], *, threads: int, log: Path) 
 
     Raises RuntimeError, naming the log, when the process fails.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": str(threads)}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as stream:
-        run = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "tests.bench.solo",
-                what,
-                json.dumps(settings),
-                str(time.time()),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=stream,
-            text=True,
-            env=environment,
-            check=False,
-        )
-    lines = run.stdout.splitlines()
-    if run.returncode or not lines:
-        raise RuntimeError(f"measuring {what} ended with {run.returncode}; see {log}")
-    answer: dict[str, Any] = json.loads(lines[-1])
-    return answer
+    threads_of = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": str(threads)}
+    words = [what, json.dumps(settings), str(time.time())]
+    return answer("tests.bench.solo", words, environment=threads_of, log=log)
 
 
 if __name__ == "__main__":

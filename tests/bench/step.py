@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import datetime
 import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
 from harl_fast.errors import run_main
-from harl_fast.files import write_json
 from tests.bench import inputs, report, step_loop, step_setup
 from tests.bench.process import machine_facts
+from tests.bench.results import write_results
 from tests.bench.rounds import Contender, Field
 
 BARS = ("T1", "T2", "T3", "T4", "T5", "O1", "O2")
@@ -188,9 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     warning = report.disturbance(rounds)
     if warning:
         print(f"\n{warning}")
-    write_json(args.out, {
-        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": facts | {"load_after": os.getloadavg()},
+    write_results(args.out, rows, machine=facts, more={
         "settings": {"rounds": args.rounds, "seconds_per_turn": args.seconds_per_turn,
                      "batch": args.batch, "threads": args.threads, "contenders": made,
                      "left_out": failed},
@@ -198,7 +194,6 @@ def main(argv: list[str] | None = None) -> int:
         "rates": report.rates(rounds),
         "waits": windows,
         "warning": warning,
-        "bars": [dataclasses.asdict(row) | {"verdict": row.verdict} for row in rows],
     })  # fmt: skip
     print(f"\nall rounds: {args.out}")
     return 0

@@ -7,36 +7,22 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from tests.bench.process import answer
 
 SIZE_PX = 96
 
 
 def measure(settings: Mapping[str, Any], *, log: Path) -> dict[str, Any]:
     """Run it in a fresh process. Raises RuntimeError, naming the log, when that fails."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(settings["threads"]),
-        "NUMBA_NUM_THREADS": str(settings["threads"]),
-    }
-    with open(log, "w", encoding="utf-8") as stream:
-        run = subprocess.run(
-            [sys.executable, "-m", "tests.bench.step_loop", json.dumps(dict(settings))],
-            stdout=subprocess.PIPE,
-            stderr=stream,
-            text=True,
-            env=environment,
-            check=False,
-        )
-    lines = run.stdout.splitlines()
-    if run.returncode or not lines:
-        raise RuntimeError(f"measuring the wait for data ended with {run.returncode}; see {log}")
-    answer: dict[str, Any] = json.loads(lines[-1])
-    return answer
+    threads = str(settings["threads"])
+    environment = {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+    words = [json.dumps(dict(settings))]
+    return answer("tests.bench.step_loop", words, environment=environment, log=log)
 
 
 def windows(settings: Mapping[str, Any]) -> Iterator[dict[str, float]]:
