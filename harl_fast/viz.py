@@ -78,7 +78,7 @@ def contact_sheet(
             rows.append(np.concatenate([_framed(tile) for tile in tiles], axis=1))
     finally:
         loader.close()
-    _write_png(out, np.concatenate(rows, axis=0))
+    write_png(out, np.concatenate(rows, axis=0))
 
 
 def occupancy_chart(found: Occupancy, out: Path) -> None:
@@ -86,10 +86,11 @@ def occupancy_chart(found: Occupancy, out: Path) -> None:
     panels = [_bars(histogram(found.coverage), f"mask coverage, {len(found.coverage)} samples")]
     for view, grid in enumerate(found.cells):
         panels.append(_heat(grid, f"view {view}: {grid.mean():.0%} foreground"))
-    _write_png(out, np.concatenate(panels, axis=1))
+    write_png(out, np.concatenate(panels, axis=1))
 
 
-def _write_png(out: Path, picture: Picture) -> None:
+def write_png(out: Path, picture: Picture) -> None:
+    """Write (H, W, 3) uint8 RGB pixels as a PNG, in one atomic step."""
     with replacing(out) as temporary:
         encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
         temporary.write_bytes(encoded.tobytes())

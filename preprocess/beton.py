@@ -10,19 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harl_fast.errors import ConfigError, DataError, run_main
+from harl_fast.errors import DataError, run_main
 from preprocess.advice import advise
 from preprocess.build import build
 from preprocess.convert import Settings
 from preprocess.demo.make import MAX_CLASSES, DemoSettings, make_demo_set
 from preprocess.encode import DEFAULT_STORE, STORES, Store, parse_store
 from preprocess.masks.assign import FALLBACK
-from preprocess.masks.methods import METHODS, parse_spec
-from preprocess.masks.spec import MethodSpec
+from preprocess.masks.methods import METHODS
+from preprocess.options import mask_method, whole_number, writing
 from preprocess.pool import usable_cores
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
 
-MASK_PX = 128
+MASK_SIZE_PX = 128
 """Methods make masks of 64 or 128 px, which this holds as they are. Halving the latter costs 2 to 3
 points of the cells' overlap with the truth (tests/bench/mask_storage.py)."""
 
@@ -57,14 +57,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--mask-method",
-        type=_method,
+        type=mask_method,
         metavar="METHOD",
         default=FALLBACK,
         help=f"{', '.join(METHODS)}; as name:key=value,... (see the README); with --masks for "
         "images without a mask there; default %(default)s",
     )
     number = functools.partial(_add_number, parser.add_argument)
-    number("--mask-size", 8, 1024, default=MASK_PX, about="side of stored masks, a multiple of 8")
+    number("--mask-size", 8, 1024, default=MASK_SIZE_PX, about="side of masks, a multiple of 8")
     number("--max-resolution", 8, 4096, default=512, about="longest side of the stored images")
     add(
         "--store",
@@ -93,7 +93,7 @@ def _add_number(
     add: Callable[..., Any], flag: str, low: int, high: int, *, default: int, about: str
 ) -> None:
     """Add an option that takes a whole number from low to high."""
-    kind = functools.partial(_bounded, low=low, high=high)
+    kind = whole_number(low, high)
     add(flag, type=kind, default=default, metavar="N", help=f"{about}; default %(default)s")
 
 
@@ -104,23 +104,6 @@ def _store(text: str) -> Store:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _method(text: str) -> MethodSpec:
-    try:
-        return parse_spec(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _bounded(text: str, *, low: int, high: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"{value} is not from {low} to {high}")
-    return value
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
@@ -128,17 +111,11 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(
         args.max_resolution, args.quality, args.mask_size, args.mask_method, args.store
     )
-    try:
+    with writing(args.out):
         source, masks = _source(args)
         manifests = build(source, args.out, settings, masks=masks, workers=args.workers)
         for line in advise(source, settings, manifests[0]):
             print(line, flush=True)
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        raise DataError(
-            f"writing {args.out} failed: {error.strerror or error}{place}. Check free space and "
-            f"rights there, and run the command again"
-        ) from error
     return 0
 
 

@@ -10,7 +10,7 @@ from harl_fast.config import load_config, presets
 from harl_fast.data.occupancy import SAMPLES, occupancy, occupancy_text
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import run_main
-from harl_fast.viz import contact_sheet, occupancy_chart
+from harl_fast.viz import contact_sheet, occupancy_chart, write_png
 from preprocess.masks import gallery
 from preprocess.masks.methods import METHODS, open_method, parse_spec, to_mask
 
@@ -84,7 +84,7 @@ def draw_masks(args: argparse.Namespace) -> None:
     else:
         find = finder(args.mask_method)
         found, failed = gallery.from_folder(args.source, find, truth=args.truth, most=args.most)
-    gallery.write_sheet(found, args.out, count=args.count)
+    write_png(args.out, gallery.sheet(found, count=args.count))
     for name, why in failed.items():
         print(f"left out: {name}: {why}")
     true = sum(one.has_truth for one in found)

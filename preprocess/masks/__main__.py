@@ -17,14 +17,12 @@ from harl_fast.files import Progress
 from preprocess.masks import cache
 from preprocess.masks.assign import FALLBACK
 from preprocess.masks.cachefile import Row, write_rows
-from preprocess.masks.methods import METHODS, SUPERVISION, parse_spec, supervision, try_method
+from preprocess.masks.find import CHUNK
+from preprocess.masks.methods import METHODS, SUPERVISION, supervision, try_method
 from preprocess.masks.spec import MethodSpec
+from preprocess.options import mask_method, whole_number, writing
 from preprocess.pool import ordered_map, usable_cores
 from preprocess.sources import Split, folder_source
-
-CHUNK = 16
-"""Images a worker takes at a time, the same groups as in conversion: a network's rounding may
-depend on the images beside."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,14 +41,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="CACHE", help="folder of the masks")
     add(
         "--mask-method",
-        type=_method,
+        type=mask_method,
         metavar="METHOD",
         default=FALLBACK,
         help="name, or name:key=value,...; default %(default)s",
     )
     add(
         "--max-resolution",
-        type=int,
+        type=whole_number(8, 4096),
         default=512,
         metavar="N",
         help="as in the conversion: longest side of the images that masks are made of; default "
@@ -63,22 +61,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="I/N",
         help="do part I of N, for N machines; share the folder CACHE, or copy all into one",
     )
-    add("--workers", type=int, default=usable_cores(), metavar="N", help="processes")
-    args = parser.parse_args(argv)
-    for flag, value, least in (
-        ("--workers", args.workers, 1),
-        ("--max-resolution", args.max_resolution, 8),
-    ):
-        if value < least:
-            parser.error(f"argument {flag}: {value} is not {least} or more")
-    return args
-
-
-def _method(text: str) -> MethodSpec:
-    try:
-        return parse_spec(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    number = whole_number(1, 1024)
+    add("--workers", type=number, default=usable_cores(), metavar="N", help="processes")
+    return parser.parse_args(argv)
 
 
 def _usage(name: str) -> str:
@@ -116,15 +101,12 @@ def main(argv: list[str] | None = None) -> int:
     info = cache.describe(spec, max_resolution=args.max_resolution)
     print(f"masks: {spec} ({SUPERVISION[supervision(spec)]}) into {args.out}", flush=True)
     try:
-        cache.claim(args.out, info)
-        for name, split in source.splits.items():
-            make_split(args.out, name, split, methods, info, shard=args.shard, workers=args.workers)
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        raise DataError(
-            f"writing {args.out} failed: {error.strerror or error}{place}. Check free space and "
-            f"rights there, and run the command again: it continues"
-        ) from error
+        with writing(args.out, again="run the command again: it continues"):
+            cache.claim(args.out, info)
+            for name, split in source.splits.items():
+                make_split(
+                    args.out, name, split, methods, info, shard=args.shard, workers=args.workers
+                )
     except KeyboardInterrupt:
         print(
             f"interrupted: finished files stay in {args.out}; the same command continues",

@@ -18,8 +18,9 @@ from PIL import Image
 from harl_fast.data.manifest import read_manifest
 from harl_fast.data.stored import read_samples
 from harl_fast.errors import DataError
-from harl_fast.files import Progress, replacing
+from harl_fast.files import Progress
 from preprocess.images import FORMATS, SUFFIXES, UnusableImageError, decode_image, shrink
+from preprocess.masks.find import CHUNK
 from preprocess.masks.score import colour_separation, coverage, iou, soft_jaccard, stretch
 
 TILE_PX = 192
@@ -31,7 +32,6 @@ _OUTSIDE = (120, 40, 140)
 """Behind cut-outs: a colour that few objects have, neither dark nor bright."""
 LONGEST_PX = 512
 """Images are shrunk to this longest side, as `make beton` stores them by default."""
-CHUNK = 16
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -112,14 +112,6 @@ def sheet(pictures: Sequence[Shown], *, count: int) -> Pixels:
     blank = [((0, tallest - len(side)), (0, 0), (0, 0)) for side in sides]
     filled = [np.pad(s, pad, constant_values=_FRAME) for s, pad in zip(sides, blank, strict=True)]
     return np.concatenate(filled, axis=1)
-
-
-def write_sheet(pictures: Sequence[Shown], out: Path, *, count: int) -> None:
-    """Write the `sheet` as a PNG file."""
-    picture = sheet(pictures, count=count)
-    with replacing(out) as temporary:
-        encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-        temporary.write_bytes(encoded.tobytes())
 
 
 def from_folder(

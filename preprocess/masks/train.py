@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from harl_fast.errors import DataError, run_main
+from harl_fast.errors import run_main
 from harl_fast.files import Progress, format_seconds
 from preprocess.masks.committee import MEMBERS, VERSION
 from preprocess.masks.composites import Teaching
@@ -31,6 +31,7 @@ from preprocess.masks.gathering import FEW, Gathered, gather, image_files
 from preprocess.masks.learning import Recipe, train
 from preprocess.masks.network import save_network
 from preprocess.masks.refinement import refresh
+from preprocess.options import writing
 from preprocess.pool import usable_cores
 
 BASE, SURE = 0.6, 0.95
@@ -66,14 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
-    try:
+    with writing(args.out):
         make_network(args)
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        raise DataError(
-            f"writing {args.out} failed: {error.strerror or error}{place}. Check free space and "
-            f"rights there, and run the command again"
-        ) from error
     return 0
 
 

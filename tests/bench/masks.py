@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import itertools
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,15 +14,15 @@ import cv2
 import torch
 
 from harl_fast.errors import run_main
-from harl_fast.files import Progress, write_json
+from harl_fast.files import Progress
+from preprocess.masks.find import CHUNK
 from preprocess.masks.score import Score, mean_score, score
 from tests.bench import mask_report, mask_sets, mask_storage
 from tests.bench.mask_methods import Contender, contenders
 from tests.bench.mask_sets import HALVES, Case, Mask, Pixels, half
 from tests.bench.process import machine_facts
+from tests.bench.results import write_results
 
-CHUNK = 16
-"""Pictures a method gets at a time, as from the converter."""
 SPEED_PX, SPEED_COUNT, TURN_S = 300, 48, 0.5
 """Longest side and number of pictures for the clock; a turn goes on for this much CPU time."""
 
@@ -200,15 +198,12 @@ def main(argv: list[str] | None = None) -> int:
     print(mask_report.verdicts(rows))
     for name, why in skipped.items():
         print(f"skipped: {name}: {why}")
-    write_json(args.out, {
-        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": facts | {"load_after": os.getloadavg()},
+    write_results(args.out, rows, machine=facts, more={
         "settings": {key: str(value) for key, value in vars(args).items()},
         "sets": {name: len(cases) for name, cases in sets.items()},
         "skipped": skipped,
         "methods": results,
         "storage": storage,
-        "bars": [dataclasses.asdict(row) | {"verdict": row.verdict} for row in rows],
     })  # fmt: skip
     print(f"all figures: {args.out}")
     return 1 if args.check and mask_report.missed(rows) else 0
