@@ -35,13 +35,12 @@ from harl_fast.files import Progress, replacing, sha256_file, write_json
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.masks.assign import MaskList, open_masks
 from preprocess.masks.controls import CANVAS_PX
+from preprocess.masks.find import CHUNK
 from preprocess.masks.methods import SUPERVISION
 from preprocess.pool import ordered_map
 from preprocess.sources import Rejected, Source
 from preprocess.writer import container_writer
 
-CHUNK = 16
-"""Images a worker takes at a time: about 0.1 s of work, 2 MB of result."""
 SLOW_BYTES = 2 * 10**9
 """From here on a checksum takes seconds."""
 TOOLS = ("ffcv", "numpy", "opencv-python", "pillow")

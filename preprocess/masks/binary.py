@@ -62,3 +62,10 @@ def centre_ellipse(side: int) -> Mask:
     line = (np.arange(side) + 0.5) / side - 0.5
     result: Mask = line[:, None] ** 2 + line**2 <= STAND_IN_RADIUS**2
     return result
+
+
+def centre_prior(side: int, *, sigma: float) -> Map:
+    """Return a (side, side) Gaussian about the centre of peak 1; sigma counts in image sides."""
+    line = (np.arange(side) + 0.5) / side - 0.5
+    bell = np.exp(-(line**2) / (2 * sigma**2))
+    return np.outer(bell, bell).astype(np.float32)

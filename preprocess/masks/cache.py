@@ -22,7 +22,7 @@ from harl_fast.files import Progress, write_json
 from preprocess.images import UnusableImageError
 from preprocess.masks.cachefile import DamagedError, Row, read_rows
 from preprocess.masks.controls import CANVAS_PX
-from preprocess.masks.find import MASK_PX, Fingerprint, Kept, Origin, Wanted, find_masks
+from preprocess.masks.find import INPUT_PX, Fingerprint, Kept, Origin, Wanted, find_masks
 from preprocess.masks.methods import method_facts
 from preprocess.masks.spec import MethodSpec
 from preprocess.sources import Split
@@ -46,7 +46,7 @@ def describe(spec: MethodSpec, *, max_resolution: int) -> dict[str, Any]:
         "spec": str(spec) if "file" not in dict(spec.parameters) else spec.name,
         "method": method_facts(spec),
         "max_resolution": max_resolution,
-        "frame": f"the upright image, shrunk to max_resolution, then to {MASK_PX} px at most",
+        "frame": f"the upright image, shrunk to max_resolution, then to {INPUT_PX} px at most",
         "side": CANVAS_PX,
     }
 

@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.masks.binary import Mask, binarize
+from preprocess.masks.binary import binarize
 from preprocess.masks.heuristic import FINE, heuristic_map
 from preprocess.masks.outline import resized
+from preprocess.masks.score import iou
 
 Pixels = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.float32]
@@ -91,8 +92,3 @@ def vote(rgb: Pixels) -> Vote:
     # A member that had to pass is a doubt about the image, too.
     agreement *= len(masks) / len(MEMBERS)
     return Vote(np.rint(255 * share).astype(np.uint8), maps, agreement)
-
-
-def iou(first: Mask, second: Mask) -> float:
-    """Return intersection over union; 0 if both are empty."""
-    return float((first & second).sum() / max((first | second).sum(), 1))

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from harl_fast.data.maskfield import resize_mask
 from harl_fast.errors import DataError
 from harl_fast.rng import MASKS, stream, uniforms
-from preprocess.masks.binary import Map, Mask
+from preprocess.masks.binary import Map, Mask, centre_prior
 
 CANVAS_PX = 128
 """Side of the frame in which cells are flipped and caches keep masks. A method's mask whose side
@@ -16,10 +16,8 @@ does not divide it is brought to it, so that a mask is the same by way of a cach
 
 
 def center_map(rgb: npt.NDArray[np.uint8], *, sigma: float) -> Map:
-    """Return a (64, 64) Gaussian about the centre of peak 1; sigma counts in image sides."""
-    line = (np.arange(64) + 0.5) / 64 - 0.5
-    bell = np.exp(-(line**2) / (2 * sigma**2))
-    return np.outer(bell, bell).astype(np.float32)
+    """Return the (64, 64) `centre_prior`, whatever the image shows."""
+    return centre_prior(64, sigma=sigma)
 
 
 def full_map(rgb: npt.NDArray[np.uint8]) -> Map:

@@ -73,9 +73,9 @@ def _colours(lab):  # type: ignore[no-untyped-def]
     return centre, inverse / determinant
 
 
-@njit("float32[::1](float32[:, :, ::1], float32[:, ::1], int64)", cache=True)
-def side_distance(lab, means, width):  # type: ignore[no-untyped-def]
-    """Return the (N,) Mahalanobis distances of regions to the nearest in colour of four sides.
+@njit("float32[:, ::1](float32[:, :, ::1], float32[:, ::1], int64)", cache=True)
+def side_distances(lab, means, width):  # type: ignore[no-untyped-def]
+    """Return the (N, 4) Mahalanobis distances of colours to the top, bottom, left and right side.
 
     lab: (H, W, 3). means: (N, C), Lab in the first three columns. A side is ``width`` pixels deep.
     """
@@ -86,7 +86,7 @@ def side_distance(lab, means, width):  # type: ignore[no-untyped-def]
         (0, tall, 0, width),
         (0, tall, wide - width, wide),
     )
-    result = np.full(len(means), np.float32(np.inf))
+    result = np.empty((len(means), 4), np.float32)
     for side in range(4):
         top, bottom, left, right = boxes[side]
         centre, inverse = _colours(lab[top:bottom, left:right])
@@ -96,5 +96,5 @@ def side_distance(lab, means, width):  # type: ignore[no-untyped-def]
                 for b in range(3):
                     step = (means[region, a] - centre[a]) * (means[region, b] - centre[b])
                     total += inverse[a, b] * step
-            result[region] = min(result[region], np.float32(np.sqrt(max(total, 0.0))))
+            result[region, side] = np.sqrt(max(total, 0.0))
     return result

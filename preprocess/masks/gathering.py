@@ -18,13 +18,12 @@ from harl_fast.errors import DataError
 from harl_fast.files import Progress, replacing
 from preprocess.images import SUFFIXES, UnusableImageError, decode_image
 from preprocess.masks.committee import MEMBERS, VERSION, Vote, vote
+from preprocess.masks.find import CHUNK
 from preprocess.masks.heuristic import heuristic_map
 from preprocess.masks.network import Pixels, square
 from preprocess.pool import ordered_map
 from preprocess.sources import Rejected
 
-CHUNK = 16
-"""Images that a worker gets at once."""
 FEWEST = 16
 """Below this a network would only learn its images by heart."""
 FEW = 1000

@@ -12,13 +12,16 @@ The chain, at 64 x 64 pixels in Lab; each step's file names its source:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 from harl_fast.errors import ConfigError
-from preprocess.masks.cues import barrier_distance, side_distance
+from preprocess.masks.binary import Map, centre_prior
+from preprocess.masks.cues import barrier_distance, side_distances
 from preprocess.masks.refine import affinities, first_probability, judgement, refined
 from preprocess.masks.regions import (
     colour_distances,
@@ -28,8 +31,6 @@ from preprocess.masks.regions import (
     sorted_edges,
 )
 from preprocess.masks.smooth import follow, guided_lines
-
-Map = npt.NDArray[np.float32]
 
 SIDE, FINE = 64, 128
 """Pixels a side: of the picture that is analysed, of the map."""
@@ -66,48 +67,95 @@ def heuristic_map(
             f"heuristic masks: sigma={sigma}, min_size={min_size} and rounds={rounds} must not be "
             f"negative"
         )
+    fine, lab = analysed(rgb, sigma=sigma)
+    barrier = barrier_distance(np.ascontiguousarray(np.moveaxis(lab, 2, 0)))
+    regions = find_regions(lab, barrier, min_size=min_size)
+    return on_edges(fine, lab, regions, _blend(regions, lab, rounds=rounds))
+
+
+class Regions(NamedTuple):
+    """The N regions of a 64 x 64 picture and what refinement needs to know of them."""
+
+    labels: npt.NDArray[np.int32]
+    """(64 * 64,): the region of each pixel."""
+    means: Map
+    """(N, 9): mean Lab, the four `_LAYERS`, the given plane; then the area in pixels."""
+    value: Map
+    """(N,): mean of the given plane."""
+    areas: Map
+    """(N,): pixels; ``ring`` and ``rim`` count those in the outer ring and on the very border."""
+    ring: Map
+    rim: Map
+    neighbours: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], Map]
+    """Sparse rows of `regions.neighbours`."""
+    distance: Map
+    """(N, N): colour distance in Lab units."""
+    kernel: Map
+    pull: Map
+    """See `refine.affinities`."""
+
+    def refined(self, first: Map, *, rounds: int) -> Map:
+        """Return a (N,) probability after ``rounds`` of `refine.refined`."""
+        starts, others, _ = self.neighbours
+        result: Map = refined(
+            first, self.areas, self.ring, self.rim, self.kernel, starts, others, self.pull, rounds
+        )
+        return result
+
+
+def analysed(rgb: npt.NDArray[np.uint8], *, sigma: float) -> tuple[npt.NDArray[np.uint8], Map]:
+    """Return (H, W, 3) pixels at 128 x 128, and smoothed at 64 x 64 in Lab units, float32."""
     fine = cv2.resize(rgb, (FINE, FINE), interpolation=cv2.INTER_AREA)
     small = cv2.resize(fine, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     if sigma > 0:
         small = cv2.GaussianBlur(small, (0, 0), sigma)
-    lab = _lab_units(cv2.cvtColor(small, cv2.COLOR_RGB2Lab))
-    labels, blend = _region_map(lab, min_size=min_size, rounds=rounds)
-    lines = guided_lines(lab, blend[labels].reshape(SIDE, SIDE), GUIDE_RADIUS, GUIDE_EPSILON)
+    return np.asarray(fine, np.uint8), _lab_units(cv2.cvtColor(small, cv2.COLOR_RGB2Lab))
+
+
+def find_regions(lab: Map, plane: Map, *, min_size: int) -> Regions:
+    """Return the regions of (64, 64, 3) Lab pixels with their means of a (64, 64) plane."""
+    labels, count = segment(*sorted_edges(lab), SIDE * SIDE, SCALE, min_size)
+    means = region_means(np.concatenate([lab, _LAYERS, plane[..., None]], axis=2), labels, count)
+    value, areas = np.ascontiguousarray(means.T)[7:]
+    rows = neighbours(labels, SIDE, count)
+    distance = colour_distances(means)
+    kernel, pull = affinities(distance, areas, *rows)
+    ring, rim = (np.ascontiguousarray(means[:, place]) * areas for place in (5, 6))
+    return Regions(labels, means, value, areas, ring, rim, rows, distance, kernel, pull)
+
+
+def on_edges(fine: npt.NDArray[np.uint8], lab: Map, regions: Regions, values: Map) -> Map:
+    """Return (N,) region values as (128, 128) float32 in [0, 1] that follows the picture's edges.
+
+    fine, lab: as from `analysed`.
+    """
+    plane = values[regions.labels].reshape(SIDE, SIDE)
+    lines = guided_lines(lab, plane, GUIDE_RADIUS, GUIDE_EPSILON)
     result: Map = follow(
         cv2.resize(lines, (FINE, FINE)), _lab_units(cv2.cvtColor(fine, cv2.COLOR_RGB2Lab))
     )
     return result
 
 
-def _region_map(lab: Map, *, min_size: int, rounds: int) -> tuple[npt.NDArray[np.int32], Map]:
-    """Return the (S * S,) regions of (S, S, 3) Lab pixels and their (N,) probability."""
-    labels, count = segment(*sorted_edges(lab), SIDE * SIDE, SCALE, min_size)
-    barrier = barrier_distance(np.ascontiguousarray(np.moveaxis(lab, 2, 0)))
-    layers = np.concatenate([lab, _LAYERS, barrier[..., None]], axis=2)
-    means = region_means(layers, labels, count)
-    columns = np.ascontiguousarray(means.T)
-    prior, square, areas = columns[3], columns[4], columns[8]
-    ring, rim = columns[5] * areas, columns[6] * areas
-    rows = neighbours(labels, SIDE, count)
-    distance = colour_distances(means)
-    kernel, pull = affinities(distance, areas, *rows)
-    nearest = np.log1p(side_distance(lab, means, SIDE_WIDTH))
-    cues = ((nearest - nearest.min(), 1.0), (nearest - nearest.min(), 1.3), (columns[7], 1.0))
-    guesses = np.empty((len(cues), count), np.float32)
+def _blend(regions: Regions, lab: Map, *, rounds: int) -> Map:
+    """Return the (N,) weighed mean of the guesses; the regions' value is the barrier distance."""
+    columns = np.ascontiguousarray(regions.means.T)
+    prior, square = columns[3], columns[4]
+    nearest = np.log1p(side_distances(lab, regions.means, SIDE_WIDTH).min(axis=1))
+    nearest = nearest - nearest.min()
+    cues = ((nearest, 1.0), (nearest, 1.3), (regions.value, 1.0))
+    guesses = np.empty((len(cues), len(prior)), np.float32)
     for guess, (cue, level) in zip(guesses, cues, strict=True):
-        first = first_probability(cue * prior, areas, level)
-        guess[:] = refined(first, areas, ring, rim, kernel, rows[0], rows[1], pull, rounds)
-    figures = judgement(guesses, areas, rim, square, distance, kernel, *rows)
+        first = first_probability(cue * prior, regions.areas, level)
+        guess[:] = regions.refined(first, rounds=rounds)
+    figures = judgement(
+        guesses, regions.areas, regions.rim, square, regions.distance, regions.kernel,
+        *regions.neighbours,
+    )  # fmt: skip
     weight = figures @ JUDGE
     weight = np.exp(weight - weight.max())
-    return labels, (weight / weight.sum()) @ guesses
-
-
-def centre_prior(side: int, *, sigma: float) -> Map:
-    """Return a (side, side) Gaussian about the centre of peak 1; sigma counts in image sides."""
-    line = (np.arange(side) + 0.5) / side - 0.5
-    bell = np.exp(-(line**2) / (2 * sigma**2))
-    return np.outer(bell, bell).astype(np.float32)
+    blend: Map = (weight / weight.sum()) @ guesses
+    return blend
 
 
 @njit("float32[:, :, ::1](uint8[:, :, ::1])", cache=True)

@@ -79,7 +79,7 @@ _SEED = Parameter(int, 0, 0, 2**31)
 METHODS: Mapping[str, Method] = {
     "heuristic": Method(
         "label-free: colour contrast to the border, refined",
-        keyword_parameters(heuristic_map, {"rounds": 4}),
+        keyword_parameters(heuristic_map),
         functools.partial(_one_by_one, heuristic_map),
         modules=("heuristic", "binary"),
     ),

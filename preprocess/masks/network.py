@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -227,8 +227,9 @@ def save_network(net: MaskNet, path: Path, metadata: Mapping[str, Any]) -> None:
     """
     header = {**metadata, "format": FORMAT, "architecture": asdict(net.architecture)}
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    content = save(tensors, {"harl_fast": json.dumps(header, sort_keys=True)})
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"harl_fast": json.dumps(header, sort_keys=True)})
+        temporary.write_bytes(content)  # safetensors itself leaves a file to its owner alone
 
 
 def load_network(path: Path, *, bfloat16: bool | None = None) -> Network:

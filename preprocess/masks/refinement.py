@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocess.masks.binary import binarize
-from preprocess.masks.committee import iou
 from preprocess.masks.composites import Teaching
 from preprocess.masks.learning import all_maps
 from preprocess.masks.network import MaskNet, agreed
 from preprocess.masks.outline import centred, resized
+from preprocess.masks.score import iou
 
 BASE, SURE, LEAST_TRUST = 0.4, 0.85, 0.05
 """IoU of network and teachers at which an image starts to count, counts in full, and the rest."""

@@ -51,10 +51,10 @@ class Parameter:
 Parameters = Mapping[str, Parameter]
 
 
-def keyword_parameters(function: Callable[..., Any], defaults: Mapping[str, Any]) -> Parameters:
+def keyword_parameters(function: Callable[..., Any]) -> Parameters:
     """Return the parameters that a function's keyword-only arguments stand for; numbers from 0 up.
 
-    defaults: values for arguments that have none in the signature.
+    An argument without a default must be given.
     """
     hints = typing.get_type_hints(function)
     found = {}
@@ -62,7 +62,7 @@ def keyword_parameters(function: Callable[..., Any], defaults: Mapping[str, Any]
         if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
         bare = argument.default is inspect.Parameter.empty
-        default = defaults.get(name) if bare else argument.default
+        default = None if bare else argument.default
         kind = hints[name] if default is None else type(default)
         found[name] = Parameter(kind, default, low=0)
     return found

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.errors import HarlError
-from preprocess.masks.binary import otsu_level
+from preprocess.masks.binary import centre_prior, otsu_level
 from preprocess.masks.methods import method_facts, open_method, parse_spec, to_mask
 
 GRABCUT_PX, GRABCUT_ROUNDS, GRABCUT_BOX = 160, 3, 0.88
@@ -77,10 +77,8 @@ def grabcut(rgb: Pixels) -> Found:
 
 def centre_otsu(_: Pixels) -> Found:
     """Return a Gaussian about the centre, cut at its Otsu level; the picture plays no part."""
-    line = (np.arange(PRIOR_PX) + 0.5) / PRIOR_PX - 0.5
-    bell = np.exp(-(line**2) / (2 * PRIOR_SIGMA**2))
-    soft = np.outer(bell, bell)
-    soft = ((soft - soft.min()) / (soft.max() - soft.min())).astype(np.float32)
+    soft = centre_prior(PRIOR_PX, sigma=PRIOR_SIGMA)
+    soft = (soft - soft.min()) / (soft.max() - soft.min())
     return Found(soft > otsu_level(soft), soft, False)
 
 

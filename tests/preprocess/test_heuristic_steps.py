@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess.masks.cues import barrier_distance, side_distance
+from preprocess.masks.cues import barrier_distance, side_distances
 from preprocess.masks.refine import (
     affinities,
     first_probability,
@@ -173,7 +173,7 @@ def test_the_barrier_of_regions_is_that_of_pixels_when_each_pixel_is_a_region() 
     assert not found[rim > 0].any()
 
 
-def test_the_distance_to_the_nearest_side_is_mahalanobis() -> None:
+def test_the_distance_to_each_side_is_mahalanobis() -> None:
     rng = np.random.default_rng(2)
     lab = rng.normal(50, 12, (20, 24, 3)).astype(np.float32)
     means = rng.normal(50, 30, (7, 4)).astype(np.float32)
@@ -184,7 +184,7 @@ def test_the_distance_to_the_nearest_side_is_mahalanobis() -> None:
         inverse = np.linalg.inv(np.cov(colours.T, bias=True) + 20 * np.eye(3))
         offset = means[:, :3] - colours.mean(0)
         expected.append(np.sqrt(np.einsum("ni,ij,nj->n", offset, inverse, offset)))
-    np.testing.assert_allclose(side_distance(lab, means, 3), np.min(expected, axis=0), rtol=1e-4)
+    np.testing.assert_allclose(side_distances(lab, means, 3), np.transpose(expected), rtol=1e-4)
 
 
 @given(SEEDS)

@@ -19,13 +19,15 @@ from preprocess.demo.render import render
 from preprocess.demo.shapes import SHAPES
 from preprocess.masks import train as program
 from preprocess.masks.binary import binarize, otsu_level
-from preprocess.masks.border import COUNT, _barrier, border_cues
-from preprocess.masks.committee import MEMBERS, iou, vote
+from preprocess.masks.border import COUNT, border_cues
+from preprocess.masks.committee import MEMBERS, vote
 from preprocess.masks.composites import UNHEARD, Batches, Teaching, Variety
+from preprocess.masks.cues import barrier_distance
 from preprocess.masks.gathering import gather, image_files
 from preprocess.masks.learning import Draft, Drawer, Recipe, follow, mask_loss, train
 from preprocess.masks.network import Architecture, load_network, predict
 from preprocess.masks.outline import centred, outlined, resized
+from preprocess.masks.score import iou
 from preprocess.pool import ordered_map
 from tests.preprocess.support import photo, save
 
@@ -240,7 +242,7 @@ def test_barrier_distance_of_a_ring() -> None:
     values[2:7, 2:7] = 5
     values[3:6, 3:6] = 0
     values[4, 4] = -2
-    distance = _barrier(values)
+    distance = barrier_distance(values[None])
     assert distance[1, 1] == 0 and distance[2, 4] == 5 and distance[3, 3] == 5
     assert distance[4, 4] == 7
 

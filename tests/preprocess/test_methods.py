@@ -78,9 +78,9 @@ def test_a_wrong_text_is_named(text: str, message: str) -> None:
 
 
 def test_parameters_follow_a_functions_signature() -> None:
-    def method(rgb: Pixels, *, sigma: float, rounds: int = 3, sharp: bool = True) -> None: ...
+    def method(rgb: Pixels, *, sigma: float = 0.5, rounds: int = 3, sharp: bool = True) -> None: ...
 
-    table = {"m": keyword_parameters(method, {"sigma": 0.5})}
+    table = {"m": keyword_parameters(method)}
     assert dict(parse("m", table).parameters) == {"sigma": 0.5, "rounds": 3, "sharp": True}
     spec = parse("m:sharp=0,sigma=2,rounds=4", table)
     assert dict(spec.parameters) == {"sigma": 2.0, "rounds": 4, "sharp": False}
@@ -221,7 +221,7 @@ def test_masks_are_made_from_the_shrunk_image_in_every_store(tmp_path: Path) -> 
     for store in ("jpg", "raw", "passthrough"):
         np.testing.assert_array_equal(stored(task, store), resize_mask(expected, size=64))
     pixels = photo(4, height=1200, width=900)
-    halved = find.shrink(find.shrink(pixels, side_px=700), side_px=find.MASK_PX)
+    halved = find.shrink(find.shrink(pixels, side_px=700), side_px=find.INPUT_PX)
     expected = resize_mask(find_mask(halved, "heuristic")[0], size=24)
     np.testing.assert_array_equal(stored(Task("b", 0, pixels), "jpg", size=24, side=700), expected)
 
