@@ -38,7 +38,7 @@ class LARS(torch.optim.Optimizer):
 
     A step with a norm that is not finite leaves weights and momentum as they were. It is decided
     on the device, equally on all ranks of a bound group; ``applied`` tells the outcome.
-    A missing gradient counts as 0, as in a flat shard. Gradients are overwritten by `step`.
+    A missing gradient counts as 0, as in a flat shard. `step` may overwrite gradients.
     """
 
     applied: Tensor
@@ -173,7 +173,7 @@ class LARS(torch.optim.Optimizer):
     def _squares(self, group: dict[str, Any], plan: Plan, grads: list[Tensor]) -> Tensor:
         """Return this rank's share of |w|^2, |g|^2, |d|^2: (3, n_params).
 
-        d replaces g, except where `sweep` makes it on the way. Norms that the group's ratios do
+        d replaces g, except where `sweep` makes it on its way. Norms that the group's ratios do
         not ask for are those of g.
         """
         weights, decay = group["params"], group["weight_decay"]
@@ -198,21 +198,19 @@ class LARS(torch.optim.Optimizer):
         if group["formula"] == "simclr":
             ratio, lr = ratio * lr, 1.0
         buffers = [self.state[p]["momentum_buffer"] for p in group["params"]]
-        # The one form of SGD that skips on the device: a product cannot erase a NaN.
-        found_inf = (~self.applied).float()
         if group["lars"] and sweep.fits(group["params"]):
-            sweep.move(
-                plan,
-                group["params"],
-                grads,
-                buffers,
-                ratio,
-                lr=lr,
-                decay=group["weight_decay"],
-                momentum=group["momentum"],
-                nesterov=group["nesterov"],
-                found_inf=found_inf,
-            )
+            if sweep.on_host(self.applied):
+                sweep.move(
+                    plan,
+                    group["params"],
+                    grads,
+                    buffers,
+                    ratio,
+                    lr=lr,
+                    decay=group["weight_decay"],
+                    momentum=group["momentum"],
+                    nesterov=group["nesterov"],
+                )
             return
         segments = plan.segments(grads)
         if segments:
@@ -223,7 +221,8 @@ class LARS(torch.optim.Optimizer):
             grads,
             buffers,
             fused=True,
-            found_inf=found_inf,
+            # The one form of SGD that skips on the device: a product cannot erase a NaN.
+            found_inf=(~self.applied).float(),
             weight_decay=0.0,
             momentum=group["momentum"],
             lr=lr,
