@@ -122,7 +122,7 @@ class Progress:
         self._line.clear()
         self._stream.write(
             f"{self.label}: {self.done:,} of {self.total:,} {self.unit} in "
-            f"{format_seconds(elapsed)}, {rate:,.0f}/s{state}\n"
+            f"{format_seconds(elapsed)}, {_per_second(rate)}{state}\n"
         )
         self._stream.flush()
 
@@ -137,10 +137,14 @@ class Progress:
         left_s = (self.total - self.done) / rate if rate > 0 else 0.0
         text = (
             f"{self.label}: {self.done:,} of {self.total:,} {self.unit}, "
-            f"{rate:,.0f}/s, eta {format_seconds(left_s)}"
+            f"{_per_second(rate)}, eta {format_seconds(left_s)}"
         )
         if self._line.tty:
             self._line.show(text)
         else:
             self._stream.write(f"{text}\n")
             self._stream.flush()
+
+
+def _per_second(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"

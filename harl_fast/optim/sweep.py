@@ -2,6 +2,7 @@
 
 Done operation by operation over all tensors, a step moves about 56 bytes a weight. Here one pass
 reads weights and gradients for all three norms, and one moves weights and momentum: 28 bytes.
+The loops are compiled within a second of the first step, too little to keep their code in files.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def squares(plan: Plan, weights: list[Tensor], grads: list[Tensor], *, decay: fl
     """
     numbers, parts = _pieces(plan, weights, grads)
     sums = np.zeros((len(parts), 3))
-    _share([partial(_add_squares, *part, decay, row) for part, row in zip(parts, sums, strict=True)])
+    pairs = zip(parts, sums, strict=True)
+    _share([partial(_add_squares, *part, decay, row) for part, row in pairs])
     total = torch.zeros(plan.n_params, 3, dtype=torch.float64)
     return total.index_add_(0, plan.owners[numbers], torch.from_numpy(sums)).T
 
@@ -80,7 +82,7 @@ def move(
     )
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)
+@numba.njit(nogil=True, fastmath=_FAST)
 def _block_squares(w: Floats, g: Floats, decay: np.float32) -> tuple[float, float, float]:
     ww, gg, dd = np.float32(0), np.float32(0), np.float32(0)
     for i in range(w.size):
@@ -91,7 +93,7 @@ def _block_squares(w: Floats, g: Floats, decay: np.float32) -> tuple[float, floa
     return ww, gg, dd
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)
+@numba.njit(nogil=True, fastmath=_FAST)
 def _add_squares(w: Floats, g: Floats, decay: float, sums: NDArray[np.float64]) -> None:
     """Add the sums of squares of w, g and g + decay w to the three ``sums``."""
     for i in range(0, w.size, _BLOCK):
@@ -101,7 +103,7 @@ def _add_squares(w: Floats, g: Floats, decay: float, sums: NDArray[np.float64]) 
         sums[2] += dd
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)
+@numba.njit(nogil=True, fastmath=_FAST)
 def _move(
     w: Floats,
     g: Floats,

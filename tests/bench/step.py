@@ -27,6 +27,8 @@ RATIOS = (
     report.Ratio("T3", "over lightly's BYOL, fp32", "ours_byol", ("lightly",), 1.2, 1.8),
     report.Ratio("T3", "over lightly's BYOL, bf16", "ours_byol_bf16", ("lightly_bf16",), 1.2, 1.8),
     report.Ratio("T3", "  the same, lightly channels-last", "ours_byol_bf16", ("lightly_bf16_cl",)),
+    report.Ratio("T3", "  `compile: true`, fp32", "ours_compiled", ("lightly",)),
+    report.Ratio("T3", "  `compile: true`, bf16", "ours_compiled_bf16", ("lightly_bf16",)),
     report.Ratio("T4", "bf16 channels-last over fp32", "ours_bf16", ("ours_contiguous",), 1.3, 2.0),
     report.Ratio("O1", "LARS step over lightly's", "lars_ours", ("lars_lightly",), 1.6, 2.5),
     report.Ratio("O1", "LARS step over solo-learn's", "lars_ours", ("lars_solo",), 1.6, 2.5),
@@ -36,8 +38,17 @@ RATIOS = (
 )
 LESS_IS_BETTER = ("T1", "T2")
 FIELDS = (
-    ("ours", "bare", "ours_zero1", "ours_byol", "lightly", "ours_bf16", "ours_contiguous"),
-    ("ours_byol_bf16", "lightly_bf16", "lightly_bf16_cl"),
+    (
+        "ours",
+        "bare",
+        "ours_zero1",
+        "ours_byol",
+        "lightly",
+        "ours_bf16",
+        "ours_contiguous",
+        "ours_compiled",
+    ),
+    ("ours_byol_bf16", "lightly_bf16", "lightly_bf16_cl", "ours_compiled_bf16"),
     ("lars_ours", "lars_lightly", "lars_solo", "ema_ours", "ema_loop", "ema_place", "ema_lightly"),
 )
 """Contenders that run in turns; each holds about 1.2 GB, so not all of them live at once."""
@@ -86,6 +97,8 @@ def plans(bars: tuple[str, ...], *, batch: int, threads: int) -> dict[str, Plan]
         "ours_bf16": step | ours | bf16,
         "ours_contiguous": step | ours | contiguous,
         "ours_byol_bf16": step | ours | byol | bf16,
+        "ours_compiled": step | ours | byol | {"compile": True},
+        "ours_compiled_bf16": step | ours | byol | bf16 | {"compile": True},
         "lightly_bf16": step | lightly | byol | bf16 | contiguous,
         "lightly_bf16_cl": step | lightly | byol | bf16,
     }

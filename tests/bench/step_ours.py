@@ -22,7 +22,8 @@ LOG_EVERY = 50
 def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
     """Yield (samples, figures) a step for ever; figures are filled where the meter is read.
 
-    settings: loss, precision, channels_last, batch, threads; keep_stage: ZeRO's buffers.
+    settings: loss, precision, channels_last, batch, threads; keep_stage: ZeRO's buffers;
+    compile: torch.compile.
     """
     setup.quiet_threads(settings)
     machine = this_machine()
@@ -30,7 +31,7 @@ def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
     overrides = ("harl_fast.shard_one_rank=true",) if settings.get("keep_stage") else ()
     size = settings["batch"]
     parts = build(
-        setup.run_config(settings["loss"]),
+        setup.run_config(settings["loss"], compiled=settings.get("compile", False)),
         setup.engine_config(settings["precision"], batch=size, overrides=overrides),
         machine,
         loader=setup.endless(size),

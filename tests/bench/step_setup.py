@@ -25,7 +25,9 @@ def quiet_threads(settings: dict[str, Any]) -> None:
     torch.set_num_threads(settings["threads"])
 
 
-def run_config(loss: str, *, arch: str = "resnet18", size_px: int = SIZE_PX) -> RunConfig:
+def run_config(
+    loss: str, *, arch: str = "resnet18", size_px: int = SIZE_PX, compiled: bool = False
+) -> RunConfig:
     """Return the run's configuration; no warm-up, so that every step moves the weights."""
     return RunConfig.model_validate(
         {
@@ -36,6 +38,7 @@ def run_config(loss: str, *, arch: str = "resnet18", size_px: int = SIZE_PX) -> 
                 "projector_hidden": HIDDEN,
                 "projector_out": OUT,
                 "predictor_hidden": HIDDEN,
+                "compile": compiled,
             },
             "loss": {"type": loss, "alpha": "0.8", "beta": "0.5"},
             "target": {"tau_start": TAU, "tau_end": TAU},
