@@ -83,7 +83,7 @@ def move(
 
 
 @numba.njit(nogil=True, fastmath=_FAST)
-def _block_squares(w: Floats, g: Floats, decay: np.float32) -> tuple[float, float, float]:
+def _block_squares(w, g, decay):  # type: ignore[no-untyped-def]
     ww, gg, dd = np.float32(0), np.float32(0), np.float32(0)
     for i in range(w.size):
         d = g[i] + decay * w[i]
@@ -94,8 +94,8 @@ def _block_squares(w: Floats, g: Floats, decay: np.float32) -> tuple[float, floa
 
 
 @numba.njit(nogil=True, fastmath=_FAST)
-def _add_squares(w: Floats, g: Floats, decay: float, sums: NDArray[np.float64]) -> None:
-    """Add the sums of squares of w, g and g + decay w to the three ``sums``."""
+def _add_squares(w, g, decay, sums):  # type: ignore[no-untyped-def]
+    """Add the sums of squares of w, g and g + decay w, (n,) float32, to the float64 ``sums``."""
     for i in range(0, w.size, _BLOCK):
         ww, gg, dd = _block_squares(w[i : i + _BLOCK], g[i : i + _BLOCK], np.float32(decay))
         sums[0] += ww
@@ -104,17 +104,11 @@ def _add_squares(w: Floats, g: Floats, decay: float, sums: NDArray[np.float64]) 
 
 
 @numba.njit(nogil=True, fastmath=_FAST)
-def _move(
-    w: Floats,
-    g: Floats,
-    v: Floats,
-    decay: np.float32,
-    ratio: np.float32,
-    momentum: np.float32,
-    along: np.float32,
-    ahead: np.float32,
-) -> None:
-    """Do v = momentum v + d and w -= along v + ahead d, where d = ratio (g + decay w)."""
+def _move(w, g, v, decay, ratio, momentum, along, ahead):  # type: ignore[no-untyped-def]
+    """Do v = momentum v + d and w -= along v + ahead d, where d = ratio (g + decay w).
+
+    All float32.
+    """
     for i in range(w.size):
         d = ratio * (g[i] + decay * w[i])
         speed = momentum * v[i] + d
