@@ -14,7 +14,7 @@ from harl_fast.engine import ds
 from harl_fast.engine.checkpoint import Checkpoint, random_encoder
 from harl_fast.engine.course import Course
 from harl_fast.engine.dsconfig import EngineConfig
-from harl_fast.engine.machine import Machine
+from harl_fast.engine.machine import Machine, keep_freed_memory
 from harl_fast.engine.parts import Parts, load_networks, load_rest
 from harl_fast.engine.precision import Autocast, LossScale
 from harl_fast.engine.views import colouring, loader_colours, sizes_in, view_geometry, views_at
@@ -45,6 +45,8 @@ def build(
         steps_per_epoch=loader.steps,
         batch_global=engine_config.batches.batch_global,
     )
+    if machine.device.type == "cpu":
+        keep_freed_memory()
     harl = build_model(config).to(machine.device)
     if weights is not None:
         load_networks(harl, weights)

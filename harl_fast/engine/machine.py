@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import socket
 import time
@@ -16,6 +17,9 @@ from harl_fast.errors import ConfigError, HarlError
 
 _GRACE_S = 5.0
 """How long a rank waits for its machine's first rank to report; launchers look once a second."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of mallopt(3) in glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,24 @@ def check_machine(needs: Needs, machine: Machine, *, source: str) -> None:
         f"{source} needs {wanted} with {per_rank}; this machine has {has}, and {started} "
         f"{'was' if machine.ranks == 1 else 'were'} started: {remedy}"
     )
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep the memory that a step frees for the next; return whether it does.
+
+    glibc returns large blocks to the kernel, which clears each page of them when it is asked
+    again: 18,000 page faults a step of a ResNet-18 on 64 px views, 2.5 % of its time. The process
+    stays as large as it ever was instead. Left alone are other C libraries, and where the
+    environment says how memory is to be had.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    # Older versions take no more than 32 MB.
+    apart = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    return bool(apart and mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
 @contextlib.contextmanager

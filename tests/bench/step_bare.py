@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from harl_fast.engine.build import build_model
+from harl_fast.engine.machine import keep_freed_memory
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.optim.build import build_optimizer
 from harl_fast.optim.groups import param_groups
@@ -17,6 +18,7 @@ from tests.bench import step_setup as setup
 def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
     """Yield (samples, figures) a step for ever; see `step_ours.batches`."""
     setup.quiet_threads(settings)
+    keep_freed_memory()  # as `build` does: the loop is measured, not the allocator
     harl = build_model(setup.run_config(settings["loss"]))
     if settings["channels_last"]:
         harl.to(memory_format=torch.channels_last)

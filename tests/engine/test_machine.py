@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -109,3 +112,43 @@ def test_followers_wait_before_they_report(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_device_is_the_cpu_without_gpus() -> None:
     assert Machine().device == torch.device("cpu")
     assert Machine(gpus=4, local_rank=3).device == torch.device("cuda", 3)
+
+
+FAULTS = """
+import resource, torch
+from harl_fast.engine.machine import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(1 << 25)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(faults(), keep_freed_memory(), min(faults() for _ in range(6)))
+"""
+
+
+NAME, _, VERSION = " ".join(platform.libc_ver()).partition(" ")
+
+
+@pytest.mark.skipif(
+    NAME != "glibc" or tuple(map(int, VERSION.split("."))) < (2, 35),
+    reason="other C libraries have no such setting, older glibc none for blocks of 128 MB",
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_freed_memory_is_used_again_without_new_pages(own: bool) -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUN"))}
+    if own:
+        env["MALLOC_ARENA_MAX"] = "4"  # somebody has chosen
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    before, kept, after = done.stdout.split()
+    assert kept == str(not own)
+    if own:
+        assert int(after) > int(before) / 2
+    else:
+        # 5 blocks of 128 MB, which glibc maps and unmaps each by itself by default.
+        assert int(after) < 100 < int(before)
