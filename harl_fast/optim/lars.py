@@ -9,6 +9,7 @@ slices, adds them over the ranks in one all-reduce, and scales each slice by its
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from harl_fast.errors import ConfigError, nearest
-from harl_fast.optim import sweep
 from harl_fast.optim.layout import GroupLayout, Plan, plan_of_shard, plan_of_tensors
+from harl_fast.optim.sweep import Sweep, on_host, sweep_of
 
 FORMULAS = ("byol", "simclr", "solo-learn")
 
@@ -149,87 +150,88 @@ class LARS(torch.optim.Optimizer):
         self._stepped |= names
 
         work = [self._prepare(group) for group in self.param_groups]
-        squares = torch.cat([self._squares(*item) for item in work], dim=1)
-        process_group = work[0][1].process_group
+        squares = torch.cat([_squares(item) for item in work], dim=1)
+        process_group = work[0].plan.process_group
         if process_group is not None:
             dist.all_reduce(squares, group=process_group)
         self.applied = self.applied & torch.isfinite(squares).all()
         self._square = self._square + squares[1].sum()
-        parts = squares.split([plan.n_params for _, plan, _ in work], dim=1)
-        for (group, plan, grads), part in zip(work, parts, strict=True):
-            self._update(group, plan, grads, part.sqrt())
+        parts = squares.split([item.plan.n_params for item in work], dim=1)
+        for item, part in zip(work, parts, strict=True):
+            self._update(item, part.sqrt())
 
-    def _prepare(self, group: dict[str, Any]) -> tuple[dict[str, Any], Plan, list[Tensor]]:
+    def _prepare(self, group: dict[str, Any]) -> _Work:
+        weights = group["params"]
         if group["name"] not in self._plans:
-            if group["lars"] and any(p.ndim < 2 for p in group["params"]):
+            if group["lars"] and any(p.ndim < 2 for p in weights):
                 raise RuntimeError(
                     f"LARS group '{group['name']}' holds a 1-D tensor. If it is a flat shard, call "
                     f"LARS.bind before the first step; if a bias, set the group's 'lars' to False"
                 )
-            self._plans[group["name"]] = plan_of_tensors(group["params"])
-        plan = self._plans[group["name"]]
-        return group, plan, [_gradient(p) for p in group["params"]]
+            self._plans[group["name"]] = plan_of_tensors(weights)
+        plan, grads = self._plans[group["name"]], [_gradient(p) for p in weights]
+        buffers = [self.state[p]["momentum_buffer"] for p in weights]
+        sweep = sweep_of(plan, weights, grads, buffers) if group["lars"] else None
+        return _Work(group, plan, grads, buffers, sweep)
 
-    def _squares(self, group: dict[str, Any], plan: Plan, grads: list[Tensor]) -> Tensor:
-        """Return this rank's share of |w|^2, |g|^2, |d|^2: (3, n_params).
-
-        d replaces g, except where `sweep` makes it on its way. Norms that the group's ratios do
-        not ask for are those of g.
-        """
-        weights, decay = group["params"], group["weight_decay"]
-        if not group["lars"]:
-            gradients = plan.squares(grads)
-            if decay:
-                torch._foreach_add_(grads, weights, alpha=decay)
-            return torch.stack([gradients] * 3)
-        if sweep.fits(weights):
-            return sweep.squares(plan, weights, grads, decay=decay)
-        gradients = decayed = plan.squares(grads)
-        if decay:
-            torch._foreach_add_(grads, weights, alpha=decay)
-            decayed = plan.squares(grads)
-        return torch.stack([plan.squares(weights), gradients, decayed])
-
-    def _update(
-        self, group: dict[str, Any], plan: Plan, grads: list[Tensor], norms: Tensor
-    ) -> None:
+    def _update(self, work: _Work, norms: Tensor) -> None:
+        group = work.group
         ratio, lr = _ratios(group, norms), group["lr"]
         self._last[group["name"]] = ratio
         if group["formula"] == "simclr":
             ratio, lr = ratio * lr, 1.0
-        buffers = [self.state[p]["momentum_buffer"] for p in group["params"]]
-        if group["lars"] and sweep.fits(group["params"]):
-            if sweep.on_host(self.applied):
-                sweep.move(
-                    plan,
-                    group["params"],
-                    grads,
-                    buffers,
-                    ratio,
-                    lr=lr,
-                    decay=group["weight_decay"],
-                    momentum=group["momentum"],
-                    nesterov=group["nesterov"],
-                )
+        rule = {"lr": lr, "momentum": group["momentum"], "nesterov": group["nesterov"]}
+        if work.sweep is not None:
+            if on_host(self.applied):
+                work.sweep.move(ratio, decay=group["weight_decay"], **rule)
             return
-        segments = plan.segments(grads)
+        segments = work.plan.segments(work.grads)
         if segments:
-            factors = ratio[plan.owners].to(grads[0].dtype)
+            factors = ratio[work.plan.owners].to(work.grads[0].dtype)
             torch._foreach_mul_(segments, list(factors.unbind()))
         sgd(
             group["params"],
-            grads,
-            buffers,
+            work.grads,
+            [*work.buffers],
             fused=True,
             # The one form of SGD that skips on the device: a product cannot erase a NaN.
             found_inf=(~self.applied).float(),
             weight_decay=0.0,
-            momentum=group["momentum"],
-            lr=lr,
             dampening=0.0,
-            nesterov=group["nesterov"],
             maximize=False,
+            **rule,
         )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one step does to one group."""
+
+    group: dict[str, Any]
+    plan: Plan
+    grads: list[Tensor]
+    buffers: list[Tensor]
+    sweep: Sweep | None
+    """The passes that replace operations on all tensors, where they apply."""
+
+
+def _squares(work: _Work) -> Tensor:
+    """Return this rank's share of |w|^2, |g|^2, |d|^2: (3, n_params) float64.
+
+    d replaces g, except in a `Sweep`. Norms that the group's ratios do not ask for are those of g.
+    """
+    group, plan, grads = work.group, work.plan, work.grads
+    decay = group["weight_decay"]
+    if work.sweep is not None:
+        return work.sweep.squares(decay=decay)
+    gradients = decayed = plan.squares(grads)
+    if decay:
+        torch._foreach_add_(grads, group["params"], alpha=decay)
+    if not group["lars"]:
+        return torch.stack([gradients] * 3)
+    if decay:
+        decayed = plan.squares(grads)
+    return torch.stack([plan.squares(group["params"]), gradients, decayed])
 
 
 def _ratios(group: dict[str, Any], norms: Tensor) -> Tensor:

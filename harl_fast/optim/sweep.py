@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -25,61 +26,69 @@ Floats = NDArray[np.float32]
 _FAST = {"reassoc", "contract", "nsz"}
 """What lets a sum run in vectors. A NaN or an infinity stays one: they decide over the step."""
 _BLOCK = 1 << 12
-"""Elements whose squares are added in float32, in 32 lanes: wrong by 1e-6 at the most."""
+"""Elements whose squares are added in float32, in the lanes of vectors: wrong by about 1e-6."""
 _PIECE = 1 << 19
 """Elements that a thread takes at a time. Sums do not depend on the number of threads."""
 
 
-def fits(tensors: list[Tensor]) -> bool:
-    """Return whether the passes apply: float32 in the host's memory, without gaps."""
-    return all(
-        t.device.type == "cpu"
-        and t.dtype == torch.float32
-        and (t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last))
-        for t in tensors
-    )
+@dataclass(frozen=True)
+class Sweep:
+    """One group's memory in pieces, for both passes of one step; from `sweep_of`."""
+
+    n_params: int
+    owners: Tensor
+    """(pieces,) int64: each piece's parameter."""
+    parts: list[list[Floats]]
+    """Slices of weights, gradients and momentum, (n,) float32, of each piece."""
+
+    def squares(self, *, decay: float) -> Tensor:
+        """Return each parameter's sums of squares of w, g and d = g + decay w.
+
+        (3, n_params) float64, like three calls of `Plan.squares`.
+        """
+        sums = np.zeros((len(self.parts), 3))
+        work = zip(self.parts, sums, strict=True)
+        _share([partial(_add_squares, w, g, decay, row) for (w, g, _), row in work])
+        total = torch.zeros(self.n_params, 3, dtype=torch.float64)
+        return total.index_add_(0, self.owners, torch.from_numpy(sums)).T
+
+    def move(
+        self, ratio: Tensor, *, lr: float, decay: float, momentum: float, nesterov: bool
+    ) -> None:
+        """Do v = momentum v + d and w -= lr v in place, where d = ratio (g + decay w).
+
+        Nesterov's form is w -= lr (momentum v + d), with the new v. ratio: (n_params,) float64.
+        """
+        along, ahead = (momentum, 1.0) if nesterov else (1.0, 0.0)
+        rates = np.float32(momentum), np.float32(lr * along), np.float32(lr * ahead)
+        factors = on_host(ratio[self.owners].float())
+        work = zip(self.parts, factors, strict=True)
+        _share([partial(_move, *part, np.float32(decay), factor, *rates) for part, factor in work])
 
 
-def squares(plan: Plan, weights: list[Tensor], grads: list[Tensor], *, decay: float) -> Tensor:
-    """Return each parameter's sums of squares of w, g and d = g + decay w: (3, n_params) float64.
+def sweep_of(
+    plan: Plan, weights: list[Tensor], grads: list[Tensor], buffers: list[Tensor]
+) -> Sweep | None:
+    """Return the passes over a group's tensors, or None where they do not apply.
 
-    Like three calls of `Plan.squares`. Gradients have the strides of their weights.
+    They do to float32 in the host's memory, without gaps. All three tensors of a weight have the
+    same strides.
     """
-    numbers, parts = _pieces(plan, weights, grads)
-    sums = np.zeros((len(parts), 3))
-    pairs = zip(parts, sums, strict=True)
-    _share([partial(_add_squares, *part, decay, row) for part, row in pairs])
-    total = torch.zeros(plan.n_params, 3, dtype=torch.float64)
-    return total.index_add_(0, plan.owners[numbers], torch.from_numpy(sums)).T
+    if not all(map(_fits, weights)):
+        return None
+    numbers, parts = [], []
+    tensors = (plan.segments(each) for each in (weights, grads, buffers))
+    for number, segment in enumerate(zip(*tensors, strict=True)):
+        flat = [on_host(t.as_strided((t.numel(),), (1,))) for t in segment]
+        for start in range(0, flat[0].size, _PIECE):
+            numbers.append(number)
+            parts.append([elements[start : start + _PIECE] for elements in flat])
+    return Sweep(plan.n_params, plan.owners[numbers], parts)
 
 
-def move(
-    plan: Plan,
-    weights: list[Tensor],
-    grads: list[Tensor],
-    buffers: list[Tensor],
-    ratio: Tensor,
-    *,
-    lr: float,
-    decay: float,
-    momentum: float,
-    nesterov: bool,
-) -> None:
-    """Do v = momentum v + ratio (g + decay w) and w -= lr v (or Nesterov's form), in place.
-
-    ratio: (n_params,) float64. All three tensors of a weight have the same strides.
-    """
-    numbers, parts = _pieces(plan, weights, grads, buffers)
-    factors = on_host(ratio[plan.owners][numbers])
-    # w -= lr (v + momentum v') of Nesterov is w -= lr (momentum v + d), with v in place already.
-    along, ahead = (momentum, 1.0) if nesterov else (1.0, 0.0)
-    rates = np.float32(momentum), np.float32(lr * along), np.float32(lr * ahead)
-    _share(
-        [
-            partial(_move, *part, np.float32(decay), np.float32(factor), *rates)
-            for part, factor in zip(parts, factors, strict=True)
-        ]
-    )
+def _fits(t: Tensor) -> bool:
+    gapless = t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last)
+    return t.device.type == "cpu" and t.dtype == torch.float32 and gapless
 
 
 @numba.njit(nogil=True, fastmath=_FAST)
@@ -114,17 +123,6 @@ def _move(w, g, v, decay, ratio, momentum, along, ahead):  # type: ignore[no-unt
         speed = momentum * v[i] + d
         v[i] = speed
         w[i] -= along * speed + ahead * d
-
-
-def _pieces(plan: Plan, *tensors: list[Tensor]) -> tuple[list[int], list[list[Floats]]]:
-    """Return the group's memory in pieces: each one's segment, and its slice of all ``tensors``."""
-    numbers, parts = [], []
-    for number, segment in enumerate(zip(*map(plan.segments, tensors), strict=True)):
-        flat = [on_host(t.as_strided((t.numel(),), (1,))) for t in segment]
-        for start in range(0, flat[0].size, _PIECE):
-            numbers.append(number)
-            parts.append([elements[start : start + _PIECE] for elements in flat])
-    return numbers, parts
 
 
 def on_host(values: Tensor) -> NDArray[Any]:
