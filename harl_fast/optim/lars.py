@@ -19,7 +19,7 @@ from torch.optim.sgd import sgd
 
 from harl_fast.errors import ConfigError, nearest
 from harl_fast.optim.layout import GroupLayout, Plan, plan_of_shard, plan_of_tensors
-from harl_fast.optim.sweep import Sweep, on_host, sweep_of
+from harl_fast.optim.sweep import Sweep, sweep_of
 
 FORMULAS = ("byol", "simclr", "solo-learn")
 
@@ -182,8 +182,7 @@ class LARS(torch.optim.Optimizer):
             ratio, lr = ratio * lr, 1.0
         rule = {"lr": lr, "momentum": group["momentum"], "nesterov": group["nesterov"]}
         if work.sweep is not None:
-            if on_host(self.applied):
-                work.sweep.move(ratio, decay=group["weight_decay"], **rule)
+            work.sweep.move(ratio, self.applied, decay=group["weight_decay"], **rule)
             return
         segments = work.plan.segments(work.grads)
         if segments:

@@ -53,12 +53,22 @@ class Sweep:
         return total.index_add_(0, self.owners, torch.from_numpy(sums)).T
 
     def move(
-        self, ratio: Tensor, *, lr: float, decay: float, momentum: float, nesterov: bool
+        self,
+        ratio: Tensor,
+        applied: Tensor,
+        *,
+        lr: float,
+        decay: float,
+        momentum: float,
+        nesterov: bool,
     ) -> None:
         """Do v = momentum v + d and w -= lr v in place, where d = ratio (g + decay w).
 
         Nesterov's form is w -= lr (momentum v + d), with the new v. ratio: (n_params,) float64.
+        applied: () bool; if False, nothing moves.
         """
+        if not on_host(applied):
+            return
         along, ahead = (momentum, 1.0) if nesterov else (1.0, 0.0)
         rates = np.float32(momentum), np.float32(lr * along), np.float32(lr * ahead)
         factors = on_host(ratio[self.owners].float())
