@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
-import psutil
 import pytest
 
 from harl_fast.engine import clock
 from harl_fast.engine.clock import MARGIN_S, TimeLimit, parse_duration, process_age_s
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -27,8 +31,30 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 
 
 def test_the_age_counts_from_the_start_of_the_process() -> None:
-    started = psutil.Process(os.getpid()).create_time()
-    assert process_age_s() == pytest.approx(time.time() - started, abs=0.5)
+    """A process sleeps and tells its age; the time around it is taken on this side."""
+    code = (
+        "import sys, time; from harl_fast.engine.clock import process_age_s as age;"
+        "print(age(), flush=True); sys.stdin.readline(); print(age(), flush=True)"
+    )
+    # The kernel counts a start in whole ticks, rounded down: an age is up to one too large.
+    tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
+    before = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        created = time.monotonic()
+        first = float(child.stdout.readline())
+        told = time.monotonic()
+        time.sleep(0.5)
+        asked = time.monotonic()
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        second = float(child.stdout.readline())
+        ended = time.monotonic()
+    assert 0.0 < first <= told - before + tick_s
+    assert asked - created <= second <= ended - before + tick_s
+    assert asked - told <= second - first <= ended - before
 
 
 def test_the_last_step_leaves_time_for_the_save(monkeypatch: pytest.MonkeyPatch) -> None:
