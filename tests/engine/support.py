@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from harl_fast.config import RunConfig, load_config
 from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import Batch
 from harl_fast.data.photometric import Colouring
 from harl_fast.engine.dsconfig import EngineConfig, read_engine_file, settle
+from harl_fast.engine.parts import Parts
+from harl_fast.optim.build import init_momentum
 
 ROOT = Path(__file__).parents[2]
 CPU = ROOT / "ds_configs" / "cpu.json"
@@ -60,6 +63,48 @@ def engine_config(*, ranks: int = 1, overrides: Sequence[str] = ()) -> EngineCon
     own = [f"train_batch_size={BATCH}", "harl_fast.shard_one_rank=true"]
     file = read_engine_file(CPU, overrides=[*own, *overrides])
     return settle(file, ranks=ranks, source="cpu.json")
+
+
+def contiguous(parts: Parts) -> None:
+    """Give stage 0 the memory layout that ZeRO's shards have, so that convolutions round alike."""
+    parts.harl.to(memory_format=torch.contiguous_format)
+    init_momentum(parts.optimizer)
+
+
+@torch.no_grad()
+def disturb(weights: Iterable[Tensor], *, precision: torch.dtype = torch.float32) -> None:
+    """Change each weight by one unit in the last place of a precision, up or down at random.
+
+    Weights under ZeRO do not stay so: it steps from copies of its own.
+    """
+    generator = torch.Generator().manual_seed(1)
+    for weight in weights:
+        signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+        weight.mul_(1.0 + signs * torch.finfo(precision).eps)
+
+
+def disturb_both(parts: Parts, *, precision: torch.dtype = torch.float32) -> None:
+    """Do so to the online and the target network."""
+    disturb([*parts.harl.parameters(), *parts.harl.target.parameters()], precision=precision)
+
+
+@torch.no_grad()
+def distances(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return tensor by tensor the norm of what two networks differ by."""
+    return {name: float((second[name].double() - t.double()).norm()) for name, t in first.items()}
+
+
+def assert_rounding_alone(found: dict[str, float], *, control: dict[str, float]) -> None:
+    """Check that two runs are no further apart than rounding moves runs of these steps.
+
+    found: their distances. control: those that `disturb` alone has made, on this processor, of a
+    unit in the last place of every weight. Rounding in another order starts with less but comes
+    again in every step, and of eight biases one disturbance may happen to say little: ten times
+    the control's distances are allowed.
+    """
+    assert found.keys() == control.keys() and len(found) > 50
+    for name, distance in found.items():
+        assert distance <= 10.0 * control[name], (name, distance, control[name])
 
 
 class FakeLoader:

@@ -19,7 +19,16 @@ from harl_fast.engine.parts import collect_state
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.step import Stepper
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
-from tests.engine.support import STEPS, FakeLoader, engine_config, tiny_config
+from tests.engine.support import (
+    STEPS,
+    FakeLoader,
+    assert_rounding_alone,
+    contiguous,
+    distances,
+    disturb_both,
+    engine_config,
+    tiny_config,
+)
 
 
 def prepare(
@@ -119,24 +128,33 @@ def test_a_checkpoint_of_one_stage_continues_at_another(
     saved = all_tensors(tmp_path)
     assert "optim.momentum_buffer.backbone.bn1.bias" in saved
     assert ("scale.factor" in saved) == (precision == "fp16")
-    other = prepare(
-        machine,
-        tmp_path,
-        engine=(*engine, f"zero_optimization.stage={after}"),
-        weights=open_checkpoint(tmp_path),
-        resume=True,
-    )
+
+    def resumed(stage: int) -> Pretraining:
+        return prepare(
+            machine,
+            tmp_path,
+            engine=(*engine, f"zero_optimization.stage={stage}"),
+            weights=open_checkpoint(tmp_path),
+            resume=True,
+        )
+
+    other = resumed(after)
     restored = collect_state(other.parts)
     assert restored.keys() == saved.keys()
     for name, tensor in saved.items():
         assert torch.equal(restored[name], tensor), name
-    for stepper in (run.stepper, other.stepper):
-        stepper.advance([FakeLoader().batch(4)], epoch=0)
-    ours = dict(other.parts.harl.named_parameters())
-    for name, weight in run.parts.harl.named_parameters():
-        # Norms are summed in another order; half precision makes more of the difference.
-        rtol, atol = (2e-5, 1e-6) if precision == "fp32" else (1e-2, 1e-3)
-        torch.testing.assert_close(ours[name], weight, rtol=rtol, atol=atol)
+    runs = [run, other, *(resumed(0) for _ in range(2))]
+    disturb_both(runs[-1].parts)
+    for each in runs:
+        contiguous(each.parts)  # convolutions of other layouts round otherwise
+        each.stepper.advance([FakeLoader().batch(4)], epoch=0)
+    ours, theirs, plain, disturbed = (dict(each.parts.harl.named_parameters()) for each in runs)
+    control = distances(disturbed, plain)
+    if precision == "fp16":
+        # Activations are the same bits here and nothing grows; of a disturbance they would make
+        # so much that momentum left out passed beside it.
+        control = {name: 2.0**-23 * float(weight.norm()) for name, weight in ours.items()}
+    assert_rounding_alone(distances(theirs, ours), control=control)
 
 
 def test_checkpoints_and_metrics_come_when_they_should(machine: Machine, tmp_path: Path) -> None:

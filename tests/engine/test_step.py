@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harl_fast.engine.build import build
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.step import Stepper
-from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, tiny_config
+from harl_fast.optim import lars
+from tests.engine.support import (
+    BATCH,
+    STEPS,
+    FakeLoader,
+    assert_rounding_alone,
+    distances,
+    disturb_both,
+    engine_config,
+    tiny_config,
+)
 
 STAGES = [0, 1, 2]
 
@@ -79,15 +90,72 @@ def test_the_learning_rate_of_each_step_reaches_the_optimizer(
     assert {group["lr"] for group in run.parts.optimizer.param_groups} == {expected}
 
 
-def test_all_stages_give_the_same_weights(machine: Machine, tmp_path: Path) -> None:
-    runs = [stepper(machine, tmp_path, stage=stage) for stage in STAGES]
-    for run in runs:
-        advance(run, 4)
-    reference = weights(runs[0])
-    for run in runs[1:]:
-        for name, tensor in weights(run).items():
-            # Norms are summed in another order: a few ulp of relative difference a step.
-            torch.testing.assert_close(tensor, reference[name], rtol=2e-5, atol=1e-6)
+DECAYING = ("optim.weight_decay=0.3",)
+"""Decay that would be missed: the default is below a gradient's last places."""
+
+
+def four_steps(run: Stepper) -> dict[str, Tensor]:
+    advance(run, 4)
+    return weights(run)
+
+
+@pytest.fixture(scope="module")
+def whole(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """Return what four steps at stage 0 make of the weights."""
+    return four_steps(stepper(machine, tmp_path_factory.mktemp("whole"), config=DECAYING))
+
+
+@pytest.fixture(scope="module")
+def control(
+    machine: Machine, tmp_path_factory: pytest.TempPathFactory, whole: dict[str, Tensor]
+) -> dict[str, float]:
+    """Return how far from that the same steps end after `disturb`."""
+    run = stepper(machine, tmp_path_factory.mktemp("control"), config=DECAYING)
+    disturb_both(run.parts)
+    return distances(four_steps(run), whole)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_all_stages_give_the_same_weights(
+    machine: Machine,
+    tmp_path: Path,
+    whole: dict[str, Tensor],
+    control: dict[str, float],
+    stage: int,
+) -> None:
+    run = stepper(machine, tmp_path, stage=stage, config=DECAYING)
+    # Norms, and convolutions of weights in another memory layout, are summed in another order.
+    assert_rounding_alone(distances(four_steps(run), whole), control=control)
+
+
+@pytest.mark.parametrize("fault", ["momentum", "weight_decay", "norm"])
+def test_a_fault_in_the_step_does_not_pass_for_rounding(
+    machine: Machine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: dict[str, Tensor],
+    control: dict[str, float],
+    fault: str,
+) -> None:
+    run = stepper(machine, tmp_path, stage=1, config=DECAYING)
+    if fault == "norm":  # one layer's gradient is taken for 2 % longer than it is
+        squares = lars._squares
+
+        def wrong(work: Any) -> Tensor:
+            found = squares(work)
+            found[2, 0] *= 1.04
+            return found
+
+        monkeypatch.setattr(lars, "_squares", wrong)
+    else:
+        for group in run.parts.optimizer.param_groups:
+            group[fault] = 0.0
+    found = distances(four_steps(run), whole)
+    with pytest.raises(AssertionError):
+        assert_rounding_alone(found, control=control)
+    seen = [found[name] > 50.0 * control[name] for name in found]
+    # By far: five times the limit and more, and so do most of the tensors that a fault meets.
+    assert sum(seen) >= {"momentum": 50, "weight_decay": 20, "norm": 1}[fault], sum(seen)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -134,19 +202,21 @@ def test_the_gradient_of_accumulated_micro_batches_is_their_mean(
 ) -> None:
     """Four times the same micro batch must step as that micro batch alone does."""
     micro = BATCH // 4
-    single = stepper(machine, tmp_path, stage=stage, engine=(f"train_batch_size={micro}",), micro=4)
+    smaller = (f"train_batch_size={micro}",)
+    single = stepper(machine, tmp_path, stage=stage, engine=smaller, micro=micro)
+    plain, disturbed = (stepper(machine, tmp_path, engine=smaller, micro=micro) for _ in range(2))
+    disturb_both(disturbed.parts)
     run = stepper(machine, tmp_path, stage=stage, micro=micro)
     loader: FakeLoader = run.parts.loader  # type: ignore[assignment]
     for step in range(3):
         one = loader.batch(step)
-        for both, count in ((single, 1), (run, 4)):
-            # One course for both: the peak follows the global batch.
-            object.__setattr__(both.parts, "course", run.parts.course)
-            both.advance([one] * count, epoch=0)
-    assert_close = torch.testing.assert_close
-    for name, tensor in weights(single).items():
-        # Four equal summands of a quarter each are exact; norms and trust ratios round.
-        assert_close(weights(run)[name], tensor, rtol=2e-5, atol=1e-6)
+        for each in (single, plain, disturbed, run):
+            # One course for all: the peak follows the global batch.
+            object.__setattr__(each.parts, "course", run.parts.course)
+            each.advance([one] * each.parts.engine_config.batches.accumulation, epoch=0)
+    control = distances(weights(disturbed), weights(plain))
+    # A sum of four equal quarters rounds once, and norms and trust ratios differ by as much.
+    assert_rounding_alone(distances(weights(run), weights(single)), control=control)
 
 
 @pytest.mark.parametrize("where", ["backbone.conv1.weight", "predictor.norms.0.bias"])
@@ -233,15 +303,23 @@ def test_fp16_finds_its_scale_and_then_steps_like_fp32(
         assert float(run.parts.scale.factor) == tried / 2
         assert_equal(weights(run), before)
     assert 1 <= int(run.skipped) < 40
-    reference = stepper(machine, tmp_path, stage=stage)
-    reference.step = 1
-    advance(reference)
-    goal, got = weights(reference), weights(run)
-    step = sum(float((goal[name] - old).square().sum()) for name, old in before.items())
-    error = sum(float((goal[name] - new).square().sum()) for name, new in got.items())
-    # Measured 0.2 of the step for this thin network on noise, 0.47 with bf16's shorter mantissa;
-    # gradients that still carry the scale would be off by its size.
-    assert error**0.5 < 0.35 * step**0.5
+    steps = []
+    for disturbed in (False, True):
+        reference = stepper(machine, tmp_path)
+        if disturbed:
+            disturb_both(reference.parts, precision=torch.float16)
+        reference.step, start = 1, weights(reference)
+        advance(reference)
+        steps.append({name: new - start[name] for name, new in weights(reference).items()})
+    goal, control = steps
+    got = {name: new - before[name] for name, new in weights(run).items()}
+    # Half precision rounds weights and activations by half a unit each. It makes 0.2 of a step for
+    # this thin network on noise; gradients that still carry the scale would be off by its size.
+    nothing = {name: torch.zeros_like(step) for name, step in goal.items()}
+    error, allowed, step = (
+        math.hypot(*distances(other, goal).values()) for other in (got, control, nothing)
+    )
+    assert error < allowed < 0.7 * step
 
 
 def test_bf16_keeps_weights_and_norms_in_fp32(machine: Machine, tmp_path: Path) -> None:
@@ -298,16 +376,24 @@ def test_compiled_networks_step_like_uncompiled_ones(
     for run in (plain, fast):
         advance(run, 3)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3  # inductor was at work
-    begun, wanted, got = weights(stepper(machine, tmp_path)), weights(plain), weights(fast)
-    step, error = (
-        sum(float((one[name] - two[name]).square().sum()) for name in wanted) ** 0.5
-        for one, two in ((wanted, begun), (got, wanted))
-    )
-    # Fused kernels round once where separate ones round after each operation. For this thin network
-    # on noise bf16 itself is 0.48 of a step from fp32, and compiled bf16 0.40 from bf16.
-    assert error < {"fp32": 1e-3, "bf16": 0.6}[precision] * step
+    # Fused kernels round once where separate ones round after each operation: in float32 no more
+    # than a disturbance does, in bfloat16 no further from float32 than the separate ones.
+    exact, disturbed = (stepper(machine, tmp_path) for _ in range(2))
+    disturb_both(disturbed.parts)
+    for run in (exact, disturbed):
+        advance(run, 3)
+    wanted, got = weights(plain), weights(fast)
+    if precision == "fp32":
+        control = distances(weights(disturbed), weights(exact))
+        assert_rounding_alone(distances(got, wanted), control=control)
+    else:
+        plainly, compiled = (
+            math.hypot(*distances(each, weights(exact)).values()) for each in (wanted, got)
+        )
+        assert compiled < 1.5 * plainly
     losses = [run.meter.take()["loss"] for run in (plain, fast)]
-    assert losses[1] == pytest.approx(losses[0], rel={"fp32": 1e-5, "bf16": 5e-3}[precision])
+    # Some twenty layers, each half a unit in the last place: 2^-24 and 2^-9.
+    assert losses[1] == pytest.approx(losses[0], rel={"fp32": 1e-5, "bf16": 0.04}[precision])
     names = [list(run.parts.harl.state_dict()) for run in (plain, fast)]
     assert names[0] == names[1]  # checkpoints of either continue as the other
 
