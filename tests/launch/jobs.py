@@ -25,6 +25,11 @@ _RANK_VARIABLES = {
 }
 """Set in this process by tests that run one rank in it; a job's launcher sets its own."""
 
+# Limits end jobs that hang; they say nothing about speed. Jobs of seconds may take minutes beside
+# others and where code has to be compiled first.
+LIMIT_S = 600.0
+LONG_S = 1500.0
+"""For jobs of a minute."""
 
 Job: TypeAlias = "subprocess.Popen[bytes]"
 
@@ -81,7 +86,7 @@ def start(command: Sequence[str | Path], *, log: Path) -> Job:
         )
 
 
-def finish(job: Job, *, log: Path, limit_s: float) -> Result:
+def finish(job: Job, *, log: Path, limit_s: float = LIMIT_S) -> Result:
     """Wait for a job and return its result; past the limit it is killed and the test fails."""
     try:
         code = job.wait(limit_s)
@@ -93,6 +98,6 @@ def finish(job: Job, *, log: Path, limit_s: float) -> Result:
     return Result(code, log.read_text(errors="replace"))
 
 
-def run(command: Sequence[str | Path], *, log: Path, limit_s: float = 150.0) -> Result:
+def run(command: Sequence[str | Path], *, log: Path, limit_s: float = LIMIT_S) -> Result:
     """Run a job to its end."""
     return finish(start(command, log=log), log=log, limit_s=limit_s)

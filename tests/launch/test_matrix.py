@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.launch.jobs import run, torchrun
+from tests.engine.support import assert_rounding_alone, distances
+from tests.launch.jobs import LONG_S, run, torchrun
 from tests.launch.matrix_job import BROKEN, SECTIONS, START, STEPS, WINDOW
 
 JOB = Path(__file__).with_name("matrix_job.py")
@@ -22,9 +23,16 @@ Found = dict[str, Tensor]
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     """Return what each of two ranks found."""
     folder = tmp_path_factory.mktemp("matrix")
-    result = run([*torchrun(2), JOB, folder], log=folder / "log", limit_s=280.0)
+    result = run([*torchrun(2), JOB, folder], log=folder / "log", limit_s=LONG_S)
     assert result.code == 0, result.text
     return [load_file(folder / f"rank{rank}.safetensors") for rank in (0, 1)]
+
+
+def networks(found: Found, case: str) -> Found:
+    """Return what a case made of both networks, by name."""
+    prefix = f"{case}/"
+    names = [key for key in found if key.startswith((f"{prefix}online.", f"{prefix}target."))]
+    return {name.removeprefix(prefix): found[name] for name in names}
 
 
 def expected_scales() -> list[float]:
@@ -68,18 +76,22 @@ def test_online_and_target_weights_are_equal_on_both_ranks(
         assert torch.equal(results[0][key], results[1][key]), key
 
 
+@pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("precision", SECTIONS)
 def test_stages_give_the_same_networks_at_every_precision(
-    results: list[Found], precision: str
+    results: list[Found], precision: str, stage: int
 ) -> None:
-    reference = {
-        key: value for key, value in results[0].items() if key.startswith(f"{precision}.0.lars")
-    }
-    for stage in (1, 2):
-        for key, value in reference.items():
-            got = results[0][key.replace(".0.", f".{stage}.", 1)].double()
-            # fp32: convolutions of channels-last weights (stage 0) sum in another order.
-            assert (got - value.double()).norm() <= 5e-5 * value.double().norm(), key
+    """But for the last places of norms, which no precision of activations reaches.
+
+    The limit is float32's. In half precision a disturbance grows a hundred thousand times as
+    large, and momentum left out would pass beside it.
+    """
+    found = distances(
+        networks(results[0], f"{precision}.{stage}.lars"),
+        networks(results[0], f"{precision}.0.lars"),
+    )
+    control = distances(networks(results[0], "disturbed"), networks(results[0], "fp32.0.lars"))
+    assert_rounding_alone(found, control=control)
 
 
 def test_both_ways_to_ask_for_bfloat16_are_one(results: list[Found]) -> None:
