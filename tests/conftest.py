@@ -11,12 +11,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 SHARED_MEMORY = Path("/dev/shm")
 
-# A first example may compile for seconds.
-settings.register_profile("compiled", deadline=None)
+# A first example may compile for seconds, and examples are slow to draw on a busy machine.
+settings.register_profile("compiled", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("compiled")
 
 

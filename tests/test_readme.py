@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LIMIT_S = 400
+LIMIT_S = 1700
+"""For one command, which may have to compile beside other programs."""
 
 SHORTER = {
     "make setup": "",
@@ -89,7 +90,6 @@ def demo(work: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(600)
 def test_the_demo_prints_its_summary(demo: str) -> None:
     summary = demo.rpartition("\nsummary\n")[2]
     for row in ("images", "mask coverage", "steps", "final loss", "pretrained encoder", "took"):
@@ -99,7 +99,7 @@ def test_the_demo_prints_its_summary(demo: str) -> None:
         assert place and Path(place[1]).exists(), summary
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(7200)
 def test_the_other_commands_do_what_they_say(demo: str, work: Path) -> None:
     found = [c for c in commands() if c != "make demo"]
     assert {c.split()[1] for c in found if c.startswith("make")} >= {"beton", "pretrain", "lineval"}

@@ -52,7 +52,7 @@ def damage(beton: Path, folder: Path, *samples: int, field: str = "f0") -> Path:
     return path
 
 
-def until(met: Callable[[], bool], *, limit_s: float = 60.0) -> None:
+def until(met: Callable[[], bool], *, limit_s: float = 600.0) -> None:
     """Wait for something that another thread does; its failure to come is the only time limit."""
     end = time.monotonic() + limit_s
     while not met():

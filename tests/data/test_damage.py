@@ -23,7 +23,8 @@ from tests.betons import plain_item, write_beton
 from tests.data.support import COUNT, by_sample, damage, loader, rows
 
 ROOT = Path(__file__).parents[2]
-IN_TIME_S = 5.0
+IN_TIME_S = 60.0
+"""Where stock ffcv waits for ever; it takes a second on an idle machine."""
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +220,9 @@ except DataError as error:
 """
 
 
-def run_script(script: str, *args: object, limit_s: float = 60) -> subprocess.CompletedProcess[str]:
+def run_script(
+    script: str, *args: object, limit_s: float = 600
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script, *map(str, args)],
         cwd=ROOT,
@@ -309,8 +312,8 @@ def wait_for_end(script: str, beton: Path, *, limit_s: float) -> tuple[int | Non
 
 @pytest.mark.slow
 def test_stock_ffcv_hangs_where_this_loader_raises(beton: Path) -> None:
-    code, errors = wait_for_end(STOCK, beton, limit_s=IN_TIME_S)
+    code, errors = wait_for_end(STOCK, beton, limit_s=20)
     assert code is None and "MemoryError: no room" in errors  # its thread told only stderr
-    code, errors = wait_for_end(OURS, beton, limit_s=60)  # with the end of the interpreter
+    code, errors = wait_for_end(OURS, beton, limit_s=600)  # with the end of the interpreter
     assert code == 1 and "no room" in errors and "sample 0" in errors
     assert float(errors.splitlines()[-1].split()[0]) < IN_TIME_S

@@ -40,7 +40,7 @@ def test_only_guarded_mappings_are_covered_and_the_handler_before_gets_the_rest(
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     # One hit covers all that is left of the mapping.
     assert done.stdout.splitlines() == ["7 0 0 7 [0, 1, 0]", "a foreign one"], done.stderr

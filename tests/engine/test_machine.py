@@ -7,7 +7,6 @@ import platform
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -100,13 +99,12 @@ def test_the_only_rank_takes_a_free_port_but_under_torchrun(
 
 
 def test_followers_wait_before_they_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_GRACE_S", 0.2)
-    for local_rank, least in ((0, 0.0), (1, 0.2)):
-        start = time.monotonic()
+    slept: list[float] = []
+    monkeypatch.setattr("harl_fast.engine.machine.time.sleep", slept.append)
+    for local_rank, expected in ((0, []), (1, [module._GRACE_S])):
         with pytest.raises(ConfigError), leader_reports(Machine(local_rank=local_rank)):
             raise ConfigError("x")
-        waited = time.monotonic() - start
-        assert least <= waited < least + 5.0
+        assert slept == expected
 
 
 def test_the_device_is_the_cpu_without_gpus() -> None:
@@ -142,7 +140,7 @@ def test_freed_memory_is_used_again_without_new_pages(own: bool) -> None:
     if own:
         env["MALLOC_ARENA_MAX"] = "4"  # somebody has chosen
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     before, kept, after = done.stdout.split()

@@ -165,7 +165,7 @@ def test_a_write_that_the_system_refuses_midway(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "CHECKPOINT NOT WRITTEN" in done.stdout and "step-00000001" in done.stdout

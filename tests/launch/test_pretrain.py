@@ -20,7 +20,7 @@ from harl_fast.errors import run_main
 from launch.pretrain import main
 from tests.betons import plain_item, write_beton
 from tests.engine.support import BATCH, STEPS, tiny_file
-from tests.launch.jobs import ROOT, Job, deepspeed, finish, run, start
+from tests.launch.jobs import LIMIT_S, ROOT, Job, deepspeed, finish, run, start
 
 SCRIPT = Path("launch/pretrain.py")
 JOB = Path(__file__).with_name("failing_job.py")
@@ -73,7 +73,7 @@ def started(tmp_path: Path, command: list[str | Path], *more: str) -> Job:
     """Start a new run and return once it trains."""
     log, metrics = tmp_path / "log", tmp_path / "run" / "metrics.jsonl"
     job = start([*command, *new_run(tmp_path), *more], log=log)
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + LIMIT_S
     while not metrics.is_file() and job.poll() is None and time.monotonic() < limit:
         time.sleep(0.05)
     return job
@@ -91,11 +91,9 @@ def test_a_preempted_job_ends_well_and_one_rank_finishes_the_run(
     log = tmp_path / "log"
     command = [*GUARD, *deepspeed(2), SCRIPT, *arguments(tmp_path, data)]
     job = started(tmp_path, command, "--epochs", "20")
-    sent = time.monotonic()
     job.terminate()
-    result = finish(job, log=log, limit_s=90.0)
-    took_s = time.monotonic() - sent
-    assert result.code == 0 and took_s < 30.0, result.text
+    result = finish(job, log=log)
+    assert result.code == 0, result.text
     saved = open_checkpoint(tmp_path / "run").record
     note = marker(tmp_path, "preempted")
     assert (note["step"], note["reason"]) == (saved.step, "SIGUSR1")
@@ -148,10 +146,10 @@ def test_signals_as_batch_systems_send_them(
             process.send_signal(number)
     else:
         (ranks_of(job)[1] if to == "one rank" else job).send_signal(number)
-    result = finish(job, log=tmp_path / "log", limit_s=90.0)
+    result = finish(job, log=tmp_path / "log")
     assert result.code == guarded, result.text
     assert marker(tmp_path, "preempted")["step"] == open_checkpoint(tmp_path / "run").record.step
-    assert not psutil.wait_procs(every, timeout=30)[1]
+    assert not psutil.wait_procs(every, timeout=120)[1]
 
 
 @pytest.mark.slow
@@ -164,11 +162,11 @@ def test_a_job_that_loses_a_process_fails(tmp_path: Path, victim: str) -> None:
     dying = ranks_of(job)[1] if victim == "rank" else ranks_of(job)[0].parent()
     assert dying is not None
     dying.kill()
-    result = finish(job, log=tmp_path / "log", limit_s=90.0)
+    result = finish(job, log=tmp_path / "log")
     assert result.code > 0, result.text
     assert bool(result.lines("has no new marker")) == (victim == "launcher")
     assert not (tmp_path / "run" / "finished").exists()
-    assert not psutil.wait_procs(every, timeout=30)[1]
+    assert not psutil.wait_procs(every, timeout=120)[1]
     assert left_in_shared_memory() == before
 
 
@@ -255,13 +253,13 @@ def test_a_signal_during_the_start_leaves_at_once(
 
 
 def test_a_usage_error_ends_with_code_2(tmp_path: Path) -> None:
-    result = run([sys.executable, SCRIPT, "--resume"], log=tmp_path / "log", limit_s=30.0)
+    result = run([sys.executable, SCRIPT, "--resume"], log=tmp_path / "log")
     assert result.code == 2 and "required: --deepspeed_config" in result.text
 
 
 def test_help_fits_a_screen_and_waits_for_no_heavy_import(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", SCRIPT, "--help"]
-    result = run(command, log=tmp_path / "log", limit_s=60)
+    result = run(command, log=tmp_path / "log")
     assert result.code == 0 and "| torch" not in result.text and "import time" in result.text
-    result = run([sys.executable, SCRIPT, "--help"], log=tmp_path / "log", limit_s=60)
+    result = run([sys.executable, SCRIPT, "--help"], log=tmp_path / "log")
     assert len(result.text.splitlines()) <= 50 and "--engine-set" in result.text

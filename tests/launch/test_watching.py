@@ -17,7 +17,6 @@ WATCHED = ("log.probe_epochs=1", "log.probe_images=40", "log.sheet_epochs=1", "l
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_watching_two_ranks_changes_no_bit(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write_beton(tmp_path / "data" / "train.beton", plain_item, count=100)
@@ -27,7 +26,7 @@ def test_watching_two_ranks_changes_no_bit(tmp_path: Path) -> None:
         sets = [word for setting in settings for word in ("--set", setting)]
         folder = tmp_path / name
         command = [*deepspeed(2), "launch/pretrain.py", *common, *sets, "--run", folder, "--quiet"]
-        result = run(command, log=tmp_path / f"{name}.log", limit_s=250.0)
+        result = run(command, log=tmp_path / f"{name}.log")
         assert result.code == 0, result.text
         assert not result.lines("warning"), result.text
         state = json.loads((folder / "run.json").read_text())

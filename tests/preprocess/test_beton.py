@@ -172,7 +172,7 @@ numpy.savez(out, images=numpy.concatenate(images), labels=numpy.concatenate(labe
 def test_plain_ffcv_loads_the_images(folder: Path, out: Path, tmp_path: Path) -> None:
     side, found = 48, tmp_path / "found.npz"
     command = [sys.executable, "-c", PLAIN_FFCV, out / "val.beton", str(side), found]
-    subprocess.run(command, check=True, timeout=200)
+    subprocess.run(command, check=True, timeout=600)
     with np.load(found) as arrays:
         images, labels = arrays["images"], arrays["labels"]
     assert labels.ravel().tolist() == [0, 0, 1, 1, 2, 2]
@@ -205,7 +205,6 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(folder: Path, tmp_path
     assert first.mask["fallbacks"] == 0 and first.mask["method"] == "heuristic"
 
 
-@pytest.mark.timeout(60)
 def test_a_worker_that_a_file_kills_is_an_error_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

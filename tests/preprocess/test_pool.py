@@ -24,13 +24,11 @@ def test_results_come_in_the_order_of_the_tasks() -> None:
     assert mapped([]) == []
 
 
-@pytest.mark.timeout(60)
 def test_a_worker_that_is_killed_is_an_error_that_names_its_task() -> None:
     with pytest.raises(DataError, match=r"worker process died \(SIGKILL\).*number 777.*--workers"):
         mapped([*range(20), 777, *range(20)])
 
 
-@pytest.mark.timeout(60)
 def test_an_exception_in_a_worker_is_an_error_with_its_trace() -> None:
     with pytest.raises(DataError, match=r"(?s)number 666.*ValueError: the number of the beast"):
         mapped([*range(20), 666, *range(20)])
@@ -60,7 +58,6 @@ def test_closing_early_ends_the_workers() -> None:
     assert pids and not any(alive(pid) for pid in pids)
 
 
-@pytest.mark.timeout(60)
 def test_a_worker_that_dies_in_the_middle_of_an_answer_is_an_error() -> None:
     results = ordered_map(large, range(10), workers=1, describe=str)
     next(results)
