@@ -19,6 +19,7 @@ from harl_fast.engine.dsconfig import read_engine_file, settle
 from harl_fast.engine.machine import this_machine
 from harl_fast.optim.groups import param_groups
 from harl_fast.optim.lars import LARS
+from tests.engine.support import disturb
 
 LR = 0.3
 CPU = Path(__file__).parents[2] / "ds_configs" / "cpu.json"
@@ -69,6 +70,7 @@ def train(
     communication: str = "fp32",
     kind: Any = LARS,
     seen: dict[str, Tensor] | None = None,
+    disturbed: bool = False,
 ) -> tuple[Net, ds.Engine, Any]:
     here = this_machine()
     overrides = [
@@ -81,6 +83,8 @@ def train(
     config = settle(read_engine_file(CPU, overrides=overrides), ranks=here.ranks, source="cpu")
     torch.manual_seed(0)
     net = Net()
+    if disturbed:
+        disturb(net.parameters())
     groups = param_groups(net, weight_decay=1e-2)
     values = {"lr": LR, "trust": 0.02}
     optimizer = LARS(groups, **values) if kind is LARS else kind(groups, values)
@@ -144,21 +148,23 @@ def check_restore(net: Net, engine: ds.Engine, optimizer: LARS) -> dict[str, Ten
 
 def main(out: Path) -> None:
     here = this_machine()
-    ds.start(here, timeout_minutes=1)
+    ds.start(here, timeout_minutes=10)
     found: dict[str, Tensor] = {}
-    for stage in (0, 1, 2):
+    for case in ("0", "1", "2", "disturbed"):
         gradients: dict[str, Tensor] = {}
-        net, engine, optimizer = train(stage, seen=gradients)
-        found |= {f"{stage}.grad.{name}": grad for name, grad in gradients.items()}
+        disturbed = case == "disturbed"
+        stage = 0 if disturbed else int(case)
+        net, engine, optimizer = train(stage, seen=gradients, disturbed=disturbed)
+        found |= {f"{case}.grad.{name}": grad for name, grad in gradients.items()}
         before = {name: p.detach().clone() for name, p in net.named_parameters()}
-        found |= {f"{stage}.{name}": tensor for name, tensor in before.items()}
+        found |= {f"{case}.{name}": tensor for name, tensor in before.items()}
         state = check_restore(net, engine, optimizer)
-        found |= {f"{stage}.state.{name}": tensor.clone() for name, tensor in state.items()}
-        found[f"{stage}.grad_norm"] = optimizer.grad_norm
+        found |= {f"{case}.state.{name}": tensor.clone() for name, tensor in state.items()}
+        found[f"{case}.grad_norm"] = optimizer.grad_norm
         one_step(engine, optimizer, step=STEPS, broken_rank=here.ranks - 1)
         assert not bool(optimizer.applied)
         for name, parameter in net.named_parameters():
-            assert torch.equal(parameter, before[name]), f"stage {stage} moved {name}"
+            assert torch.equal(parameter, before[name]), f"case {case} moved {name}"
     net, _, _ = train(1, communication="bf16")
     found |= {f"narrow.{name}": p.detach().clone() for name, p in net.named_parameters()}
 

@@ -31,6 +31,22 @@ def distance(got: Tensor, wanted: Tensor) -> float:
     return float((got - wanted).double().norm() / wanted.double().norm())
 
 
+def limit(results: dict[str, dict[str, Tensor]], kind: str = "") -> float:
+    """Return ten times what one unit in the last place of every weight makes of the same steps.
+
+    So much more for sums in another order, which come again in every step. kind: "grad." for the
+    first step's gradients alone.
+    """
+    alone = results["rank0of1"]
+    found = [
+        distance(tensor, alone[f"0.{name.removeprefix('disturbed.')}"])
+        for name, tensor in alone.items()
+        if name.startswith(f"disturbed.{kind}")
+    ]
+    assert 0.0 < max(found) < 1e-4  # far below the faults that are looked for
+    return 10.0 * max(found)
+
+
 def test_both_ranks_hold_the_same_weights(results: dict[str, dict[str, Tensor]]) -> None:
     first, second = results["rank0of2"], results["rank1of2"]
     for name, tensor in first.items():
@@ -46,8 +62,7 @@ def test_weights_and_momentum_equal_one_rank_at_stage_0(
     names = [name for name in reference if name.startswith("0.")]
     assert len(names) == 4 + 4 + 4 + 1
     for name in names:
-        # Twenty steps; sums of up to 2 640 float32 products in another order.
-        assert distance(found[f"{stage}{name[1:]}"], reference[name]) < 1e-5, name
+        assert distance(found[f"{stage}{name[1:]}"], reference[name]) < limit(results), name
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -57,8 +72,8 @@ def test_gradients_of_two_ranks_are_one_ranks_on_the_joined_batch(
     alone, both = results["rank0of1"], results["rank1of2"]
     for name, _ in Net().named_parameters():
         assert alone[f"0.grad.{name}"].norm() > 0.0
-        # One step: roundings of single sums.
-        assert distance(both[f"{stage}.grad.{name}"], alone[f"0.grad.{name}"]) < 1e-6, name
+        error = distance(both[f"{stage}.grad.{name}"], alone[f"0.grad.{name}"])
+        assert error < limit(results, "grad."), name
 
 
 def test_a_lars_that_knows_no_shards_fails_this_comparison(
@@ -67,9 +82,10 @@ def test_a_lars_that_knows_no_shards_fails_this_comparison(
     reference, found = results["rank0of1"], results["rank0of2"]
     for name in ("conv.weight", "hidden.weight", "out.weight"):
         # At stage 0, where tensors are layers, it is the same optimizer ...
-        assert distance(found[f"plain0.{name}"], reference[f"0.{name}"]) < 1e-5, name
-        # ... and on ZeRO's flat shards another one.
-        assert distance(found[f"plain1.{name}"], reference[f"0.{name}"]) > 1e-2, name
+        assert distance(found[f"plain0.{name}"], reference[f"0.{name}"]) < limit(results), name
+        # ... and on ZeRO's flat shards another one, by far.
+        error = distance(found[f"plain1.{name}"], reference[f"0.{name}"])
+        assert error > 100.0 * limit(results), name
 
 
 def test_the_weights_did_move(results: dict[str, dict[str, Tensor]]) -> None:
