@@ -24,10 +24,11 @@ import harl_fast.engine.loop  # noqa: F401  # imported before the forks, as all 
 from harl_fast.engine.step import Stepper
 from harl_fast.errors import run_main
 from launch.pretrain import main
+from tests.engine.support import disturb_both
 from tests.launch.jobs import free_port
 
-LIMIT_S = 240.0
-GRACE_S = 30.0
+LIMIT_S = 600.0
+GRACE_S = 120.0
 """How long the other ranks may take to notice that one is gone."""
 
 
@@ -51,17 +52,19 @@ def attempt(
     log: Path,
     kill: Kill | None = None,
     ids: Path | None = None,
+    disturbed: bool = False,
 ) -> list[int]:
     """Run one start on so many ranks; return their exit codes, -N after signal N.
 
-    ids: file name to which each rank appends the samples of its steps.
+    ids: file name to which each rank appends the samples of its steps. disturbed: whether `disturb`
+    moves the weights before the first step.
     """
     port = free_port()
     children: list[int] = []
     for rank in range(ranks):
         child = os.fork()
         if child == 0:
-            _be_rank(rank, ranks, port, list(map(str, arguments)), log, kill, ids)
+            _be_rank(rank, ranks, port, list(map(str, arguments)), log, kill, ids, disturbed)
         children.append(child)
     return _wait(children, kill)
 
@@ -98,6 +101,7 @@ def _be_rank(
     log: Path,
     kill: Kill | None,
     ids: Path | None,
+    disturbed: bool,
 ) -> None:
     """Become a rank; does not return."""
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -109,6 +113,8 @@ def _be_rank(
         _arm(kill)
     if ids is not None:
         _note_ids(ids.with_suffix(f".{rank}"))
+    if disturbed:
+        _disturb_first()
     code = 1
     try:
         run_main(lambda: main(arguments))
@@ -147,6 +153,17 @@ def _arm(kill: Kill) -> None:
         advance(self, *args, **kwargs)
 
     Stepper.advance = at_save if kill.kind == "save" else at_step  # type: ignore[method-assign]
+
+
+def _disturb_first() -> None:
+    advance = Stepper.advance
+
+    def advancing(self: Stepper, *args: Any, **kwargs: Any) -> None:
+        Stepper.advance = advance  # type: ignore[method-assign]
+        disturb_both(self.parts)
+        advance(self, *args, **kwargs)
+
+    Stepper.advance = advancing  # type: ignore[method-assign]
 
 
 def _note_ids(path: Path) -> None:

@@ -3,13 +3,15 @@
 ``python survival_job.py OUT DATA KILLS1 KILLS2 SEED``: so many kills on one rank and on two. It
 leaves ``whole1``, ``killed1``, ``whole2`` and ``killed2`` in OUT; ``moved``, a run that goes from
 two ranks to one and back, and ``still``, the same left on two; their samples of each step, a file
-a rank; and ``report.json`` with all attempts.
+a rank; what a step makes of the checkpoint before each move without it (``stayed``) and, on one
+rank, with every weight disturbed (``disturbed``); and ``report.json`` with all attempts.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -72,6 +74,17 @@ def kill_often(out: Path, data: Path, *, ranks: int, kills: int, seed: int) -> l
     return [*report, {"kind": f"whole{ranks}", "codes": codes}]
 
 
+def stay(out: Path, data: Path, *, move: int) -> None:
+    """Do the step after a move at the old place too, and on one rank with disturbed weights."""
+    ranks, stage, _ = MOVES[move - 1]
+    for name, place, disturbed in (("stayed", (ranks, stage), False), ("disturbed", (1, 0), True)):
+        shutil.copytree(out / "moved", out / f"{name}-{move}")
+        line = arguments(out, data, f"{name}-{move}", epochs=2, more=(*EVERY, *micro(*place)))
+        # The step's checkpoint is complete when the next one is begun.
+        kill = Kill("step", latest(out / "moved") + 2)
+        attempt(line, ranks=place[0], log=out / "log", kill=kill, disturbed=disturbed)
+
+
 def main(out: Path, data: Path, kills1: int, kills2: int, seed: int) -> None:
     """Run all of them."""
     report = {
@@ -80,6 +93,8 @@ def main(out: Path, data: Path, kills1: int, kills2: int, seed: int) -> None:
     }
     moved = []
     for ranks, stage, at in MOVES:
+        if moved:
+            stay(out, data, move=len(moved))
         line = arguments(out, data, "moved", epochs=2, more=(*EVERY, *micro(ranks, stage)))
         kill = None if at is None else Kill("step", at)
         ids = out / f"moved-{len(moved)}"

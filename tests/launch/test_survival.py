@@ -16,8 +16,8 @@ from harl_fast.config import load_config
 from harl_fast.engine.build import build_model
 from harl_fast.engine.checkpoint import open_checkpoint
 from tests.betons import plain_item, write_beton
-from tests.engine.support import BATCH, tiny_file
-from tests.launch.jobs import run
+from tests.engine.support import BATCH, assert_rounding_alone, distances, tiny_file
+from tests.launch.jobs import LONG_S, run
 from tests.launch.survival_job import MOVES
 
 JOB = Path(__file__).with_name("survival_job.py")
@@ -57,7 +57,7 @@ def assert_survived(folder: Path, report: dict[str, Any], *, ranks: int, kills: 
 def ordinary(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Five kills, three of them on one rank; and a run that moves between rank counts."""
     folder = tmp_path_factory.mktemp("survival")
-    return folder, survive(folder, kills=(3, 2), seed=5, limit_s=280.0)
+    return folder, survive(folder, kills=(3, 2), seed=5, limit_s=LONG_S)
 
 
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 3), (2, 2)])
@@ -90,9 +90,9 @@ def test_running_statistics_are_saved_as_their_mean_over_ranks(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_fifty_random_kills(tmp_path: Path) -> None:
-    report = survive(tmp_path, kills=(30, 20), seed=7, limit_s=1700.0)
+    report = survive(tmp_path, kills=(30, 20), seed=7, limit_s=7000.0)
     assert_survived(tmp_path, report, ranks=1, kills=30)
     assert_survived(tmp_path, report, ranks=2, kills=20)
     kinds = {start["kind"] for start in report["1"]}
@@ -128,21 +128,26 @@ def test_a_run_that_moves_between_rank_counts_sees_the_same_samples(
     assert all(len(set(*ids)) == BATCH for ids in still.values())
 
 
+@pytest.mark.parametrize("move", [1, 2])
 def test_and_each_move_changes_the_next_step_by_rounding_alone(
-    ordinary: tuple[Path, dict[str, Any]],
+    ordinary: tuple[Path, dict[str, Any]], move: int
 ) -> None:
-    """Later steps say nothing: weights disturbed by 1e-7 end up to 7 % apart on equal ranks too.
-
-    The first move makes 3e-9 at the next step, momentum left out would make 0.8. The second comes
-    on top of three steps' growth (6e-6); one of 16 disturbances had become 2e-3 after two steps.
-    """
+    """Later steps say nothing: a unit in the last place ends 7 % apart on equal ranks too."""
     folder, report = ordinary
-    for start, limit in zip(report["moved"][:2], (1e-5, 1e-2), strict=True):
-        name = f"step-{start['to'] + 1:08d}.safetensors"
-        moved, still = (tensors(folder / run / "checkpoints" / name) for run in ("moved", "still"))
-        weights = [name for name in still if name.endswith((".weight", ".bias"))]
-        weights = [name for name in weights if name.startswith(("online.", "target."))]
-        assert len(weights) > 100
-        for weight in weights:
-            error = (moved[weight] - still[weight]).norm() / still[weight].norm()
-            assert error < limit, (start, weight)
+    name = f"step-{report['moved'][move - 1]['to'] + 1:08d}.safetensors"
+    moved, stayed, disturbed = (
+        weights(folder / run / "checkpoints" / name)
+        for run in ("moved", f"stayed-{move}", f"disturbed-{move}")
+    )
+    one_rank = moved if MOVES[move][0] == 1 else stayed
+    control = distances(disturbed, one_rank)
+    assert_rounding_alone(distances(moved, stayed), control=control)
+
+
+def weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Return both networks' weights."""
+    return {
+        name: tensor
+        for name, tensor in tensors(checkpoint).items()
+        if name.startswith(("online.", "target.")) and name.endswith((".weight", ".bias"))
+    }
