@@ -47,7 +47,7 @@ def test_fifty_epochs_take_no_more_memory_or_threads(shared: BetonLoader) -> Non
     for _ in range(5):
         list(shared)
     gc.collect()
-    memory, threads = process.memory_info().rss, process.num_threads()
+    memory, threads, named = process.memory_info().rss, process.num_threads(), ours()
     for _ in range(50):
         for _batch in shared:
             pass
@@ -55,7 +55,8 @@ def test_fifty_epochs_take_no_more_memory_or_threads(shared: BetonLoader) -> Non
     gc.collect()
     assert process.memory_info().rss - memory < 2 * MB
     # Numba may start its own helpers late, one a core; a leak would be one an epoch.
-    assert process.num_threads() <= threads + 2
+    assert process.num_threads() <= threads + (os.cpu_count() or 1)
+    assert ours() == named
 
 
 def all_is_made(one: BetonLoader, *, ahead: int) -> None:

@@ -15,8 +15,11 @@ from harl_fast.config import RunConfig, load_config
 from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import Batch
 from harl_fast.data.photometric import Colouring
+from harl_fast.engine.build import build
 from harl_fast.engine.dsconfig import EngineConfig, read_engine_file, settle
+from harl_fast.engine.machine import Machine
 from harl_fast.engine.parts import Parts
+from harl_fast.engine.step import Stepper
 from harl_fast.optim.build import init_momentum
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +46,8 @@ log: {every_steps: 2, checkpoint_epochs: 1}
 BATCH = 16
 STEPS = 6
 """Of one epoch: a hundred pictures in batches of 16."""
+STAGES = [0, 1, 2]
+"""Of ZeRO, those that are supported."""
 
 
 def tiny_config(folder: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
@@ -152,3 +157,53 @@ class FakeLoader:
             torch.zeros(self.micro, dtype=torch.int64),
             torch.from_numpy(ids),
         )
+
+
+def stepper(
+    machine: Machine,
+    folder: Path,
+    *,
+    stage: int = 0,
+    engine: tuple[str, ...] = (),
+    config: tuple[str, ...] = (),
+    micro: int = BATCH,
+) -> Stepper:
+    """Return the tiny run's steps over `FakeLoader`, at the global batch of 16."""
+    overrides = (
+        f"zero_optimization.stage={stage}",
+        f"train_micro_batch_size_per_gpu={micro}",
+        *engine,
+    )
+    loader = FakeLoader(micro=micro)
+    parts = build(
+        tiny_config(folder, overrides=config),
+        engine_config(overrides=overrides),
+        machine,
+        loader=loader,  # type: ignore[arg-type]
+    )
+    return Stepper(parts)
+
+
+def advance(run: Stepper, count: int = 1) -> None:
+    """Do the next steps."""
+    accumulation = run.parts.engine_config.batches.accumulation
+    loader: FakeLoader = run.parts.loader  # type: ignore[assignment]
+    for _ in range(count):
+        first = run.step * accumulation
+        run.advance([loader.batch(first + at) for at in range(accumulation)], epoch=0)
+
+
+def weights(run: Stepper) -> dict[str, Tensor]:
+    """Return a copy of the online network's weights."""
+    return {name: p.detach().clone() for name, p in run.parts.harl.named_parameters()}
+
+
+def target(run: Stepper) -> dict[str, Tensor]:
+    """Return a copy of the target network's weights."""
+    return {name: p.detach().clone() for name, p in run.parts.harl.target.named_parameters()}
+
+
+def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """Check that two networks have the same bits."""
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name

@@ -11,67 +11,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harl_fast.engine.build import build
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.step import Stepper
-from harl_fast.optim import lars
 from tests.engine.support import (
     BATCH,
+    STAGES,
     STEPS,
     FakeLoader,
-    assert_rounding_alone,
+    advance,
+    assert_equal,
     distances,
     disturb_both,
-    engine_config,
-    tiny_config,
+    stepper,
+    target,
+    weights,
 )
-
-STAGES = [0, 1, 2]
-
-
-def stepper(
-    machine: Machine,
-    folder: Path,
-    *,
-    stage: int = 0,
-    engine: tuple[str, ...] = (),
-    config: tuple[str, ...] = (),
-    micro: int = BATCH,
-) -> Stepper:
-    overrides = (
-        f"zero_optimization.stage={stage}",
-        f"train_micro_batch_size_per_gpu={micro}",
-        *engine,
-    )
-    loader = FakeLoader(micro=micro)
-    parts = build(
-        tiny_config(folder, overrides=config),
-        engine_config(overrides=overrides),
-        machine,
-        loader=loader,  # type: ignore[arg-type]
-    )
-    return Stepper(parts)
-
-
-def advance(run: Stepper, count: int = 1) -> None:
-    accumulation = run.parts.engine_config.batches.accumulation
-    loader: FakeLoader = run.parts.loader  # type: ignore[assignment]
-    for _ in range(count):
-        first = run.step * accumulation
-        run.advance([loader.batch(first + at) for at in range(accumulation)], epoch=0)
-
-
-def weights(run: Stepper) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in run.parts.harl.named_parameters()}
-
-
-def target(run: Stepper) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in run.parts.harl.target.named_parameters()}
-
-
-def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -88,74 +41,6 @@ def test_the_learning_rate_of_each_step_reaches_the_optimizer(
     expected = run.parts.course.at(1).lr
     assert expected > 0.0
     assert {group["lr"] for group in run.parts.optimizer.param_groups} == {expected}
-
-
-DECAYING = ("optim.weight_decay=0.3",)
-"""Decay that would be missed: the default is below a gradient's last places."""
-
-
-def four_steps(run: Stepper) -> dict[str, Tensor]:
-    advance(run, 4)
-    return weights(run)
-
-
-@pytest.fixture(scope="module")
-def whole(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """Return what four steps at stage 0 make of the weights."""
-    return four_steps(stepper(machine, tmp_path_factory.mktemp("whole"), config=DECAYING))
-
-
-@pytest.fixture(scope="module")
-def control(
-    machine: Machine, tmp_path_factory: pytest.TempPathFactory, whole: dict[str, Tensor]
-) -> dict[str, float]:
-    """Return how far from that the same steps end after `disturb`."""
-    run = stepper(machine, tmp_path_factory.mktemp("control"), config=DECAYING)
-    disturb_both(run.parts)
-    return distances(four_steps(run), whole)
-
-
-@pytest.mark.parametrize("stage", [1, 2])
-def test_all_stages_give_the_same_weights(
-    machine: Machine,
-    tmp_path: Path,
-    whole: dict[str, Tensor],
-    control: dict[str, float],
-    stage: int,
-) -> None:
-    run = stepper(machine, tmp_path, stage=stage, config=DECAYING)
-    # Norms, and convolutions of weights in another memory layout, are summed in another order.
-    assert_rounding_alone(distances(four_steps(run), whole), control=control)
-
-
-@pytest.mark.parametrize("fault", ["momentum", "weight_decay", "norm"])
-def test_a_fault_in_the_step_does_not_pass_for_rounding(
-    machine: Machine,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    whole: dict[str, Tensor],
-    control: dict[str, float],
-    fault: str,
-) -> None:
-    run = stepper(machine, tmp_path, stage=1, config=DECAYING)
-    if fault == "norm":  # one layer's gradient is taken for 2 % longer than it is
-        squares = lars._squares
-
-        def wrong(work: Any) -> Tensor:
-            found = squares(work)
-            found[2, 0] *= 1.04
-            return found
-
-        monkeypatch.setattr(lars, "_squares", wrong)
-    else:
-        for group in run.parts.optimizer.param_groups:
-            group[fault] = 0.0
-    found = distances(four_steps(run), whole)
-    with pytest.raises(AssertionError):
-        assert_rounding_alone(found, control=control)
-    seen = [found[name] > 50.0 * control[name] for name in found]
-    # By far: five times the limit and more, and so do most of the tensors that a fault meets.
-    assert sum(seen) >= {"momentum": 50, "weight_decay": 20, "norm": 1}[fault], sum(seen)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -194,29 +79,6 @@ def test_accumulation_steps_once_and_sums_the_micro_batches(
     assert (run.step, run.parts.engine.global_steps, run.parts.engine.micro_steps) == (3, 3, 12)
     figures = run.meter.take()
     assert figures["loss"] > 0.0 and figures["skipped"] == 0.0
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_gradient_of_accumulated_micro_batches_is_their_mean(
-    machine: Machine, tmp_path: Path, stage: int
-) -> None:
-    """Four times the same micro batch must step as that micro batch alone does."""
-    micro = BATCH // 4
-    smaller = (f"train_batch_size={micro}",)
-    single = stepper(machine, tmp_path, stage=stage, engine=smaller, micro=micro)
-    plain, disturbed = (stepper(machine, tmp_path, engine=smaller, micro=micro) for _ in range(2))
-    disturb_both(disturbed.parts)
-    run = stepper(machine, tmp_path, stage=stage, micro=micro)
-    loader: FakeLoader = run.parts.loader  # type: ignore[assignment]
-    for step in range(3):
-        one = loader.batch(step)
-        for each in (single, plain, disturbed, run):
-            # One course for all: the peak follows the global batch.
-            object.__setattr__(each.parts, "course", run.parts.course)
-            each.advance([one] * each.parts.engine_config.batches.accumulation, epoch=0)
-    control = distances(weights(disturbed), weights(plain))
-    # A sum of four equal quarters rounds once, and norms and trust ratios differ by as much.
-    assert_rounding_alone(distances(weights(run), weights(single)), control=control)
 
 
 @pytest.mark.parametrize("where", ["backbone.conv1.weight", "predictor.norms.0.bias"])
@@ -361,41 +223,6 @@ def test_the_metered_gradient_norm_is_autograds(
     torch.testing.assert_close(
         torch.tensor(run.meter.take()["grad_norm"]).double(), expected, rtol=1e-4, atol=0
     )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_compiled_networks_step_like_uncompiled_ones(
-    machine: Machine, tmp_path: Path, precision: str
-) -> None:
-    engine = () if precision == "fp32" else ("bf16.enabled=true",)
-    plain = stepper(machine, tmp_path, engine=engine)
-    fast = stepper(machine, tmp_path, engine=engine, config=("model.compile=true",))
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    for run in (plain, fast):
-        advance(run, 3)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3  # inductor was at work
-    # Fused kernels round once where separate ones round after each operation: in float32 no more
-    # than a disturbance does, in bfloat16 no further from float32 than the separate ones.
-    exact, disturbed = (stepper(machine, tmp_path) for _ in range(2))
-    disturb_both(disturbed.parts)
-    for run in (exact, disturbed):
-        advance(run, 3)
-    wanted, got = weights(plain), weights(fast)
-    if precision == "fp32":
-        control = distances(weights(disturbed), weights(exact))
-        assert_rounding_alone(distances(got, wanted), control=control)
-    else:
-        plainly, compiled = (
-            math.hypot(*distances(each, weights(exact)).values()) for each in (wanted, got)
-        )
-        assert compiled < 1.5 * plainly
-    losses = [run.meter.take()["loss"] for run in (plain, fast)]
-    # Some twenty layers, each half a unit in the last place: 2^-24 and 2^-9.
-    assert losses[1] == pytest.approx(losses[0], rel={"fp32": 1e-5, "bf16": 0.04}[precision])
-    names = [list(run.parts.harl.state_dict()) for run in (plain, fast)]
-    assert names[0] == names[1]  # checkpoints of either continue as the other
 
 
 class Waits(TorchDispatchMode):

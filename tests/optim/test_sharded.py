@@ -147,7 +147,7 @@ def run_ranks(world: int, job: Callable[[int], dict[str, torch.Tensor]]) -> dict
 def check_equal(joined: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     for name, wanted in expected.items():
         got, padding = joined[name][: len(wanted)], joined[name][len(wanted) :]
-        # Norms are added in another order. In each step that may cost a unit of 2^-24 of the weight,
+        # Norms are added in another order. In each step that may cost a unit of 2^-24 of a weight,
         # and one of its way, which is below 1.
         slack = STEPS * 2**-24
         torch.testing.assert_close(got, wanted, rtol=slack, atol=slack)
