@@ -30,7 +30,7 @@ class CheckpointError(HarlError):
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest valid name, or an empty string."""
-    close = difflib.get_close_matches(name, list(valid), n=1)
+    close = difflib.get_close_matches(name[:80], list(valid), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TypeVar
 
-from harl_fast.errors import shown
+from harl_fast.errors import HarlError, shown
+
+Value = TypeVar("Value")
 
 SEED_MAX = 2**31 - 1
 """Largest seed; every generator behind the project takes it."""
+
+
+def checked(read: Callable[[str], Value]) -> Callable[[str], Value]:
+    """Return an argparse type that tells why ``read`` refuses a text.
+
+    argparse itself drops what a ValueError says.
+    """
+
+    def tell(text: str) -> Value:
+        try:
+            return read(text)
+        except (ValueError, HarlError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return tell
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

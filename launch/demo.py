@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harl_fast.errors import HarlError, run_main
 from harl_fast.files import format_seconds
+from harl_fast.options import whole_number
 
 ROOT = Path(__file__).resolve().parent.parent
 SHEET = "contact_sheet.png"
@@ -34,8 +35,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="containers; kept")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="run folder; replaced")
-    parser.add_argument("--images", type=int, default=3000, help="to generate; a fifth is held out")
-    parser.add_argument("--epochs", type=int, help="default: the preset's")
+    images, about = whole_number(20, 10**6), "to generate; a fifth is held out"
+    parser.add_argument("--images", type=images, default=3000, metavar="N", help=about)
+    epochs, about = whole_number(1, 10**6), "default: the preset's"
+    parser.add_argument("--epochs", type=epochs, metavar="N", help=about)
     parser.add_argument("--engine", default="ds_configs/cpu.json", help="DeepSpeed configuration")
     return parser.parse_args(argv)
 

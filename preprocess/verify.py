@@ -28,6 +28,7 @@ from harl_fast.data.manifest import (
 from harl_fast.data.stored import stored_pixels
 from harl_fast.errors import DataError, run_main
 from harl_fast.files import Progress, format_seconds, sha256_file, write_json
+from harl_fast.options import whole_number
 from preprocess.pool import ordered_map, usable_cores
 
 SOUND, DAMAGED, REFUSED = 0, 1, 2
@@ -252,12 +253,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("betons", nargs="+", type=Path, metavar="FILE.beton")
     parser.add_argument("--deep", action="store_true", help="decode every sample in any case")
     parser.add_argument("--report", type=Path, metavar="OUT.json", help="write all findings there")
-    parser.add_argument(
-        "--workers", type=int, default=usable_cores(), metavar="N", help="processes that decode"
-    )
+    kind, about = whole_number(1, 1024), "processes that decode"
+    parser.add_argument("--workers", type=kind, default=usable_cores(), metavar="N", help=about)
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error(f"argument --workers: {args.workers} is not 1 or more")
     verdicts = []
     for beton in args.betons:
         verdicts.append(verify(beton, deep=args.deep, workers=args.workers))

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, replacing
 from preprocess.images import SUFFIXES, UnusableImageError, decode_image
 from preprocess.masks.committee import MEMBERS, VERSION, Vote, vote
@@ -135,7 +135,7 @@ def _vote_on(files: list[Path], *, side: int, workers: int) -> Gathered:
                     kept.append(result)
             progress.advance(len(chunk))
     for bad in rejected[:5]:
-        print(f"left out: {bad.name}: {bad.reason}", flush=True)
+        print(one_line(f"left out: {bad.name}: {bad.reason}"), flush=True)
     if len(rejected) > 5:
         print(f"left out: {len(rejected) - 5:,} more unreadable files", flush=True)
     if len(kept) < FEWEST:

@@ -154,7 +154,7 @@ def test_refusals_name_the_key_and_what_to_do(
 def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "engine.json"
     path.write_text('{"train_batch_size": 8, "gradient_clipping": 0, "train_batch_size": 16}')
-    with pytest.raises(ConfigError, match="'train_batch_size' twice"):
+    with pytest.raises(ConfigError, match="'train_batch_size' stands twice"):
         read_engine_file(path)
 
 
