@@ -83,6 +83,8 @@ class Section(BaseModel):
 
 
 def _numeric(annotation: Any) -> bool:
+    if type(annotation) is int:  # of a Literal
+        return True
     return annotation in (int, float) or any(_numeric(one) for one in get_args(annotation))
 
 
