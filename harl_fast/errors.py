@@ -110,7 +110,10 @@ def _complain(message: str) -> None:
 
 def run_main(main: Callable[[], int]) -> None:
     """Run a program's main and exit: 2 on a `HarlError`, 130 on an interrupt, else its result."""
-    sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None:  # as it is where the shell closed it
+            setattr(sys, name, PlainStream(stream))
     try:
         code = main()
     except HarlError as error:

@@ -26,7 +26,7 @@ from harl_fast.data.manifest import (
     read_sums,
 )
 from harl_fast.data.stored import stored_pixels
-from harl_fast.errors import DataError, run_main
+from harl_fast.errors import DataError, one_line, run_main
 from harl_fast.files import Progress, format_seconds, sha256_file, write_json
 from harl_fast.options import whole_number
 from preprocess.pool import ordered_map, usable_cores
@@ -221,9 +221,9 @@ def _problems(
 
 
 def _print(verdict: Verdict) -> None:
-    file = verdict.file
+    file = one_line(verdict.file)
     if verdict.refused:
-        print(f"{file}: refused: {verdict.refused}")
+        print(f"{file}: refused: {one_line(verdict.refused)}")
         return
     took = f"({format_seconds(verdict.seconds)})"
     if verdict.code == SOUND:
@@ -232,7 +232,7 @@ def _print(verdict: Verdict) -> None:
         return
     print(f"{file}: {len(verdict.damaged):,} of {verdict.samples:,} samples are damaged {took}")
     for item in verdict.damaged[:NAMED]:
-        print(f"  sample {item.id} ({item.name}): {', '.join(item.problems)}")
+        print(f"  sample {item.id} ({one_line(item.name)}): {', '.join(item.problems)}")
     if len(verdict.damaged) > NAMED:
         print(f"  and {len(verdict.damaged) - NAMED:,} more: --report FILE lists them all")
     if verdict.checksum == "differs" and not verdict.damaged:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from harl_fast.data.maskfield import pack_mask, resize_mask
-from harl_fast.errors import DataError, shown
+from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, write_json
 from harl_fast.textfile import read_json
 from preprocess.images import UnusableImageError
@@ -235,9 +235,9 @@ def open_cache(folder: Path, split: Split) -> CacheReader | None:
     lacking = len(split.names) - len(known)
     if lacking:
         first = next(n for n in split.names if n not in reader)
-        print(f"{folder} lacks masks of {lacking:,} {name} images ({first}, ...)")
+        print(one_line(f"{folder} lacks masks of {lacking:,} {name} images ({first}, ...)"))
     for text in reader.damaged:
-        print(f"not used: {text}; `python -m preprocess.masks` makes it again")
+        print(one_line(f"not used: {text}; `python -m preprocess.masks` makes it again"))
     return reader
 
 
