@@ -34,7 +34,6 @@ _FLOAT = re.compile(
     r"|\.(nan|NaN|NAN)$"
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-
 _LONG = re.compile(r"[0-9]{400}")
 
 
@@ -114,11 +113,11 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: _whole(str
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in tree if keys.count(key) > 1)
-        raise _Twice(f"the key {shown(twice)} stands twice; keep one")
+    tree: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in tree:
+            raise _Twice(f"the key {shown(key)} stands twice; keep one")
+        tree[key] = value
     return tree
 
 

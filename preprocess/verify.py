@@ -122,7 +122,13 @@ def _names(beton: Path, manifest: Manifest) -> list[str]:
             f"{path} is missing or belongs to another run. Copy the files of a container "
             f"together, or write it again with `make beton`"
         )
-    return path.read_text(encoding="utf-8").splitlines()
+    names = path.read_text(encoding="utf-8", errors="backslashreplace").split("\n")[:-1]
+    if len(names) != manifest.count:
+        raise DataError(
+            f"{path} has {len(names):,} lines for {manifest.count:,} samples; write the container "
+            f"again with `make beton`"
+        )
+    return names
 
 
 def _sha256(beton: Path) -> str:

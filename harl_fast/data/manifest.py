@@ -225,7 +225,7 @@ def sample_name(beton: Path, index: int) -> str:
     """Return the source-relative path of one sample, for messages and pictures."""
     path = names_path(beton)
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8", errors="backslashreplace") as stream:
             for row, line in enumerate(stream):
                 if row == index:
                     return line.rstrip("\n")

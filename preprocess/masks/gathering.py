@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,5 +178,8 @@ def _read(cache: Path, key: str) -> Gathered | None:
                 file["agreement"],
                 int(file["unreadable"]),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (
+        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error,
+        NotImplementedError, RuntimeError,  # of zipfile, for kinds that NumPy does not write
+    ):  # fmt: skip
         return None
