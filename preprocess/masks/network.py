@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from harl_fast.errors import DataError, one_line, shown
+from harl_fast.errors import ConfigError, DataError, one_line, shown
 from harl_fast.files import replacing
 from harl_fast.textfile import parse_json
 from preprocess.masks.border import COUNT, border_cues
@@ -261,7 +261,7 @@ def read_network(path: Path) -> tuple[MaskNet, dict[str, Any]]:
                     f"{path} is a safetensors file, but no mask network: its header has no "
                     f"'harl_fast' entry; {REMEDY}"
                 )
-            metadata = parse_json(header, where=f"{path}, header", error=DataError)
+            metadata = parse_json(header, where="header")
             if metadata.get("format") != FORMAT:
                 raise DataError(
                     f"{path} has format {shown(metadata.get('format'))}, this program reads "
@@ -277,7 +277,9 @@ def read_network(path: Path) -> tuple[MaskNet, dict[str, Any]]:
             f"{path} is no mask network: architecture {one_line(where)}: {first['msg']} (got "
             f"{shown(first['input'])}); {REMEDY}"
         ) from error
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (
+        ConfigError, SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError,
+    ) as error:  # fmt: skip
         reason = one_line(str(error).partition("\n")[0])[:200] or type(error).__name__
         raise DataError(f"{path} is damaged or no mask network ({reason}); {REMEDY}") from error
     return net, metadata
