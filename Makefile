@@ -97,6 +97,7 @@ masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache
 	@echo "masks: $(or $(MASKS),$(OUT)/masks) (give it to make beton as MASKS=)"
 
 pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [SET="a=1 b.c=2"] [RESUME=1]
+	@case "$(RANKS)" in *[!0-9]*|0*) echo "RANKS=$(RANKS) is no number from 1 up" >&2; exit 2;; esac
 	"$(BIN)/python" launch/guard.py \
 		"$(BIN)/python" "$(BIN)/deepspeed" $(call option,--num_gpus,$(RANKS)) launch/pretrain.py \
 		--deepspeed_config "$(DS_CONFIG)" $(if $(and $(RESUME),$(filter file,$(origin CONFIG))),,\

@@ -5,22 +5,42 @@ What the engine needs (batch sizes, precision, ZeRO) is DeepSpeed's own JSON, se
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from harl_fast.errors import ConfigError, nearest
+from harl_fast.errors import ConfigError, nearest, one_line, shown
+from harl_fast.textfile import DEEPEST, dump_yaml, parse_yaml, read_yaml
 
 PRESETS = Path(__file__).parent / "configs"
 SMALLEST_PX, LARGEST_PX = 8, 1024
 """Range of a view's side."""
 
+MISTAKES = 10
+"""Most mistakes of one file that are listed."""
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Channels = tuple[float, float, float]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Width = Annotated[int, Field(ge=1, le=1 << 16)]
+"""Units of a layer."""
+CropShare = Annotated[float, Field(ge=1e-4, le=1.0)]
+Ratio = Annotated[float, Field(ge=0.01, le=100.0)]
+Sigma = Annotated[float, Field(ge=0.01, le=100.0)]
+Deviation = Annotated[float, Field(ge=0.01, le=1.0)]
+Schedule = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]
+"""A course over the run as text; a plain number is one, too."""
 
 
 def crop_rule(text: str) -> tuple[str, float]:
@@ -38,16 +58,34 @@ def crop_rule(text: str) -> tuple[str, float]:
         threshold = 0.0
     if kind.strip() != "foreground" or not mark or not 0.0 < threshold <= 1.0:
         raise ValueError(
-            f"crop '{text}' is none of random, foreground>=T with T above 0 and up to 1, "
+            f"crop {shown(text)} is none of random, foreground>=T with T above 0 and up to 1, "
             f"center-on-foreground"
         )
     return "foreground", threshold
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error."""
+    """Base of all sections: immutable; unknown keys and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false for numbers, which pydantic would take for 1 and 0."""
+        values = value if isinstance(value, list | tuple) else (value,)
+        switch = any(isinstance(one, bool) for one in values)
+        if switch and _numeric(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{shown(value)} is no number")
+        return value
+
+
+def _numeric(annotation: Any) -> bool:
+    if type(annotation) is int:  # of a Literal
+        return True
+    return annotation in (int, float) or any(_numeric(one) for one in get_args(annotation))
 
 
 class ViewConfig(Section):
@@ -55,9 +93,9 @@ class ViewConfig(Section):
 
     size_px: int = Field(224, ge=SMALLEST_PX, le=LARGEST_PX)
     """Side of the square the network receives."""
-    scale: tuple[Positive, Positive] = (0.08, 1.0)
+    scale: tuple[CropShare, CropShare] = (0.08, 1.0)
     """Range of the crop's share of the image area."""
-    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)
     """Range of the crop's width over height, drawn log-uniformly."""
     flip_p: Share = 0.5
     """Probability of a horizontal flip."""
@@ -77,7 +115,7 @@ class ViewConfig(Section):
     """Probability of dropping the colour."""
     blur_p: Share = 1.0
     """Probability of a Gaussian blur."""
-    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0)
     """Range of the blur's standard deviation in pixels of a 224 px view."""
     solarize_p: Share = 0.0
     """Probability of inverting all values of 0.5 and above."""
@@ -88,8 +126,6 @@ class ViewConfig(Section):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name}: the first value {low} is above the second, {high}")
-        if self.scale[1] > 1.0:
-            raise ValueError(f"scale: {self.scale[1]} is above 1, the whole image")
         crop_rule(self.crop)
         return self
 
@@ -102,7 +138,7 @@ class DataConfig(Section):
         ViewConfig(blur_p=0.1, solarize_p=0.2),
     )
     """The two policies T and T' (BYOL, appendix B: asymmetric blur and solarize)."""
-    size_schedule: str = ""
+    size_schedule: Schedule = ""
     """Side of all views by epoch: a number of pixels or steps:160,0.7:192,0.85:224 with times as
     shares of all epochs; constant within an epoch. Empty: each view's own size_px."""
     order: Literal["random", "quasi"] = "random"
@@ -111,13 +147,25 @@ class DataConfig(Section):
     """replace: a damaged sample is counted, and the next sound one takes its place."""
     colour: Literal["auto", "loader", "device"] = "auto"
     """Who colours the views: the loader's threads, the device in batches, or what suits it."""
-    mean: Channels = (0.485, 0.456, 0.406)
-    std: Channels = (0.229, 0.224, 0.225)
+    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     """Per-channel normalisation of [0, 1] pixels."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
     """Decoding threads per rank; 0 divides this machine's cores among its ranks."""
     batches_ahead: int = Field(3, ge=1, le=16)
     """Batches prepared in advance."""
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _of_unit_range(cls, values: Any) -> Any:
+        if isinstance(values, list | tuple):
+            numbers = [value for value in values if isinstance(value, int | float)]
+            if any(1.0 < abs(value) <= 255.0 for value in numbers):
+                raise ValueError(
+                    f"{shown(list(values))} is of pixels from 0 to 255; here they go from 0 to 1: "
+                    f"divide by 255"
+                )
+        return values
 
     @field_validator("views", mode="before")
     @classmethod
@@ -134,7 +182,7 @@ class ModelConfig(Section):
     """Encoder and heads."""
 
     arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
-    width: Positive = 1.0
+    width: Annotated[float, Field(ge=1 / 64, le=16.0)] = 1.0
     """Multiplier of all channel counts."""
     stem: Literal["imagenet", "small", "small-s2"] = "imagenet"
     """imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1; small-s2: 3x3 stride 2."""
@@ -142,9 +190,9 @@ class ModelConfig(Section):
     """Stride of the last stage; 1 doubles the side of the map that the masks weight."""
     zero_init_residual: bool = False
     projector_layers: Literal[2, 3] = 2
-    projector_hidden: int = Field(4096, ge=1)
-    projector_out: int = Field(512, ge=1)
-    predictor_hidden: int = Field(4096, ge=1)
+    projector_hidden: Width = 4096
+    projector_out: Width = 512
+    predictor_hidden: Width = 4096
     sync_bn: Literal["none", "heads", "all"] = "none"
     """Which BatchNorm layers share statistics over ranks."""
     compile: bool = False
@@ -157,14 +205,14 @@ class LossConfig(Section):
     type: Literal["byol", "f_loss", "f_loss+b_loss", "byol+f_loss", "byol+f_loss+b_loss"] = (
         "byol+f_loss"
     )
-    alpha: str = "cosine:0.6:1.0"
+    alpha: Schedule = "cosine:0.6:1.0"
     """Foreground's share against background: a number, cosine:START:END or steps:V0,T1:V1,..."""
-    beta: str = "cosine:0.6:0.3"
+    beta: Schedule = "cosine:0.6:0.3"
     """The whole image's share against the regions, in the same forms."""
     mask: Literal["soft", "area", "any"] = "soft"
     """A cell's weight: its coverage; 1 if coverage >= mask_threshold; 1 if touched at all."""
     mask_threshold: Share = 0.5
-    min_area: Share = 1e-3
+    min_area: Annotated[float, Field(ge=0.0, lt=1.0)] = 1e-3
     """A region must cover more than this share of the map to enter the loss."""
 
 
@@ -188,16 +236,16 @@ class OptimConfig(Section):
     """Optimizer and learning rate."""
 
     name: Literal["lars", "sgd", "adamw"] = "lars"
-    lr: Positive = 0.2
-    """Base learning rate before scaling by the global batch."""
+    lr: Annotated[float, Field(gt=0.0, le=1000.0)] = 0.2
+    """Base learning rate before scaling by the global batch; usual: 1e-4 to 1."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     """linear: lr x batch / 256; sqrt: lr x sqrt(batch)."""
-    warmup_epochs: Annotated[float, Field(ge=0.0)] = 10.0
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1.5e-6
+    warmup_epochs: Annotated[float, Field(ge=0.0, le=10**6)] = 10.0
+    weight_decay: Share = 1.5e-6
     """Applied to weights only, never to biases and norm layers."""
-    momentum: Share = 0.9
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     nesterov: bool = False
-    trust: Positive = 1e-3
+    trust: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
     """LARS trust coefficient."""
     formula: Literal["byol", "simclr", "solo-learn"] = "byol"
     """Which published LARS, see `optim.lars`."""
@@ -206,33 +254,33 @@ class OptimConfig(Section):
 class LogConfig(Section):
     """What is written, and how often."""
 
-    every_steps: int = Field(50, ge=1)
+    every_steps: Count = 50
     """Steps between log lines; only then is the device waited for."""
-    checkpoint_epochs: int = Field(10, ge=1)
+    checkpoint_epochs: Count = 10
     """Epochs between checkpoints; one more is written at the end."""
-    checkpoint_minutes: float = Field(0.0, ge=0.0)
+    checkpoint_minutes: float = Field(0.0, ge=0.0, le=10**6)
     """Also write one so many minutes after the last; 0: at epochs only. When a checkpoint is
     written changes no weight."""
-    keep_last: int = Field(3, ge=1)
+    keep_last: Count = 3
     """How many of the newest checkpoints are kept."""
-    keep_every_epochs: int = Field(100, ge=1)
+    keep_every_epochs: Count = 100
     """Checkpoints at multiples of this are kept for good."""
-    max_skipped: int = Field(20, ge=1)
+    max_skipped: Count = 20
     """The run fails after so many steps in a row with a loss or gradient that is not finite, looked
     at with each log line. Under fp16 a step counts only once the loss scale is at its minimum."""
-    probe_epochs: int = Field(0, ge=0)
+    probe_epochs: int = Field(0, ge=0, le=10**6)
     """Epochs between judgements of the features (k-NN and a ridge head); 0: never."""
-    probe_images: int = Field(2000, ge=20)
+    probe_images: int = Field(2000, ge=20, le=10**7)
     """Training images behind such a judgement; half as many are judged."""
-    sheet_epochs: int = Field(0, ge=0)
+    sheet_epochs: int = Field(0, ge=0, le=10**6)
     """Epochs between contact sheets of what the network received; 0: never."""
 
 
 class RunConfig(Section):
     """One pretraining run."""
 
-    seed: int = Field(0, ge=0)
-    epochs: int = Field(1000, ge=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+    epochs: int = Field(1000, ge=1, le=10**6)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -263,68 +311,69 @@ def load_config(name: str, *, overrides: Sequence[str] = ()) -> RunConfig:
     nearest valid key.
     """
     path = PRESETS / f"{name}.yaml" if name in presets() else Path(name)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise ConfigError(
-            f"configuration '{name}' is neither a file nor a preset "
+            f"configuration {shown(name)} is neither a file nor a preset "
             f"({', '.join(presets())}){nearest(name, presets())}"
         )
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds a {type(tree).__name__}; sections with keys are expected")
-    for override in overrides:
-        _override(tree, override)
+    tree = read_yaml(path)
+    for text in overrides:
+        if text.startswith("data.views.") and isinstance(data := tree.setdefault("data", {}), dict):
+            # The defaults differ per view, so an override of one key must start from them.
+            data.setdefault("views", [view.model_dump() for view in DataConfig().views])
+        override(tree, text, option="--set")
     config: RunConfig = validated(RunConfig, tree, where=str(path))
     return config
 
 
 def dump_config(config: RunConfig) -> str:
     """Return the resolved configuration as YAML that `load_config` reads back."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    return text
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def validated(model: type[Any], tree: dict[str, Any], *, where: str) -> Any:
-    """Return ``model`` filled from ``tree``, or raise ConfigError with one line a mistake."""
+    """Return ``model`` filled from ``tree``, or raise ConfigError with one line per mistake."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(model, issue) for issue in error.errors()]
+        issues = error.errors()
+        lines = [_explain(model, issue) for issue in issues[:MISTAKES]]
+        if len(issues) > MISTAKES:
+            lines.append(f"and {len(issues) - MISTAKES:,} more mistakes")
         raise ConfigError(f"{where}: " + "\n  ".join(lines)) from error
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, mark, text = override.partition("=")
-    if not mark or not key:
-        raise ConfigError(f"override '{override}': write it as section.key=value")
+def override(tree: dict[str, Any], text: str, *, option: str) -> None:
+    """Set ``key.of.levels=value`` in a tree, the value being YAML and list items given by number.
+
+    option: of the command line, for messages. Raises ConfigError.
+    """
+    key, mark, value = text.partition("=")
     *parents, last = key.split(".")
+    if not mark or not key or len(parents) >= DEEPEST:
+        raise ConfigError(f"{option} {shown(text)}: write it as section.key=value")
     node: Any = tree
-    if parents[:2] == ["data", "views"] and "views" not in node.setdefault("data", {}):
-        # The defaults differ per view, so an override of one key must start from them.
-        node["data"]["views"] = [view.model_dump() for view in DataConfig().views]
     try:
         for part in parents:
             node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        if isinstance(node, list):
-            node[int(last)] = yaml.safe_load(text)
-        else:
-            node[last] = yaml.safe_load(text)
-    except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
+        place: Any = int(last) if isinstance(node, list) else last
+        node[place] = parse_yaml(value, where=f"{option} {one_line(key)}")
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"override '{override}' does not fit the configuration: {error}"
+            f"{option} {shown(text)} does not fit the file: {shown(last)} stands below a value "
+            f"without such an item"
         ) from error
 
 
 def _explain(model: type[Any], issue: Any) -> str:
     location = ".".join(str(part) for part in issue["loc"])
+    where = one_line(location[:80])
     if issue["type"] == "value_error":
-        return f"{location}{': ' if location else ''}{issue['ctx']['error']}"
+        return f"{where}{': ' if where else ''}{issue['ctx']['error']}"
     if issue["type"] != "extra_forbidden":
-        return f"{location or 'configuration'}: {issue['msg']} (got {issue['input']!r})"
+        return f"{where or 'configuration'}: {issue['msg']} (got {shown(issue['input'])})"
     fields = _fields_at(model, issue["loc"][:-1])
-    return f"unknown key '{location}'{nearest(str(issue['loc'][-1]), fields)}"
+    return f"unknown key {shown(location)}{nearest(str(issue['loc'][-1]), fields)}"
 
 
 def _fields_at(model: type[Any], location: Sequence[int | str]) -> list[str]:

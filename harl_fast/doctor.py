@@ -50,7 +50,8 @@ def probe(code: str, *, timeout_s: float = 180.0) -> dict[str, Any] | str:
         result = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", program],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=timeout_s,
             check=False,
         )
@@ -69,7 +70,14 @@ def probe(code: str, *, timeout_s: float = 180.0) -> dict[str, Any] | str:
 def first_line(*command: str) -> str:
     """Return the first line that a command prints, or an empty string if it fails."""
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=30,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip().partition("\n")[0] if result.returncode == 0 else ""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any, TextIO
+
+LONGEST = 4000
+"""Most characters of an error that are printed: a message can hold what a file holds."""
 
 
 class HarlError(Exception):
@@ -25,16 +30,94 @@ class CheckpointError(HarlError):
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest valid name, or an empty string."""
-    close = difflib.get_close_matches(name, list(valid), n=1)
+    close = difflib.get_close_matches(name[:80], list(valid), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def one_line(text: str) -> str:
+    """Return a text with everything that does not print as backslash escapes.
+
+    Line breaks, terminal sequences, marks that turn the direction of writing, and bytes of file
+    names that are not UTF-8 are such.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Brief(reprlib.Repr):
+    """A repr that takes neither time nor memory by the size of its value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 76
+        self.maxlong = 40
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write out whole numbers of over 4300 digits.
+        return super().repr_int(x, level) if x.bit_length() < 1000 else "a huge number"
+
+
+_BRIEF = _Brief()
+
+
+def shown(value: object) -> str:
+    """Return a value as it stands in messages: its repr on one line, of at most 80 characters."""
+    text = one_line(_BRIEF.repr(value))
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
+class PlainStream:
+    """A text stream through which nothing reaches the terminal but what prints.
+
+    Other characters become backslash escapes, and so do those that the stream's encoding lacks;
+    line breaks and tabs pass. A carriage return passes at either end of a text, where it moves
+    over a progress line only.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Write a text with escapes; return its length as it was."""
+        if not (text.isprintable() and text.isascii()):
+            core = text.strip("\r")
+            head, _, tail = text.partition(core) if core else (text, "", "")
+            plain = "".join(c if c in "\n\t" else one_line(c) for c in core)
+            safe = plain.encode(self._encoding, "backslashreplace").decode(self._encoding)
+            self._stream.write(f"{head}{safe}{tail}")
+        else:
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:  # the stream's own
+        return getattr(self._stream, name)
+
+
+def _complain(message: str) -> None:
+    """Print an error; further lines are indented, so that no part of it passes for another."""
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+    first, *others = message.split("\n")
+    print("\n  ".join([f"error: {first}", *(line.strip() for line in others)]), file=sys.stderr)
 
 
 def run_main(main: Callable[[], int]) -> None:
     """Run a program's main and exit: 2 on a `HarlError`, 130 on an interrupt, else its result."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None:  # as it is where the shell closed it
+            setattr(sys, name, PlainStream(stream))
     try:
         code = main()
     except HarlError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(str(error))
         code = 2
     except KeyboardInterrupt:
         print("interrupted: nothing was left under a final name", file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harl_fast.errors import HarlError, run_main
 from harl_fast.files import format_seconds
+from harl_fast.options import whole_number
 
 ROOT = Path(__file__).resolve().parent.parent
 SHEET = "contact_sheet.png"
@@ -28,14 +29,13 @@ def run(*command: str | Path) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Make a small image set, pretrain on it, judge the features against a random "
-        "encoder's, and print a summary. 8 to 9 minutes on two CPU cores.",
+        description="Make images, pretrain, judge the features: 8 to 9 minutes on two CPU cores.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="containers; kept")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="run folder; replaced")
-    parser.add_argument("--images", type=int, default=3000, help="to generate; a fifth is held out")
-    parser.add_argument("--epochs", type=int, help="default: the preset's")
+    parser.add_argument("--images", type=whole_number(20, 10**6), default=3000, help="drawn")
+    parser.add_argument("--epochs", type=whole_number(1, 10**6), help="default: the preset's")
     parser.add_argument("--engine", default="ds_configs/cpu.json", help="DeepSpeed configuration")
     return parser.parse_args(argv)
 
@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def summary(data: Path, folder: Path, *, took_s: float) -> str:
     """Return what was made and reached, read from the files that the commands left."""
-    manifest = json.loads((data / "train.json").read_text())
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    manifest = json.loads((data / "train.json").read_text("utf-8"))
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     last = json.loads([line for line in lines if '"loss"' in line][-1])  # others are a probe's
     mask, classes = manifest["mask"], len(manifest["classes"])
     rows = {
@@ -68,7 +68,7 @@ def summary(data: Path, folder: Path, *, took_s: float) -> str:
         "steps": f"{last['step']:,} at {last['img_s']:.0f} images/s",
         "final loss": f"{last['loss']:.4f}",
     }
-    for name, score in json.loads((folder / "lineval.json").read_text()).items():
+    for name, score in json.loads((folder / "lineval.json").read_text("utf-8")).items():
         linear, knn = score["linear"]["metrics"]["top1"], score["knn"]["top1"]
         rows[f"{name} encoder"] = f"linear {linear:.1f} %, k-NN {knn:.1f} % (top-1)"
     rows |= {name: str(folder / name) for name in ("tensorboard", "checkpoints", SHEET)}

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
+from harl_fast.config import LARGEST_PX, SMALLEST_PX
 from harl_fast.engine.checkpoint import load_encoder, random_encoder
 from harl_fast.errors import run_main
 from harl_fast.eval.protocol import Evaluator, table
 from harl_fast.files import write_json
+from harl_fast.options import SEED_MAX, whole_number
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -29,19 +31,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default=False,
         help="also judge a randomly initialised encoder, the baseline",
     )
-    parser.add_argument("--size-px", type=int, help="view side (default: the pretraining's)")
-    parser.add_argument(
-        "--epochs", type=int, default=100, help="passes over the features (%(default)s)"
-    )
-    parser.add_argument(
-        "--batch", type=int, default=256, help="images in one encoder pass (%(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=0, help="decoding threads (%(default)s: one a core)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of split, order and random encoder (%(default)s)"
-    )
+    for flag, low, high, default, about in (
+        ("--size-px", SMALLEST_PX, LARGEST_PX, None, "view side (default: the pretraining's)"),
+        ("--epochs", 1, 10**6, 100, "passes over the features (%(default)s)"),
+        ("--batch", 1, 1 << 16, 256, "images in one encoder pass (%(default)s)"),
+        ("--workers", 0, 1024, 0, "decoding threads (%(default)s: one per core)"),
+        ("--seed", 0, SEED_MAX, 0, "of split, order and random encoder (%(default)s)"),
+    ):
+        kind = whole_number(low, high)
+        parser.add_argument(flag, type=kind, default=default, metavar="N", help=about)
     parser.add_argument("--out", type=Path, help="JSON file (default: lineval.json beside --ckpt)")
     return parser.parse_args(argv)
 

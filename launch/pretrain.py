@@ -8,6 +8,7 @@ from pathlib import Path
 from harl_fast.config import presets
 from harl_fast.engine.clock import parse_duration
 from harl_fast.errors import run_main
+from harl_fast.options import checked, whole_number
 
 EXAMPLES = """\
 examples:
@@ -34,7 +35,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--engine-set", action="append", default=[], metavar="KEY=VALUE", help="override in it")
     add("--config", metavar="NAME|YAML", help=f"method: {', '.join(presets())}, or a file")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override in it")
-    add("--epochs", type=int, metavar="N", help="the same as --set epochs=N")
+    epochs = whole_number(1, 10**6)
+    add("--epochs", type=epochs, metavar="N", help="the same as --set epochs=N")
     add("--data", type=Path, required=True, metavar="FOLDER", help="holds train.beton")
     add("--run", type=Path, required=True, metavar="FOLDER", help="where all output goes")
     start = parser.add_mutually_exclusive_group()
@@ -42,8 +44,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     start.add_argument("--init-from", type=Path, metavar="CKPT", help="weights to start from")
     add("--quiet", action="store_true", help="print warnings and a line an epoch only")
     text = "save and end with exit code 0 before this process is so old"
-    add("--time-limit", type=parse_duration, metavar="HH:MM:SS|MINUTES", help=text)
-    add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
+    add("--time-limit", type=checked(parse_duration), metavar="HH:MM:SS|MINUTES", help=text)
+    rank = whole_number(-1, 10**6)
+    add("--local_rank", type=rank, default=0, help=argparse.SUPPRESS)  # the launcher passes it
     return parser.parse_args(argv)
 
 

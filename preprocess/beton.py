@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from harl_fast.errors import DataError, run_main
+from harl_fast.options import SEED_MAX, checked, whole_number
 from preprocess.advice import advise
 from preprocess.build import build
 from preprocess.convert import Settings
 from preprocess.demo.make import MAX_CLASSES, DemoSettings, make_demo_set
-from preprocess.encode import DEFAULT_STORE, STORES, Store, parse_store
+from preprocess.encode import DEFAULT_STORE, STORES, parse_store
 from preprocess.masks.assign import FALLBACK
-from preprocess.masks.methods import METHODS
-from preprocess.options import mask_method, whole_number, writing
+from preprocess.masks.methods import METHODS, parse_spec
+from preprocess.options import writing
 from preprocess.pool import usable_cores
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
 
@@ -57,7 +58,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--mask-method",
-        type=mask_method,
+        type=checked(parse_spec),
         metavar="METHOD",
         default=FALLBACK,
         help=f"{', '.join(METHODS)}; as name:key=value,... (see the README); with --masks for "
@@ -68,7 +69,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     number("--max-resolution", 8, 4096, default=512, about="longest side of the stored images")
     add(
         "--store",
-        type=_store,
+        type=checked(parse_store),
         metavar="KIND",
         default=DEFAULT_STORE,
         help="; ".join(f"{name} ({about})" for name, about in STORES.items()) + "; default jpg",
@@ -80,7 +81,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     number("--demo-images", 20, 10**6, default=3000, about="images in both splits together")
     number("--demo-classes", 2, MAX_CLASSES, default=MAX_CLASSES, about="kinds of objects")
     number("--demo-size", 32, 512, default=144, about="side of the images")
-    number("--demo-seed", 0, 2**31, default=0, about="other seeds give other images")
+    number("--demo-seed", 0, SEED_MAX, default=0, about="other seeds give other images")
     args = parser.parse_args(argv)
     if args.mask_size % 8:
         parser.error(f"argument --mask-size: {args.mask_size} is no multiple of 8")
@@ -95,13 +96,6 @@ def _add_number(
     """Add an option that takes a whole number from low to high."""
     kind = whole_number(low, high)
     add(flag, type=kind, default=default, metavar="N", help=f"{about}; default %(default)s")
-
-
-def _store(text: str) -> Store:
-    try:
-        return parse_store(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main(argv: list[str] | None = None) -> int:

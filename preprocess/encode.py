@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from harl_fast.data.imagefield import MODE_JPG, MODE_NAMES, MODE_RAW, MODE_YUV420
+from harl_fast.errors import shown
 from harl_fast.rng import STORE, uniforms
 from preprocess.images import Pixels
 
@@ -72,13 +73,13 @@ def parse_store(text: str) -> Store:
         return Store(kind)
     known = ", ".join([*(name for name in STORES if name != "mix"), "mix:P", "mix:P:yuv420"])
     if kind != "mix" or not 1 <= len(rest) <= 2 or rest[1:] not in ([], ["raw"], ["yuv420"]):
-        raise ValueError(f"{text!r} is no store: {known}")
+        raise ValueError(f"{shown(text)} is no store: {known}")
     try:
         share = float(rest[0])
     except ValueError:
         share = 0.0
     if not 0.0 < share < 1.0:
-        raise ValueError(f"{text!r}: the share in mix:P is a number between 0 and 1")
+        raise ValueError(f"{shown(text)}: the share in mix:P is a number between 0 and 1")
     return Store("mix", share, MODE_YUV420 if rest[1:] == ["yuv420"] else MODE_RAW)
 
 

@@ -1,38 +1,12 @@
-"""What the programs share: checked values of the command line, and the error of writing."""
+"""What the programs share: the error of writing."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from harl_fast.errors import ConfigError, DataError
-from preprocess.masks.methods import parse_spec
-from preprocess.masks.spec import MethodSpec
-
-
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """Return an argparse type: a whole number from low to high."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not from {low} to {high}")
-        return value
-
-    return read
-
-
-def mask_method(text: str) -> MethodSpec:
-    """Read a mask method, see `parse_spec`; an argparse type."""
-    try:
-        return parse_spec(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+from harl_fast.errors import DataError
 
 
 @contextlib.contextmanager

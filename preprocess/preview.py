@@ -9,7 +9,8 @@ from pathlib import Path
 from harl_fast.config import load_config, presets
 from harl_fast.data.occupancy import SAMPLES, occupancy, occupancy_text
 from harl_fast.engine.views import view_geometry
-from harl_fast.errors import run_main
+from harl_fast.errors import one_line, run_main, shown
+from harl_fast.options import checked, whole_number
 from harl_fast.viz import contact_sheet, occupancy_chart, write_png
 from preprocess.masks import gallery
 from preprocess.masks.methods import METHODS, open_method, parse_spec, to_mask
@@ -27,13 +28,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("source", type=Path, metavar="FILE.beton", help="with --masks also a folder of images")
     add("--out", type=Path, default=Path("runs/contact_sheet.png"), help="PNG file")
-    add("--count", type=int, default=8, help="samples, the first ones of the epoch")
+    about = "samples, the first ones of the epoch"
+    add("--count", type=whole_number(1, 1000), default=8, metavar="N", help=about)
     group = parser.add_argument_group("what the network receives")
     add = group.add_argument
     add("--config", default="demo", help=f"preset ({', '.join(presets())}) or YAML file")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
-    add("--ids", default="", metavar="3,17", help="these samples instead")
-    add("--epoch", type=int, default=0, help="epoch whose crops and colours are shown")
+    add("--ids", type=checked(_ids), default=[], metavar="3,17", help="these samples instead")
+    about = "epoch whose crops and colours are shown"
+    add("--epoch", type=whole_number(0, 10**6), default=0, metavar="N", help=about)
     add(
         "--stats",
         action="store_true",
@@ -51,18 +54,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     about = f"how masks of a folder's images are made: {makers}, with parameters as in `make beton`"
     add("--mask-method", default="heuristic", metavar="SPEC", help=about)
     add("--truth", type=Path, metavar="FOLDER", help="true masks under the images' names")
-    add("--most", type=int, default=200, metavar="N", help="images looked at, evenly spaced")
-    args = parser.parse_args(argv)
-    if args.count < 1 or args.epoch < 0 or args.most < 1:
-        parser.error(
-            f"--count {args.count}, --most {args.most}, --epoch {args.epoch}: use 1 or more, 1 or "
-            f"more, 0 or more"
-        )
-    try:
-        args.ids = [int(word) for word in args.ids.replace(",", " ").split()]
-    except ValueError:
-        parser.error(f"argument --ids: {args.ids!r} is no list of numbers such as 3,17")
-    return args
+    about = "images looked at, evenly spaced"
+    add("--most", type=whole_number(1, 10**6), default=200, metavar="N", help=about)
+    return parser.parse_args(argv)
+
+
+def _ids(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    if len(words) > 1000 or not all(word.isdecimal() and len(word) < 12 for word in words):
+        raise ValueError(f"{shown(text)} is no list of up to 1000 numbers such as 3,17")
+    return [int(word) for word in words]
 
 
 def finder(spec: str) -> gallery.Find:
@@ -86,7 +87,7 @@ def draw_masks(args: argparse.Namespace) -> None:
         found, failed = gallery.from_folder(args.source, find, truth=args.truth, most=args.most)
     write_png(args.out, gallery.sheet(found, count=args.count))
     for name, why in failed.items():
-        print(f"left out: {name}: {why}")
+        print(one_line(f"left out: {name}: {why}"))
     true = sum(one.has_truth for one in found)
     if args.truth and true < len(found):
         print(f"note: {len(found) - true} of {len(found)} images have no mask in {args.truth}")

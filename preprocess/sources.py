@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.data.manifest import one_line
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, one_line
 from preprocess.images import SUFFIXES
 
 LAYOUT = "expected FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg (or test/)"

@@ -26,8 +26,9 @@ from harl_fast.data.manifest import (
     read_sums,
 )
 from harl_fast.data.stored import stored_pixels
-from harl_fast.errors import DataError, run_main
+from harl_fast.errors import DataError, one_line, run_main
 from harl_fast.files import Progress, format_seconds, sha256_file, write_json
+from harl_fast.options import whole_number
 from preprocess.pool import ordered_map, usable_cores
 
 SOUND, DAMAGED, REFUSED = 0, 1, 2
@@ -121,7 +122,13 @@ def _names(beton: Path, manifest: Manifest) -> list[str]:
             f"{path} is missing or belongs to another run. Copy the files of a container "
             f"together, or write it again with `make beton`"
         )
-    return path.read_text(encoding="utf-8").splitlines()
+    names = path.read_text(encoding="utf-8", errors="backslashreplace").split("\n")[:-1]
+    if len(names) != manifest.count:
+        raise DataError(
+            f"{path} has {len(names):,} lines for {manifest.count:,} samples; write the container "
+            f"again with `make beton`"
+        )
+    return names
 
 
 def _sha256(beton: Path) -> str:
@@ -220,9 +227,9 @@ def _problems(
 
 
 def _print(verdict: Verdict) -> None:
-    file = verdict.file
+    file = one_line(verdict.file)
     if verdict.refused:
-        print(f"{file}: refused: {verdict.refused}")
+        print(f"{file}: refused: {one_line(verdict.refused)}")
         return
     took = f"({format_seconds(verdict.seconds)})"
     if verdict.code == SOUND:
@@ -231,7 +238,7 @@ def _print(verdict: Verdict) -> None:
         return
     print(f"{file}: {len(verdict.damaged):,} of {verdict.samples:,} samples are damaged {took}")
     for item in verdict.damaged[:NAMED]:
-        print(f"  sample {item.id} ({item.name}): {', '.join(item.problems)}")
+        print(f"  sample {item.id} ({one_line(item.name)}): {', '.join(item.problems)}")
     if len(verdict.damaged) > NAMED:
         print(f"  and {len(verdict.damaged) - NAMED:,} more: --report FILE lists them all")
     if verdict.checksum == "differs" and not verdict.damaged:
@@ -252,12 +259,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("betons", nargs="+", type=Path, metavar="FILE.beton")
     parser.add_argument("--deep", action="store_true", help="decode every sample in any case")
     parser.add_argument("--report", type=Path, metavar="OUT.json", help="write all findings there")
-    parser.add_argument(
-        "--workers", type=int, default=usable_cores(), metavar="N", help="processes that decode"
-    )
+    kind, about = whole_number(1, 1024), "processes that decode"
+    parser.add_argument("--workers", type=kind, default=usable_cores(), metavar="N", help=about)
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error(f"argument --workers: {args.workers} is not 1 or more")
     verdicts = []
     for beton in args.betons:
         verdicts.append(verify(beton, deep=args.deep, workers=args.workers))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
@@ -12,18 +13,23 @@ from harl_fast.config import (
     LossConfig,
     ModelConfig,
     OptimConfig,
+    RunConfig,
+    Section,
     crop_rule,
     dump_config,
     load_config,
     presets,
 )
 from harl_fast.data.order import Kind
+from harl_fast.engine.dsconfig import EngineFile
+from harl_fast.engine.views import view_geometry
 from harl_fast.errors import ConfigError
 from harl_fast.model.backbone import ARCHS, STEMS
 from harl_fast.model.loss import LOSS_TYPES
 from harl_fast.model.pool import MASK_MODES
 from harl_fast.optim.build import OPTIMIZERS
 from harl_fast.optim.lars import FORMULAS
+from harl_fast.optim.schedules import size_schedule, weight_schedule
 
 
 @pytest.mark.parametrize("name", ["demo", "paper", "repo-pt", "seed-readme", "small"])
@@ -51,13 +57,36 @@ def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Pa
         ("optim.warmup_epochs=5000", ["warmup_epochs", "epochs"]),
         ("nonsense", ["section.key=value"]),
         ("optim.lr.deep=1", ["optim.lr.deep"]),
+        ("data.views.7.crop=random", ["data.views.7.crop", "without such an item"]),
+        ("optim" + ".a" * 5000 + "=1", ["section.key=value"]),
+        ("data.mean=[123.675, 116.28, 103.53]", ["data.mean", "divide by 255"]),
+        ("data.std=[58.4, 57.1, 57.4]", ["data.std", "divide by 255"]),
+        ("data.std=[0, 0, 0]", ["data.std.0", "greater than or equal to 0.01", "got 0"]),
+        ("data.std=[0.2, 0.2, .nan]", ["data.std", "nan is not finite"]),
+        ("optim.lr=.inf", ["optim.lr", "inf is not finite"]),
+        ("optim.lr=1e400", ["optim.lr", "inf is not finite"]),
+        ("optim.lr='inf'", ["optim.lr", "finite"]),
+        ("optim.lr=true", ["optim.lr", "True is no number"]),
+        ("epochs=true", ["epochs", "True is no number"]),
+        ("data.views.0.scale=[true, 1]", ["scale", "is no number"]),
+        ("model.last_stride=true", ["model.last_stride"]),
+        ("seed=" + "9" * 5000, ["seed", "5,000 digits"]),
+        ("seed=12:30", ["seed", "got '12:30'"]),
+        ("model.width=1000", ["model.width", "less than or equal to 16"]),
+        ("data.size_schedule='" + "9" * 5000 + "'", ["999 px is outside 8 to 1024"]),
+        ("loss.type=" + "x" * 60_000, ["loss.type"]),
+        ("loss=3", ["loss", "got 3"]),
+        ("loss=", ["loss", "got None"]),
+        ("'a\x1b'=3", ["unknown key", r"\x1b"]),
     ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
 def test_a_mistake_names_the_key_the_value_and_the_remedy(override: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config("paper", overrides=[override])
+        view_geometry(load_config("paper", overrides=[override]))
     for word in words:
         assert word in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 def test_an_override_of_one_view_key_keeps_the_other_defaults() -> None:
@@ -77,6 +106,115 @@ def test_an_override_of_one_view_key_keeps_the_other_defaults() -> None:
 )
 def test_crops_are_read(text: str, rule: tuple[str, float]) -> None:
     assert crop_rule(text) == rule
+
+
+@pytest.mark.parametrize("key", ["alpha", "beta"])
+@pytest.mark.parametrize(
+    ("written", "start", "end"),
+    [
+        ("0.5", 0.5, 0.5),
+        ("1", 1.0, 1.0),
+        ("0", 0.0, 0.0),
+        ("1e-3", 1e-3, 1e-3),
+        ("'0.5'", 0.5, 0.5),
+        ("cosine:0.6:1.0", 0.6, 1.0),
+        ("cosine:1:0", 1.0, 0.0),
+        ("steps:0.6,0.5:1.0", 0.6, 1.0),
+        ("steps:0.25", 0.25, 0.25),
+    ],
+)
+def test_weights_take_every_documented_form(
+    key: str, written: str, start: float, end: float, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"loss:\n  {key}: {written}\n")
+    config = load_config(str(path))
+    schedule = weight_schedule(getattr(config.loss, key))
+    assert (schedule(0.0), schedule(1.0)) == (start, end)
+    path.write_text(dump_config(config))
+    assert load_config(str(path)) == config
+
+
+@pytest.mark.parametrize(
+    ("written", "first", "last"),
+    [("32", 32, 32), ("'32'", 32, 32), ("steps:160,0.7:192,0.85:224", 160, 224)],
+)
+def test_view_sizes_take_every_documented_form(
+    written: str, first: int, last: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"data:\n  size_schedule: {written}\n")
+    schedule = size_schedule(load_config(str(path)).data.size_schedule)
+    assert (schedule(0.0), schedule(0.99)) == (first, last)
+
+
+CHOICES = [
+    (f"{name}.{key}", choice)
+    for name, section in RunConfig.model_fields.items()
+    if hasattr(section.annotation, "model_fields")
+    for key, field in section.annotation.model_fields.items()
+    if get_origin(field.annotation) is Literal
+    for choice in get_args(field.annotation)
+]
+
+
+@pytest.mark.parametrize(("key", "choice"), CHOICES)
+def test_every_choice_of_every_key_is_taken(key: str, choice: object) -> None:
+    load_config("paper", overrides=[f"{key}={choice}"])
+
+
+@pytest.mark.parametrize("word", ["yes", "on", "true", "True"])
+def test_switches_take_the_words_of_yaml_1_1_too(word: str) -> None:
+    assert load_config("paper", overrides=[f"model.compile={word}"]).model.compile
+
+
+def numbers(model: type[Section], key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the field of every number of a section and of those within."""
+    for name, field in model.model_fields.items():
+        inner = (field.annotation, *get_args(field.annotation))
+        sections = [one for one in inner if isinstance(one, type) and issubclass(one, Section)]
+        if sections:
+            yield from numbers(sections[0], f"{key}{name}.")
+        elif {int, float} & {*inner, *(part for one in inner for part in get_args(one))}:
+            yield f"{key}{name}", field
+
+
+@pytest.mark.parametrize("model", [RunConfig, EngineFile])
+def test_every_number_has_a_range(model: type[Section]) -> None:
+    found = dict(numbers(model))
+    assert len(found) > 10
+    for key, field in found.items():
+        text = f"{field.metadata} {field.annotation}"
+        assert "ge=" in text or "gt=" in text, key
+        assert "le=" in text or "lt=" in text, key
+
+
+def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("optim:\n  lr: 0.2\n  lr: 0.3\n")
+    with pytest.raises(ConfigError, match="'lr' stands twice, in lines 2 and 3"):
+        load_config(str(path))
+
+
+@pytest.mark.parametrize("text", ["", "null", "[1]", "3", "data:\n", "1: 2\n", "{[a]: b}", "\x00"])
+def test_a_file_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        load_config(str(path))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\x1b"], ids=["long", "NUL", "escape"])
+def test_a_name_that_cannot_be_a_file_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="neither a file nor a preset"):
+        load_config(name)
+
+
+def test_many_mistakes_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("".join(f"key{number}: 1\n" for number in range(5000)))
+    with pytest.raises(ConfigError, match="and 4,990 more mistakes"):
+        load_config(str(path))
 
 
 def test_an_unknown_name_lists_the_presets() -> None:

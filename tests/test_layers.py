@@ -20,6 +20,8 @@ LEVELS = {
     "harl_fast.config": 0,
     "harl_fast.errors": 0,
     "harl_fast.files": 0,
+    "harl_fast.options": 0,
+    "harl_fast.textfile": 0,
     "harl_fast.data": 1,
     "harl_fast.model": 1,
     "harl_fast.optim": 1,

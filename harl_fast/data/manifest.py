@@ -16,15 +16,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
-from pydantic import TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from harl_fast.data.tables import METADATA_START, impossible, tables_sha256
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import replacing, sha256_file, write_json, write_text
+from harl_fast.textfile import read_json
 
 FORMAT_VERSION = 1
 FIELDS = ("image", "mask", "label")
 """The container's fields, in order."""
+
+MOST_BYTES = 1 << 26
+"""Largest manifest; 20,000 classes take 1 MB."""
 
 REMEDY = "Write the container again with `make beton`."
 
@@ -36,11 +40,11 @@ class Manifest:
     format_version: int
     split: str
     """``train`` or ``val``."""
-    count: int
+    count: NonNegativeInt
     """Number of samples."""
     classes: list[str]
     """Class names; a label is an index into this list."""
-    class_counts: list[int]
+    class_counts: list[NonNegativeInt]
     """Samples of each class."""
     source: str
     """Name of the source: a folder's base name or a data set's name, never an absolute path."""
@@ -57,9 +61,9 @@ class Manifest:
     images), modes ({mode: {count, bytes}}), restart_markers (every JPEG has those of
     `preprocess.encode`), and for passthrough passed_through and reencoded ({reason: count}).
     The loader reads each sample's own mode and depends on none of these: no new format."""
-    skipped: int
+    skipped: NonNegativeInt
     """Source files that were left out; they are listed in ``<split>.report.json``."""
-    beton_bytes: int
+    beton_bytes: NonNegativeInt
     beton_sha256: str
     names_sha256: str
     created: str
@@ -125,29 +129,30 @@ def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint32] | None:
             f"{path} is missing or belongs to another run. Copy the files of a container "
             f"together, or: {REMEDY}"
         )
-    sums: npt.NDArray[np.uint32] = np.load(path)
+    try:
+        sums: npt.NDArray[np.uint32] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(
+            f"{path} is no array of checksums ({shown(str(error))}). {REMEDY}"
+        ) from error
+    if not isinstance(sums, np.ndarray) or sums.dtype != np.dtype("<u4") or sums.ndim != 2:
+        raise DataError(f"{path} holds no table of 32-bit checksums. {REMEDY}")
     return sums
-
-
-def one_line(name: str) -> str:
-    """Return a name with everything that does not print as backslash escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def read_manifest(beton: Path) -> Manifest:
     """Return a container's manifest; `DataError` when missing, damaged or of another format."""
     path = manifest_path(beton)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         raise DataError(
             f"{path} is missing: {beton} has no manifest beside it. Copy the files of a container "
             f"together, or: {REMEDY}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}). {REMEDY}") from error
+        )
     try:
-        manifest = TypeAdapter(Manifest).validate_json(text)
+        tree = read_json(path, error=DataError, most_bytes=MOST_BYTES)
+        manifest = TypeAdapter(Manifest).validate_python(tree)
+    except DataError as error:
+        raise DataError(f"{error}. {REMEDY}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
@@ -220,7 +225,7 @@ def sample_name(beton: Path, index: int) -> str:
     """Return the source-relative path of one sample, for messages and pictures."""
     path = names_path(beton)
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8", errors="backslashreplace") as stream:
             for row, line in enumerate(stream):
                 if row == index:
                     return line.rstrip("\n")

@@ -126,6 +126,7 @@ def build_loader(
 
     Raises ConfigError or DataError.
     """
+    _check_batch(config, engine_config)
     return BetonLoader(
         data / "train.beton",
         views=view_geometry(config, epoch=epoch),
@@ -141,6 +142,20 @@ def build_loader(
         damaged=config.data.damaged,
         colour=colouring(config, machine.device, epoch=epoch),
     )
+
+
+def _check_batch(config: RunConfig, engine_config: EngineConfig) -> None:
+    """Raise ConfigError if a BatchNorm would see a single value per channel."""
+    batches, sync_bn = engine_config.batches, config.model.sync_bn
+    if batches.batch_micro > 1 or (batches.ranks > 1 and sync_bn == "all"):
+        return
+    one_cell = any(view.cells == 1 for view in view_geometry(config))
+    if batches.ranks == 1 or sync_bn == "none" or one_cell:
+        raise ConfigError(
+            f"{engine_config.source}: {batches}: BatchNorm needs 2 or more images to tell their "
+            f"spread. Use --engine-set train_micro_batch_size_per_gpu=2 or more, or on several "
+            f"ranks --set model.sync_bn=all"
+        )
 
 
 def build_model(config: RunConfig) -> HARL:

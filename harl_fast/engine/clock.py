@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+from harl_fast.errors import shown
+
 MARGIN_S = 10.0
 """What is left after the last save: for leaving, and for clocks that began before this process."""
 _SLOW_DISK = 50e6
@@ -14,9 +16,12 @@ _SLOW_DISK = 50e6
 
 def parse_duration(text: str) -> float:
     """Return a duration in seconds. text: ``HH:MM:SS`` or minutes. Raises ValueError."""
-    parts = [float(part) for part in text.split(":")]
+    try:
+        parts = [float(part) for part in text.split(":")]
+    except ValueError:
+        parts = []
     if len(parts) not in (1, 3) or min(parts) < 0.0 or not 0.0 < sum(parts) < float("inf"):
-        raise ValueError(f"'{text}' is neither HH:MM:SS nor minutes")
+        raise ValueError(f"{shown(text)} is neither HH:MM:SS nor minutes")
     hours, minutes, seconds = parts if len(parts) == 3 else (0.0, parts[0], 0.0)
     return 3600.0 * hours + 60.0 * minutes + seconds
 

@@ -7,20 +7,19 @@ DeepSpeed is a plain fp32 engine, and the precision the user asked for is `engin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import hjson
-import yaml
 from pydantic import Field
 
-from harl_fast.config import Section, validated
+from harl_fast.config import Count, Section, override, validated
 from harl_fast.engine.dskeys import refuse_keys
-from harl_fast.errors import ConfigError
+from harl_fast.errors import ConfigError, shown
+from harl_fast.textfile import read_json
 
-Count = Annotated[int, Field(ge=1)]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _DTYPES: dict[str, Precision] = {
@@ -34,10 +33,10 @@ class ZeroSection(Section):
     """``zero_optimization``, the keys that stages 0 to 2 read."""
 
     stage: int = Field(0, ge=0, le=3)
-    reduce_bucket_size: Count = 20_000_000
+    reduce_bucket_size: Annotated[int, Field(ge=1, le=10**11)] = 20_000_000
     """Elements of one gradient reduction; above the largest tensor (8.4 M in ResNet-50's heads).
     DeepSpeed's own default, 5e8, would take 2 GB."""
-    allgather_bucket_size: Annotated[int, Field(ge=2, multiple_of=2)] = 20_000_000
+    allgather_bucket_size: Annotated[int, Field(ge=2, le=10**11, multiple_of=2)] = 20_000_000
     allgather_partitions: bool = True
     use_multi_rank_bucket_allreduce: bool = True
     reduce_scatter: bool = True
@@ -72,7 +71,7 @@ class Fp16Section(Section):
     """``fp16``, with DeepSpeed's meaning of each key."""
 
     enabled: bool = False
-    loss_scale: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    loss_scale: float = Field(0.0, ge=0.0, le=2.0**32)
     """Constant factor of the loss; 0 adapts it."""
     initial_scale_power: int = Field(16, ge=0, le=32)
     loss_scale_window: Count = 1000
@@ -81,7 +80,7 @@ class Fp16Section(Section):
     """Overflows before the factor halves."""
     consecutive_hysteresis: bool = False
     """Forget earlier overflows at each good step, not only when the factor doubles."""
-    min_loss_scale: Count = 1
+    min_loss_scale: Annotated[int, Field(ge=1, le=2**32)] = 1
     auto_cast: bool = False
     fp16_master_weights_and_grads: bool = False
     """Accepted as false only."""
@@ -106,11 +105,11 @@ class Needs(Section):
     ranks: Count | None = None
     """Processes over all machines."""
     device: Literal["any", "cpu", "cuda"] = "any"
-    memory_gb: float = Field(0.0, ge=0.0)
+    memory_gb: float = Field(0.0, ge=0.0, le=10**6)
     """Memory of each device, in 10^9 bytes."""
     instead: str = "ds_configs/cpu.json"
     """File to name on a machine that does not fit."""
-    timeout_minutes: float = Field(10.0, gt=0.0)
+    timeout_minutes: float = Field(10.0, gt=0.0, le=10**5)
     """Longest wait of a rank for the others before the run fails."""
     shard_one_rank: bool = False
     """Keep ZeRO's flat buffers on a single rank too. They shard nothing there, and cost copies of
@@ -123,7 +122,7 @@ class EngineFile(Section):
     train_batch_size: Count | None = None
     train_micro_batch_size_per_gpu: Count | None = None
     gradient_accumulation_steps: Count | None = None
-    gradient_clipping: float = Field(ge=0.0)
+    gradient_clipping: float = Field(ge=0.0, le=10**6)
     """Required: left out, DeepSpeed clips at 1.0. Write 0.0 for no clipping."""
     steps_per_print: Count | None = None
     zero_optimization: ZeroSection = ZeroSection()
@@ -201,19 +200,14 @@ def read_engine_file(path: Path, *, overrides: Sequence[str] = ()) -> EngineFile
     overrides: ``key=value`` with dots between levels and YAML values. Raises ConfigError naming
     the file, the key, and the nearest valid key or the place where the setting lives now.
     """
-    if not path.is_file():
+    if not os.path.exists(path):
         near = sorted(str(file) for file in Path("ds_configs").glob("*.json"))
         raise ConfigError(
             f"--deepspeed_config {path} does not exist; shipped files: {', '.join(near) or 'none'}"
         )
-    try:
-        tree = hjson.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-    except (hjson.HjsonDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds a {type(tree).__name__}; an object {{...}} is expected")
-    for override in overrides:
-        _override(tree, override)
+    tree = read_json(path, hjson_too=True)
+    for text in overrides:
+        override(tree, text, option="--engine-set")
     refuse_keys(tree, where=str(path))
     if "gradient_clipping" not in tree:
         raise ConfigError(
@@ -290,7 +284,7 @@ def _precision(file: EngineFile, *, source: str) -> Precision:
     dtype = file.torch_autocast.dtype
     if dtype not in _DTYPES:
         raise ConfigError(
-            f"{source}: torch_autocast.dtype '{dtype}'; use bfloat16, float16 or float32"
+            f"{source}: torch_autocast.dtype {shown(dtype)}; use bfloat16, float16 or float32"
         )
     asked: dict[str, Precision] = {}
     if file.bf16.enabled:
@@ -304,26 +298,3 @@ def _precision(file: EngineFile, *, source: str) -> Precision:
             f"{source}: {' and '.join(asked)} are enabled and disagree; enable one of them"
         )
     return next(iter(asked.values()), "fp32")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigError(f"the DeepSpeed configuration has the key '{twice}' twice; keep one")
-    return tree
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, mark, text = override.partition("=")
-    if not mark or not key:
-        raise ConfigError(f"--engine-set '{override}': write it as key=value")
-    *parents, last = key.split(".")
-    node: Any = tree
-    try:
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = yaml.safe_load(text)
-    except (TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--engine-set '{override}' does not fit the file: {error}") from error

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from harl_fast.errors import ConfigError
+from harl_fast.errors import ConfigError, shown
 
 _REMOVED = dict.fromkeys(
     (
@@ -185,4 +185,4 @@ def refuse_keys(tree: dict[str, Any], *, where: str) -> None:
                 raise ConfigError(f"{where}: {section}.{key}: {reason}")
             refused, why = _VALUES.get((section, key), (None, ""))
             if refused is not None and refused(value):
-                raise ConfigError(f"{where}: {section}.{key} {value!r}: {why}")
+                raise ConfigError(f"{where}: {section}.{key} {shown(value)}: {why}")

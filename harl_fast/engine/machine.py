@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from harl_fast.engine.dsconfig import Needs
-from harl_fast.errors import ConfigError, HarlError
+from harl_fast.errors import ConfigError, HarlError, shown
 
 _GRACE_S = 5.0
 """How long a rank waits for its machine's first rank to report; launchers look once a second."""
@@ -53,7 +53,7 @@ def this_machine() -> Machine:
     if "RANK" not in env:
         env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
         env.update(LOCAL_SIZE="1")
-    if env["WORLD_SIZE"] == "1" and "TORCHELASTIC_RUN_ID" not in env:
+    if env.setdefault("WORLD_SIZE", "1") == "1" and "TORCHELASTIC_RUN_ID" not in env:
         # No other rank looks for the port, so two jobs of one rank need not share the launcher's
         # default. torchrun itself listens on its own.
         env["MASTER_PORT"] = str(_free_port())
@@ -61,14 +61,24 @@ def this_machine() -> Machine:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(gpus)]
     return Machine(
-        rank=int(env["RANK"]),
-        local_rank=int(env.get("LOCAL_RANK", "0")),
-        ranks=int(env["WORLD_SIZE"]),
-        ranks_here=int(env["LOCAL_SIZE"]),
+        rank=_from_launcher("RANK"),
+        local_rank=_from_launcher("LOCAL_RANK"),
+        ranks=max(_from_launcher("WORLD_SIZE"), 1),
+        ranks_here=max(_from_launcher("LOCAL_SIZE"), 1),
         gpus=gpus,
         gpu_gb=min(sizes, default=0) / 1e9,
         cores=os.cpu_count() or 1,
     )
+
+
+def _from_launcher(name: str) -> int:
+    text = os.environ.get(name, "0")
+    if not text.isdecimal() or len(text) > 9:
+        raise ConfigError(
+            f"the environment variable {name} is {shown(text)}, not the number that a launcher "
+            f"sets; start with `deepspeed` or `torchrun`, or unset RANK"
+        )
+    return int(text)
 
 
 def check_machine(needs: Needs, machine: Machine, *, source: str) -> None:

@@ -26,13 +26,13 @@ class GroupedBatchNorm1d(nn.BatchNorm1d):
         if not self.training:
             return super().forward(input)
         rows, dim = input.shape
-        if rows % groups or rows < 2 * groups:
+        world = dist.get_world_size() if self.synced and dist.is_initialized() else 1
+        if rows % groups or rows * world < 2 * groups:
             raise ValueError(
                 f"BatchNorm got {rows} rows in {groups} groups; each group needs equally many "
-                f"rows, and at least 2"
+                f"rows, and at least 2 over all ranks that share statistics"
             )
         with without_autocast(input):
-            world = dist.get_world_size() if self.synced and dist.is_initialized() else 1
             normalise = self._local if world == 1 else self._over_ranks
             normalised, mean, var = normalise(widened(input).view(groups, -1, dim))
             self._track(mean.detach(), var.detach(), count=rows // groups * world)

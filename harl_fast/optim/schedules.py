@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from harl_fast.config import LARGEST_PX, SMALLEST_PX
-from harl_fast.errors import ConfigError
+from harl_fast.errors import ConfigError, one_line, shown
 
 _STEPS = "steps:V0,T1:V1,T2:V2,... with rising times in (0, 1)"
 _FORMS = f"a number, cosine:START:END, or {_STEPS}"
@@ -95,12 +95,12 @@ def _steps(text: str, spec: str, read: Callable[[str, str], Value]) -> Callable[
     for other in others:
         time, mark, value = other.partition(":")
         if not mark:
-            raise _invalid(spec, f"'{other}' is no TIME:VALUE")
+            raise _invalid(spec, f"{shown(other)} is no TIME:VALUE")
         times.append(_share(time, spec))
         values.append(read(value, spec))
     bounds = [0.0, *times, 1.0]
     if any(a >= b for a, b in pairwise(bounds)):
-        raise _invalid(spec, f"times {times} do not rise within (0, 1)")
+        raise _invalid(spec, f"times {shown(times)} do not rise within (0, 1)")
     return lambda progress: values[sum(progress >= time for time in times)]
 
 
@@ -115,19 +115,19 @@ def _share(text: str, spec: str) -> float:
     try:
         value = float(text)
     except ValueError as error:
-        raise _invalid(spec, f"'{text}' is no number") from error
+        raise _invalid(spec, f"{shown(text)} is no number") from error
     if not 0.0 <= value <= 1.0:
-        raise _invalid(spec, f"{text} is outside [0, 1]")
+        raise _invalid(spec, f"{one_line(text[:20])} is outside [0, 1]")
     return value
 
 
 def _pixels(text: str, spec: str) -> int:
     if not text.strip().isdecimal():
-        raise _invalid(spec, f"'{text}' is no whole number of pixels")
-    if not SMALLEST_PX <= int(text) <= LARGEST_PX:
-        raise _invalid(spec, f"{text} px is outside {SMALLEST_PX} to {LARGEST_PX}")
+        raise _invalid(spec, f"{shown(text)} is no whole number of pixels")
+    if len(text) > 20 or not SMALLEST_PX <= int(text) <= LARGEST_PX:
+        raise _invalid(spec, f"{one_line(text[:20])} px is outside {SMALLEST_PX} to {LARGEST_PX}")
     return int(text)
 
 
 def _invalid(spec: str, reason: str) -> ConfigError:
-    return ConfigError(f"schedule '{spec}': {reason}; write {_FORMS}")
+    return ConfigError(f"schedule {shown(spec)}: {reason}; write {_FORMS}")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 from PIL import Image
 
 from harl_fast.errors import DataError
 from harl_fast.files import Progress, write_json
+from harl_fast.textfile import read_json
 from preprocess.demo.render import render
 from preprocess.demo.shapes import SHAPES
 from preprocess.pool import ordered_map
@@ -44,6 +45,13 @@ class DemoSettings:
     seed: int
 
 
+def _made_by(marker: Path) -> dict[str, Any]:
+    try:
+        return read_json(marker, error=DataError)
+    except DataError as error:
+        raise DataError(f"{error}. Delete {marker.parent}, and it is made anew") from error
+
+
 def make_demo_set(folder: Path, settings: DemoSettings, *, workers: int) -> None:
     """Write ``folder``/{train,val}/<class>/*.jpg and ``folder``/masks/{train,val}/<class>/*.png.
 
@@ -52,7 +60,7 @@ def make_demo_set(folder: Path, settings: DemoSettings, *, workers: int) -> None
     """
     content = {"recipe": RECIPE, **asdict(settings)}
     marker = folder / MARKER
-    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == content:
+    if marker.is_file() and _made_by(marker) == content:
         return
     if folder.exists() and not marker.is_file():
         raise DataError(

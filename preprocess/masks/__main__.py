@@ -12,15 +12,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from harl_fast.errors import ConfigError, DataError, run_main
+from harl_fast.errors import ConfigError, DataError, one_line, run_main, shown
 from harl_fast.files import Progress
+from harl_fast.options import checked, whole_number
 from preprocess.masks import cache
 from preprocess.masks.assign import FALLBACK
 from preprocess.masks.cachefile import Row, write_rows
 from preprocess.masks.find import CHUNK
-from preprocess.masks.methods import METHODS, SUPERVISION, supervision, try_method
+from preprocess.masks.methods import METHODS, SUPERVISION, parse_spec, supervision, try_method
 from preprocess.masks.spec import MethodSpec
-from preprocess.options import mask_method, whole_number, writing
+from preprocess.options import writing
 from preprocess.pool import ordered_map, usable_cores
 from preprocess.sources import Split, folder_source
 
@@ -41,7 +42,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="CACHE", help="folder of the masks")
     add(
         "--mask-method",
-        type=mask_method,
+        type=checked(parse_spec),
         metavar="METHOD",
         default=FALLBACK,
         help="name, or name:key=value,...; default %(default)s",
@@ -56,7 +57,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--shard",
-        type=_shard,
+        type=checked(_shard),
         default=(1, 1),
         metavar="I/N",
         help="do part I of N, for N machines; share the folder CACHE, or copy all into one",
@@ -78,8 +79,9 @@ def _usage(name: str) -> str:
 
 def _shard(text: str) -> tuple[int, int]:
     part, mark, parts = text.partition("/")
-    if not (mark and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 <= I <= N, such as 2/8")
+    digits = part.isdecimal() and parts.isdecimal() and len(text) < 20
+    if not (mark and digits and 1 <= int(part) <= int(parts)):
+        raise ValueError(f"{shown(text)} is not I/N with 1 <= I <= N, such as 2/8")
     return int(part), int(parts)
 
 
@@ -150,7 +152,7 @@ def make_split(
             todo.append(number)
             reasons[why] += why != "missing"
     for why, count in (+reasons).items():
-        print(f"{name}: made again: {count} file(s): {why}")
+        print(f"{name}: made again: {count} file(s): {one_line(why)}")
     _tidy(out / name, {f"{number:06d}" for number in own}, count=len(files))
     rows = _made(out, name, split, methods, info, todo=todo, key=key, workers=workers)
     _summarise(name, rows, kept=len(own) - len(todo), files=len(own), others=len(files) - len(own))
@@ -220,7 +222,7 @@ def _summarise(name: str, rows: Iterator[Row], *, kept: int, files: int, others:
     if count:
         print(f"  {count:,} masks made now, {count / seconds:,.0f} images/s; {shares}")
     if first:
-        print(f"  first problem: {first}")
+        print(f"  first problem: {one_line(first)}")
     if others:
         print(f"  {others} files belong to other shards")
 

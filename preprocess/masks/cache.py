@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from harl_fast.data.maskfield import pack_mask, resize_mask
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, write_json
+from harl_fast.textfile import read_json
 from preprocess.images import UnusableImageError
 from preprocess.masks.cachefile import DamagedError, Row, read_rows
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.find import INPUT_PX, Fingerprint, Kept, Origin, Wanted, find_masks
-from preprocess.masks.methods import method_facts
+from preprocess.masks.methods import SUPERVISION, method_facts
 from preprocess.masks.spec import MethodSpec
 from preprocess.sources import Split
 
@@ -65,19 +66,24 @@ def is_cache(folder: Path) -> bool:
 def read_info(folder: Path) -> dict[str, Any]:
     """Return a cache's description; `DataError` if it has none that this program reads."""
     path = folder / INFO
-    try:
-        info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = info["format"], info["side"], info["max_resolution"], info["method"]["supervision"]
-    except FileNotFoundError:
+    if not path.exists():
         raise DataError(
             f"{folder} is no mask cache (it has no {INFO}); make one with "
             f"`python -m preprocess.masks --data FOLDER --out {folder}`"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); delete it and run "
-            f"`python -m preprocess.masks` again: it keeps what fits"
-        ) from error
+        )
+    again = "delete it and run `python -m preprocess.masks` again: it keeps what fits"
+    try:
+        info = read_json(path, error=DataError)
+        known = info["format"], info["side"], info["max_resolution"]
+        sound = all(isinstance(one, int) for one in known) and (
+            info["method"]["supervision"] in SUPERVISION
+        )
+    except DataError as error:
+        raise DataError(f"{error}; {again}") from error
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise DataError(f"{path} lacks a part of its description; {again}")
     if known[:2] != (FORMAT, CANVAS_PX):
         raise DataError(
             f"{path} has format {known[0]} with masks of {known[1]} px, this program reads "
@@ -98,8 +104,9 @@ def claim(folder: Path, info: dict[str, Any]) -> None:
     for name in info:
         if found.get(name) != info[name]:
             raise DataError(
-                f"{folder} holds other masks: its {name} is {found.get(name)}, asked for is "
-                f"{info[name]}. Choose another --out, or delete the folder to make them anew"
+                f"{folder} holds other masks: its {name} is {shown(found.get(name))}, asked for "
+                f"is {shown(info[name])}. Choose another --out, or delete the folder to make them "
+                f"anew"
             )
 
 
@@ -228,9 +235,9 @@ def open_cache(folder: Path, split: Split) -> CacheReader | None:
     lacking = len(split.names) - len(known)
     if lacking:
         first = next(n for n in split.names if n not in reader)
-        print(f"{folder} lacks masks of {lacking:,} {name} images ({first}, ...)")
+        print(one_line(f"{folder} lacks masks of {lacking:,} {name} images ({first}, ...)"))
     for text in reader.damaged:
-        print(f"not used: {text}; `python -m preprocess.masks` makes it again")
+        print(one_line(f"not used: {text}; `python -m preprocess.masks` makes it again"))
     return reader
 
 

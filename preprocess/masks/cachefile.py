@@ -6,13 +6,16 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from harl_fast.errors import DataError, one_line
 from harl_fast.files import replacing
+from harl_fast.textfile import parse_json
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.find import Fingerprint, Kept
 
@@ -67,10 +70,11 @@ def read_rows(path: Path, *, key: str) -> list[Row]:
     """Return the masks of a file; `DamagedError` if it is not whole or of another method."""
     try:
         with safe_open(str(path), framework="numpy") as file:
-            texts = json.loads((file.metadata() or {}).get("masks", "{}"))
+            header = (file.metadata() or {}).get("masks", "{}")
+            texts = parse_json(header, where="header", error=DataError)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise DamagedError(f"does not read ({error})") from error
+    except (OSError, SafetensorError, ValueError, TypeError, DataError) as error:
+        raise DamagedError(f"does not read ({one_line(str(error))[:200]})") from error
     digest = texts.pop("sha256", "")
     if texts.keys() != {"key", "names", "problems"} or tensors.keys() != _COLUMNS.keys():
         raise DamagedError("lacks parts")
@@ -78,10 +82,12 @@ def read_rows(path: Path, *, key: str) -> list[Row]:
         raise DamagedError("has another checksum")
     if texts["key"] != key:
         raise DamagedError("comes from another method or other settings")
-    names, problems = json.loads(texts["names"]), json.loads(texts["problems"])
+    names, problems = (_texts(texts[key]) for key in ("names", "problems"))
     for name, (dtype, shape) in _COLUMNS.items():
         if tensors[name].dtype != dtype or tensors[name].shape != (len(names), *shape):
             raise DamagedError(f"holds {name} of shape {tensors[name].shape}")
+    if len(names) != len(problems):
+        raise DamagedError(f"holds {len(names)} names and {len(problems)} problems")
     return [
         Row(
             name,
@@ -101,6 +107,16 @@ def read_rows(path: Path, *, key: str) -> list[Row]:
             strict=True,
         )
     ]
+
+
+def _texts(text: Any) -> list[str]:
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise DamagedError("holds no list of texts in its header")
+    return found
 
 
 def _state(kept: Kept) -> int:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, replacing
 from preprocess.images import SUFFIXES, UnusableImageError, decode_image
 from preprocess.masks.committee import MEMBERS, VERSION, Vote, vote
@@ -135,7 +136,7 @@ def _vote_on(files: list[Path], *, side: int, workers: int) -> Gathered:
                     kept.append(result)
             progress.advance(len(chunk))
     for bad in rejected[:5]:
-        print(f"left out: {bad.name}: {bad.reason}", flush=True)
+        print(one_line(f"left out: {bad.name}: {bad.reason}"), flush=True)
     if len(rejected) > 5:
         print(f"left out: {len(rejected) - 5:,} more unreadable files", flush=True)
     if len(kept) < FEWEST:
@@ -177,5 +178,8 @@ def _read(cache: Path, key: str) -> Gathered | None:
                 file["agreement"],
                 int(file["unreadable"]),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (
+        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error,
+        NotImplementedError, RuntimeError,  # of zipfile, for kinds that NumPy does not write
+    ):  # fmt: skip
         return None

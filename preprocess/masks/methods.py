@@ -79,7 +79,7 @@ _SEED = Parameter(int, 0, 0, 2**31)
 METHODS: Mapping[str, Method] = {
     "heuristic": Method(
         "label-free: colour contrast to the border, refined",
-        keyword_parameters(heuristic_map),
+        keyword_parameters(heuristic_map, high={"sigma": 32, "min_size": 4096, "rounds": 100}),
         functools.partial(_one_by_one, heuristic_map),
         modules=("heuristic", "binary"),
     ),
@@ -95,10 +95,10 @@ METHODS: Mapping[str, Method] = {
         {
             "file": _FILE,
             "size": Parameter(int, 320, 16, 4096),
-            "mean": Parameter(tuple, (0.485, 0.456, 0.406)),
-            "std": Parameter(tuple, (0.229, 0.224, 0.225), 1e-6),
+            "mean": Parameter(tuple, (0.485, 0.456, 0.406), -1000, 1000),
+            "std": Parameter(tuple, (0.229, 0.224, 0.225), 1e-6, 1000),
             "scale": Parameter(str, "max", choices=("max", "255")),
-            "output": Parameter(int, 0, 0),
+            "output": Parameter(int, 0, 0, 1000),
         },
         _open_onnx,
         supervision=EXTERNAL,

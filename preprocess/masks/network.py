@@ -12,20 +12,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from harl_fast.errors import DataError
+from harl_fast.errors import ConfigError, DataError, one_line, shown
 from harl_fast.files import replacing
+from harl_fast.textfile import parse_json
 from preprocess.masks.border import COUNT, border_cues
 from preprocess.masks.committee import MEMBERS, opinions
 from preprocess.masks.heuristic import SIDE
@@ -43,21 +45,26 @@ MIDDLE, SPREAD = 118.0, 64.0
 REMEDY = "make it again with `make masks-train`, or give the right file"
 
 
+Channels = Annotated[int, Field(ge=1, le=1024)]
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Sizes of a `MaskNet`; they are written into the weight file."""
 
-    side: int = 96
+    side: Annotated[int, Field(ge=32, le=1024, multiple_of=2)] = 96
     """Side of the square that images are resized to, in pixels."""
-    widths: tuple[int, ...] = (24, 32, 64, 96, 128, 128)
+    widths: Annotated[tuple[Channels, ...], Field(min_length=2, max_length=10)] = (
+        24, 32, 64, 96, 128, 128,
+    )  # fmt: skip
     """Channels of the stem and of each stage; every stage but the first halves the side."""
-    depth: int = 2
+    depth: Annotated[int, Field(ge=1, le=16)] = 2
     """Convolutions in each stage but the first, which has one."""
-    lateral: int = 48
+    lateral: Channels = 48
     """Channels of the way back up."""
-    top: int = 32
+    top: Channels = 32
     """Channels at the finest level, where most of the time goes."""
-    members: int = len(MEMBERS)
+    members: Annotated[int, Field(ge=1, le=64)] = len(MEMBERS)
     """Committee members whose maps it sees."""
 
 
@@ -254,19 +261,25 @@ def read_network(path: Path) -> tuple[MaskNet, dict[str, Any]]:
                     f"{path} is a safetensors file, but no mask network: its header has no "
                     f"'harl_fast' entry; {REMEDY}"
                 )
-            metadata = json.loads(header)
+            metadata = parse_json(header, where="header")
             if metadata.get("format") != FORMAT:
                 raise DataError(
-                    f"{path} has format {metadata.get('format')!r}, this program reads "
+                    f"{path} has format {shown(metadata.get('format'))}, this program reads "
                     f"{FORMAT!r}; {REMEDY}"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        sizes = metadata["architecture"]
-        net = MaskNet(Architecture(**{**sizes, "widths": tuple(sizes["widths"])}))
+        net = MaskNet(TypeAdapter(Architecture).validate_python(metadata["architecture"]))
         net.load_state_dict(tensors)
-    except DataError:
-        raise
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"{path} is no mask network: architecture {one_line(where)}: {first['msg']} (got "
+            f"{shown(first['input'])}); {REMEDY}"
+        ) from error
+    except (
+        ConfigError, SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError,
+    ) as error:  # fmt: skip
+        reason = one_line(str(error).partition("\n")[0])[:200] or type(error).__name__
         raise DataError(f"{path} is damaged or no mask network ({reason}); {REMEDY}") from error
     return net, metadata

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harl_fast.errors import ConfigError, nearest
+from harl_fast.errors import ConfigError, nearest, one_line, shown
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,21 @@ class Parameter:
     """None: it must be given, and its key may be left out if it comes first."""
     low: float = -math.inf
     high: float = math.inf
+    """Range of a number, which is finite in any case."""
     choices: tuple[str, ...] = ()
 
 
 Parameters = Mapping[str, Parameter]
 
 
-def keyword_parameters(function: Callable[..., Any]) -> Parameters:
+LONGEST = 2000
+"""Most characters of a method's text; a longer one has parentheses within parentheses."""
+
+
+def keyword_parameters(function: Callable[..., Any], *, high: Mapping[str, float]) -> Parameters:
     """Return the parameters that a function's keyword-only arguments stand for; numbers from 0 up.
 
-    An argument without a default must be given.
+    high: the largest value of each number. An argument without a default must be given.
     """
     hints = typing.get_type_hints(function)
     found = {}
@@ -64,7 +69,7 @@ def keyword_parameters(function: Callable[..., Any]) -> Parameters:
         bare = argument.default is inspect.Parameter.empty
         default = None if bare else argument.default
         kind = hints[name] if default is None else type(default)
-        found[name] = Parameter(kind, default, low=0)
+        found[name] = Parameter(kind, default, low=0, high=high.get(name, math.inf))
     return found
 
 
@@ -73,10 +78,12 @@ def parse(text: str, table: Mapping[str, Parameters]) -> MethodSpec:
 
     table: the parameters of every known method, in the order of the canonical text.
     """
+    if len(text) > LONGEST:
+        raise ConfigError(f"mask method {shown(text)} has {len(text):,} characters, over {LONGEST}")
     name, _, rest = text.strip().partition(":")
     if name not in table:
         raise ConfigError(
-            f"mask method {text!r}: there is no {name!r}{nearest(name, table)} "
+            f"mask method {shown(text)}: there is no {shown(name)}{nearest(name, table)} "
             f"(known: {', '.join(table)})"
         )
     parameters = table[name]
@@ -86,7 +93,9 @@ def parse(text: str, table: Mapping[str, Parameters]) -> MethodSpec:
         if key in given:
             values[key] = _value(text, key, given[key], parameter, table)
         elif parameter.default is None:
-            raise ConfigError(f"mask method {text!r} lacks its {key}: write {name}:{key.upper()}")
+            raise ConfigError(
+                f"mask method {shown(text)} lacks its {key}: write {name}:{key.upper()}"
+            )
         elif parameter.kind is MethodSpec:
             values[key] = parse(parameter.default, table)
         else:
@@ -103,7 +112,7 @@ def _arguments(text: str, rest: str, parameters: Parameters) -> Iterator[tuple[s
         elif not mark or key not in parameters:
             known = ", ".join(parameters) or "none"
             raise ConfigError(
-                f"mask method {text!r}: no parameter {key!r}{nearest(key, parameters)} "
+                f"mask method {shown(text)}: no parameter {shown(key)}{nearest(key, parameters)} "
                 f"(known: {known}); write key=value"
             )
         if value.startswith("(") and value.endswith(")"):
@@ -122,7 +131,7 @@ def _words(text: str, rest: str) -> list[str]:
         if depth < 0:
             break
     if depth:
-        raise ConfigError(f"mask method {text!r}: parentheses do not match")
+        raise ConfigError(f"mask method {shown(text)}: parentheses do not match")
     return [*words, rest[start:]] if rest else []
 
 
@@ -131,6 +140,7 @@ def _value(
 ) -> Any:
     if parameter.kind is MethodSpec:
         return parse(word, table)
+    where = f"mask method {shown(text)}: {key}={one_line(word[:80])}"
     try:
         if parameter.kind is bool:
             value: Any = {"0": False, "1": True}[word]
@@ -140,20 +150,17 @@ def _value(
             value = parameter.kind(word)
     except (ValueError, KeyError):
         kinds = {int: "whole number", float: "number", bool: "0 or 1", tuple: "a/b/c of numbers"}
-        raise ConfigError(
-            f"mask method {text!r}: {key}={word} is not the {kinds[parameter.kind]} that is needed"
-        ) from None
+        raise ConfigError(f"{where} is not the {kinds[parameter.kind]} that is needed") from None
     if parameter.choices and value not in parameter.choices:
-        raise ConfigError(
-            f"mask method {text!r}: {key}={word} is none of {', '.join(parameter.choices)}"
-        )
+        raise ConfigError(f"{where} is none of {', '.join(parameter.choices)}")
     numbers = value if isinstance(value, tuple) else (value,)
-    if any(not isinstance(n, str) and not parameter.low <= n <= parameter.high for n in numbers):
-        raise ConfigError(
-            f"mask method {text!r}: {key}={word} is not from {parameter.low:g} to "
-            f"{parameter.high:g}"
-        )
+    if any(not isinstance(n, str) and not _fits(n, parameter) for n in numbers):
+        raise ConfigError(f"{where} is not from {parameter.low:g} to {parameter.high:g}")
     return value
+
+
+def _fits(number: float, parameter: Parameter) -> bool:
+    return math.isfinite(number) and parameter.low <= number <= parameter.high
 
 
 def _text(name: str, values: Mapping[str, Any], parameters: Parameters) -> str:

@@ -25,6 +25,7 @@ import torch
 
 from harl_fast.errors import run_main
 from harl_fast.files import Progress, format_seconds
+from harl_fast.options import SEED_MAX, number, whole_number
 from preprocess.masks.committee import MEMBERS, VERSION
 from preprocess.masks.composites import Teaching
 from preprocess.masks.gathering import FEW, Gathered, gather, image_files
@@ -50,16 +51,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of images; its train/ if it has one")
     add("--out", type=Path, required=True, help="weight file to write, say masks.safetensors")
-    add("--images", type=int, default=20_000, help="most images used, drawn by seed; %(default)s")
-    add("--length", type=float, default=1.0, help="training time relative to the default's")
-    add("--seed", type=int, default=0, help="other seeds give another network; default 0")
-    add("--threads", type=int, default=usable_cores(), help="threads and processes; all cores")
+    images, seed, threads = (whole_number(*ends) for ends in ((1, 10**7), (0, SEED_MAX), (1, 1024)))
+    about = "most images used, drawn by seed; default %(default)s"
+    add("--images", type=images, default=20_000, metavar="N", help=about)
+    about = "training time relative to the default's"
+    add("--length", type=number(0.001, 1000.0), default=1.0, metavar="X", help=about)
+    about = "other seeds give another network; default %(default)s"
+    add("--seed", type=seed, default=0, metavar="N", help=about)
+    about = "threads and processes; default: all cores"
+    add("--threads", type=threads, default=usable_cores(), metavar="N", help=about)
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
         parser.error(f"argument --out: {args.out} does not end in .safetensors")
-    for name in ("images", "length", "threads"):
-        if getattr(args, name) <= 0:
-            parser.error(f"argument --{name}: {getattr(args, name)} is not above 0")
     return args
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from harl_fast.errors import run_main
 from harl_fast.files import Progress
+from harl_fast.options import number, whole_number
 from tests.bench import inputs, report, solo
 from tests.bench.process import machine_facts
 from tests.bench.results import write_results
@@ -28,13 +29,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, metavar="FOLDER", help="photos; default: made from sample photos")
     add(
         "--count",
-        type=int,
+        type=whole_number(100, 10**7),
         default=3200,
         metavar="N",
         help="pictures; default %(default)s, six of L7's batches",
     )
-    add("--rounds", type=int, default=7, metavar="N", help="default %(default)s")
-    add("--seconds-per-turn", type=float, default=4.0, metavar="S", help="default %(default)s")
+    rounds, seconds = whole_number(1, 10**4), number(0.1, 3600)
+    add("--rounds", type=rounds, default=7, metavar="N", help="default %(default)s")
+    add("--seconds-per-turn", type=seconds, default=4.0, metavar="S", help="default %(default)s")
     add("--only", metavar="L3,L4", help="bars to measure; default all")
     add("--out", type=Path, default=Path("runs/bench/loader.json"), metavar="FILE")
     add("--check", action="store_true", help="describe each contender's output, measure nothing")
@@ -42,9 +44,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.bars = tuple(args.only.upper().split(",")) if args.only else BARS
     if unknown := sorted(set(args.bars) - set(BARS)):
         parser.error(f"argument --only: {', '.join(unknown)} is none of {', '.join(BARS)}")
-    for name, least in (("count", 100), ("rounds", 1)):
-        if getattr(args, name) < least:
-            parser.error(f"argument --{name}: give at least {least}")
     return args
 
 

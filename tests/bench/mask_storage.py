@@ -17,6 +17,7 @@ import numpy.typing as npt
 from harl_fast.data.geometry import ViewGeometry, cell_coverage, draw_view, geometry_table
 from harl_fast.data.maskfield import pack_mask, resize_mask
 from harl_fast.errors import run_main
+from harl_fast.options import whole_number
 from harl_fast.rng import GEOMETRY, stream
 from preprocess.masks.score import CELLS, soft_jaccard
 from tests.bench import mask_sets
@@ -129,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table alone."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.mask_storage", description=__doc__)
     parser.add_argument("--horses", type=Path, metavar="FOLDER", help="images/ and masks/")
-    parser.add_argument("--composites", type=int, default=200, metavar="N")
+    parser.add_argument("--composites", type=whole_number(1, 10**6), default=200, metavar="N")
     args = parser.parse_args(argv)
     sets = {"drawn composites": mask_sets.drawn(args.composites)}
     if args.horses:

@@ -15,6 +15,7 @@ import torch
 
 from harl_fast.errors import run_main
 from harl_fast.files import Progress
+from harl_fast.options import SEED_MAX, whole_number
 from preprocess.masks.find import CHUNK
 from preprocess.masks.score import Score, mean_score, score
 from tests.bench import mask_report, mask_sets, mask_storage
@@ -38,10 +39,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--network", type=Path, metavar="FILE", help="safetensors of `make masks-train`")
     add("--onnx", type=Path, metavar="FILE", help="a saliency network")
     add("--mask-method", action="append", default=[], metavar="SPEC", help="further methods")
-    add("--composites", type=int, default=200, metavar="N", help="default %(default)s")
-    add("--count", type=int, default=300, metavar="N", help="of --photos; default %(default)s")
-    add("--rounds", type=int, default=5, metavar="N", help="of the clock; default %(default)s")
-    add("--seed", type=int, default=0, help="of the composites")
+    count, about = whole_number(1, 10**6), "default %(default)s"
+    add("--composites", type=count, default=200, metavar="N", help=about)
+    add("--count", type=count, default=300, metavar="N", help=f"of --photos; {about}")
+    add("--rounds", type=count, default=5, metavar="N", help=f"of the clock; {about}")
+    add("--seed", type=whole_number(0, SEED_MAX), default=0, metavar="N", help="of the composites")
     add("--storage", action="store_true", help="also: what stored mask sizes lose")
     add("--check", action="store_true", help="exit 1 if a floor is missed")
     add("--out", type=Path, default=Path("runs/bench/masks.json"), metavar="FILE")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harl_fast.errors import run_main
+from harl_fast.options import number, whole_number
 from tests.bench import inputs, report, step_loop, step_setup
 from tests.bench.process import machine_facts
 from tests.bench.results import write_results
@@ -58,14 +59,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the checked command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.step", description=__doc__)
     add = parser.add_argument
-    add("--rounds", type=int, default=5, metavar="N", help="default %(default)s")
-    add("--seconds-per-turn", type=float, default=4.0, metavar="S", help="default %(default)s")
+    seconds = number(0.1, 3600)
+    add("--rounds", type=whole_number(1, 10**4), default=5, metavar="N", help="default %(default)s")
+    add("--seconds-per-turn", type=seconds, default=4.0, metavar="S", help="default %(default)s")
     add("--only", metavar="T1,O2", help="bars to measure; default all")
-    add("--batch", type=int, default=step_setup.BATCH, metavar="N", help="default %(default)s")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    batch, cores = whole_number(2, 1 << 16), len(os.sched_getaffinity(0))
+    add("--batch", type=batch, default=step_setup.BATCH, metavar="N", help="default %(default)s")
+    add("--threads", type=whole_number(1, 1024), default=cores, help="default: all cores")
     add("--data", type=Path, metavar="FOLDER", help="photos for T5; default: sample photos")
-    add("--count", type=int, default=3200, metavar="N", help="pictures for T5; default %(default)s")
-    add("--window", type=int, default=8, metavar="N", help="steps of each of T5's windows")
+    count, about = whole_number(100, 10**7), "pictures for T5; default %(default)s"
+    add("--count", type=count, default=3200, metavar="N", help=about)
+    window, about = whole_number(1, 10**6), "steps of each of T5's windows"
+    add("--window", type=window, default=8, metavar="N", help=about)
     add("--out", type=Path, default=Path("runs/bench/step.json"), metavar="FILE")
     add("--check", action="store_true", help="compare what the contenders compute, time nothing")
     args = parser.parse_args(argv)

@@ -10,6 +10,7 @@ import pytest
 
 import harl_fast.engine.ds  # noqa: F401  # first of all: it chooses DeepSpeed's device
 from harl_fast.engine.dsconfig import (
+    _DTYPES,
     Batches,
     Bf16Section,
     EngineFile,
@@ -154,8 +155,51 @@ def test_refusals_name_the_key_and_what_to_do(
 def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "engine.json"
     path.write_text('{"train_batch_size": 8, "gradient_clipping": 0, "train_batch_size": 16}')
-    with pytest.raises(ConfigError, match="'train_batch_size' twice"):
+    with pytest.raises(ConfigError, match="'train_batch_size' stands twice"):
         read_engine_file(path)
+
+
+@pytest.mark.parametrize("dtype", _DTYPES)
+def test_every_name_of_a_number_format_is_taken(tmp_path: Path, dtype: str) -> None:
+    tree = {**MINIMAL, "torch_autocast": {"enabled": True, "dtype": dtype}}
+    assert settle(read(tmp_path, tree), ranks=1, source="x").precision == _DTYPES[dtype]
+
+
+@pytest.mark.parametrize("size", ["5e8", "500000000", "5.0e8", "'5e8'"])
+def test_sizes_are_taken_as_deepspeeds_own_examples_write_them(tmp_path: Path, size: str) -> None:
+    path = tmp_path / "engine.json"
+    path.write_text(
+        f"{{gradient_clipping: 0, zero_optimization: {{reduce_bucket_size: {size}\n}}}}"
+    )
+    if size.startswith("'"):
+        with pytest.raises(ConfigError, match="reduce_bucket_size"):
+            read_engine_file(path)
+    else:
+        assert read_engine_file(path).zero_optimization.reduce_bucket_size == 500_000_000
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("gradient_clipping=.inf", ["inf is not finite"]),
+        ("gradient_clipping='nan'", ["gradient_clipping", "finite"]),
+        ("gradient_clipping=-1", ["gradient_clipping", "greater than or equal to 0"]),
+        ("train_batch_size=true", ["train_batch_size", "True is no number"]),
+        ("train_batch_size=0", ["train_batch_size", "greater than or equal to 1"]),
+        ("harl_fast.timeout_minutes=1e9", ["timeout_minutes", "less than or equal to"]),
+        ("fp16.loss_scale=1e300", ["fp16.loss_scale", "less than or equal to"]),
+        ("steps_per_print=" + "9" * 5000, ["steps_per_print", "5,000 digits"]),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_numbers_outside_their_range_are_refused(
+    tmp_path: Path, override: str, words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, MINIMAL, override)
+    for word in words:
+        assert word in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_a_missing_file_names_the_shipped_ones(monkeypatch: pytest.MonkeyPatch) -> None:

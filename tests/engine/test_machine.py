@@ -150,3 +150,17 @@ def test_freed_memory_is_used_again_without_new_pages(own: bool) -> None:
     else:
         # 5 blocks of 128 MB, which glibc maps and unmaps each by itself by default.
         assert int(after) < 100 < int(before)
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE"])
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "9" * 5000, "\x1b"])
+def test_a_launchers_variable_that_is_no_number_is_named(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE"):
+        monkeypatch.setenv(key, "1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setenv(name, text)
+    with pytest.raises(ConfigError, match=f"variable {name} is .*torchrun") as caught:
+        this_machine()
+    assert len(str(caught.value)) < 300

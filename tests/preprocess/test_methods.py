@@ -18,7 +18,7 @@ from preprocess.encode import Store
 from preprocess.masks import find, find_mask, open_method, parse_spec
 from preprocess.masks.binary import centre_ellipse
 from preprocess.masks.find import Found, Origin, Wanted, find_masks
-from preprocess.masks.methods import method_facts, try_method
+from preprocess.masks.methods import METHODS, method_facts, try_method
 from preprocess.masks.spec import MethodSpec, keyword_parameters, parse
 from preprocess.pool import ordered_map
 from tests.preprocess.support import Pixels, photo, save, torch_threads
@@ -80,7 +80,7 @@ def test_a_wrong_text_is_named(text: str, message: str) -> None:
 def test_parameters_follow_a_functions_signature() -> None:
     def method(rgb: Pixels, *, sigma: float = 0.5, rounds: int = 3, sharp: bool = True) -> None: ...
 
-    table = {"m": keyword_parameters(method)}
+    table = {"m": keyword_parameters(method, high={})}
     assert dict(parse("m", table).parameters) == {"sigma": 0.5, "rounds": 3, "sharp": True}
     spec = parse("m:sharp=0,sigma=2,rounds=4", table)
     assert dict(spec.parameters) == {"sigma": 2.0, "rounds": 4, "sharp": False}
@@ -229,3 +229,28 @@ def test_masks_are_made_from_the_shrunk_image_in_every_store(tmp_path: Path) -> 
 def test_workers_have_one_thread() -> None:
     found = ordered_map(torch_threads, [0], workers=1, describe=str)
     assert list(found) == [1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_parameter_of_every_method_is_taken_at_its_documented_default(name: str) -> None:
+    needed = {"file": "x", "folder": "x", "p": "0.2"}
+    parameters = METHODS[name].parameters
+    words = {
+        key: needed[key] if one.default is None else written(one.default)
+        for key, one in parameters.items()
+    }
+    short = [words[key] for key, one in parameters.items() if one.default is None]
+    whole = parse_spec(f"{name}:" + ",".join(f"{key}={word}" for key, word in words.items()))
+    assert whole == parse_spec(":".join([name, *short]))
+
+
+def written(default: object) -> str:
+    """Return a parameter's default as the command line has it."""
+    return "/".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_number_of_every_method_has_a_range(name: str) -> None:
+    for key, one in METHODS[name].parameters.items():
+        if one.kind in (int, float, tuple):
+            assert np.isfinite([one.low, one.high]).all(), key
