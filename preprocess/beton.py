@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harl_fast.errors import DataError, run_main
+from harl_fast.jit import require_compiler
 from preprocess.advice import advise
 from preprocess.build import build
 from preprocess.convert import Settings
@@ -107,6 +108,7 @@ def _store(text: str) -> Store:
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
+    require_compiler()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
     settings = Settings(
         args.max_resolution, args.quality, args.mask_size, args.mask_method, args.store

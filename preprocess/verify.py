@@ -28,6 +28,7 @@ from harl_fast.data.manifest import (
 from harl_fast.data.stored import stored_pixels
 from harl_fast.errors import DataError, run_main
 from harl_fast.files import Progress, format_seconds, sha256_file, write_json
+from harl_fast.jit import require_compiler
 from preprocess.pool import ordered_map, usable_cores
 
 SOUND, DAMAGED, REFUSED = 0, 1, 2
@@ -258,6 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error(f"argument --workers: {args.workers} is not 1 or more")
+    require_compiler()
     verdicts = []
     for beton in args.betons:
         verdicts.append(verify(beton, deep=args.deep, workers=args.workers))

@@ -1,8 +1,8 @@
 """The FFCV operation that cuts all views and mask cells of a batch, and its compiled kernel.
 
 Seed and epoch arrive with the storage state at run time: a new epoch changes the crops without
-compiling anything again. All work lies in one module-level function whose machine code numba keeps
-on disk. FFCV would wrap it in a function of its own for each loader: 4 seconds of optimising at
+compiling anything again. All work lies in one module-level function whose machine code is kept
+on disk (see `harl_fast.jit`). FFCV would wrap it in a function of its own for each loader: 4 seconds of optimising at
 each start, and numba would hand the wrapper's ``fastmath`` down, so that pixels would depend
 on who compiled first. Its stages are left uncompiled, one Python call a batch.
 """
@@ -21,7 +21,7 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
-from numba import njit, prange
+from numba import prange
 
 from harl_fast.data.colour import scratch_size
 from harl_fast.data.cut import PICTURE, cut_cells, cut_view, open_picture, place_sample
@@ -38,6 +38,7 @@ from harl_fast.data.jpegfile import (
     planes_size,
 )
 from harl_fast.data.resample import padded, words_size
+from harl_fast.jit import njit
 
 BAD_MASK = 4
 """Status of a sample whose mask is missing or of another size; the others are `jpegfile`'s."""

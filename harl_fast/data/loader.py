@@ -34,6 +34,7 @@ from harl_fast.data.order import GlobalOrder, Kind, chunk_length
 from harl_fast.data.photometric import Colouring
 from harl_fast.data.slots import Slots
 from harl_fast.errors import ConfigError, DataError
+from harl_fast.jit import require_compiler
 
 
 class Batch(NamedTuple):
@@ -142,6 +143,7 @@ class _Opened:
     """A checked container and the pass under way over it."""
 
     def __init__(self, path: Path, *, damaged: Policy) -> None:
+        require_compiler()
         if damaged not in get_args(Policy):
             raise ConfigError(
                 f"damaged: {damaged!r}; use {' or '.join(map(repr, get_args(Policy)))}"
