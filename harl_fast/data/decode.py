@@ -1,14 +1,15 @@
 """The FFCV operation that cuts all views and mask cells of a batch, and its compiled kernel.
 
 Seed and epoch arrive with the storage state at run time: a new epoch changes the crops without
-compiling anything again. All work lies in one module-level function whose machine code is kept
-on disk (see `harl_fast.jit`). FFCV would wrap it in a function of its own for each loader: 4 seconds of optimising at
-each start, and numba would hand the wrapper's ``fastmath`` down, so that pixels would depend
-on who compiled first. Its stages are left uncompiled, one Python call a batch.
+compiling anything again. All work lies in one module-level function whose machine code is kept on
+disk (see `harl_fast.jit`). FFCV would wrap it in a function of its own for each loader: 4 seconds
+of optimising at each start, and numba would hand the wrapper's ``fastmath`` down, so that pixels
+would depend on who compiled first. Its stages are left uncompiled, one Python call a batch.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from ffcv.fields.basics import IntDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.graph import Graph
 from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.pipeline_spec import PipelineSpec
 from ffcv.pipeline.state import State
+from ffcv.reader import Reader
 from numba import prange
 
 from harl_fast.data.colour import scratch_size
@@ -149,6 +152,25 @@ def _largest(
     return [(int(heights[place]), int(widths[place]))]
 
 
+class PlainGraph(Graph):  # type: ignore[misc]  # ffcv is untyped
+    """FFCV's graph over a container whose stages are left uncompiled, as our kernels are not.
+
+    FFCV's own switch, `Compiler.set_enabled`, would do that to all graphs of the process.
+    """
+
+    _numbering = threading.Lock()
+    """The nodes of all graphs are numbered by one counter, without a lock."""
+
+    def __init__(self, specs: dict[str, PipelineSpec], reader: Reader) -> None:
+        places = {name: place for place, name in enumerate(reader.handlers)}
+        with self._numbering:
+            super().__init__(specs, reader.handlers, places, reader.metadata, None)
+
+    def codegen_stage(self, stage: Any, number: int, *rest: Any) -> Any:
+        """Return a stage's function; FFCV compiles those of even number."""
+        return super().codegen_stage(stage, 2 * number + 1, *rest)
+
+
 class ViewsDecoder(Operation):  # type: ignore[misc]  # ffcv is untyped
     """Decode each image once and cut every view and its mask cells from it.
 
@@ -163,11 +185,12 @@ class ViewsDecoder(Operation):  # type: ignore[misc]  # ffcv is untyped
         *,
         mask_size: int,
         largest_jpeg: int,
+        threads: int,
         colours: npt.NDArray[np.float64] | None = None,
     ) -> None:
         super().__init__()
         self.views, self.mask_size, self.largest_jpeg = tuple(views), mask_size, largest_jpeg
-        self.colours = colours
+        self.threads, self.colours = threads, colours
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
         """Ask for the output buffers of all views, cells and the status."""
@@ -191,7 +214,7 @@ class ViewsDecoder(Operation):  # type: ignore[misc]  # ffcv is untyped
             self.views,
             mask_size=mask_size,
             coloured=self.colours is not None,
-            threads=Compiler.num_threads,
+            threads=self.threads,
         )
 
         def decode(samples, memory, metadata, storage):  # type: ignore[no-untyped-def]

@@ -16,7 +16,6 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-import torch
 from ffcv.reader import Reader
 
 from harl_fast.data.damage import Damage
@@ -41,16 +40,6 @@ MASK_COLUMN = f"f{FIELDS.index('mask')}"
 _log = logging.getLogger(__name__)
 
 Ids = npt.NDArray[np.int64]
-
-
-@contextlib.contextmanager
-def torch_threads_kept() -> Iterator[None]:
-    """Undo ffcv's habit of setting torch's thread count for the whole process."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class MappedFile:

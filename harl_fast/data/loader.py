@@ -14,8 +14,6 @@ import numba
 import numpy as np
 import torch
 from ffcv.loader import Loader
-from ffcv.pipeline.compiler import Compiler
-from ffcv.pipeline.graph import Graph
 from ffcv.pipeline.pipeline_spec import PipelineSpec
 from torch import Tensor
 
@@ -24,9 +22,10 @@ from harl_fast.data.decode import (
     CONTROL_EPOCH,
     CONTROL_SEED,
     LabelDecoder,
+    PlainGraph,
     ViewsDecoder,
 )
-from harl_fast.data.epoch import LoudEpoch, MappedFile, check_process, torch_threads_kept
+from harl_fast.data.epoch import LoudEpoch, MappedFile, check_process
 from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.imagefield import open_reader
 from harl_fast.data.manifest import Manifest, check_container, read_manifest
@@ -82,21 +81,15 @@ class _Views(Loader):  # type: ignore[misc]  # ffcv is untyped
             views,
             mask_size=self.reader.handlers["mask"].size,
             largest_jpeg=int(self.reader.alloc_table["size"].max()),
+            threads=workers,
             colours=None if colour is None else colour.table(),
         )
         specs = {
             "image": PipelineSpec("image", decoder=decoder),
             "label": PipelineSpec("label", decoder=LabelDecoder()),
         }
-        with torch_threads_kept():
-            Compiler.set_num_threads(workers)
-            places = {name: place for place, name in enumerate(self.reader.handlers)}
-            self.graph = Graph(specs, self.reader.handlers, places, self.reader.metadata, None)
-            Compiler.set_enabled(False)  # the kernels are compiled and on disk; see `decode`
-            try:
-                self.generate_code()
-            finally:
-                Compiler.set_enabled(True)
+        self.graph = PlainGraph(specs, self.reader)
+        self.generate_code()
         self.slots = Slots(self.graph, batch=batch, count=ahead + 1)
 
     def start(self, samples: np.ndarray, *, seed: int, epoch: int, damage: Damage) -> LoudEpoch:
