@@ -177,5 +177,9 @@ def _read(cache: Path, key: str) -> Gathered | None:
                 file["agreement"],
                 int(file["unreadable"]),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        # RuntimeError: zipfile met flags that it does not know.
+        print(f"not used: {cache} is damaged ({error}); its votes are made again", flush=True)
         return None
