@@ -10,6 +10,7 @@ from harl_fast.config import load_config, presets
 from harl_fast.data.occupancy import SAMPLES, occupancy, occupancy_text
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import run_main
+from harl_fast.jit import require_compiler
 from harl_fast.viz import contact_sheet, occupancy_chart, write_png
 from preprocess.masks import gallery
 from preprocess.masks.methods import METHODS, open_method, parse_spec, to_mask
@@ -99,6 +100,7 @@ def draw_masks(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Draw and say where the pictures lie."""
     args = parse(argv)
+    require_compiler()
     if args.masks:
         draw_masks(args)
         return 0
