@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, uint64
+from numba import uint64
+
+from harl_fast.jit import njit
 
 GEOMETRY = 0
 """Purpose of the draws that place a view's crop box and flip."""

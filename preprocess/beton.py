@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harl_fast.errors import DataError, run_main
+from harl_fast.jit import require_compiler
 from harl_fast.options import SEED_MAX, checked, whole_number
 from preprocess.advice import advise
 from preprocess.build import build
@@ -101,6 +102,7 @@ def _add_number(
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
+    require_compiler()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
     settings = Settings(
         args.max_resolution, args.quality, args.mask_size, args.mask_method, args.store

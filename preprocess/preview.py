@@ -10,6 +10,7 @@ from harl_fast.config import load_config, presets
 from harl_fast.data.occupancy import SAMPLES, occupancy, occupancy_text
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import one_line, run_main, shown
+from harl_fast.jit import require_compiler
 from harl_fast.options import checked, whole_number
 from harl_fast.viz import contact_sheet, occupancy_chart, write_png
 from preprocess.masks import gallery
@@ -100,6 +101,7 @@ def draw_masks(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Draw and say where the pictures lie."""
     args = parse(argv)
+    require_compiler()
     if args.masks:
         draw_masks(args)
         return 0

@@ -9,6 +9,7 @@ is kept for the metadata of every candidate, and the header counts those that ca
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,10 @@ class _PlainMemory:
         return _Heap(bytearray(size))
 
 
+_laying_out = threading.Lock()
+"""Of two threads that exchange the module at once, one would put back the other's stand-in."""
+
+
 class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
     """Writes samples as an FFCV container."""
 
@@ -55,12 +60,13 @@ class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
 
     def prepare(self) -> None:
         """Write header and fields; the metadata's room is plain memory, so nothing can leak."""
-        shared = ffcv.writer.shared_memory
-        ffcv.writer.shared_memory = _PlainMemory
-        try:
-            super().prepare()
-        finally:
-            ffcv.writer.shared_memory = shared
+        with _laying_out:
+            shared = ffcv.writer.shared_memory
+            ffcv.writer.shared_memory = _PlainMemory
+            try:
+                super().prepare()
+            finally:
+                ffcv.writer.shared_memory = shared
 
     def write(self, samples: Iterable[Sample], *, capacity: int) -> int:
         """Write the samples, at most ``capacity``, in their order and return how many they were."""

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from harl_fast.config import ViewConfig
 from harl_fast.data import pixelops as ops
+from harl_fast.jit import njit
 from harl_fast.rng import PHOTOMETRIC, stream, uniform
 
 REFERENCE_PX = 224

@@ -6,7 +6,6 @@ All views are cut from one decode of the rectangle that they cover together.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from harl_fast.data.colour import PARAMS, colour_view, draw_colour
 from harl_fast.data.geometry import cell_coverage, draw_view, fill_integral
@@ -32,6 +31,7 @@ from harl_fast.data.jpegfile import (
     parse_jpeg,
 )
 from harl_fast.data.resample import padded, reduce_planes, write_planes, write_view
+from harl_fast.jit import njit
 from harl_fast.rng import GEOMETRY, PHOTOMETRIC, stream
 
 PICTURE = WINDOW + 4

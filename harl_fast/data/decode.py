@@ -1,14 +1,15 @@
 """The FFCV operation that cuts all views and mask cells of a batch, and its compiled kernel.
 
 Seed and epoch arrive with the storage state at run time: a new epoch changes the crops without
-compiling anything again. All work lies in one module-level function whose machine code numba keeps
-on disk. FFCV would wrap it in a function of its own for each loader: 4 seconds of optimising at
-each start, and numba would hand the wrapper's ``fastmath`` down, so that pixels would depend
-on who compiled first. Its stages are left uncompiled, one Python call a batch.
+compiling anything again. All work lies in one module-level function whose machine code is kept on
+disk (see `harl_fast.jit`). FFCV would wrap it in a function of its own for each loader: 4 seconds
+of optimising at each start, and numba would hand the wrapper's ``fastmath`` down, so that pixels
+would depend on who compiled first. Its stages are left uncompiled, one Python call a batch.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,11 +19,14 @@ import numpy as np
 import numpy.typing as npt
 from ffcv.fields.basics import IntDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.graph import Graph
 from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.pipeline_spec import PipelineSpec
 from ffcv.pipeline.state import State
-from numba import njit, prange
+from ffcv.reader import Reader
+from numba import prange
 
+from harl_fast.data.checksum import sums_differ
 from harl_fast.data.colour import scratch_size
 from harl_fast.data.cut import PICTURE, cut_cells, cut_view, open_picture, place_sample
 from harl_fast.data.geometry import ViewGeometry, geometry_table, needs_mask
@@ -38,14 +42,17 @@ from harl_fast.data.jpegfile import (
     planes_size,
 )
 from harl_fast.data.resample import padded, words_size
+from harl_fast.jit import njit
 
-BAD_MASK = 4
-"""Status of a sample whose mask is missing or of another size; the others are `jpegfile`'s."""
+BAD_MASK, BAD_SUM = 4, 5
+"""Status of a sample: its mask is missing or of another size; its bytes differ from those written.
+The others are `jpegfile`'s."""
 STATUS_TEXT = {
     NO_DATA: "its data lie outside the file",
     BAD_JPEG: "its JPEG data are damaged or end early",
     UNSUPPORTED: "its image is of a kind that is not read (see `preprocess.beton --help`, store)",
     BAD_MASK: "its mask is missing or has the wrong size",
+    BAD_SUM: "its stored bytes do not match their checksum",
 }
 CONTROL_SEED, CONTROL_EPOCH = 0, 1
 """Places in the control array of the storage state."""
@@ -93,6 +100,8 @@ def decode_batch(samples, views, cells, status, metadata, storage, table, colour
             status[slot, 0] = BAD_MASK
         elif data.shape[0] == 0:
             status[slot, 0] = NO_DATA
+        elif storage[5].shape[0] > 0 and sums_differ(data, packed, storage[5][sample]):
+            status[slot, 0] = BAD_SUM
         else:
             boxes, keys = np.empty((len(views), 6), np.int64), np.empty(len(views), np.uint64)
             mask = (packed, mask_size, integrals[thread])
@@ -148,6 +157,25 @@ def _largest(
     return [(int(heights[place]), int(widths[place]))]
 
 
+class PlainGraph(Graph):  # type: ignore[misc]  # ffcv is untyped
+    """FFCV's graph over a container. Its stages stay uncompiled: they only call our kernels.
+
+    FFCV's own switch for that, `Compiler.set_enabled`, is one of the whole process.
+    """
+
+    _numbering = threading.Lock()
+    """FFCV numbers the nodes of all graphs by one counter, without a lock."""
+
+    def __init__(self, specs: dict[str, PipelineSpec], reader: Reader) -> None:
+        places = {name: place for place, name in enumerate(reader.handlers)}
+        with self._numbering:
+            super().__init__(specs, reader.handlers, places, reader.metadata, None)
+
+    def codegen_stage(self, stage: Any, number: int, *rest: Any) -> Any:
+        """Return a stage's function; FFCV compiles those with an even number."""
+        return super().codegen_stage(stage, 2 * number + 1, *rest)
+
+
 class ViewsDecoder(Operation):  # type: ignore[misc]  # ffcv is untyped
     """Decode each image once and cut every view and its mask cells from it.
 
@@ -162,11 +190,12 @@ class ViewsDecoder(Operation):  # type: ignore[misc]  # ffcv is untyped
         *,
         mask_size: int,
         largest_jpeg: int,
+        threads: int,
         colours: npt.NDArray[np.float64] | None = None,
     ) -> None:
         super().__init__()
         self.views, self.mask_size, self.largest_jpeg = tuple(views), mask_size, largest_jpeg
-        self.colours = colours
+        self.threads, self.colours = threads, colours
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
         """Ask for the output buffers of all views, cells and the status."""
@@ -190,7 +219,7 @@ class ViewsDecoder(Operation):  # type: ignore[misc]  # ffcv is untyped
             self.views,
             mask_size=mask_size,
             coloured=self.colours is not None,
-            threads=Compiler.num_threads,
+            threads=self.threads,
         )
 
         def decode(samples, memory, metadata, storage):  # type: ignore[no-untyped-def]

@@ -16,7 +16,6 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-import torch
 from ffcv.reader import Reader
 
 from harl_fast.data.damage import Damage
@@ -43,16 +42,6 @@ _log = logging.getLogger(__name__)
 Ids = npt.NDArray[np.int64]
 
 
-@contextlib.contextmanager
-def torch_threads_kept() -> Iterator[None]:
-    """Undo ffcv's habit of setting torch's thread count for the whole process."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class MappedFile:
     """The memory-mapped container with what the decoders read beside it.
 
@@ -61,7 +50,9 @@ class MappedFile:
     builds Python sets and dictionaries of all samples at start.
     """
 
-    def __init__(self, reader: Reader, control: np.ndarray) -> None:
+    def __init__(
+        self, reader: Reader, control: np.ndarray, sums: npt.NDArray[np.uint64] | None
+    ) -> None:
         table = np.sort(reader.alloc_table, order="ptr")
         self.path = Path(reader.file_name)
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  # open as long as mapped
@@ -76,11 +67,13 @@ class MappedFile:
             np.ascontiguousarray(table["size"]),
             control,
             np.ascontiguousarray(reader.metadata[MASK_COLUMN]["data_ptr"]),
+            np.empty((0, 2), np.uint64) if sums is None else sums,
         )
 
     @property
     def state(self) -> tuple[np.ndarray, ...]:
-        """What `decode.span` takes as storage: file, addresses, sizes, control, where masks lie."""
+        """What `decode_batch` takes as storage: file, addresses, sizes, control, where masks lie,
+        and the (N, 2) sums of images and masks, or none if they are not compared."""
         return self._state
 
     def _facts(self) -> tuple[int, int]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from harl_fast.config import crop_rule
 from harl_fast.errors import ConfigError
+from harl_fast.jit import njit
 from harl_fast.rng import uniform
 
 TRIES = 10

@@ -17,7 +17,9 @@ from __future__ import annotations
 import ffcv._libffcv
 import llvmlite.binding
 import numpy as np
-from numba import njit, types
+from numba import types
+
+from harl_fast.jit import njit
 
 OK, NO_DATA, BAD_JPEG, UNSUPPORTED = 0, 1, 2, 3
 """Status of an image: fine; its bytes lie outside the file; damaged; a kind that is not read."""

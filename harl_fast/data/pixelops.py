@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
+
+from harl_fast.jit import njit
 
 _TAIL = 2.5e-4
 """Share of a Gaussian's mass that may be cut off. Twice this (two axes) bounds the error of a

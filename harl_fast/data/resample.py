@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from harl_fast.jit import njit
 
 LANES = 8
 """Sides are padded to a multiple of this, so that whole words are transposed."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harl_fast.errors import ConfigError, DataError, one_line, run_main, shown
 from harl_fast.files import Progress
+from harl_fast.jit import require_compiler
 from harl_fast.options import checked, whole_number
 from preprocess.masks import cache
 from preprocess.masks.assign import FALLBACK
@@ -88,6 +89,7 @@ def _shard(text: str) -> tuple[int, int]:
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `HarlError` when it cannot be done."""
     args = parse(argv)
+    require_compiler()
     spec: MethodSpec = args.mask_method
     if METHODS[spec.name].open is None:
         raise ConfigError(

@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from harl_fast.jit import njit
 
 NOISE = np.float32(20.0)
 """Variance added to each side's colours: 4.5 Lab units keep flat sides finite."""

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.errors import DataError, one_line
+from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, replacing
 from preprocess.images import SUFFIXES, UnusableImageError, decode_image
 from preprocess.masks.committee import MEMBERS, VERSION, Vote, vote
@@ -178,8 +178,12 @@ def _read(cache: Path, key: str) -> Gathered | None:
                 file["agreement"],
                 int(file["unreadable"]),
             )
+    except FileNotFoundError:
+        return None
     except (
         OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error,
         NotImplementedError, RuntimeError,  # of zipfile, for kinds that NumPy does not write
-    ):  # fmt: skip
+    ) as error:  # fmt: skip
+        reason = shown(str(error))
+        print(f"not used: {cache} is damaged ({reason}); its votes are made again", flush=True)
         return None

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from harl_fast.errors import ConfigError
+from harl_fast.jit import njit
 from preprocess.masks.binary import Map, centre_prior
 from preprocess.masks.cues import barrier_distance, side_distances
 from preprocess.masks.refine import affinities, first_probability, judgement, refined

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from harl_fast.jit import njit
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be reordered, so that they are vectorised; infinities keep their meaning."""

@@ -7,7 +7,8 @@ kernels of their own file only: numba's cache on disk checks a function's own fi
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from harl_fast.jit import njit
 
 MOST_REGIONS = 250
 """A finer segmentation is merged further: later steps take memory and time by its square."""

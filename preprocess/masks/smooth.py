@@ -8,7 +8,8 @@ lines are found in a small picture and followed in a larger one (He and Sun, "Fa
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from harl_fast.jit import njit
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be reordered, so that they are vectorised; infinities keep their meaning."""

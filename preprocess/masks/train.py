@@ -25,6 +25,7 @@ import torch
 
 from harl_fast.errors import run_main
 from harl_fast.files import Progress, format_seconds
+from harl_fast.jit import require_compiler
 from harl_fast.options import SEED_MAX, number, whole_number
 from preprocess.masks.committee import MEMBERS, VERSION
 from preprocess.masks.composites import Teaching
@@ -69,6 +70,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
+    require_compiler()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
     with writing(args.out):
         make_network(args)

@@ -7,11 +7,16 @@ import gc
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from ffcv.pipeline.compiler import Compiler
 
 from harl_fast.data import slots
 from harl_fast.data.epoch import LoudEpoch
@@ -135,6 +140,55 @@ def test_two_loaders_at_once_do_not_disturb_each_other(shared: BetonLoader, beto
         first |= by_sample([one])
         second |= by_sample([two])
     assert first == expected and second == alone
+
+
+def test_loaders_built_and_read_in_threads_at_once_give_what_they_give_alone(beton: Path) -> None:
+    def batches(seed: int) -> dict[int, tuple[bytes, ...]]:
+        return by_sample(loader(beton, seed=seed, workers=1 + seed % 2))
+
+    alone = [batches(seed) for seed in range(15)]
+    threads, graphs = torch.get_num_threads(), Compiler.is_enabled
+    begin = threading.Barrier(len(alone))
+
+    def together(seed: int) -> dict[int, tuple[bytes, ...]]:
+        begin.wait()
+        return batches(seed)
+
+    with ThreadPoolExecutor(len(alone)) as pool:
+        assert list(pool.map(together, range(len(alone)))) == alone
+    assert (torch.get_num_threads(), Compiler.is_enabled) == (threads, graphs)
+
+
+def test_no_switch_of_the_process_is_touched(beton: Path, monkeypatch) -> None:
+    """Another thread may be using ffcv, numba or torch at that moment."""
+    switches = [(Compiler, "set_enabled"), (Compiler, "set_num_threads")]
+    for owner, name in (*switches, (torch, "set_num_threads")):
+        monkeypatch.setattr(owner, name, lambda *_: pytest.fail("a switch of the whole process"))
+    one = loader(beton, workers=1)
+    assert len(by_sample(one)) == COUNT
+    one.set_views([ViewGeometry(size_px=24, cells=3)] * 2)
+    assert len(by_sample(EvalLoader(beton, size_px=32))) == COUNT
+
+
+IMPORT = """
+import numba, torch
+torch.set_num_threads(2)
+import harl_fast.data
+print(torch.get_num_threads(), numba.get_num_threads())
+"""
+
+
+def test_importing_the_data_path_changes_no_thread_count() -> None:
+    """ffcv sets both to one when it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"NUMBA_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["2", "2"], done.stderr
 
 
 def test_a_second_pass_ends_the_first(shared: BetonLoader) -> None:

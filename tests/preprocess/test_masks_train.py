@@ -23,7 +23,7 @@ from preprocess.masks.border import COUNT, border_cues
 from preprocess.masks.committee import MEMBERS, vote
 from preprocess.masks.composites import UNHEARD, Batches, Teaching, Variety
 from preprocess.masks.cues import barrier_distance
-from preprocess.masks.gathering import gather, image_files
+from preprocess.masks.gathering import _key, _read, gather, image_files
 from preprocess.masks.learning import Draft, Drawer, Recipe, follow, mask_loss, train
 from preprocess.masks.network import Architecture, load_network, predict
 from preprocess.masks.outline import centred, outlined, resized
@@ -275,6 +275,10 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
         image_files(images_in(tmp_path / "few", 3), most=9, seed=0)
 
 
+def _flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
 def test_unreadable_images_are_left_out_counted_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,7 +292,12 @@ def test_unreadable_images_are_left_out_counted_and_named(
     again = gather(files, cache, side=32, workers=1)
     assert "taken from" in capsys.readouterr().out
     np.testing.assert_array_equal(first.shares, again.shares)
-    cache.write_bytes(cache.read_bytes()[:1000])  # damaged: the votes are made again
+    whole = cache.read_bytes()
+    flag, method = (whole.index(b"PK\1\2") + at for at in (8, 10))  # of the first entry
+    for damaged in (b"", whole[:1000], *(_flipped(whole, at) for at in (600, flag, method))):
+        cache.write_bytes(damaged)
+        assert _read(cache, _key(files, 32)) is None
+        assert f"not used: {cache} is damaged" in capsys.readouterr().out
     third = gather(files, cache, side=32, workers=1)
     np.testing.assert_array_equal(first.images, third.images)
     (folder / "06.jpg").write_bytes(b"no JPEG either")
