@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
+
+from harl_fast.files import tell
+from harl_fast.supervision import heeds_hangup
 
 
 class HarlError(Exception):
@@ -30,13 +35,28 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def run_main(main: Callable[[], int]) -> None:
-    """Run a program's main and exit: 2 on a `HarlError`, 130 on an interrupt, else its result."""
+    """Run a program's main and exit: 2 on a `HarlError`, 130 on an interrupt, else its result.
+
+    SIGTERM is an interrupt, and SIGHUP, a closed terminal, unless nohup had it ignored: temporary
+    files are removed, and processes ended. Later ones do not disturb that.
+    """
+    numbers = [signal.SIGTERM, *[signal.SIGHUP] * heeds_hangup()]
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = [(number, signal.signal(number, interrupt)) for number in numbers]
     try:
         code = main()
     except HarlError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}\n", sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("interrupted: nothing was left under a final name", file=sys.stderr)
+        tell("interrupted: nothing was left under a final name\n", sys.stderr)
         code = 130
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
     sys.exit(code)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -107,7 +106,6 @@ def _store(text: str) -> Store:
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
     settings = Settings(
         args.max_resolution, args.quality, args.mask_size, args.mask_method, args.store
     )

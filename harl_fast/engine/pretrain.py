@@ -22,6 +22,7 @@ from harl_fast.engine.runfolder import (
     write_configs,
 )
 from harl_fast.engine.stop import Leaving, StopSignal
+from harl_fast.supervision import supervisors
 
 if TYPE_CHECKING:
     from harl_fast.engine.parts import Parts
@@ -47,8 +48,9 @@ def pretrain(
     Configurations, data and folders are refused before the ranks meet. See launch/pretrain.py for
     the arguments. Raises HarlError.
     """
+    watched = supervisors()
     machine = this_machine()
-    with leader_reports(machine), StopSignal() as stop:
+    with leader_reports(machine), StopSignal(supervisors=watched) as stop:
         file = read_engine_file(engine_file, overrides=engine_overrides)
         check_machine(file.harl_fast, machine, source=str(engine_file))
         engine_config = settle(file, ranks=machine.ranks, source=str(engine_file))
@@ -63,7 +65,7 @@ def pretrain(
             parts, step, skipped = _prepare(start)
             stop.starting = False
         except Leaving:
-            return _leave(folder, machine, reason=stop.name)
+            return _leave(folder, machine, reason=stop.reason)
         # DeepSpeed takes seconds to import; refusals above need not wait for it.
         from harl_fast.engine import ds
         from harl_fast.engine.loop import INTERRUPTED, Pretraining

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import signal
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -66,7 +65,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
     with writing(args.out):
         make_network(args)
     return 0
