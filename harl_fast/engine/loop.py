@@ -170,12 +170,7 @@ class Pretraining:
     def _judge(self) -> None:
         """Tell of steps without effect, and raise HarlError after too many of them in a row."""
         verdicts, folder = self.stepper.verdicts, self.folder
-        bad = verdicts.look(folder.skipped if self.parts.machine.rank == 0 else None)
-        if bad:
-            self.reporter.say(
-                f"no effect: step {', '.join(map(str, bad[:5]))}{' ...' * (len(bad) > 5)}: loss or "
-                f"gradient not finite; the samples' ids are in {folder.skipped}"
-            )
+        self.reporter.no_effect(verdicts.look())
         if verdicts.streak < self.parts.config.log.max_skipped:
             return
         if self._saver is not None:
