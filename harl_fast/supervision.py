@@ -8,16 +8,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 GUARD = "HARL_FAST_GUARD"
 """Environment variable in which launch/guard.py names its own process to the ranks."""
 
-_RANK = "--local_rank"  # DeepSpeed's launcher gives it to ranks alone
 _PR_SET_PDEATHSIG = 1
 """Of prctl(2)."""
 
@@ -32,17 +29,38 @@ class Process:
 
     @staticmethod
     def of(pid: int | str) -> Process | None:
-        """Return the process that has this number now, or None if there is none."""
-        fields = _stat(pid)
-        return None if fields is None else Process(str(pid), fields[19])
+        """Return the process that has this number now, or None if there is none to be seen."""
+        with contextlib.suppress(OSError):
+            if fields := _stat(pid):
+                return Process(str(pid), fields[19])
+        return None
+
+    def parent(self) -> Process | None:
+        """Return the process that started it, if both can be seen."""
+        with contextlib.suppress(OSError):
+            if fields := _stat(self.pid):
+                return Process.of(fields[1])
+        return None
+
+    def words(self) -> list[str]:
+        """Return its command line as far as it can be seen."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/cmdline").read_text("utf-8", "replace").split("\0")
+        return []
 
     def alive(self) -> bool:
-        """Return whether it is still there, and not dead and unburied."""
-        return Process.of(self.pid) == self
+        """Return whether it is still there, and not dead and unburied, as far as can be seen."""
+        try:
+            fields = _stat(self.pid)
+        except OSError:  # too many open files, for instance
+            return True
+        return bool(fields) and fields[19] == self.started
 
-    def text(self) -> str:
-        """Return what names it in an environment variable."""
-        return f"{self.pid}:{self.started}:{_place()}"
+
+def guard_variable() -> dict[str, str]:
+    """Return the environment variable by which ranks know this process as their guard."""
+    own = Process.of(os.getpid())
+    return {} if own is None else {GUARD: f"{own.pid}:{own.started}:{_place()}"}
 
 
 def supervisors() -> dict[str, Process]:
@@ -52,36 +70,17 @@ def supervisors() -> dict[str, Process]:
     half of DeepSpeed's launcher that a user sees and kills, which is the parent of the other half.
     Call before `this_machine`, which gives a process without launcher a launcher's variables.
     """
-    found: dict[str, Process | None] = {}
+    found = {}
     pid, _, rest = os.environ.get(GUARD, "").partition(":")
     started, _, place = rest.partition(":")
     if place and place == _place():  # variables travel to other machines, and into containers
         found["launch/guard.py"] = Process(pid, started)
-    if "RANK" in os.environ:
-        launcher = os.getppid()
-        found["its launcher"] = Process.of(launcher)
-        above = (_stat(launcher) or ["", "0"])[1]
-        if any(Path(word).name == "deepspeed" for word in _words(above)):
-            found["deepspeed"] = Process.of(above)
-    return {name: process for name, process in found.items() if process is not None}
-
-
-def ranks_below(launcher: int) -> set[psutil.Process]:
-    """Return the ranks that a launcher has started, itself or by others."""
-    found = set()
-    with contextlib.suppress(psutil.Error):
-        for process in psutil.Process(launcher).children(recursive=True):
-            with contextlib.suppress(psutil.Error):  # it ends meanwhile
-                if any(word.startswith(_RANK) for word in process.cmdline()):
-                    found.add(process)
+    if "RANK" in os.environ and (launcher := Process.of(os.getppid())):
+        found["its launcher"] = launcher
+        above = launcher.parent()
+        if above and any(Path(word).name == "deepspeed" for word in above.words()):
+            found["deepspeed"] = above
     return found
-
-
-def send(processes: Iterable[psutil.Process], number: int) -> None:
-    """Send a signal to those that are still there."""
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(number)
 
 
 def run_below(command: Sequence[str], *, cwd: Path) -> int:
@@ -124,20 +123,14 @@ def heeds_hangup() -> bool:
     return signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
 
 
-def _stat(pid: int | str) -> list[str] | None:
-    """Return stat(5) from the third field on, the state; None if the process has ended."""
+def _stat(pid: int | str) -> list[str]:
+    """Return stat(5) from the third field on, the state; nothing if the process has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:
-        return None
+    except (FileNotFoundError, ProcessLookupError):
+        return []
     fields = text.rpartition(")")[2].split()  # the second is its name, which may hold anything
-    return None if fields[0] in "ZX" else fields
-
-
-def _words(pid: str) -> list[str]:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").split("\0")
-    return []
+    return [] if fields[0] in "ZX" else fields
 
 
 def _place() -> str:

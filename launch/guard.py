@@ -1,14 +1,15 @@
 """Run a training under a launcher and tell the truth about it: `python launch/guard.py COMMAND`.
 
 DeepSpeed's launcher does not pass signals on to its ranks in a way that lets them save and still
-ends with code 0, and ends with 0 if a part of it is killed. This passes SIGTERM, SIGUSR1, SIGHUP (a
-closed terminal; not under nohup) and SIGINT on to the ranks of COMMAND as SIGUSR1, and takes the
-exit code from the marker in COMMAND's --run folder: 0 for a new `finished` or `preempted` one, 130
-after SIGINT, never 0 without one. Ranks save and leave by themselves when this process is killed.
+ends with code 0, and ends with 0 if a part of it is killed. This passes SIGTERM, SIGHUP, SIGINT and
+SIGUSR1 on to the ranks of COMMAND as SIGUSR1, and takes the exit code from the marker in COMMAND's
+--run folder: 0 for a new `finished` or `preempted` one (130 after SIGINT), never 0 without one.
+Should this process be killed, the ranks save and leave by themselves.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -18,18 +19,18 @@ from pathlib import Path
 
 import psutil
 
+from harl_fast.engine.ranks import ranks_below, send
 from harl_fast.engine.stop import LOST
 from harl_fast.files import tell
-from harl_fast.supervision import GUARD, Process, heeds_hangup, ranks_below, send
+from harl_fast.supervision import guard_variable, heeds_hangup
 
-IMPATIENT_S = 5.0
-"""How long ranks have after a second SIGINT, which ends them without a save."""
+IMPATIENT_S = 5.0  # how long ranks have after a second SIGINT, which ends them without a save
 
 
 def run_folder(command: list[str]) -> Path:
-    for number, word in enumerate(command):
-        if word == "--run" and number + 1 < len(command):
-            return Path(command[number + 1])
+    for word, following in itertools.pairwise([*command, ""]):
+        if word == "--run" and following:
+            return Path(following)
         if word.startswith("--run="):
             return Path(word.partition("=")[2])
     sys.exit("usage: guard.py deepspeed ... launch/pretrain.py ... --run FOLDER ...")
@@ -42,15 +43,14 @@ def markers(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def main(command: list[str]) -> int:
-    folder, ranks, got, ending_s = run_folder(command), set[psutil.Process](), list[int](), 0.0
-    before, own = markers(folder), Process.of(os.getpid())
+    ranks, got, ending_s = set[psutil.Process](), list[int](), 0.0
+    before = markers(folder := run_folder(command))
     for number in (signal.SIGTERM, signal.SIGINT, *[signal.SIGHUP] * heeds_hangup()):
         signal.signal(number, lambda number, frame: got.append(number))
-    # Inherited: a SIGUSR1 to all processes of the job would end the launcher, which does not know
-    # it. Ranks set their own answer; until they do they hear nothing, so they are told repeatedly.
+    # Inherited, for it would end the launcher, which does not know it. Ranks set their own answer,
+    # and hear nothing before: they are told repeatedly.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    env = os.environ | ({} if own is None else {GUARD: own.text()})
-    child = subprocess.Popen(command, start_new_session=True, env=env)
+    child = subprocess.Popen(command, start_new_session=True, env=os.environ | guard_variable())
     signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
     while (code := child.poll()) is None:
         time.sleep(0.2)
@@ -67,12 +67,11 @@ def main(command: list[str]) -> int:
     send(psutil.wait_procs(ranks, timeout=30)[1], signal.SIGKILL)
     new = [path for path, now in markers(folder).items() if before.get(path) != now]
     lost = not got and (lost or any(LOST in path.read_text() for path in new))
-    if signal.SIGINT in got and (new or got.count(signal.SIGINT) > 1):
-        return 130
-    if new and not lost:
-        return 0
-    why = "its launcher died" if lost else "it has no new marker"
-    tell(f"error: {folder}: {why}: the job did not end well\n" if code <= 0 else "", sys.stderr)
+    if got.count(signal.SIGINT) > 1 or (new and not lost):
+        return 130 if signal.SIGINT in got else 0
+    if code <= 0:
+        why = "its launcher died" if lost else "it has no new marker"
+        tell(f"error: {folder}: {why}: the job did not end well\n", sys.stderr)
     return code if code > 0 else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import signal
@@ -138,3 +139,17 @@ def test_workers_end_with_a_killed_program_though_their_task_lasts(tmp_path: Pat
     workers = [Process.of(name.partition("-")[2]) for name in left(tmp_path)]
     job.kill(), job.wait()
     wait_for(lambda: not any(worker and worker.alive() for worker in workers), what="they end")
+
+
+def test_a_process_that_cannot_be_looked_at_is_taken_for_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A rank that has used up its open files must not take its launcher for dead."""
+    process = Process.of(os.getpid())
+    assert process is not None and process.parent() == Process.of(os.getppid())
+
+    def full(*args: object) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_text", full)
+    assert process.alive() and Process.of(os.getpid()) is None

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ NAMES = {
 
 
 class Board:
-    """Writes records, histograms, pictures and texts into one event file.
+    """Writes records, pictures and texts into one event file.
 
     Each event is on disk, or left out, when the call returns: TensorBoard's own writer hands them
     to a thread, which ends at the first error, and the file with it.
@@ -75,20 +75,22 @@ class Board:
         ]
         self._add()
 
-    def record(self, record: Mapping[str, float], *, step: int) -> None:
-        """Add all fields of a record that have a name, as one event."""
+    def record(
+        self, record: Mapping[str, float], *, step: int, ratios: Sequence[float] = ()
+    ) -> None:
+        """Add all fields of a record that have a name, as one event.
+
+        ratios: trust ratios, whose finite ones are added as a histogram if there are any.
+        """
         values = [
             Summary.Value(tag=name, simple_value=record[key])
             for key, name in NAMES.items()
             if key in record
         ]
-        self._add(Summary(value=values), step)
-
-    def histogram(self, name: str, values: list[float], *, step: int) -> None:
-        """Add a histogram of the finite ones of the values, if there are any."""
-        finite = np.array(values)[np.isfinite(values)]
+        finite = np.array(ratios)[np.isfinite(ratios)]
         if len(finite):
-            self._add(summaries.histogram(name, finite, bins="auto"), step)
+            values += summaries.histogram("trust/histogram", finite, bins="auto").value
+        self._add(Summary(value=values), step)
 
     def text(self, name: str, text: str) -> None:
         """Add a text, shown with its line breaks kept."""

@@ -149,7 +149,7 @@ class Reporter:
         self,
         record: Mapping[str, float],
         *,
-        ratios: list[float] | None = None,
+        ratios: Sequence[float] = (),
         ends_epoch: bool = False,
     ) -> None:
         """Write a log record everywhere and check its health.
@@ -164,9 +164,7 @@ class Reporter:
         self.note(log_line(record, epochs=self._epochs))
         if self._quiet:
             self._summarise(record, ends_epoch=ends_epoch)
-        self._keep(record)
-        if ratios:
-            self._board.histogram("trust/histogram", ratios, step=step)
+        self._keep(record, ratios=ratios)
         for message in self._health.check(record):
             self.say(message)
         if self._status.state != "training":
@@ -213,11 +211,11 @@ class Reporter:
             f"{where * kept}"
         )
 
-    def _keep(self, record: Mapping[str, float]) -> None:
+    def _keep(self, record: Mapping[str, float], *, ratios: Sequence[float] = ()) -> None:
         """Append a record to metrics.jsonl and add it to TensorBoard."""
         assert self._board is not None
         # JSON has no NaN; null is what other programs read.
         finite = {key: value if math.isfinite(value) else None for key, value in record.items()}
         line = json.dumps(finite, allow_nan=False) + "\n"
         self.side.append(self._folder.metrics, line.encode())
-        self._board.record(record, step=int(record["step"]))
+        self._board.record(record, step=int(record["step"]), ratios=ratios)

@@ -166,6 +166,9 @@ def begin(folder: RunFolder, *, step: int) -> None:
     folder.preempted.unlink(missing_ok=True)
     for path in (folder.metrics, folder.skipped):
         _trim(path, step=step)
+    for pattern in (".*.tmp", "sheets/.*.tmp"):
+        for leftover in folder.path.glob(pattern):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
 
 
 def mark(marker: Path, *, step: int, reason: str) -> None:

@@ -76,7 +76,7 @@ class RunStatus:
         now = time.time()
         utc = datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds")
         if self._latest.is_file():
-            self._fields["last_checkpoint"] = self._latest.read_text("utf-8").strip()
+            self._fields["last_checkpoint"] = self._latest.read_text("utf-8", "replace").strip()
         text = json.dumps({**self._fields, "updated": now, "updated_utc": utc}, indent=2)
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         try:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from harl_fast.engine.stop import LOST
-from harl_fast.supervision import GUARD, Process, supervisors
+from harl_fast.supervision import GUARD, Process, guard_variable, supervisors
 from tests.launch.jobs import ROOT
 
 JOB = Path(__file__).with_name("standin_job.py")
@@ -191,7 +191,8 @@ def test_a_rank_that_starts_after_its_guard_has_ended_knows(
     with subprocess.Popen(["sleep", "60"]) as job:
         process = Process.of(job.pid)
         assert process is not None and process.alive()
-        monkeypatch.setenv(GUARD, process.text())
+        own = guard_variable()[GUARD]
+        monkeypatch.setenv(GUARD, f"{job.pid}:{process.started}:{own.split(':', 2)[2]}")
         job.kill()
     watched = supervisors()["launch/guard.py"]
     assert watched == process and not watched.alive()
