@@ -145,4 +145,4 @@ def test_a_start_removes_what_a_killed_process_was_writing(tmp_path: Path) -> No
     for path in (folder.path / ".config.yaml.7.tmp", folder.path / "sheets/.e.png.7.tmp", mine):
         path.touch()
     begin(folder, step=0)
-    assert [path for path in folder.path.rglob("*.tmp")] == [mine]
+    assert list(folder.path.rglob("*.tmp")) == [mine]
