@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import signal
 import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any, TextIO
+
+from harl_fast.files import tell
+from harl_fast.supervision import heeds_hangup
 
 LONGEST = 4000
 """Most characters of an error that are printed: a message can hold what a file holds."""
@@ -105,21 +110,37 @@ def _complain(message: str) -> None:
     if len(message) > LONGEST:
         message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     first, *others = message.split("\n")
-    print("\n  ".join([f"error: {first}", *(line.strip() for line in others)]), file=sys.stderr)
+    text = "\n  ".join([f"error: {first}", *(line.strip() for line in others)])
+    tell(f"{text}\n", sys.stderr)
 
 
 def run_main(main: Callable[[], int]) -> None:
-    """Run a program's main and exit: 2 on a `HarlError`, 130 on an interrupt, else its result."""
+    """Run a program's main and exit: 2 on a `HarlError`, 130 on an interrupt, else its result.
+
+    SIGTERM is an interrupt, and SIGHUP, a closed terminal, unless nohup had it ignored: temporary
+    files are removed, and processes ended. Later ones do not disturb that.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None:  # as it is where the shell closed it
             setattr(sys, name, PlainStream(stream))
+    numbers = [signal.SIGTERM, *[signal.SIGHUP] * heeds_hangup()]
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = [(number, signal.signal(number, interrupt)) for number in numbers]
     try:
         code = main()
     except HarlError as error:
         _complain(str(error))
         code = 2
     except KeyboardInterrupt:
-        print("interrupted: nothing was left under a final name", file=sys.stderr)
+        tell("interrupted: nothing was left under a final name\n", sys.stderr)
         code = 130
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
     sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -69,6 +70,22 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def tell(text: str, stream: TextIO) -> None:
+    """Write ``text`` to a terminal or log at once, or leave it out if that is not possible.
+
+    The work that it tells of goes on when its terminal is closed, the reader of its pipe has ended
+    or the disk of its log is full.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EPIPE):
+            # For good. Libraries that write there, and the interpreter at its end, would fail too.
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+
+
 class LiveLine:
     """The last line of a terminal, rewritten in place; without a terminal nothing is shown."""
 
@@ -80,14 +97,13 @@ class LiveLine:
         """Put ``text`` in place of the line; cut to the terminal's width, or it could not be."""
         if self.tty:
             text = text[: max(shutil.get_terminal_size().columns - 1, 20)]
-            self.stream.write(f"\r{text.ljust(self._width)}")
-            self.stream.flush()
+            tell(f"\r{text.ljust(self._width)}", self.stream)
             self._width = len(text)
 
     def clear(self) -> None:
         """Blank the line, so that other text can be printed in its place."""
         if self._width:
-            self.stream.write(f"\r{' ' * self._width}\r")
+            tell(f"\r{' ' * self._width}\r", self.stream)
             self._width = 0
 
 
@@ -120,11 +136,11 @@ class Progress:
         rate = self.done / max(elapsed, 1e-9)
         state = "" if kind is None else " (stopped)"
         self._line.clear()
-        self._stream.write(
+        tell(
             f"{self.label}: {self.done:,} of {self.total:,} {self.unit} in "
-            f"{format_seconds(elapsed)}, {_per_second(rate)}{state}\n"
+            f"{format_seconds(elapsed)}, {_per_second(rate)}{state}\n",
+            self._stream,
         )
-        self._stream.flush()
 
     def advance(self, count: int = 1) -> None:
         """Count ``count`` more units and show the line when it is due."""
@@ -142,8 +158,7 @@ class Progress:
         if self._line.tty:
             self._line.show(text)
         else:
-            self._stream.write(f"{text}\n")
-            self._stream.flush()
+            tell(f"{text}\n", self._stream)
 
 
 def _per_second(rate: float) -> str:

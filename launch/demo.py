@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from harl_fast.errors import HarlError, run_main
 from harl_fast.files import format_seconds
 from harl_fast.options import whole_number
+from harl_fast.supervision import run_below
 
 ROOT = Path(__file__).resolve().parent.parent
 SHEET = "contact_sheet.png"
@@ -22,7 +22,7 @@ def run(*command: str | Path) -> None:
     """Run one of the daily commands in the project's folder, showing it first."""
     words = [str(word) for word in command]
     print(f"\n$ {' '.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    code = run_below([sys.executable, *words], cwd=ROOT)
     if code:
         raise HarlError(f"the command above ended with exit code {code}; its own message says why")
 

@@ -1,14 +1,16 @@
 """Run a training under a launcher and tell the truth about it: `python launch/guard.py COMMAND`.
 
 DeepSpeed's launcher does not pass signals on to its ranks in a way that lets them save and still
-ends with code 0, and ends with 0 if a part of it is killed. This passes SIGTERM, SIGUSR1 and SIGINT
-on to the ranks of COMMAND as SIGUSR1, and takes the exit code from the marker in COMMAND's --run
-folder: 0 for a new `finished` or `preempted` one (130 after SIGINT), never 0 without one.
+ends with code 0, and ends with 0 if a part of it is killed. This passes SIGTERM, SIGHUP, SIGINT and
+SIGUSR1 on to the ranks of COMMAND as SIGUSR1, and takes the exit code from the marker in COMMAND's
+--run folder: 0 for a new `finished` or `preempted` one (130 after SIGINT), never 0 without one.
+Should this process be killed, the ranks save and leave by themselves.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -17,62 +19,59 @@ from pathlib import Path
 
 import psutil
 
-MARKERS = ("finished", "preempted")
-RANK = "--local_rank"  # DeepSpeed's launcher gives it to ranks alone
+from harl_fast.engine.ranks import ranks_below, send
+from harl_fast.engine.stop import LOST
+from harl_fast.files import tell
+from harl_fast.supervision import guard_variable, heeds_hangup
+
+IMPATIENT_S = 5.0  # how long ranks have after a second SIGINT, which ends them without a save
 
 
 def run_folder(command: list[str]) -> Path:
-    for number, word in enumerate(command):
-        if word == "--run" and number + 1 < len(command):
-            return Path(command[number + 1])
+    for word, following in itertools.pairwise([*command, ""]):
+        if word == "--run" and following:
+            return Path(following)
         if word.startswith("--run="):
             return Path(word.partition("=")[2])
     sys.exit("usage: guard.py deepspeed ... launch/pretrain.py ... --run FOLDER ...")
 
 
-def markers(folder: Path) -> dict[str, tuple[int, int]]:
+def markers(folder: Path) -> dict[Path, tuple[int, int]]:
     """Return which markers there are, and of what they would not be the same files again."""
-    found = {name: folder / name for name in MARKERS if (folder / name).is_file()}
-    return {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in found.items()}
-
-
-def ranks_below(launcher: int) -> set[psutil.Process]:
-    found = set()
-    with contextlib.suppress(psutil.Error):
-        for process in psutil.Process(launcher).children(recursive=True):
-            with contextlib.suppress(psutil.Error):  # it ends meanwhile
-                if any(word.startswith(RANK) for word in process.cmdline()):
-                    found.add(process)
-    return found
-
-
-def tell(ranks: set[psutil.Process], number: int) -> None:
-    for rank in ranks:
-        with contextlib.suppress(psutil.Error):
-            rank.send_signal(number)
+    found = [path for path in (folder / "finished", folder / "preempted") if path.is_file()]
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
 
 def main(command: list[str]) -> int:
-    folder, ranks, got = run_folder(command), set[psutil.Process](), list[int]()
-    before = markers(folder)
-    # Inherited: a SIGUSR1 to all processes of the job would end the launcher, which does not know
-    # it. Ranks set their own answer; until they do they hear nothing, so they are told repeatedly.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    child = subprocess.Popen(command, start_new_session=True)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    ranks, got, ending_s = set[psutil.Process](), list[int](), 0.0
+    before = markers(folder := run_folder(command))
+    for number in (signal.SIGTERM, signal.SIGINT, *[signal.SIGHUP] * heeds_hangup()):
         signal.signal(number, lambda number, frame: got.append(number))
+    # Inherited, for it would end the launcher, which does not know it. Ranks set their own answer,
+    # and hear nothing before: they are told repeatedly.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    child = subprocess.Popen(command, start_new_session=True, env=os.environ | guard_variable())
+    signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
     while (code := child.poll()) is None:
         time.sleep(0.2)
         ranks |= ranks_below(child.pid)
-        if got:
-            tell(ranks, signal.SIGKILL if got.count(signal.SIGINT) > 1 else signal.SIGUSR1)
+        if got.count(signal.SIGINT) < 2:
+            send(ranks if got else (), signal.SIGUSR1)
+        elif not ending_s:  # once: they note in run.json how they ended
+            send(ranks, signal.SIGINT)
+            ending_s = time.monotonic()
+        elif time.monotonic() - ending_s > IMPATIENT_S:
+            send([*ranks, psutil.Process(child.pid)], signal.SIGKILL)
     lost = any(rank.is_running() for rank in ranks)  # without a launcher, or parts of it
-    tell(ranks, signal.SIGUSR1)
-    tell(set(psutil.wait_procs(ranks, timeout=30)[1]), signal.SIGKILL)
-    if any(before.get(name) != now for name, now in markers(folder).items()) and (got or not lost):
+    send(ranks, signal.SIGUSR1)
+    send(psutil.wait_procs(ranks, timeout=30)[1], signal.SIGKILL)
+    new = [path for path, now in markers(folder).items() if before.get(path) != now]
+    lost = not got and (lost or any(LOST in path.read_text() for path in new))
+    if got.count(signal.SIGINT) > 1 or (new and not lost):
         return 130 if signal.SIGINT in got else 0
-    if code == 0:
-        print(f"error: {folder} has no new marker: the job did not end well", file=sys.stderr)
+    if code <= 0:
+        why = "its launcher died" if lost else "it has no new marker"
+        tell(f"error: {folder}: {why}: the job did not end well\n", sys.stderr)
     return code if code > 0 else 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +102,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
     require_compiler()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
     settings = Settings(
         args.max_resolution, args.quality, args.mask_size, args.mask_method, args.store
     )

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -145,10 +146,20 @@ def _stop(team: list[_Worker[TaskT]]) -> None:
             worker.process.join()
 
 
+def _end_with_main() -> None:
+    """Wait for the end of the main process, which is not the parent, and end this one."""
+    main = multiprocessing.parent_process()
+    assert main is not None
+    wait([main.sentinel])
+    os._exit(1)
+
+
 def _serve(connection: Connection[Any, Any], work: Callable[[TaskT], Any]) -> None:
     """Answer tasks until the other end closes, as it also does when the main process is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides what an interrupt ends
+    for number in (signal.SIGINT, signal.SIGHUP):  # to all: the main process decides what they end
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_main, daemon=True).start()  # a task may last
     if "torch" in sys.modules:  # as below OpenBLAS: a worker has one core
         sys.modules["torch"].set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):

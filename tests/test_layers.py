@@ -23,6 +23,7 @@ LEVELS = {
     "harl_fast.options": 0,
     "harl_fast.textfile": 0,
     "harl_fast.jit": 0,
+    "harl_fast.supervision": 0,
     "harl_fast.data": 1,
     "harl_fast.model": 1,
     "harl_fast.optim": 1,

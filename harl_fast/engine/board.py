@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
+import socket
 import struct
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+from torch.utils.tensorboard import summary as summaries
+
+from harl_fast.engine.side import SideOutputs
 
 NAMES = {
     "loss": "loss/total",
@@ -50,42 +58,59 @@ NAMES = {
 
 
 class Board:
-    """Writes records, histograms, pictures and texts into one event file."""
+    """Writes records, pictures and texts into one event file.
 
-    def __init__(self, folder: Path, *, first_step: int) -> None:
+    Each event is on disk, or left out, when the call returns: TensorBoard's own writer hands them
+    to a thread, which ends at the first error, and the file with it.
+    """
+
+    def __init__(self, folder: Path, side: SideOutputs, *, first_step: int) -> None:
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.0"
+        self._path, self._side = folder / name, side
         # Points after the step that a resumed run starts from are hidden: they come again.
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1, flush_secs=30)
+        start = SessionLog(status=SessionLog.START)
+        self._head = [
+            Event(wall_time=time.time(), file_version="brain.Event:2"),
+            Event(wall_time=time.time(), step=first_step + 1, session_log=start),
+        ]
+        self._add()
 
-    def record(self, record: Mapping[str, float], *, step: int) -> None:
-        """Add all fields of a record that have a name, as one event."""
+    def record(
+        self, record: Mapping[str, float], *, step: int, ratios: Sequence[float] = ()
+    ) -> None:
+        """Add all fields of a record that have a name, as one event.
+
+        ratios: trust ratios, whose finite ones are added as a histogram if there are any.
+        """
         values = [
             Summary.Value(tag=name, simple_value=record[key])
             for key, name in NAMES.items()
             if key in record
         ]
-        self._add(Summary(value=values), step)
-
-    def histogram(self, name: str, values: list[float], *, step: int) -> None:
-        """Add a histogram of the finite ones of the values, if there are any."""
-        finite = np.array(values)[np.isfinite(values)]
+        finite = np.array(ratios)[np.isfinite(ratios)]
         if len(finite):
-            self._writer.add_histogram(name, finite, step, bins="auto")
+            values += summaries.histogram("trust/histogram", finite, bins="auto").value
+        self._add(Summary(value=values), step)
 
     def text(self, name: str, text: str) -> None:
         """Add a text, shown with its line breaks kept."""
-        self._writer.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()))
+        indented = "".join(f"    {line}\n" for line in text.splitlines())
+        self._add(summaries.text(name, indented), 0)
 
     def picture(self, name: str, png: Path, *, step: int) -> None:
         """Add a PNG file as it is."""
         data = png.read_bytes()
         width, height = struct.unpack(">II", data[16:24])  # PNG's first chunk starts with them
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
-        summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        self._add(summary, step)
+        self._add(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
-    def _add(self, summary: Any, step: int) -> None:  # protobuf's classes have no types
-        self._writer._get_file_writer().add_summary(summary, step)
-
-    def close(self) -> None:
-        """Write what is queued and end."""
-        self._writer.close()
+    def _add(self, summary: Any = None, step: int = 0) -> None:  # protobuf's classes have no types
+        """Append an event, and before the first of them what a file begins with."""
+        events = list(self._head)
+        if summary is not None:
+            events.append(Event(wall_time=time.time(), step=step, summary=summary))
+        records = io.BytesIO()
+        for event in events:
+            RecordWriter(records).write(event.SerializeToString())
+        if self._side.append(self._path, records.getvalue()):
+            self._head = []

@@ -78,8 +78,8 @@ class Pretraining:
     def run(self) -> int:
         """Train to the last epoch; return the exit code, see `ending`.
 
-        0 at the end, after SIGTERM, SIGUSR1 and at the time limit; 130 after SIGINT; 2 if the last
-        checkpoint could not be written. Raises HarlError after too many steps without effect.
+        0 at the end, at the time limit and after what `StopSignal` says; 130 after SIGINT; 2 if the
+        last checkpoint could not be written. Raises HarlError after too many steps without effect.
         """
         course, stepper = self.parts.course, self.stepper
         wish = Wish.GO_ON
@@ -105,7 +105,7 @@ class Pretraining:
             self.reporter.state("finished" if written else "failed")
         else:
             late = wish == Wish.LEAVE and not self.stop.number and self._limit.passed
-            reason = self.stop.name or ("time limit" if late else "another rank's signal")
+            reason = self.stop.reason or ("time limit" if late else "another rank's signal")
             text = f"stopped by {reason} at step {step}; --resume continues there"
             self.reporter.state("preempted" if written else "failed", reason=reason)
         code = INTERRUPTED if wish == Wish.INTERRUPT and not done else 0
@@ -170,12 +170,7 @@ class Pretraining:
     def _judge(self) -> None:
         """Tell of steps without effect, and raise HarlError after too many of them in a row."""
         verdicts, folder = self.stepper.verdicts, self.folder
-        bad = verdicts.look(folder.skipped if self.parts.machine.rank == 0 else None)
-        if bad:
-            self.reporter.say(
-                f"no effect: step {', '.join(map(str, bad[:5]))}{' ...' * (len(bad) > 5)}: loss or "
-                f"gradient not finite; the samples' ids are in {folder.skipped}"
-            )
+        self.reporter.no_effect(verdicts.look())
         if verdicts.streak < self.parts.config.log.max_skipped:
             return
         if self._saver is not None:

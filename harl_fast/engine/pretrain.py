@@ -21,7 +21,11 @@ from harl_fast.engine.runfolder import (
     run_config,
     write_configs,
 )
+from harl_fast.engine.side import SideOutputs, require_writable, required
+from harl_fast.engine.status import RunStatus
 from harl_fast.engine.stop import Leaving, StopSignal
+from harl_fast.files import tell
+from harl_fast.supervision import supervisors
 
 if TYPE_CHECKING:
     from harl_fast.engine.parts import Parts
@@ -47,8 +51,9 @@ def pretrain(
     Configurations, data and folders are refused before the ranks meet. See launch/pretrain.py for
     the arguments. Raises HarlError.
     """
+    watched = supervisors()
     machine = this_machine()
-    with leader_reports(machine), StopSignal() as stop:
+    with leader_reports(machine), StopSignal(supervisors=watched) as stop:
         file = read_engine_file(engine_file, overrides=engine_overrides)
         check_machine(file.harl_fast, machine, source=str(engine_file))
         engine_config = settle(file, ranks=machine.ranks, source=str(engine_file))
@@ -57,13 +62,15 @@ def pretrain(
         if resume and not (folder.checkpoints / "latest").is_file():
             # Killed before its first checkpoint: the same run again, from its beginning.
             resume, init_from = False, _first_source(folder)
+        if machine.rank == 0:
+            require_writable(folder.path)
         start = _Start(config, engine_config, machine, data, folder, resume, init_from)
         try:
             stop.starting = True
             parts, step, skipped = _prepare(start)
             stop.starting = False
         except Leaving:
-            return _leave(folder, machine, reason=stop.name)
+            return _leave(folder, machine, reason=stop.reason)
         # DeepSpeed takes seconds to import; refusals above need not wait for it.
         from harl_fast.engine import ds
         from harl_fast.engine.loop import INTERRUPTED, Pretraining
@@ -126,16 +133,17 @@ def _prepare(start: _Start) -> tuple[Parts, int, int]:
         loader.load_state_dict(record.loader)  # refuses another order of samples
     step, skipped = (record.step, record.skipped) if record else (0, 0)
     if machine.rank == 0:
-        begin(folder, step=step)
-        note_start(
-            folder.provenance,
-            manifest=start.data / "train.json",
-            data={"count": loader.manifest.count, "beton_sha256": loader.manifest.beton_sha256},
-            step=step,
-            ranks=machine.ranks,
-            source=start.init_from,
-        )
-        write_configs(folder, config, engine_config)
+        with required(folder.path):
+            begin(folder, step=step)
+            note_start(
+                folder.provenance,
+                manifest=start.data / "train.json",
+                data={"count": loader.manifest.count, "beton_sha256": loader.manifest.beton_sha256},
+                step=step,
+                ranks=machine.ranks,
+                source=start.init_from,
+            )
+            write_configs(folder, config, engine_config)
     return parts, step, skipped
 
 
@@ -144,8 +152,15 @@ def _leave(folder: RunFolder, machine: Machine, *, reason: str) -> int:
     latest = folder.checkpoints / "latest"
     step = int(latest.read_text("utf-8").strip().partition("-")[2]) if latest.is_file() else 0
     if machine.rank == 0:
-        print(f"stopped by {reason} before the first step", file=sys.stderr)
+
+        def say(text: str) -> None:
+            tell(f"{text}\n", sys.stderr)
+
+        say(f"stopped by {reason} before the first step")
         mark(folder.preempted, step=step, reason=reason)
+        status = RunStatus(folder.status, SideOutputs(say), latest=latest)
+        status.update(step=step)
+        status.set("preempted", reason=reason)
     if machine.ranks > 1:
         os._exit(0)  # an orderly end would wait for ranks that may wait for this one
     return 0

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from harl_fast.engine.board import Board
 from harl_fast.engine.health import Health, Supply
 from harl_fast.engine.runfolder import RunFolder
+from harl_fast.engine.side import SideOutputs
 from harl_fast.engine.status import FINAL, RunStatus, State
-from harl_fast.files import LiveLine, format_seconds
+from harl_fast.engine.verdicts import NoEffect
+from harl_fast.files import LiveLine, format_seconds, tell
 
 _LINE_PERIOD_S = 0.5
 
@@ -68,16 +71,16 @@ class Reporter:
         self._loss, self._eta_s = math.nan, math.nan
         self._mark: tuple[int, float] | None = None  # a step, and when it was done
         self._ticked = 0.0
-        self._lost: set[str] = set()
+        self.side = SideOutputs(self.say)
         self._sums: dict[str, float] = {}  # of the epoch's records, weighted by their steps
 
     def __enter__(self) -> Reporter:
         if not self._silent:
-            self._board = Board(self._folder.tensorboard, first_step=self._first_step)
+            self._board = Board(self._folder.tensorboard, self.side, first_step=self._first_step)
             for name, text in self._texts.items():
                 self._board.text(name, text)
             latest = self._folder.checkpoints / "latest"
-            self._status = RunStatus(self._folder.path / "run.json", latest=latest)
+            self._status = RunStatus(self._folder.status, self.side, latest=latest)
             self._status.update(epochs=self._epochs, total=self._total, step=self._first_step)
         return self
 
@@ -89,18 +92,18 @@ class Reporter:
     ) -> None:
         if self._status is not None:
             if kind is not None:
-                self._status.set("failed", reason=f"{kind.__name__}: {error}")
+                interrupted = issubclass(kind, KeyboardInterrupt)
+                why = "interrupted twice" if interrupted else f"{kind.__name__}: {error}"
+                self._status.set("failed", reason=why)
             elif self._status.state not in FINAL:
                 self._status.set("preempted", reason="the run was left before its end")
-        if self._board is not None:
-            self._line.clear()
-            self._try("tensorboard", self._board.close)
+        self._line.clear()
 
     def say(self, text: str) -> None:
         """Print a line, also when quiet: a warning, or what ends the run."""
         if not self._silent:
             self._line.clear()
-            print(text, file=sys.stderr, flush=True)
+            tell(f"{text}\n", sys.stderr)
 
     def note(self, text: str) -> None:
         """Print a line unless quiet."""
@@ -146,7 +149,7 @@ class Reporter:
         self,
         record: Mapping[str, float],
         *,
-        ratios: list[float] | None = None,
+        ratios: Sequence[float] = (),
         ends_epoch: bool = False,
     ) -> None:
         """Write a log record everywhere and check its health.
@@ -161,9 +164,7 @@ class Reporter:
         self.note(log_line(record, epochs=self._epochs))
         if self._quiet:
             self._summarise(record, ends_epoch=ends_epoch)
-        self._keep(record)
-        if ratios:
-            self._board.histogram("trust/histogram", ratios, step=step)
+        self._keep(record, ratios=ratios)
         for message in self._health.check(record):
             self.say(message)
         if self._status.state != "training":
@@ -192,37 +193,29 @@ class Reporter:
             self.say(log_line({**record, **mean}, epochs=self._epochs))
             self._sums = {}
 
-    def picture(self, name: str, png: Path, *, step: int) -> None:
-        """Add a PNG file to TensorBoard."""
-        if self._board is not None:
+    def picture(self, name: str, png: Path, *, step: int, draw: Callable[[], None]) -> None:
+        """Let ``draw`` write a PNG file, and add that to TensorBoard."""
+        if self._board is not None and self.side.write(png.parent, draw):
             self._board.picture(name, png, step=step)
 
-    def _keep(self, record: Mapping[str, float]) -> None:
+    def no_effect(self, steps: Sequence[NoEffect]) -> None:
+        """Tell of steps without effect, and append their samples to skipped.jsonl."""
+        if self._silent or not steps:
+            return
+        lines = "".join(json.dumps(dataclasses.asdict(step)) + "\n" for step in steps)
+        kept = self.side.append(self._folder.skipped, lines.encode())
+        where = f"; the samples' ids are in {self._folder.skipped}"
+        self.say(
+            f"no effect: step {', '.join(str(step.step) for step in steps[:5])}"
+            f"{' ...' * (len(steps) > 5)}: loss or gradient not finite"
+            f"{where * kept}"
+        )
+
+    def _keep(self, record: Mapping[str, float], *, ratios: Sequence[float] = ()) -> None:
         """Append a record to metrics.jsonl and add it to TensorBoard."""
-        board, step = self._board, int(record["step"])
-        assert board is not None
+        assert self._board is not None
         # JSON has no NaN; null is what other programs read.
         finite = {key: value if math.isfinite(value) else None for key, value in record.items()}
         line = json.dumps(finite, allow_nan=False) + "\n"
-        self._try("metrics.jsonl", lambda: _append(self._folder.metrics, line))
-        self._try("tensorboard", lambda: board.record(record, step=step))
-
-    def _try(self, name: str, write: Callable[[], None]) -> None:
-        """Write, or tell that it is impossible, once until it works again."""
-        try:
-            write()
-        except OSError as error:
-            if name not in self._lost:
-                place = self._folder.path / name
-                self.say(
-                    f"warning: {place} cannot be written ({error}); training goes on without it. "
-                    f"Free some space, or make the folder writable"
-                )
-            self._lost.add(name)
-        else:
-            self._lost.discard(name)
-
-
-def _append(path: Path, text: str) -> None:
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(text)
+        self.side.append(self._folder.metrics, line.encode())
+        self._board.record(record, step=int(record["step"]), ratios=ratios)

@@ -11,6 +11,7 @@ from typing import Any
 from harl_fast.config import RunConfig, dump_config, load_config
 from harl_fast.engine.dsconfig import EngineConfig
 from harl_fast.engine.provenance import now
+from harl_fast.engine.side import required
 from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.files import write_json, write_text
 
@@ -43,6 +44,11 @@ class RunFolder:
     def skipped(self) -> Path:
         """One JSON record a step without effect: its number and its samples' ids by rank."""
         return self.path / "skipped.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """What the run is doing, see `engine.status`."""
+        return self.path / "run.json"
 
     @property
     def provenance(self) -> Path:
@@ -146,7 +152,7 @@ def write_configs(folder: RunFolder, config: RunConfig, engine: EngineConfig) ->
 
 def _before_a_run(path: Path) -> bool:
     """Return whether a process that ended before `write_configs` was done left this."""
-    return path.name in ("engine.json", "provenance.json", "preempted") or (
+    return path.name in ("engine.json", "provenance.json", "preempted", "run.json") or (
         path.name.startswith(".") and path.name.endswith(".tmp")
     )
 
@@ -160,11 +166,18 @@ def begin(folder: RunFolder, *, step: int) -> None:
     folder.preempted.unlink(missing_ok=True)
     for path in (folder.metrics, folder.skipped):
         _trim(path, step=step)
+    for pattern in (".*.tmp", "sheets/.*.tmp"):
+        for leftover in folder.path.glob(pattern):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
 
 
 def mark(marker: Path, *, step: int, reason: str) -> None:
-    """Write `RunFolder.finished` or `RunFolder.preempted`; call on one rank only, last of all."""
-    write_json(marker, {"step": step, "reason": reason, "time": now()})
+    """Write `RunFolder.finished` or `RunFolder.preempted`; call on one rank only, last of all.
+
+    Raises CheckpointError if it cannot be written: scripts wait for it.
+    """
+    with required(marker.parent):
+        write_json(marker, {"step": step, "reason": reason, "time": now()})
 
 
 def _trim(path: Path, *, step: int) -> None:

@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+from harl_fast.engine.side import SideOutputs
+
 State = Literal[
     "starting", "warming", "training", "probing", "saving", "finished", "preempted", "failed"
 ]
@@ -26,12 +28,11 @@ class RunStatus:
     (name, null before the first), ``warnings`` (kinds of the alarms that are on), ``started`` and
     ``updated`` (Unix seconds; ``updated_utc`` is the same as text), ``pid`` and ``host``. A process
     that was killed leaves its last state: a reader should distrust an ``updated`` that is old.
-    A folder that cannot be written to is no reason to stop training.
     """
 
-    def __init__(self, path: Path, *, latest: Path) -> None:
+    def __init__(self, path: Path, side: SideOutputs, *, latest: Path) -> None:
         """path: the file. latest: the text file that names the newest checkpoint."""
-        self._path, self._latest = path, latest
+        self._path, self._side, self._latest = path, side, latest
         self._fields: dict[str, Any] = {
             "state": "starting",
             "reason": "",
@@ -68,15 +69,19 @@ class RunStatus:
             self._write()
 
     def _write(self) -> None:
-        self._written, now = time.monotonic(), time.time()
+        self._written = time.monotonic()
+        self._side.write(self._path, self._replace)
+
+    def _replace(self) -> None:
+        now = time.time()
         utc = datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds")
+        if self._latest.is_file():
+            self._fields["last_checkpoint"] = self._latest.read_text("utf-8", "replace").strip()
+        text = json.dumps({**self._fields, "updated": now, "updated_utc": utc}, indent=2)
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         try:
-            if self._latest.is_file():
-                self._fields["last_checkpoint"] = self._latest.read_text("utf-8").strip()
-            text = json.dumps({**self._fields, "updated": now, "updated_utc": utc}, indent=2)
             # Not flushed to disk: after a crash of the machine nobody asks what the run was doing.
             temporary.write_text(text + "\n", encoding="utf-8")
             os.replace(temporary, self._path)
-        except OSError:
-            pass  # the metrics, written to the same folder, complain loudly
+        finally:
+            temporary.unlink(missing_ok=True)

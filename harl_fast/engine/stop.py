@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import enum
 import signal
+import threading
+from collections.abc import Mapping
 from types import FrameType, TracebackType
+
+from harl_fast.supervision import Process, heeds_hangup
+
+LOST = "lost: "
+"""How the reason begins when a process that looks after the ranks is gone."""
+_PERIOD_S = 1.0
+"""Time between two looks at those processes, 20 us each."""
 
 
 class Wish(enum.IntEnum):
@@ -19,26 +28,33 @@ class Wish(enum.IntEnum):
 
 
 class Leaving(BaseException):
-    """SIGTERM or SIGUSR1 during the start, when there is nothing to save."""
+    """A signal other than SIGINT during the start, when there is nothing to save."""
 
 
 class StopSignal:
-    """Turns SIGTERM, SIGUSR1 and SIGINT into a wish to save and leave; a second SIGINT interrupts.
+    """Turns signals into a wish to save and leave.
 
-    A second SIGTERM does not: DeepSpeed's launcher answers a signal to the process group, such as
+    SIGTERM, SIGUSR1, and SIGHUP unless nohup had it ignored: leave with exit code 0. SIGINT: leave
+    with 130; a second SIGINT, or one after another signal, raises KeyboardInterrupt at once. A
+    second SIGTERM does not: DeepSpeed's launcher answers a signal to the process group, such as
     Ctrl-C, by sending each rank one more, and kills what has not left after 30 s.
+
+    supervisors: processes whose end is taken for a SIGTERM: nobody would be left to end this one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, supervisors: Mapping[str, Process] | None = None) -> None:
         self.number = 0
         self.starting = False
         """Raise Leaving or KeyboardInterrupt at once: a start may last longer than the 30 s."""
         self._before: dict[int, object] = {}
+        self._supervisors = dict(supervisors or {})
+        self._lost = ""
+        self._over = threading.Event()
 
     @property
-    def name(self) -> str:
-        """The signal's name; empty if there was none."""
-        return signal.Signals(self.number).name if self.number else ""
+    def reason(self) -> str:
+        """The signal's name, or which supervisor is gone; empty as long as there was neither."""
+        return self._lost or (signal.Signals(self.number).name if self.number else "")
 
     @property
     def wish(self) -> Wish:
@@ -48,8 +64,11 @@ class StopSignal:
         return Wish.INTERRUPT if self.number == signal.SIGINT else Wish.LEAVE
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+        for number in [*numbers, *[signal.SIGHUP] * heeds_hangup()]:
             self._before[number] = signal.signal(number, self._note)
+        if self._supervisors:
+            threading.Thread(target=self._look, name="supervisors", daemon=True).start()
         return self
 
     def __exit__(
@@ -58,6 +77,7 @@ class StopSignal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._over.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -68,3 +88,13 @@ class StopSignal:
         if self.starting:
             self.starting = False  # a second one must not disturb the leaving
             raise Leaving
+
+    def _look(self) -> None:
+        while not self._over.is_set():
+            for name, process in self._supervisors.items():
+                if not process.alive():
+                    if not self.number:
+                        self._lost = f"{LOST}{name} (process {process.pid}) is gone"
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                    return
+            self._over.wait(_PERIOD_S)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +17,16 @@ class _Step:
     ids: Tensor
     applied: Tensor
     scale: Tensor
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """A step that changed nothing, since its loss or gradient was not finite."""
+
+    step: int
+    """From 1."""
+    ids_by_rank: list[list[int]]
+    """Its samples."""
 
 
 class Verdicts:
@@ -47,11 +55,10 @@ class Verdicts:
         scale = applied.new_zeros((), dtype=torch.float32) if scale is None else scale
         self._steps.append(_Step(number, torch.cat([part.cpu() for part in ids]), applied, scale))
 
-    def look(self, path: Path | None) -> list[int]:
-        """Return the numbers of the steps without effect since the last call, and judge them all.
+    def look(self) -> list[NoEffect]:
+        """Return the steps without effect since the last call, equal on all ranks, and judge all.
 
-        Waits for the device, once. All ranks must call it at the same step. path: file that gets
-        one JSON line for each of them, on one rank; None on the others.
+        Waits for the device, once. All ranks must call it at the same step.
         """
         steps, self._steps = self._steps, []
         if not steps:
@@ -69,13 +76,4 @@ class Verdicts:
                 if scale <= self._lowest:
                     self.first = self.first if self.streak else step.number
                     self.streak += 1
-        for step in bad:
-            _record(path, step)
-        return [step.number for step in bad]
-
-
-def _record(path: Path | None, step: _Step) -> None:
-    ids = gather_rows(step.ids)
-    if path is not None:
-        with open(path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step.number, "ids_by_rank": ids.tolist()}) + "\n")
+        return [NoEffect(step.number, gather_rows(step.ids).tolist()) for step in bad]

@@ -182,8 +182,13 @@ class Watch:
     def _draw(self, done: int) -> None:
         assert self._sheet is not None
         out = self._folder.path / "sheets" / f"epoch-{done:04d}.png"
-        self._sheet(self._parts.loader.path, self._parts.config, out, epoch=done - 1)
-        self._reporter.picture("views", out, step=self._stepper.step)
+        parts, sheet = self._parts, self._sheet
+        self._reporter.picture(
+            "views",
+            out,
+            step=self._stepper.step,
+            draw=lambda: sheet(parts.loader.path, parts.config, out, epoch=done - 1),
+        )
 
     def _guarded(self, name: str, work: Callable[[], None]) -> None:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import signal
 import sys
 import time
 from collections import Counter
@@ -97,7 +96,6 @@ def main(argv: list[str] | None = None) -> int:
             f"`python -m preprocess.beton --mask-method`, as shuffled:base=cache:{args.out} if the "
             f"masks below it are made here"
         )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     methods = tuple(dict.fromkeys((spec, FALLBACK)))
     try_method(spec)
     source = folder_source(args.data)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import signal
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -71,7 +70,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
     require_compiler()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
     with writing(args.out):
         make_network(args)
     return 0

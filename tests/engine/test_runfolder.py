@@ -136,3 +136,13 @@ def test_each_start_is_noted_with_where_it_comes_from(
     assert last["torch"] == importlib.metadata.version("torch")
     assert last["python"] == ".".join(map(str, sys.version_info[:3]))
     assert last["code"].startswith(harl_fast.__version__) and last["pid"] == os.getpid()
+
+
+def test_a_start_removes_what_a_killed_process_was_writing(tmp_path: Path) -> None:
+    folder = started(tmp_path)
+    (folder.path / "sheets").mkdir()
+    mine = folder.path / "notes.tmp"
+    for path in (folder.path / ".config.yaml.7.tmp", folder.path / "sheets/.e.png.7.tmp", mine):
+        path.touch()
+    begin(folder, step=0)
+    assert list(folder.path.rglob("*.tmp")) == [mine]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.verdicts import Verdicts
+from harl_fast.engine.verdicts import NoEffect, Verdicts
 
 
 def note(verdicts: Verdicts, applied: str, *, first: int = 1, scale: float | None = None) -> None:
@@ -23,18 +20,13 @@ def note(verdicts: Verdicts, applied: str, *, first: int = 1, scale: float | Non
         )
 
 
-def test_samples_of_steps_without_effect_are_written(machine: Machine, tmp_path: Path) -> None:
-    path, verdicts = tmp_path / "skipped.jsonl", Verdicts()
+def test_steps_without_effect_come_once_with_their_samples(machine: Machine) -> None:
+    verdicts = Verdicts()
     note(verdicts, "yny")
-    assert verdicts.look(path) == [2]
-    assert verdicts.look(path) == []
+    assert verdicts.look() == [NoEffect(2, [[20, 21]])]
+    assert verdicts.look() == []
     note(verdicts, "n", first=4)
-    assert verdicts.look(path) == [4]
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines == [
-        {"step": 2, "ids_by_rank": [[20, 21]]},
-        {"step": 4, "ids_by_rank": [[40, 41]]},
-    ]
+    assert verdicts.look() == [NoEffect(4, [[40, 41]])]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +39,9 @@ def test_a_streak_is_counted_over_looks(
     for cut in range(len(letters)):
         verdicts = Verdicts()
         note(verdicts, letters[:cut])
-        verdicts.look(None)
+        verdicts.look()
         note(verdicts, letters[cut:], first=cut + 1)
-        verdicts.look(None)
+        verdicts.look()
         assert (verdicts.streak, verdicts.first) == (streak, first)
 
 
@@ -57,5 +49,5 @@ def test_a_loss_scale_that_can_still_fall_excuses_a_step(machine: Machine) -> No
     verdicts = Verdicts(lowest_scale=1.0)
     for number, scale in enumerate([8.0, 4.0, 2.0, 1.0, 1.0], start=1):
         note(verdicts, "n", first=number, scale=scale)
-    assert verdicts.look(None) == [1, 2, 3, 4, 5]
+    assert [step.step for step in verdicts.look()] == [1, 2, 3, 4, 5]
     assert (verdicts.streak, verdicts.first) == (2, 4)

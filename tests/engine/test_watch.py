@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,11 @@ from harl_fast.engine.machine import Machine
 from harl_fast.engine.probe import Probe, ProbeStopped, _Plain, averaged_statistics
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.step import Stepper
+from harl_fast.engine.stop import StopSignal
 from harl_fast.engine.watch import Sheet
 from harl_fast.errors import DataError
 from harl_fast.optim.lars import LARS
+from harl_fast.supervision import Process
 from harl_fast.viz import contact_sheet
 from tests.betons import plain_item, write_beton
 from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, tiny_config
@@ -123,10 +127,11 @@ def test_a_failing_probe_or_sheet_is_told_and_training_goes_on(
     run = prepare(machine, tmp_path, loader=loader, config=PROBED, sheet=broken)
     run.watch._probe = broken  # type: ignore[assignment]
     before = [m.training for m in run.parts.harl.modules()]
-    run.watch.epoch(2)
+    with run.reporter:
+        run.watch.epoch(2)
     printed = capsys.readouterr().err
     assert "warning: the online probe failed (TypeError" in printed
-    assert "warning: the contact sheet failed (OSError: no space left)" in printed
+    assert f"warning: {tmp_path / 'sheets'} cannot be written (no space left)" in printed
     assert [m.training for m in run.parts.harl.modules()] == before
 
 
@@ -252,6 +257,33 @@ def test_only_logged_steps_are_measured(machine: Machine, tmp_path: Path) -> Non
     assert measured == [(step in (4, 6, 8),) * 2 for step in range(1, 9)]
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_end_of_what_looks_after_a_rank_ends_the_run_with_a_save(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    monkeypatch.setattr("harl_fast.engine.stop._PERIOD_S", 0.01)
+    process = subprocess.Popen(["sleep", "60"])
+    watched = Process.of(process.pid)
+    assert watched is not None
+    run, advance = prepare(machine, tmp_path), Stepper.advance
+
+    def patched(self: Stepper, *args: Any, **kwargs: Any) -> None:
+        if self.step == 3 and lost:
+            process.kill(), process.wait()
+            time.sleep(0.5)
+        advance(self, *args, **kwargs)
+
+    monkeypatch.setattr(Stepper, "advance", patched)
+    with StopSignal(supervisors={"its launcher": watched}) as stop:
+        run = Pretraining(run.parts, run.folder, stop=stop)
+        assert run.run() == 0
+    process.kill(), process.wait()
+    state = run_json(tmp_path)
+    assert open_checkpoint(tmp_path).record.step == state["step"] == (4 if lost else 2 * STEPS)
+    assert state["state"] == ("preempted" if lost else "finished")
+    assert state["reason"] == (f"lost: its launcher (process {process.pid}) is gone" * lost)
+
+
 def test_run_json_is_valid_at_every_moment_and_ends_finished(
     machine: Machine, tmp_path: Path
 ) -> None:
@@ -281,7 +313,7 @@ def test_run_json_is_valid_at_every_moment_and_ends_finished(
     assert last["loss"] == records(tmp_path)[-1]["loss"] and last["eta_s"] == 0.0
 
 
-@pytest.mark.parametrize("how", ["preempted", "failed"])
+@pytest.mark.parametrize("how", ["preempted", "failed", "interrupted"])
 def test_run_json_ends_in_a_final_state(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -290,6 +322,9 @@ def test_run_json_ends_in_a_final_state(
     def patched(self: Stepper, *args: Any, **kwargs: Any) -> None:
         if self.step == 3 and how == "failed":
             raise RuntimeError("the device is gone")
+        if self.step == 3 and how == "interrupted":
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
         if self.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         advance(self, *args, **kwargs)
@@ -299,10 +334,14 @@ def test_run_json_ends_in_a_final_state(
         with pytest.raises(RuntimeError, match="gone"):
             run.run()
         assert run_json(tmp_path)["reason"] == "RuntimeError: the device is gone"
+    elif how == "interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+        assert run_json(tmp_path)["reason"] == "interrupted twice"
     else:
         run.run()
         assert open_checkpoint(tmp_path).record.step == 4
-    assert run_json(tmp_path)["state"] == how
+    assert run_json(tmp_path)["state"] == ("preempted" if how == "preempted" else "failed")
 
 
 def test_a_quiet_run_prints_an_epoch_a_line(

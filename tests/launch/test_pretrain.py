@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 import harl_fast.engine.build
 from harl_fast.engine.checkpoint import open_checkpoint
+from harl_fast.engine.stop import LOST
 from harl_fast.errors import run_main
 from launch.pretrain import main
 from tests.betons import plain_item, write_beton
@@ -115,9 +117,9 @@ def test_a_preempted_job_ends_well_and_one_rank_finishes_the_run(
     assert steps_of(tmp_path) == sorted(set(steps_of(tmp_path)))
 
 
-def endless(tmp_path: Path) -> Job:
-    """Start a guarded run of two ranks without container that would last for hours."""
-    command = [*GUARD, *deepspeed(2), JOB, *arguments(tmp_path, tmp_path)]
+def endless(tmp_path: Path, *, guard: Sequence[str | Path] = GUARD) -> Job:
+    """Start a run of two ranks without container that would last for hours."""
+    command = [*guard, *deepspeed(2), JOB, *arguments(tmp_path, tmp_path)]
     return started(tmp_path, command, "--epochs", "99999", "none")
 
 
@@ -134,6 +136,9 @@ def ranks_of(job: Job) -> list[psutil.Process]:
         (signal.SIGUSR1, "all", 0),
         (signal.SIGUSR1, "one rank", 0),
         (signal.SIGINT, "guard", 130),
+        (signal.SIGHUP, "guard", 0),
+        (signal.SIGHUP, "all", 0),
+        (signal.SIGHUP, "one rank", 0),
     ],
 )
 def test_signals_as_batch_systems_send_them(
@@ -164,10 +169,47 @@ def test_a_job_that_loses_a_process_fails(tmp_path: Path, victim: str) -> None:
     dying.kill()
     result = finish(job, log=tmp_path / "log")
     assert result.code > 0, result.text
-    assert bool(result.lines("has no new marker")) == (victim == "launcher")
+    assert bool(result.lines("its launcher died")) == (victim == "launcher")
     assert not (tmp_path / "run" / "finished").exists()
     assert not psutil.wait_procs(every, timeout=120)[1]
     assert left_in_shared_memory() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "guarded"), [("guard", True), ("half", False), ("all", False)])
+def test_ranks_save_and_leave_when_guard_or_launcher_is_killed(
+    tmp_path: Path, victim: str, guarded: bool
+) -> None:
+    """half: the part of DeepSpeed's launcher that started the ranks. all: both parts."""
+    before = left_in_shared_memory()
+    job = endless(tmp_path, guard=GUARD if guarded else [])
+    every = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
+    half = ranks_of(job)[0].parent()
+    assert half is not None
+    for process in {"guard": every[:1], "half": [half], "all": [every[0], half]}[victim]:
+        process.kill()
+    job.wait()
+    assert not psutil.wait_procs(every[1:], timeout=60)[1]
+    note = marker(tmp_path, "preempted")
+    assert note["step"] == open_checkpoint(tmp_path / "run").record.step
+    assert note["reason"].startswith(LOST) and note["reason"].endswith(" is gone")
+    state = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (state["state"], state["reason"]) == ("preempted", note["reason"])
+    assert left_in_shared_memory() == before
+
+
+@pytest.mark.slow
+def test_two_interrupts_end_the_job_with_130_and_run_json_says_so(tmp_path: Path) -> None:
+    job = endless(tmp_path)
+    every = psutil.Process(job.pid).children(recursive=True)
+    for _ in range(2):
+        job.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    result = finish(job, log=tmp_path / "log", limit_s=60.0)
+    assert result.code == 130, result.text
+    assert not psutil.wait_procs(every, timeout=30)[1]
+    state = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert state["state"] in ("preempted", "failed") and state["reason"]
 
 
 def test_a_file_for_eight_gpus_is_refused_in_one_line(tmp_path: Path, data: Path) -> None:
@@ -236,7 +278,7 @@ def test_mistakes_end_with_code_2_and_one_message(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_during_the_start_leaves_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -250,6 +292,8 @@ def test_a_signal_during_the_start_leaves_at_once(
         assert main(command) == 0
         note = marker(tmp_path, "preempted")
         assert (note["step"], note["reason"]) == (0, signal.Signals(number).name)
+        state = json.loads((tmp_path / "run" / "run.json").read_text())
+        assert (state["state"], state["reason"]) == ("preempted", note["reason"])
 
 
 def test_a_usage_error_ends_with_code_2(tmp_path: Path) -> None:

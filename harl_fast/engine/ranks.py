@@ -1,0 +1,28 @@
+"""The ranks of a job, as launch/guard.py finds and signals them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+
+import psutil
+
+_RANK = "--local_rank"  # DeepSpeed's launcher gives it to ranks alone
+
+
+def ranks_below(launcher: int) -> set[psutil.Process]:
+    """Return the ranks that a launcher has started, itself or by others."""
+    found = set()
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(launcher).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it ends meanwhile
+                if any(word.startswith(_RANK) for word in process.cmdline()):
+                    found.add(process)
+    return found
+
+
+def send(processes: Iterable[psutil.Process], number: int) -> None:
+    """Send a signal to those that are still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)

@@ -1,0 +1,74 @@
+"""The one way to write what stands beside the checkpoints: logs, pictures, run.json."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from harl_fast.errors import CheckpointError
+
+
+class SideOutputs:
+    """Writes files that no training depends on: what cannot be written is told and left out.
+
+    A file is told of once, until it can be written again.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._lost: set[Path] = set()
+
+    def write(self, path: Path, work: Callable[[], object]) -> bool:
+        """Do ``work``, which writes ``path``; return whether it raised no OSError."""
+        try:
+            work()
+        except OSError as error:
+            if path not in self._lost:
+                self._say(
+                    f"warning: {path} cannot be written ({error}); training goes on without it. "
+                    f"Free some space, or make the folder writable"
+                )
+            self._lost.add(path)
+            return False
+        self._lost.discard(path)
+        return True
+
+    def append(self, path: Path, data: bytes) -> bool:
+        """Append all of ``data`` to a file, or none of it; return whether it was possible."""
+        return self.write(path, lambda: _append(path, data))
+
+
+def _append(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as stream:
+        before = stream.tell()
+        try:
+            while data:  # a disk that takes a part of it says why at the next call
+                data = data[stream.write(data) :]
+        except OSError:
+            # Half a record would spoil the one that follows it.
+            stream.truncate(before)
+            raise
+
+
+@contextlib.contextmanager
+def required(folder: Path) -> Iterator[None]:
+    """Turn an OSError of writing what no run can do without into a CheckpointError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written to ({error}). Free some space, make the folder writable "
+            f"for this user, or give --run another one; what is in it stays whole"
+        ) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Raise CheckpointError if nothing can be written to a folder, or it cannot be made."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    with required(folder), tempfile.TemporaryFile(dir=place, buffering=0) as stream:
+        stream.write(bytes(4096))

@@ -1,0 +1,141 @@
+"""Processes that must not outlive the one they work for, and signals that mean the user left."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+GUARD = "HARL_FAST_GUARD"
+"""Environment variable in which launch/guard.py names its own process to the ranks."""
+
+_PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of this machine, named for good: process numbers are used again."""
+
+    pid: str
+    started: str
+    """When, in clock ticks since the machine's start."""
+
+    @staticmethod
+    def of(pid: int | str) -> Process | None:
+        """Return the process that has this number now, or None if there is none to be seen."""
+        with contextlib.suppress(OSError):
+            if fields := _stat(pid):
+                return Process(str(pid), fields[19])
+        return None
+
+    def parent(self) -> Process | None:
+        """Return the process that started it, if both can be seen."""
+        with contextlib.suppress(OSError):
+            if fields := _stat(self.pid):
+                return Process.of(fields[1])
+        return None
+
+    def words(self) -> list[str]:
+        """Return its command line as far as it can be seen."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/cmdline").read_text("utf-8", "replace").split("\0")
+        return []
+
+    def alive(self) -> bool:
+        """Return whether it is still there, and not dead and unburied, as far as can be seen."""
+        try:
+            fields = _stat(self.pid)
+        except OSError:  # too many open files, for instance
+            return True
+        return bool(fields) and fields[19] == self.started
+
+
+def guard_variable() -> dict[str, str]:
+    """Return the environment variable by which ranks know this process as their guard."""
+    own = Process.of(os.getpid())
+    return {} if own is None else {GUARD: f"{own.pid}:{own.started}:{_place()}"}
+
+
+def supervisors() -> dict[str, Process]:
+    """Return the processes without which nobody would look after this rank, by what they are.
+
+    launch/guard.py, where it runs on this machine; the launcher that started this process; and the
+    half of DeepSpeed's launcher that a user sees and kills, which is the parent of the other half.
+    Call before `this_machine`, which gives a process without launcher a launcher's variables.
+    """
+    found = {}
+    pid, _, rest = os.environ.get(GUARD, "").partition(":")
+    started, _, place = rest.partition(":")
+    if place and place == _place():  # variables travel to other machines, and into containers
+        found["launch/guard.py"] = Process(pid, started)
+    if "RANK" in os.environ and (launcher := Process.of(os.getppid())):
+        found["its launcher"] = launcher
+        above = launcher.parent()
+        if above and any(Path(word).name == "deepspeed" for word in above.words()):
+            found["deepspeed"] = above
+    return found
+
+
+def run_below(command: Sequence[str], *, cwd: Path) -> int:
+    """Run a command to its end and return its exit code; it never outlives this process.
+
+    SIGINT, SIGTERM and SIGHUP are handed to it once each, in its own session, and waited for: its
+    clean-up is done when this raises KeyboardInterrupt. It gets SIGTERM if this process is killed.
+    """
+    got: list[int] = []
+    numbers = [signal.SIGINT, signal.SIGTERM, *[signal.SIGHUP] * heeds_hangup()]
+    before = [(one, signal.signal(one, lambda number, _: got.append(number))) for one in numbers]
+    try:
+        child = subprocess.Popen(
+            command,
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=lambda: end_with_parent(signal.SIGTERM),
+        )
+        handed = 0
+        while (code := child.poll()) is None:
+            time.sleep(0.1)
+            while handed < len(got):
+                child.send_signal(got[handed])
+                handed += 1
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    if got:
+        raise KeyboardInterrupt
+    return code
+
+
+def end_with_parent(number: int) -> None:
+    """Let the kernel send this process a signal when its parent ends, however that ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def heeds_hangup() -> bool:
+    """Return whether a closed terminal is meant to end this process: not if nohup started it."""
+    return signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+
+
+def _stat(pid: int | str) -> list[str]:
+    """Return stat(5) from the third field on, the state; nothing if the process has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    fields = text.rpartition(")")[2].split()  # the second is its name, which may hold anything
+    return [] if fields[0] in "ZX" else fields
+
+
+def _place() -> str:
+    """Return what tells this machine, since its start, and this container from all others."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
+    return ""

@@ -1,0 +1,286 @@
+"""What stands beside the checkpoints is worth no run: full disks and folders that take no file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from harl_fast.config import RunConfig
+from harl_fast.engine.build import build
+from harl_fast.engine.checkpoint import open_checkpoint
+from harl_fast.engine.loop import UNSAVED, Pretraining
+from harl_fast.engine.machine import Machine
+from harl_fast.engine.pretrain import pretrain
+from harl_fast.engine.report import Reporter
+from harl_fast.engine.runfolder import RunFolder, mark
+from harl_fast.engine.side import SideOutputs, require_writable
+from harl_fast.engine.step import Stepper
+from harl_fast.engine.verdicts import NoEffect
+from harl_fast.errors import CheckpointError
+from tests.engine.support import CPU, ROOT, STEPS, FakeLoader, engine_config, tiny_config, tiny_file
+
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1"
+EPOCHS = 3
+FULL = range(3, 2 * STEPS + 3)
+"""The steps, from 1, during which nothing can be written: two checkpoints and sheets fall in."""
+
+
+class Disk:
+    """A place for a run that can be filled and freed; here every file of the process is full."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._limits = path, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, self._limits[1]))
+
+    def free(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+
+class Tmpfs(Disk):
+    """A file system in memory, filled to its last byte."""
+
+    def fill(self) -> None:
+        with contextlib.suppress(OSError), open(self.path / "ballast", "wb", buffering=0) as stream:
+            while stream.write(bytes(1 << 16)):
+                pass
+
+    def free(self) -> None:
+        (self.path / "ballast").unlink()
+
+
+@contextlib.contextmanager
+def mounted(path: Path, options: str) -> Iterator[Path]:
+    """Mount an empty file system in memory, or skip the test where that is not allowed."""
+    path.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "none", str(path)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)  # a checkpoint may be mapped
+
+
+@pytest.fixture(params=["limit", "tmpfs"])
+def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
+    with contextlib.ExitStack() as stack:
+        if request.param == "limit":
+            (tmp_path / "disk").mkdir()
+            disk = Disk(tmp_path / "disk")
+            stack.callback(disk.free)
+        else:
+            disk = Tmpfs(stack.enter_context(mounted(tmp_path / "disk", "size=24m")))
+        yield disk
+
+
+def prepare(machine: Machine, folder: Path, *config: str) -> Pretraining:
+    folder.mkdir(exist_ok=True)
+    settings = tiny_config(folder, overrides=config)
+    return Pretraining(
+        build(settings, engine_config(), machine, loader=FakeLoader()),
+        RunFolder(folder),
+        sheet=draw,
+    )
+
+
+def draw(beton: Path, config: RunConfig, out: Path, *, epoch: int) -> None:
+    out.parent.mkdir(exist_ok=True)
+    out.write_bytes(PNG)
+
+
+def before_steps(monkeypatch: pytest.MonkeyPatch, do: dict[int, Callable[[], None]]) -> None:
+    """Do something before a step, numbered from 1."""
+    advance = Stepper.advance
+
+    def patched(self: Stepper, *args: Any, **kwargs: Any) -> None:
+        do.get(self.step + 1, lambda: None)()
+        advance(self, *args, **kwargs)
+
+    monkeypatch.setattr(Stepper, "advance", patched)
+
+
+def everything(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = open_checkpoint(folder)
+    return {
+        f"{prefix}.{name}": tensor
+        for prefix in ("online", "target", "optim")
+        for name, tensor in checkpoint.tensors(prefix).items()
+    }
+
+
+def test_a_disk_full_for_a_while_costs_its_logs_and_no_bit_of_the_run(
+    machine: Machine,
+    tmp_path: Path,
+    disk: Disk,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(FakeLoader, "path", Path("none"), raising=False)
+    config = (f"epochs={EPOCHS}", "log.every_steps=1", "log.sheet_epochs=1")
+    assert prepare(machine, tmp_path / "control", *config).run() == 0
+    capsys.readouterr()
+    run = prepare(machine, disk.path / "run", *config)
+    monkeypatch.setattr("harl_fast.engine.status.PERIOD_S", 0.0)
+    before_steps(monkeypatch, {FULL.start: disk.fill, FULL.stop: disk.free})
+    assert run.run() == 0
+
+    lines = capsys.readouterr().err.splitlines()
+    for name in ("metrics.jsonl", "events.out.tfevents", "run.json", "sheets"):
+        told = [line for line in lines if line.startswith("warning") and name in line]
+        assert len(told) == 1, (name, lines)
+    for step in (STEPS, 2 * STEPS):
+        assert len([line for line in lines if f"CHECKPOINT NOT WRITTEN: step {step} " in line]) == 1
+    assert not [line for line in lines if "Traceback" in line]
+    one, other = everything(tmp_path / "control"), everything(run.folder.path)
+    assert one.keys() == other.keys() and len(one) > 100
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+    records = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
+    board = EventAccumulator(str(run.folder.tensorboard), size_guidance={"histograms": 0})
+    board.Reload()
+    for found in (
+        [record["step"] for record in records],
+        [event.step for event in board.Scalars("loss/total")],
+        [event.step for event in board.Histograms("trust/histogram")],
+    ):
+        # The last page of a file may have room for a few more.
+        assert found[:2] == [1, 2] and found[-4:] == [15, 16, 17, 18], found
+        assert found == sorted(set(found)) and len(found) < EPOCHS * STEPS
+    assert json.loads(run.folder.status.read_text())["state"] == "finished"
+
+
+def test_a_disk_that_stays_full_ends_with_code_2(
+    machine: Machine, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare(machine, disk.path / "run", "log.every_steps=1")
+    before_steps(monkeypatch, {3: disk.fill})
+    assert run.run() == UNSAVED
+    assert run.stepper.step == 2 * STEPS
+
+
+def test_what_cannot_be_written_is_told_again_after_it_worked(tmp_path: Path) -> None:
+    said: list[str] = []
+    side, path = SideOutputs(said.append), tmp_path / "folder" / "file"
+    for writable in (False, False, True, False):
+        if not writable:
+            path.mkdir(parents=True)  # no user, not even root, can append to a folder
+        assert side.append(path, b"whole\n") == writable
+        path.unlink() if writable else path.rmdir()
+    assert len(said) == 2 and all(str(path) in text for text in said)
+
+
+def test_a_record_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
+    path, side = tmp_path / "file", SideOutputs(lambda text: None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert side.append(path, b"first\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))  # room for two bytes of the second
+    try:
+        assert not side.append(path, b"second\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert side.append(path, b"third\n")
+    assert path.read_bytes() == b"first\nthird\n"
+
+
+def test_samples_of_steps_without_effect_are_told_though_they_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    with Reporter(folder, epochs=1, silent=False) as reporter:
+        folder.skipped.mkdir()
+        reporter.no_effect([NoEffect(2, [[20, 21]])])
+        folder.skipped.rmdir()
+        reporter.no_effect([NoEffect(4, [[40, 41]])])
+        reporter.no_effect([])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no effect" in line]
+    assert lines[0] == "no effect: step 2: loss or gradient not finite"
+    assert lines[1].endswith(f"; the samples' ids are in {folder.skipped}") and len(lines) == 2
+    assert json.loads(folder.skipped.read_text()) == {"step": 4, "ids_by_rank": [[40, 41]]}
+
+
+@pytest.mark.parametrize("gone", ["reader", "terminal"])
+def test_a_closed_terminal_or_pipe_ends_no_run(tmp_path: Path, gone: str) -> None:
+    """What is printed into it is lost; what the interpreter does at its end works too."""
+    program = (
+        "import os, sys; from harl_fast.files import LiveLine, tell; sys.stdin.readline();"
+        "tell('a line\\n', sys.stderr); line = LiveLine(sys.stderr); line.tty = True;"
+        "line.show('progress'); line.clear(); print('more', file=sys.stderr);"
+        f"open({str(tmp_path / 'done')!r}, 'w').close()"
+    )
+    ours, theirs = os.pipe() if gone == "reader" else pty.openpty()
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=theirs, cwd=ROOT) as job:
+        os.close(theirs), os.close(ours)
+        job.communicate(b"go\n", timeout=60)
+    assert job.returncode == 0 and (tmp_path / "done").exists()
+
+
+def test_a_marker_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.finished.mkdir()
+    (folder.finished / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot be written to.*Free some space"):
+        mark(folder.finished, step=1, reason="done")
+
+
+def refused(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Start a run in a folder that takes no file; return the error. No work may begin."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # where a lone rank notes its place
+    monkeypatch.setattr("harl_fast.engine.pretrain._prepare", lambda start: pytest.fail("began"))
+    with pytest.raises(CheckpointError) as error:
+        pretrain(
+            engine_file=CPU, config_name=str(tiny_file(tmp_path)), data=tmp_path, run=folder / "run"
+        )
+    assert "\n" not in str(error.value) and not (folder / "run").exists()
+    return str(error.value)
+
+
+def test_a_start_in_a_read_only_file_system_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mounted(tmp_path / "disk", "size=1m,ro") as folder:
+        assert "Read-only file system" in refused(tmp_path, folder, monkeypatch)
+
+
+def test_a_start_on_a_full_disk_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mounted(tmp_path / "disk", "size=64k") as folder:
+        disk = Tmpfs(folder)
+        disk.fill()
+        assert "No space left" in refused(tmp_path, folder, monkeypatch)
+
+
+def test_a_start_in_a_folder_that_takes_no_file_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the two above, on machines where nothing can be mounted."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    tiny_file(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="File too large"):
+            require_writable(tmp_path / "run" / "deep")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (tmp_path / "file").touch()
+    assert "Not a directory" in refused(tmp_path, tmp_path / "file", monkeypatch)
+    require_writable(tmp_path / "run" / "deep")
+    assert not (tmp_path / "run").exists()
