@@ -51,7 +51,7 @@ class Record(Section):
     config: RunConfig
     engine: dict[str, Any]
     """The DeepSpeed file as settled for the run that wrote this."""
-    ranks: int = 1
+    ranks: int = Field(1, ge=1)
     """Processes of the run that wrote this."""
     loader: dict[str, int | str] = Field(default_factory=dict)
     """The loader's position and what it counts in."""

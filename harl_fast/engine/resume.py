@@ -60,7 +60,7 @@ def recorded_engine(checkpoint: Checkpoint) -> EngineConfig:
     record, note = checkpoint.record, checkpoint.path.with_suffix(".json")
     try:
         file = EngineFile.model_validate(record.engine)
-        return settle(file, ranks=max(record.ranks, 1), source=str(note))
+        return settle(file, ranks=record.ranks, source=str(note))
     except (ValidationError, ConfigError) as error:
         reason = first_reason(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(

@@ -25,6 +25,7 @@ import torch
 
 from harl_fast.errors import run_main
 from harl_fast.files import Progress, format_seconds
+from harl_fast.lock import lock_beside, locked
 from preprocess.masks.committee import MEMBERS, VERSION
 from preprocess.masks.composites import Teaching
 from preprocess.masks.gathering import FEW, Gathered, gather, image_files
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
-    with writing(args.out):
+    with locked(lock_beside(args.out), output=args.out), writing(args.out):
         make_network(args)
     return 0
 
