@@ -26,7 +26,7 @@ from pathlib import Path
 
 from harl_fast.errors import HarlError
 
-FOLDER_LOCK = "writer.lock"
+FOLDER_LOCK = ".writer.lock"
 """Name of the lock of a whole folder, within it."""
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _LONGEST = 200
@@ -83,7 +83,7 @@ def locked(path: Path, *, output: Path) -> Iterator[None]:
 
 def lock_beside(output: Path) -> Path:
     """Return the lock of a single file."""
-    return output.with_name(f"{output.name}.lock")
+    return output.with_name(f".{output.name}.lock")
 
 
 def holder(path: Path) -> Owner | None:
@@ -95,7 +95,7 @@ def holder(path: Path) -> Owner | None:
 def write_new(path: Path, text: str) -> bool:
     """Write ``text`` under ``path`` in one atomic step, unless the name exists; return whether."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name.lstrip('.')}.{secrets.token_hex(8)}.tmp")
     try:
         _write_exclusively(temporary, text)
         try:

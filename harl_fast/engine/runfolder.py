@@ -135,7 +135,7 @@ def write_configs(folder: RunFolder, config: RunConfig, engine: EngineConfig) ->
 
 def _before_a_run(path: Path) -> bool:
     """Return whether a process that ended before `write_configs` was done left this."""
-    return path.name in ("engine.json", "provenance.json", "preempted", FOLDER_LOCK) or (
+    return path.name in ("engine.json", "provenance.json", "preempted") or (
         path.name.startswith(".") and path.name.endswith((".tmp", ".lock"))
     )
 

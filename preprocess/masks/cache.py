@@ -44,7 +44,7 @@ SAMPLE = 200
 """Images whose files are compared at opening; a cache that fits none of them is refused."""
 
 
-_SHARD_LOCK = re.compile(r"shard-([0-9]{1,9})-of-([1-9][0-9]{0,8})\.lock")
+_SHARD_LOCK = re.compile(r"\.shard-([0-9]{1,9})-of-([1-9][0-9]{0,8})\.lock")
 
 
 def describe(spec: MethodSpec, *, max_resolution: int) -> dict[str, Any]:
@@ -101,10 +101,10 @@ def locked_shard(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
     shard: I, N of the I-th of N. Raises `HarlError` if another process makes some of its files.
     """
     part, parts = shard
-    with locked(folder / f"shard-{part}-of-{parts}.lock", output=folder):
-        for path in sorted(folder.glob("shard-*-of-*.lock")):
+    with locked(folder / f".shard-{part}-of-{parts}.lock", output=folder):
+        for path in sorted(folder.glob(".shard-*-of-*.lock")):
             other = _SHARD_LOCK.fullmatch(path.name)
-            if other is None or path.name == f"shard-{part}-of-{parts}.lock":
+            if other is None or path.name == f".shard-{part}-of-{parts}.lock":
                 continue
             # Numbers congruent to I-1 modulo N and to J-1 modulo M meet if gcd(N, M) divides I-J.
             meet = (int(other[1]) - part) % math.gcd(int(other[2]), parts) == 0

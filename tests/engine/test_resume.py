@@ -38,7 +38,7 @@ def folder(run: Path, tmp_path: Path) -> Path:
 
 
 def test_what_nobody_touched_goes_on(folder: Path, machine: Machine, tmp_path: Path) -> None:
-    begun, parts = start(folder, machine, asked=ask())
+    begun, _ = start(folder, machine, asked=ask())
     assert begun.step == 2 * STEPS and begun.notes == () and begun.changes == {}
     again = ask(config=str(tiny_file(tmp_path)), overrides=AS_BEGUN)
     assert start(folder, machine, asked=again)[0].config == begun.config
@@ -225,7 +225,7 @@ def test_an_older_checkpoint_is_taken_with_one_warning(
     folder: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rewrite(folder, record=without_digests)
-    begun, parts = start(folder, machine, asked=ask())
+    begun, _ = start(folder, machine, asked=ask())
     assert begun.step == 2 * STEPS
     assert capsys.readouterr().err.count("warning: ") == 1
     load_encoder(folder)
