@@ -329,6 +329,15 @@ def load_config(name: str, *, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
+def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return a configuration with overrides as `load_config` takes them. Raises ConfigError."""
+    tree = config.model_dump(mode="json")
+    for text in overrides:
+        override(tree, text, option="--set")
+    changed: RunConfig = validated(RunConfig, tree, where="configuration")
+    return changed
+
+
 def dump_config(config: RunConfig) -> str:
     """Return the resolved configuration as YAML that `load_config` reads back."""
     return dump_yaml(config.model_dump(mode="json"))

@@ -26,6 +26,8 @@ STORE = 4
 """Purpose of the draws that choose how a container's samples are stored."""
 MASKS = 5
 """Purpose of the draws behind the masks of control experiments."""
+RANK = 6
+"""Purpose of the draw that seeds torch's own generators, with the rank in place of the sample."""
 
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)

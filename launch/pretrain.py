@@ -42,6 +42,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the run in --run")
     start.add_argument("--init-from", type=Path, metavar="CKPT", help="weights to start from")
+    text = "let --resume continue with another value of it, given by --set (repeatable)"
+    add("--allow-change", action="append", default=[], metavar="KEY", help=text)
     add("--quiet", action="store_true", help="print warnings and a line an epoch only")
     text = "save and end with exit code 0 before this process is so old"
     add("--time-limit", type=checked(parse_duration), metavar="HH:MM:SS|MINUTES", help=text)
@@ -67,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         run=args.run,
         resume=args.resume,
         init_from=args.init_from,
+        allow_change=args.allow_change,
         quiet=args.quiet,
         sheet=contact_sheet,
         time_limit_s=args.time_limit,

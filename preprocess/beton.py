@@ -11,6 +11,7 @@ from typing import Any
 
 from harl_fast.errors import DataError, run_main
 from harl_fast.jit import require_compiler
+from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.options import SEED_MAX, checked, whole_number
 from preprocess.advice import advise
 from preprocess.build import build
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(
         args.max_resolution, args.quality, args.mask_size, args.mask_method, args.store
     )
-    with writing(args.out):
+    with locked(args.out / FOLDER_LOCK, output=args.out), writing(args.out):
         source, masks = _source(args)
         manifests = build(source, args.out, settings, masks=masks, workers=args.workers)
         for line in advise(source, settings, manifests[0]):

@@ -17,11 +17,13 @@ from harl_fast.engine.dsconfig import EngineConfig
 from harl_fast.engine.machine import Machine, keep_freed_memory
 from harl_fast.engine.parts import Parts, load_networks, load_rest
 from harl_fast.engine.precision import Autocast, LossScale
+from harl_fast.engine.resume import check_position
 from harl_fast.engine.views import colouring, loader_colours, sizes_in, view_geometry, views_at
 from harl_fast.errors import ConfigError
 from harl_fast.model.harl import HARL, convert_sync_bn
 from harl_fast.optim.build import build_optimizer, init_momentum
 from harl_fast.optim.groups import param_groups
+from harl_fast.rng import RANK, stream
 
 
 def build(
@@ -38,13 +40,15 @@ def build(
     loader: from `build_loader`. weights: where the networks start from; with ``resume`` the
     optimizer too, and the run must match. Raises ConfigError or CheckpointError.
     """
-    if resume and weights is not None:
-        _check_same_run(weights, engine_config, beton_sha256=loader.manifest.beton_sha256)
     course = Course.of(
         config,
         steps_per_epoch=loader.steps,
         batch_global=engine_config.batches.batch_global,
     )
+    if resume and weights is not None:
+        check_position(weights, course, beton_sha256=loader.manifest.beton_sha256)
+    # What a rank draws without saying so is a function of the run, and saved with it.
+    torch.manual_seed(int(stream(config.seed, 0, machine.rank, 0, RANK)))
     if machine.device.type == "cpu":
         keep_freed_memory()
     harl = build_model(config).to(machine.device)
@@ -177,19 +181,3 @@ def build_model(config: RunConfig) -> HARL:
         )
     convert_sync_bn(harl, model.sync_bn)
     return harl
-
-
-def _check_same_run(weights: Checkpoint, engine_config: EngineConfig, *, beton_sha256: str) -> None:
-    before = weights.record.engine["train_batch_size"]
-    now = engine_config.batches.batch_global
-    if before != now:
-        raise ConfigError(
-            f"--resume: the run was trained with global batch {before}, {engine_config.source} "
-            f"gives {now}; steps and learning rate would change. Use --engine-set "
-            f"train_batch_size={before}, or start a new run with --init-from"
-        )
-    if weights.record.data["beton_sha256"] != beton_sha256:
-        raise ConfigError(
-            "--resume: train.beton is not the container that the run began with (its SHA-256 "
-            "differs). Give the folder of the old one, or start a new run with --init-from"
-        )

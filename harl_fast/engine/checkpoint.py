@@ -4,31 +4,36 @@ A run's ``checkpoints/`` holds ``step-00003750.safetensors`` with fp32 tensors `
 ``target.*``, ``optim.<state>.<parameter>``, under fp16 ``scale.*``, and ``ranks.*`` with one row a
 rank (see `engine.parts`); a ``.json`` record of the same name; and ``latest``, a text file with the
 newest complete name. The record is written after the tensors and ``latest`` after both, each under
-a temporary name first, so that a crash at any point leaves a checkpoint to resume from. Nothing is
-pickled.
+a temporary name first, so that a crash at any point leaves a checkpoint to resume from. The record
+holds the SHA-256 of the tensors and of itself. Nothing is pickled.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from harl_fast.config import RunConfig, Section
-from harl_fast.engine.provenance import code_version, now
+from harl_fast.engine.provenance import code_version, first_reason, now
 from harl_fast.errors import CheckpointError
-from harl_fast.files import replacing, write_json, write_text
+from harl_fast.files import replacing, sha256_file, write_json, write_text
 from harl_fast.model.backbone import Backbone, build_backbone
 
 FORMAT_VERSION = 1
 LATEST = "latest"
+_NAME = re.compile(r"step-[0-9]{8,18}")
 
 
 class Record(Section):
@@ -46,7 +51,7 @@ class Record(Section):
     config: RunConfig
     engine: dict[str, Any]
     """The DeepSpeed file as settled for the run that wrote this."""
-    ranks: int = 1
+    ranks: int = Field(1, ge=1)
     """Processes of the run that wrote this."""
     loader: dict[str, int | str] = Field(default_factory=dict)
     """The loader's position and what it counts in."""
@@ -57,6 +62,12 @@ class Record(Section):
     created: str
     tensors_bytes: int
     """Size of the safetensors file."""
+    run_id: str = ""
+    """Of the run that wrote this, see `engine.provenance`; older records have none."""
+    tensors_sha256: str = ""
+    """Of the safetensors file; older records have none."""
+    record_sha256: str = ""
+    """Of all other fields, see `_seal`."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +76,31 @@ class Checkpoint:
 
     path: Path
     record: Record
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What a user of it should be told, one line each."""
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Return the tensors whose names start with ``prefix.``, without it, on the CPU."""
+        """Return the tensors whose names start with ``prefix.``, without it, on the CPU.
+
+        Raises CheckpointError if they cannot be read, or one of them is not finite. Running
+        statistics may be: a single step whose loss was not finite leaves them so, and training
+        does not read them.
+        """
         try:
             with safe_open(self.path, framework="pt") as stream:
                 names = [name for name in stream.keys() if name.startswith(f"{prefix}.")]  # noqa: SIM118
-                return {name[len(prefix) + 1 :]: stream.get_tensor(name) for name in names}
+                found = {name: stream.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{self.path} cannot be read ({error}). {_other(self.path)}"
             ) from error
+        free = ("running_mean", "running_var", "ranks.statistics")
+        for name, tensor in found.items():
+            if not (name.endswith(free) or tensor.isfinite().all()):
+                raise CheckpointError(
+                    f"{self.path}: {name} holds values that are not finite. {_other(self.path)}"
+                )
+        return {name[len(prefix) + 1 :]: tensor for name, tensor in found.items()}
 
 
 def write_checkpoint(
@@ -86,18 +111,24 @@ def write_checkpoint(
     record: the fields of `Record` that the caller knows; the others are filled in here.
     """
     path = folder / f"step-{record['step']:08d}.safetensors"
+    note = path.with_suffix(".json")
     with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # safetensors would leave the file to its owner alone
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
         temporary.chmod(mode)
-    full = Record(**record, code=code_version(), created=now(), tensors_bytes=path.stat().st_size)
-    note = path.with_suffix(".json")
+        size, digest = temporary.stat().st_size, sha256_file(temporary)
+        # A run that went back to an earlier checkpoint comes by here again: the old record must
+        # not stand beside the new tensors.
+        note.unlink(missing_ok=True)
+    full = Record(
+        **record, tensors_bytes=size, tensors_sha256=digest, code=code_version(), created=now()
+    )
+    full = full.model_copy(update={"record_sha256": _seal(full.model_dump(mode="json"))})
     try:
         write_json(note, full.model_dump(mode="json"))
     except OSError:
-        if not note.is_file():
-            path.unlink()  # of no use without its record, and the disk may be full
+        path.unlink()  # of no use without its record, and the disk may be full
         raise
     write_text(folder / LATEST, path.stem + "\n")
     return Checkpoint(path, full)
@@ -109,8 +140,8 @@ def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
     Newest up to the latest: what lies after it was left behind by a run that went back to an
     earlier one, and is written over when the run gets there.
     """
-    latest = _tensor_file(folder).name
-    paths = sorted(path for path in folder.glob("step-*.safetensors") if path.name <= latest)
+    latest = _latest(folder)[0]
+    paths = [path for path in _tensor_files(folder) if _step(path) <= _step(latest)]
     for path in paths[:-keep_last]:
         try:
             record = open_checkpoint(path).record
@@ -119,15 +150,19 @@ def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
         else:
             kept = record.epoch_step == 0 and record.epoch % keep_every_epochs == 0
         if not kept:
-            path.unlink()
+            # In this order: what a kill in between leaves is found by the next deletion.
             path.with_suffix(".json").unlink(missing_ok=True)
+            path.unlink()
+    for note in folder.glob("step-*.json"):
+        if _NAME.fullmatch(note.stem) and not note.with_suffix(".safetensors").exists():
+            note.unlink()
     for leftover in folder.glob(".*.tmp"):  # of a save that was killed
         leftover.unlink()
 
 
-def last_before(folder: Path, *, step: int) -> Path | None:
+def last_before(folder: Path, *, step: float) -> Path | None:
     """Return the newest complete checkpoint of at most so many steps, if there is one."""
-    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+    for path in reversed(_tensor_files(folder)):
         try:
             if open_checkpoint(path).record.step <= step:
                 return path
@@ -136,43 +171,103 @@ def last_before(folder: Path, *, step: int) -> Path | None:
     return None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def latest_step(folder: Path) -> int:
+    """Return the step of a folder's latest checkpoint, as its name says; 0 if there is none."""
+    try:
+        return _step(_latest(folder)[0])
+    except CheckpointError:
+        return 0
+
+
+def is_before_the_first(folder: Path) -> bool:
+    """Return whether a run with this checkpoints folder has not completed its first one yet.
+
+    A kill within that save may have left its tensors without a record.
+    """
+    records = [path for path in folder.glob("step-*.json") if _NAME.fullmatch(path.stem)]
+    return not (folder / LATEST).exists() and not records and len(_tensor_files(folder)) <= 1
+
+
+def open_checkpoint(path: Path, *, verify: bool = False) -> Checkpoint:
     """Return the checkpoint at ``path``: a file, a run folder, or its checkpoints folder.
 
-    A folder stands for its latest checkpoint. Raises CheckpointError if it is missing, incomplete
-    or of another format.
+    A folder stands for its latest checkpoint: the one that ``latest`` names or, without a valid
+    ``latest``, the newest complete one. verify: compare the tensors with their SHA-256, which
+    reads the whole file. Raises CheckpointError if it is missing, incomplete, changed, or of
+    another format.
     """
-    file = _tensor_file(Path(path))
-    note = file.with_suffix(".json")
+    file, notes = _tensor_file(Path(path))
+    record = _read_record(file)
     try:
-        record = Record.model_validate_json(note.read_text(encoding="utf-8"))
         size = file.stat().st_size
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename} does not exist. {_other(file)}") from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise CheckpointError(
-            f"{note} is not a checkpoint's record ({reason}). {_other(file)}"
-        ) from error
-    if record.format_version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{note} has format {record.format_version}; this program reads {FORMAT_VERSION}. "
-            f"It was written by harl_fast {record.code}: use that version"
-        )
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror}. {_other(file)}") from error
     if size != record.tensors_bytes:
         raise CheckpointError(
             f"{file} has {size:,} bytes, its record says {record.tensors_bytes:,}: it was cut "
             f"short or changed. {_other(file)}"
         )
-    return Checkpoint(file, record)
+    if verify and not record.tensors_sha256:
+        notes += (
+            f"warning: {file} is older than checksums of checkpoints: that its tensors are "
+            f"unchanged is not known",
+        )
+    elif verify and _sha256(file) != record.tensors_sha256:
+        raise CheckpointError(
+            f"{file} has another SHA-256 than its record says: it was changed or damaged after "
+            f"it was written. {_other(file)}"
+        )
+    return Checkpoint(file, record, notes)
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return sha256_file(file)
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror}. {_other(file)}") from error
+
+
+def _read_record(file: Path) -> Record:
+    """Return the checked record of a safetensors file."""
+    note = file.with_suffix(".json")
+    try:
+        text = note.read_bytes()
+        tree = json.loads(text)
+        record = Record.model_validate_json(text)
+    except OSError as error:
+        raise CheckpointError(f"{note}: {error.strerror}. {_other(file)}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{note} is not a checkpoint's record ({first_reason(error)}). {_other(file)}"
+        ) from error
+    if record.format_version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{note} has format {record.format_version}; this program reads {FORMAT_VERSION}. "
+            f"It was written by harl_fast {record.code[:80]!r}: use that version"
+        )
+    if record.record_sha256 and record.record_sha256 != _seal(tree):
+        raise CheckpointError(
+            f"{note} was changed after it was written (its SHA-256 differs). {_other(file)}"
+        )
+    if _NAME.fullmatch(file.stem) and _step(file) != record.step:
+        raise CheckpointError(f"{note} says step {record.step}, not its name's. {_other(file)}")
+    return record
+
+
+def _seal(tree: dict[str, Any]) -> str:
+    """Return the SHA-256 of a record's other fields, whatever order they are in."""
+    rest = {key: value for key, value in tree.items() if key != "record_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def load_encoder(path: Path) -> tuple[Backbone, RunConfig]:
     """Return a checkpoint's online backbone, on the CPU and in eval mode, and its configuration.
 
-    path: as for `open_checkpoint`.
+    path: as for `open_checkpoint`. What is to be told of the checkpoint is printed.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, verify=True)
+    for note in checkpoint.notes:
+        print(note, file=sys.stderr, flush=True)
     config = checkpoint.record.config
     encoder = random_encoder(config, seed=0)
     try:
@@ -198,19 +293,49 @@ def random_encoder(config: RunConfig, *, seed: int) -> Backbone:
     return encoder.eval()
 
 
-def _tensor_file(path: Path) -> Path:
+def _tensor_file(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the file that a path leads to, and what is to be told of the way."""
     if path.suffix in (".safetensors", ".json"):
-        return path.with_suffix(".safetensors")
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        return path.with_suffix(".safetensors"), ()
+    return _latest(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    """Return all tensors of checkpoints, complete or not, in the order of their steps."""
+    files = [path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.stem)]
+    return sorted(files, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def _latest(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return a folder's latest checkpoint, and what is to be told of it."""
+    latest = folder / LATEST
     try:
-        name = (folder / LATEST).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError) as error:
+        name = latest.read_bytes().decode("ascii").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        reason = f"{latest} is missing"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = f"{latest} cannot be read ({type(error).__name__})"
+    else:
+        if _NAME.fullmatch(name):
+            return folder / f"{name}.safetensors", ()
+        reason = f"{latest} names no checkpoint"
+    newest = last_before(folder, step=float("inf"))
+    if newest is not None:
+        return newest, (f"warning: {reason}; the newest complete checkpoint is {newest.stem}",)
+    if _tensor_files(folder):
         raise CheckpointError(
-            f"{path} holds no checkpoint ({folder / LATEST} is missing). Give a run folder that "
-            f"has one, or a step-*.safetensors file; a run that ended before its first save must "
-            f"start again in a new folder"
-        ) from error
-    return folder / f"{name}.safetensors"
+            f"{folder} holds no complete checkpoint, and {reason}. Bring back the files that are "
+            f"missing, or start again in a new folder"
+        )
+    raise CheckpointError(
+        f"{folder} holds no checkpoint ({reason}). Give a run folder that has one, or a "
+        f"step-*.safetensors file; a run that ended before its first save must start again in a "
+        f"new folder"
+    )
 
 
 def _other(file: Path) -> str:

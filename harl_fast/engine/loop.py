@@ -39,8 +39,9 @@ class Ending:
 class Pretraining:
     """A run from a step to its end, with logs, checkpoints and a clean stop on a signal.
 
-    time_limit_s: of the process's age, at which it must have saved and left; None for none. stop:
-    signals received so far; by default they are watched while `run` runs.
+    run_id: noted in its checkpoints. time_limit_s: of the process's age, at which it must have
+    saved and left; None for none. stop: signals received so far; by default they are watched while
+    `run` runs.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Pretraining:
         *,
         step: int = 0,
         skipped: int = 0,
+        run_id: str = "",
         quiet: bool = False,
         sheet: Sheet | None = None,
         time_limit_s: float | None = None,
@@ -59,6 +61,7 @@ class Pretraining:
         self.stepper = Stepper(parts, step=step, skipped=skipped)
         self.reporter = open_reporter(parts, folder, step=step, quiet=quiet)
         self.watch = Watch(self.stepper, folder, self.reporter, sheet=sheet)
+        self._run_id = run_id
         self.ending: Ending | None = None
         self.stop = StopSignal() if stop is None else stop
         self._listening = self.stop if stop is None else contextlib.nullcontext()
@@ -83,7 +86,8 @@ class Pretraining:
         """
         course, stepper = self.parts.course, self.stepper
         wish = Wish.GO_ON
-        with self.reporter, self._listening:
+        saving = contextlib.nullcontext() if self._saver is None else self._saver
+        with saving, self.reporter, self._listening:
             self._introduce()
             self.reporter.state("warming")
             for epoch in range(stepper.step // course.steps_per_epoch, course.epochs):
@@ -196,6 +200,7 @@ class Pretraining:
             epoch, epoch_step = divmod(step, parts.course.steps_per_epoch)
             manifest = parts.loader.manifest
             record = {
+                "run_id": self._run_id,
                 "step": step,
                 "epoch": epoch,
                 "epoch_step": epoch_step,

@@ -22,8 +22,10 @@ from harl_fast.engine.ds import (
 from harl_fast.engine.dsconfig import EngineConfig
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.precision import LossScale
+from harl_fast.engine.resume import changed, recorded_engine
 from harl_fast.errors import CheckpointError
 from harl_fast.model.harl import HARL
+from harl_fast.optim.build import state_shapes
 
 
 @dataclass(frozen=True)
@@ -125,34 +127,58 @@ def load_rest(parts: Parts, checkpoint: Checkpoint) -> None:
     """Set what `load_networks` leaves from a checkpoint, once the engine exists.
 
     That is the optimizer's state, the loss scale, and what each rank has for itself. Raises
-    CheckpointError.
+    CheckpointError if any of it is missing, left over or of another shape.
     """
-    state = checkpoint.tensors("optim")
-    try:
+    state, record = checkpoint.tensors("optim"), checkpoint.record
+    if state or record.skipped < record.step:  # AdamW has none before the first step that moves
+        expected = {
+            f"{key}.{name}": shape
+            for parameter, name in _names(parts).items()
+            for key, shape in state_shapes(parts.optimizer, parameter).items()
+        }
+        _check_shapes(checkpoint, "optim", state, expected)
         load_optimizer_state(parts.engine, parts.optimizer, _names(parts), state=state)
-    except KeyError as error:
-        raise CheckpointError(
-            f"{checkpoint.path} has no optimizer state {error}; start a new run from its weights "
-            f"with --init-from"
-        ) from error
-    scale = checkpoint.tensors("scale")
-    if parts.scale is not None and scale:
+    if parts.scale is not None and recorded_engine(checkpoint).precision == "fp16":
+        scale = checkpoint.tensors("scale")
+        _check_shapes(checkpoint, "scale", scale, dict.fromkeys(parts.scale.state(), torch.Size()))
         parts.scale.load(scale)
-    _load_rank(parts, checkpoint.tensors("ranks"))
+    _load_rank(parts, checkpoint)
 
 
-def _load_rank(parts: Parts, rows: dict[str, Tensor]) -> None:
+def _check_shapes(
+    checkpoint: Checkpoint, prefix: str, found: dict[str, Tensor], expected: dict[str, torch.Size]
+) -> None:
+    """Raise CheckpointError if names or shapes of some tensors differ from what is expected."""
+    shapes = {name: str(list(tensor.shape)) for name, tensor in found.items()}
+    different = changed(shapes, {name: str(list(shape)) for name, shape in expected.items()})
+    if different:
+        name, (there, here) = next(iter(different.items()))
+        raise CheckpointError(
+            f"{checkpoint.path} does not hold the state of this run: {len(different)} tensors "
+            f"differ, first {prefix}.{ascii(name)[1:80]} with shape {there} instead of {here} "
+            f"(None: there is none). Use another checkpoint, or start a new run from its weights "
+            f"with --init-from"
+        )
+
+
+def _load_rank(parts: Parts, checkpoint: Checkpoint) -> None:
     """Set a rank's generators and, on as many ranks as before, its own running statistics."""
-    rank, statistics = parts.machine.rank, rows.get("statistics")
-    if statistics is not None and len(statistics) == parts.machine.ranks:
-        buffers = _statistics(parts)
-        for name, value in _unpack(statistics[rank], buffers).items():
-            buffers[name].copy_(value)
-    for name, rng_state in rows.items():
-        if name == "cpu_generator" and rank < len(rng_state):
-            torch.set_rng_state(rng_state[rank].clone())  # it ignores a view's offset
-        if name == "cuda_generator" and rank < len(rng_state) and parts.device.type == "cuda":
-            torch.cuda.set_rng_state(rng_state[rank].clone(), parts.device)
+    rank, rows = parts.machine.rank, checkpoint.tensors("ranks")
+    statistics, buffers = rows.get("statistics"), _statistics(parts)
+    try:
+        if statistics is not None and len(statistics) == parts.machine.ranks:
+            for name, value in _unpack(statistics[rank], buffers).items():
+                buffers[name].copy_(value)
+        for name, rng_state in rows.items():
+            if name == "cpu_generator" and rank < len(rng_state):
+                torch.set_rng_state(rng_state[rank].clone())  # it ignores a view's offset
+            if name == "cuda_generator" and rank < len(rng_state) and parts.device.type == "cuda":
+                torch.cuda.set_rng_state(rng_state[rank].clone(), parts.device)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: what it holds under ranks.* does not fit rank {rank} ({error}). "
+            f"Use another checkpoint, or start a new run from its weights with --init-from"
+        ) from error
 
 
 def _names(parts: Parts) -> dict[nn.Parameter, str]:

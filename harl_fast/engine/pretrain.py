@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harl_fast.config import RunConfig
 from harl_fast.engine.dsconfig import EngineConfig, read_engine_file, settle
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
-from harl_fast.engine.provenance import note_start, read_provenance
-from harl_fast.engine.runfolder import (
-    RunFolder,
-    begin,
-    mark,
-    open_run_folder,
-    run_config,
-    write_configs,
-)
-from harl_fast.engine.side import SideOutputs, require_writable, required
+from harl_fast.engine.provenance import note_start
+from harl_fast.engine.runfolder import RunFolder, begin, mark, open_run_folder, write_configs
+from harl_fast.engine.side import SideOutputs, required
 from harl_fast.engine.status import RunStatus
 from harl_fast.engine.stop import Leaving, StopSignal
+from harl_fast.errors import CheckpointError, HarlError
 from harl_fast.files import tell
+from harl_fast.lock import locked
 from harl_fast.supervision import supervisors
 
 if TYPE_CHECKING:
     from harl_fast.engine.parts import Parts
+    from harl_fast.engine.start import Start
     from harl_fast.engine.watch import Sheet
 
 
@@ -42,6 +37,7 @@ def pretrain(
     run: Path,
     resume: bool = False,
     init_from: Path | None = None,
+    allow_change: Sequence[str] = (),
     quiet: bool = False,
     sheet: Sheet | None = None,
     time_limit_s: float | None = None,
@@ -53,121 +49,166 @@ def pretrain(
     """
     watched = supervisors()
     machine = this_machine()
-    with leader_reports(machine), StopSignal(supervisors=watched) as stop:
+    with (
+        leader_reports(machine),
+        StopSignal(supervisors=watched) as stop,
+        contextlib.ExitStack() as held,
+    ):
         file = read_engine_file(engine_file, overrides=engine_overrides)
         check_machine(file.harl_fast, machine, source=str(engine_file))
         engine_config = settle(file, ranks=machine.ranks, source=str(engine_file))
-        folder = open_run_folder(run, resume=resume)
-        config = run_config(folder, name=config_name, overrides=config_overrides, resume=resume)
-        if resume and not (folder.checkpoints / "latest").is_file():
-            # Killed before its first checkpoint: the same run again, from its beginning.
-            resume, init_from = False, _first_source(folder)
-        if machine.rank == 0:
-            require_writable(folder.path)
-        start = _Start(config, engine_config, machine, data, folder, resume, init_from)
+        folder, ours = open_run_folder(run, resume=resume), False
         try:
             stop.starting = True
-            parts, step, skipped = _prepare(start)
+            ours = _take(folder, machine, engine_config, held)
+            open_run_folder(run, resume=resume)  # what was found may have changed until now
+            # torch, FFCV, numba and DeepSpeed take seconds; refusals above need not wait for them.
+            from harl_fast.engine.start import Asked, decide
+
+            asked = Asked(config_name, config_overrides, resume, init_from, allow_change)
+            start = decide(folder, engine_config, asked)
+            parts = _prepare(start, machine, data=data)
             stop.starting = False
         except Leaving:
-            return _leave(folder, machine, reason=stop.reason)
-        # DeepSpeed takes seconds to import; refusals above need not wait for it.
-        from harl_fast.engine import ds
-        from harl_fast.engine.loop import INTERRUPTED, Pretraining
+            if ours:
+                _leave(folder, reason=stop.reason)
+            if machine.ranks > 1:
+                held.close()
+                os._exit(0)  # an orderly end would wait for ranks that may wait for this one
+            return 0
+        return _train(start, parts, quiet=quiet, sheet=sheet, time_limit_s=time_limit_s, stop=stop)
 
-        training = Pretraining(
-            parts,
-            folder,
-            step=step,
-            skipped=skipped,
-            quiet=quiet,
-            sheet=sheet,
-            time_limit_s=time_limit_s,
-            stop=stop,
-        )
-        code = training.run()
-        ds.stop()
-        ending = training.ending
-        if machine.rank == 0 and ending is not None and code in (0, INTERRUPTED):
-            marker = folder.finished if ending.done else folder.preempted
-            mark(marker, step=ending.step, reason=ending.reason)
+
+def _train(
+    start: Start,
+    parts: Parts,
+    *,
+    quiet: bool,
+    sheet: Sheet | None,
+    time_limit_s: float | None,
+    stop: StopSignal,
+) -> int:
+    """Train, and mark how that ended; return the exit code."""
+    from harl_fast.engine import ds
+    from harl_fast.engine.loop import INTERRUPTED, Pretraining
+
+    training = Pretraining(
+        parts,
+        start.folder,
+        step=start.step,
+        skipped=start.skipped,
+        run_id=start.run_id,
+        quiet=quiet,
+        sheet=sheet,
+        time_limit_s=time_limit_s,
+        stop=stop,
+    )
+    code = training.run()
+    ds.stop()
+    ending = training.ending
+    if parts.machine.rank == 0 and ending is not None and code in (0, INTERRUPTED):
+        marker = start.folder.finished if ending.done else start.folder.preempted
+        mark(marker, step=ending.step, reason=ending.reason)
     return code
 
 
-@dataclass(frozen=True)
-class _Start:
-    """What a start was asked to do, checked."""
+def _take(
+    folder: RunFolder, machine: Machine, engine_config: EngineConfig, held: contextlib.ExitStack
+) -> bool:
+    """Hold the run folder's lock on rank 0 until ``held`` is closed; return whether this is it.
 
-    config: RunConfig
-    engine_config: EngineConfig
-    machine: Machine
-    data: Path
-    folder: RunFolder
-    resume: bool
-    init_from: Path | None
+    Raises HarlError if another process holds it. Of several ranks the others hear of that when
+    they meet: not all launchers end them.
+    """
+    if machine.rank > 0:
+        return False
+    try:
+        held.enter_context(locked(folder.lock, output=folder.path))
+    except HarlError as refusal:
+        if machine.ranks > 1:
+            _meet(machine, engine_config, refusal=refusal)
+        raise
+    return True
 
 
-def _prepare(start: _Start) -> tuple[Parts, int, int]:
-    """Return the parts, the steps done, and how many of these had no effect; note the start."""
-    # FFCV, numba and DeepSpeed take seconds to import.
+def _meet(
+    machine: Machine,
+    engine_config: EngineConfig,
+    *,
+    step: int = 0,
+    refusal: HarlError | None = None,
+) -> None:
+    """Join this rank to the others. Raises HarlError on all of them if one must not go on.
+
+    step: where this rank would start from.
+    """
     from harl_fast.engine import ds
-    from harl_fast.engine.build import build, build_loader
-    from harl_fast.engine.checkpoint import open_checkpoint
 
-    config, engine_config, machine, folder = (
+    ds.start(machine, timeout_minutes=engine_config.file.harl_fast.timeout_minutes)
+    if ds.any_rank(refusal is not None):
+        raise refusal or CheckpointError("rank 0 cannot have the run folder; its message says why")
+    if ds.max_over_ranks(step) != -ds.max_over_ranks(-step):
+        raise CheckpointError(
+            f"the ranks found different checkpoints, this one of step {step}: another job or a "
+            f"slow file server changed the folder meanwhile. Start again"
+        )
+
+
+def _prepare(start: Start, machine: Machine, *, data: Path) -> Parts:
+    """Return what the rank trains with; note the start in the folder."""
+    from harl_fast.engine.build import build, build_loader
+
+    record = start.weights.record if start.resume and start.weights is not None else None
+    loader = build_loader(
+        start.config, start.engine_config, machine, data=data, epoch=record.epoch if record else 0
+    )
+    _meet(machine, start.engine_config, step=start.step)
+    parts = build(
         start.config,
         start.engine_config,
-        start.machine,
-        start.folder,
-    )
-    source = folder.path if start.resume else start.init_from
-    weights = None if source is None else open_checkpoint(source)
-    record = weights.record if start.resume and weights is not None else None
-    epoch = record.epoch if record else 0
-    loader = build_loader(config, engine_config, machine, data=start.data, epoch=epoch)
-    ds.start(machine, timeout_minutes=engine_config.file.harl_fast.timeout_minutes)
-    parts = build(
-        config, engine_config, machine, loader=loader, weights=weights, resume=start.resume
+        machine,
+        loader=loader,
+        weights=start.weights,
+        resume=start.resume,
     )
     if record and record.loader:
         loader.load_state_dict(record.loader)  # refuses another order of samples
-    step, skipped = (record.step, record.skipped) if record else (0, 0)
     if machine.rank == 0:
-        with required(folder.path):
-            begin(folder, step=step)
-            note_start(
-                folder.provenance,
-                manifest=start.data / "train.json",
-                data={"count": loader.manifest.count, "beton_sha256": loader.manifest.beton_sha256},
-                step=step,
-                ranks=machine.ranks,
-                source=start.init_from,
-            )
-            write_configs(folder, config, engine_config)
-    return parts, step, skipped
+        facts = {"count": loader.manifest.count, "beton_sha256": loader.manifest.beton_sha256}
+        _note(start, facts, ranks=machine.ranks, manifest=data / "train.json")
+    return parts
 
 
-def _leave(folder: RunFolder, machine: Machine, *, reason: str) -> int:
-    """Note that the start was given up; return the exit code."""
-    latest = folder.checkpoints / "latest"
-    step = int(latest.read_text("utf-8").strip().partition("-")[2]) if latest.is_file() else 0
-    if machine.rank == 0:
+def _note(start: Start, data: dict[str, object], *, ranks: int, manifest: Path) -> None:
+    """Write what a start writes before its first step. Raises CheckpointError if it cannot be."""
+    folder = start.folder
+    for text in start.notes:
+        tell(f"{text}\n", sys.stderr)
+    with required(folder.path):
+        begin(folder, step=start.step)
+        note_start(
+            folder.provenance,
+            run_id=start.run_id,
+            manifest=manifest,
+            data=data,
+            step=start.step,
+            ranks=ranks,
+            source=start.init_from,
+            changes=start.changes,
+        )
+        write_configs(folder, start.config, start.engine_config)
 
-        def say(text: str) -> None:
-            tell(f"{text}\n", sys.stderr)
 
-        say(f"stopped by {reason} before the first step")
-        mark(folder.preempted, step=step, reason=reason)
-        status = RunStatus(folder.status, SideOutputs(say), latest=latest)
-        status.update(step=step)
-        status.set("preempted", reason=reason)
-    if machine.ranks > 1:
-        os._exit(0)  # an orderly end would wait for ranks that may wait for this one
-    return 0
+def _leave(folder: RunFolder, *, reason: str) -> None:
+    """Note that the start was given up."""
+    from harl_fast.engine.checkpoint import latest_step
 
+    def say(text: str) -> None:
+        tell(f"{text}\n", sys.stderr)
 
-def _first_source(folder: RunFolder) -> Path | None:
-    """Return where the run's first start took its weights from."""
-    starts = read_provenance(folder.provenance).get("starts", [])
-    source = starts[0]["init_from"] if starts else None
-    return None if source is None else Path(source)
+    step = latest_step(folder.checkpoints)
+    say(f"stopped by {reason} before the first step")
+    mark(folder.preempted, step=step, reason=reason)
+    status = RunStatus(folder.status, SideOutputs(say), latest=folder.checkpoints / "latest")
+    status.update(step=step)
+    status.set("preempted", reason=reason)

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import socket
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 import harl_fast
+from harl_fast.errors import CheckpointError
 from harl_fast.files import sha256_file, write_json
 
 _LIBRARIES = ("torch", "deepspeed", "ffcv", "numpy", "numba", "safetensors")
@@ -41,13 +45,48 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+class Start(BaseModel):
+    """What is noted of one start of a run; only what is read back is checked."""
+
+    model_config = ConfigDict(extra="allow")
+
+    init_from: str | None = None
+    """Where a new run's weights come from."""
+
+
+class Provenance(BaseModel):
+    """Content of ``provenance.json``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    run_id: str = Field("", max_length=100)
+    """Random digits drawn at the run's first start, which every checkpoint of it carries too;
+    runs of older versions have none before they are resumed."""
+    data: dict[str, Any] = {}
+    starts: list[Start] = []
+
+
+def new_run_id() -> str:
+    """Return random digits that no other run has."""
+    return secrets.token_hex(8)
+
+
 def note_start(
-    path: Path, *, manifest: Path, data: dict[str, Any], step: int, ranks: int, source: Path | None
+    path: Path,
+    *,
+    run_id: str,
+    manifest: Path,
+    data: dict[str, Any],
+    step: int,
+    ranks: int,
+    source: Path | None,
+    changes: dict[str, Any] | None = None,
 ) -> None:
     """Add this start to the run's ``provenance.json``; call on one rank only.
 
     manifest: the container's JSON, whose SHA-256 is noted. data: more about the container. step:
-    optimizer steps done before. source: where a new run's weights come from.
+    optimizer steps done before. source: where a new run's weights come from. changes: settings
+    that the user allowed to differ from those before, both values by key.
     """
     known = read_provenance(path)
     if manifest.is_file():
@@ -56,6 +95,7 @@ def note_start(
         "time": now(),
         "step": step,
         "init_from": None if source is None else str(source),
+        "changes": changes or {},
         "command": sys.argv,
         "code": code_version(),
         "python": platform.python_version(),
@@ -64,16 +104,35 @@ def note_start(
         "pid": os.getpid(),
         "ranks": ranks,
     }
-    write_json(path, {"data": data, "starts": [*known.get("starts", []), start]})
+    starts = [*(start.model_dump(mode="json") for start in known.starts), start]
+    write_json(path, {"run_id": run_id, "data": data, "starts": starts})
 
 
-def read_provenance(path: Path) -> dict[str, Any]:
-    """Return what `note_start` wrote, or nothing where there is no such file."""
+def read_provenance(path: Path) -> Provenance:
+    """Return what `note_start` wrote; nothing is known where there is no such file.
+
+    Raises CheckpointError if the file is damaged.
+    """
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        json.loads(content)  # what could not be written again
+        return Provenance.model_validate_json(content)
     except FileNotFoundError:
-        return {}
-    return found
+        return Provenance()
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({first_reason(error)}). Move it away: the run goes on, "
+            f"without what it says of earlier starts"
+        ) from error
+
+
+def first_reason(error: Exception) -> str:
+    """Return in one short line why a JSON file does not serve."""
+    if isinstance(error, ValidationError):
+        issue = error.errors(include_input=False)[0]
+        place = ".".join(map(str, issue["loc"]))
+        return f"{ascii(place[:80])[1:-1]}: {issue['msg'][:120]}" if place else issue["msg"][:120]
+    return f"{type(error).__name__}: {error}"[:120]
 
 
 def _version(name: str) -> str | None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from harl_fast.config import RunConfig, dump_config, load_config
+from harl_fast.config import RunConfig, dump_config, load_config, override_config
 from harl_fast.engine.dsconfig import EngineConfig
 from harl_fast.engine.provenance import now
 from harl_fast.engine.side import required
 from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.files import write_json, write_text
-
-_FREE = ("log.", "data.workers", "data.batches_ahead", "data.damaged", "data.check")
-"""Keys that a resumed run may change: they do not touch a sound sample or a weight."""
+from harl_fast.lock import FOLDER_LOCK
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,11 @@ class RunFolder:
         return self.path / "provenance.json"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that writes here, see `harl_fast.lock`."""
+        return self.path / FOLDER_LOCK
+
+    @property
     def finished(self) -> Path:
         """Marker of a run that came to its end: JSON with step and reason. Written last of all."""
         return self.path / "finished"
@@ -85,7 +88,7 @@ def open_run_folder(path: Path, *, resume: bool) -> RunFolder:
     if folder.path.exists() and not folder.path.is_dir():
         raise CheckpointError(f"{path} is a file; give --run a folder")
     if resume:
-        if not folder.config.is_file():
+        if not (folder.config.exists() or folder.checkpoints.is_dir()):
             raise CheckpointError(
                 f"{path} holds no run (config.yaml is missing); leave --resume out to start one"
             )
@@ -98,47 +101,33 @@ def open_run_folder(path: Path, *, resume: bool) -> RunFolder:
 
 
 def run_config(
-    folder: RunFolder, *, name: str | None, overrides: Sequence[str], resume: bool
+    folder: RunFolder,
+    *,
+    name: str | None,
+    overrides: Sequence[str],
+    resume: bool,
+    record: RunConfig | None = None,
 ) -> RunConfig:
-    """Return the run's configuration: the one asked for or, when resuming, the folder's own.
+    """Return the configuration that is asked for; a resumed run's is compared later.
 
-    name: preset or file; may be left out when resuming. Raises ConfigError if a resumed run is
-    asked to change more than its logging and its worker threads.
+    name: preset or file; left out, a run that is resumed is asked for as its config.yaml says or,
+    where that is missing, as its checkpoint's record does. Raises ConfigError.
     """
-    if not resume:
-        if name is None:
-            raise ConfigError("--config is missing: give a preset's name or a YAML file")
+    if name is not None:
         return load_config(name, overrides=overrides)
-    saved = load_config(str(folder.config))
-    asked = load_config(name or str(folder.config), overrides=overrides)
-    changes = [
-        f"{key} {before} -> {after}"
-        for key, (before, after) in changed(saved.model_dump(), asked.model_dump()).items()
-        if not key.startswith(_FREE)
-    ]
-    if changes:
+    if not resume:
+        raise ConfigError("--config is missing: give a preset's name or a YAML file")
+    if record is not None and not folder.config.exists():
+        return override_config(record, overrides)
+    try:
+        return load_config(str(folder.config), overrides=overrides)
+    # What a damaged file makes a YAML reader raise besides its own errors.
+    except (ConfigError, OSError, ValueError, RecursionError, MemoryError) as error:
+        instead = "delete it: the checkpoint's record has the configuration too"
         raise ConfigError(
-            f"{folder.path}: --resume continues the run as it began, but the configuration asked "
-            f"for differs: {'; '.join(changes)}. Leave --config and --set out, or start a new run "
-            f"with --init-from {folder.path}"
-        )
-    return asked
-
-
-def changed(before: Any, after: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys at which two nested structures differ, with both values."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        pairs = [(name, before.get(name), after.get(name)) for name in {**before, **after}]
-    elif isinstance(before, list | tuple) and isinstance(after, list | tuple):
-        if len(before) != len(after):
-            return {key: (before, after)}
-        pairs = [(str(at), *both) for at, both in enumerate(zip(before, after, strict=True))]
-    else:
-        return {} if before == after else {key: (before, after)}
-    found: dict[str, tuple[Any, Any]] = {}
-    for name, old, new in pairs:
-        found |= changed(old, new, f"{key}.{name}" if key else str(name))
-    return found
+            f"{error if isinstance(error, ConfigError) else f'{folder.config}: {error!s:.120}'}. "
+            f"If it is damaged, {instead if record else 'start a new run in another folder'}"
+        ) from error
 
 
 def write_configs(folder: RunFolder, config: RunConfig, engine: EngineConfig) -> None:
@@ -153,7 +142,7 @@ def write_configs(folder: RunFolder, config: RunConfig, engine: EngineConfig) ->
 def _before_a_run(path: Path) -> bool:
     """Return whether a process that ended before `write_configs` was done left this."""
     return path.name in ("engine.json", "provenance.json", "preempted", "run.json") or (
-        path.name.startswith(".") and path.name.endswith(".tmp")
+        path.name.startswith(".") and path.name.endswith((".tmp", ".lock"))
     )
 
 
@@ -181,16 +170,26 @@ def mark(marker: Path, *, step: int, reason: str) -> None:
 
 
 def _trim(path: Path, *, step: int) -> None:
+    """Drop the lines of JSON records after ``step``, and tell of lines that are no records."""
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if _step_of(line) <= step]
-    if len(kept) < len(lines):
-        write_text(path, "".join(kept))
-
-
-def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # the half line of a killed process
+        lines = [(_step_of(line), line) for line in path.read_bytes().splitlines(keepends=True)]
+        kept = [line for at, line in lines if at is not None and at <= step]
+        # The last may be the half line of a killed process.
+        damaged = sum(at is None for at, _ in lines[:-1])
+        if damaged:
+            text = f"warning: {path}: {damaged} lines that are no records are left out"
+            print(text, file=sys.stderr)
+        if len(kept) < len(lines):
+            write_text(path, b"".join(kept).decode())
+    except OSError as error:
+        print(f"warning: {path} cannot be trimmed to step {step}: {error}", file=sys.stderr)
+
+
+def _step_of(line: bytes) -> float | None:
+    """Return a record's step, or None if the line is no record."""
+    try:
+        return float(json.loads(line.decode())["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None

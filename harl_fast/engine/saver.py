@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -77,6 +78,18 @@ class Saver:
         )
         self._written = False
         self._thread.start()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the write under way: only then may the folder be another process's."""
+        self.wait()
 
     def wait(self) -> bool:
         """Wait for the write under way; return whether the last state saved is on disk."""

@@ -43,6 +43,16 @@ def build_optimizer(
     )
 
 
+def state_shapes(
+    optimizer: torch.optim.Optimizer, parameter: torch.Tensor
+) -> dict[str, torch.Size]:
+    """Return the names and shapes of the states that an optimizer keeps for a whole parameter."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        shapes = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        return {**shapes, "step": torch.Size()}
+    return {"momentum_buffer": parameter.shape} if optimizer.defaults["momentum"] else {}
+
+
 def init_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Give SGD and LARS momentum of zero for the tensors that they hold now.
 

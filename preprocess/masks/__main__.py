@@ -103,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     info = cache.describe(spec, max_resolution=args.max_resolution)
     print(f"masks: {spec} ({SUPERVISION[supervision(spec)]}) into {args.out}", flush=True)
     try:
-        with writing(args.out, again="run the command again: it continues"):
+        again = "run the command again: it continues"
+        with cache.locked_shard(args.out, args.shard), writing(args.out, again=again):
             cache.claim(args.out, info)
             for name, split in source.splits.items():
                 make_split(

@@ -7,10 +7,14 @@ folders of several machines into one, combines them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import math
+import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,8 @@ import numpy as np
 
 from harl_fast.data.maskfield import pack_mask, resize_mask
 from harl_fast.errors import DataError, one_line, shown
-from harl_fast.files import Progress, write_json
+from harl_fast.files import Progress
+from harl_fast.lock import holder, locked, write_new
 from harl_fast.textfile import read_json
 from preprocess.images import UnusableImageError
 from preprocess.masks.cachefile import DamagedError, Row, read_rows
@@ -38,6 +43,9 @@ NO_FILE = Fingerprint(-1, 0, 0)
 """Fits no file: an image that was listed and could not be opened is tried again."""
 SAMPLE = 200
 """Images whose files are compared at opening; a cache that fits none of them is refused."""
+
+
+_SHARD_LOCK = re.compile(r"\.shard-([0-9]{1,9})-of-([1-9][0-9]{0,8})\.lock")
 
 
 def describe(spec: MethodSpec, *, max_resolution: int) -> dict[str, Any]:
@@ -92,14 +100,39 @@ def read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
+@contextlib.contextmanager
+def locked_shard(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
+    """Hold one shard of a cache, which others may fill with other shards meanwhile.
+
+    shard: I, N of the I-th of N. Raises `HarlError` if another process makes some of its files.
+    """
+    part, parts = shard
+    with locked(folder / f".shard-{part}-of-{parts}.lock", output=folder):
+        for path in sorted(folder.glob(".shard-*-of-*.lock")):
+            other = _SHARD_LOCK.fullmatch(path.name)
+            if other is None or path.name == f".shard-{part}-of-{parts}.lock":
+                continue
+            # Numbers congruent to I-1 modulo N and to J-1 modulo M meet if gcd(N, M) divides I-J.
+            meet = (int(other[1]) - part) % math.gcd(int(other[2]), parts) == 0
+            owner = holder(path) if meet else None
+            if owner is not None:
+                raise DataError(
+                    f"{folder}: shard {part}/{parts} has files in common with shard "
+                    f"{other[1]}/{other[2]}, which {owner} makes now. Give all machines the same "
+                    f"N, or wait; if that process is gone for sure, delete {path}"
+                )
+        yield
+
+
 def claim(folder: Path, info: dict[str, Any]) -> None:
     """Write a cache's description, or raise `DataError` if the folder is another one's."""
     if not is_cache(folder):
-        ours = (".safetensors", ".tmp")
+        ours = (".safetensors", ".tmp", ".lock")
         if any(path.is_file() and path.suffix not in ours for path in folder.rglob("*")):
             raise DataError(f"{folder} holds other things than a mask cache; choose a new --out")
-        write_json(folder / INFO, info)
-        return
+        # Of several shards that start at once one writes it; the others compare theirs.
+        if write_new(folder / INFO, json.dumps(info, indent=2, ensure_ascii=False) + "\n"):
+            return
     found = read_info(folder)
     for name in info:
         if found.get(name) != info[name]:

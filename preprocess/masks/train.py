@@ -25,6 +25,7 @@ import torch
 from harl_fast.errors import run_main
 from harl_fast.files import Progress, format_seconds
 from harl_fast.jit import require_compiler
+from harl_fast.lock import lock_beside, locked
 from harl_fast.options import SEED_MAX, number, whole_number
 from preprocess.masks.committee import MEMBERS, VERSION
 from preprocess.masks.composites import Teaching
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
     require_compiler()
-    with writing(args.out):
+    with locked(lock_beside(args.out), output=args.out), writing(args.out):
         make_network(args)
     return 0
 

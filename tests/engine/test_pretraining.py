@@ -16,6 +16,7 @@ from harl_fast.engine.checkpoint import Checkpoint, open_checkpoint
 from harl_fast.engine.loop import UNSAVED, Ending, Pretraining
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.parts import collect_state
+from harl_fast.engine.resume import recorded_engine, refuse_changes, settings
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.step import Stepper
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
@@ -196,8 +197,10 @@ def test_a_resumed_run_must_have_the_same_batch_and_container(
     prepare(machine, tmp_path, config=("epochs=1",)).run()
     saved = open_checkpoint(tmp_path)
     smaller = ("train_batch_size=8", "train_micro_batch_size_per_gpu=8")
-    with pytest.raises(ConfigError, match="global batch 16"):
-        prepare(machine, tmp_path, engine=smaller, weights=saved, resume=True)
+    before = settings(saved.record.config, recorded_engine(saved))
+    now = settings(saved.record.config, engine_config(overrides=smaller))
+    with pytest.raises(ConfigError, match="train_batch_size 16 -> 8"):
+        refuse_changes(before, now, allowed=[], where="here")
     loader = FakeLoader()
     loader.manifest = type("M", (), {"beton_sha256": "1" * 64, "count": 96})
     with pytest.raises(ConfigError, match="not the container"):

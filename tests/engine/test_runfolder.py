@@ -14,6 +14,7 @@ import pytest
 import harl_fast
 from harl_fast.config import load_config
 from harl_fast.engine.provenance import note_start
+from harl_fast.engine.resume import refuse_changes, settings
 from harl_fast.engine.runfolder import (
     RunFolder,
     begin,
@@ -69,8 +70,12 @@ def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
 def test_a_resumed_run_refuses_another_method(tmp_path: Path) -> None:
     folder = started(tmp_path)
     asked = ["optim.lr=0.7", "data.views.1.size_px=64", "epochs=9"]
+    before, now = (
+        settings(run_config(folder, name=None, overrides=overrides, resume=True))
+        for overrides in ([], asked)
+    )
     with pytest.raises(ConfigError) as caught:
-        run_config(folder, name=None, overrides=asked, resume=True)
+        refuse_changes(before, now, allowed=[], where="here")
     for change in ("optim.lr 2.0 -> 0.7", "data.views.1.size_px 32 -> 64", "epochs 2 -> 9"):
         assert change in str(caught.value)
     assert "--init-from" in str(caught.value)
@@ -126,10 +131,18 @@ def test_each_start_is_noted_with_where_it_comes_from(
     manifest.write_bytes(b"a manifest")
     monkeypatch.setattr("sys.argv", ["pretrain.py", "--run", "here"])
     for step, source in ((0, Path("older")), (12, None)):
-        note_start(path, manifest=manifest, data={"count": 5}, step=step, ranks=2, source=source)
+        note_start(
+            path,
+            run_id="0a1b",
+            manifest=manifest,
+            data={"count": 5},
+            step=step,
+            ranks=2,
+            source=source,
+        )
     found = json.loads(path.read_text())
     assert found["data"]["manifest_sha256"] == hashlib.sha256(b"a manifest").hexdigest()
-    assert found["data"]["count"] == 5
+    assert found["data"]["count"] == 5 and found["run_id"] == "0a1b"
     assert [(at["step"], at["init_from"]) for at in found["starts"]] == [(0, "older"), (12, None)]
     (_, last) = found["starts"]
     assert last["command"] == ["pretrain.py", "--run", "here"] and last["ranks"] == 2

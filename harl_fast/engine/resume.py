@@ -1,0 +1,164 @@
+"""Whether a resumed run goes on as it began: its checkpoint's record against what would run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from harl_fast.config import RunConfig
+from harl_fast.engine.checkpoint import Checkpoint
+from harl_fast.engine.course import Course
+from harl_fast.engine.dsconfig import EngineConfig, EngineFile, settle
+from harl_fast.engine.provenance import first_reason
+from harl_fast.errors import CheckpointError, ConfigError, nearest
+
+_FREE = ("log", "data.workers", "data.batches_ahead", "data.damaged", "data.check")
+"""Keys and sections that a resumed run may change: they touch no sound sample and no weight."""
+_FREE_ENGINE = (
+    "zero_optimization",
+    "zero_allow_untested_optimizer",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "steps_per_print",
+    "timers",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "harl_fast",
+)
+"""The engine's keys of that kind: they change the order of sums at most."""
+_PRECISION = ("bf16", "torch_autocast", "fp16")
+
+Changes = dict[str, tuple[Any, Any]]
+"""Values before and after by dotted key."""
+
+
+def settings(config: RunConfig, engine_config: EngineConfig | None = None) -> dict[str, Any]:
+    """Return what decides a run's result, as one tree: the method's keys and the engine's.
+
+    The ways to ask for a precision are one key, ``precision``; ``fp16`` stays beside it where the
+    loss scale depends on it. Without an engine configuration only the method's.
+    """
+    tree = config.model_dump()
+    if engine_config is None:
+        return tree
+    engine = engine_config.record()
+    tree |= {key: engine[key] for key in engine if key not in (*_FREE_ENGINE, *_PRECISION)}
+    tree["precision"] = engine_config.precision
+    if engine_config.precision == "fp16":
+        tree["fp16"] = {key: value for key, value in engine["fp16"].items() if key != "enabled"}
+    return tree
+
+
+def recorded_engine(checkpoint: Checkpoint) -> EngineConfig:
+    """Return the engine configuration of the run that wrote a checkpoint.
+
+    Raises CheckpointError if the record's is incomplete.
+    """
+    record, note = checkpoint.record, checkpoint.path.with_suffix(".json")
+    try:
+        file = EngineFile.model_validate(record.engine)
+        return settle(file, ranks=record.ranks, source=str(note))
+    except (ValidationError, ConfigError) as error:
+        reason = first_reason(error) if isinstance(error, ValidationError) else str(error)
+        raise CheckpointError(
+            f"{note}: its engine settings cannot be compared ({reason}). Use another checkpoint, "
+            f"or start a new run from its weights with --init-from"
+        ) from error
+
+
+def refuse_changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence[str], where: str
+) -> Changes:
+    """Return the changes among `settings` that ``allowed`` names, keys or sections.
+
+    where: what is resumed, for the message. Raises ConfigError listing all other changes but the
+    free ones, and for a name in ``allowed`` that is no key.
+    """
+    for name in allowed:
+        keys = {*_names(before), *_names(now)}
+        if name not in keys:
+            raise ConfigError(f"--allow-change {name!r} is no key{nearest(name, keys)}")
+    found = changed(before, now)
+    kept = {key: values for key, values in found.items() if not _within(key, _FREE)}
+    refused = {key: values for key, values in kept.items() if not _within(key, allowed)}
+    if refused:
+        first = next(iter(refused))
+        raise ConfigError(
+            f"{where}: --resume continues the run as it began, but this differs: "
+            f"{change_text(refused)}. Leave --config, --set and --engine-set out and undo changes "
+            f"of config.yaml; or change it on purpose with --allow-change {first}; or start a new "
+            f"run with --init-from"
+        )
+    return kept
+
+
+def change_text(changes: Changes) -> str:
+    """Return changes as ``key before -> after; ...``."""
+    return "; ".join(f"{key} {old!r:.60} -> {new!r:.60}" for key, (old, new) in changes.items())
+
+
+def check_position(checkpoint: Checkpoint, course: Course, *, beton_sha256: str) -> None:
+    """Raise ConfigError or CheckpointError if a checkpoint's position is none of this run's."""
+    record, note = checkpoint.record, checkpoint.path.with_suffix(".json")
+    if record.data.get("beton_sha256") != beton_sha256:
+        raise ConfigError(
+            "--resume: train.beton is not the container that the run began with (its SHA-256 "
+            "differs). Give the folder of the old one, or start a new run with --init-from"
+        )
+    expected = divmod(record.step, course.steps_per_epoch)
+    loader = record.loader or {"epoch": record.epoch, "step": record.epoch_step, "seed": 0}
+    positions = {(record.epoch, record.epoch_step), (loader.get("epoch"), loader.get("step"))}
+    if positions != {expected} or not isinstance(loader.get("seed"), int):
+        raise CheckpointError(
+            f"{note}: step {record.step} is step {expected[1]} of epoch {expected[0]} with "
+            f"{course.steps_per_epoch} steps each; the record says otherwise. Use another "
+            f"checkpoint, or start a new run from its weights with --init-from"
+        )
+    if record.step > course.total:
+        raise ConfigError(
+            f"{note}: {record.step} steps are done, more than the {course.total} of "
+            f"{course.epochs} epochs; give more epochs"
+        )
+
+
+def check_identity(checkpoint: Checkpoint, run_id: str) -> None:
+    """Raise CheckpointError if a checkpoint is another run's; ids that are empty say nothing."""
+    theirs = checkpoint.record.run_id
+    if theirs and run_id and theirs != run_id:
+        raise CheckpointError(
+            f"{checkpoint.path} was written by run {theirs!r:.40}, provenance.json beside its "
+            f"folder is of run {run_id!r:.40}. Bring back this run's own checkpoint, or start a "
+            f"new run from this one with --init-from"
+        )
+
+
+def changed(before: Any, after: Any, key: str = "") -> Changes:
+    """Return the dotted keys at which two nested structures differ, with both values."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        pairs = [(name, before.get(name), after.get(name)) for name in {**before, **after}]
+    elif isinstance(before, list | tuple) and isinstance(after, list | tuple):
+        if len(before) != len(after):
+            return {key: (before, after)}
+        pairs = [(str(at), *both) for at, both in enumerate(zip(before, after, strict=True))]
+    else:
+        return {} if before == after else {key: (before, after)}
+    found: Changes = {}
+    for name, old, new in pairs:
+        found |= changed(old, new, f"{key}.{name}" if key else str(name))
+    return found
+
+
+def _within(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _names(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all keys and sections."""
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    for key, value in items:
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping | list | tuple):
+            yield from _names(value, f"{prefix}{key}.")

@@ -1,0 +1,134 @@
+"""What a start of a pretraining is to do, decided from what its folder holds and what is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harl_fast.config import RunConfig
+from harl_fast.engine.checkpoint import Checkpoint, is_before_the_first, open_checkpoint
+from harl_fast.engine.dsconfig import EngineConfig
+from harl_fast.engine.provenance import new_run_id, read_provenance
+from harl_fast.engine.resume import (
+    Changes,
+    change_text,
+    check_identity,
+    recorded_engine,
+    refuse_changes,
+    settings,
+)
+from harl_fast.engine.runfolder import RunFolder, run_config
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for."""
+
+    config: str | None
+    """Preset or file."""
+    overrides: Sequence[str]
+    resume: bool
+    init_from: Path | None
+    allow_change: Sequence[str]
+    """Keys and sections of `resume.settings` that may differ from those before."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is to be done."""
+
+    folder: RunFolder
+    config: RunConfig
+    engine_config: EngineConfig
+    run_id: str
+    """Of the run; drawn now if it is new. Rank 0's counts."""
+    weights: Checkpoint | None = None
+    """Where the networks start from; with ``resume`` all else too."""
+    resume: bool = False
+    init_from: Path | None = None
+    changes: Changes | None = None
+    """Settings that differ from those before, as was allowed."""
+    notes: tuple[str, ...] = ()
+    """What the user should be told, one line each."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done before."""
+        return self.weights.record.step if self.resume and self.weights is not None else 0
+
+    @property
+    def skipped(self) -> int:
+        """Steps of these that had no effect."""
+        return self.weights.record.skipped if self.resume and self.weights is not None else 0
+
+
+def decide(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> Start:
+    """Return what a start is to do; nothing is written.
+
+    Raises HarlError if a run to be resumed would not go on as it began, or its files are damaged.
+    """
+    if asked.resume:
+        first = is_before_the_first(folder.checkpoints)
+        return (_begin_again if first else _continue)(folder, engine_config, asked)
+    weights = None if asked.init_from is None else open_checkpoint(asked.init_from, verify=True)
+    return Start(
+        folder=folder,
+        config=run_config(folder, name=asked.config, overrides=asked.overrides, resume=False),
+        engine_config=engine_config,
+        run_id=read_provenance(folder.provenance).run_id or new_run_id(),
+        weights=weights,
+        init_from=asked.init_from,
+        notes=() if weights is None else weights.notes,
+    )
+
+
+def _begin_again(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> Start:
+    """Return the start of a run that ended before its first checkpoint was complete."""
+    known = read_provenance(folder.provenance)
+    before = run_config(folder, name=None, overrides=(), resume=True)
+    config = run_config(folder, name=asked.config, overrides=asked.overrides, resume=True)
+    changes = refuse_changes(
+        settings(before), settings(config), allowed=asked.allow_change, where=str(folder.config)
+    )
+    source = known.starts[0].init_from if known.starts else None
+    weights = None if source is None else open_checkpoint(Path(source), verify=True)
+    note = f"{folder.path} has no complete checkpoint yet: the run begins again"
+    return Start(
+        folder=folder,
+        config=config,
+        engine_config=engine_config,
+        run_id=known.run_id or new_run_id(),
+        weights=weights,
+        init_from=None if source is None else Path(source),
+        changes=changes,
+        notes=(note, *(() if weights is None else weights.notes)),
+    )
+
+
+def _continue(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> Start:
+    """Return the start of a run that goes on after its latest checkpoint."""
+    known = read_provenance(folder.provenance)
+    weights = open_checkpoint(folder.checkpoints, verify=True)
+    check_identity(weights, known.run_id)
+    record = weights.record
+    config = run_config(
+        folder, name=asked.config, overrides=asked.overrides, resume=True, record=record.config
+    )
+    changes = refuse_changes(
+        settings(record.config, recorded_engine(weights)),
+        settings(config, engine_config),
+        allowed=asked.allow_change,
+        where=str(weights.path),
+    )
+    allowed = f"changed after step {record.step}: {change_text(changes)}"
+    return Start(
+        folder=folder,
+        config=config,
+        engine_config=engine_config,
+        run_id=known.run_id or record.run_id or new_run_id(),
+        weights=weights,
+        resume=True,
+        changes=changes,
+        notes=(*weights.notes, *((allowed,) if changes else ())),
+    )

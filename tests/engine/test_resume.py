@@ -1,0 +1,393 @@
+"""A resumed run is the one that began: what differs is refused, or done by a rule that is told."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from harl_fast.engine.checkpoint import load_encoder, open_checkpoint
+from harl_fast.engine.loop import Pretraining
+from harl_fast.engine.machine import Machine
+from harl_fast.engine.provenance import read_provenance
+from harl_fast.engine.runfolder import RunFolder
+from harl_fast.errors import CheckpointError, ConfigError, HarlError
+from tests.engine.runs import AS_BEGUN, FIRST, LAST, ask, copy, rewrite, start, train
+from tests.engine.support import STEPS, tiny_file
+
+
+@pytest.fixture(scope="module")
+def run(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run; tests change copies of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(folder / "run", machine, config=folder)
+    return folder / "run"
+
+
+@pytest.fixture
+def folder(run: Path, tmp_path: Path) -> Path:
+    """Return a copy of the finished run."""
+    return copy(run, tmp_path)
+
+
+def test_what_nobody_touched_goes_on(folder: Path, machine: Machine, tmp_path: Path) -> None:
+    begun, _ = start(folder, machine, asked=ask())
+    assert begun.step == 2 * STEPS and begun.notes == () and begun.changes == {}
+    again = ask(config=str(tiny_file(tmp_path)), overrides=AS_BEGUN)
+    assert start(folder, machine, asked=again)[0].config == begun.config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("optim.lr", 0.5, "optim.lr 2.0 -> 0.5"),
+        ("target.tau_start", 0.5, "target.tau_start 0.9 -> 0.5"),
+        ("epochs", 9, "epochs 2 -> 9"),
+        ("data.views.0.size_px", 64, "data.views.0.size_px 32 -> 64"),
+        ("model.compile", True, "model.compile False -> True"),
+    ],
+)
+def test_an_edited_configuration_is_refused_and_can_be_allowed(
+    folder: Path,
+    machine: Machine,
+    capsys: pytest.CaptureFixture[str],
+    key: str,
+    value: Any,
+    told: str,
+) -> None:
+    path = folder / "config.yaml"
+    tree = node = yaml.safe_load(path.read_text())
+    *parents, last = key.split(".")
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    node[last] = value
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError) as caught:
+        start(folder, machine, asked=ask())
+    for words in (told, LAST, f"--allow-change {key}", "--init-from"):
+        assert words in str(caught.value)
+    section = key.partition(".")[0]
+    for allowed in (key, section):
+        begun, _ = start(folder, machine, asked=ask(allow_change=[allowed]))
+        assert begun.changes is not None and list(begun.changes) == [key]
+        assert told in capsys.readouterr().err
+    noted = read_provenance(folder / "provenance.json").starts[-1].model_dump()
+    assert list(noted["changes"]) == [key]
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        ("bf16.enabled=true", "precision 'fp32' -> 'bf16'"),
+        ("gradient_clipping=1.0", "gradient_clipping 0.0 -> 1.0"),
+        ("train_batch_size=8", "train_batch_size 16 -> 8"),
+        ("communication_data_type=bf16", "communication_data_type 'fp32' -> 'bf16'"),
+    ],
+)
+def test_engine_settings_that_touch_the_result_are_refused(
+    folder: Path, machine: Machine, engine: str, told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        start(folder, machine, asked=ask(), engine=[engine])
+    assert told in str(caught.value)
+    key = told.partition(" ")[0]
+    if key == "train_batch_size":
+        return
+    begun, _ = start(folder, machine, asked=ask(allow_change=[key]), engine=[engine])
+    assert begun.changes is not None and list(begun.changes) == [key]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        ["zero_optimization.stage=2"],
+        ["zero_optimization.reduce_bucket_size=1000"],
+        ["train_micro_batch_size_per_gpu=4"],
+        ["harl_fast.shard_one_rank=false"],
+        ["fp16.hysteresis=7"],  # of a precision that is not used
+    ],
+)
+def test_engine_settings_that_do_not_are_free(
+    folder: Path, machine: Machine, engine: list[str]
+) -> None:
+    begun, _ = start(folder, machine, asked=ask(overrides=["log.every_steps=7"]), engine=engine)
+    assert begun.changes == {}
+
+
+def test_every_difference_is_listed_at_once(folder: Path, machine: Machine) -> None:
+    asked = ask(overrides=["optim.lr=1", "loss.min_area=0.5"], allow_change=["optim.lr"])
+    with pytest.raises(ConfigError) as caught:
+        start(folder, machine, asked=asked, engine=["gradient_clipping=2.0"])
+    assert "loss.min_area 0.001 -> 0.5; gradient_clipping 0.0 -> 2.0." in str(caught.value)
+    assert "optim.lr " not in str(caught.value)
+
+
+def test_a_key_that_is_none_cannot_be_allowed(folder: Path, machine: Machine) -> None:
+    with pytest.raises(ConfigError, match=r"'optim.lrr' is no key; did you mean 'optim.lr'"):
+        start(folder, machine, asked=ask(allow_change=["optim.lrr"]))
+
+
+def test_the_record_gives_the_configuration_where_the_file_is_gone(
+    folder: Path, machine: Machine
+) -> None:
+    (folder / "config.yaml").unlink()
+    begun, _ = start(folder, machine, asked=ask(overrides=["log.every_steps=3"]))
+    assert begun.config.log.every_steps == 3 and begun.config.optim.lr == 2.0
+    assert (folder / "config.yaml").is_file()
+
+
+def test_fewer_epochs_than_are_done_are_refused_even_if_allowed(
+    folder: Path, machine: Machine
+) -> None:
+    with pytest.raises(ConfigError, match="12 steps are done, more than the 6 of 1 epochs"):
+        start(folder, machine, asked=ask(overrides=["epochs=1"], allow_change=["epochs"]))
+
+
+def test_another_runs_checkpoint_is_refused(folder: Path, machine: Machine, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    train(other, machine, config=tmp_path)
+    ids = [read_provenance(path / "provenance.json").run_id for path in (folder, other)]
+    assert ids[0] != ids[1] and all(re.fullmatch("[0-9a-f]{16}", one) for one in ids)
+    for path in (other / "checkpoints").iterdir():
+        shutil.copy(path, folder / "checkpoints")
+    with pytest.raises(CheckpointError) as caught:
+        start(folder, machine, asked=ask())
+    for words in (*ids, LAST, "--init-from"):
+        assert words in str(caught.value)
+    assert open_checkpoint(other, verify=True).record.run_id == ids[1]
+
+
+def test_the_runs_id_stays_over_starts_and_comes_back_from_a_checkpoint(
+    folder: Path, machine: Machine
+) -> None:
+    path = folder / "provenance.json"
+    before = read_provenance(path).run_id
+    start(folder, machine, asked=ask())
+    assert read_provenance(path).run_id == before
+    path.unlink()
+    start(folder, machine, asked=ask())
+    assert read_provenance(path).run_id == before
+
+
+def only_tensors(folder: Path) -> None:
+    """Replace the tensors by those of the other checkpoint: names and shapes are the same."""
+    checkpoints = folder / "checkpoints"
+    shutil.copy(checkpoints / f"{FIRST}.safetensors", checkpoints / f"{LAST}.safetensors")
+
+
+def flip(share: float) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "checkpoints" / f"{LAST}.safetensors"
+        content = bytearray(path.read_bytes())
+        content[int(share * (len(content) - 1))] ^= 0x10
+        path.write_bytes(content)
+
+    return damage
+
+
+def edit_record(folder: Path) -> None:
+    path = folder / "checkpoints" / f"{LAST}.json"
+    path.write_text(path.read_text().replace('"lr": 2.0', '"lr": 1.0'))
+
+
+CHANGED = {f"byte at {share}": flip(share) for share in (0.0, 0.02, 0.3, 0.5, 0.9, 1.0)}
+CHANGED |= {"tensors of another step": only_tensors, "record edited": edit_record}
+
+
+@pytest.mark.parametrize("kind", CHANGED)
+def test_a_changed_checkpoint_is_refused_for_every_use(
+    folder: Path, machine: Machine, tmp_path: Path, kind: str
+) -> None:
+    CHANGED[kind](folder)
+    with pytest.raises(CheckpointError, match="SHA-256") as caught:
+        start(folder, machine, asked=ask())
+    assert LAST in str(caught.value) and FIRST in str(caught.value)  # the one to use instead
+    new = ask(config=str(tiny_file(tmp_path)), overrides=AS_BEGUN, resume=False, init_from=folder)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        start(tmp_path / "new", machine, asked=new)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_encoder(folder)
+
+
+def without_digests(record: dict[str, Any]) -> None:
+    for key in ("run_id", "tensors_sha256", "record_sha256"):
+        del record[key]
+
+
+def test_an_older_checkpoint_is_taken_with_one_warning(
+    folder: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(folder, record=without_digests)
+    begun, _ = start(folder, machine, asked=ask())
+    assert begun.step == 2 * STEPS
+    assert capsys.readouterr().err.count("warning: ") == 1
+    load_encoder(folder)
+    assert "is older than checksums" in capsys.readouterr().err
+
+
+def poison(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name].view(-1)[-1] = float("nan")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "online.backbone.conv1.weight",
+        "target.backbone.bn1.bias",
+        "optim.momentum_buffer.backbone.conv1.weight",
+    ],
+)
+def test_a_weight_that_is_not_finite_is_named(folder: Path, machine: Machine, name: str) -> None:
+    rewrite(folder, tensors=poison(name))
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        start(folder, machine, asked=ask())
+    if name.startswith("online.backbone"):
+        with pytest.raises(CheckpointError, match=re.escape(name)):
+            load_encoder(folder)
+
+
+def test_running_statistics_may_be_not_finite(folder: Path, machine: Machine) -> None:
+    """A step whose activations overflowed leaves them so, and the run goes on by bits."""
+    rewrite(folder, tensors=poison("online.backbone.bn1.running_var"))
+    start(folder, machine, asked=ask())
+
+
+def lose(*words: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if all(word in name for word in words)]:
+            del tensors[name]
+
+    return change
+
+
+def put(name: str, tensor: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], None]:
+    return lambda tensors: tensors.__setitem__(name, tensor)
+
+
+MOMENTUM = "optim.momentum_buffer.backbone.bn1.bias"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lose("optim."),
+        lose(MOMENTUM),
+        put(MOMENTUM, torch.zeros(())),
+        put(MOMENTUM, torch.zeros(5)),
+        put("optim.momentum_buffer.nobody", torch.zeros(5)),
+        put("optim.exp_avg.backbone.bn1.bias", torch.zeros(8)),
+        put("ranks.cpu_generator", torch.zeros(1, 16, dtype=torch.uint8)),
+        put("ranks.cpu_generator", torch.zeros(1, dtype=torch.uint8)),
+        put("ranks.cpu_generator", torch.full((1, 5056), 255, dtype=torch.uint8)),
+        put("ranks.statistics", torch.zeros(1, 3)),
+        put("ranks.statistics", torch.zeros(1)),
+        put("online.backbone.bn1.bias", torch.zeros(3)),
+        lose("target.backbone.bn1.bias"),
+    ],
+)
+def test_state_of_another_form_is_refused(
+    folder: Path, machine: Machine, change: Callable[[dict[str, torch.Tensor]], None]
+) -> None:
+    rewrite(folder, tensors=change)
+    with pytest.raises(CheckpointError) as caught:
+        start(folder, machine, asked=ask())
+    assert LAST in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": 11},
+        {"epoch": 1},
+        {"epoch_step": 3},
+        {"loader": {"seed": 0, "epoch": 7, "step": 0}},
+        {"loader": {"epoch": 2, "step": 0}},
+        {"data": {}},
+        {"engine": {}},
+        {"engine": {"train_batch_size": 16}},
+        {"ranks": 0},
+        {"ranks": 3},
+    ],
+)
+def test_a_record_at_odds_with_itself_is_refused(
+    folder: Path, machine: Machine, changes: dict[str, Any]
+) -> None:
+    rewrite(folder, record=lambda tree: tree.update(changes))
+    with pytest.raises(HarlError) as caught:
+        start(folder, machine, asked=ask())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "../../other/checkpoints/step-00000012", "step-12", "step-00000012.json", "\udcff"],
+)
+def test_without_a_valid_latest_the_newest_complete_one_is_taken_and_told(
+    folder: Path, machine: Machine, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    path = folder / "checkpoints" / "latest"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    begun, _ = start(folder, machine, asked=ask())
+    assert begun.step == 2 * STEPS
+    assert f"the newest complete checkpoint is {LAST}" in capsys.readouterr().err
+    (folder / "checkpoints" / f"{LAST}.json").unlink()
+    assert start(folder, machine, asked=ask())[0].step == STEPS
+    (folder / "checkpoints" / f"{FIRST}.json").unlink()
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        start(folder, machine, asked=ask())
+
+
+def test_a_run_killed_within_its_first_save_begins_again_and_says_so(
+    folder: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read_provenance(folder / "provenance.json").run_id
+    for path in (folder / "checkpoints").iterdir():
+        if path.name != f"{FIRST}.safetensors":  # the record was not written yet
+            path.unlink()
+    begun, _ = start(folder, machine, asked=ask())
+    assert begun.step == 0 and begun.weights is None and begun.run_id == before
+    assert "the run begins again" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"optim.lr 2.0 -> 1.0"):
+        start(folder, machine, asked=ask(overrides=["optim.lr=1.0"]))
+
+
+def test_what_a_rank_draws_by_itself_is_a_function_of_seed_and_rank(
+    machine: Machine, tmp_path: Path
+) -> None:
+    states = []
+    for number, seed in enumerate((0, 0, 1)):
+        torch.seed()  # as torch does at the start of a process
+        overrides = (*AS_BEGUN, f"seed={seed}")
+        asked = ask(config=str(tiny_file(tmp_path)), overrides=overrides, resume=False)
+        start(tmp_path / str(number), machine, asked=asked)
+        states.append(torch.get_rng_state())
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def test_two_runs_leave_the_same_tensors_and_a_save_of_the_same_step_is_sealed_again(
+    folder: Path, machine: Machine, tmp_path: Path
+) -> None:
+    train(tmp_path / "other", machine, config=tmp_path)
+    records = [open_checkpoint(path, verify=True).record for path in (folder, tmp_path / "other")]
+    assert records[0].tensors_sha256 == records[1].tensors_sha256
+    (folder / "checkpoints" / "latest").write_text(f"{FIRST}\n")
+    begun, parts = start(folder, machine, asked=ask())
+    assert begun.step == STEPS
+    going = Pretraining(parts, RunFolder(folder), step=begun.step, run_id=begun.run_id)
+    assert going.run() == 0
+    again = open_checkpoint(folder, verify=True).record
+    assert (again.step, again.tensors_sha256) == (2 * STEPS, records[0].tensors_sha256)
+    metrics = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+    assert metrics == [2, 4, 6, 8, 10, 12]
