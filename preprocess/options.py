@@ -1,13 +1,11 @@
-"""What the programs share: checked values of the command line, and the error of writing."""
+"""Checked values of the command line that the programs share."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-from harl_fast.errors import ConfigError, DataError
+from harl_fast.errors import ConfigError
 from preprocess.masks.methods import parse_spec
 from preprocess.masks.spec import MethodSpec
 
@@ -33,16 +31,3 @@ def mask_method(text: str) -> MethodSpec:
         return parse_spec(text)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-@contextlib.contextmanager
-def writing(out: Path, *, again: str = "run the command again") -> Iterator[None]:
-    """Turn an `OSError` of the work inside into a `DataError` about ``out``, with what to do."""
-    try:
-        yield
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        raise DataError(
-            f"writing {out} failed: {error.strerror or error}{place}. Check free space and rights "
-            f"there, and {again}"
-        ) from error

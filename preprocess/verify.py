@@ -27,7 +27,7 @@ from harl_fast.data.manifest import (
 )
 from harl_fast.data.stored import stored_pixels
 from harl_fast.errors import DataError, run_main
-from harl_fast.files import Progress, format_seconds, sha256_file, write_json
+from harl_fast.files import Progress, check_output, format_seconds, sha256_file, write_json
 from preprocess.pool import ordered_map, usable_cores
 
 SOUND, DAMAGED, REFUSED = 0, 1, 2
@@ -258,15 +258,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error(f"argument --workers: {args.workers} is not 1 or more")
+    if args.report:
+        check_output(args.report, option="--report")
     verdicts = []
     for beton in args.betons:
         verdicts.append(verify(beton, deep=args.deep, workers=args.workers))
         _print(verdicts[-1])
     if args.report:
-        try:
-            write_json(args.report, [_listed(verdict) for verdict in verdicts])
-        except OSError as error:
-            raise DataError(f"--report {args.report}: {error.strerror or error}") from error
+        write_json(args.report, [_listed(verdict) for verdict in verdicts])
     return max(verdict.code for verdict in verdicts)
 
 

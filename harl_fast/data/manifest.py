@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harl_fast.data.tables import METADATA_START, impossible, tables_sha256
 from harl_fast.errors import DataError
-from harl_fast.files import replacing, sha256_file, write_json, write_text
+from harl_fast.files import naming, replacing, sha256_file, write_json, write_text
 
 FORMAT_VERSION = 1
 FIELDS = ("image", "mask", "label")
@@ -107,9 +107,10 @@ def write_sums(beton: Path, sums: Sequence[int]) -> str:
     Returns the SHA-256 of the file, which numpy.load reads as (N, 2) uint32. The sums tell which
     samples are damaged where the container's one checksum only tells that some are.
     """
-    with replacing(sums_path(beton)) as temporary, open(temporary, "wb") as stream:
+    path = sums_path(beton)
+    with replacing(path) as temporary, naming(path), open(temporary, "wb") as stream:
         np.save(stream, np.asarray(sums, "<u4").reshape(-1, 2))
-    return sha256_file(sums_path(beton))
+    return sha256_file(path)
 
 
 def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint32] | None:

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harl_fast.errors import ConfigError, DataError, run_main
-from harl_fast.files import Progress
+from harl_fast.files import Progress, check_output
 from preprocess.masks import cache
 from preprocess.masks.assign import FALLBACK
 from preprocess.masks.cachefile import Row, write_rows
 from preprocess.masks.find import CHUNK
 from preprocess.masks.methods import METHODS, SUPERVISION, supervision, try_method
 from preprocess.masks.spec import MethodSpec
-from preprocess.options import mask_method, whole_number, writing
+from preprocess.options import mask_method, whole_number
 from preprocess.pool import ordered_map, usable_cores
 from preprocess.sources import Split, folder_source
 
@@ -95,18 +95,16 @@ def main(argv: list[str] | None = None) -> int:
         )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     methods = tuple(dict.fromkeys((spec, FALLBACK)))
+    _check_place(args.out, args.data)
+    check_output(args.out, option="--out", folder=True)
     try_method(spec)
     source = folder_source(args.data)
-    _check_place(args.out, args.data)
     info = cache.describe(spec, max_resolution=args.max_resolution)
     print(f"masks: {spec} ({SUPERVISION[supervision(spec)]}) into {args.out}", flush=True)
     try:
-        with writing(args.out, again="run the command again: it continues"):
-            cache.claim(args.out, info)
-            for name, split in source.splits.items():
-                make_split(
-                    args.out, name, split, methods, info, shard=args.shard, workers=args.workers
-                )
+        cache.claim(args.out, info)
+        for name, split in source.splits.items():
+            make_split(args.out, name, split, methods, info, shard=args.shard, workers=args.workers)
     except KeyboardInterrupt:
         print(
             f"interrupted: finished files stay in {args.out}; the same command continues",

@@ -24,14 +24,13 @@ import numpy.typing as npt
 import torch
 
 from harl_fast.errors import run_main
-from harl_fast.files import Progress, format_seconds
+from harl_fast.files import Progress, check_output, format_seconds
 from preprocess.masks.committee import MEMBERS, VERSION
 from preprocess.masks.composites import Teaching
 from preprocess.masks.gathering import FEW, Gathered, gather, image_files
 from preprocess.masks.learning import Recipe, train
 from preprocess.masks.network import save_network
 from preprocess.masks.refinement import refresh
-from preprocess.options import writing
 from preprocess.pool import usable_cores
 
 BASE, SURE = 0.6, 0.95
@@ -67,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
-    with writing(args.out):
-        make_network(args)
+    check_output(args.out, option="--out")
+    make_network(args)
     return 0
 
 
