@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harl_fast.errors import HarlError, run_main
+from harl_fast.errors import HarlError
+from harl_fast.program import run_main
 
 State = Literal["ok", "warn", "fail"]
 GB = 1 << 30

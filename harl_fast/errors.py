@@ -1,20 +1,12 @@
-"""Errors that a user can act on, and the one place that turns them into an exit code."""
+"""Errors that a user can act on, and how values stand in their messages."""
 
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import reprlib
-import signal
-import sys
-from collections.abc import Callable, Iterable
-from types import FrameType
-from typing import Any, TextIO
-
-from harl_fast.files import tell
-from harl_fast.supervision import heeds_hangup
-
-LONGEST = 4000
-"""Most characters of an error that are printed: a message can hold what a file holds."""
+from collections.abc import Iterable
 
 
 class HarlError(Exception):
@@ -31,6 +23,36 @@ class DataError(HarlError):
 
 class CheckpointError(HarlError):
     """A checkpoint or run folder that cannot be used."""
+
+
+class OutputError(HarlError):
+    """A place where a program was to write and cannot."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "Free space there",
+    errno.EDQUOT: "Free space there: your quota is used up",
+    errno.EROFS: "Choose a place on a disk that can be written to",
+    errno.EACCES: "Give this user the rights, or choose another place",
+    errno.EPERM: "Give this user the rights, or choose another place",
+    errno.ENOTDIR: "A part of this path is a file: choose another one",
+    errno.EEXIST: "A file or broken link of this name is in the way: choose another one",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+    errno.EMFILE: "Let this process open more files (`ulimit -n 4096`), or use fewer workers",
+    errno.ENFILE: "Close other programs, or raise the system's limit (fs.file-max)",
+    errno.ENOMEM: "Close other programs, or use fewer workers",
+    errno.EAGAIN: "Let this user start more processes (`ulimit -u`), or use fewer workers",
+    errno.EIO: "The disk or the network fails: see `dmesg`",
+    errno.ESTALE: "The network file system lost it: mount it again",
+}
+
+
+def explain(error: OSError) -> str:
+    """Return in one line what failed: the file, the system's reason, and what to do."""
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    reason = error.strerror or str(error) or type(error).__name__
+    remedy = _REMEDIES.get(error.errno or 0, "Check that it is there and can be used")
+    return f"{place}{reason}. {remedy}, then run the command again"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -70,77 +92,3 @@ def shown(value: object) -> str:
     """Return a value as it stands in messages: its repr on one line, of at most 80 characters."""
     text = one_line(_BRIEF.repr(value))
     return text if len(text) <= 80 else f"{text[:76]} ..."
-
-
-class PlainStream:
-    """A text stream through which nothing reaches the terminal but what prints.
-
-    Other characters become backslash escapes, and so do those that the stream's encoding lacks;
-    line breaks and tabs pass. A carriage return passes at either end of a text, where it moves
-    over a progress line only.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._encoding = getattr(stream, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        """Write a text with escapes; return its length as it was."""
-        if not (text.isprintable() and text.isascii()):
-            core = text.strip("\r")
-            head, _, tail = text.partition(core) if core else (text, "", "")
-            plain = "".join(c if c in "\n\t" else one_line(c) for c in core)
-            safe = plain.encode(self._encoding, "backslashreplace").decode(self._encoding)
-            self._stream.write(f"{head}{safe}{tail}")
-        else:
-            self._stream.write(text)
-        return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        """Write several texts."""
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:  # the stream's own
-        return getattr(self._stream, name)
-
-
-def _complain(message: str) -> None:
-    """Print an error; further lines are indented, so that no part of it passes for another."""
-    if len(message) > LONGEST:
-        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
-    first, *others = message.split("\n")
-    text = "\n  ".join([f"error: {first}", *(line.strip() for line in others)])
-    tell(f"{text}\n", sys.stderr)
-
-
-def run_main(main: Callable[[], int]) -> None:
-    """Run a program's main and exit: 2 on a `HarlError`, 130 on an interrupt, else its result.
-
-    SIGTERM is an interrupt, and SIGHUP, a closed terminal, unless nohup had it ignored: temporary
-    files are removed, and processes ended. Later ones do not disturb that.
-    """
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is not None:  # as it is where the shell closed it
-            setattr(sys, name, PlainStream(stream))
-    numbers = [signal.SIGTERM, *[signal.SIGHUP] * heeds_hangup()]
-
-    def interrupt(_: int, frame: FrameType | None) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = [(number, signal.signal(number, interrupt)) for number in numbers]
-    try:
-        code = main()
-    except HarlError as error:
-        _complain(str(error))
-        code = 2
-    except KeyboardInterrupt:
-        tell("interrupted: nothing was left under a final name\n", sys.stderr)
-        code = 130
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
-    sys.exit(code)

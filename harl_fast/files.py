@@ -1,4 +1,4 @@
-"""Whole-file writes, checksums, and the progress line."""
+"""Whole-file writes, checks of outputs, checksums, and the progress line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,53 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
+
+from harl_fast.errors import OutputError, explain
+
+_CANNOT_SYNC = frozenset(
+    {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+    | {errno.EACCES, errno.EISDIR}
+)
+"""What file systems answer that cannot flush a folder: CIFS and some of FUSE's the first four,
+those that want it open for writing EBADF; the last two come from opening it, where it may be
+written but not read. PostgreSQL passes over the same (fsync_fname_ext in storage/file/fd.c).
+Nothing failed then: the system flushes when it likes. EIO and ENOSPC are failures."""
+
+LONGEST_TMPDIR = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
+"""Bytes of the folder for temporary files: Linux has 108 for a socket's whole name with its final
+zero (unix(7)), and `multiprocessing` gives its own such names there."""
+
+
+def check_output(path: Path, *, option: str, folder: bool = False) -> None:
+    """Raise `OutputError` unless a file can be written as ``path``, or into it if ``folder``.
+
+    For programs to call before their work. Makes the folders that are missing, and tries with a
+    file under the temporary name that `replacing` will use. option: where the user gave the path.
+    """
+    trial = None
+    try:
+        if path.exists() and not (path.is_dir() if folder else path.is_file()):
+            what = "not a folder" if folder else "not a regular file"
+            raise OutputError(f"{option} {path} is {what}: choose another name")
+        trial = _temporary(path / "trial" if folder else path)
+        trial.parent.mkdir(parents=True, exist_ok=True)
+        with open(trial, "wb", buffering=0) as stream:
+            try:
+                stream.write(b"\0")  # a full disk may take a name, but not the first byte
+            finally:
+                trial.unlink()
+    except OSError as error:
+        if error.filename == str(trial):
+            error.filename = None  # says nothing to a user
+        raise OutputError(f"{option} {path} cannot be written: {explain(error)}") from error
 
 
 @contextlib.contextmanager
@@ -21,33 +62,115 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success it is flushed to disk and renamed.
 
     The final name therefore holds either the old file or the whole new one. On an exception the
-    temporary file is removed and the old file stays.
+    temporary file is removed and the old file stays. An `OSError` of the temporary file names
+    ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
+        _sync(temporary)
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_together(folder: Path, *, last: Collection[str]) -> Iterator[Path]:
+    """Yield an empty folder; on success the files written there move into ``folder`` as one set.
+
+    last: names of the files that vouch for the set. The old ones are removed before anything
+    moves, and the new ones follow when all else is on disk. A crash at any point therefore leaves
+    the old set, the new one, or one without such a file, which does not open. On an exception
+    ``folder`` is as it was; an `OSError` names the final file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".new.", suffix=".tmp", dir=folder))
+    try:
+        yield fresh
+        with _uninterrupted():
+            _move_up(fresh, last)
+    except OSError as error:
+        if error.filename and Path(error.filename).parent == fresh:
+            error.filename = str(folder / Path(error.filename).name)
+        raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _move_up(fresh: Path, last: Collection[str]) -> None:
+    folder, names = fresh.parent, sorted(os.listdir(fresh))
+    for name in names:
+        _sync(fresh / name)
+    for name in last:
+        (folder / name).unlink(missing_ok=True)
+    for group in ([n for n in names if n not in last], [n for n in names if n in last]):
+        _sync(folder)
+        for name in group:
+            os.replace(fresh / name, folder / name)
+    _sync(folder)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let an interrupt wait."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give ``path`` to an `OSError` from inside that names no file, as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to disk, where its file system can."""
+    try:
+        with naming(path):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` under ``path`` in one atomic step."""
+    with replacing(path) as temporary, naming(path):
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 under ``path`` in one atomic step."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON under ``path`` in one atomic step."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # Of file names that are no UTF-8, JSON's own escapes remain, which read back as the same names.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def sha256_file(path: Path) -> str:

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from harl_fast.errors import HarlError
+from harl_fast.errors import HarlError, OutputError, explain
 
 FOLDER_LOCK = ".writer.lock"
 """Name of the lock of a whole folder, within it."""
@@ -70,10 +70,11 @@ def locked(path: Path, *, output: Path) -> Iterator[None]:
     try:
         _take(path, own, output=output)
     except OSError as error:
-        raise HarlError(
-            f"{output} cannot be written to: {error.strerror or error} ({path}). Make the folder "
-            f"writable for this user, or choose another one"
-        ) from error
+        if new_folder:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
+        error.filename = str(path)
+        raise OutputError(f"{output} cannot be written to: {explain(error)}") from error
     try:
         yield
     finally:

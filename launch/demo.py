@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from harl_fast.errors import HarlError, run_main
+from harl_fast.errors import HarlError
 from harl_fast.files import format_seconds
 from harl_fast.options import whole_number
+from harl_fast.program import run_main
 from harl_fast.supervision import run_below
 
 ROOT = Path(__file__).resolve().parent.parent

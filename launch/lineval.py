@@ -9,10 +9,10 @@ import torch
 
 from harl_fast.config import LARGEST_PX, SMALLEST_PX
 from harl_fast.engine.checkpoint import load_encoder, random_encoder
-from harl_fast.errors import run_main
 from harl_fast.eval.protocol import Evaluator, table
 from harl_fast.files import write_json
 from harl_fast.options import SEED_MAX, whole_number
+from harl_fast.program import run_main
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from harl_fast.config import presets
 from harl_fast.engine.clock import parse_duration
-from harl_fast.errors import run_main
 from harl_fast.options import checked, whole_number
+from harl_fast.program import run_main
 
 EXAMPLES = """\
 examples:

@@ -105,7 +105,7 @@ def measure(source: Source, settings: Settings, split: str) -> dict[str, float]:
         # The pool's progress line and summary belong to the real conversion only.
         quiet = contextlib.redirect_stdout(io.StringIO())
         silent = contextlib.redirect_stderr(io.StringIO())
-        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(DataError, OSError):
+        with contextlib.suppress(DataError, OSError), tempfile.TemporaryDirectory() as folder:
             with quiet, silent:
                 build(part, Path(folder), plain, masks=None, workers=1)
             costs[name] = _loader_cost_us(Path(folder) / f"{split}.beton")

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harl_fast.errors import DataError, run_main
+from harl_fast.errors import DataError
+from harl_fast.files import check_output
 from harl_fast.jit import require_compiler
 from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.options import SEED_MAX, checked, whole_number
+from harl_fast.program import run_main
 from preprocess.advice import advise
 from preprocess.build import build
 from preprocess.convert import Settings
@@ -20,7 +22,6 @@ from preprocess.demo.make import MAX_CLASSES, DemoSettings, make_demo_set
 from preprocess.encode import DEFAULT_STORE, STORES, parse_store
 from preprocess.masks.assign import FALLBACK
 from preprocess.masks.methods import METHODS, parse_spec
-from preprocess.options import writing
 from preprocess.pool import usable_cores
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
 
@@ -106,12 +107,27 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(
         args.max_resolution, args.quality, args.mask_size, args.mask_method, args.store
     )
-    with locked(args.out / FOLDER_LOCK, output=args.out), writing(args.out):
+    if args.data:
+        _check_apart(args.out, args.data)
+    check_output(args.out, option="--out", folder=True)
+    with locked(args.out / FOLDER_LOCK, output=args.out):
         source, masks = _source(args)
         manifests = build(source, args.out, settings, masks=masks, workers=args.workers)
+    try:
         for line in advise(source, settings, manifests[0]):
             print(line, flush=True)
+    except (DataError, OSError) as error:  # the containers are there
+        print(f"note: no advice on stores: {error}")
     return 0
+
+
+def _check_apart(out: Path, data: Path) -> None:
+    inner, outer = out.resolve(), data.resolve()
+    if inner == outer or outer in inner.parents:
+        raise DataError(
+            f"--out {out} lies inside --data {data}; choose a folder outside, so that the "
+            f"containers are not taken for images"
+        )
 
 
 def _source(args: argparse.Namespace) -> tuple[Source, Path | None]:
@@ -119,12 +135,6 @@ def _source(args: argparse.Namespace) -> tuple[Source, Path | None]:
     if args.dataset:
         return torchvision_source(args.dataset, args.out / "download"), args.masks
     if args.data:
-        out, data = args.out.resolve(), args.data.resolve()
-        if out == data or data in out.parents:
-            raise DataError(
-                f"--out {args.out} lies inside --data {args.data}; choose a folder outside, so "
-                f"that the containers are not taken for images"
-            )
         print(f"looking for images in {args.data}", flush=True)
         return folder_source(args.data), args.masks
     demo = DemoSettings(args.demo_images, args.demo_classes, args.demo_size, args.demo_seed)

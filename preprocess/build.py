@@ -31,7 +31,7 @@ from harl_fast.data.manifest import (
 )
 from harl_fast.data.tables import tables_sha256
 from harl_fast.errors import DataError
-from harl_fast.files import Progress, replacing, sha256_file, write_json
+from harl_fast.files import Progress, replacing_together, sha256_file, write_json
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.masks.assign import MaskList, open_masks
 from preprocess.masks.controls import CANVAS_PX
@@ -92,56 +92,61 @@ class Tally:
 def build(
     source: Source, out: Path, settings: Settings, *, masks: Path | None, workers: int
 ) -> list[Manifest]:
-    """Write ``out``/<split>.beton with manifest, names and report for each split of a source.
+    """Write ``out``/<split>.beton with manifest, names, sums and report for each split of a source.
 
-    masks: a tree of mask files or a cache, which come before the settings' mask method. No file
-    takes its final name before all containers are whole. Returns the manifests.
+    masks: a tree of mask files or a cache, which come before the settings' mask method. All files
+    take their final names together, see `replacing_together`: a crash leaves the old set, the new
+    one, or containers without manifests, which nothing opens. Returns the manifests.
     """
-    for left in sorted(out.glob(".*.beton.*.tmp")):
+    for left in sorted(out.glob(".*.tmp")):
         print(f"note: {left} is left of a run that was killed; delete it if none is going on")
+    lists = {
+        name: open_masks(split, source.classes, method=settings.mask_method, given=masks)
+        for name, split in source.splits.items()
+    }
+    for mask_list in lists.values():
+        _check_cache(mask_list, settings)
     written = []
-    with contextlib.ExitStack() as stack:
-        lists = {
-            name: open_masks(split, source.classes, method=settings.mask_method, given=masks)
-            for name, split in source.splits.items()
-        }
-        for mask_list in lists.values():
-            _check_cache(mask_list, settings)
+    with replacing_together(out, last=[f"{name}.json" for name in lists]) as fresh:
         for name, mask_list in lists.items():
-            beton = out / f"{name}.beton"
-            temporary = stack.enter_context(replacing(beton))
-            tally = _convert_split(temporary, name, mask_list, settings, workers=workers)
-            size = temporary.stat().st_size
-            if size > SLOW_BYTES:
-                print(f"computing the checksum of {name}: {size / 1e9:,.1f} GB", flush=True)
-            facts = (size, sha256_file(temporary))
-            written.append((beton, mask_list, tally, facts))
-    manifests = []
-    for beton, mask_list, tally, facts in written:
-        write_json(out / f"{beton.stem}.report.json", _report(tally))
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            split=beton.stem,
-            count=len(tally.names),
-            classes=source.classes,
-            class_counts=np.bincount(tally.labels, minlength=len(source.classes)).tolist(),
-            source=source.name,
-            mask=_mask_facts(tally, mask_list, settings),
-            store=_store_facts(tally, settings),
-            skipped=len(tally.rejected),
-            beton_bytes=facts[0],
-            beton_sha256=facts[1],
-            names_sha256=write_names(beton, tally.names),
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            tool_versions=_versions(),
-            tables_sha256=tables_sha256(beton),
-            sums_sha256=write_sums(beton, tally.sums),
-        )
-        write_manifest(beton, manifest)
-        check_container(beton, manifest)
-        _summarise(beton, manifest, tally, mask_list)
-        manifests.append(manifest)
-    return manifests
+            beton = fresh / f"{name}.beton"
+            tally = _convert_split(beton, name, mask_list, settings, workers=workers)
+            manifest = _describe(beton, source, tally, mask_list, settings)
+            written.append((manifest, tally, mask_list))
+    for manifest, tally, mask_list in written:
+        _summarise(out / f"{manifest.split}.beton", manifest, tally, mask_list)
+    return [manifest for manifest, _, _ in written]
+
+
+def _describe(
+    beton: Path, source: Source, tally: Tally, masks: MaskList, settings: Settings
+) -> Manifest:
+    """Write what lies beside a container, the manifest last, and check that it opens."""
+    size = beton.stat().st_size
+    if size > SLOW_BYTES:
+        print(f"computing the checksum of {beton.stem}: {size / 1e9:,.1f} GB", flush=True)
+    write_json(beton.with_name(f"{beton.stem}.report.json"), _report(tally))
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        split=beton.stem,
+        count=len(tally.names),
+        classes=source.classes,
+        class_counts=np.bincount(tally.labels, minlength=len(source.classes)).tolist(),
+        source=source.name,
+        mask=_mask_facts(tally, masks, settings),
+        store=_store_facts(tally, settings),
+        skipped=len(tally.rejected),
+        beton_bytes=size,
+        beton_sha256=sha256_file(beton),
+        names_sha256=write_names(beton, tally.names),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        tool_versions=_versions(),
+        tables_sha256=tables_sha256(beton),
+        sums_sha256=write_sums(beton, tally.sums),
+    )
+    write_manifest(beton, manifest)
+    check_container(beton, manifest)
+    return manifest
 
 
 def _check_cache(masks: MaskList, settings: Settings) -> None:

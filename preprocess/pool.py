@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -15,7 +17,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, explain
+from harl_fast.files import LONGEST_TMPDIR
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
@@ -55,16 +58,20 @@ def ordered_map(
     """
     # The workers are the parallelism; inside one, a second thread would only wait for its core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _check_open_files(workers)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     team: list[_Worker[TaskT]] = []
     try:
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-            process.start()
-            theirs.close()  # else a worker's death would not end the pipe
-            team.append(_Worker(process, ours))
+        try:
+            for _ in range(workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+                process.start()
+                theirs.close()  # else a worker's death would not end the pipe
+                team.append(_Worker(process, ours))
+        except (OSError, EOFError) as error:
+            raise DataError(_no_start(error, number=len(team) + 1)) from error
         yield from _run(team, tasks, describe)
     finally:
         _stop(team)
@@ -100,6 +107,33 @@ def _run(
             return
 
 
+def _check_open_files(workers: int) -> None:
+    """Raise `DataError` unless this process may open what so many workers need."""
+    # Each costs this process two and the one it is forked from three, which prints a trace of its
+    # own when it has no more. The rest is for the program.
+    least, limit = 24 + 3 * workers, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < least:
+        raise DataError(
+            f"{workers} workers need {least} open files, this process may open {limit}: allow more "
+            f"(`ulimit -n 4096`), or use fewer workers, then run the command again"
+        )
+
+
+def _no_start(error: OSError | EOFError, *, number: int) -> str:
+    """Say why a worker process did not start."""
+    sockets = tempfile.gettempdir()
+    if len(os.fsencode(sockets)) > LONGEST_TMPDIR:
+        reason = (
+            f"the folder for temporary files, {sockets}, has a longer name than sockets may have: "
+            f"set TMPDIR to one of at most {LONGEST_TMPDIR} letters, then run the command again"
+        )
+    elif isinstance(error, EOFError):
+        reason = "the process that starts them died; is there enough memory, and `ulimit -n`?"
+    else:
+        reason = explain(error)
+    return f"worker process {number} could not be started: {reason}"
+
+
 def _send(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> None:
     assert worker.task is not None
     try:
@@ -111,14 +145,12 @@ def _send(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> None:
 def _receive(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> tuple[int, Any]:
     assert worker.task is not None
     try:
-        result, trace = worker.connection.recv()
+        result, problem = worker.connection.recv()
     except (EOFError, OSError):  # OSError: it died in the middle of an answer
         raise _death(worker, describe) from None
     number, task = worker.task
-    if trace is not None:
-        raise DataError(
-            f"a worker failed on {describe(task)}. Please report this with the trace:\n{trace}"
-        )
+    if problem is not None:
+        raise DataError(f"a worker failed on {describe(task)}. {problem}")
     worker.task = None
     return number, result
 
@@ -167,6 +199,8 @@ def _serve(connection: Connection[Any, Any], work: Callable[[TaskT], Any]) -> No
             task = connection.recv()
             try:
                 reply: tuple[Any, str | None] = (work(task), None)
+            except OSError as error:
+                reply = (None, explain(error))
             except Exception:  # noqa: BLE001  # sent on whole, and raised in the main process
-                reply = (None, traceback.format_exc())
+                reply = (None, f"Please report this with the trace:\n{traceback.format_exc()}")
             connection.send(reply)

@@ -9,9 +9,10 @@ from pathlib import Path
 from harl_fast.config import load_config, presets
 from harl_fast.data.occupancy import SAMPLES, occupancy, occupancy_text
 from harl_fast.engine.views import view_geometry
-from harl_fast.errors import one_line, run_main, shown
+from harl_fast.errors import one_line, shown
 from harl_fast.jit import require_compiler
 from harl_fast.options import checked, whole_number
+from harl_fast.program import run_main
 from harl_fast.viz import contact_sheet, occupancy_chart, write_png
 from preprocess.masks import gallery
 from preprocess.masks.methods import METHODS, open_method, parse_spec, to_mask

@@ -26,10 +26,11 @@ from harl_fast.data.manifest import (
     read_sums,
 )
 from harl_fast.data.stored import stored_pixels
-from harl_fast.errors import DataError, one_line, run_main
-from harl_fast.files import Progress, format_seconds, sha256_file, write_json
+from harl_fast.errors import DataError, one_line
+from harl_fast.files import Progress, check_output, format_seconds, sha256_file, write_json
 from harl_fast.jit import require_compiler
 from harl_fast.options import whole_number
+from harl_fast.program import run_main
 from preprocess.pool import ordered_map, usable_cores
 
 SOUND, DAMAGED, REFUSED = 0, 1, 2
@@ -271,15 +272,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=kind, default=usable_cores(), metavar="N", help=about)
     args = parser.parse_args(argv)
     require_compiler()
+    if args.report:
+        check_output(args.report, option="--report")
     verdicts = []
     for beton in args.betons:
         verdicts.append(verify(beton, deep=args.deep, workers=args.workers))
         _print(verdicts[-1])
     if args.report:
-        try:
-            write_json(args.report, [_listed(verdict) for verdict in verdicts])
-        except OSError as error:
-            raise DataError(f"--report {args.report}: {error.strerror or error}") from error
+        write_json(args.report, [_listed(verdict) for verdict in verdicts])
     return max(verdict.code for verdict in verdicts)
 
 

@@ -26,6 +26,7 @@ from ffcv.writer import DatasetWriter, handle_sample
 from harl_fast.data.imagefield import StoredImageField
 from harl_fast.data.manifest import FIELDS
 from harl_fast.data.maskfield import BitMaskField, StoredMask
+from harl_fast.files import naming
 from preprocess.convert import Sample
 from preprocess.encode import largest_image
 
@@ -69,15 +70,19 @@ class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
                 ffcv.writer.shared_memory = shared
 
     def write(self, samples: Iterable[Sample], *, capacity: int) -> int:
-        """Write the samples, at most ``capacity``, in their order and return how many they were."""
+        """Write the samples, at most ``capacity``, in their order and return how many they were.
+
+        An `OSError` of the writing names the container; ``samples`` must name its own files.
+        """
         self.num_samples = capacity
-        self.prepare()
+        with naming(Path(self.fname)):
+            self.prepare()
         metadata = np.frombuffer(self.metadata_sm.buf, dtype=self.metadata_type)
         table = np.zeros(2 * capacity, dtype=ALLOC_TABLE_TYPE)  # an image and a mask each
         allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
         names = metadata.dtype.names
         count = 0
-        with allocator:
+        with naming(Path(self.fname)), allocator:
             for sample in samples:
                 row = (sample, _stored_mask(sample), sample.label)
                 handle_sample(row, count, names, metadata, allocator, self.fields)
@@ -85,11 +90,12 @@ class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
                 allocator.allocations.clear()  # as tuples they would take 0.4 GB for ImageNet
                 count += 1
         self.header["num_samples"] = count
-        self.finalize([table[: 2 * count]])
+        with naming(Path(self.fname)):
+            self.finalize([table[: 2 * count]])
         # FFCV ignores how much a write wrote; a full disk may cut one short without an error.
         end = allocator.offset + allocator.next_page_allocated.value * self.page_size
         if count and int(self.header["alloc_table_ptr"]) != end:
-            raise OSError(errno.ENOSPC, "a page was written in part")
+            raise OSError(errno.ENOSPC, "a page was written in part", self.fname)
         return count
 
 

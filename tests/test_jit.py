@@ -254,7 +254,7 @@ def test_without_a_place_of_its_own_the_code_is_kept_for_one_process_and_it_says
 LOADER = """
 import sys
 from harl_fast.data.loader import EvalLoader
-from harl_fast.errors import run_main
+from harl_fast.program import run_main
 run_main(lambda: len(EvalLoader(sys.argv[1], size_px=32)))
 """
 

@@ -25,6 +25,7 @@ LEVELS = {
     "harl_fast.jit": 0,
     "harl_fast.supervision": 0,
     "harl_fast.lock": 0,
+    "harl_fast.program": 0,
     "harl_fast.data": 1,
     "harl_fast.model": 1,
     "harl_fast.optim": 1,

@@ -22,7 +22,7 @@ SOON_S = 20.0
 WRITER = """
 import sys, time
 from pathlib import Path
-from harl_fast.errors import run_main
+from harl_fast.program import run_main
 from harl_fast.files import replacing
 
 def main():
@@ -41,7 +41,7 @@ run_main(main)
 PARENT = f"""
 import sys
 from pathlib import Path
-from harl_fast.errors import run_main
+from harl_fast.program import run_main
 from harl_fast.supervision import run_below
 run_main(lambda: run_below([sys.executable, "-c", {WRITER!r}, sys.argv[1]], cwd=Path.cwd()))
 """

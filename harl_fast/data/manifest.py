@@ -22,7 +22,7 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from harl_fast.data.checksum import CHECKED, CRC32
 from harl_fast.data.tables import METADATA_START, impossible, tables_sha256
 from harl_fast.errors import DataError, one_line, shown
-from harl_fast.files import replacing, sha256_file, write_json, write_text
+from harl_fast.files import naming, replacing, sha256_file, write_json, write_text
 from harl_fast.textfile import read_json
 
 FORMAT_VERSION = 1
@@ -114,9 +114,10 @@ def write_sums(beton: Path, sums: Sequence[int]) -> str:
     (N, 2) uint64; containers written before have uint32: CRC-32. The sums tell which samples are
     damaged where the container's one checksum only tells that some are.
     """
-    with replacing(sums_path(beton)) as temporary, open(temporary, "wb") as stream:
+    path = sums_path(beton)
+    with replacing(path) as temporary, naming(path), open(temporary, "wb") as stream:
         np.save(stream, np.asarray(sums, CHECKED).reshape(-1, 2))
-    return sha256_file(sums_path(beton))
+    return sha256_file(path)
 
 
 def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uint32] | None:

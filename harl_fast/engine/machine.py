@@ -141,7 +141,7 @@ def leader_reports(machine: Machine) -> Iterator[None]:
     """
     try:
         yield
-    except HarlError:
+    except (HarlError, OSError):
         if machine.local_rank > 0:
             time.sleep(_GRACE_S)
         raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,12 +62,3 @@ def required(folder: Path) -> Iterator[None]:
             f"{folder} cannot be written to ({error}). Free some space, make the folder writable "
             f"for this user, or give --run another one; what is in it stays whole"
         ) from error
-
-
-def require_writable(folder: Path) -> None:
-    """Raise CheckpointError if nothing can be written to a folder, or it cannot be made."""
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    with required(folder), tempfile.TemporaryFile(dir=place, buffering=0) as stream:
-        stream.write(bytes(4096))

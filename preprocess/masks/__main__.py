@@ -11,17 +11,17 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from harl_fast.errors import ConfigError, DataError, one_line, run_main, shown
-from harl_fast.files import Progress
+from harl_fast.errors import ConfigError, DataError, one_line, shown
+from harl_fast.files import Progress, check_output
 from harl_fast.jit import require_compiler
 from harl_fast.options import checked, whole_number
+from harl_fast.program import run_main
 from preprocess.masks import cache
 from preprocess.masks.assign import FALLBACK
 from preprocess.masks.cachefile import Row, write_rows
 from preprocess.masks.find import CHUNK
 from preprocess.masks.methods import METHODS, SUPERVISION, parse_spec, supervision, try_method
 from preprocess.masks.spec import MethodSpec
-from preprocess.options import writing
 from preprocess.pool import ordered_map, usable_cores
 from preprocess.sources import Split, folder_source
 
@@ -97,14 +97,14 @@ def main(argv: list[str] | None = None) -> int:
             f"masks below it are made here"
         )
     methods = tuple(dict.fromkeys((spec, FALLBACK)))
+    _check_place(args.out, args.data)
+    check_output(args.out, option="--out", folder=True)
     try_method(spec)
     source = folder_source(args.data)
-    _check_place(args.out, args.data)
     info = cache.describe(spec, max_resolution=args.max_resolution)
     print(f"masks: {spec} ({SUPERVISION[supervision(spec)]}) into {args.out}", flush=True)
     try:
-        again = "run the command again: it continues"
-        with cache.locked_shard(args.out, args.shard), writing(args.out, again=again):
+        with cache.locked_shard(args.out, args.shard):
             cache.claim(args.out, info)
             for name, split in source.splits.items():
                 make_split(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import replacing
+from harl_fast.files import write_bytes
 from harl_fast.textfile import parse_json
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.find import Fingerprint, Kept
@@ -62,8 +62,7 @@ def write_rows(path: Path, rows: list[Row], *, key: str) -> None:
     # One text, since safetensors writes several in any order: equal masks are equal files.
     header = json.dumps({**texts, "sha256": _digest(tensors, texts)})
     content = save(tensors, {"masks": header})
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(path, content)
 
 
 def read_rows(path: Path, *, key: str) -> list[Row]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line, shown
-from harl_fast.files import Progress, replacing
+from harl_fast.files import Progress, naming, replacing
 from preprocess.images import SUFFIXES, UnusableImageError, decode_image
 from preprocess.masks.committee import MEMBERS, VERSION, Vote, vote
 from preprocess.masks.find import CHUNK
@@ -101,7 +101,7 @@ def gather(files: list[Path], cache: Path, *, side: int, workers: int) -> Gather
     found = _read(cache, key)
     if found is None:
         found = _vote_on(files, side=side, workers=workers)
-        with replacing(cache) as temporary, open(temporary, "wb") as stream:
+        with replacing(cache) as temporary, naming(cache), open(temporary, "wb") as stream:
             np.savez(
                 stream,
                 key=np.array(key),

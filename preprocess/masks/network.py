@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from harl_fast.errors import ConfigError, DataError, one_line, shown
-from harl_fast.files import replacing
+from harl_fast.files import write_bytes
 from harl_fast.textfile import parse_json
 from preprocess.masks.border import COUNT, border_cues
 from preprocess.masks.committee import MEMBERS, opinions
@@ -235,8 +235,7 @@ def save_network(net: MaskNet, path: Path, metadata: Mapping[str, Any]) -> None:
     header = {**metadata, "format": FORMAT, "architecture": asdict(net.architecture)}
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     content = save(tensors, {"harl_fast": json.dumps(header, sort_keys=True)})
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)  # safetensors itself leaves a file to its owner alone
+    write_bytes(path, content)  # safetensors itself leaves a file to its owner alone
 
 
 def load_network(path: Path, *, bfloat16: bool | None = None) -> Network:

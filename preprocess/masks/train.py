@@ -22,18 +22,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from harl_fast.errors import run_main
-from harl_fast.files import Progress, format_seconds
+from harl_fast.files import Progress, check_output, format_seconds
 from harl_fast.jit import require_compiler
 from harl_fast.lock import lock_beside, locked
 from harl_fast.options import SEED_MAX, number, whole_number
+from harl_fast.program import run_main
 from preprocess.masks.committee import MEMBERS, VERSION
 from preprocess.masks.composites import Teaching
 from preprocess.masks.gathering import FEW, Gathered, gather, image_files
 from preprocess.masks.learning import Recipe, train
 from preprocess.masks.network import save_network
 from preprocess.masks.refinement import refresh
-from preprocess.options import writing
 from preprocess.pool import usable_cores
 
 BASE, SURE = 0.6, 0.95
@@ -71,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
     require_compiler()
-    with locked(lock_beside(args.out), output=args.out), writing(args.out):
+    check_output(args.out, option="--out")
+    with locked(lock_beside(args.out), output=args.out):
         make_network(args)
     return 0
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from harl_fast.data.geometry import ViewGeometry, cell_coverage, draw_view, geometry_table
 from harl_fast.data.maskfield import pack_mask, resize_mask
-from harl_fast.errors import run_main
 from harl_fast.options import whole_number
+from harl_fast.program import run_main
 from harl_fast.rng import GEOMETRY, stream
 from preprocess.masks.score import CELLS, soft_jaccard
 from tests.bench import mask_sets

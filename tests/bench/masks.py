@@ -13,9 +13,9 @@ from typing import Any
 import cv2
 import torch
 
-from harl_fast.errors import run_main
 from harl_fast.files import Progress
 from harl_fast.options import SEED_MAX, whole_number
+from harl_fast.program import run_main
 from preprocess.masks.find import CHUNK
 from preprocess.masks.score import Score, mean_score, score
 from tests.bench import mask_report, mask_sets, mask_storage

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from harl_fast.errors import run_main
 from harl_fast.options import number, whole_number
+from harl_fast.program import run_main
 from tests.bench import inputs, report, step_loop, step_setup
 from tests.bench.process import machine_facts
 from tests.bench.results import write_results

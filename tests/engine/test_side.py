@@ -25,10 +25,10 @@ from harl_fast.engine.machine import Machine
 from harl_fast.engine.pretrain import pretrain
 from harl_fast.engine.report import Reporter
 from harl_fast.engine.runfolder import RunFolder, mark
-from harl_fast.engine.side import SideOutputs, require_writable
+from harl_fast.engine.side import SideOutputs
 from harl_fast.engine.step import Stepper
 from harl_fast.engine.verdicts import NoEffect
-from harl_fast.errors import CheckpointError
+from harl_fast.errors import CheckpointError, HarlError
 from tests.engine.support import CPU, ROOT, STEPS, FakeLoader, engine_config, tiny_config, tiny_file
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1"
@@ -243,10 +243,13 @@ def test_a_marker_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path)
 def refused(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Start a run in a folder that takes no file; return the error. No work may begin."""
     monkeypatch.setattr(os, "environ", dict(os.environ))  # where a lone rank notes its place
-    monkeypatch.setattr("harl_fast.engine.pretrain._prepare", lambda start: pytest.fail("began"))
-    with pytest.raises(CheckpointError) as error:
+    monkeypatch.setattr("harl_fast.engine.start.decide", lambda *_: pytest.fail("began"))
+    with pytest.raises(HarlError) as error:
         pretrain(
-            engine_file=CPU, config_name=str(tiny_file(tmp_path)), data=tmp_path, run=folder / "run"
+            engine_file=CPU,
+            config_name=str(tmp_path / "tiny.yaml"),
+            data=tmp_path,
+            run=folder / "run",
         )
     assert "\n" not in str(error.value) and not (folder / "run").exists()
     return str(error.value)
@@ -255,6 +258,7 @@ def refused(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> st
 def test_a_start_in_a_read_only_file_system_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tiny_file(tmp_path)
     with mounted(tmp_path / "disk", "size=1m,ro") as folder:
         assert "Read-only file system" in refused(tmp_path, folder, monkeypatch)
 
@@ -262,6 +266,7 @@ def test_a_start_in_a_read_only_file_system_is_refused_before_the_work(
 def test_a_start_on_a_full_disk_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tiny_file(tmp_path)
     with mounted(tmp_path / "disk", "size=64k") as folder:
         disk = Tmpfs(folder)
         disk.fill()
@@ -276,11 +281,8 @@ def test_a_start_in_a_folder_that_takes_no_file_is_refused_before_the_work(
     tiny_file(tmp_path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match="File too large"):
-            require_writable(tmp_path / "run" / "deep")
+        assert "File too large" in refused(tmp_path, tmp_path / "deep", monkeypatch)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     (tmp_path / "file").touch()
     assert "Not a directory" in refused(tmp_path, tmp_path / "file", monkeypatch)
-    require_writable(tmp_path / "run" / "deep")
-    assert not (tmp_path / "run").exists()

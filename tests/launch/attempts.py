@@ -22,7 +22,7 @@ from typing import Any
 import harl_fast.engine.build
 import harl_fast.engine.loop  # noqa: F401  # imported before the forks, as all that it imports
 from harl_fast.engine.step import Stepper
-from harl_fast.errors import run_main
+from harl_fast.program import run_main
 from launch.pretrain import main
 from tests.engine.support import disturb_both
 from tests.launch.jobs import free_port

@@ -13,7 +13,7 @@ from typing import Any
 
 import harl_fast.engine.build
 from harl_fast.engine.step import Stepper
-from harl_fast.errors import run_main
+from harl_fast.program import run_main
 from launch.pretrain import main
 from tests.engine.support import BATCH, FakeLoader
 

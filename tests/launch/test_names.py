@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harl_fast.errors import run_main
+from harl_fast.program import run_main
 
 NASTY = "a\x1b[31m\nb\rc\u202ed\udcffe\x9bä"
 PROGRAMS: dict[str, list[str]] = {

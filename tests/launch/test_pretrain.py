@@ -18,7 +18,7 @@ import pytest
 import harl_fast.engine.build
 from harl_fast.engine.checkpoint import open_checkpoint
 from harl_fast.engine.stop import LOST
-from harl_fast.errors import run_main
+from harl_fast.program import run_main
 from launch.pretrain import main
 from tests.betons import plain_item, write_beton
 from tests.engine.support import BATCH, STEPS, tiny_file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -75,3 +76,8 @@ def convert_or_die(
     if any(task.name.endswith("killer.jpg") for task in tasks):
         os.kill(os.getpid(), signal.SIGSEGV)
     return convert(tasks, settings, methods)
+
+
+def out_of_space(number: int) -> None:
+    """Fail as a worker that writes files on a full disk does."""
+    raise OSError(errno.ENOSPC, "No space left on device", f"/out/{number}")

@@ -15,7 +15,7 @@ from PIL import Image
 from harl_fast.data.manifest import check_container, read_manifest, sample_name
 from harl_fast.data.maskfield import BitMaskField, resize_mask, unpack_mask
 from harl_fast.data.stored import read_samples
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, OutputError
 from preprocess import beton
 from preprocess.verify import main as verify_main
 from tests.preprocess.support import convert_or_die, image_folder, photo, same_colours, save
@@ -250,7 +250,7 @@ def test_an_output_inside_the_images_is_refused(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"writing .*file/out failed: Not a directory"):
+    with pytest.raises(OutputError, match=r"--out .*file/out cannot be written: .*Not a directory"):
         write(image_folder(tmp_path / "set"), tmp_path / "file" / "out")
 
 

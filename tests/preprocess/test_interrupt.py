@@ -53,7 +53,7 @@ def running(data: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        wait_for(lambda: any(out.glob(".train.beton.*")), seconds=90, what="the program writes")
+        wait_for(lambda: any(out.glob(".new.*/train.beton")), seconds=90, what="the program writes")
         yield process
     finally:
         for pid in group(process.pid):

@@ -1,0 +1,131 @@
+"""What surrounds a program: a plain terminal, signals, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any, TextIO
+
+from harl_fast.errors import HarlError, explain, one_line
+from harl_fast.files import tell
+from harl_fast.supervision import heeds_hangup
+
+LONGEST = 4000
+"""Most characters of an error that are printed: a message can hold what a file holds."""
+
+
+class PlainStream:
+    """A text stream through which nothing reaches the terminal but what prints.
+
+    Other characters become backslash escapes, and so do those that the stream's encoding lacks;
+    line breaks and tabs pass. A carriage return passes at either end of a text, where it moves
+    over a progress line only.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Write a text with escapes; return its length as it was."""
+        if not (text.isprintable() and text.isascii()):
+            core = text.strip("\r")
+            head, _, tail = text.partition(core) if core else (text, "", "")
+            plain = "".join(c if c in "\n\t" else one_line(c) for c in core)
+            safe = plain.encode(self._encoding, "backslashreplace").decode(self._encoding)
+            self._stream.write(f"{head}{safe}{tail}")
+        else:
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:  # the stream's own
+        return getattr(self._stream, name)
+
+
+def _complain(message: str) -> None:
+    """Print an error; further lines are indented, so that no part of it passes for another."""
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+    first, *others = message.split("\n")
+    text = "\n  ".join([f"error: {first}", *(line.strip() for line in others)])
+    tell(f"{text}\n", sys.stderr)
+
+
+def run_main(main: Callable[[], int]) -> None:
+    """Run a program's main and exit with its result; errors that a user can act on take one line.
+
+    Exit codes: 2 on a `HarlError` or `OSError`, 130 on an interrupt, and 141, as a shell says it,
+    where the reader of a pipe left. SIGTERM is an interrupt, and SIGHUP, a closed terminal, unless
+    nohup had it ignored: temporary files are removed, and processes ended. Later ones do not
+    disturb that.
+    """
+    with _interrupts(), _plain_streams():
+        try:
+            code = main()
+            sys.stdout.flush()
+        except HarlError as error:
+            _complain(str(error))
+            code = 2
+        except BrokenPipeError:
+            code = 128 + signal.SIGPIPE
+        except OSError as error:
+            if not _settle_output() and error.filename is None:
+                error.filename = "standard output"
+            _complain(explain(error))
+            code = 2
+        except KeyboardInterrupt:
+            tell("interrupted: nothing was left under a final name\n", sys.stderr)
+            code = 130
+        _settle_output()
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt on the first signal that ends a program."""
+    numbers = [signal.SIGTERM, *[signal.SIGHUP] * heeds_hangup()]
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = [(number, signal.signal(number, interrupt)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _plain_streams() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None:  # as it is where the shell closed it
+            setattr(sys, name, PlainStream(stream))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _settle_output() -> bool:
+    """Return whether standard output takes what is left; else drop it, or exiting would fail."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return False
+    return True

@@ -1,0 +1,179 @@
+"""What surrounds every program: errors in one line with a code, and a terminal kept plain."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harl_fast.errors import explain, one_line
+from harl_fast.files import LiveLine
+from harl_fast.program import LONGEST, PlainStream, run_main
+
+ROOT = Path(__file__).parents[1]
+NASTY = "a\x1b[31m\nb\rc\u202ed\udcffe\x9bf\u2028gä"
+"""Terminal sequences, line breaks, a turn of direction, half a UTF-8 character, a letter."""
+
+
+def failing(error: OSError) -> int:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/val.beton"),
+            "error: /data/val.beton: No space left on device. Free space there, then run the "
+            "command again",
+        ),
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            "error: Too many open files. Let this process open more files (`ulimit -n 4096`), or "
+            "use fewer workers, then run the command again",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", b"/x"),
+            "error: /x: No such file or directory. Check that it is there and can be used, then "
+            "run the command again",
+        ),
+        (
+            OSError("AF_UNIX path too long"),
+            "error: AF_UNIX path too long. Check that it is there and can be used, then run the "
+            "command again",
+        ),
+    ],
+)
+def test_an_error_of_the_system_is_one_line_with_file_reason_and_remedy(
+    error: OSError, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_main(lambda: failing(error))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_every_common_error_has_a_remedy_of_its_own() -> None:
+    common = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "ENOTDIR", "ENAMETOOLONG", "EMFILE", "ENFILE")
+    texts = {explain(OSError(getattr(errno, name), "x")) for name in (*common, "ENOMEM", "EIO")}
+    assert len(texts) == len(common) + 2
+
+
+PROGRAM = """
+from harl_fast.program import run_main
+def main():
+    for number in range({lines}):
+        print("line", number)
+    return 0
+run_main(main)
+"""
+
+
+def shell(command: str, *, lines: int) -> subprocess.CompletedProcess[str]:
+    program = PROGRAM.format(lines=lines)
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -c '{program}' {command}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_leaves_ends_a_program_in_silence(lines: int) -> None:
+    done = shell("| true" if lines == 1 else "| head -n 1", lines=lines)
+    assert done.stderr == "" and done.returncode in ((0, 141) if lines == 1 else (141,))
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_output_into_a_full_disk_is_one_line(lines: int) -> None:
+    done = shell("> /dev/full", lines=lines)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and "No space left on device. Free space there" in line
+    assert lines > 1 or "standard output: " in line
+
+
+def test_one_line_escapes_what_does_not_print() -> None:
+    assert one_line(NASTY) == r"a\x1b[31m\nb\rc\u202ed\udcffe\x9bf\u2028gä"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_only_what_prints_passes_a_stream_of_any_encoding(encoding: str) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, errors="strict")
+    plain = PlainStream(stream)
+    print(NASTY, file=plain, flush=True)
+    letter = "\\xe4" if encoding == "ascii" else "ä"
+    text = raw.getvalue().decode(encoding)
+    assert text == f"a\\x1b[31m\nb\\rc\\u202ed\\udcffe\\x9bf\\u2028g{letter}\n"
+    assert plain.encoding == encoding
+
+
+def test_the_progress_line_still_returns_to_its_start() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    line = LiveLine(PlainStream(terminal))
+    line.show("reading a\x1bb")
+    line.clear()
+    assert terminal.getvalue() == f"\rreading a\\x1bb\r{' ' * 11}\r"
+
+
+def ended(body: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a main of these lines as a program does, with one nasty argument."""
+    imports = "import sys, warnings\nfrom harl_fast.errors import *\n"
+    imports += "from harl_fast.program import run_main"
+    program = f"{imports}\ndef main():\n    {body}\n"
+    return subprocess.run(
+        [sys.executable, "-c", f"{program}\nrun_main(main)", os.fsencode(NASTY)],
+        capture_output=True,
+        env={**os.environ, **environment},
+        cwd=ROOT,
+    )
+
+
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("environment", [{}, C_LOCALE, {"PYTHONIOENCODING": "ascii"}])
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("raise ConfigError(f'{sys.argv[1]} is wrong')", 2),
+        ("print(sys.argv[1]); return 0", 0),
+        ("print(sys.argv[1], file=sys.stderr); return 0", 0),
+        ("warnings.warn(sys.argv[1]); return 0", 0),
+        ("import argparse; argparse.ArgumentParser().parse_args(['--' + sys.argv[1]])", 2),
+    ],
+)
+def test_a_programs_every_message_is_plain_in_any_locale(
+    body: str, code: int, environment: dict[str, str]
+) -> None:
+    result = ended(body, **environment)
+    assert result.returncode == code
+    printed = result.stdout + result.stderr
+    assert b"Traceback" not in printed
+    assert not set(printed) & ({*range(32), 127} - {ord("\n"), ord("\t")})
+    assert b"\\x1b[31m" in printed
+    assert "\u202e".encode() not in printed
+
+
+def test_no_part_of_an_error_passes_for_a_message_of_its_own() -> None:
+    result = ended("raise DataError('x.beton\\nall samples are as written: is damaged')")
+    assert result.stderr == b"error: x.beton\n  all samples are as written: is damaged\n"
+
+
+def test_an_error_of_any_length_is_cut() -> None:
+    result = ended("raise DataError('x' * 10**7)")
+    assert result.returncode == 2
+    assert len(result.stderr) < LONGEST + 100
