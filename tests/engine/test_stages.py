@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -129,23 +128,15 @@ def test_compiled_networks_step_like_uncompiled_ones(
     for run in (plain, fast):
         advance(run, 3)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3  # inductor was at work
-    # Fused kernels round once where separate ones round after each operation: in float32 no more
-    # than a disturbance does, in bfloat16 no further from float32 than the separate ones.
-    exact, disturbed = (stepper(machine, tmp_path) for _ in range(2))
-    disturb_both(disturbed.parts)
-    for run in (exact, disturbed):
-        advance(run, 3)
-    wanted, got = weights(plain), weights(fast)
-    if precision == "fp32":
-        control = distances(weights(disturbed), weights(exact))
-        assert_rounding_alone(distances(got, wanted), control=control)
-    else:
-        plainly, compiled = (
-            math.hypot(*distances(each, weights(exact)).values()) for each in (wanted, got)
-        )
-        assert compiled < 1.5 * plainly
+    begun, wanted, got = weights(stepper(machine, tmp_path)), weights(plain), weights(fast)
+    step, error = (
+        sum(float((one[name] - two[name]).square().sum()) for name in wanted) ** 0.5
+        for one, two in ((wanted, begun), (got, wanted))
+    )
+    # Fused kernels round once where separate ones round after each operation. For this thin network
+    # on noise bf16 itself is 0.48 of a step from fp32, and compiled bf16 0.40 from bf16.
+    assert error < {"fp32": 1e-3, "bf16": 0.6}[precision] * step
     losses = [run.meter.take()["loss"] for run in (plain, fast)]
-    # Some twenty layers, each half a unit in the last place: 2^-24 and 2^-9.
-    assert losses[1] == pytest.approx(losses[0], rel={"fp32": 1e-5, "bf16": 0.04}[precision])
+    assert losses[1] == pytest.approx(losses[0], rel={"fp32": 1e-5, "bf16": 5e-3}[precision])
     names = [list(run.parts.harl.state_dict()) for run in (plain, fast)]
     assert names[0] == names[1]  # checkpoints of either continue as the other
