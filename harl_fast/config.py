@@ -109,6 +109,9 @@ class DataConfig(Section):
     """quasi: shuffled within a window that moves over the file, for sets larger than the RAM."""
     damaged: Literal["raise", "replace"] = "raise"
     """replace: a damaged sample is counted, and the next sound one takes its place."""
+    check: Literal["checksum", "none"] = "checksum"
+    """checksum: each sample's stored bytes are compared with the checksum taken when they were
+    written, as they are read; a sample that differs is damaged."""
     colour: Literal["auto", "loader", "device"] = "auto"
     """Who colours the views: the loader's threads, the device in batches, or what suits it."""
     mean: Channels = (0.485, 0.456, 0.406)

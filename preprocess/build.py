@@ -7,7 +7,6 @@ import datetime
 import functools
 import platform
 import time
-import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from harl_fast import __version__
+from harl_fast.data.checksum import stored_sum
 from harl_fast.data.imagefield import MODE_NAMES
 from harl_fast.data.manifest import (
     FORMAT_VERSION,
@@ -61,8 +61,8 @@ class Tally:
     empty: int = 0
     full: int = 0
     seconds: float = 0.0
-    sums: array[int] = field(default_factory=lambda: array("I"))
-    """CRC-32 of each sample's stored image, then of its mask."""
+    sums: array[int] = field(default_factory=lambda: array("Q"))
+    """`stored_sum` of each sample's image, then of its mask."""
     pixels: int = 0
     modes: Counter[str] = field(default_factory=Counter)
     """Samples stored under each mode, and their bytes below."""
@@ -74,7 +74,7 @@ class Tally:
         """Count one sample."""
         self.names.append(sample.name)
         self.labels.append(sample.label)
-        self.sums.extend((zlib.crc32(sample.image), zlib.crc32(sample.mask)))
+        self.sums.extend((stored_sum(sample.image), stored_sum(sample.mask)))
         self.pixels += sample.height * sample.width
         self.modes[MODE_NAMES[sample.mode]] += 1
         self.image_bytes[MODE_NAMES[sample.mode]] += len(sample.image)

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import os
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harl_fast.data.checksum import Kind, stored_sum
 from harl_fast.data.imagefield import open_reader
 from harl_fast.data.manifest import (
     Manifest,
@@ -47,7 +47,7 @@ ROW = np.dtype(
         ("width", "i4"),
         ("place", "u8", 2),  # of the image and of the mask, as all that follow
         ("size", "u8", 2),
-        ("sum", "u4", 2),
+        ("sum", "u8", 2),
     ]
 )
 """What a worker must know about a sample."""
@@ -105,7 +105,8 @@ def verify(beton: Path, *, deep: bool, workers: int) -> Verdict:
         if deep or not same:
             rows = _rows(beton, manifest, sums)
             verdict.decoded, verdict.sums = True, sums is not None
-            for sample, problems in _damaged(beton, manifest, rows, verdict.sums, workers):
+            kind = None if sums is None else sums.dtype
+            for sample, problems in _damaged(beton, manifest, rows, kind, workers):
                 verdict.damaged.append(Damage(sample, names[sample], problems))
     except DataError as error:
         verdict.refused = str(error)
@@ -138,7 +139,7 @@ def _sha256(beton: Path) -> str:
 
 
 def _rows(
-    beton: Path, manifest: Manifest, sums: npt.NDArray[np.uint32] | None
+    beton: Path, manifest: Manifest, sums: npt.NDArray[np.uint64 | np.uint32] | None
 ) -> npt.NDArray[np.void]:
     """Return a `ROW` a sample."""
     reader = open_reader(beton)
@@ -157,11 +158,11 @@ def _rows(
 
 
 def _damaged(
-    beton: Path, manifest: Manifest, rows: npt.NDArray[np.void], summed: bool, workers: int
+    beton: Path, manifest: Manifest, rows: npt.NDArray[np.void], kind: Kind | None, workers: int
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield (sample id, problems) of every damaged sample, in order."""
     size = int(open_reader(beton).handlers["mask"].size)
-    judge = functools.partial(judge_rows, beton=beton, mask_bytes=size * size // 8, summed=summed)
+    judge = functools.partial(judge_rows, beton=beton, mask_bytes=size * size // 8, kind=kind)
     chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     with contextlib.ExitStack() as stack:
         if workers > 1 and len(chunks) > 1:
@@ -184,9 +185,11 @@ def _damaged(
 
 
 def judge_rows(
-    rows: npt.NDArray[np.void], *, beton: Path, mask_bytes: int, summed: bool
+    rows: npt.NDArray[np.void], *, beton: Path, mask_bytes: int, kind: Kind | None
 ) -> list[tuple[int, list[str]]]:
     """Return (id, problems) of the damaged samples among ``rows``.
+
+    kind: dtype of the sums, see `stored_sum`, or None if there are none.
 
     Reads with pread, not through a mapping: a failing disk or a cut file is then a plain error.
     """
@@ -198,7 +201,7 @@ def judge_rows(
                 os.pread(handle, int(row["size"][part]), int(row["place"][part]))
                 for part in range(2)
             )
-            problems = _problems(row, image, mask, mask_bytes=mask_bytes, summed=summed)
+            problems = _problems(row, image, mask, mask_bytes=mask_bytes, kind=kind)
             if problems:
                 bad.append((int(row["id"]), problems))
     finally:
@@ -207,15 +210,19 @@ def judge_rows(
 
 
 def _problems(
-    row: np.void, image: bytes, mask: bytes, *, mask_bytes: int, summed: bool
+    row: np.void, image: bytes, mask: bytes, *, mask_bytes: int, kind: Kind | None
 ) -> list[str]:
     mode, height, width = (int(row[name]) for name in ("mode", "height", "width"))
     pixels = stored_pixels(mode, np.frombuffer(image, np.uint8), height, width)
+    same = [
+        kind is None or stored_sum(part, kind) == int(known)
+        for part, known in zip((image, mask), row["sum"], strict=True)
+    ]
     checks = {
         "image does not decode": pixels is None,
         "mask has the wrong size": len(mask) != mask_bytes,
-        "image bytes changed": summed and zlib.crc32(image) != int(row["sum"][0]),
-        "mask bytes changed": summed and zlib.crc32(mask) != int(row["sum"][1]),
+        "image bytes changed": not same[0],
+        "mask bytes changed": not same[1],
     }
     return [problem for problem, found in checks.items() if found]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,8 +11,18 @@ import numpy.typing as npt
 from ffcv.fields import IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 
-from harl_fast.data.manifest import FORMAT_VERSION, Manifest, write_manifest, write_names
+from harl_fast.data.checksum import stored_sum
+from harl_fast.data.imagefield import open_reader
+from harl_fast.data.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    read_manifest,
+    write_manifest,
+    write_names,
+    write_sums,
+)
 from harl_fast.data.maskfield import BitMaskField, StoredMask, pack_mask
+from harl_fast.data.tables import tables_sha256
 from harl_fast.files import sha256_file
 
 Item = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], int]
@@ -40,14 +51,13 @@ def write_beton(
     }
     writer = DatasetWriter(str(path), fields, num_workers=1)
     writer.from_indexed_dataset(_Indexed(make, count), chunksize=10)
-    labels = [make(index)[2] for index in range(count)]
-    write_manifest(path, _manifest(path, labels, mask_size))
-    return path
+    return describe_beton(path, [make(index)[2] for index in range(count)], mask_size=mask_size)
 
 
-def _manifest(path: Path, labels: Sequence[int], mask_size: int) -> Manifest:
+def describe_beton(path: Path, labels: Sequence[int], *, mask_size: int = 64) -> Path:
+    """Write names and manifest beside a container, without the checksums that older ones lack."""
     classes = max(labels) + 1
-    return Manifest(
+    manifest = Manifest(
         format_version=FORMAT_VERSION,
         split=path.stem,
         count=len(labels),
@@ -63,6 +73,23 @@ def _manifest(path: Path, labels: Sequence[int], mask_size: int) -> Manifest:
         created="2026-01-01T00:00:00+00:00",
         tool_versions={},
     )
+    write_manifest(path, manifest)
+    return path
+
+
+def write_checksums(path: Path) -> Path:
+    """Add the checksums of samples and tables to what lies beside a container."""
+    reader, data = open_reader(path), path.read_bytes()
+    sizes = dict(zip(reader.alloc_table["ptr"].tolist(), reader.alloc_table["size"], strict=True))
+    columns = [reader.metadata[column]["data_ptr"].tolist() for column in ("f0", "f1")]
+    sums = [
+        stored_sum(data[start : start + int(sizes[start])])
+        for sample in zip(*columns, strict=True)
+        for start in sample
+    ]
+    known = {"tables_sha256": tables_sha256(path), "sums_sha256": write_sums(path, sums)}
+    write_manifest(path, dataclasses.replace(read_manifest(path), **known))
+    return path
 
 
 def smooth_noise(index: int, height: int, width: int) -> npt.NDArray[np.uint8]:

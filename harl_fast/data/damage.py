@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from harl_fast.data.checksum import CHECKED
 from harl_fast.data.decode import STATUS_TEXT
-from harl_fast.data.manifest import names_path, sample_name
+from harl_fast.data.manifest import Manifest, names_path, read_sums, sample_name
 from harl_fast.errors import DataError
 
 Policy = Literal["raise", "replace"]
+Check = Literal["checksum", "none"]
 
 LARGEST_SHARE = 0.01
 """More damaged samples than this share of the data set (but at least `ALWAYS_ALLOWED`) end a run:
@@ -24,6 +27,30 @@ LISTED = 100
 """Damaged samples kept by name."""
 
 _log = logging.getLogger(__name__)
+
+
+def compared_sums(path: Path, manifest: Manifest) -> npt.NDArray[np.uint64] | None:
+    """Return the (N, 2) sums that samples are compared with as they are read, or None, and say so.
+
+    Containers written before have none, or such as take too long. Raises DataError when the file
+    of sums is not the container's.
+    """
+    sums = read_sums(path, manifest)
+    if sums is not None and sums.dtype == CHECKED:
+        return sums.astype(np.uint64, copy=False)
+    _tell_unchecked(path, "no" if sums is None else "only older, slower")
+    return None
+
+
+@functools.cache  # said once, however many loaders read the container
+def _tell_unchecked(path: Path, which: str) -> None:
+    _log.warning(
+        "%s has %s checksums of its samples: bytes that change in storage can go unnoticed while "
+        "it is read. `python -m preprocess.verify --deep` looks for them; containers that `make "
+        "beton` writes now are checked as they are read",
+        path,
+        which,
+    )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ffcv.pipeline.state import State
 from ffcv.reader import Reader
 from numba import prange
 
+from harl_fast.data.checksum import sums_differ
 from harl_fast.data.colour import scratch_size
 from harl_fast.data.cut import PICTURE, cut_cells, cut_view, open_picture, place_sample
 from harl_fast.data.geometry import ViewGeometry, geometry_table, needs_mask
@@ -43,13 +44,15 @@ from harl_fast.data.jpegfile import (
 from harl_fast.data.resample import padded, words_size
 from harl_fast.jit import njit
 
-BAD_MASK = 4
-"""Status of a sample whose mask is missing or of another size; the others are `jpegfile`'s."""
+BAD_MASK, BAD_SUM = 4, 5
+"""Status of a sample: its mask is missing or of another size; its bytes differ from those written.
+The others are `jpegfile`'s."""
 STATUS_TEXT = {
     NO_DATA: "its data lie outside the file",
     BAD_JPEG: "its JPEG data are damaged or end early",
     UNSUPPORTED: "its image is of a kind that is not read (see `preprocess.beton --help`, store)",
     BAD_MASK: "its mask is missing or has the wrong size",
+    BAD_SUM: "its stored bytes do not match their checksum",
 }
 CONTROL_SEED, CONTROL_EPOCH = 0, 1
 """Places in the control array of the storage state."""
@@ -97,6 +100,8 @@ def decode_batch(samples, views, cells, status, metadata, storage, table, colour
             status[slot, 0] = BAD_MASK
         elif data.shape[0] == 0:
             status[slot, 0] = NO_DATA
+        elif storage[5].shape[0] > 0 and sums_differ(data, packed, storage[5][sample]):
+            status[slot, 0] = BAD_SUM
         else:
             boxes, keys = np.empty((len(views), 6), np.int64), np.empty(len(views), np.uint64)
             mask = (packed, mask_size, integrals[thread])
@@ -153,13 +158,13 @@ def _largest(
 
 
 class PlainGraph(Graph):  # type: ignore[misc]  # ffcv is untyped
-    """FFCV's graph over a container whose stages are left uncompiled, as our kernels are not.
+    """FFCV's graph over a container. Its stages stay uncompiled: they only call our kernels.
 
-    FFCV's own switch, `Compiler.set_enabled`, would do that to all graphs of the process.
+    FFCV's own switch for that, `Compiler.set_enabled`, is one of the whole process.
     """
 
     _numbering = threading.Lock()
-    """The nodes of all graphs are numbered by one counter, without a lock."""
+    """FFCV numbers the nodes of all graphs by one counter, without a lock."""
 
     def __init__(self, specs: dict[str, PipelineSpec], reader: Reader) -> None:
         places = {name: place for place, name in enumerate(reader.handlers)}
@@ -167,7 +172,7 @@ class PlainGraph(Graph):  # type: ignore[misc]  # ffcv is untyped
             super().__init__(specs, reader.handlers, places, reader.metadata, None)
 
     def codegen_stage(self, stage: Any, number: int, *rest: Any) -> Any:
-        """Return a stage's function; FFCV compiles those of even number."""
+        """Return a stage's function; FFCV compiles those with an even number."""
         return super().codegen_stage(stage, 2 * number + 1, *rest)
 
 

@@ -50,7 +50,9 @@ class MappedFile:
     builds Python sets and dictionaries of all samples at start.
     """
 
-    def __init__(self, reader: Reader, control: np.ndarray) -> None:
+    def __init__(
+        self, reader: Reader, control: np.ndarray, sums: npt.NDArray[np.uint64] | None
+    ) -> None:
         table = np.sort(reader.alloc_table, order="ptr")
         self.path = Path(reader.file_name)
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  # open as long as mapped
@@ -65,11 +67,13 @@ class MappedFile:
             np.ascontiguousarray(table["size"]),
             control,
             np.ascontiguousarray(reader.metadata[MASK_COLUMN]["data_ptr"]),
+            np.empty((0, 2), np.uint64) if sums is None else sums,
         )
 
     @property
     def state(self) -> tuple[np.ndarray, ...]:
-        """What `decode.span` takes as storage: file, addresses, sizes, control, where masks lie."""
+        """What `decode_batch` takes as storage: file, addresses, sizes, control, where masks lie,
+        and the (N, 2) sums of images and masks, or none if they are not compared."""
         return self._state
 
     def _facts(self) -> tuple[int, int]:

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple, NoReturn, get_args
 
 import numba
 import numpy as np
+import numpy.typing as npt
 import torch
 from ffcv.loader import Loader
 from ffcv.pipeline.pipeline_spec import PipelineSpec
 from torch import Tensor
 
-from harl_fast.data.damage import Damage, Policy
+from harl_fast.data.damage import Check, Damage, Policy, compared_sums
 from harl_fast.data.decode import (
     CONTROL_EPOCH,
     CONTROL_SEED,
@@ -72,11 +73,12 @@ class _Views(Loader):  # type: ignore[misc]  # ffcv is untyped
         batch: int,
         workers: int,
         ahead: int,
+        sums: npt.NDArray[np.uint64] | None,
     ) -> None:
         self.control = np.zeros(2, np.uint64)
         self.batch_size, self.num_workers = batch, workers
         self.reader = open_reader(path)
-        self.memory_manager = MappedFile(self.reader, self.control)
+        self.memory_manager = MappedFile(self.reader, self.control, sums)
         decoder = ViewsDecoder(
             views,
             mask_size=self.reader.handlers["mask"].size,
@@ -135,12 +137,13 @@ class _Live:
 class _Opened:
     """A checked container and the pass under way over it."""
 
-    def __init__(self, path: Path, *, damaged: Policy) -> None:
+    def __init__(self, path: Path, *, damaged: Policy, check: Check) -> None:
         require_compiler()
-        if damaged not in get_args(Policy):
-            raise ConfigError(
-                f"damaged: {damaged!r}; use {' or '.join(map(repr, get_args(Policy)))}"
-            )
+        for name, choice, known in (("damaged", damaged, Policy), ("check", check, Check)):
+            if choice not in get_args(known):
+                raise ConfigError(
+                    f"{name}: {choice!r}; use {' or '.join(map(repr, get_args(known)))}"
+                )
         self.path = Path(path)
         if self.path.is_dir():
             inside = ", ".join(sorted(p.name for p in self.path.glob("*.beton"))) or "none"
@@ -152,6 +155,7 @@ class _Opened:
         if self.manifest.count < 1:
             raise DataError(f"{self.path} has no samples; convert images with `make beton`")
         self.damage = Damage(self.path, samples=self.manifest.count, policy=damaged)
+        self._sums = compared_sums(self.path, self.manifest) if check == "checksum" else None
         self._process = os.getpid()
 
     def _open(
@@ -187,6 +191,7 @@ class _Opened:
             batch=self._batch,
             workers=self._workers,
             ahead=self._ahead,
+            sums=self._sums,
         )
         made.slots.check_memory()
         return made
@@ -225,10 +230,11 @@ class _Opened:
 class BetonLoader(_Opened):
     """The training loader: any number of views a sample, in an order that no rank count changes.
 
-    batches_ahead: batches that are ready or being made while one is consumed. damaged: what is
-    done about a sample that cannot be decoded, see `harl_fast.data.damage`; ``damage`` tells how
-    many there were. colour: colour and normalise the views in the decoding threads. Raises
-    ConfigError or DataError before any thread starts.
+    batches_ahead: batches that are ready or being made while one is consumed. check: whether each
+    sample's stored bytes are compared with their checksum. damaged: what is done about a sample
+    that differs or cannot be decoded, see `harl_fast.data.damage`; ``damage`` tells how many there
+    were. colour: colour and normalise the views in the decoding threads. Raises ConfigError or
+    DataError before any thread starts.
     """
 
     def __init__(
@@ -245,10 +251,11 @@ class BetonLoader(_Opened):
         ranks_here: int = 1,
         batches_ahead: int = 3,
         damaged: Policy = "raise",
+        check: Check = "checksum",
         order: Kind = "random",
         colour: Colouring | None = None,
     ) -> None:
-        super().__init__(path, damaged=damaged)
+        super().__init__(path, damaged=damaged, check=check)
         self.order = GlobalOrder(
             count=self.manifest.count,
             batch_global=batch_global,
@@ -366,9 +373,10 @@ class EvalLoader(_Opened):
         workers: int = 0,
         centre: float = 0.875,
         damaged: Policy = "raise",
+        check: Check = "checksum",
         ids: Sequence[int] | np.ndarray | None = None,
     ) -> None:
-        super().__init__(path, damaged=damaged)
+        super().__init__(path, damaged=damaged, check=check)
         self.ids = np.arange(self.manifest.count) if ids is None else np.array(ids, np.int64)
         view = ViewGeometry(size_px=size_px, cells=1, centre=centre)
         batch = min(batch, len(self.ids))

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
+from numpy.lib.format import open_memmap
 from pydantic import TypeAdapter, ValidationError
 
+from harl_fast.data.checksum import CHECKED, CRC32
 from harl_fast.data.tables import METADATA_START, impossible, tables_sha256
 from harl_fast.errors import DataError
 from harl_fast.files import replacing, sha256_file, write_json, write_text
@@ -102,18 +104,19 @@ def sums_path(beton: Path) -> Path:
 
 
 def write_sums(beton: Path, sums: Sequence[int]) -> str:
-    """Write CRC-32 of the stored image and of the stored mask, sample by sample.
+    """Write the checksums of the stored image and of the stored mask, sample by sample.
 
-    Returns the SHA-256 of the file, which numpy.load reads as (N, 2) uint32. The sums tell which
-    samples are damaged where the container's one checksum only tells that some are.
+    sums: of `checksum.stored_sum`. Returns the SHA-256 of the file, which numpy.load reads as
+    (N, 2) uint64; containers written before have uint32: CRC-32. The sums tell which samples are
+    damaged where the container's one checksum only tells that some are.
     """
     with replacing(sums_path(beton)) as temporary, open(temporary, "wb") as stream:
-        np.save(stream, np.asarray(sums, "<u4").reshape(-1, 2))
+        np.save(stream, np.asarray(sums, CHECKED).reshape(-1, 2))
     return sha256_file(sums_path(beton))
 
 
-def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint32] | None:
-    """Return (N, 2) uint32 as `write_sums` took them, or None for containers without.
+def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uint32] | None:
+    """Return (N, 2) sums of the kind that their dtype tells, or None for containers without.
 
     Raises DataError when the file is missing or not the one that was written.
     """
@@ -125,8 +128,16 @@ def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint32] | None:
             f"{path} is missing or belongs to another run. Copy the files of a container "
             f"together, or: {REMEDY}"
         )
-    sums: npt.NDArray[np.uint32] = np.load(path)
-    return sums
+    try:
+        sums = open_memmap(path, mode="r")  # mapped: a header cannot ask for more than there is
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} holds no checksums ({error}). {REMEDY}") from error
+    if sums.shape != (manifest.count, 2) or sums.dtype not in (CHECKED, CRC32):
+        raise DataError(
+            f"{path} holds {sums.dtype} of shape {sums.shape}; two checksums for each of "
+            f"{manifest.count} samples are expected. {REMEDY}"
+        )
+    return np.array(sums, order="C")
 
 
 def one_line(name: str) -> str:

@@ -139,6 +139,7 @@ def build_loader(
         batches_ahead=config.data.batches_ahead,
         order=config.data.order,
         damaged=config.data.damaged,
+        check=config.data.check,
         colour=colouring(config, machine.device, epoch=epoch),
     )
 

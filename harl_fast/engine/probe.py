@@ -49,7 +49,7 @@ class Probe:
         """train: the training container. Raises DataError if the containers cannot serve."""
         self._size_px = config.data.views[0].size_px
         self._device, self._threads = device, threads
-        data = config.data
+        self._check, data = config.data.check, config.data
         self._prepare = Photometric((), mean=data.mean, std=data.std, seed=0).to(device).plain
         manifest, val = read_manifest(train), train.with_name("val.beton")
         count, judged = config.log.probe_images, config.log.probe_images // 2
@@ -107,7 +107,12 @@ class Probe:
     ) -> FeatureSet:
         # Opened for the moment only: its buffers would be missed by the training's loader.
         loader = EvalLoader(
-            path, size_px=self._size_px, batch=_BATCH, workers=self._threads, ids=ids
+            path,
+            size_px=self._size_px,
+            batch=_BATCH,
+            workers=self._threads,
+            check=self._check,
+            ids=ids,
         )
         try:
             return extract(

@@ -14,7 +14,7 @@ from harl_fast.engine.provenance import now
 from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.files import write_json, write_text
 
-_FREE = ("log.", "data.workers", "data.batches_ahead", "data.damaged")
+_FREE = ("log.", "data.workers", "data.batches_ahead", "data.damaged", "data.check")
 """Keys that a resumed run may change: they do not touch a sound sample or a weight."""
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import preprocess
-from harl_fast.data import imagefield, jpegfile, manifest, maskfield, tables
+from harl_fast.data import checksum, imagefield, jpegfile, manifest, maskfield, tables
 from harl_fast.data.maskfield import resize_mask
 from harl_fast.errors import DataError
 from harl_fast.files import Progress
@@ -42,7 +42,7 @@ PHOTOS = {
     ),
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
 }
-LAYOUT = (imagefield, jpegfile, manifest, maskfield, tables)
+LAYOUT = (checksum, imagefield, jpegfile, manifest, maskfield, tables)
 STORES = ("jpg", "passthrough", "yuv420", "raw")
 Pixels = npt.NDArray[np.uint8]
 

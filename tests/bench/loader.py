@@ -14,7 +14,7 @@ from tests.bench.process import machine_facts
 from tests.bench.results import write_results
 from tests.bench.rounds import Field
 
-BARS = ("L1", "L2", "L3", "L4", "L5", "L7", "L8", "L9")
+BARS = ("L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9")
 BASE = Path("data/bench")
 BATCH, WORKER_BATCH, LEAD = 128, 32, 6
 """Samples a batch; for DataLoader, whose workers make whole batches; batches not counted."""
@@ -79,6 +79,7 @@ def plans(names: list[str], root: Path, *, count: int, cores: int, log: Path) ->
         "ours_float": ours | {"coloured": True, "store": "jpg"},
         "ours_uint8": ours | {"store": "jpg"},
         "ours_uint8_one": ours | {"store": "jpg", "threads": 1},
+        "ours_unchecked": ours | {"store": "jpg", "check": "none"},
     }
     known |= {f"ours_{s}": ours | {"store": s} for s in inputs.STORES if s != "jpg"}
     made = {name: known[name] for name in names}

@@ -32,6 +32,7 @@ def make(settings: dict[str, Any]) -> BetonLoader:
         "batch_micro": settings["batch"],
         "workers": settings["threads"],
         "batches_ahead": settings.get("ahead", 3),
+        "check": settings.get("check", "checksum"),
     }
     if settings.get("coloured"):
         options["colour"] = photometric.Colouring(POLICY.views, POLICY.mean, POLICY.std)

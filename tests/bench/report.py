@@ -71,6 +71,7 @@ RATIOS = (
     Ratio("L4", "  same bytes: passthrough", "ours_passthrough", BARE),
     Ratio("L5", "raw over bare decode", "ours_raw", BARE, 1.0, 1.5),
     Ratio("L5", "yuv420 over bare decode", "ours_yuv420", BARE, 1.0, 1.5),
+    Ratio("L6", "samples checked over unchecked", "ours_uint8", ("ours_unchecked",), 0.97, 0.99),
     Ratio("L9", "two threads over one", "ours_uint8", ("ours_uint8_one",), 1.85, 1.95),
     Ratio("L9", "  bare decode's own", "bare", ("bare_one",)),
 )

@@ -12,7 +12,13 @@ from ffcv.reader import Reader
 
 from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import BetonLoader
-from harl_fast.data.manifest import names_path, read_manifest, write_manifest
+from harl_fast.data.manifest import (
+    manifest_path,
+    names_path,
+    read_manifest,
+    sums_path,
+    write_manifest,
+)
 from harl_fast.data.maskfield import BitMaskField
 
 COUNT = 60
@@ -36,6 +42,14 @@ def by_sample(batches) -> dict[int, tuple[bytes, ...]]:
     for batch in batches:
         found |= dict(zip(batch.ids.tolist(), rows(batch), strict=True))
     return found
+
+
+def copied(beton: Path, folder: Path) -> Path:
+    """Copy a container with what lies beside it, as far as it is there."""
+    for place in (lambda p: p, manifest_path, names_path, sums_path):
+        if place(beton).is_file():
+            shutil.copy(place(beton), folder)
+    return folder / beton.name
 
 
 def damage(beton: Path, folder: Path, *samples: int, field: str = "f0") -> Path:

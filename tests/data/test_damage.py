@@ -65,6 +65,7 @@ def test_the_next_sound_sample_stands_in_whatever_the_batch(
     expected = by_sample(loader(beton))
     replacements = {17: 19, 18: 19, COUNT - 1: 0}
     one = loader(broken, damaged="replace", **changes)
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         got = [(i, row) for b in one for i, row in zip(b.ids.tolist(), rows(b), strict=True)]
     order = [replacements.get(i, i) for i in one.order.rank_samples(0).tolist()]

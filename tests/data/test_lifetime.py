@@ -7,6 +7,8 @@ import gc
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -165,6 +167,27 @@ def test_no_switch_of_the_process_is_touched(beton: Path, monkeypatch) -> None:
     assert len(by_sample(one)) == COUNT
     one.set_views([ViewGeometry(size_px=24, cells=3)] * 2)
     assert len(by_sample(EvalLoader(beton, size_px=32))) == COUNT
+
+
+IMPORT = """
+import numba, torch
+torch.set_num_threads(2)
+import harl_fast.data
+print(torch.get_num_threads(), numba.get_num_threads())
+"""
+
+
+def test_importing_the_data_path_changes_no_thread_count() -> None:
+    """ffcv sets both to one when it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"NUMBA_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["2", "2"], done.stderr
 
 
 def test_a_second_pass_ends_the_first(shared: BetonLoader) -> None:

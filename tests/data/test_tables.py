@@ -134,7 +134,7 @@ def test_checksums_of_samples_belong_to_their_container(beton: Path, tmp_path: P
     manifest = read_manifest(beton)
     assert read_sums(path, manifest) is None
     known = write_sums(path, [1, 2**32 - 1, 3, 4])
-    manifest = dataclasses.replace(manifest, sums_sha256=known)
+    manifest = dataclasses.replace(manifest, sums_sha256=known, count=2)
     sums = read_sums(path, manifest)
     assert sums is not None and sums.tolist() == [[1, 2**32 - 1], [3, 4]]
     write_sums(path, [1, 2, 3, 4])

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from harl_fast.data.manifest import (
-    manifest_path,
-    names_path,
-    read_manifest,
-    sums_path,
-    write_manifest,
-    write_sums,
-)
-from harl_fast.data.tables import tables_sha256
+from harl_fast.data.manifest import read_manifest, sums_path, write_manifest
 from harl_fast.errors import DataError
+from harl_fast.files import sha256_file
 from preprocess.verify import DAMAGED, REFUSED, SOUND, main
 from preprocess.verify import _rows as rows_of
-from tests.betons import plain_item, write_beton
+from tests.betons import plain_item, write_beton, write_checksums
+from tests.data.support import copied
 
 COUNT = 70  # more than one chunk
 
@@ -31,21 +25,7 @@ COUNT = 70  # more than one chunk
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A container with all checksums, as `make beton` writes it."""
     path = write_beton(tmp_path_factory.mktemp("v") / "train.beton", plain_item, count=COUNT)
-    data, sums = path.read_bytes(), []
-    for row in rows_of(path, read_manifest(path), None):
-        for place, size in zip(row["place"].tolist(), row["size"].tolist(), strict=True):
-            sums.append(zlib.crc32(data[place : place + size]))
-    manifest = dataclasses.replace(
-        read_manifest(path), tables_sha256=tables_sha256(path), sums_sha256=write_sums(path, sums)
-    )
-    write_manifest(path, manifest)
-    return path
-
-
-def copied(beton: Path, folder: Path) -> Path:
-    for place in (lambda p: p, manifest_path, names_path, sums_path):
-        shutil.copy(place(beton), folder)
-    return folder / beton.name
+    return write_checksums(path)
 
 
 def overwrite(path: Path, sample: int, part: int, offset: int, data: bytes) -> None:
@@ -68,6 +48,25 @@ def test_a_sound_container_passes(beton: Path, tmp_path: Path, deep: tuple[str, 
     assert code == SOUND and found["sound"] and found["damaged"] == []
     assert found["samples"] == COUNT and found["checksum"] == "same"
     assert found["decoded"] == found["sums"] == bool(deep)
+
+
+def test_older_checksums_find_damage_too(beton: Path, tmp_path: Path) -> None:
+    """Containers written before have CRC-32."""
+    path = copied(beton, tmp_path)
+    data, manifest = path.read_bytes(), read_manifest(path)
+    rows = rows_of(path, manifest, None)
+    parts = [zip(row["place"].tolist(), row["size"].tolist(), strict=True) for row in rows]
+    sums = [[zlib.crc32(data[place : place + size]) for place, size in two] for two in parts]
+    np.save(sums_path(path), np.array(sums, "<u4"))
+    known = sha256_file(sums_path(path))
+    write_manifest(path, dataclasses.replace(manifest, sums_sha256=known))
+    assert report(tmp_path, path, "--deep")[0] == SOUND
+    overwrite(path, 66, 0, 400, b"\x11")
+    overwrite(path, 67, 1, 3, b"\x55")
+    code, found = report(tmp_path, path)
+    got = {one["id"]: one["problems"] for one in found["damaged"]}
+    assert code == DAMAGED and got.keys() == {66, 67}
+    assert "image bytes changed" in got[66] and got[67] == ["mask bytes changed"]
 
 
 def test_damage_is_named_sample_by_sample(
