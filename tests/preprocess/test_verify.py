@@ -64,11 +64,9 @@ def test_older_checksums_find_damage_too(beton: Path, tmp_path: Path) -> None:
     overwrite(path, 66, 0, 400, b"\x11")
     overwrite(path, 67, 1, 3, b"\x55")
     code, found = report(tmp_path, path)
-    assert code == DAMAGED
-    assert [(one["id"], one["problems"]) for one in found["damaged"]] == [
-        (66, ["image bytes changed"]),
-        (67, ["mask bytes changed"]),
-    ]
+    got = {one["id"]: one["problems"] for one in found["damaged"]}
+    assert code == DAMAGED and got.keys() == {66, 67}
+    assert "image bytes changed" in got[66] and got[67] == ["mask bytes changed"]
 
 
 def test_damage_is_named_sample_by_sample(
