@@ -227,7 +227,8 @@ def _checked(value: Any, *, where: str, error: type[HarlError]) -> Any:
         if depth > DEEPEST:
             raise error(f"{where}: nested more than {DEEPEST} levels deep")
         if isinstance(node, float) and not math.isfinite(node):
-            raise error(f"{where}: {one_line(key)}: {node} is not finite; give a number")
+            place = f"{where}: {one_line(key)}" if key else where
+            raise error(f"{place}: {node} is not finite; give a number")
     return value
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harl_fast.config import Count, Section, override, validated
-from harl_fast.engine.dskeys import refuse_keys
+from harl_fast.engine.dskeys import refuse_keys, refuse_values
 from harl_fast.errors import ConfigError, shown
 from harl_fast.textfile import read_json
 
@@ -215,6 +215,7 @@ def read_engine_file(path: Path, *, overrides: Sequence[str] = ()) -> EngineFile
             f'"gradient_clipping": 0.0 for none'
         )
     file: EngineFile = validated(EngineFile, tree, where=str(path))
+    refuse_values(file.model_dump(), where=str(path))
     return file
 
 

@@ -177,12 +177,20 @@ def refuse_keys(tree: dict[str, Any], *, where: str) -> None:
     for section, values in tree.items():
         if not isinstance(values, dict):
             continue
-        for key, value in values.items():
+        for key in values:
             reason = _SECTIONS.get(section, {}).get(key)
             if section == "zero_optimization" and key.startswith("stage3_"):
                 reason = _STAGE3 + ". Delete it"
             if reason:
                 raise ConfigError(f"{where}: {section}.{key}: {reason}")
-            refused, why = _VALUES.get((section, key), (None, ""))
-            if refused is not None and refused(value):
-                raise ConfigError(f"{where}: {section}.{key} {shown(value)}: {why}")
+
+
+def refuse_values(tree: dict[str, Any], *, where: str) -> None:
+    """Raise ConfigError for the first value of a checked file that harl_fast refuses.
+
+    tree: with the schema's types, so that "3" and "no" are what they stand for.
+    """
+    for (section, key), (refused, why) in _VALUES.items():
+        value = tree[section][key]
+        if refused(value):
+            raise ConfigError(f"{where}: {section}.{key} {shown(value)}: {why}")
