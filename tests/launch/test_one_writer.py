@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harl_fast.lock import FOLDER_LOCK
 from tests.engine.support import BATCH, CPU, tiny_file
-from tests.launch.jobs import Job, deepspeed, finish, run, start
+from tests.launch.jobs import Job, finish, run, start
 
 JOB = Path(__file__).with_name("failing_job.py")
 
@@ -42,11 +42,10 @@ def test_a_run_that_is_going_on_cannot_be_resumed_until_it_is_killed(tmp_path: P
         job.send_signal(signal.SIGSTOP)  # it is still there, and leaves the cores to the others
         before = (tmp_path / "run" / "provenance.json").read_bytes()
         resume = arguments(tmp_path, "--resume")
-        for command in ([sys.executable], deepspeed(2)):
-            result = run([*command, *resume], log=tmp_path / "second")
-            assert result.code == 2, result.text
-            (line,) = result.lines("error: ")
-            assert f"is in use by process {job.pid} on" in line and FOLDER_LOCK in line
+        result = run([sys.executable, *resume], log=tmp_path / "second")
+        assert result.code == 2, result.text
+        (line,) = result.lines("error: ")
+        assert f"is in use by process {job.pid} on" in line and FOLDER_LOCK in line
         assert (tmp_path / "run" / "provenance.json").read_bytes() == before
         assert job.poll() is None
     finally:
@@ -57,6 +56,14 @@ def test_a_run_that_is_going_on_cannot_be_resumed_until_it_is_killed(tmp_path: P
     assert result.code == 0, result.text
     assert len(result.lines(f"taken over from process {job.pid}")) == 1
     assert not (tmp_path / "run" / FOLDER_LOCK).exists()
+
+
+def test_a_refusal_reaches_all_ranks_without_a_launcher_that_ends_them(tmp_path: Path) -> None:
+    job = Path(__file__).with_name("one_writer_job.py")
+    result = run([sys.executable, job, tmp_path], log=tmp_path / "job.log")
+    assert result.code == 0 and result.text.endswith("[2, 2]\n"), result.text
+    first, second = (tmp_path / "log").read_text().strip().splitlines()[-2:]
+    assert "is in use by process" in first and "rank 0 cannot have the run folder" in second
 
 
 def test_of_two_starts_at_the_same_moment_one_goes_on(tmp_path: Path) -> None:
