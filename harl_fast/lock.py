@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import socket
 import sys
 import time
@@ -91,6 +92,12 @@ def holder(path: Path) -> Owner | None:
     """Return who holds a lock, unless that process is known to be gone."""
     other = _read(path)
     return None if other is None or _gone(other) else other
+
+
+def discard_folder(folder: Path) -> None:
+    """Delete a folder with all that is in it. Raises HarlError if another process writes there."""
+    with locked(folder / FOLDER_LOCK, output=folder):
+        shutil.rmtree(folder)
 
 
 def write_new(path: Path, text: str) -> bool:

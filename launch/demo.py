@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
 
 from harl_fast.errors import HarlError
 from harl_fast.files import format_seconds
+from harl_fast.lock import discard_folder
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
 from harl_fast.supervision import run_below
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     if not (ROOT / args.data / "val.json").exists():
         run("-m", "preprocess.beton", "--out", args.data, "--demo-images", str(args.images))
     if (ROOT / args.run / "config.yaml").exists():
-        shutil.rmtree(ROOT / args.run)  # an earlier run; the trainer refuses any other content
+        discard_folder(ROOT / args.run)  # an earlier run; the trainer refuses any other content
     epochs = [] if args.epochs is None else ["--epochs", str(args.epochs)]
     guarded = ["launch/guard.py", sys.executable, Path(sys.executable).with_name("deepspeed")]
     pretrain = ["launch/pretrain.py", "--deepspeed_config", args.engine, "--config", "demo"]

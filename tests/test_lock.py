@@ -17,7 +17,7 @@ import pytest
 
 from harl_fast import lock as module
 from harl_fast.errors import HarlError
-from harl_fast.lock import FOLDER_LOCK, holder, locked, write_new
+from harl_fast.lock import FOLDER_LOCK, discard_folder, holder, locked, write_new
 
 ROOT = Path(__file__).parents[1]
 
@@ -274,6 +274,16 @@ def test_a_forked_process_does_not_release_its_parents_lock(tmp_path: Path) -> N
     assert path.is_file()
     holding.__exit__(None, None, None)
     assert not path.is_file()
+
+
+def test_a_folder_in_use_is_not_discarded(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with locked(folder / FOLDER_LOCK, output=folder):
+        (folder / "result").write_text("x")
+        with pytest.raises(HarlError, match="is in use by"):
+            discard_folder(folder)
+    discard_folder(folder)
+    assert not folder.exists()
 
 
 def test_a_file_is_written_new_or_not_at_all(tmp_path: Path) -> None:

@@ -128,16 +128,17 @@ def claim(folder: Path, info: dict[str, Any]) -> None:
     """Write a cache's description, or raise `DataError` if the folder is another one's."""
     if not is_cache(folder):
         ours = (".safetensors", ".tmp", ".lock")
-        if any(path.is_file() and path.suffix not in ours for path in folder.rglob("*")):
+        found = (path for path in folder.rglob("*") if path.is_file() and path.name != INFO)
+        if any(path.suffix not in ours for path in found):
             raise DataError(f"{folder} holds other things than a mask cache; choose a new --out")
         # Of several shards that start at once one writes it; the others compare theirs.
         if write_new(folder / INFO, json.dumps(info, indent=2, ensure_ascii=False) + "\n"):
             return
-    found = read_info(folder)
+    there = read_info(folder)
     for name in info:
-        if found.get(name) != info[name]:
+        if there.get(name) != info[name]:
             raise DataError(
-                f"{folder} holds other masks: its {name} is {shown(found.get(name))}, asked for "
+                f"{folder} holds other masks: its {name} is {shown(there.get(name))}, asked for "
                 f"is {shown(info[name])}. Choose another --out, or delete the folder to make them "
                 f"anew"
             )

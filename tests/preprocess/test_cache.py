@@ -16,10 +16,12 @@ import pytest
 from PIL import Image
 
 from harl_fast.data.manifest import Manifest, read_manifest
-from harl_fast.errors import ConfigError, DataError
+from harl_fast.errors import ConfigError, DataError, HarlError
+from harl_fast.lock import FOLDER_LOCK, lock_beside, locked
 from preprocess import beton
 from preprocess.masks import __main__ as program
 from preprocess.masks import cache, parse_spec
+from preprocess.masks import train as training
 from preprocess.masks.cachefile import DamagedError, Row, read_rows, write_rows
 from preprocess.masks.find import Fingerprint, Kept
 from tests.preprocess.support import image_folder, photo, save
@@ -307,3 +309,38 @@ def test_an_interrupted_run_says_that_it_continues(many: Path, tmp_path: Path) -
     assert "Traceback" not in errors
     assert 1 <= len(content(tmp_path / "masks")) < 7
     assert not list((tmp_path / "masks").rglob("*.tmp"))
+
+
+def test_shards_may_run_at_once_unless_they_share_files(tmp_path: Path) -> None:
+    with cache.locked_shard(tmp_path, (1, 2)), cache.locked_shard(tmp_path, (2, 2)):
+        for shard in ((1, 2), (1, 1), (3, 4), (2, 3)):
+            told = pytest.raises(HarlError, match=r"in use by|in common")
+            with told, cache.locked_shard(tmp_path, shard):
+                pass
+    with cache.locked_shard(tmp_path, (1, 4)), cache.locked_shard(tmp_path, (2, 6)):
+        pass  # numbers 0, 4, 8, ... and 1, 7, 13, ... never meet
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_descriptions_at_once_one_stands(tmp_path: Path) -> None:
+    ours = cache.describe(parse_spec("center"), max_resolution=64)
+    cache.claim(tmp_path, ours)
+    with pytest.raises(DataError, match="holds other masks"):
+        cache.claim(tmp_path, cache.describe(parse_spec("full"), max_resolution=64))
+    # The other came between this one's look and its writing.
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(DataError, match="other masks"):
+        patched.setattr(cache, "is_cache", lambda folder: False)
+        cache.claim(tmp_path, cache.describe(parse_spec("full"), max_resolution=64))
+    assert cache.read_info(tmp_path) == json.loads(json.dumps(ours))
+
+
+def test_programs_refuse_an_output_that_another_process_writes(tmp_path: Path) -> None:
+    out, data = tmp_path / "out", image_folder(tmp_path / "data")
+    with locked(out / FOLDER_LOCK, output=out), pytest.raises(HarlError, match="is in use by"):
+        beton.main(["--data", str(data), "--out", str(out), "--workers", "1"])
+    with cache.locked_shard(out, (1, 1)), pytest.raises(HarlError, match="is in use by"):
+        make(data, out)
+    network = tmp_path / "masks.safetensors"
+    with locked(lock_beside(network), output=network), pytest.raises(HarlError, match="is in use"):
+        training.main(["--data", str(data), "--out", str(network)])
+    assert not out.exists() and not network.exists()
