@@ -210,3 +210,17 @@ def test_a_process_without_launcher_may_outlive_its_shell(monkeypatch: pytest.Mo
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv(GUARD, raising=False)
     assert supervisors() == {}
+
+
+def test_a_rank_of_deepspeed_that_has_lost_its_launcher_before_it_looked_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Process 1 inherits it; in a container that may be torchrun, or deepspeed itself."""
+    monkeypatch.setattr("harl_fast.supervision._PARENT", Process("1", "0"))
+    monkeypatch.setattr(Process, "words", lambda self: ["/sbin/init"])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("CROSS_RANK", "0")
+    assert supervisors()["its launcher"] == Process("0", "")
+    assert not supervisors()["its launcher"].alive()
+    monkeypatch.delenv("CROSS_RANK")
+    assert supervisors()["its launcher"] == Process("1", "0")
