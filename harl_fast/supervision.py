@@ -15,6 +15,9 @@ from pathlib import Path
 GUARD = "HARL_FAST_GUARD"
 """Environment variable in which launch/guard.py names its own process to the ranks."""
 
+_DEEPSPEED = "CROSS_RANK"
+"""Environment variable that DeepSpeed's launcher sets for its ranks, and torchrun does not."""
+
 _PR_SET_PDEATHSIG = 1
 """Of prctl(2)."""
 
@@ -75,7 +78,11 @@ def supervisors() -> dict[str, Process]:
     started, _, place = rest.partition(":")
     if place and place == _place():  # variables travel to other machines, and into containers
         found["launch/guard.py"] = Process(pid, started)
-    if "RANK" in os.environ and (launcher := Process.of(os.getppid())):
+    launcher = _PARENT
+    if "RANK" in os.environ and launcher:
+        orphan = launcher.pid == "1" and not any("deepspeed" in word for word in launcher.words())
+        if orphan and _DEEPSPEED in os.environ:
+            launcher = Process("0", "")  # it ended before this process knew it
         found["its launcher"] = launcher
         above = launcher.parent()
         if above and any(Path(word).name == "deepspeed" for word in above.words()):
@@ -139,3 +146,7 @@ def _place() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
     return ""
+
+
+_PARENT = Process.of(os.getppid())
+"""Noted with the first imports: other imports take seconds, and it may end meanwhile."""

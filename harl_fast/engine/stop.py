@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import signal
 import threading
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ LOST = "lost: "
 """How the reason begins when a process that looks after the ranks is gone."""
 _PERIOD_S = 1.0
 """Time between two looks at those processes, 20 us each."""
+_DEAF_S = 10.0
+"""How long a start, which has nothing to save, may take to notice that one of them is gone."""
 
 
 class Wish(enum.IntEnum):
@@ -96,5 +99,8 @@ class StopSignal:
                     if not self.number:
                         self._lost = f"{LOST}{name} (process {process.pid}) is gone"
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                    self._over.wait(_DEAF_S)
+                    if self.starting:  # it waits, outside of Python, for ranks that have left
+                        os._exit(1)
                     return
             self._over.wait(_PERIOD_S)

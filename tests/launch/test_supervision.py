@@ -210,3 +210,30 @@ def test_a_process_without_launcher_may_outlive_its_shell(monkeypatch: pytest.Mo
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv(GUARD, raising=False)
     assert supervisors() == {}
+
+
+def test_a_rank_of_deepspeed_that_has_lost_its_launcher_before_it_looked_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Process 1 inherits it; in a container that may be torchrun, or deepspeed itself."""
+    monkeypatch.setattr("harl_fast.supervision._PARENT", Process("1", "0"))
+    monkeypatch.setattr(Process, "words", lambda self: ["/sbin/init"])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("CROSS_RANK", "0")
+    assert supervisors()["its launcher"] == Process("0", "")
+    assert not supervisors()["its launcher"].alive()
+    monkeypatch.delenv("CROSS_RANK")
+    assert supervisors()["its launcher"] == Process("1", "0")
+
+
+def test_a_start_that_hears_nothing_ends_too(tmp_path: Path) -> None:
+    """As in a rendezvous with ranks that have left: no Python code runs in the main thread."""
+    program = (
+        "import ctypes, subprocess; from harl_fast.engine import stop as module;"
+        "from harl_fast.supervision import Process; module._DEAF_S = 0.5;"
+        "gone = subprocess.Popen(['sleep', '60']); watched = Process.of(gone.pid);"
+        "gone.kill(); gone.wait(); stop = module.StopSignal(supervisors={'its launcher': watched});"
+        "stop.starting = True; stop.__enter__(); ctypes.CDLL(None).system(b'exec sleep 20')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=15.0)
+    assert done.returncode == 1
