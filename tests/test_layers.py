@@ -20,6 +20,7 @@ LEVELS = {
     "harl_fast.config": 0,
     "harl_fast.errors": 0,
     "harl_fast.files": 0,
+    "harl_fast.results": 0,
     "harl_fast.data": 1,
     "harl_fast.model": 1,
     "harl_fast.optim": 1,

@@ -14,7 +14,7 @@ import cv2
 import torch
 
 from harl_fast.errors import run_main
-from harl_fast.files import Progress
+from harl_fast.files import Progress, check_output
 from preprocess.masks.find import CHUNK
 from preprocess.masks.score import Score, mean_score, score
 from tests.bench import mask_report, mask_sets, mask_storage
@@ -180,6 +180,7 @@ def stored(
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; with ``--check`` 1 if a floor is missed, else 0."""
     args = parse(argv)
+    check_output(args.out, option="--out")
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     facts = machine_facts()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harl_fast.errors import run_main
+from harl_fast.files import check_output
 from tests.bench import inputs, report, step_loop, step_setup
 from tests.bench.process import machine_facts
 from tests.bench.results import write_results
@@ -173,6 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; 0 even when a bar is missed, for the table says so."""
     args = parse(argv)
     logs = args.out.parent / "logs"
+    check_output(args.out, option="--out")
     logs.mkdir(parents=True, exist_ok=True)
     facts = machine_facts()
     made = plans(args.bars, batch=args.batch, threads=args.threads)
