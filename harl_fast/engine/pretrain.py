@@ -22,6 +22,7 @@ from harl_fast.engine.runfolder import (
     write_configs,
 )
 from harl_fast.engine.stop import Leaving, StopSignal
+from harl_fast.files import check_output
 
 if TYPE_CHECKING:
     from harl_fast.engine.parts import Parts
@@ -54,6 +55,8 @@ def pretrain(
         engine_config = settle(file, ranks=machine.ranks, source=str(engine_file))
         folder = open_run_folder(run, resume=resume)
         config = run_config(folder, name=config_name, overrides=config_overrides, resume=resume)
+        if machine.rank == 0:
+            check_output(folder.path, option="--run", folder=True)
         if resume and not (folder.checkpoints / "latest").is_file():
             # Killed before its first checkpoint: the same run again, from its beginning.
             resume, init_from = False, _first_source(folder)
