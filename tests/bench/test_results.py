@@ -16,7 +16,7 @@ from tests.bench.results import write_results
 
 @pytest.mark.parametrize("program", [loader, masks, step])
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(program: ModuleType) -> None:
-    with pytest.raises(OutputError, match="--out /proc/none/x.json cannot be written"):
+    with pytest.raises(OutputError, match=r"--out /proc/none/x\.json cannot be written"):
         program.main(["--out", "/proc/none/x.json"])
 
 

@@ -163,6 +163,7 @@ def test_results_on_several_sets_all_stay(
     folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other_set"
+    other.mkdir()
     for number, (split, count) in enumerate(COUNTS.items()):
         write_beton(other / f"{split}.beton", lambda i, n=number: coloured(i + 99 * n), count=count)
     for data in (folder, other, other):
