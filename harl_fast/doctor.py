@@ -18,12 +18,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harl_fast.errors import HarlError
+from harl_fast.errors import HarlError, OutputError
+from harl_fast.files import LONGEST_TMPDIR, check_output
 from harl_fast.program import run_main
 
 State = Literal["ok", "warn", "fail"]
@@ -293,6 +295,10 @@ def file_limits() -> Row:
 
 def disk(folder: Path) -> Row:
     """Report free disk space where containers and runs go."""
+    try:
+        check_output(folder, option="the folder", folder=True)
+    except OutputError as error:
+        return Row("disk", "fail", str(error), "give OUT= and RUN= in another place")
     free = shutil.disk_usage(folder).free
     value = f"{_size(free)} free in {folder.resolve()}"
     if free < GB:
@@ -300,6 +306,16 @@ def disk(folder: Path) -> Row:
     if free < 10 * GB:
         return Row("disk", "warn", value, "set-up takes 7 GB and ImageNet's containers 50 to 120")
     return Row("disk", "ok", value)
+
+
+def temporary_files() -> Row:
+    """Report the folder for temporary files, where worker processes have their sockets."""
+    folder = Path(tempfile.gettempdir())
+    if len(os.fsencode(folder)) > LONGEST_TMPDIR:
+        value = f"{folder}: too long for sockets, so no workers start"
+        return Row("temporary files", "fail", value, f"TMPDIR= of at most {LONGEST_TMPDIR} letters")
+    free = shutil.disk_usage(folder).free
+    return Row("temporary files", "ok", f"{_size(free)} free in {folder}")
 
 
 def _read(path: str) -> str:
@@ -344,6 +360,7 @@ def examine(data: Path | None) -> Iterable[Row]:
     yield shared_memory()
     yield memory(data)
     yield file_limits()
+    yield temporary_files()
     yield disk(data or Path("."))
 
 

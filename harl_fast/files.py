@@ -36,15 +36,17 @@ zero (unix(7)), and `multiprocessing` gives its own such names there."""
 def check_output(path: Path, *, option: str, folder: bool = False) -> None:
     """Raise `OutputError` unless a file can be written as ``path``, or into it if ``folder``.
 
-    For programs to call before their work. Makes the folders that are missing, and tries with a
-    file under the temporary name that `replacing` will use. option: where the user gave the path.
+    For programs to call before their work. Makes the folders that are missing and a file under the
+    temporary name that `replacing` will use, and removes all of them again: work that is refused
+    for another reason leaves no trace. option: where the user gave the path.
     """
-    trial = None
+    trial, made = None, list[Path]()
     try:
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
             what = "not a folder" if folder else "not a regular file"
             raise OutputError(f"{option} {path} is {what}: choose another name")
         trial = _temporary(path / "trial" if folder else path)
+        made = [each for each in (trial.parent, *trial.parent.parents) if not each.exists()]
         trial.parent.mkdir(parents=True, exist_ok=True)
         with open(trial, "wb", buffering=0) as stream:
             try:
@@ -55,6 +57,10 @@ def check_output(path: Path, *, option: str, folder: bool = False) -> None:
         if error.filename == str(trial):
             error.filename = None  # says nothing to a user
         raise OutputError(f"{option} {path} cannot be written: {explain(error)}") from error
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):  # not made after all, or in use already
+                each.rmdir()
 
 
 @contextlib.contextmanager

@@ -6,13 +6,18 @@ outline, crop, flip and cells would be visible.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from harl_fast.config import RunConfig
 from harl_fast.data.geometry import ViewGeometry, draw_view, fill_integral, geometry_table
@@ -21,9 +26,10 @@ from harl_fast.data.maskfield import pack_mask
 from harl_fast.data.occupancy import Occupancy, histogram
 from harl_fast.data.photometric import Photometric
 from harl_fast.data.stored import StoredSample, read_samples
+from harl_fast.engine.provenance import code_version, now
 from harl_fast.engine.views import view_geometry, views_at
 from harl_fast.errors import DataError
-from harl_fast.files import replacing
+from harl_fast.files import write_bytes
 from harl_fast.rng import GEOMETRY, stream
 
 TILE_PX = 192
@@ -67,6 +73,13 @@ def contact_sheet(
             std=config.data.std,
             seed=config.seed,
         )
+        about = {
+            "container": str(beton),
+            "beton_sha256": loader.manifest.beton_sha256,
+            "epoch": epoch,
+            "samples": chosen,
+            "config": config.model_dump(mode="json"),
+        }
         rows = []
         originals = read_samples(beton, chosen)
         for sample, batch in zip(originals, loader.shown(chosen, epoch=epoch), strict=True):
@@ -78,22 +91,30 @@ def contact_sheet(
             rows.append(np.concatenate([_framed(tile) for tile in tiles], axis=1))
     finally:
         loader.close()
-    write_png(out, np.concatenate(rows, axis=0))
+    write_png(out, np.concatenate(rows, axis=0), about=about)
 
 
-def occupancy_chart(found: Occupancy, out: Path) -> None:
-    """Write a PNG: how many masks cover how much, and each view's mean foreground share by cell."""
+def occupancy_chart(found: Occupancy, out: Path, *, about: Mapping[str, Any]) -> None:
+    """Write a PNG: how many masks cover how much, and each view's mean foreground share by cell.
+
+    about: as for `write_png`.
+    """
     panels = [_bars(histogram(found.coverage), f"mask coverage, {len(found.coverage)} samples")]
     for view, grid in enumerate(found.cells):
         panels.append(_heat(grid, f"view {view}: {grid.mean():.0%} foreground"))
-    write_png(out, np.concatenate(panels, axis=1))
+    write_png(out, np.concatenate(panels, axis=1), about=about)
 
 
-def write_png(out: Path, picture: Picture) -> None:
-    """Write (H, W, 3) uint8 RGB pixels as a PNG, in one atomic step."""
-    with replacing(out) as temporary:
-        encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-        temporary.write_bytes(encoded.tobytes())
+def write_png(out: Path, picture: Picture, *, about: Mapping[str, Any]) -> None:
+    """Write (H, W, 3) uint8 RGB pixels as a PNG, in one atomic step.
+
+    about: what the picture was made from; kept as JSON in its "Description", with code and time.
+    """
+    text = PngInfo()
+    text.add_itxt("Description", json.dumps({**about, "code": code_version(), "time": now()}))
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG", pnginfo=text, compress_level=1)
+    write_bytes(out, stream.getvalue())
 
 
 def _panel(title: str) -> Picture:

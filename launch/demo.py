@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from harl_fast.errors import HarlError
-from harl_fast.files import format_seconds
+from harl_fast.files import check_output, format_seconds
 from harl_fast.lock import discard_folder
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
@@ -23,8 +23,7 @@ def run(*command: str | Path) -> None:
     """Run one of the daily commands in the project's folder, showing it first."""
     words = [str(word) for word in command]
     print(f"\n$ {' '.join(words)}", flush=True)
-    code = run_below([sys.executable, *words], cwd=ROOT)
-    if code:
+    if code := run_below([sys.executable, *words], cwd=ROOT):
         raise HarlError(f"the command above ended with exit code {code}; its own message says why")
 
 
@@ -43,6 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args, start = parse(argv), time.monotonic()
+    check_output(ROOT / args.run, option="--run", folder=True)
     if not (ROOT / args.data / "val.json").exists():
         run("-m", "preprocess.beton", "--out", args.data, "--demo-images", str(args.images))
     if (ROOT / args.run / "config.yaml").exists():
@@ -62,15 +62,15 @@ def summary(data: Path, folder: Path, *, took_s: float) -> str:
     manifest = json.loads((data / "train.json").read_text("utf-8"))
     lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     last = json.loads([line for line in lines if '"loss"' in line][-1])  # others are a probe's
-    mask, classes = manifest["mask"], len(manifest["classes"])
+    mask, scores = manifest["mask"], json.loads((folder / "lineval.json").read_text())
     rows = {
-        "images": f"{manifest['count']:,} in {classes} classes",
+        "images": f"{manifest['count']:,} in {len(manifest['classes'])} classes",
         "mask coverage": f"{mask['coverage_mean']:.1%} on average, {mask['empty_share']:.1%} empty",
         "steps": f"{last['step']:,} at {last['img_s']:.0f} images/s",
         "final loss": f"{last['loss']:.4f}",
     }
-    for name, score in json.loads((folder / "lineval.json").read_text("utf-8")).items():
-        linear, knn = score["linear"]["metrics"]["top1"], score["knn"]["top1"]
+    for name in ("pretrained", "random"):
+        linear, knn = scores[name]["linear"]["metrics"]["top1"], scores[name]["knn"]["top1"]
         rows[f"{name} encoder"] = f"linear {linear:.1f} %, k-NN {knn:.1f} % (top-1)"
     rows |= {name: str(folder / name) for name in ("tensorboard", "checkpoints", SHEET)}
     rows["took"] = format_seconds(took_s)

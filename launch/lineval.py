@@ -5,12 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from harl_fast.config import LARGEST_PX, SMALLEST_PX
-from harl_fast.engine.checkpoint import load_encoder, random_encoder
-from harl_fast.eval.protocol import Evaluator, table
-from harl_fast.files import write_json
 from harl_fast.options import SEED_MAX, whole_number
 from harl_fast.program import run_main
 
@@ -45,33 +40,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Judge the checkpoint's encoder, and a random one when asked; print and write the result."""
+    """Judge; return the exit code."""
     args = parse(argv)
-    encoder, config = load_encoder(args.ckpt)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    half = torch.bfloat16 if device.type == "cuda" else None
-    evaluator = Evaluator(
-        args.data,
-        size_px=args.size_px or config.data.views[0].size_px,
-        mean=config.data.mean,
-        std=config.data.std,
-        device=device,
-        batch=args.batch,
-        workers=args.workers,
-    )
-    encoders = {"pretrained": encoder}
-    if args.random:
-        encoders["random"] = random_encoder(config, seed=args.seed)
-    results = {
-        name: evaluator(model, epochs=args.epochs, seed=args.seed, label=name, autocast=half)
-        for name, model in encoders.items()
-    }
-    print(table(results, chance=evaluator.chance()))
-    folder = args.ckpt if args.ckpt.is_dir() else args.ckpt.parent
-    out = args.out or folder / "lineval.json"
-    write_json(out, {name: result.record() for name, result in results.items()})
-    print(f"result: {out}")
-    return 0
+    # Imported late: torch and FFCV take seconds, which --help and usage errors need not wait for.
+    from harl_fast.engine.lineval import lineval
+
+    return lineval(**vars(args))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from harl_fast.config import load_config, presets
 from harl_fast.data.occupancy import SAMPLES, occupancy, occupancy_text
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import one_line, shown
+from harl_fast.files import check_output
 from harl_fast.jit import require_compiler
 from harl_fast.options import checked, whole_number
 from harl_fast.program import run_main
@@ -87,7 +88,13 @@ def draw_masks(args: argparse.Namespace) -> None:
     else:
         find = finder(args.mask_method)
         found, failed = gallery.from_folder(args.source, find, truth=args.truth, most=args.most)
-    write_png(args.out, gallery.sheet(found, count=args.count))
+    about = {
+        "source": str(args.source),
+        "mask_method": args.mask_method,
+        "truth": str(args.truth),
+        "most": args.most,
+    }
+    write_png(args.out, gallery.sheet(found, count=args.count), about=about)
     for name, why in failed.items():
         print(one_line(f"left out: {name}: {why}"))
     true = sum(one.has_truth for one in found)
@@ -103,6 +110,9 @@ def main(argv: list[str] | None = None) -> int:
     """Draw and say where the pictures lie."""
     args = parse(argv)
     require_compiler()
+    chart = args.out.with_name(f"{args.out.stem}_stats.png")
+    for out in (args.out, chart) if args.stats else (args.out,):
+        check_output(out, option="--out")
     if args.masks:
         draw_masks(args)
         return 0
@@ -112,8 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.stats:
         views = view_geometry(config, epoch=args.epoch)
         found = occupancy(args.source, views, seed=config.seed, epoch=args.epoch)
-        chart = args.out.with_name(f"{args.out.stem}_stats.png")
-        occupancy_chart(found, chart)
+        about = {"container": str(args.source), "epoch": args.epoch, "overrides": args.overrides}
+        occupancy_chart(found, chart, about={**about, "config": args.config})
         print(f"{occupancy_text(found)}\nstatistics: {chart}")
     return 0
 

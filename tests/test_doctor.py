@@ -178,3 +178,21 @@ def test_this_environment_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0, printed
     for name in ("ffcv", "torch", "deepspeed", "numba threads", "OpenCV headers", "file limits"):
         assert f"ok    {name} " in printed or f"warn  {name} " in printed
+
+
+def test_a_place_that_cannot_be_written_to_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    row = doctor.disk(tmp_path / "file" / "data")
+    assert row.state == "fail" and "cannot be written: " in row.value and "OUT=" in row.remedy
+    assert doctor.disk(tmp_path).state != "fail" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(("longer", "state"), [(0, "ok"), (1, "fail")])
+def test_a_temporary_folder_too_long_for_sockets_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longer: int, state: str
+) -> None:
+    short = Path(f"/tmp/{'x' * (doctor.LONGEST_TMPDIR - len('/tmp/') + longer)}")
+    monkeypatch.setattr(doctor.tempfile, "gettempdir", lambda: str(short))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(16 * GB, 0, 9 * GB))
+    row = doctor.temporary_files()
+    assert row.state == state and (state == "ok" or "TMPDIR=" in row.remedy)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from harl_fast import __version__
 from harl_fast.config import load_config
 from harl_fast.data.occupancy import occupancy, occupancy_text
 from harl_fast.data.stored import read_samples
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import DataError
+from harl_fast.files import sha256_file
 from harl_fast.viz import TILE_PX, contact_sheet
 from preprocess import preview
 from tests.betons import plain_item, write_beton
@@ -49,6 +53,11 @@ def test_chosen_samples_are_shown_in_the_order_given(tmp_path: Path) -> None:
     path = write_beton(tmp_path / "train.beton", plain_item, count=12)
     out = tmp_path / "sheet.png"
     contact_sheet(path, load_config("demo"), out, ids=[7, 2], epoch=3)
+    with Image.open(out) as png:
+        about = json.loads(png.text["Description"])
+    assert (about["samples"], about["epoch"], about["container"]) == ([7, 2], 3, str(path))
+    assert about["beton_sha256"] == sha256_file(path) and about["config"]["seed"] == 0
+    assert about["code"].startswith(__version__) and about["time"]
     sheet = cv2.imread(str(out))
     pitch = sheet.shape[0] // 2
     for row, sample in enumerate(read_samples(path, [7, 2])):

@@ -70,7 +70,8 @@ class Evaluator:
                 f"and run `make beton` again."
             )
         self.classes = len(train)
-        self._device = device
+        self._folder, self._device = folder, device
+        self._settings = {"size_px": size_px, "batch": batch, "mean": mean, "std": std}
         self._prepare = Photometric((), mean=mean, std=std, seed=0).to(device).plain
 
     def __call__(
@@ -115,6 +116,15 @@ class Evaluator:
             autocast=autocast,
             label=f"{label} {split} features".strip(),
         )
+
+    def data_facts(self) -> dict[str, str]:
+        """Return which containers both splits are."""
+        digests = {name: each.manifest.beton_sha256 for name, each in self._loaders.items()}
+        return {"folder": str(self._folder.resolve()), **digests}
+
+    def settings(self) -> dict[str, Any]:
+        """Return what an evaluation depends on beside data and encoder, and the device's type."""
+        return {**self._settings, "device": self._device.type}
 
     def chance(self) -> float:
         """Return the top-1 in percent of always naming the training split's largest class."""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from harl_fast.files import Progress
+from harl_fast.files import Progress, check_output
 from harl_fast.options import number, whole_number
 from harl_fast.program import run_main
 from tests.bench import inputs, report, solo
@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; 0 even when a bar is missed, for the table says so."""
     args = parse(argv)
     cores, logs = len(os.sched_getaffinity(0)), args.out.parent / "logs"
+    check_output(args.out, option="--out")
     logs.mkdir(parents=True, exist_ok=True)
     facts = machine_facts()
     root = inputs.image_set(BASE, count=args.count, data=args.data)

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import torch
 
-from harl_fast.files import Progress
+from harl_fast.files import Progress, check_output
 from harl_fast.options import SEED_MAX, whole_number
 from harl_fast.program import run_main
 from preprocess.masks.find import CHUNK
@@ -182,6 +182,7 @@ def stored(
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; with ``--check`` 1 if a floor is missed, else 0."""
     args = parse(argv)
+    check_output(args.out, option="--out")
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     facts = machine_facts()

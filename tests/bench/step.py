@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from harl_fast.files import check_output
 from harl_fast.options import number, whole_number
 from harl_fast.program import run_main
 from tests.bench import inputs, report, step_loop, step_setup
@@ -178,6 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; 0 even when a bar is missed, for the table says so."""
     args = parse(argv)
     logs = args.out.parent / "logs"
+    check_output(args.out, option="--out")
     logs.mkdir(parents=True, exist_ok=True)
     facts = machine_facts()
     made = plans(args.bars, batch=args.batch, threads=args.threads)

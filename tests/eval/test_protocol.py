@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harl_fast import __version__
 from harl_fast.config import load_config
 from harl_fast.data.manifest import read_manifest, write_manifest
 from harl_fast.engine.checkpoint import random_encoder, write_checkpoint
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, OutputError
 from harl_fast.eval.protocol import Evaluator, table
 from launch import lineval
 from tests.betons import Item, write_beton
@@ -107,9 +108,9 @@ def test_splits_with_other_classes_are_refused(folder: Path, tmp_path: Path) -> 
         Evaluator(tmp_path, size_px=24, mean=MEAN, std=STD, device=torch.device("cpu"))
 
 
-def test_the_program_judges_a_checkpoint_beside_a_random_encoder(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with one checkpoint of a small network."""
     small = ["model.arch=resnet18", "model.width=0.125", "model.stem=small"]
     sizes = [f"data.views.{view}.size_px=16" for view in (0, 1)]
     config = load_config("demo", overrides=[*small, *sizes])
@@ -121,15 +122,70 @@ def test_the_program_judges_a_checkpoint_beside_a_random_encoder(
             "step": 1, "epoch": 1, "epoch_step": 0, "config": config, "engine": {}, "data": {}
         },
     )  # fmt: skip
-    arguments = ["--ckpt", str(tmp_path / "run"), "--data", str(folder), "--epochs", "3"]
+    return tmp_path / "run"
+
+
+def test_the_program_judges_a_checkpoint_beside_a_random_encoder(
+    folder: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--ckpt", str(run), "--data", str(folder), "--epochs", "3"]
     assert lineval.main([*arguments, "--random", "--workers", "1"]) == 0
     printed = capsys.readouterr().out
-    out = tmp_path / "run" / "lineval.json"
+    out = run / "lineval.json"
     assert f"result: {out}" in printed
     results = json.loads(out.read_text())
-    assert list(results) == ["pretrained", "random"]
-    for name in results:
+    assert list(results) == ["name", "time", "provenance", "pretrained", "random"]
+    for name in ("pretrained", "random"):
         metrics = results[name]["linear"]["metrics"]
         assert metrics["count"] == 40
         assert f"{metrics['top1']:.2f}" in printed
     assert results["pretrained"]["linear"]["trials"] != results["random"]["linear"]["trials"]
+
+
+def test_a_result_names_data_checkpoint_settings_and_code(folder: Path, run: Path) -> None:
+    options = ["--epochs", "2", "--seed", "3", "--workers", "1"]
+    assert lineval.main(["--ckpt", str(run), "--data", str(folder), *options]) == 0
+    result = json.loads((run / "lineval.json").read_text())
+    made = result["provenance"]
+    assert result["name"] == f"{folder.name}-step-00000001"
+    assert made["data"] == {
+        "folder": str(folder),
+        **{s: read_manifest(folder / f"{s}.beton").beton_sha256 for s in ("train", "val")},
+    }
+    assert made["checkpoint"]["file"] == str(run / "checkpoints" / "step-00000001.safetensors")
+    assert made["checkpoint"]["step"] == 1
+    settings = made["settings"]
+    assert (settings["epochs"], settings["seed"], settings["size_px"]) == (2, 3, 16)
+    assert made["code"].startswith(__version__)
+
+
+def test_results_on_several_sets_all_stay(
+    folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other_set"
+    other.mkdir()
+    for number, (split, count) in enumerate(COUNTS.items()):
+        write_beton(other / f"{split}.beton", lambda i, n=number: coloured(i + 99 * n), count=count)
+    for data in (folder, other, other):
+        options = ["--epochs", "1", "--workers", "1"]
+        assert lineval.main(["--ckpt", str(run), "--data", str(data), *options]) == 0
+    kept = f"lineval-{folder.name}-step-00000001.json"
+    assert sorted(path.name for path in run.glob("*.json")) == [kept, "lineval.json"]
+    assert json.loads((run / kept).read_text())["provenance"]["data"]["folder"] == str(folder)
+    newest = json.loads((run / "lineval.json").read_text())
+    assert newest["provenance"]["data"]["folder"] == str(other)
+    assert capsys.readouterr().out.count("was of other data; kept as") == 1
+
+
+@pytest.mark.parametrize("place", ["file/out.json", "x" * 300, "/proc/none/out.json"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, run: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_work(*_: object, **__: object) -> None:
+        raise AssertionError("the work began before the output was checked")
+
+    (run / "file").touch()
+    monkeypatch.setattr("harl_fast.engine.lineval.Evaluator", no_work)
+    monkeypatch.setattr("harl_fast.engine.lineval.load_encoder", no_work)
+    with pytest.raises(OutputError, match=r"^--out .*cannot be written: "):
+        lineval.main(["--ckpt", str(run), "--data", str(folder), "--out", str(run / place)])
