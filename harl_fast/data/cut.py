@@ -63,7 +63,7 @@ def _union(boxes):  # type: ignore[no-untyped-def]
 def open_picture(decoder, mode, data, size, boxes, bytes_, picture):  # type: ignore[no-untyped-def]
     """Make a stored picture's pixels ready for `cut_view`; return its status.
 
-    decoder: of `open_decoder`. mode: of `imagefield`. data: the stored bytes. size: (height,
+    decoder: see `decode_planes`. mode: of `imagefield`. data: the stored bytes. size: (height,
     width). boxes: of `place_views`; what lies outside all of them is not decoded. bytes_: one
     thread's scratch, receives the planes of a JPEG. picture: (`PICTURE`,) int64, receives where
     the planes lie.
