@@ -74,6 +74,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="; ".join(f"{name} ({about})" for name, about in STORES.items()) + "; default jpg",
     )
     number("--quality", 1, 100, default=90, about="JPEG quality")
+    add(
+        "--keep-warned",
+        action="store_true",
+        help="take JPEG and WebP files that are found to be damaged as far as they decode; the "
+        "report lists them",
+    )
     number("--workers", 1, 1024, default=usable_cores(), about="processes")
     group = parser.add_argument_group("demo set, without --data and --dataset")
     number = functools.partial(_add_number, group.add_argument)
@@ -109,7 +115,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
     settings = Settings(
-        args.max_resolution, args.quality, args.mask_size, args.mask_method, args.store
+        args.max_resolution,
+        args.quality,
+        args.mask_size,
+        args.mask_method,
+        args.store,
+        keep_warned=args.keep_warned,
     )
     with writing(args.out):
         source, masks = _source(args)

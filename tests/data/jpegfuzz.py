@@ -65,8 +65,8 @@ def flat(height: int, width: int) -> bytes:
 
 
 def crafted_jpeg() -> bytes:
-    """Return a JPEG of 300 x 300 px to a reader of lengths, of 2000 x 2000 to libjpeg."""
-    return hidden(flat(2000, 2000), flat(300, 300))
+    """Return a JPEG of 300 x 300 px to a reader of lengths, of 160 x 64000 to libjpeg."""
+    return hidden(flat(64000, 160), flat(300, 300))
 
 
 def crafted_beton(folder: Path) -> Path:
