@@ -9,16 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from harl_fast.data.jpegfile import (
-    HEIGHT,
-    LAYOUT,
-    OK,
-    REASON,
-    REASONS,
-    WIDTH,
-    decode_jpeg,
-    parse_jpeg,
-)
+from harl_fast.data.jpegfile import OK, decode_jpeg, parse_jpeg
+from harl_fast.data.jpegheader import HEIGHT, LAYOUT, REASON, REASONS, WIDTH
 from preprocess.encode import largest_image
 from preprocess.images import Pixels, orientation_of
 

@@ -13,11 +13,6 @@ from harl_fast.data.geometry import cell_coverage, draw_view, fill_integral
 from harl_fast.data.imagefield import MODE_JPG, MODE_RAW, MODE_YUV420
 from harl_fast.data.jpegfile import (
     BAD_JPEG,
-    CHANNELS,
-    FACTOR_X,
-    FACTOR_Y,
-    HEIGHT,
-    LAYOUT,
     NO_DATA,
     OK,
     PLANE_X,
@@ -25,12 +20,12 @@ from harl_fast.data.jpegfile import (
     ROWS,
     STRIDE,
     UNSUPPORTED,
-    WIDTH,
     WINDOW,
     decode_planes,
     excerpt_size,
     parse_jpeg,
 )
+from harl_fast.data.jpegheader import CHANNELS, FACTOR_X, FACTOR_Y, HEIGHT, LAYOUT, WIDTH
 from harl_fast.data.resample import padded, reduce_planes, write_planes, write_view
 from harl_fast.rng import GEOMETRY, PHOTOMETRIC, stream
 
