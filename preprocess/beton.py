@@ -77,6 +77,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="; ".join(f"{name} ({about})" for name, about in STORES.items()) + "; default jpg",
     )
     number("--quality", 1, 100, default=90, about="JPEG quality")
+    add(
+        "--keep-warned",
+        action="store_true",
+        help="take JPEG and WebP files that are found to be damaged as far as they decode; the "
+        "report lists them",
+    )
     number("--workers", 1, 1024, default=usable_cores(), about="processes")
     group = parser.add_argument_group("demo set, without --data and --dataset")
     number = functools.partial(_add_number, group.add_argument)
@@ -105,7 +111,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     require_compiler()
     settings = Settings(
-        args.max_resolution, args.quality, args.mask_size, args.mask_method, args.store
+        args.max_resolution,
+        args.quality,
+        args.mask_size,
+        args.mask_method,
+        args.store,
+        keep_warned=args.keep_warned,
     )
     if args.data:
         _check_apart(args.out, args.data)

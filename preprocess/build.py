@@ -38,6 +38,7 @@ from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.find import CHUNK
 from preprocess.masks.methods import SUPERVISION
 from preprocess.pool import ordered_map
+from preprocess.soundness import DAMAGED
 from preprocess.sources import Rejected, Source
 from preprocess.writer import container_writer
 
@@ -69,6 +70,8 @@ class Tally:
     image_bytes: Counter[str] = field(default_factory=Counter)
     reencoded: Counter[str] = field(default_factory=Counter)
     """Why files could not pass through, and how many."""
+    warned: list[Rejected] = field(default_factory=list)
+    """Damaged files that were kept."""
 
     def add(self, sample: Sample) -> None:
         """Count one sample."""
@@ -80,6 +83,8 @@ class Tally:
         self.image_bytes[MODE_NAMES[sample.mode]] += len(sample.image)
         if sample.reencoded:
             self.reencoded[sample.reencoded] += 1
+        if sample.warning:
+            self.warned.append(Rejected(sample.name, sample.warning))
         if sample.mask_problem:
             self.replaced.append(Rejected(sample.name, sample.mask_problem))
         share = float(np.unpackbits(np.frombuffer(sample.mask, np.uint8)).mean())
@@ -238,6 +243,8 @@ def _store_facts(tally: Tally, settings: Settings) -> dict[str, Any]:
         # Files that pass through have them or not, as they came.
         "restart_markers": settings.store.kind != "passthrough" and tally.modes["jpg"] > 0,
     }
+    if settings.keep_warned:
+        facts["warned"] = len(tally.warned)
     if settings.store.kind == "passthrough":
         facts["passed_through"] = len(tally.names) - tally.reencoded.total()
         facts["reencoded"] = dict(tally.reencoded.most_common())
@@ -261,7 +268,11 @@ def _report(tally: Tally) -> dict[str, Any]:
     def listed(items: list[Rejected]) -> list[dict[str, str]]:
         return [{"path": one_line(item.name), "reason": one_line(item.reason)} for item in items]
 
-    return {"skipped": listed(tally.rejected), "masks_replaced": listed(tally.replaced)}
+    return {
+        "skipped": listed(tally.rejected),
+        "masks_replaced": listed(tally.replaced),
+        "warned": listed(tally.warned),
+    }
 
 
 def _versions() -> dict[str, str]:
@@ -290,8 +301,14 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -
         print(f"  {manifest.store['passed_through']:,} files stored as they were{tail}")
     rate = manifest.count / max(tally.seconds, 1e-9)
     print(f"  {manifest.beton_bytes / 1e6:,.1f} MB, {rate:,.0f} images/s: {beton}")
+    if damaged := sum(item.reason.startswith(DAMAGED) for item in tally.rejected):
+        print(f"  {damaged:,} of the skipped files are damaged; --keep-warned keeps such files")
     listing = beton.with_name(f"{beton.stem}.report.json")
-    for what, items in (("skipped files", tally.rejected), ("masks by fall-back", tally.replaced)):
+    for what, items in (
+        ("skipped files", tally.rejected),
+        ("damaged files that were kept", tally.warned),
+        ("masks by fall-back", tally.replaced),
+    ):
         if items:
             first = one_line(f"{items[0].name}: {items[0].reason}")
             print(f"  {what} and reasons: {listing} (first: {first})")

@@ -31,6 +31,8 @@ class Settings:
     mask_method: MethodSpec
     """Serves every image without a usable mask file or cached mask."""
     store: Store = DEFAULT_STORE
+    keep_warned: bool = False
+    """Take damaged JPEGs and WebPs as far as they decode, see `preprocess.soundness`."""
 
 
 class Task(NamedTuple):
@@ -63,6 +65,8 @@ class Sample(NamedTuple):
     """Why a fall-back's mask serves, and which; empty if none does."""
     reencoded: str = ""
     """Why passthrough did not take the file's own bytes; empty if it did or was not asked for."""
+    warning: str = ""
+    """What is damaged in the file, where such files are kept."""
 
 
 class _Picture(NamedTuple):
@@ -74,6 +78,7 @@ class _Picture(NamedTuple):
     height: int
     width: int
     reencoded: str
+    warning: str
     origin: Origin
 
 
@@ -108,17 +113,14 @@ def _encoded(task: Task, settings: Settings) -> _Picture:
     if store.kind == "passthrough":
         taken, refusal = _take(task, side_px)
     if taken is not None:
-        decoded, stored = Decoded(taken.rgb, 1, taken.rgb.shape[1::-1]), taken.rgb
-        mode, image = MODE_JPG, taken.data
-        # Its pixels come from libjpeg's fast transform. Masks are made from the exact one's, as
-        # with every other store and in caches, for a second decoding where a method looks at it.
-        rgb = None
+        decoded = Decoded(taken.rgb, 1, taken.rgb.shape[1::-1])
+        mode, image, rgb = MODE_JPG, taken.data, taken.rgb
     else:
         if isinstance(task.image, np.ndarray):
             decoded = Decoded(task.image, 1, task.image.shape[1::-1])
         else:
-            decoded = decode_image(task.image, side_px=side_px)
-        stored = rgb = shrink(decoded.rgb, side_px=side_px)
+            decoded = decode_image(task.image, side_px=side_px, keep_warned=settings.keep_warned)
+        rgb = shrink(decoded.rgb, side_px=side_px)
         mode = store.mode(task.position)
         image = encode(rgb, mode, quality=settings.quality)
     wanted = task.mask or Wanted(task.name, task.image)
@@ -126,7 +128,7 @@ def _encoded(task: Task, settings: Settings) -> _Picture:
     origin = Origin(
         wanted, side_px=side_px, decoded=decoded if own else None, rgb=rgb if own else None
     )
-    return _Picture(task, mode, image, *stored.shape[:2], refusal, origin)
+    return _Picture(task, mode, image, *rgb.shape[:2], refusal, decoded.warning, origin)
 
 
 def _sample(picture: _Picture, found: Found, settings: Settings) -> Sample:
@@ -141,6 +143,7 @@ def _sample(picture: _Picture, found: Found, settings: Settings) -> Sample:
         stand_in=found.stand_in,
         mask_problem=found.problem,
         reencoded=picture.reencoded,
+        warning=picture.warning,
     )
 
 

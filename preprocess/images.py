@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
+from preprocess.soundness import load_judged
+
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
@@ -54,26 +56,29 @@ class Decoded:
     """EXIF orientation, 1 to 8."""
     file_size: tuple[int, int]
     """(width, height) as the file holds it, before it is turned upright."""
+    warning: str = ""
+    """What is damaged in an image that was kept all the same."""
 
 
-def decode_image(path: Path, *, side_px: int) -> Decoded:
+def decode_image(path: Path, *, side_px: int, keep_warned: bool = False) -> Decoded:
     """Return a file's first frame as upright RGB; `UnusableImageError` if it is unreadable.
 
     side_px: the longest side wanted later; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as
     long as both sides stay at least this large (12 megapixel photos: 4 times as fast).
+    keep_warned: take a damaged JPEG or WebP (see `soundness`) as far as Pillow reads it.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on metadata, which does not matter here
             with Image.open(path, formats=FORMATS) as image:
-                return _decode(image, side_px)
+                return _decode(image, side_px, keep_warned)
     except (UnusableImageError, MemoryError):
         raise
     except Exception as error:  # Pillow raises nearly anything on damaged files
         raise UnusableImageError(f"{type(error).__name__}: {error}") from error
 
 
-def _decode(image: Image.Image, side_px: int) -> Decoded:
+def _decode(image: Image.Image, side_px: int, keep_warned: bool) -> Decoded:
     width, height = image.size
     if width * height > PIXEL_LIMIT:
         raise UnusableImageError(
@@ -81,13 +86,16 @@ def _decode(image: Image.Image, side_px: int) -> Decoded:
         )
     orientation = orientation_of(image)
     image.draft(None, (side_px, side_px))
+    image, warning = load_judged(image, (width, height))
+    if warning and not keep_warned:
+        raise UnusableImageError(warning)
     image.load()
     rgb = to_rgb(image)
     if image.format == "TIFF":  # Pillow has turned it upright in load()
         width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
     elif orientation != 1:
         rgb = rgb.transpose(TURNS[orientation])
-    return Decoded(np.asarray(rgb), orientation, (width, height))
+    return Decoded(np.asarray(rgb), orientation, (width, height), warning)
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -5,33 +5,14 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from ffcv.libffcv import imdecode
 from PIL import Image
 
-from harl_fast.data.jpegfile import LAYOUT, OK, parse_jpeg
+from harl_fast.data.jpegfile import OK, decode_jpeg, parse_jpeg
+from harl_fast.data.jpegheader import HEIGHT, LAYOUT, REASON, REASONS, WIDTH
 from preprocess.encode import largest_image
 from preprocess.images import Pixels, orientation_of
-
-SAMPLINGS = {
-    (2, 2): "4:2:0",
-    (2, 1): "4:2:2",
-    (1, 2): "4:4:0",
-    (1, 1): "4:4:4",
-}
-"""Horizontal and vertical luma samples to each pair of chroma samples."""
-BASELINE, EXTENDED = 0xC0, 0xC1
-_FRAMES = {
-    0xC2: "progressive",
-    0xC3: "lossless",
-    0xC9: "arithmetic coding",
-    0xCA: "arithmetic coding",
-}
-_SOS, _EOI, _APP14, _APP0 = 0xDA, 0xD9, 0xEE, 0xE0
-_NOT_FRAMES = (0xC4, 0xC8, 0xCC)
-"""DHT, JPG and DAC lie among the frame markers SOF0 to SOF15."""
 
 
 class NotTakenError(Exception):
@@ -46,113 +27,41 @@ class Taken:
     rgb: Pixels
 
 
-class _Header(NamedTuple):
-    """What lies before a JPEG's first scan."""
-
-    frame: int
-    """Its SOF marker's second byte."""
-    bits: int
-    height: int
-    width: int
-    components: tuple[tuple[int, int, int], ...]
-    """(id, horizontal, vertical sampling factor) each."""
-    jfif: bool
-    adobe_transform: int | None
-
-
 def take_jpeg(path: Path, *, side_px: int) -> Taken:
     """Return the bytes of a JPEG file that the loader reads as they are; else `NotTakenError`.
 
-    It has at most ``side_px`` on its longest side, is upright, and decodes without any of
-    libjpeg's warnings, which Pillow passes over. It is decoded once, for its mask, with libjpeg's
-    fast transform (FFCV's choice): about one level beside the exact one.
+    It has at most ``side_px`` on its longest side, is upright, has one size for all that read it,
+    and decodes without any of libjpeg's warnings (see `soundness`).
     """
     try:
         data = path.read_bytes()
     except OSError:
         raise NotTakenError("unreadable") from None
-    header = _checked_header(data)
-    if max(header.height, header.width) > side_px:
+    source, layout = np.frombuffer(data, np.uint8), np.empty(LAYOUT, np.int64)
+    if parse_jpeg(source, layout) != OK:
+        raise NotTakenError(REASONS[layout[REASON]])
+    height, width = int(layout[HEIGHT]), int(layout[WIDTH])
+    if max(height, width) > side_px:
         raise NotTakenError("larger than max_resolution")
     if len(data) > largest_image(side_px):
         raise NotTakenError("more bytes than raw pixels")
-    if not _is_plain_and_upright(data):
-        raise NotTakenError("EXIF orientation or several pictures")
-    rgb = np.empty((header.height, header.width, 3), np.uint8)
-    source = np.frombuffer(data, np.uint8)
-    if parse_jpeg(source, np.zeros(LAYOUT, np.int64)) != OK:
-        raise NotTakenError("a kind that the loader does not read")
-    size = header.height, header.width
-    if imdecode(source, rgb, *size, *size) != 0:
+    _check_by_pillow(data, (width, height))
+    rgb = np.empty((height, width, 3), np.uint8)
+    if decode_jpeg(source, rgb) != OK:
         raise NotTakenError("libjpeg warns: damaged or cut short")
     return Taken(data, rgb)
 
 
-def _checked_header(data: bytes) -> _Header:
-    header = _read_header(data)
-    if header.frame not in (BASELINE, EXTENDED) or header.bits != 8:
-        raise NotTakenError(_FRAMES.get(header.frame, "not baseline 8 bit"))
-    if header.height == 0 or header.width == 0:
-        raise NotTakenError("size not in its header")
-    if len(header.components) == 1:
-        return header
-    if len(header.components) != 3 or not _is_ycbcr(header):
-        raise NotTakenError("colours other than YCbCr")
-    luma, *chroma = [factors[1:] for factors in header.components]
-    if luma not in SAMPLINGS or chroma != [(1, 1), (1, 1)]:
-        raise NotTakenError("unusual chroma sampling")
-    return header
-
-
-def _is_ycbcr(header: _Header) -> bool:
-    """Return what libjpeg takes three components for (jdapimin.c, default_decompress_parms)."""
-    if header.jfif:
-        return True
-    if header.adobe_transform is not None:
-        return header.adobe_transform != 0
-    return bytes(component[0] for component in header.components) != b"RGB"
-
-
-def _read_header(data: bytes) -> _Header:
-    """Return what a JPEG says of itself before its first scan (ITU-T T.81, B.1 and B.2)."""
-    if data[:2] != b"\xff\xd8":
-        raise NotTakenError("not a JPEG")
-    place, jfif, transform, frame = 2, False, None, None
-    while place + 4 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == 0xFF:  # fill byte
-            place += 1
-            continue
-        length = int.from_bytes(data[place + 2 : place + 4], "big")
-        body = data[place + 4 : place + 2 + length]
-        if marker == _APP0 and body[:5] == b"JFIF\0":
-            jfif = True
-        elif marker == _APP14 and body[:5] == b"Adobe" and len(body) >= 12:
-            transform = body[11]
-        elif 0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES:
-            frame = marker, body
-        elif marker == _SOS:
-            break
-        place += 2 + length
-    if frame is None or len(frame[1]) < 6 or len(frame[1]) < 6 + 3 * frame[1][5]:
-        raise NotTakenError("no sound JPEG header")
-    kind, body = frame
-    factors = [body[6 + 3 * number : 9 + 3 * number] for number in range(body[5])]
-    return _Header(
-        frame=kind,
-        bits=body[0],
-        height=int.from_bytes(body[1:3], "big"),
-        width=int.from_bytes(body[3:5], "big"),
-        components=tuple((each[0], each[1] >> 4, each[1] & 15) for each in factors),
-        jfif=jfif,
-        adobe_transform=transform,
-    )
-
-
-def _is_plain_and_upright(data: bytes) -> bool:
-    """Return whether Pillow, too, sees one upright JPEG picture."""
+def _check_by_pillow(data: bytes, size: tuple[int, int]) -> None:
+    """Raise `NotTakenError` unless Pillow, too, sees one upright JPEG picture of this size."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            return image.format == "JPEG" and orientation_of(image) == 1
-    except Exception:  # noqa: BLE001  # Pillow raises nearly anything on damaged files
-        return False
+            seen = image.size
+            plain = image.format == "JPEG" and orientation_of(image) == 1
+    except Exception as error:
+        # Pillow raises nearly anything on damaged files; what it is, decoding for the store tells.
+        raise NotTakenError("no JPEG to Pillow") from error
+    if seen != size:
+        raise NotTakenError("of another size to Pillow")
+    if not plain:
+        raise NotTakenError("EXIF orientation or several pictures")

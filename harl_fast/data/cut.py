@@ -12,11 +12,6 @@ from harl_fast.data.geometry import cell_coverage, draw_view, fill_integral
 from harl_fast.data.imagefield import MODE_JPG, MODE_RAW, MODE_YUV420
 from harl_fast.data.jpegfile import (
     BAD_JPEG,
-    CHANNELS,
-    FACTOR_X,
-    FACTOR_Y,
-    HEIGHT,
-    LAYOUT,
     NO_DATA,
     OK,
     PLANE_X,
@@ -24,12 +19,12 @@ from harl_fast.data.jpegfile import (
     ROWS,
     STRIDE,
     UNSUPPORTED,
-    WIDTH,
     WINDOW,
     decode_planes,
     excerpt_size,
     parse_jpeg,
 )
+from harl_fast.data.jpegheader import CHANNELS, FACTOR_X, FACTOR_Y, HEIGHT, LAYOUT, WIDTH
 from harl_fast.data.resample import padded, reduce_planes, write_planes, write_view
 from harl_fast.jit import njit
 from harl_fast.rng import GEOMETRY, PHOTOMETRIC, stream
@@ -63,7 +58,7 @@ def _union(boxes):  # type: ignore[no-untyped-def]
 def open_picture(decoder, mode, data, size, boxes, bytes_, picture):  # type: ignore[no-untyped-def]
     """Make a stored picture's pixels ready for `cut_view`; return its status.
 
-    decoder: of `open_decoder`. mode: of `imagefield`. data: the stored bytes. size: (height,
+    decoder: see `decode_planes`. mode: of `imagefield`. data: the stored bytes. size: (height,
     width). boxes: of `place_views`; what lies outside all of them is not decoded. bytes_: one
     thread's scratch, receives the planes of a JPEG. picture: (`PICTURE`,) int64, receives where
     the planes lie.

@@ -107,7 +107,8 @@ def decode_batch(samples, views, cells, status, metadata, storage, table, colour
             mask = (packed, mask_size, integrals[thread])
             place_sample(storage[3], sample, size, table, mask, boxes, keys)
             picture, mode = np.empty(PICTURE, np.int64), field["mode"]
-            found = open_picture(decoders[thread], mode, data, size, boxes, bytes_[thread], picture)
+            decoder = decoders[thread : thread + 1]
+            found = open_picture(decoder, mode, data, size, boxes, bytes_[thread], picture)
             status[slot, 0] = found
             if found == OK:
                 scratch = (bytes_[thread], levels[thread], words[thread], floats[thread])

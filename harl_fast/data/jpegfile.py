@@ -10,6 +10,11 @@ Any other baseline JPEG is decoded whole, and so is one whose markers are not th
 is damaged and what is merely unusual (an application segment before the end, say) is for libjpeg to
 tell. Its verdict is always heeded: FFCV's own decoder ignores it and passes on whatever the buffer
 held before.
+
+Buffers are sized by our own reading of a header and written to by libjpeg after its own. A file may
+be made so that two readers see two pictures in it. So `parse_jpeg` accepts only headers that leave
+no room for a second reading, TurboJPEG's reading is compared with ours before every decode, and
+each decode is told how large its output may be.
 """
 
 from __future__ import annotations
@@ -19,17 +24,38 @@ import llvmlite.binding
 import numpy as np
 from numba import types
 
+from harl_fast.data.jpegheader import (
+    BROKEN,
+    CHANNELS,
+    FACTOR_X,
+    FACTOR_Y,
+    HEIGHT,
+    INTERVAL,
+    LAYOUT,
+    READ,
+    SCAN_AT,
+    SIZE_AT,
+    WIDTH,
+    read_header,
+)
 from harl_fast.jit import njit
 
 OK, NO_DATA, BAD_JPEG, UNSUPPORTED = 0, 1, 2, 3
 """Status of an image: fine; its bytes lie outside the file; damaged; a kind that is not read."""
+ANOTHER_SIZE = 1
+"""Of `decode_pixels`: TurboJPEG finds another picture in the file than its caller."""
 
 # TurboJPEG is what libffcv is linked with. Called by symbol name, not through ctypes: a pointer of
 # this process would forbid numba's cache.
 llvmlite.binding.load_library_permanently(ffcv._libffcv.__file__)
 _bytes = types.CPointer(types.uint8)
+_number = types.CPointer(types.int32)
 _init = types.ExternalFunction("tjInitDecompress", types.uintp())
 _destroy = types.ExternalFunction("tjDestroy", types.int32(types.uintp))
+_to_header = types.ExternalFunction(
+    "tjDecompressHeader3", types.int32(types.uintp, _bytes, types.uint64, *(_number,) * 4)
+)
+_last_error = types.ExternalFunction("tjGetErrorStr", types.uintp())
 _to_planes = types.ExternalFunction(
     "tjDecompressToYUVPlanes",
     types.int32(
@@ -38,7 +64,7 @@ _to_planes = types.ExternalFunction(
         types.uint64,
         types.CPointer(types.uintp),
         types.int32,
-        types.CPointer(types.int32),
+        _number,
         types.int32,
         types.int32,
     ),
@@ -53,11 +79,13 @@ _to_pixels = types.ExternalFunction(
 _memchr = types.ExternalFunction("memchr", types.uintp(_bytes, types.int32, types.uintp))
 _memcpy = types.ExternalFunction("memcpy", types.uintp(_bytes, _bytes, types.uintp))
 
-WIDTH, HEIGHT, CHANNELS, FACTOR_X, FACTOR_Y, INTERVAL, SIZE_AT, SCAN_AT = range(8)
-LAYOUT = 8
-"""Length of a `parse_jpeg` record: size in pixels; 1 or 3 channels; luma samples per chroma sample
-across and down; MCUs between restart markers (0: none); where the header holds the size; where the
-entropy-coded data begin."""
+_RGB = 0
+"""TurboJPEG's pixel format TJPF_RGB."""
+_STOP_ON_WARNING = 8192
+"""TJFLAG_STOPONWARNING: what is damaged is not decoded to its end."""
+_TJ_444, _TJ_422, _TJ_420, _TJ_GRAY, _TJ_440 = range(5)
+_TJ_YCBCR, _TJ_GREY_COLOURS = 1, 2
+"""Samplings (TJSAMP_*) and colour spaces (TJCS_*) of TurboJPEG."""
 
 PLANE_Y, PLANE_X, STRIDE, ROWS = range(4)
 WINDOW = 4
@@ -79,83 +107,59 @@ def close_decoder(decoder):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _word(data, at):  # type: ignore[no-untyped-def]
-    return (np.int64(data[at]) << 8) | np.int64(data[at + 1])
-
-
-@njit(cache=True)
-def _frame(data, at, length, layout):  # type: ignore[no-untyped-def]
-    """Read a frame header (ITU-T T.81, B.2.2)."""
-    channels = np.int64(data[at + 7]) if length >= 8 else 0
-    if length != 8 + 3 * channels or data[at + 2] != 8 or (channels != 1 and channels != 3):
-        return UNSUPPORTED
-    layout[HEIGHT], layout[WIDTH] = _word(data, at + 3), _word(data, at + 5)
-    layout[CHANNELS], layout[SIZE_AT] = channels, at + 3
-    across, down = np.int64(data[at + 9] >> 4), np.int64(data[at + 9] & 15)
-    if channels == 1:
-        across = down = np.int64(1)  # a lone component is not interleaved: factors mean nothing
-    elif data[at + 12] != 0x11 or data[at + 15] != 0x11:
-        return UNSUPPORTED
-    elif data[at + 8] == 82 and data[at + 11] == 71 and data[at + 14] == 66:
-        return UNSUPPORTED  # components named R, G, B
-    if not (1 <= across <= 2 and 1 <= down <= 2) or layout[HEIGHT] == 0 or layout[WIDTH] == 0:
-        return UNSUPPORTED
-    layout[FACTOR_X], layout[FACTOR_Y] = across, down
-    return OK
-
-
-@njit(cache=True)
-def _is_adobe_rgb(data, at, length):  # type: ignore[no-untyped-def]
-    # "Adobe", version, two flag words, transform: 0 means that nothing was transformed.
-    return length >= 14 and data[at + 2] == 65 and data[at + 3] == 100 and data[at + 13] == 0
-
-
-@njit(cache=True)
-def _segment(data, at, length, marker, layout):  # type: ignore[no-untyped-def]
-    """Read one header segment; ``at`` is where its length stands."""
-    if marker == 0xC0 or marker == 0xC1:
-        return _frame(data, at, length, layout)
-    if 0xC2 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
-        return UNSUPPORTED
-    if marker == 0xDD and length == 4:
-        layout[INTERVAL] = _word(data, at + 2)
-    if marker == 0xEE and _is_adobe_rgb(data, at, length):
-        return UNSUPPORTED
-    if marker == 0xDA:
-        layout[SCAN_AT] = at + length
-        if layout[CHANNELS] == 0 or length < 6:
-            return BAD_JPEG
-        if np.int64(data[at + 2]) != layout[CHANNELS]:
-            return UNSUPPORTED
-    return OK
-
-
-@njit(cache=True)
 def parse_jpeg(data, layout):  # type: ignore[no-untyped-def]
     """Fill ``layout`` (`LAYOUT`,) int64 from JPEG bytes (N,) uint8; return OK or what is wrong.
 
-    Read are 8-bit sequential Huffman JPEGs of one scan, grey or YCbCr, whose chroma is whole or
-    halved across, down or both.
+    What is read, and how strictly: see `jpegheader`.
     """
-    layout[:] = 0
-    size = data.shape[0]
-    if size < 4 or data[0] != 0xFF or data[1] != 0xD8:
-        return BAD_JPEG
-    at = 2
-    while at + 4 <= size and layout[SCAN_AT] == 0:
-        if data[at] != 0xFF:
-            return BAD_JPEG
-        if data[at + 1] == 0xFF:  # a fill byte
-            at += 1
-            continue
-        length = _word(data, at + 2)
-        if length < 2 or at + 2 + length > size:
-            return BAD_JPEG
-        status = _segment(data, at + 2, length, data[at + 1], layout)
-        if status != OK:
-            return status
-        at += 2 + length
-    return OK if layout[SCAN_AT] > 0 else BAD_JPEG
+    reason = read_header(data, layout)
+    if reason == READ:
+        return OK
+    return BAD_JPEG if reason <= BROKEN else UNSUPPORTED
+
+
+@njit(cache=True)
+def _turbo_header(decoder, data, length, found):  # type: ignore[no-untyped-def]
+    """Fill ``found`` (4,) int32 with TurboJPEG's width, height, sampling and colour space."""
+    found[:] = -1
+    return _to_header(
+        decoder,
+        data.ctypes,
+        length,
+        found.ctypes,
+        found[1:].ctypes,
+        found[2:].ctypes,
+        found[3:].ctypes,
+    )
+
+
+@njit(cache=True)
+def _is_read_alike(decoder, data, length, layout, height, width):  # type: ignore[no-untyped-def]
+    """Return whether TurboJPEG finds a picture of this size with the layout's colours.
+
+    decoder: (1,) uintp, replaced if it finds something else: TurboJPEG 2.1 leaves it within the
+    header that it failed to read.
+    """
+    sampling, colours = _TJ_GRAY, _TJ_GREY_COLOURS
+    if layout[CHANNELS] == 3:
+        colours = _TJ_YCBCR
+        if layout[FACTOR_X] == 2:
+            sampling = _TJ_420 if layout[FACTOR_Y] == 2 else _TJ_422
+        else:
+            sampling = _TJ_440 if layout[FACTOR_Y] == 2 else _TJ_444
+    found = np.empty(4, np.int32)
+    code = _turbo_header(decoder[0], data, length, found)
+    if (
+        code == 0
+        and found[0] == width
+        and found[1] == height
+        and found[2] == sampling
+        and found[3] == colours
+    ):
+        return True
+    _destroy(decoder[0])
+    decoder[0] = _init()
+    return False
 
 
 @njit(cache=True)
@@ -240,10 +244,11 @@ def _segments_across(layout):  # type: ignore[no-untyped-def]
 def decode_planes(decoder, data, layout, union, excerpt, planes, window):  # type: ignore[no-untyped-def]
     """Decode the rectangle ``union`` into ``planes``; return OK or BAD_JPEG.
 
-    decoder: from `open_decoder`. data, layout: see `parse_jpeg`. union: (top, left, bottom, right)
-    in pixels. excerpt: (`excerpt_size`,) uint8 scratch. planes: (`planes_size`,) uint8, receives
-    luma and chroma one after another; window: (`WINDOW`,) int64, receives where they lie: chroma
-    has STRIDE / FACTOR_X by ROWS / FACTOR_Y bytes.
+    decoder: (1,) uintp from `open_decoder`, replaced by another if need be. data, layout: see
+    `parse_jpeg`. union: (top, left, bottom, right) in pixels. excerpt: (`excerpt_size`,) uint8
+    scratch. planes: (`planes_size`,) uint8, receives luma and chroma one after another; window:
+    (`WINDOW`,) int64, receives where they lie: chroma has STRIDE / FACTOR_X by ROWS / FACTOR_Y
+    bytes.
     """
     height, width = layout[HEIGHT], layout[WIDTH]
     mcu_h, mcu_w = 8 * layout[FACTOR_Y], 8 * layout[FACTOR_X]
@@ -253,6 +258,8 @@ def decode_planes(decoder, data, layout, union, excerpt, planes, window):  # typ
     window[PLANE_Y], window[PLANE_X] = 0, 0
     window[ROWS] = rows * mcu_h
     window[STRIDE] = (width + mcu_w - 1) // mcu_w * mcu_w
+    if 2 * rows * across > length:
+        across = 0  # a marker takes two bytes: they are not all there
     starts = np.empty(rows * across + 1, np.int64)
     if across > 0 and _find_segments(data, layout[SCAN_AT], starts):
         segment_w = layout[INTERVAL] * mcu_w
@@ -262,28 +269,88 @@ def decode_planes(decoder, data, layout, union, excerpt, planes, window):  # typ
         column1 = min((union[3] + _MARGIN + segment_w - 1) // segment_w, across)
         window[PLANE_Y], window[PLANE_X] = row0 * mcu_h, column0 * segment_w
         window[ROWS], window[STRIDE] = (row1 - row0) * mcu_h, (column1 - column0) * segment_w
-        area = (across, row0, row1, column0, column1, window[ROWS], window[STRIDE])
+        height, width = window[ROWS], window[STRIDE]
+        area = (across, row0, row1, column0, column1, height, width)
         source, length = excerpt, _cut_out(data, layout, starts, area, excerpt)
     chroma_stride = window[STRIDE] // layout[FACTOR_X]
     luma = window[STRIDE] * window[ROWS]
     chroma = chroma_stride * (window[ROWS] // layout[FACTOR_Y])
+    if luma + 2 * chroma > planes.shape[0]:
+        return BAD_JPEG
+    if not _is_read_alike(decoder, source, length, layout, height, width):
+        return BAD_JPEG
     places = np.array([planes.ctypes.data, planes.ctypes.data, planes.ctypes.data], np.uintp)
     places[1] += np.uintp(luma)
     places[2] += np.uintp(luma + chroma)
     strides = np.array([window[STRIDE], chroma_stride, chroma_stride], np.int32)
-    code = _to_planes(decoder, source.ctypes, length, places.ctypes, 0, strides.ctypes, 0, 0)
+    code = _to_planes(
+        decoder[0],
+        source.ctypes,
+        length,
+        places.ctypes,
+        width,
+        strides.ctypes,
+        height,
+        _STOP_ON_WARNING,
+    )
     return OK if code == 0 else BAD_JPEG
 
 
 @njit(cache=True)
-def decode_jpeg(data, height, width, pixels):  # type: ignore[no-untyped-def]
-    """Decode a whole JPEG of any kind into RGB; return 0, or non-zero on any damage.
+def decode_pixels(data, size, pixels, pixel_format):  # type: ignore[no-untyped-def]
+    """Decode a JPEG file of any kind; return 0, or non-zero on any warning (`jpeg_error`).
 
-    data: (N,) uint8. pixels: (at least height * width * 3,) uint8, filled row by row.
+    data: (N,) uint8. size: the (height, width) that it must have, else `ANOTHER_SIZE`. pixels:
+    (h, w, channels) uint8; h and w are the size itself or a half, quarter or eighth of it, rounded
+    up. pixel_format: of TurboJPEG (TJPF_*), with as many channels.
     """
+    found = np.empty(4, np.int32)
+    decoder = _init()
+    _turbo_header(decoder, data, data.size, found)  # its verdict comes again below
+    _destroy(decoder)
+    if found[0] != size[1] or found[1] != size[0]:
+        return ANOTHER_SIZE
+    height, width, channels = pixels.shape
     decoder = _init()
     code = _to_pixels(
-        decoder, data.ctypes, data.size, pixels.ctypes, width, 3 * width, height, 0, 0
+        decoder,
+        data.ctypes,
+        data.size,
+        pixels.ctypes,
+        width,
+        channels * width,
+        height,
+        pixel_format,
+        _STOP_ON_WARNING,
     )
     _destroy(decoder)
     return code
+
+
+@njit(cache=True)
+def jpeg_error():  # type: ignore[no-untyped-def]
+    """Return where the text of TurboJPEG's last error or warning in this thread lies."""
+    return _last_error()
+
+
+@njit(cache=True)
+def decode_jpeg(data, pixels):  # type: ignore[no-untyped-def]
+    """Decode a whole stored JPEG into (H, W, 3) uint8 RGB; return its status.
+
+    It is the status that the loader finds, had it to decode the whole.
+    """
+    layout = np.empty(LAYOUT, np.int64)
+    status = parse_jpeg(data, layout)
+    if status != OK:
+        return status
+    height, width = pixels.shape[:2]
+    decoder = np.array([_init()], np.uintp)
+    sound = (
+        layout[HEIGHT] == height
+        and layout[WIDTH] == width
+        and _is_read_alike(decoder, data, data.size, layout, height, width)
+    )
+    _destroy(decoder[0])
+    if not sound or decode_pixels(data, (height, width), pixels, _RGB) != 0:
+        return BAD_JPEG
+    return OK

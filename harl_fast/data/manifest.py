@@ -61,7 +61,8 @@ class Manifest:
     """kind ("jpg", "passthrough", "raw", "yuv420", "mix:..."), max_resolution, quality. Containers
     written before there were other kinds than jpg have only these; newer ones add pixels (of all
     images), modes ({mode: {count, bytes}}), restart_markers (every JPEG has those of
-    `preprocess.encode`), and for passthrough passed_through and reencoded ({reason: count}).
+    `preprocess.encode`), for passthrough passed_through and reencoded ({reason: count}), and with
+    ``--keep-warned`` warned: how many damaged files were kept.
     The loader reads each sample's own mode and depends on none of these: no new format."""
     skipped: NonNegativeInt
     """Source files that were left out; they are listed in ``<split>.report.json``."""

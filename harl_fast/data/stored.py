@@ -19,7 +19,7 @@ from harl_fast.data.imagefield import (
     open_reader,
     stored_bytes,
 )
-from harl_fast.data.jpegfile import decode_jpeg
+from harl_fast.data.jpegfile import OK, decode_jpeg
 from harl_fast.data.manifest import check_container, read_manifest, sample_name
 from harl_fast.data.maskfield import unpack_mask
 from harl_fast.errors import DataError
@@ -56,8 +56,7 @@ def stored_pixels(
     if mode == MODE_JPG:
         pixels = np.zeros((height, width, 3), np.uint8)
         jpeg = np.ascontiguousarray(data)
-        sound = jpeg.size > 0 and decode_jpeg(jpeg, height, width, pixels.reshape(-1)) == 0
-        return pixels if sound else None
+        return pixels if decode_jpeg(jpeg, pixels) == OK else None
     if mode not in (MODE_RAW, MODE_YUV420) or data.size != stored_bytes(mode, height, width):
         return None
     if mode == MODE_RAW:

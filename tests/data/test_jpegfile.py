@@ -44,9 +44,9 @@ def decode(data: np.ndarray, union) -> tuple[int, np.ndarray, np.ndarray]:
     excerpt = np.full(jpegfile.excerpt_size(data.size), 0xAA, np.uint8)
     planes = np.full(jpegfile.planes_size(*size), 77, np.uint8)
     window = np.empty(jpegfile.WINDOW, np.int64)
-    decoder = jpegfile.open_decoder()
+    decoder = np.array([jpegfile.open_decoder()], np.uintp)
     found = jpegfile.decode_planes(decoder, data, layout, union, excerpt, planes, window)
-    jpegfile.close_decoder(decoder)
+    jpegfile.close_decoder(decoder[0])
     return found, window, planes
 
 
@@ -144,11 +144,11 @@ def test_flipped_bytes_never_write_out_of_bounds(seed, count, restarts) -> None:
     excerpt = np.full(jpegfile.excerpt_size(encoded.size) + 64, 0xAA, np.uint8)
     planes = np.full(jpegfile.planes_size(64, 128) + 64, 77, np.uint8)
     window = np.empty(jpegfile.WINDOW, np.int64)
-    decoder = jpegfile.open_decoder()
+    decoder = np.array([jpegfile.open_decoder()], np.uintp)
     jpegfile.decode_planes(
         decoder, encoded, layout, (5, 20, 60, 90), excerpt[:-64], planes[:-64], window
     )
-    jpegfile.close_decoder(decoder)
+    jpegfile.close_decoder(decoder[0])
     assert (excerpt[-64:] == 0xAA).all() and (planes[-64:] == 77).all()
 
 

@@ -16,6 +16,7 @@ from preprocess.encode import parse_store
 from preprocess.masks import parse_spec
 from preprocess.passthrough import NotTakenError, take_jpeg
 from preprocess.sources import Rejected
+from tests.data.jpegfuzz import crafted_jpeg
 from tests.preprocess.support import photo, same_colours, save
 
 PHOTO = photo(3, height=47, width=65)
@@ -199,3 +200,20 @@ def test_pictures_in_memory_and_other_formats_are_encoded(tmp_path: Path) -> Non
 def test_a_picture_of_one_pixel_passes(path: Path) -> None:
     save(np.full((1, 1, 3), 90, np.uint8), path)
     assert converted(path).image == path.read_bytes()
+
+
+def test_a_jpeg_that_two_readers_see_two_pictures_in_is_encoded_again(path: Path) -> None:
+    """Pillow and libjpeg see 160 x 64000 px, who reads lengths after every marker 300 x 300."""
+    path.write_bytes(crafted_jpeg())
+    sample = converted(path)
+    assert sample.reencoded == "no sound JPEG header"
+    assert (sample.height, sample.width) == (512, 1) and sample.image != path.read_bytes()
+
+
+def test_a_size_that_pillow_sees_otherwise_is_encoded_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(TAKEN["4:2:0"])
+    monkeypatch.setattr("PIL.Image.Image.size", property(lambda image: (64, 47)))
+    with pytest.raises(NotTakenError, match="another size to Pillow"):
+        take_jpeg(path, side_px=512)

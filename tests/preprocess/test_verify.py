@@ -16,6 +16,7 @@ from harl_fast.files import sha256_file
 from preprocess.verify import DAMAGED, REFUSED, SOUND, main
 from preprocess.verify import _rows as rows_of
 from tests.betons import plain_item, write_beton, write_checksums
+from tests.data.jpegfuzz import CRAFTED, SAMPLES, crafted_beton
 from tests.data.support import copied
 
 COUNT = 70  # more than one chunk
@@ -135,3 +136,12 @@ def test_all_cores_find_the_same(beton: Path, tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_is_an_error(beton: Path) -> None:
     with pytest.raises(DataError, match="--report"):
         main([str(beton), "--report", f"{beton}/report.json"])
+
+
+def test_a_crafted_jpeg_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """libjpeg alone would call it sound: it scales the hidden picture to the size asked for."""
+    path = crafted_beton(tmp_path)
+    assert main([str(path), "--deep", "--workers", "1"]) == DAMAGED
+    told = capsys.readouterr().out
+    assert f"1 of {SAMPLES} samples are damaged" in told
+    assert f"sample {CRAFTED} (sample{CRAFTED}.jpg): image does not decode" in told

@@ -1,0 +1,102 @@
+"""JPEG and WebP files to pixels, together with a verdict on whether they are sound.
+
+No exception does not mean no damage. Pillow passes over libjpeg's warnings, and a warning is all
+that libjpeg has to say of a hole, of zeroed bytes or of a missing end: it fills the rest with grey
+and goes on. TurboJPEG gives the same pixels, bit for bit, and tells whether there was a warning.
+
+The rule for JPEGs: whatever libjpeg warns of is damaged. It does not warn of what concerns no
+pixel: bytes after the end, fill bytes, unknown application segments. Some of its warnings are
+harmless in some files ("extraneous bytes before marker" where a camera pads with zeros, "Invalid
+SOS parameters", "unknown JFIF revision", "Premature end of JPEG file" where the end marker alone is
+lacking), but the same words are the only trace of a hole in others, and TurboJPEG tells no more
+than the first one. Such files are for a person to judge: ``--keep-warned`` takes them.
+
+WebP has no checksum, and libwebp decodes whatever bits it finds. It does refuse data that end too
+early, cut chunks and wrong sizes among them. Changed bytes can be seen by what they leave behind:
+after them the decoder reads other symbols, of other lengths, and gets through the picture without
+some of the data, where it needs a sound file's to the end. What cannot be known: a change whose
+symbols happen to take as many bits, such as single bytes of a lossless file; changes in the alpha
+channel, in frames after an animation's first, and in data of under `_LEAST_BYTES`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+
+import numpy as np
+from PIL import Image
+
+from harl_fast.data.jpegfile import ANOTHER_SIZE, decode_pixels, jpeg_error
+
+DAMAGED = "damaged: "
+"""How the reasons begin for which ``--keep-warned`` is there."""
+_PIXELS = {"L": (1, 6), "RGB": (3, 0), "CMYK": (4, 11)}
+"""Channels of Pillow's modes of JPEGs, and TurboJPEG's pixel format (TJPF_*) of each."""
+_SPARED = 32
+"""Bytes that a sound WebP cannot do without: encoders add 4 at most to what they need."""
+_LEAST_BYTES = 4 * _SPARED
+
+
+def load_judged(image: Image.Image, file_size: tuple[int, int]) -> tuple[Image.Image, str]:
+    """Return an opened image loaded, at the size it was drafted for, and what is damaged or "".
+
+    file_size: (width, height) before it was drafted. A damaged image is returned as it came, to be
+    loaded by Pillow or not at all.
+    """
+    if image.format in ("JPEG", "MPO"):
+        return _load_jpeg(image, file_size)
+    problem = ""
+    if image.format == "WEBP" and _decodes(_without_end(_file_bytes(image))):
+        problem = f"{DAMAGED}a WebP that decodes without the end of its data"
+    else:
+        image.load()
+    return image, problem
+
+
+def _load_jpeg(image: Image.Image, file_size: tuple[int, int]) -> tuple[Image.Image, str]:
+    data = np.frombuffer(_file_bytes(image), np.uint8)
+    channels, pixel_format = _PIXELS[image.mode]
+    pixels = np.empty((image.height, image.width, channels), np.uint8)
+    code = decode_pixels(data, file_size[::-1], pixels, pixel_format)
+    if code == ANOTHER_SIZE:
+        return image, f"{DAMAGED}Pillow and libjpeg find pictures of other sizes in it"
+    if code != 0:
+        text = ctypes.string_at(jpeg_error()).decode("ascii", "backslashreplace")
+        return image, f"{DAMAGED}libjpeg warns: {text}"
+    if image.mode == "CMYK":
+        pixels = ~pixels  # as Pillow reads them, see `images.to_rgb`
+    loaded = Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels, image.mode)
+    loaded.format, loaded.info = image.format, image.info
+    return loaded, ""
+
+
+def _file_bytes(image: Image.Image) -> bytes:
+    assert image.fp is not None
+    image.fp.seek(0)
+    return image.fp.read()
+
+
+def _without_end(webp: bytes) -> bytes | None:
+    """Return a WebP of one frame whose coded data lack their end, or None if there are too few."""
+    at = 12
+    while at + 8 <= len(webp):
+        length = int.from_bytes(webp[at + 4 : at + 8], "little")
+        if webp[at : at + 4] in (b"VP8 ", b"VP8L") and length >= _LEAST_BYTES:
+            length = (length - _SPARED) & ~1
+            chunk = webp[at : at + 4] + length.to_bytes(4, "little")
+            whole = webp[8:at] + chunk + webp[at + 8 : at + 8 + length]
+            return b"RIFF" + len(whole).to_bytes(4, "little") + whole
+        at += 8 + length + length % 2
+    return None
+
+
+def _decodes(webp: bytes | None) -> bool:
+    if webp is None:
+        return False
+    try:
+        with Image.open(io.BytesIO(webp), formats=("WEBP",)) as image:
+            image.load()
+    except (OSError, EOFError):
+        return False
+    return True

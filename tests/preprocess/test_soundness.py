@@ -1,0 +1,174 @@
+"""Damaged JPEG and WebP files are left out by name whatever the store, or kept on request."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocess import beton as converter
+from preprocess.convert import Sample, Settings, Task, convert
+from preprocess.encode import parse_store
+from preprocess.images import UnusableImageError, decode_image
+from preprocess.masks import parse_spec
+from preprocess.sources import Rejected
+from tests.betons import smooth_noise
+
+PHOTO = smooth_noise(0, 240, 320)
+KINDS = {
+    "4:2:0": {},
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "restart markers": {"restart_marker_blocks": 4},
+    "progressive": {"progressive": True},
+    "grey": {"mode": "L"},
+    "CMYK": {"mode": "CMYK"},
+    "WebP": {"format": "WEBP"},
+    "lossless WebP": {"format": "WEBP", "lossless": True},
+}
+STORES = ("jpg", "passthrough", "raw", "yuv420", "mix:0.5")
+
+
+def picture(kind: str) -> bytes:
+    options = {"format": "JPEG", "mode": "RGB", "quality": 90, **KINDS[kind]}
+    stream = io.BytesIO()
+    Image.fromarray(PHOTO).convert(options.pop("mode")).save(stream, **options)
+    return stream.getvalue()
+
+
+def zeroed(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes(512) + data[middle + 512 :]
+
+
+def with_hole(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + data[middle + 512 :]
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) * 7 // 10]
+
+
+DAMAGE = {"zeroed": zeroed, "with a hole": with_hole, "cut short": cut}
+
+
+def converted(path: Path, *, store: str = "jpg", keep_warned: bool = False) -> Sample | Rejected:
+    settings = Settings(512, 90, 64, parse_spec("full"), parse_store(store), keep_warned)
+    (result,) = convert([Task("x", 0, path, None)], settings)
+    return result
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "x.jpg"
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_found_whatever_the_store(path: Path, kind: str, damage: str) -> None:
+    path.write_bytes(picture(kind))
+    for store in STORES:
+        assert isinstance(converted(path, store=store), Sample), store
+    path.write_bytes(DAMAGE[damage](picture(kind)))
+    verdicts = {converted(path, store=store) for store in STORES}
+    (verdict,) = verdicts  # the same for all
+    assert isinstance(verdict, Rejected)
+    if KINDS[kind].get("format") != "WEBP":
+        assert "damaged: libjpeg warns: " in verdict.reason
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side_px", [512, 150, 75, 38])
+def test_a_sound_file_has_the_pixels_that_pillow_finds(path: Path, kind: str, side_px: int) -> None:
+    """Drafted too: at a half, a quarter and an eighth of its size."""
+    path.write_bytes(picture(kind))
+    with Image.open(path) as image:
+        image.draft(None, (side_px, side_px))
+        if image.mode == "CMYK" and "adobe" not in image.info:
+            pytest.skip("Pillow's own reading is inverted, see test_images")
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(decode_image(path, side_px=side_px).rgb, expected)
+
+
+def test_what_concerns_no_pixel_is_no_damage(path: Path) -> None:
+    data = picture("4:2:0")
+    for odd in (
+        data + b"trailing bytes" * 100,
+        data[:-2] + b"\xff\xff\xff\xd9",
+        data[:-2] + b"\xff\xfe\x00\x06note\xff\xd9",
+        data[:2] + b"\xff\xff\xff" + data[2:],
+        data[:2] + b"\xff\xe7\x00\x06note" + data[2:],
+        data + data,
+    ):
+        path.write_bytes(odd)
+        assert np.array_equal(decode_image(path, side_px=512).rgb, _pillow(data))
+
+
+def _pillow(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_a_webp_without_loss_of_bytes_is_sound(path: Path) -> None:
+    """Also with little to code, with transparency, or with a second frame."""
+    flat = Image.new("RGB", (300, 200), (20, 130, 70))
+    alpha = Image.fromarray(PHOTO).convert("RGBA")
+    alpha.putalpha(Image.fromarray(PHOTO[..., 0]))
+    half = Image.fromarray(np.where(np.arange(240)[:, None, None] < 40, PHOTO, 255).astype("u1"))
+    for image in (flat, alpha, half):
+        for options in ({}, {"lossless": True}, {"quality": 5}, {"quality": 100, "method": 6}):
+            image.save(path, "WEBP", **options)
+            assert decode_image(path, side_px=512).rgb.shape[:2] == image.size[::-1]
+    flat.save(path, "WEBP", save_all=True, append_images=[half.resize(flat.size)])
+    assert decode_image(path, side_px=512).rgb.shape == (200, 300, 3)
+
+
+def test_a_file_in_which_pillow_finds_another_size_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(picture("4:2:0"))
+    monkeypatch.setattr("PIL.Image.Image.size", property(lambda image: (320, 239)))
+    with pytest.raises(UnusableImageError, match="other sizes"):
+        decode_image(path, side_px=512)
+
+
+@pytest.mark.parametrize("store", ["jpg", "passthrough"])
+def test_damaged_files_are_kept_on_request(path: Path, store: str) -> None:
+    path.write_bytes(zeroed(picture("4:2:0")))
+    kept = converted(path, store=store, keep_warned=True)
+    assert isinstance(kept, Sample) and (kept.height, kept.width) == PHOTO.shape[:2]
+    assert kept.warning.startswith("damaged: libjpeg warns: Corrupt JPEG data")
+    assert kept.reencoded == ("libjpeg warns: damaged or cut short" if store != "jpg" else "")
+    path.write_bytes(picture("4:2:0"))
+    sound = converted(path, store=store, keep_warned=True)
+    assert isinstance(sound, Sample) and sound.warning == ""
+
+
+def test_the_programs_say_what_became_of_damaged_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        for number in range(6):
+            place = data / split / f"class{number % 2}" / f"{number}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(zeroed(picture("4:2:0")) if number == 3 else picture("4:2:0"))
+    for flags, count in (([], 5), (["--keep-warned"], 6)):
+        out = tmp_path / f"out{count}"
+        arguments = ["--data", str(data), "--out", str(out), "--mask-method", "full", *flags]
+        assert converter.main([*arguments, "--workers", "1"]) == 0
+        told = capsys.readouterr().out
+        manifest = json.loads((out / "train.json").read_text())
+        report = json.loads((out / "train.report.json").read_text())
+        (item,) = report["warned" if flags else "skipped"]
+        assert item["path"] == "train/class1/3.jpg" and "libjpeg warns" in item["reason"]
+        assert manifest["count"] == count and manifest["store"].get("warned") == (
+            1 if flags else None
+        )
+        assert ("1 of the skipped files are damaged; --keep-warned" in told) == (not flags)
+        assert ("damaged files that were kept and reasons" in told) == bool(flags)
