@@ -16,6 +16,7 @@ from preprocess.images import Decoded, Pixels, UnusableImageError, decode_image,
 from preprocess.masks.find import Found, Origin, Wanted, find_masks
 from preprocess.masks.spec import MethodSpec
 from preprocess.passthrough import NotTakenError, Taken, take_jpeg
+from preprocess.reading import DEFAULT_READING, Reading
 from preprocess.sources import Rejected
 
 
@@ -31,6 +32,7 @@ class Settings:
     mask_method: MethodSpec
     """Serves every image without a usable mask file or cached mask."""
     store: Store = DEFAULT_STORE
+    reading: Reading = DEFAULT_READING
 
 
 class Task(NamedTuple):
@@ -63,6 +65,8 @@ class Sample(NamedTuple):
     """Why a fall-back's mask serves, and which; empty if none does."""
     reencoded: str = ""
     """Why passthrough did not take the file's own bytes; empty if it did or was not asked for."""
+    remarks: tuple[str, ...] = ()
+    """Of `Decoded`."""
 
 
 class _Picture(NamedTuple):
@@ -74,6 +78,7 @@ class _Picture(NamedTuple):
     height: int
     width: int
     reencoded: str
+    remarks: tuple[str, ...]
     origin: Origin
 
 
@@ -106,7 +111,7 @@ def _encoded(task: Task, settings: Settings) -> _Picture:
     side_px, store = settings.max_resolution, settings.store
     taken, refusal = None, ""
     if store.kind == "passthrough":
-        taken, refusal = _take(task, side_px)
+        taken, refusal = _take(task, settings)
     if taken is not None:
         decoded, stored = Decoded(taken.rgb, 1, taken.rgb.shape[1::-1]), taken.rgb
         mode, image = MODE_JPG, taken.data
@@ -117,16 +122,20 @@ def _encoded(task: Task, settings: Settings) -> _Picture:
         if isinstance(task.image, np.ndarray):
             decoded = Decoded(task.image, 1, task.image.shape[1::-1])
         else:
-            decoded = decode_image(task.image, side_px=side_px)
+            decoded = decode_image(task.image, side_px=side_px, reading=settings.reading)
         stored = rgb = shrink(decoded.rgb, side_px=side_px)
         mode = store.mode(task.position)
         image = encode(rgb, mode, quality=settings.quality)
     wanted = task.mask or Wanted(task.name, task.image)
     own = wanted.name == task.name
     origin = Origin(
-        wanted, side_px=side_px, decoded=decoded if own else None, rgb=rgb if own else None
+        wanted,
+        side_px=side_px,
+        reading=settings.reading,
+        frame=decoded.frame if own else None,
+        rgb=rgb if own else None,
     )
-    return _Picture(task, mode, image, *stored.shape[:2], refusal, origin)
+    return _Picture(task, mode, image, *stored.shape[:2], refusal, decoded.remarks, origin)
 
 
 def _sample(picture: _Picture, found: Found, settings: Settings) -> Sample:
@@ -141,14 +150,15 @@ def _sample(picture: _Picture, found: Found, settings: Settings) -> Sample:
         stand_in=found.stand_in,
         mask_problem=found.problem,
         reencoded=picture.reencoded,
+        remarks=picture.remarks,
     )
 
 
-def _take(task: Task, side_px: int) -> tuple[Taken | None, str]:
+def _take(task: Task, settings: Settings) -> tuple[Taken | None, str]:
     """Return a file's own bytes if they can be stored, else why not."""
     if isinstance(task.image, np.ndarray):
         return None, "no file"
     try:
-        return take_jpeg(task.image, side_px=side_px), ""
+        return take_jpeg(task.image, side_px=settings.max_resolution, icc=settings.reading.icc), ""
     except NotTakenError as refusal:
         return None, str(refusal)

@@ -12,8 +12,10 @@ from ffcv.libffcv import imdecode
 from PIL import Image
 
 from harl_fast.data.jpegfile import LAYOUT, OK, parse_jpeg
+from harl_fast.files import open_regular
 from preprocess.encode import largest_image
-from preprocess.images import Pixels, orientation_of
+from preprocess.icc import is_srgb
+from preprocess.images import FILE_LIMIT, Pixels, orientation_of
 
 SAMPLINGS = {
     (2, 2): "4:2:0",
@@ -60,15 +62,17 @@ class _Header(NamedTuple):
     adobe_transform: int | None
 
 
-def take_jpeg(path: Path, *, side_px: int) -> Taken:
+def take_jpeg(path: Path, *, side_px: int, icc: bool = True) -> Taken:
     """Return the bytes of a JPEG file that the loader reads as they are; else `NotTakenError`.
 
     It has at most ``side_px`` on its longest side, is upright, and decodes without any of
     libjpeg's warnings, which Pillow passes over. It is decoded once, for its mask, with libjpeg's
-    fast transform (FFCV's choice): about one level beside the exact one.
+    fast transform (FFCV's choice): about one level beside the exact one. icc: refuse files with a
+    colour profile that would change their pixels.
     """
     try:
-        data = path.read_bytes()
+        with open_regular(path, limit=FILE_LIMIT) as stream:
+            data = stream.read()
     except OSError:
         raise NotTakenError("unreadable") from None
     header = _checked_header(data)
@@ -76,8 +80,7 @@ def take_jpeg(path: Path, *, side_px: int) -> Taken:
         raise NotTakenError("larger than max_resolution")
     if len(data) > largest_image(side_px):
         raise NotTakenError("more bytes than raw pixels")
-    if not _is_plain_and_upright(data):
-        raise NotTakenError("EXIF orientation or several pictures")
+    _check_picture(data, icc=icc)
     rgb = np.empty((header.height, header.width, 3), np.uint8)
     source = np.frombuffer(data, np.uint8)
     if parse_jpeg(source, np.zeros(LAYOUT, np.int64)) != OK:
@@ -149,10 +152,16 @@ def _read_header(data: bytes) -> _Header:
     )
 
 
-def _is_plain_and_upright(data: bytes) -> bool:
-    """Return whether Pillow, too, sees one upright JPEG picture."""
+def _check_picture(data: bytes, *, icc: bool) -> None:
+    """Raise `NotTakenError` unless Pillow, too, sees one upright picture, in sRGB."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            return image.format == "JPEG" and orientation_of(image) == 1
-    except Exception:  # noqa: BLE001  # Pillow raises nearly anything on damaged files
-        return False
+            plain = image.format == "JPEG" and orientation_of(image) == 1
+            profile = image.info.get("icc_profile") if icc else None
+            foreign = bool(profile) and not is_srgb(profile, image.mode)
+    except Exception as error:  # Pillow raises nearly anything on damaged files; reports count it
+        raise NotTakenError(f"Pillow does not read it ({type(error).__name__})") from error
+    if not plain:
+        raise NotTakenError("EXIF orientation or several pictures")
+    if foreign:
+        raise NotTakenError("a colour profile other than sRGB")
