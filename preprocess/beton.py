@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harl_fast.data.manifest import one_line
 from harl_fast.errors import DataError, run_main
 from preprocess.advice import advise
 from preprocess.build import build
@@ -18,7 +19,7 @@ from preprocess.demo.make import MAX_CLASSES, DemoSettings, make_demo_set
 from preprocess.encode import DEFAULT_STORE, STORES, Store, parse_store
 from preprocess.masks.assign import FALLBACK
 from preprocess.masks.methods import METHODS
-from preprocess.options import mask_method, whole_number, writing
+from preprocess.options import add_reading, mask_method, reading_of, whole_number, writing
 from preprocess.pool import usable_cores
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
 
@@ -74,19 +75,24 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="; ".join(f"{name} ({about})" for name, about in STORES.items()) + "; default jpg",
     )
     number("--quality", 1, 100, default=90, about="JPEG quality")
+    add_reading(parser)
     number("--workers", 1, 1024, default=usable_cores(), about="processes")
-    group = parser.add_argument_group("demo set, without --data and --dataset")
-    number = functools.partial(_add_number, group.add_argument)
-    number("--demo-images", 20, 10**6, default=3000, about="images in both splits together")
-    number("--demo-classes", 2, MAX_CLASSES, default=MAX_CLASSES, about="kinds of objects")
-    number("--demo-size", 32, 512, default=144, about="side of the images")
-    number("--demo-seed", 0, 2**31, default=0, about="other seeds give other images")
+    _add_demo_set(parser)
     args = parser.parse_args(argv)
     if args.mask_size % 8:
         parser.error(f"argument --mask-size: {args.mask_size} is no multiple of 8")
     if args.masks and not args.data:
         parser.error("argument --masks: belongs to the images of --data FOLDER")
     return args
+
+
+def _add_demo_set(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("demo set, without --data and --dataset")
+    number = functools.partial(_add_number, group.add_argument)
+    number("--demo-images", 20, 10**6, default=3000, about="images in both splits together")
+    number("--demo-classes", 2, MAX_CLASSES, default=MAX_CLASSES, about="kinds of objects")
+    number("--demo-size", 32, 512, default=144, about="side of the images")
+    number("--demo-seed", 0, 2**31, default=0, about="other seeds give other images")
 
 
 def _add_number(
@@ -109,7 +115,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for an interrupt
     settings = Settings(
-        args.max_resolution, args.quality, args.mask_size, args.mask_method, args.store
+        args.max_resolution,
+        args.quality,
+        args.mask_size,
+        args.mask_method,
+        args.store,
+        reading_of(args),
     )
     with writing(args.out):
         source, masks = _source(args)
@@ -130,8 +141,11 @@ def _source(args: argparse.Namespace) -> tuple[Source, Path | None]:
                 f"--out {args.out} lies inside --data {args.data}; choose a folder outside, so "
                 f"that the containers are not taken for images"
             )
-        print(f"looking for images in {args.data}", flush=True)
-        return folder_source(args.data), args.masks
+        print(f"looking for images in {one_line(str(args.data))}", flush=True)
+        source = folder_source(args.data)
+        for note in source.notes:
+            print(f"note: {note}", flush=True)
+        return source, args.masks
     demo = DemoSettings(args.demo_images, args.demo_classes, args.demo_size, args.demo_seed)
     folder = args.out / "source"
     make_demo_set(folder, demo, workers=args.workers)

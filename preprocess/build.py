@@ -38,7 +38,8 @@ from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.find import CHUNK
 from preprocess.masks.methods import SUPERVISION
 from preprocess.pool import ordered_map
-from preprocess.sources import Rejected, Source
+from preprocess.reading import DEFAULT_READING
+from preprocess.sources import Rejected, Source, Split
 from preprocess.writer import container_writer
 
 SLOW_BYTES = 2 * 10**9
@@ -69,6 +70,8 @@ class Tally:
     image_bytes: Counter[str] = field(default_factory=Counter)
     reencoded: Counter[str] = field(default_factory=Counter)
     """Why files could not pass through, and how many."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """What was done to samples' pixels, see `Decoded`, and to how many."""
 
     def add(self, sample: Sample) -> None:
         """Count one sample."""
@@ -80,6 +83,7 @@ class Tally:
         self.image_bytes[MODE_NAMES[sample.mode]] += len(sample.image)
         if sample.reencoded:
             self.reencoded[sample.reencoded] += 1
+        self.remarks.update(sample.remarks)
         if sample.mask_problem:
             self.replaced.append(Rejected(sample.name, sample.mask_problem))
         share = float(np.unpackbits(np.frombuffer(sample.mask, np.uint8)).mean())
@@ -140,6 +144,8 @@ def build(
         write_manifest(beton, manifest)
         check_container(beton, manifest)
         _summarise(beton, manifest, tally, mask_list)
+        for line in _lost_classes(mask_list.split, tally, source.classes):
+            print(line)
         manifests.append(manifest)
     return manifests
 
@@ -157,6 +163,12 @@ def _check_cache(masks: MaskList, settings: Settings) -> None:
         print(
             f"note: the cached masks were made at --max-resolution {made_at}, not "
             f"{settings.max_resolution}: they serve, but differ a little from fresh ones"
+        )
+    made_with = masks.cache.info.get("reading", DEFAULT_READING.facts())
+    if made_with != settings.reading.facts():
+        print(
+            f"note: the cached masks were made of files read as {made_with}, not as "
+            f"{settings.reading.facts()}: they serve, but may differ from fresh ones"
         )
 
 
@@ -225,6 +237,8 @@ def _store_facts(tally: Tally, settings: Settings) -> dict[str, Any]:
         "kind": settings.store.name,
         "max_resolution": settings.max_resolution,
         "quality": settings.quality,
+        **settings.reading.facts(),
+        "remarks": dict(tally.remarks.most_common()),
         "pixels": tally.pixels,
         "modes": {
             name: {"count": count, "bytes": tally.image_bytes[name]}
@@ -264,10 +278,22 @@ def _versions() -> dict[str, str]:
     return {"harl_fast": __version__, "python": platform.python_version(), **tools}
 
 
+def _lost_classes(split: Split, tally: Tally, classes: list[str]) -> Iterator[str]:
+    """Yield a line on each class of which no image could be read."""
+    lost = sorted(set(split.labels) - set(tally.labels))
+    reasons = {item.name: item.reason for item in tally.rejected} if lost else {}
+    for label in lost:
+        names = [name for name, own in zip(split.names, split.labels, strict=True) if own == label]
+        yield (
+            f"  class {classes[label]} is lost: none of its {len(names):,} files could be read "
+            f"(first: {one_line(f'{names[0]}: {reasons[names[0]]}')})"
+        )
+
+
 def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -> None:
     """Print what a user wants to know about one container."""
     mask, counts = manifest.mask, manifest.class_counts
-    notes = [f"{masks.title} ({SUPERVISION[mask['supervision']]})"]
+    notes = [f"{one_line(masks.title)} ({SUPERVISION[mask['supervision']]})"]
     for number, what in ((len(tally.replaced), "fall-backs"), (tally.stand_ins, "centre ellipses")):
         notes += [f"{what} {number:,} ({number / manifest.count:.1%})"] if number else []
     print(
@@ -283,6 +309,8 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -
         reasons = [f"{reason} {count:,}" for reason, count in tally.reencoded.most_common()]
         tail = f"; the rest encoded again: {', '.join(reasons)}" if reasons else ""
         print(f"  {manifest.store['passed_through']:,} files stored as they were{tail}")
+    for remark, count in tally.remarks.most_common():
+        print(f"  {remark}: {count:,} files")
     rate = manifest.count / max(tally.seconds, 1e-9)
     print(f"  {manifest.beton_bytes / 1e6:,.1f} MB, {rate:,.0f} images/s: {beton}")
     listing = beton.with_name(f"{beton.stem}.report.json")

@@ -10,6 +10,7 @@ from pathlib import Path
 from harl_fast.errors import ConfigError, DataError
 from preprocess.masks.methods import parse_spec
 from preprocess.masks.spec import MethodSpec
+from preprocess.reading import GreyRange, Reading, parse_range
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
@@ -32,6 +33,36 @@ def mask_method(text: str) -> MethodSpec:
     try:
         return parse_spec(text)
     except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how files are read, see `reading_of`."""
+    parser.add_argument(
+        "--range",
+        type=_grey_range,
+        default=GreyRange(),
+        metavar="RANGE",
+        help="which values of greys of over 8 bits are black and white: full (of the file's type), "
+        "minmax (of each image) or LOW:HIGH; default full",
+    )
+    parser.add_argument(
+        "--icc",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="convert embedded colour profiles to sRGB; default --icc",
+    )
+
+
+def reading_of(args: argparse.Namespace) -> Reading:
+    """Return how the command line asks for files to be read."""
+    return Reading(args.range, args.icc)
+
+
+def _grey_range(text: str) -> GreyRange:
+    try:
+        return parse_range(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 

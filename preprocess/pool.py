@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
+from harl_fast.data.manifest import one_line
 from harl_fast.errors import DataError
 
 TaskT = TypeVar("TaskT")
@@ -116,7 +117,8 @@ def _receive(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> tuple[
     number, task = worker.task
     if trace is not None:
         raise DataError(
-            f"a worker failed on {describe(task)}. Please report this with the trace:\n{trace}"
+            f"a worker failed on {one_line(describe(task))}. Please report this with the trace:"
+            f"\n{trace}"
         )
     worker.task = None
     return number, result
@@ -126,7 +128,7 @@ def _death(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> DataErro
     worker.process.join(5.0)
     code = worker.process.exitcode
     cause = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-    where = describe(worker.task[1]) if worker.task else "nothing"
+    where = one_line(describe(worker.task[1])) if worker.task else "nothing"
     return DataError(
         f"a worker process died ({cause}) while it held {where}. SIGKILL is mostly the system "
         f"running out of memory: use fewer --workers. Otherwise one of these files crashes the "

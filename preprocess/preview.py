@@ -13,6 +13,7 @@ from harl_fast.errors import run_main
 from harl_fast.viz import contact_sheet, occupancy_chart, write_png
 from preprocess.masks import gallery
 from preprocess.masks.methods import METHODS, open_method, parse_spec, to_mask
+from preprocess.options import add_reading, reading_of
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -52,6 +53,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--mask-method", default="heuristic", metavar="SPEC", help=about)
     add("--truth", type=Path, metavar="FOLDER", help="true masks under the images' names")
     add("--most", type=int, default=200, metavar="N", help="images looked at, evenly spaced")
+    add_reading(parser)
     args = parser.parse_args(argv)
     if args.count < 1 or args.epoch < 0 or args.most < 1:
         parser.error(
@@ -83,7 +85,9 @@ def draw_masks(args: argparse.Namespace) -> None:
         failed: dict[str, str] = {}
     else:
         find = finder(args.mask_method)
-        found, failed = gallery.from_folder(args.source, find, truth=args.truth, most=args.most)
+        found, failed = gallery.from_folder(
+            args.source, find, truth=args.truth, most=args.most, reading=reading_of(args)
+        )
     write_png(args.out, gallery.sheet(found, count=args.count))
     for name, why in failed.items():
         print(f"left out: {name}: {why}")

@@ -55,7 +55,9 @@ class Manifest:
     """kind ("jpg", "passthrough", "raw", "yuv420", "mix:..."), max_resolution, quality. Containers
     written before there were other kinds than jpg have only these; newer ones add pixels (of all
     images), modes ({mode: {count, bytes}}), restart_markers (every JPEG has those of
-    `preprocess.encode`), and for passthrough passed_through and reencoded ({reason: count}).
+    `preprocess.encode`), and for passthrough passed_through and reencoded ({reason: count}); the
+    newest add range and icc (how files were read; before, "full" and no profile) and remarks
+    ({what was done to pixels: count}).
     The loader reads each sample's own mode and depends on none of these: no new format."""
     skipped: int
     """Source files that were left out; they are listed in ``<split>.report.json``."""

@@ -9,9 +9,10 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from harl_fast.data.manifest import one_line
 from harl_fast.errors import ConfigError, DataError, run_main
 from harl_fast.files import Progress
 from preprocess.masks import cache
@@ -20,9 +21,12 @@ from preprocess.masks.cachefile import Row, write_rows
 from preprocess.masks.find import CHUNK
 from preprocess.masks.methods import METHODS, SUPERVISION, supervision, try_method
 from preprocess.masks.spec import MethodSpec
-from preprocess.options import mask_method, whole_number, writing
+from preprocess.options import add_reading, mask_method, reading_of, whole_number, writing
 from preprocess.pool import ordered_map, usable_cores
 from preprocess.sources import Split, folder_source
+
+MakeRows = Callable[[list[tuple[str, Path]]], list[Row]]
+"""`cache.make_rows` with its settings."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,6 +58,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="as in the conversion: longest side of the images that masks are made of; default "
         "%(default)s",
     )
+    add_reading(parser)
     add(
         "--shard",
         type=_shard,
@@ -97,15 +102,24 @@ def main(argv: list[str] | None = None) -> int:
     methods = tuple(dict.fromkeys((spec, FALLBACK)))
     try_method(spec)
     source = folder_source(args.data)
+    for note in source.notes:
+        print(f"note: {note}", flush=True)
     _check_place(args.out, args.data)
-    info = cache.describe(spec, max_resolution=args.max_resolution)
+    reading = reading_of(args)
+    info = cache.describe(spec, max_resolution=args.max_resolution, reading=reading)
     print(f"masks: {spec} ({SUPERVISION[supervision(spec)]}) into {args.out}", flush=True)
     try:
         with writing(args.out, again="run the command again: it continues"):
             cache.claim(args.out, info)
             for name, split in source.splits.items():
+                make = functools.partial(
+                    cache.make_rows,
+                    methods=methods,
+                    max_resolution=args.max_resolution,
+                    reading=reading,
+                )
                 make_split(
-                    args.out, name, split, methods, info, shard=args.shard, workers=args.workers
+                    args.out, name, split, make, info, shard=args.shard, workers=args.workers
                 )
     except KeyboardInterrupt:
         print(
@@ -129,7 +143,7 @@ def make_split(
     out: Path,
     name: str,
     split: Split,
-    methods: tuple[MethodSpec, ...],
+    make: MakeRows,
     info: dict[str, object],
     *,
     shard: tuple[int, int],
@@ -152,7 +166,7 @@ def make_split(
     for why, count in (+reasons).items():
         print(f"{name}: made again: {count} file(s): {why}")
     _tidy(out / name, {f"{number:06d}" for number in own}, count=len(files))
-    rows = _made(out, name, split, methods, info, todo=todo, key=key, workers=workers)
+    rows = _made(out, name, split, make, todo=todo, key=key, workers=workers)
     _summarise(name, rows, kept=len(own) - len(todo), files=len(own), others=len(files) - len(own))
 
 
@@ -170,8 +184,7 @@ def _made(
     out: Path,
     name: str,
     split: Split,
-    methods: tuple[MethodSpec, ...],
-    info: dict[str, object],
+    make: MakeRows,
     *,
     todo: list[int],
     key: str,
@@ -188,7 +201,7 @@ def _made(
     ]
     tasks = ([(split.names[i], split.root / split.names[i]) for i in chunk] for chunk in chunks)
     results = ordered_map(
-        functools.partial(cache.make_rows, methods=methods, max_resolution=info["max_resolution"]),
+        make,
         tasks,
         workers=min(workers, len(chunks)),
         describe=lambda task: f"{task[0][0]} to {task[-1][0]}",
@@ -220,7 +233,7 @@ def _summarise(name: str, rows: Iterator[Row], *, kept: int, files: int, others:
     if count:
         print(f"  {count:,} masks made now, {count / seconds:,.0f} images/s; {shares}")
     if first:
-        print(f"  first problem: {first}")
+        print(f"  first problem: {one_line(first)}")
     if others:
         print(f"  {others} files belong to other shards")
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harl_fast.data.manifest import one_line
 from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.files import sha256_file
 from preprocess.masks.binary import Mask, binarize
@@ -226,7 +227,7 @@ def method_facts(spec: MethodSpec) -> dict[str, Any]:
         if isinstance(value, MethodSpec):
             parameters[key] = method_facts(value)
         elif key in ("file", "folder"):
-            parameters[key] = Path(value).name
+            parameters[key] = one_line(Path(value).name)
         else:
             parameters[key] = list(value) if isinstance(value, tuple) else value
     facts = {"method": spec.name, "parameters": parameters, "supervision": supervision(spec)}

@@ -31,7 +31,7 @@ from preprocess.masks.gathering import FEW, Gathered, gather, image_files
 from preprocess.masks.learning import Recipe, train
 from preprocess.masks.network import save_network
 from preprocess.masks.refinement import refresh
-from preprocess.options import writing
+from preprocess.options import add_reading, reading_of, writing
 from preprocess.pool import usable_cores
 
 BASE, SURE = 0.6, 0.95
@@ -54,6 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--length", type=float, default=1.0, help="training time relative to the default's")
     add("--seed", type=int, default=0, help="other seeds give another network; default 0")
     add("--threads", type=int, default=usable_cores(), help="threads and processes; all cores")
+    add_reading(parser)
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
         parser.error(f"argument --out: {args.out} does not end in .safetensors")
@@ -78,7 +79,8 @@ def make_network(args: argparse.Namespace) -> None:
     recipe = shortened(Recipe(seed=args.seed), args.length)
     files = image_files(args.data, most=args.images, seed=args.seed)
     cache = args.out.with_suffix(".votes.npz")
-    gathered = gather(files, cache, side=recipe.architecture.side, workers=args.threads)
+    side, reading = recipe.architecture.side, reading_of(args)
+    gathered = gather(files, cache, side=side, workers=args.threads, reading=reading)
     count = len(gathered.images)
     if count < FEW:
         print(f"{count} images are few: {FEW:,} or more would give better masks", flush=True)
