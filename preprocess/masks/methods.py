@@ -199,6 +199,7 @@ def try_method(spec: MethodSpec) -> None:
     except HarlError:
         raise
     except Exception as error:
+        # Whatever a network's library raises here it would raise on every image.
         raise DataError(
             f"mask method {spec} fails on a plain picture ({type(error).__name__}: {error}); "
             f"check its parameters"
