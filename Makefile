@@ -13,6 +13,8 @@ DATASET =
 MASKS =
 MAX_RESOLUTION =
 QUALITY =
+# Greys of over 8 bits: full, minmax or LOW:HIGH.
+RANGE =
 # jpg, passthrough, raw, yuv420, mix:P or mix:P:yuv420 with a share P of uncompressed samples.
 STORE =
 MASK_SIZE =
@@ -82,18 +84,18 @@ masks-train: setup ## Train a mask network on your own images, no labels: DATA=<
 	"$(BIN)/python" -m preprocess.masks.train $(call option,--data,$(DATA)) \
 		--out "$(MASKS_OUT)" $(ARGS)
 
-beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=] [MASK_METHOD=] [STORE=] [OUT=]
+beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [OUT=]
 	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) \
 		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \
 		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) \
-		$(call option,--store,$(STORE)) $(ARGS)
+		$(call option,--store,$(STORE)) $(call option,--range,$(RANGE)) $(ARGS)
 	@echo "containers: $(OUT)"
 
 masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache>] [MASK_METHOD=] [SHARD=]
 	"$(BIN)/python" -m preprocess.masks --data "$(DATA)" --out "$(or $(MASKS),$(OUT)/masks)" \
 		$(call option,--mask-method,$(MASK_METHOD)) $(call option,--shard,$(SHARD)) \
-		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(ARGS)
+		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--range,$(RANGE)) $(ARGS)
 	@echo "masks: $(or $(MASKS),$(OUT)/masks) (give it to make beton as MASKS=)"
 
 pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [SET="a=1 b.c=2"] [RESUME=1]

@@ -9,13 +9,14 @@ import json
 import os
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from harl_fast.errors import OutputError, explain
 
@@ -179,10 +180,35 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
+class UnusualFileError(OSError):
+    """A pipe, socket, device or folder under a file's name, or a file beyond a limit."""
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def open_regular(path: Path, *, limit: int | None = None) -> BinaryIO:
+    """Open a file to read its bytes; `UnusualFileError` unless it is a regular one.
+
+    Opening a pipe waits for its writer for ever, and a device need never end. limit: most bytes.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for test, name in _KINDS if test(status.st_mode)), "a device")
+        raise UnusualFileError(f"{kind}, not a regular file")
+    if limit is not None and status.st_size > limit:
+        raise UnusualFileError(f"{status.st_size:,} bytes, more than {limit:,}")
+    return open(path, "rb")
+
+
 def sha256_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         while chunk := stream.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()

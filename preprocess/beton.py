@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, one_line
 from harl_fast.files import check_output
 from harl_fast.jit import require_compiler
 from harl_fast.lock import FOLDER_LOCK, locked
@@ -23,6 +23,7 @@ from preprocess.encode import DEFAULT_STORE, STORES, parse_store
 from preprocess.masks.assign import FALLBACK
 from preprocess.masks.methods import METHODS, parse_spec
 from preprocess.pool import usable_cores
+from preprocess.reading import add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
 
 MASK_SIZE_PX = 128
@@ -77,25 +78,24 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="; ".join(f"{name} ({about})" for name, about in STORES.items()) + "; default jpg",
     )
     number("--quality", 1, 100, default=90, about="JPEG quality")
-    add(
-        "--keep-warned",
-        action="store_true",
-        help="take JPEG and WebP files that are found to be damaged as far as they decode; the "
-        "report lists them",
-    )
+    add_reading(parser)
     number("--workers", 1, 1024, default=usable_cores(), about="processes")
-    group = parser.add_argument_group("demo set, without --data and --dataset")
-    number = functools.partial(_add_number, group.add_argument)
-    number("--demo-images", 20, 10**6, default=3000, about="images in both splits together")
-    number("--demo-classes", 2, MAX_CLASSES, default=MAX_CLASSES, about="kinds of objects")
-    number("--demo-size", 32, 512, default=144, about="side of the images")
-    number("--demo-seed", 0, SEED_MAX, default=0, about="other seeds give other images")
+    _add_demo_set(parser)
     args = parser.parse_args(argv)
     if args.mask_size % 8:
         parser.error(f"argument --mask-size: {args.mask_size} is no multiple of 8")
     if args.masks and not args.data:
         parser.error("argument --masks: belongs to the images of --data FOLDER")
     return args
+
+
+def _add_demo_set(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("demo set, without --data and --dataset")
+    number = functools.partial(_add_number, group.add_argument)
+    number("--demo-images", 20, 10**6, default=3000, about="images in both splits together")
+    number("--demo-classes", 2, MAX_CLASSES, default=MAX_CLASSES, about="kinds of objects")
+    number("--demo-size", 32, 512, default=144, about="side of the images")
+    number("--demo-seed", 0, SEED_MAX, default=0, about="other seeds give other images")
 
 
 def _add_number(
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         args.mask_size,
         args.mask_method,
         args.store,
-        keep_warned=args.keep_warned,
+        reading_of(args),
     )
     if args.data:
         _check_apart(args.out, args.data)
@@ -146,8 +146,11 @@ def _source(args: argparse.Namespace) -> tuple[Source, Path | None]:
     if args.dataset:
         return torchvision_source(args.dataset, args.out / "download"), args.masks
     if args.data:
-        print(f"looking for images in {args.data}", flush=True)
-        return folder_source(args.data), args.masks
+        print(f"looking for images in {one_line(str(args.data))}", flush=True)
+        source = folder_source(args.data)
+        for note in source.notes:
+            print(f"note: {note}", flush=True)
+        return source, args.masks
     demo = DemoSettings(args.demo_images, args.demo_classes, args.demo_size, args.demo_seed)
     folder = args.out / "source"
     make_demo_set(folder, demo, workers=args.workers)

@@ -38,8 +38,9 @@ from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.find import CHUNK
 from preprocess.masks.methods import SUPERVISION
 from preprocess.pool import ordered_map
+from preprocess.reading import DEFAULT_READING
 from preprocess.soundness import DAMAGED
-from preprocess.sources import Rejected, Source
+from preprocess.sources import Rejected, Source, Split
 from preprocess.writer import container_writer
 
 SLOW_BYTES = 2 * 10**9
@@ -72,6 +73,8 @@ class Tally:
     """Why files could not pass through, and how many."""
     warned: list[Rejected] = field(default_factory=list)
     """Damaged files that were kept."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """What was done to samples' pixels, see `Decoded`, and to how many."""
 
     def add(self, sample: Sample) -> None:
         """Count one sample."""
@@ -85,6 +88,7 @@ class Tally:
             self.reencoded[sample.reencoded] += 1
         if sample.warning:
             self.warned.append(Rejected(sample.name, sample.warning))
+        self.remarks.update(sample.remarks)
         if sample.mask_problem:
             self.replaced.append(Rejected(sample.name, sample.mask_problem))
         share = float(np.unpackbits(np.frombuffer(sample.mask, np.uint8)).mean())
@@ -120,6 +124,8 @@ def build(
             written.append((manifest, tally, mask_list))
     for manifest, tally, mask_list in written:
         _summarise(out / f"{manifest.split}.beton", manifest, tally, mask_list)
+        for line in _lost_classes(mask_list.split, tally, source.classes):
+            print(line)
     return [manifest for manifest, _, _ in written]
 
 
@@ -167,6 +173,12 @@ def _check_cache(masks: MaskList, settings: Settings) -> None:
         print(
             f"note: the cached masks were made at --max-resolution {made_at}, not "
             f"{settings.max_resolution}: they serve, but differ a little from fresh ones"
+        )
+    made_with = masks.cache.info.get("reading", DEFAULT_READING.facts())
+    if made_with != settings.reading.facts():
+        print(
+            f"note: the cached masks were made of files read as {made_with}, not as "
+            f"{settings.reading.facts()}: they serve, but may differ from fresh ones"
         )
 
 
@@ -235,6 +247,8 @@ def _store_facts(tally: Tally, settings: Settings) -> dict[str, Any]:
         "kind": settings.store.name,
         "max_resolution": settings.max_resolution,
         "quality": settings.quality,
+        **settings.reading.facts(),
+        "remarks": dict(tally.remarks.most_common()),
         "pixels": tally.pixels,
         "modes": {
             name: {"count": count, "bytes": tally.image_bytes[name]}
@@ -243,7 +257,7 @@ def _store_facts(tally: Tally, settings: Settings) -> dict[str, Any]:
         # Files that pass through have them or not, as they came.
         "restart_markers": settings.store.kind != "passthrough" and tally.modes["jpg"] > 0,
     }
-    if settings.keep_warned:
+    if settings.reading.keep_warned:
         facts["warned"] = len(tally.warned)
     if settings.store.kind == "passthrough":
         facts["passed_through"] = len(tally.names) - tally.reencoded.total()
@@ -280,10 +294,22 @@ def _versions() -> dict[str, str]:
     return {"harl_fast": __version__, "python": platform.python_version(), **tools}
 
 
+def _lost_classes(split: Split, tally: Tally, classes: list[str]) -> Iterator[str]:
+    """Yield a line on each class of which no image could be read."""
+    lost = sorted(set(split.labels) - set(tally.labels))
+    reasons = {item.name: item.reason for item in tally.rejected} if lost else {}
+    for label in lost:
+        names = [name for name, own in zip(split.names, split.labels, strict=True) if own == label]
+        yield (
+            f"  class {classes[label]} is lost: none of its {len(names):,} files could be read "
+            f"(first: {one_line(f'{names[0]}: {reasons[names[0]]}')})"
+        )
+
+
 def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -> None:
     """Print what a user wants to know about one container."""
     mask, counts = manifest.mask, manifest.class_counts
-    notes = [f"{masks.title} ({SUPERVISION[mask['supervision']]})"]
+    notes = [f"{one_line(masks.title)} ({SUPERVISION[mask['supervision']]})"]
     for number, what in ((len(tally.replaced), "fall-backs"), (tally.stand_ins, "centre ellipses")):
         notes += [f"{what} {number:,} ({number / manifest.count:.1%})"] if number else []
     print(
@@ -299,6 +325,8 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -
         reasons = [f"{reason} {count:,}" for reason, count in tally.reencoded.most_common()]
         tail = f"; the rest encoded again: {', '.join(reasons)}" if reasons else ""
         print(f"  {manifest.store['passed_through']:,} files stored as they were{tail}")
+    for remark, count in tally.remarks.most_common():
+        print(f"  {remark}: {count:,} files")
     rate = manifest.count / max(tally.seconds, 1e-9)
     print(f"  {manifest.beton_bytes / 1e6:,.1f} MB, {rate:,.0f} images/s: {beton}")
     if damaged := sum(item.reason.startswith(DAMAGED) for item in tally.rejected):

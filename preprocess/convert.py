@@ -16,6 +16,7 @@ from preprocess.images import Decoded, Pixels, UnusableImageError, decode_image,
 from preprocess.masks.find import Found, Origin, Wanted, find_masks
 from preprocess.masks.spec import MethodSpec
 from preprocess.passthrough import NotTakenError, Taken, take_jpeg
+from preprocess.reading import DEFAULT_READING, Reading
 from preprocess.sources import Rejected
 
 
@@ -31,8 +32,7 @@ class Settings:
     mask_method: MethodSpec
     """Serves every image without a usable mask file or cached mask."""
     store: Store = DEFAULT_STORE
-    keep_warned: bool = False
-    """Take damaged JPEGs and WebPs as far as they decode, see `preprocess.soundness`."""
+    reading: Reading = DEFAULT_READING
 
 
 class Task(NamedTuple):
@@ -67,6 +67,8 @@ class Sample(NamedTuple):
     """Why passthrough did not take the file's own bytes; empty if it did or was not asked for."""
     warning: str = ""
     """What is damaged in the file, where such files are kept."""
+    remarks: tuple[str, ...] = ()
+    """Of `Decoded`."""
 
 
 class _Picture(NamedTuple):
@@ -79,6 +81,7 @@ class _Picture(NamedTuple):
     width: int
     reencoded: str
     warning: str
+    remarks: tuple[str, ...]
     origin: Origin
 
 
@@ -111,7 +114,7 @@ def _encoded(task: Task, settings: Settings) -> _Picture:
     side_px, store = settings.max_resolution, settings.store
     taken, refusal = None, ""
     if store.kind == "passthrough":
-        taken, refusal = _take(task, side_px)
+        taken, refusal = _take(task, settings)
     if taken is not None:
         decoded = Decoded(taken.rgb, 1, taken.rgb.shape[1::-1])
         mode, image, rgb = MODE_JPG, taken.data, taken.rgb
@@ -119,16 +122,21 @@ def _encoded(task: Task, settings: Settings) -> _Picture:
         if isinstance(task.image, np.ndarray):
             decoded = Decoded(task.image, 1, task.image.shape[1::-1])
         else:
-            decoded = decode_image(task.image, side_px=side_px, keep_warned=settings.keep_warned)
+            decoded = decode_image(task.image, side_px=side_px, reading=settings.reading)
         rgb = shrink(decoded.rgb, side_px=side_px)
         mode = store.mode(task.position)
         image = encode(rgb, mode, quality=settings.quality)
     wanted = task.mask or Wanted(task.name, task.image)
     own = wanted.name == task.name
     origin = Origin(
-        wanted, side_px=side_px, decoded=decoded if own else None, rgb=rgb if own else None
+        wanted,
+        side_px=side_px,
+        reading=settings.reading,
+        frame=decoded.frame if own else None,
+        rgb=rgb if own else None,
     )
-    return _Picture(task, mode, image, *rgb.shape[:2], refusal, decoded.warning, origin)
+    about = refusal, decoded.warning, decoded.remarks
+    return _Picture(task, mode, image, *rgb.shape[:2], *about, origin)
 
 
 def _sample(picture: _Picture, found: Found, settings: Settings) -> Sample:
@@ -144,14 +152,15 @@ def _sample(picture: _Picture, found: Found, settings: Settings) -> Sample:
         mask_problem=found.problem,
         reencoded=picture.reencoded,
         warning=picture.warning,
+        remarks=picture.remarks,
     )
 
 
-def _take(task: Task, side_px: int) -> tuple[Taken | None, str]:
+def _take(task: Task, settings: Settings) -> tuple[Taken | None, str]:
     """Return a file's own bytes if they can be stored, else why not."""
     if isinstance(task.image, np.ndarray):
         return None, "no file"
     try:
-        return take_jpeg(task.image, side_px=side_px), ""
+        return take_jpeg(task.image, side_px=settings.max_resolution, icc=settings.reading.icc), ""
     except NotTakenError as refusal:
         return None, str(refusal)

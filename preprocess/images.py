@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from harl_fast.files import UnusualFileError, open_regular
+from preprocess.checksums import check_sums
+from preprocess.colours import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, deep_grey, to_rgb
+from preprocess.reading import (
+    DEFAULT_READING,
+    NO_EXIF,
+    Pixels,
+    Reading,
+    UnusableImageError,
+)
 from preprocess.soundness import load_judged
 
-Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"))
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp")
+SUFFIXES = frozenset(
+    (*_JPEG_SUFFIXES, ".png", ".apng", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif")
+)
+TIFF_STARTS = (b"II*\0", b"MM\0*")
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF")
 """The only decoders Pillow may pick, by content: a file named .jpg must not start Ghostscript."""
 
 PIXEL_LIMIT = 200_000_000
-"""Larger images are refused by their header: 200 million pixels take 0.6 GB as RGB."""
+"""Larger images are refused by their header: decoding takes up to 10.2 bytes per pixel, Pillow's 4
+and the 3 of RGB twice where they are turned upright, hence 2.1 GB per worker."""
+PIXEL_LIMITS = {"WEBP": 120_000_000}
+"""Other formats' limits: libwebp takes 17 bytes per pixel, as it is ready for animations."""
+
+FILE_LIMIT = 1 << 30
+"""Larger files are refused: `PIXEL_LIMIT` raw pixels of RGB take 0.6 GB."""
 
 SIDE_LIMIT = 65_500
 """A JPEG's longest side (libjpeg's JPEG_MAX_DIMENSION); the container's fields end at 65,535."""
@@ -30,100 +53,143 @@ SIDE_LIMIT = 65_500
 Image.MAX_IMAGE_PIXELS = None
 
 ORIENTATION_TAG = 0x0112
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+TURNS: dict[int, Callable[[Any], Any]] = {  # as wide as OpenCV's own types
+    2: lambda rows: cv2.flip(rows, 1),
+    3: lambda rows: cv2.rotate(rows, cv2.ROTATE_180),
+    4: lambda rows: cv2.flip(rows, 0),
+    5: cv2.transpose,
+    6: lambda rows: cv2.rotate(rows, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda rows: cv2.rotate(cv2.transpose(rows), cv2.ROTATE_180),
+    8: lambda rows: cv2.rotate(rows, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-"""What makes each EXIF orientation upright (EXIF 2.32, tag 0x0112)."""
+"""What makes the rows of each EXIF orientation upright (EXIF 2.32, tag 0x0112)."""
+EXIF_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error)
+"""What Pillow raises on a broken EXIF block, but not on damaged pixels (OSError)."""
 
 
-class UnusableImageError(Exception):
-    """A file that cannot become a sample; the message is the reason that reports show."""
+class Frame(NamedTuple):
+    """How a file holds its image: what a mask made for that file needs."""
 
-
-@dataclass(frozen=True)
-class Decoded:
-    """An upright image, and how the file held it: what a mask made for that file needs."""
-
-    rgb: Pixels
-    """(H, W, 3) uint8, upright. A large JPEG comes reduced by 2, 4 or 8."""
     orientation: int
     """EXIF orientation, 1 to 8."""
     file_size: tuple[int, int]
     """(width, height) as the file holds it, before it is turned upright."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An upright image, and how the file held it."""
+
+    rgb: Pixels
+    """(H, W, 3) uint8, upright. A large JPEG comes reduced by 2, 4 or 8."""
+    orientation: int
+    file_size: tuple[int, int]
+    """As in `Frame`."""
+    remarks: tuple[str, ...] = ()
+    """What was done to the pixels or could not be, such as `reading.CONVERTED`."""
     warning: str = ""
     """What is damaged in an image that was kept all the same."""
 
+    @property
+    def frame(self) -> Frame:
+        """How the file held the image, without its pixels."""
+        return Frame(self.orientation, self.file_size)
 
-def decode_image(path: Path, *, side_px: int, keep_warned: bool = False) -> Decoded:
+
+@contextlib.contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Yield an opened image within the limits, whose checksums are right where it has any.
+
+    What goes wrong then, in loading too, is an `UnusableImageError`.
+    """
+    try:
+        with warnings.catch_warnings(), open_regular(path, limit=FILE_LIMIT) as stream:
+            warnings.simplefilter("ignore")  # remarks on metadata, which does not matter here
+            with _identified(stream) as image:
+                width, height = image.size
+                limit = PIXEL_LIMITS.get(image.format or "", PIXEL_LIMIT)
+                if width * height > limit:
+                    raise UnusableImageError(
+                        f"{width} x {height} pixels, more than {limit:,}: scale it down"
+                    )
+                check_sums(image, stream)
+                yield image
+    except (UnusableImageError, MemoryError):
+        raise
+    except UnusualFileError as error:
+        raise UnusableImageError(str(error)) from error
+    except Exception as error:
+        # Pillow raises nearly anything on damaged files, and one file must not end a conversion:
+        # whatever it is stands in the report under the file's name.
+        raise UnusableImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _identified(stream: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError:
+        stream.seek(0)
+        head = stream.read(8)
+        if head[:4] not in TIFF_STARTS:
+            raise UnusableImageError(
+                f"cannot identify image file: none of {', '.join(FORMATS)}, or its start is damaged"
+            ) from None
+    tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+    stream.seek(tags.next)
+    tags.load(stream)
+    if TAG_PHOTOMETRIC not in tags:
+        raise UnusableImageError("cannot identify image file: a TIFF whose directory is damaged")
+    raise UnusableImageError(
+        f"a TIFF of {'/'.join(map(str, tags.get(TAG_BITS, (1,))))} bits, sample format "
+        f"{tags.get(TAG_SAMPLE_FORMAT, (1,))[0]}, photometric {tags[TAG_PHOTOMETRIC]} "
+        f"cannot be read: save it as 8-bit RGB, or as 16-bit grey where black is zero"
+    )
+
+
+def decode_image(path: Path, *, side_px: int, reading: Reading = DEFAULT_READING) -> Decoded:
     """Return a file's first frame as upright RGB; `UnusableImageError` if it is unreadable.
 
     side_px: the longest side wanted later; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as
     long as both sides stay at least this large (12 megapixel photos: 4 times as fast).
-    keep_warned: take a damaged JPEG or WebP (see `soundness`) as far as Pillow reads it.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on metadata, which does not matter here
-            with Image.open(path, formats=FORMATS) as image:
-                return _decode(image, side_px, keep_warned)
-    except (UnusableImageError, MemoryError):
-        raise
-    except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise UnusableImageError(f"{type(error).__name__}: {error}") from error
+    with open_image(path) as image:
+        return _decode(image, side_px, reading)
 
 
-def _decode(image: Image.Image, side_px: int, keep_warned: bool) -> Decoded:
-    width, height = image.size
-    if width * height > PIXEL_LIMIT:
-        raise UnusableImageError(
-            f"{width} x {height} pixels, more than {PIXEL_LIMIT:,}: scale it down"
-        )
-    orientation = orientation_of(image)
+def _decode(image: Image.Image, side_px: int, reading: Reading) -> Decoded:
+    size, tiff = image.size, image.format == "TIFF"
+    orientation, problem = 1, ""
+    if tiff:  # Pillow turns it upright in load() and forgets that it did
+        orientation, problem = read_orientation(image)
+        size = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
     image.draft(None, (side_px, side_px))
-    image, warning = load_judged(image, (width, height))
-    if warning and not keep_warned:
+    image, warning = load_judged(image, size)
+    if warning and not reading.keep_warned:
         raise UnusableImageError(warning)
     image.load()
-    rgb = to_rgb(image)
-    if image.format == "TIFF":  # Pillow has turned it upright in load()
-        width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
-    elif orientation != 1:
-        rgb = rgb.transpose(TURNS[orientation])
-    return Decoded(np.asarray(rgb), orientation, (width, height), warning)
+    if not tiff:  # a PNG's may stand behind its pixels: not before they are known to be sound
+        orientation, problem = read_orientation(image)
+    rgb, remark = to_rgb(image, reading)
+    if not tiff and orientation != 1:
+        rgb = TURNS[orientation](rgb)
+    return Decoded(rgb, orientation, size, tuple(filter(None, (problem, remark))), warning)
+
+
+def read_orientation(image: Image.Image) -> tuple[int, str]:
+    """Return a loaded image's EXIF orientation, 1 to 8, and a remark if its EXIF is broken.
+
+    A broken EXIF block around sound pixels means upright. An opened TIFF or JPEG will do.
+    """
+    try:
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+    except EXIF_ERRORS:
+        return 1, NO_EXIF
+    return (int(value) if value in TURNS else 1), ""
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return an opened image's EXIF orientation, 1 to 8."""
-    try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # noqa: BLE001  # a broken EXIF block around sound pixels means upright
-        return 1
-    return value if value in TURNS else 1
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a loaded image of any mode as RGB, with transparency laid on white."""
-    mode = image.mode
-    if mode.startswith("I;16") or mode == "I":
-        # Pillow has 16-bit grey in both; its own conversion cuts off at 255 instead of scaling.
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        # Pillow reads every CMYK JPEG as inverted; that is Adobe's habit, marked by APP14.
-        image = ImageChops.invert(image)
-    if mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    if mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
-        raise UnusableImageError(f"pixel format {mode} has no defined colours: save it as RGB")
-    return image.convert("RGB")
+    """Return what `read_orientation` does without the remark."""
+    return read_orientation(image)[0]
 
 
 def stored_size(height: int, width: int, *, side_px: int) -> tuple[int, int]:
@@ -155,29 +221,22 @@ def read_mask(path: Path, *, orientation: int, file_size: tuple[int, int]) -> Ma
     Non-zero is foreground. A mask with the proportions of the file as stored gets the image's
     EXIF turn, one with those of the upright image stays; anything else is an error.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.size[0] * image.size[1] > PIXEL_LIMIT:
-                raise UnusableImageError(f"a mask of {image.size[0]} x {image.size[1]} pixels")
-            image.load()
-            if image.mode in ("RGBA", "LA", "PA", "CMYK", "F"):
-                raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
-            if _same_shape(image.size, file_size):
-                turn = TURNS.get(orientation)
-                upright = image.transpose(turn) if turn is not None else image
-            elif orientation >= 5 and _same_shape(image.size, file_size[::-1]):
-                upright = image
-            else:
-                raise UnusableImageError(
-                    f"the mask has {image.size[0]} x {image.size[1]} pixels, "
-                    f"its image {file_size[0]} x {file_size[1]}"
-                )
-            values = np.asarray(upright) != 0
-    except (UnusableImageError, MemoryError):
-        raise
-    except Exception as error:  # as above
-        raise UnusableImageError(f"{type(error).__name__}: {error}") from error
-    return np.asarray(np.atleast_3d(values).any(axis=2), np.bool_)
+    with open_image(path) as image:
+        image.load()
+        if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
+            image.format == "TIFF" and deep_grey(image) is not None
+        ):
+            raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
+        values = np.asarray(image) != 0
+    mask = np.asarray(np.atleast_3d(values).any(axis=2), np.bool_)
+    size = mask.shape[1::-1]
+    if _same_shape(size, file_size):
+        return TURNS[orientation](mask.view(np.uint8)).view(np.bool_) if orientation > 1 else mask
+    if orientation >= 5 and _same_shape(size, file_size[::-1]):
+        return mask
+    raise UnusableImageError(
+        f"the mask has {size[0]} x {size[1]} pixels, its image {file_size[0]} x {file_size[1]}"
+    )
 
 
 def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:

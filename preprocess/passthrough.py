@@ -11,8 +11,10 @@ from PIL import Image
 
 from harl_fast.data.jpegfile import OK, decode_jpeg, parse_jpeg
 from harl_fast.data.jpegheader import HEIGHT, LAYOUT, REASON, REASONS, WIDTH
+from harl_fast.files import open_regular
 from preprocess.encode import largest_image
-from preprocess.images import Pixels, orientation_of
+from preprocess.icc import is_srgb
+from preprocess.images import FILE_LIMIT, Pixels, orientation_of
 
 
 class NotTakenError(Exception):
@@ -27,14 +29,16 @@ class Taken:
     rgb: Pixels
 
 
-def take_jpeg(path: Path, *, side_px: int) -> Taken:
+def take_jpeg(path: Path, *, side_px: int, icc: bool = True) -> Taken:
     """Return the bytes of a JPEG file that the loader reads as they are; else `NotTakenError`.
 
     It has at most ``side_px`` on its longest side, is upright, has one size for all that read it,
-    and decodes without any of libjpeg's warnings (see `soundness`).
+    and decodes without any of libjpeg's warnings (see `soundness`). icc: refuse files with a colour
+    profile that would change their pixels.
     """
     try:
-        data = path.read_bytes()
+        with open_regular(path, limit=FILE_LIMIT) as stream:
+            data = stream.read()
     except OSError:
         raise NotTakenError("unreadable") from None
     source, layout = np.frombuffer(data, np.uint8), np.empty(LAYOUT, np.int64)
@@ -45,19 +49,21 @@ def take_jpeg(path: Path, *, side_px: int) -> Taken:
         raise NotTakenError("larger than max_resolution")
     if len(data) > largest_image(side_px):
         raise NotTakenError("more bytes than raw pixels")
-    _check_by_pillow(data, (width, height))
+    _check_by_pillow(data, (width, height), icc=icc)
     rgb = np.empty((height, width, 3), np.uint8)
     if decode_jpeg(source, rgb) != OK:
         raise NotTakenError("libjpeg warns: damaged or cut short")
     return Taken(data, rgb)
 
 
-def _check_by_pillow(data: bytes, size: tuple[int, int]) -> None:
-    """Raise `NotTakenError` unless Pillow, too, sees one upright JPEG picture of this size."""
+def _check_by_pillow(data: bytes, size: tuple[int, int], *, icc: bool) -> None:
+    """Raise `NotTakenError` unless Pillow, too, sees one upright picture of this size, in sRGB."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             seen = image.size
             plain = image.format == "JPEG" and orientation_of(image) == 1
+            profile = image.info.get("icc_profile") if icc else None
+            foreign = bool(profile) and not is_srgb(profile, image.mode)
     except Exception as error:
         # Pillow raises nearly anything on damaged files; what it is, decoding for the store tells.
         raise NotTakenError("no JPEG to Pillow") from error
@@ -65,3 +71,5 @@ def _check_by_pillow(data: bytes, size: tuple[int, int]) -> None:
         raise NotTakenError("of another size to Pillow")
     if not plain:
         raise NotTakenError("EXIF orientation or several pictures")
+    if foreign:
+        raise NotTakenError("a colour profile other than sRGB")

@@ -17,6 +17,7 @@ from harl_fast.program import run_main
 from harl_fast.viz import contact_sheet, occupancy_chart, write_png
 from preprocess.masks import gallery
 from preprocess.masks.methods import METHODS, open_method, parse_spec, to_mask
+from preprocess.reading import add_reading, reading_of
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -59,6 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--truth", type=Path, metavar="FOLDER", help="true masks under the images' names")
     about = "images looked at, evenly spaced"
     add("--most", type=whole_number(1, 10**6), default=200, metavar="N", help=about)
+    add_reading(parser)
     return parser.parse_args(argv)
 
 
@@ -87,7 +89,9 @@ def draw_masks(args: argparse.Namespace) -> None:
         failed: dict[str, str] = {}
     else:
         find = finder(args.mask_method)
-        found, failed = gallery.from_folder(args.source, find, truth=args.truth, most=args.most)
+        found, failed = gallery.from_folder(
+            args.source, find, truth=args.truth, most=args.most, reading=reading_of(args)
+        )
     about = {
         "source": str(args.source),
         "mask_method": args.mask_method,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line
-from preprocess.images import SUFFIXES
+from preprocess.listing import Listing, list_images
 
+ONE_FORM = "Give both the composed form, say by `convmv -f utf8 -t utf8 --nfc -r --notest FOLDER`"
 LAYOUT = "expected FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg (or test/)"
 
 
@@ -55,13 +56,15 @@ class Source:
     name: str
     classes: list[str]
     splits: dict[str, Split]
+    notes: list[str] = field(default_factory=list)
+    """Lines for the user on what was left aside, and on class folders without an image."""
 
 
 def folder_source(folder: Path) -> Source:
     """Return the images of ``folder``: a class is a sub-folder of train/, at any depth inside.
 
-    Hidden files are passed over; files without an image suffix are listed as rejected. Raises
-    `DataError` for a layout that cannot be used.
+    Hidden and system files are passed over; other files that are no images are listed as
+    rejected. Raises `DataError` for a layout that cannot be used.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; {LAYOUT}")
@@ -70,27 +73,26 @@ def folder_source(folder: Path) -> Source:
         raise DataError(f"{folder} has no train/ folder{_nested(folder)}; {LAYOUT}")
     val = _held_out(folder)
     found = {name: _scan(path) for name, path in (("train", train), ("val", val))}
-    classes = sorted(found["train"][0])
-    _check_classes(folder, classes, sorted(found["val"][0]), val.name)
+    _check_classes(folder, found["train"], found["val"])
+    classes = sorted(found["train"].by_class)
     numbers = {name: number for number, name in enumerate(classes)}
     splits = {}
-    for split, (by_class, strange) in found.items():
+    notes: list[str] = []
+    for split, scan in found.items():
+        by_class, base = scan.by_class, scan.folder
         names = [(name, numbers[kind]) for kind in sorted(by_class) for name in by_class[kind]]
-        base = train.name if split == "train" else val.name
+        notes += scan.listing.notes(base)
+        notes += (f"{scan.without_images(name)}; it is no class here" for name in scan.bare)
         splits[split] = Split(
             names=[f"{base}/{name}" for name, _ in names],
             labels=[label for _, label in names],
             root=folder,
             rejected=[
-                Rejected(f"{base}/{name}", "not an image by its name; allowed: " + _suffixes())
-                for name in strange
+                Rejected(f"{base}/{name}", reason)
+                for name, reason in sorted(scan.listing.strange.items())
             ],
         )
-    return Source(folder.resolve().name, classes, splits)
-
-
-def _suffixes() -> str:
-    return " ".join(sorted(SUFFIXES))
+    return Source(one_line(folder.resolve().name), classes, splits, notes)
 
 
 def _held_out(folder: Path) -> Path:
@@ -112,67 +114,109 @@ def _nested(folder: Path) -> str:
     return ""
 
 
-def _scan(base: Path) -> tuple[dict[str, list[str]], list[str]]:
-    """Return each class's image paths relative to ``base``, sorted, and the other files' paths."""
+@dataclass
+class _Scan:
+    """One split's folder."""
+
+    folder: str
+    """train, val or test."""
+    listing: Listing
+    by_class: dict[str, list[str]]
+    """Each class's image paths relative to the folder, sorted."""
+
+    def without_images(self, name: str) -> str:
+        """Return what to say of a class folder that has no image."""
+        inside = [path for path in self.listing.strange if path.startswith(f"{name}/")]
+        what = "it holds no file"
+        if inside:
+            first = inside[0]
+            reason = self.listing.strange[first]
+            what = f"none of its {len(inside):,} files is one ({one_line(first)}: {reason})"
+        return f"{self.folder}/{one_line(name)} has no image: {what}"
+
+    @property
+    def bare(self) -> list[str]:
+        """Class folders without an image."""
+        return [name for name in self.listing.folders if name not in self.by_class]
+
+
+def _scan(base: Path) -> _Scan:
+    listing = list_images(base)
     by_class: dict[str, list[str]] = {}
-    strange: list[str] = []
     loose = 0
-    for path in _files(base):
+    for path in listing.images:
         kind, _, inner = path.partition("/")
-        if os.path.splitext(path)[1].lower() not in SUFFIXES:
-            strange.append(path)
-        elif not inner:
-            loose += 1
-        else:
+        if inner:
             by_class.setdefault(kind, []).append(path)
+        else:
+            loose += 1
     if loose:
         raise DataError(
             f"{base} holds {loose:,} images outside any class folder; {LAYOUT}. Move them into "
             f"class folders (ImageNet's validation images need that, too)"
         )
+    scan = _Scan(base.name, listing, by_class)
     if not by_class:
-        raise DataError(f"{base} holds no image ({_suffixes()}); {LAYOUT}")
-    return {name: sorted(paths) for name, paths in by_class.items()}, sorted(strange)
+        found = "; ".join(scan.without_images(name) for name in scan.bare[:3])
+        raise DataError(f"{base} holds no image{f' ({found})' if found else ''}; {LAYOUT}")
+    return scan
 
 
-def _files(base: Path) -> Iterator[str]:
-    """Yield all files below ``base``, relative, links followed once each, hidden names left out."""
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}); check its rights")
-
-    seen: set[str] = set()
-    for folder, inner, names in os.walk(base, followlinks=True, onerror=fail):
-        real = os.path.realpath(folder)
-        if real in seen:
-            inner.clear()
-            continue
-        seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        within = os.path.relpath(folder, base).replace(os.sep, "/")
-        start = "" if within == "." else f"{within}/"
-        yield from (start + name for name in names if not name.startswith("."))
-
-
-def _check_classes(folder: Path, train: list[str], held_out: list[str], split: str) -> None:
-    for name in train:
+def _check_classes(folder: Path, train: _Scan, held_out: _Scan) -> None:
+    names = sorted(train.by_class)
+    for name in names:
         if one_line(name) != name:
             raise DataError(
                 f"{folder}/train has a class folder whose name does not print "
-                f"({one_line(name)}); rename it, and its like in {split}/"
+                f"({one_line(name)}); rename it, and its like in {held_out.folder}/"
             )
-    if len(train) < 2:
+    if len(names) < 2:
         raise DataError(
-            f"{folder}/train has only one class ({train[0]}); evaluation needs at least two. "
+            f"{folder}/train has only one class ({names[0]}){_one_level_down(folder, train)}; "
+            f"evaluation needs at least two. "
             f"Without labels, split the images into any two folders and ignore the accuracies"
         )
-    unknown = sorted(set(held_out) - set(train))
-    if unknown:
-        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise DataError(
-            f"{folder}/{split} has {len(unknown)} class folders that train/ lacks ({shown}); "
-            f"give both the same names"
-        )
+    composed: dict[str, str] = {}
+    for name in names:
+        twin = composed.setdefault(unicodedata.normalize("NFC", name), name)
+        if twin != name:
+            raise DataError(
+                f"{folder}/train has two class folders that both read {name}: {twin!a} and "
+                f"{name!a}, two Unicode forms of the same letters. {ONE_FORM}"
+            )
+    unknown = sorted(held_out.by_class.keys() - train.by_class.keys())
+    if not unknown:
+        return
+    for name in unknown:
+        if name in train.bare:
+            raise DataError(
+                f"{folder}/{held_out.folder} has images of the class {one_line(name)}, but "
+                f"{train.without_images(name)}"
+            )
+        twin = composed.get(unicodedata.normalize("NFC", name), "")
+        if twin:
+            raise DataError(
+                f"{folder}/{held_out.folder} has the class {name!a} and train/ has "
+                f"{twin!a}: two Unicode forms of {name}. {ONE_FORM}"
+            )
+    shown = ", ".join(map(one_line, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+    raise DataError(
+        f"{folder}/{held_out.folder} has {len(unknown)} class folders that train/ lacks ({shown}); "
+        f"give both the same names"
+    )
+
+
+def _one_level_down(folder: Path, train: _Scan) -> str:
+    """Return a hint when the only class folder holds what look like the classes."""
+    ((name, paths),) = train.by_class.items()
+    inner = sorted({path.split("/")[1] for path in paths if path.count("/") > 1})
+    if len(inner) < 2:
+        return ""
+    shown = ", ".join(map(one_line, inner[:3])) + (", ..." if len(inner) > 3 else "")
+    return (
+        f", and that holds folders itself ({shown}). If those are the classes, they lie one level "
+        f"too deep: move them from {folder}/train/{name} up to {folder}/train, and likewise in val"
+    )
 
 
 def torchvision_source(name: str, cache: Path) -> Source:

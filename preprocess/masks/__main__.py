@@ -8,7 +8,7 @@ import functools
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harl_fast.errors import ConfigError, DataError, one_line, shown
@@ -23,7 +23,11 @@ from preprocess.masks.find import CHUNK
 from preprocess.masks.methods import METHODS, SUPERVISION, parse_spec, supervision, try_method
 from preprocess.masks.spec import MethodSpec
 from preprocess.pool import ordered_map, usable_cores
+from preprocess.reading import add_reading, reading_of
 from preprocess.sources import Split, folder_source
+
+MakeRows = Callable[[list[tuple[str, Path]]], list[Row]]
+"""`cache.make_rows` with its settings."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,6 +59,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="as in the conversion: longest side of the images that masks are made of; default "
         "%(default)s",
     )
+    add_reading(parser)
     add(
         "--shard",
         type=checked(_shard),
@@ -101,14 +106,23 @@ def main(argv: list[str] | None = None) -> int:
     check_output(args.out, option="--out", folder=True)
     try_method(spec)
     source = folder_source(args.data)
-    info = cache.describe(spec, max_resolution=args.max_resolution)
+    for note in source.notes:
+        print(f"note: {note}", flush=True)
+    reading = reading_of(args)
+    info = cache.describe(spec, max_resolution=args.max_resolution, reading=reading)
     print(f"masks: {spec} ({SUPERVISION[supervision(spec)]}) into {args.out}", flush=True)
     try:
         with cache.locked_shard(args.out, args.shard):
             cache.claim(args.out, info)
             for name, split in source.splits.items():
+                make = functools.partial(
+                    cache.make_rows,
+                    methods=methods,
+                    max_resolution=args.max_resolution,
+                    reading=reading,
+                )
                 make_split(
-                    args.out, name, split, methods, info, shard=args.shard, workers=args.workers
+                    args.out, name, split, make, info, shard=args.shard, workers=args.workers
                 )
     except KeyboardInterrupt:
         print(
@@ -132,7 +146,7 @@ def make_split(
     out: Path,
     name: str,
     split: Split,
-    methods: tuple[MethodSpec, ...],
+    make: MakeRows,
     info: dict[str, object],
     *,
     shard: tuple[int, int],
@@ -155,7 +169,7 @@ def make_split(
     for why, count in (+reasons).items():
         print(f"{name}: made again: {count} file(s): {one_line(why)}")
     _tidy(out / name, {f"{number:06d}" for number in own}, count=len(files))
-    rows = _made(out, name, split, methods, info, todo=todo, key=key, workers=workers)
+    rows = _made(out, name, split, make, todo=todo, key=key, workers=workers)
     _summarise(name, rows, kept=len(own) - len(todo), files=len(own), others=len(files) - len(own))
 
 
@@ -173,8 +187,7 @@ def _made(
     out: Path,
     name: str,
     split: Split,
-    methods: tuple[MethodSpec, ...],
-    info: dict[str, object],
+    make: MakeRows,
     *,
     todo: list[int],
     key: str,
@@ -191,7 +204,7 @@ def _made(
     ]
     tasks = ([(split.names[i], split.root / split.names[i]) for i in chunk] for chunk in chunks)
     results = ordered_map(
-        functools.partial(cache.make_rows, methods=methods, max_resolution=info["max_resolution"]),
+        make,
         tasks,
         workers=min(workers, len(chunks)),
         describe=lambda task: f"{task[0][0]} to {task[-1][0]}",

@@ -31,6 +31,7 @@ from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.find import INPUT_PX, Fingerprint, Kept, Origin, Wanted, find_masks
 from preprocess.masks.methods import SUPERVISION, method_facts
 from preprocess.masks.spec import MethodSpec
+from preprocess.reading import DEFAULT_READING, Reading
 from preprocess.sources import Split
 
 FORMAT = 1
@@ -48,9 +49,17 @@ SAMPLE = 200
 _SHARD_LOCK = re.compile(r"\.shard-([0-9]{1,9})-of-([1-9][0-9]{0,8})\.lock")
 
 
-def describe(spec: MethodSpec, *, max_resolution: int) -> dict[str, Any]:
-    """Return what ``masks.json`` holds: equal for equal masks of equal images, on any machine."""
+def describe(
+    spec: MethodSpec, *, max_resolution: int, reading: Reading = DEFAULT_READING
+) -> dict[str, Any]:
+    """Return what ``masks.json`` holds: equal for equal masks of equal images, on any machine.
+
+    How files were read stands there only if it was not the default, as in caches from before
+    there was a choice.
+    """
+    unusual = {} if reading == DEFAULT_READING else {"reading": reading.facts()}
     return {
+        **unusual,
         "format": FORMAT,
         "spec": str(spec) if "file" not in dict(spec.parameters) else spec.name,
         "method": method_facts(spec),
@@ -164,14 +173,18 @@ def stale(path: Path, names: list[str], root: Path, *, key: str) -> str:
 
 
 def make_rows(
-    tasks: list[tuple[str, Path]], methods: tuple[MethodSpec, ...], *, max_resolution: int
+    tasks: list[tuple[str, Path]],
+    methods: tuple[MethodSpec, ...],
+    *,
+    max_resolution: int,
+    reading: Reading = DEFAULT_READING,
 ) -> list[Row]:
     """Return the masks of some images; what a worker does."""
     prints: list[Fingerprint] = []
     origins: list[Origin] = []
     reasons: dict[int, str] = {}
     for place, (name, path) in enumerate(tasks):
-        origin = Origin(Wanted(name, path), side_px=max_resolution)
+        origin = Origin(Wanted(name, path), side_px=max_resolution, reading=reading)
         prints.append(NO_FILE)
         try:
             prints[-1] = Fingerprint.of(path)  # before the pixels, lest a change go unnoticed

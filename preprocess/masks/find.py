@@ -10,11 +10,21 @@ from typing import NamedTuple
 import numpy as np
 
 from harl_fast.data.maskfield import unpack_mask
-from preprocess.images import Decoded, Pixels, UnusableImageError, decode_image, read_mask, shrink
+from harl_fast.files import open_regular
+from preprocess.images import (
+    FILE_LIMIT,
+    Frame,
+    Pixels,
+    UnusableImageError,
+    decode_image,
+    read_mask,
+    shrink,
+)
 from preprocess.masks.binary import Map, Mask, centre_ellipse
 from preprocess.masks.controls import CANVAS_PX, flip_cells, to_canvas
 from preprocess.masks.methods import check_maps, open_method, to_mask
 from preprocess.masks.spec import MethodSpec
+from preprocess.reading import DEFAULT_READING, Reading
 
 CHUNK = 16
 """Images that methods are given at a time, everywhere: a network's rounding may depend on the
@@ -45,17 +55,25 @@ class Fingerprint(NamedTuple):
     def of(path: Path) -> Fingerprint:
         """Return a file's fingerprint; reads it whole."""
         status = path.stat()
-        return Fingerprint(status.st_size, status.st_mtime_ns, zlib.crc32(path.read_bytes()))
+        return Fingerprint(status.st_size, status.st_mtime_ns, _crc_of(path))
 
     def fits(self, path: Path) -> bool:
         """Return whether a file is unchanged; reads it only if its time is another, as a copy's."""
         try:
             status = path.stat()
             return status.st_size == self.size and (
-                status.st_mtime_ns == self.mtime_ns or zlib.crc32(path.read_bytes()) == self.crc
+                status.st_mtime_ns == self.mtime_ns or _crc_of(path) == self.crc
             )
         except OSError:
             return False
+
+
+def _crc_of(path: Path) -> int:
+    crc = 0
+    with open_regular(path, limit=FILE_LIMIT) as stream:
+        while block := stream.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 class Kept(NamedTuple):
@@ -101,24 +119,26 @@ class Origin:
         wanted: Wanted,
         *,
         side_px: int,
-        decoded: Decoded | None = None,
+        reading: Reading = DEFAULT_READING,
+        frame: Frame | None = None,
         rgb: Pixels | None = None,
     ) -> None:
-        """Take an image; ``decoded`` and the stored pixels ``rgb`` if they are known already.
+        """Take an image; its ``frame`` and its stored pixels ``rgb`` if they are known already.
 
-        decoded: its orientation and size are used, its pixels only by way of ``rgb``.
+        The pixels that a file decodes to are not kept: a chunk of images may be large.
         """
         self.wanted = wanted
         self._side_px = side_px
-        self._decoded = decoded
+        self._reading = reading
+        self._frame = frame
         self._rgb = None if rgb is None else _for_masks(rgb)
 
-    def frame(self) -> Decoded:
+    def frame(self) -> Frame:
         """Return how the file holds the image; raises `UnusableImageError`."""
-        if self._decoded is None:
+        if self._frame is None:
             self._load()
-        assert self._decoded is not None
-        return self._decoded
+        assert self._frame is not None
+        return self._frame
 
     def pixels(self) -> Pixels:
         """Return what methods look at, see `INPUT_PX`; raises `UnusableImageError`."""
@@ -130,10 +150,11 @@ class Origin:
     def _load(self) -> None:
         image = self.wanted.image
         if isinstance(image, np.ndarray):
-            self._decoded = Decoded(image, 1, image.shape[1::-1])
+            self._frame, rgb = Frame(1, image.shape[1::-1]), image
         else:
-            self._decoded = decode_image(image, side_px=self._side_px)
-        self._rgb = _for_masks(shrink(self._decoded.rgb, side_px=self._side_px))
+            decoded = decode_image(image, side_px=self._side_px, reading=self._reading)
+            self._frame, rgb = decoded.frame, decoded.rgb
+        self._rgb = _for_masks(shrink(rgb, side_px=self._side_px))
 
 
 def _for_masks(rgb: Pixels) -> Pixels:

@@ -13,15 +13,16 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from harl_fast.data.manifest import read_manifest
+from harl_fast.data.manifest import one_line, read_manifest
 from harl_fast.data.stored import read_samples
 from harl_fast.errors import DataError
 from harl_fast.files import Progress
-from preprocess.images import FORMATS, SUFFIXES, UnusableImageError, decode_image, shrink
+from preprocess.images import SUFFIXES, UnusableImageError, decode_image, open_image, shrink
+from preprocess.listing import list_images
 from preprocess.masks.find import CHUNK
 from preprocess.masks.score import colour_separation, coverage, iou, soft_jaccard, stretch
+from preprocess.reading import DEFAULT_READING, Reading
 
 TILE_PX = 192
 _GAP_PX, _HEAD_PX = 6, 26
@@ -115,7 +116,12 @@ def sheet(pictures: Sequence[Shown], *, count: int) -> Pixels:
 
 
 def from_folder(
-    folder: Path, find: Find, *, truth: Path | None, most: int
+    folder: Path,
+    find: Find,
+    *,
+    truth: Path | None,
+    most: int,
+    reading: Reading = DEFAULT_READING,
 ) -> tuple[list[Shown], dict[str, str]]:
     """Return up to ``most`` images below a folder, evenly spaced by name, and what failed and why.
 
@@ -124,7 +130,7 @@ def from_folder(
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is neither a .beton file nor a folder of images")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = [folder / name for name in list_images(folder).images]
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     chosen = [files[place] for place in _places(len(files), most)]
@@ -134,9 +140,9 @@ def from_folder(
         for start in range(0, len(chosen), CHUNK):
             images: dict[str, Pixels] = {}
             for path in chosen[start : start + CHUNK]:
-                name = str(path.relative_to(folder))
+                name = one_line(str(path.relative_to(folder)))
                 try:
-                    decoded = decode_image(path, side_px=LONGEST_PX)
+                    decoded = decode_image(path, side_px=LONGEST_PX, reading=reading)
                     images[name] = shrink(decoded.rgb, side_px=LONGEST_PX)
                 except UnusableImageError as error:
                     failed[name] = str(error)
@@ -175,8 +181,11 @@ def _truth(folder: Path | None, name: str) -> Mask | None:
     stem = folder / PurePosixPath(name).with_suffix("")
     for path in (stem.with_name(stem.name + suffix) for suffix in sorted(SUFFIXES)):
         if path.is_file():
-            with Image.open(path, formats=FORMATS) as image:
-                values = np.asarray(image.convert("L") if image.mode != "P" else image)
+            try:
+                with open_image(path) as image:
+                    values = np.asarray(image.convert("L") if image.mode != "P" else image)
+            except UnusableImageError as error:
+                raise DataError(f"the true mask {path} cannot be read: {error}") from error
             return np.asarray(values > (127 if values.max() > 127 else 0), np.bool_)
     return None
 

@@ -18,11 +18,13 @@ import numpy.typing as npt
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, naming, replacing
 from preprocess.images import SUFFIXES, UnusableImageError, decode_image
+from preprocess.listing import list_images
 from preprocess.masks.committee import MEMBERS, VERSION, Vote, vote
 from preprocess.masks.find import CHUNK
 from preprocess.masks.heuristic import heuristic_map
 from preprocess.masks.network import Pixels, square
 from preprocess.pool import ordered_map
+from preprocess.reading import DEFAULT_READING, Reading
 from preprocess.sources import Rejected
 
 FEWEST = 16
@@ -52,6 +54,7 @@ class _Work:
     """What a worker does with paths."""
 
     side: int
+    reading: Reading
 
     def __call__(self, paths: list[Path]) -> list[tuple[Pixels, Vote] | Rejected]:
         cv2.setNumThreads(1)
@@ -59,7 +62,9 @@ class _Work:
 
     def _one(self, path: Path) -> tuple[Pixels, Vote] | Rejected:
         try:
-            pixels = square(decode_image(path, side_px=2 * self.side).rgb, self.side)
+            pixels = square(
+                decode_image(path, side_px=2 * self.side, reading=self.reading).rgb, self.side
+            )
         except UnusableImageError as error:
             return Rejected(str(path), str(error))
         return pixels, vote(pixels)
@@ -68,20 +73,16 @@ class _Work:
 def image_files(folder: Path, *, most: int, seed: int) -> list[Path]:
     """Return a folder's image files at any depth, sorted; ``most`` drawn by seed if it has more.
 
-    Hidden names are passed over. If the folder has a ``train`` folder, only that is looked at:
-    masks then never learn from the images that features are judged on.
+    Hidden and system names are passed over. If the folder has a ``train`` folder, only that is
+    looked at: masks then never learn from the images that features are judged on.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; give --data a folder of images")
     base = folder / "train" if (folder / "train").is_dir() else folder
-    files = []
-    for place, inner, names in os.walk(base, followlinks=True):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        files += [
-            Path(place, name)
-            for name in sorted(names)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-        ]
+    listing = list_images(base)
+    for note in listing.notes(base.name):
+        print(f"note: {note}", flush=True)
+    files = [base / name for name in listing.images]
     if len(files) < FEWEST:
         raise DataError(
             f"{base} holds {len(files)} images ({' '.join(sorted(SUFFIXES))}), at least {FEWEST} "
@@ -92,15 +93,22 @@ def image_files(folder: Path, *, most: int, seed: int) -> list[Path]:
     return files
 
 
-def gather(files: list[Path], cache: Path, *, side: int, workers: int) -> Gathered:
+def gather(
+    files: list[Path],
+    cache: Path,
+    *,
+    side: int,
+    workers: int,
+    reading: Reading = DEFAULT_READING,
+) -> Gathered:
     """Return the images as (side, side) squares with votes, from ``cache`` if it holds just these.
 
     Raises `DataError` if fewer than `FEWEST` can be read.
     """
-    key = _key(files, side)
+    key = _key(files, side, reading)
     found = _read(cache, key)
     if found is None:
-        found = _vote_on(files, side=side, workers=workers)
+        found = _vote_on(files, _Work(side, reading), workers=workers)
         with replacing(cache) as temporary, naming(cache), open(temporary, "wb") as stream:
             np.savez(
                 stream,
@@ -116,13 +124,13 @@ def gather(files: list[Path], cache: Path, *, side: int, workers: int) -> Gather
     return found
 
 
-def _vote_on(files: list[Path], *, side: int, workers: int) -> Gathered:
+def _vote_on(files: list[Path], work: _Work, *, workers: int) -> Gathered:
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     kept: list[tuple[Pixels, Vote]] = []
     rejected: list[Rejected] = []
     progress = Progress(len(files), label="votes")
     results = ordered_map(
-        _Work(side),
+        work,
         chunks,
         workers=min(workers, len(chunks)),
         describe=lambda paths: f"{paths[0]} or the {len(paths) - 1} files after it",
@@ -140,9 +148,10 @@ def _vote_on(files: list[Path], *, side: int, workers: int) -> Gathered:
     if len(rejected) > 5:
         print(f"left out: {len(rejected) - 5:,} more unreadable files", flush=True)
     if len(kept) < FEWEST:
+        first = one_line(f"{rejected[0].name}: {rejected[0].reason}")
         raise DataError(
-            f"only {len(kept)} of {len(files)} images can be read (first reason: "
-            f"{rejected[0].name}: {rejected[0].reason}), at least {FEWEST} are needed; "
+            f"only {len(kept)} of {len(files)} images can be read (first reason: {first}), at "
+            f"least {FEWEST} are needed; "
             f"repair the files or give --data another folder"
         )
     return Gathered(
@@ -154,14 +163,17 @@ def _vote_on(files: list[Path], *, side: int, workers: int) -> Gathered:
     )
 
 
-def _key(files: list[Path], side: int) -> str:
+def _key(files: list[Path], side: int, reading: Reading) -> str:
     """Return a digest of everything that decides the votes: files, their dates, the members."""
     digest = hashlib.sha256()
     probe = heuristic_map(np.arange(12288, dtype=np.uint16).astype(np.uint8).reshape(64, 64, 3))
     digest.update(f"{VERSION} {side} {sorted(MEMBERS)} {probe.sum():.3f}\n".encode())
+    if reading != DEFAULT_READING:  # said only then: caches from before there was a choice serve
+        digest.update(f"{reading.facts()}\n".encode())
     for path in files:
         state = path.stat()
-        digest.update(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path.resolve()))
+        digest.update(f"\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harl_fast.data.manifest import one_line
 from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.files import sha256_file
 from preprocess.masks.binary import Mask, binarize
@@ -198,6 +199,7 @@ def try_method(spec: MethodSpec) -> None:
     except HarlError:
         raise
     except Exception as error:
+        # Whatever a network's library raises here it would raise on every image.
         raise DataError(
             f"mask method {spec} fails on a plain picture ({type(error).__name__}: {error}); "
             f"check its parameters"
@@ -226,7 +228,7 @@ def method_facts(spec: MethodSpec) -> dict[str, Any]:
         if isinstance(value, MethodSpec):
             parameters[key] = method_facts(value)
         elif key in ("file", "folder"):
-            parameters[key] = Path(value).name
+            parameters[key] = one_line(Path(value).name)
         else:
             parameters[key] = list(value) if isinstance(value, tuple) else value
     facts = {"method": spec.name, "parameters": parameters, "supervision": supervision(spec)}

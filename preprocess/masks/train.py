@@ -34,6 +34,7 @@ from preprocess.masks.learning import Recipe, train
 from preprocess.masks.network import save_network
 from preprocess.masks.refinement import refresh
 from preprocess.pool import usable_cores
+from preprocess.reading import add_reading, reading_of
 
 BASE, SURE = 0.6, 0.95
 """Agreement at which an image starts to count, and at which it counts in full."""
@@ -60,6 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=seed, default=0, metavar="N", help=about)
     about = "threads and processes; default: all cores"
     add("--threads", type=threads, default=usable_cores(), metavar="N", help=about)
+    add_reading(parser)
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
         parser.error(f"argument --out: {args.out} does not end in .safetensors")
@@ -82,7 +84,8 @@ def make_network(args: argparse.Namespace) -> None:
     recipe = shortened(Recipe(seed=args.seed), args.length)
     files = image_files(args.data, most=args.images, seed=args.seed)
     cache = args.out.with_suffix(".votes.npz")
-    gathered = gather(files, cache, side=recipe.architecture.side, workers=args.threads)
+    side, reading = recipe.architecture.side, reading_of(args)
+    gathered = gather(files, cache, side=side, workers=args.threads, reading=reading)
     count = len(gathered.images)
     if count < FEW:
         print(f"{count} images are few: {FEW:,} or more would give better masks", flush=True)

@@ -58,7 +58,9 @@ DAMAGE = {"zeroed": zeroed, "with a hole": with_hole, "cut short": cut}
 
 
 def converted(path: Path, *, store: str = "jpg", keep_warned: bool = False) -> Sample | Rejected:
-    settings = Settings(512, 90, 64, parse_spec("full"), parse_store(store), keep_warned)
+    settings = Settings(
+        512, 90, 64, parse_spec("full"), parse_store(store), Reading(keep_warned=keep_warned)
+    )
     (result,) = convert([Task("x", 0, path, None)], settings)
     return result
 

@@ -14,7 +14,7 @@ import torchvision.datasets
 
 from harl_fast.errors import DataError
 from preprocess.sources import DATASETS, folder_source, torchvision_source
-from tests.preprocess.support import image_folder
+from tests.preprocess.support import image_folder, photo, save
 
 
 def touch(path: Path) -> Path:
@@ -87,6 +87,89 @@ def test_an_unusable_layout_is_explained(tmp_path: Path, names: list[str], messa
         folder_source(layout(tmp_path, *names))
 
 
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            [*USUAL, "val/c/1.jpg", "train/c/1.psd"],
+            r"val has images of the class c, but train/c has no image: none of its 1 files is one "
+            r"\(c/1\.psd: not an image by its name",
+        ),
+        ([*USUAL, "train/c/x/.hidden", "val/c/1.jpg"], r"train/c has no image: it holds no file"),
+        (
+            [*USUAL, f"train/{DECOMPOSED}/1.jpg", f"val/{COMPOSED}/1.jpg"],
+            r"class 'caf\\xe9' and train/ has 'cafe\\u0301': two Unicode forms of café.*convmv",
+        ),
+        (
+            [*USUAL, f"train/{DECOMPOSED}/1.jpg", f"train/{COMPOSED}/1.jpg"],
+            r"two class folders that both read café.*convmv",
+        ),
+        (
+            ["train/train/a/1.jpg", "train/train/b/1.jpg", "val/val/a/1.jpg"],
+            r"only one class \(train\), and that holds folders itself \(a, b\).*move them from "
+            r".*train/train up to .*train,",
+        ),
+        (
+            ["train/a/1.psd", "val/a/1.jpg"],
+            r"train holds no image \(train/a has no image: none of its 1 files",
+        ),
+        ([*USUAL, "val/new\nline/1.jpg"], r"train/ lacks \(new\\nline\)"),
+    ],
+)
+def test_classes_that_do_not_fit_are_explained(
+    tmp_path: Path, names: list[str], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        folder_source(layout(tmp_path, *names))
+
+
+def test_a_class_folder_without_images_is_said_and_is_no_class(tmp_path: Path) -> None:
+    source = folder_source(layout(tmp_path, *USUAL, "train/c/1.heic", "val/d/.keep"))
+    assert source.classes == ["a", "b"]
+    said = "\n".join(source.notes)
+    assert "train/c has no image: none of its 1 files is one (c/1.heic: not an image" in said
+    assert "val/d has no image: it holds no file; it is no class here" in said
+
+
+def test_all_names_of_jpegs_are_known_and_files_without_a_suffix_by_content(tmp_path: Path) -> None:
+    known = [f"train/a/{n}.{s}" for n, s in enumerate(("jfif", "jpe", "JPG", "JFIF", "pjpeg"))]
+    layout(tmp_path, *USUAL, *known, "train/a/README")
+    for name, suffix in (("plain", "jpg"), ("web", "webp"), ("deep", "tif"), ("n.5", "png")):
+        save(photo(1), tmp_path / f"{name}.{suffix}").rename(tmp_path / "train/a" / name)
+    source = folder_source(tmp_path)
+    found = {"train/a/2.jpg", *known, *(f"train/a/{n}" for n in ("plain", "web", "deep"))}
+    assert {name for name in source.splits["train"].names if "/a/" in name} == found
+    strange = [item.name for item in source.splits["train"].rejected]
+    assert strange == ["train/a/README", "train/a/n.5"]
+
+
+def test_what_systems_leave_is_no_image_and_no_class_but_counted(tmp_path: Path) -> None:
+    left = ["a/@eaDir/1.jpg", "@eaDir/1.jpg", "__MACOSX/1.jpg", ".thumbnails/1.jpg", "a/Thumbs.db"]
+    left += ["a/._2.jpg", "a/.DS_Store", "#recycle/1.jpg", "a/desktop.ini"]
+    source = folder_source(layout(tmp_path, *USUAL, *(f"train/{name}" for name in left)))
+    assert source.classes == ["a", "b"] and source.splits["train"].rejected == []
+    assert source.splits["train"].names == ["train/a/2.jpg", "train/b/1.jpg"]
+    (note,) = source.notes
+    assert f"train: passed over {len(left)} hidden or system files and folders" in note
+
+
+def test_two_links_to_one_folder_are_refused_and_a_circle_is_said(tmp_path: Path) -> None:
+    layout(tmp_path / "store", "a/1.jpg")
+    layout(tmp_path / "set", *USUAL)
+    circle = tmp_path / "set/train/a/again"
+    circle.symlink_to(tmp_path / "set/train")
+    assert folder_source(tmp_path / "set").notes == [
+        "train: train/a/again leads back to where it lies: not followed"
+    ]
+    for name in ("c", "d"):
+        (tmp_path / "set/train" / name).symlink_to(tmp_path / "store/a")
+    with pytest.raises(DataError, match=r"train/c and .*train/d are one folder by a link"):
+        folder_source(tmp_path / "set")
+
+
 def test_a_folder_that_is_none_is_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no folder"):
         folder_source(tmp_path / "missing")
@@ -102,7 +185,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_not_an_empty_class(
         return []
 
     # Tests may run as root, whom no mode bits stop.
-    monkeypatch.setattr("preprocess.sources.os.walk", walk)
+    monkeypatch.setattr("preprocess.listing.os.walk", walk)
     with pytest.raises(DataError, match=r"train/b cannot be read \(Permission denied\)"):
         folder_source(tmp_path)
 

@@ -1,0 +1,170 @@
+"""Pixels of any format that a file may hold as 8-bit RGB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageChops
+
+from preprocess.icc import SPACES, convert_profile
+from preprocess.reading import GreyRange, Pixels, Reading, UnusableImageError
+
+STRIP_PIXELS = 1 << 20
+"""Larger images are converted in strips of about this many pixels: the copies that a conversion
+makes, of up to 20 bytes per pixel, then never exist for all of an image."""
+TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT = 258, 262, 339
+WHITE_IS_ZERO = 0
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+"""Values of the TIFF tags 262 and 339 (TIFF 6.0, pages 37 and 80)."""
+
+Values = npt.NDArray[np.generic]
+
+
+class Grey(NamedTuple):
+    """What the grey values of a file are; Pillow's modes do not tell."""
+
+    dtype: np.dtype[np.generic]
+    """Of the values as the file means them."""
+    least: float
+    greatest: float
+    """Of the file's type; for 12 bits 0 and 4095. Both 0 for floating point, which has no such."""
+    inverted: bool
+    """Whether the least value is white."""
+
+
+def deep_grey(image: Image.Image) -> Grey | None:
+    """Return what an image's grey values are unless they are unsigned and of 8 bits or fewer.
+
+    Pillow reads 16-bit greys of all kinds as mode I;16 or I, 32-bit ones as I, and takes signed
+    8-bit ones for unsigned: TIFF's tags tell which they are.
+    """
+    tags = getattr(image, "tag_v2", {})
+    kind = int(tags.get(TAG_SAMPLE_FORMAT, (UNSIGNED,))[0])
+    if not (image.mode in ("I", "F") or image.mode.startswith("I;16") or kind == SIGNED):
+        return None
+    inverted = image.format == "TIFF" and tags.get(TAG_PHOTOMETRIC, 0) == WHITE_IS_ZERO
+    bits = int(tags.get(TAG_BITS, (16,))[0])
+    if image.mode == "F" or kind == FLOAT:
+        return Grey(np.dtype(np.float32), 0.0, 0.0, inverted)
+    held = np.asarray(image.crop((0, 0, 1, 1))).dtype
+    if kind == SIGNED:
+        signed = np.dtype(f"{held.byteorder}i{held.itemsize}")
+        return Grey(signed, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1, inverted)
+    unsigned = np.dtype(f"{held.byteorder}u{held.itemsize}")
+    return Grey(unsigned, 0.0, 2.0**bits - 1, inverted)
+
+
+def to_rgb(image: Image.Image, reading: Reading) -> tuple[Pixels, str]:
+    """Return a loaded image of any mode as (H, W, 3) uint8 RGB, and a remark on its profile.
+
+    Transparency is laid on white. Greys of more than 8 bits follow ``reading.grey``. Raises
+    `UnusableImageError` for pixels without defined colours.
+    """
+    convert = _conversion(image, reading)
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // width)
+    if rows >= height:
+        return convert(image)
+    rgb = np.empty((height, width, 3), np.uint8)
+    remark = ""
+    for top, strip in _strips(image, rows):
+        rgb[top : top + rows], remark = convert(strip)
+    return rgb, remark
+
+
+def _strips(image: Image.Image, rows: int) -> Iterator[tuple[int, Image.Image]]:
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _conversion(
+    image: Image.Image, reading: Reading
+) -> Callable[[Image.Image], tuple[Pixels, str]]:
+    """Return what turns an image, or strips of it, into pixels; strips know less of their file."""
+    grey = deep_grey(image)
+    if grey is not None:
+        to_8_bit = _scaling(image, grey, reading.grey)
+    # Pillow reads every CMYK JPEG as inverted; that is Adobe's habit, marked by APP14.
+    adobe = "adobe" in image.info or image.format not in ("JPEG", "MPO")
+    profile = image.info.get("icc_profile") if reading.icc else None
+
+    def convert(strip: Image.Image) -> tuple[Pixels, str]:
+        plain = _plain(strip, adobe=adobe) if grey is None else to_8_bit(strip)
+        remark = ""
+        if profile:
+            plain, remark = convert_profile(plain, profile)
+        return np.asarray(plain if plain.mode == "RGB" else plain.convert("RGB")), remark
+
+    return convert
+
+
+def _plain(image: Image.Image, *, adobe: bool) -> Image.Image:
+    """Return an image of 8 bits per value as RGB, L or CMYK, with transparency laid on white."""
+    mode = image.mode
+    if mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        grey = mode in ("L", "LA", "La")
+        return Image.alpha_composite(white, rgba).convert("L" if grey else "RGB")
+    if mode == "CMYK":
+        return image if adobe else ImageChops.invert(image)
+    if mode not in ("1", "L", "P", "RGB", "RGBX", "YCbCr", "HSV"):
+        raise UnusableImageError(f"pixel format {mode} has no defined colours: save it as RGB")
+    return image if mode in SPACES else image.convert("L" if mode == "1" else "RGB")
+
+
+def _scaling(
+    image: Image.Image, grey: Grey, wanted: GreyRange
+) -> Callable[[Image.Image], Image.Image]:
+    """Return what makes 8-bit greys of an image with deeper ones, or of strips of it."""
+    ends = _ends(image, grey, wanted)
+    native, short = grey.dtype.newbyteorder("="), grey.dtype.itemsize <= 2
+    every = np.arange(1 << 8 * grey.dtype.itemsize).astype(f"u{native.itemsize}") if short else None
+    table = None if every is None else _levels(every.view(native), ends, grey.inverted)
+    see_through = image.info.get("transparency")
+
+    def to_8_bit(strip: Image.Image) -> Image.Image:
+        values = np.asarray(strip).view(grey.dtype).astype(native, copy=False)
+        if every is not None and table is not None:
+            levels = table[values.view(every.dtype)]
+        else:
+            levels = _levels(values, ends, grey.inverted)
+        if isinstance(see_through, int):
+            levels[values == see_through] = 255
+        return Image.fromarray(levels)
+
+    return to_8_bit
+
+
+def _levels(values: Values, ends: tuple[float, float], inverted: bool) -> Pixels:
+    low, high = ends
+    scale = 255 / (high - low) if high > low else 0.0  # a single value is black
+    with np.errstate(invalid="ignore"):  # NaN, made black below
+        steps = (values.astype(np.float64) - low) * scale
+    levels = np.rint(np.nan_to_num(steps, posinf=255.0, neginf=0.0).clip(0, 255)).astype(np.uint8)
+    return 255 - levels if inverted else levels
+
+
+def _ends(image: Image.Image, grey: Grey, wanted: GreyRange) -> tuple[float, float]:
+    """Return the values that become 0 and 255."""
+    if wanted.kind == "fixed":
+        return wanted.low, wanted.high
+    if wanted.kind == "minmax":
+        rows = max(1, STRIP_PIXELS // image.width)
+        parts = [_finite(np.asarray(strip).view(grey.dtype)) for _, strip in _strips(image, rows)]
+        full = [part for part in parts if part.size]
+        if not full:
+            raise UnusableImageError("no pixel has a finite value")
+        return min(float(p.min()) for p in full), max(float(p.max()) for p in full)
+    if grey.dtype.kind == "f":
+        raise UnusableImageError(
+            "floating-point greys have no full range: give --range minmax or --range LOW:HIGH"
+        )
+    return grey.least, grey.greatest
+
+
+def _finite(values: Values) -> Values:
+    return values[np.isfinite(values)] if values.dtype.kind == "f" else values

@@ -1,0 +1,128 @@
+"""Input without limits is refused: pixels, bytes, folders, and files that are none."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harl_fast.errors import DataError
+from harl_fast.files import UnusualFileError, open_regular, sha256_file
+from preprocess import images
+from preprocess.images import PIXEL_LIMITS, UnusableImageError, decode_image, read_mask
+from preprocess.listing import DEPTH, list_images
+from preprocess.masks.find import Fingerprint
+from preprocess.passthrough import NotTakenError, take_jpeg
+from tests.preprocess.support import photo, save
+
+PEAK = """
+import sys
+from pathlib import Path
+from preprocess.images import decode_image, shrink
+
+def state(key):
+    with open("/proc/self/status") as stream:
+        return next(1024 * int(line.split()[1]) for line in stream if line.startswith(key))
+
+decode_image(Path(sys.argv[1]), side_px=64)  # what the decoder itself takes is there
+with open("/proc/self/clear_refs", "w") as stream:
+    stream.write("5")
+before = state("VmRSS")
+shrink(decode_image(Path(sys.argv[2]), side_px=64).rgb, side_px=64)
+print(state("VmHWM") - before)
+"""
+SIDE = 4000
+BYTES_PER_PIXEL = 12
+"""Pillow's 4 and the 3 of RGB twice, and 2 for strips and the decoder's own buffers."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak memory")
+@pytest.mark.parametrize("mode", ["RGBA", "P", "RGB"])
+def test_a_pixel_takes_a_bounded_memory_in_any_mode(tmp_path: Path, mode: str) -> None:
+    image = Image.new(mode, (SIDE, SIDE), 7)
+    options = {"transparency": 3} if mode == "P" else {}
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image.save(tmp_path / "large.png", compress_level=1, exif=turned, **options)
+    image.resize((8, 8)).save(tmp_path / "small.png", exif=turned, **options)
+    command = [sys.executable, "-c", PEAK, tmp_path / "small.png", tmp_path / "large.png"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
+    assert int(done.stdout) < BYTES_PER_PIXEL * SIDE**2
+
+
+def test_formats_whose_decoder_takes_more_have_a_lower_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PIXEL_LIMITS, "WEBP", 48 * 64 - 1)
+    decode_image(save(photo(0), tmp_path / "x.png"), side_px=64)
+    with pytest.raises(UnusableImageError, match="64 x 48 pixels, more than 3,071: scale it down"):
+        decode_image(save(photo(0), tmp_path / "x.webp"), side_px=64)
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+def link_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (make_pipe, "a named pipe"),
+        (make_socket, "a socket"),
+        (link_device, "a device"),
+        (Path.mkdir, "a folder"),
+    ],
+)
+def test_only_regular_files_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: object, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    path = Path("x.jpg")
+    make(path)  # type: ignore[operator]
+    with pytest.raises(UnusableImageError, match=f"{name}, not a regular file"):
+        decode_image(path, side_px=64)
+    with pytest.raises(UnusableImageError, match=f"{name}, not a regular file"):
+        read_mask(path, orientation=1, file_size=(4, 4))
+    with pytest.raises(NotTakenError):
+        take_jpeg(path, side_px=64)
+    for read in (Fingerprint.of, sha256_file, open_regular):
+        with pytest.raises(UnusualFileError, match=name):
+            read(path)  # type: ignore[operator]
+    assert not Fingerprint(path.stat().st_size, 0, 0).fits(path)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_without_a_suffix_is_listed_and_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert list_images(tmp_path).strange == {"pipe": "a named pipe, not a regular file"}
+
+
+def test_large_files_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(photo(0), tmp_path / "x.png")
+    monkeypatch.setattr(images, "FILE_LIMIT", path.stat().st_size - 1)
+    with pytest.raises(UnusableImageError, match=r"bytes, more than [\d,]+"):
+        decode_image(path, side_px=64)
+
+
+def test_folders_end_somewhere(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["d"] * (DEPTH + 1))
+    deep.mkdir(parents=True)
+    save(np.zeros((4, 4, 3), np.uint8), deep / "x.png")
+    with pytest.raises(DataError, match=f"more than {DEPTH} folders deep"):
+        list_images(tmp_path)
+    assert list_images(tmp_path / "d").images == ["d/" * DEPTH + "x.png"]
