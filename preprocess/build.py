@@ -24,13 +24,12 @@ from harl_fast.data.manifest import (
     FORMAT_VERSION,
     Manifest,
     check_container,
-    one_line,
     write_manifest,
     write_names,
     write_sums,
 )
 from harl_fast.data.tables import tables_sha256
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, replacing_together, sha256_file, write_json
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.masks.assign import MaskList, open_masks

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harl_fast.data.manifest import one_line
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, one_line
 from harl_fast.files import open_regular
 from preprocess.images import SUFFIXES, TIFF_STARTS
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.data.manifest import one_line
-from harl_fast.errors import ConfigError, DataError, HarlError
+from harl_fast.errors import ConfigError, DataError, HarlError, one_line
 from harl_fast.files import sha256_file
 from preprocess.masks.binary import Mask, binarize
 from preprocess.masks.controls import center_map, full_map

@@ -53,7 +53,9 @@ def running(data: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        wait_for(lambda: any(out.glob(".new.*/train.beton")), seconds=90, what="the program writes")
+        wait_for(
+            lambda: any(out.glob(".new.*/train.beton")), seconds=600, what="the program writes"
+        )
         yield process
     finally:
         for pid in group(process.pid):
@@ -72,14 +74,13 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_signal_ends_everything(many: Path, tmp_path: Path, number: signal.Signals) -> None:
     out, memory = tmp_path / "out", set(SHARED_MEMORY.glob("psm_*"))
     out.mkdir()
     with running(many, out) as process:
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         wait_for(lambda: not group(process.pid), seconds=30, what="no worker stays")
     final = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     assert final == []

@@ -15,6 +15,7 @@ from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.encode import parse_store
 from preprocess.images import UnusableImageError, decode_image
 from preprocess.masks import parse_spec
+from preprocess.reading import Reading
 from preprocess.sources import Rejected
 from tests.betons import smooth_noise
 
