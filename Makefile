@@ -71,6 +71,7 @@ lint: setup ## Check style, types, spelling and the documentation's links (ruff,
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy" harl_fast
 	"$(BIN)/codespell"
+	"$(BIN)/python" docs/configuration.py --check
 	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --strict --quiet
 	@echo "lint: clean"
 
