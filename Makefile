@@ -53,7 +53,7 @@ export PATH := $(BIN):$(PATH)
 # An option whose variable is set: $(call option,--max-resolution,$(MAX_RESOLUTION))
 option = $(if $(2),$(1) "$(2)")
 
-.PHONY: help setup doctor lint test test-slow beton masks masks-train pretrain demo lineval preview bench \
+.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval preview bench \
 	bench-loader bench-masks bench-step clean
 
 help: ## Show this list
@@ -68,11 +68,18 @@ doctor: ## Say what this machine has, what is missing and what to do [DATA=<cont
 	@py="$(BIN)/python"; [ -x "$$py" ] || py="$(or $(PYTHON),python3)"; \
 	"$$py" -m harl_fast.doctor $(call option,--data,$(DATA)) $(ARGS)
 
-lint: setup ## Check style and types (ruff, mypy)
+lint: setup ## Check style, types, spelling and the documentation's links (ruff, mypy, codespell, mkdocs)
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy" harl_fast
+	"$(BIN)/codespell"
+	"$(BIN)/python" docs/configuration.py --check
+	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --strict --quiet
 	@echo "lint: clean"
+
+docs: setup ## Build the documentation as a site
+	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --strict
+	@echo "documentation: build/docs/index.html"
 
 test: setup ## Run the tests but the slow ones [TESTS=<path>]
 	"$(BIN)/python" -m pytest "$(TESTS)" $(ARGS)

@@ -107,10 +107,13 @@ class ViewConfig(Section):
     jitter_p: Share = 0.8
     """Probability of colour jitter; its four operations come in a random order."""
     brightness: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
+    """Half-width of the factor about 1 by which brightness is scaled."""
     contrast: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
+    """The same for contrast, about the image's mean luminance."""
     saturation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    """The same for saturation, about each pixel's luminance."""
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
-    """Half-width of each jitter factor about 1 (hue: about 0, in turns of the colour circle)."""
+    """Half-width of the hue's shift about 0, in turns of the colour circle."""
     gray_p: Share = 0.2
     """Probability of dropping the colour."""
     blur_p: Share = 1.0
@@ -151,8 +154,9 @@ class DataConfig(Section):
     colour: Literal["auto", "loader", "device"] = "auto"
     """Who colours the views: the loader's threads, the device in batches, or what suits it."""
     mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
+    """Mean of [0, 1] pixels per channel (R, G, B), which is subtracted."""
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
-    """Per-channel normalisation of [0, 1] pixels."""
+    """Standard deviation per channel, by which the rest is divided."""
     workers: int = Field(0, ge=0, le=1024)
     """Decoding threads per rank; 0 divides this machine's cores among its ranks."""
     batches_ahead: int = Field(3, ge=1, le=16)
@@ -185,6 +189,7 @@ class ModelConfig(Section):
     """Encoder and heads."""
 
     arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
+    """Which ResNet."""
     width: Annotated[float, Field(ge=1 / 64, le=16.0)] = 1.0
     """Multiplier of all channel counts."""
     stem: Literal["imagenet", "small", "small-s2"] = "imagenet"
@@ -192,10 +197,15 @@ class ModelConfig(Section):
     last_stride: Literal[1, 2] = 2
     """Stride of the last stage; 1 doubles the side of the map that the masks weight."""
     zero_init_residual: bool = False
+    """Start each residual branch at zero (its last BatchNorm's weight)."""
     projector_layers: Literal[2, 3] = 2
+    """Linear layers of the projector."""
     projector_hidden: Width = 4096
+    """Units of its hidden layers."""
     projector_out: Width = 512
+    """Dimension of the projections, and of the predictions."""
     predictor_hidden: Width = 4096
+    """Units of the predictor's hidden layer."""
     sync_bn: Literal["none", "heads", "all"] = "none"
     """Which BatchNorm layers share statistics over ranks."""
     compile: bool = False
@@ -208,6 +218,7 @@ class LossConfig(Section):
     type: Literal["byol", "f_loss", "f_loss+b_loss", "byol+f_loss", "byol+f_loss+b_loss"] = (
         "byol+f_loss"
     )
+    """Which terms: the whole image (byol), foreground (f_loss), background (b_loss)."""
     alpha: Schedule = "cosine:0.6:1.0"
     """Foreground's share against background: a number, cosine:START:END or steps:V0,T1:V1,..."""
     beta: Schedule = "cosine:0.6:0.3"
@@ -215,6 +226,7 @@ class LossConfig(Section):
     mask: Literal["soft", "area", "any"] = "soft"
     """A cell's weight: its coverage; 1 if coverage >= mask_threshold; 1 if touched at all."""
     mask_threshold: Share = 0.5
+    """Least coverage of a foreground cell under mask: area."""
     min_area: Annotated[float, Field(ge=0.0, lt=1.0)] = 1e-3
     """A region must cover more than this share of the map to enter the loss."""
 
@@ -239,15 +251,19 @@ class OptimConfig(Section):
     """Optimizer and learning rate."""
 
     name: Literal["lars", "sgd", "adamw"] = "lars"
+    """Which optimizer."""
     lr: Annotated[float, Field(gt=0.0, le=1000.0)] = 0.2
     """Base learning rate before scaling by the global batch; usual: 1e-4 to 1."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     """linear: lr x batch / 256; sqrt: lr x sqrt(batch)."""
     warmup_epochs: Annotated[float, Field(ge=0.0, le=10**6)] = 10.0
+    """Epochs over which the learning rate rises from 0; a half cosine to 0 follows."""
     weight_decay: Share = 1.5e-6
     """Applied to weights only, never to biases and norm layers."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Of LARS and SGD."""
     nesterov: bool = False
+    """Nesterov's form of the momentum."""
     trust: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
     """LARS trust coefficient."""
     formula: Literal["byol", "simclr", "solo-learn"] = "byol"
@@ -283,7 +299,9 @@ class RunConfig(Section):
     """One pretraining run."""
 
     seed: int = Field(0, ge=0, lt=2**63)
+    """Of initialisation, sample order and all views."""
     epochs: int = Field(1000, ge=1, le=10**6)
+    """Passes over the training images; the schedules end there."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

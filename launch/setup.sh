@@ -7,6 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=${VENV:-.venv}
 stamp="$venv/.harl_fast-setup"
+begun="$venv/.harl_fast-begun" # there while this script makes the environment itself
 log="$venv/setup.log"
 
 # The folder belongs to the key: an editable install points at it.
@@ -88,14 +89,20 @@ fail_python() {
         "Run \`make doctor\`: it names what is missing; then run \`make setup\` again."
 }
 
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(key)" ]; then
-    exit 0
+if [ -f "$stamp" ]; then
+    known=$(cat "$stamp")
+    [ "$known" != "$(key)" ] || exit 0
+    owner=${known##*$'\n'} # the folder that `key` printed last
+    # An editable install points at one folder: set up from here, the other would run this code.
+    [ "$owner" = "$(pwd -P)" ] || [ ! -e "$owner/pyproject.toml" ] ||
+        stop "error: $venv belongs to $owner, which would run the code of $(pwd -P) from then on." \
+            "Give this one its own (make ... VENV=.venv), or remove $stamp to hand $venv over."
 fi
 
 started=$SECONDS
-if [ -e "$venv" ] && [ ! -x "$venv/bin/python" ]; then
-    stop "error: $venv has no bin/python. If it is an unfinished environment, remove it and run again."
-elif [ -x "$venv/bin/python" ]; then
+if [ -e "$venv" ] && [ ! -e "$begun" ] && [ ! -x "$venv/bin/python" ]; then
+    stop "error: $venv has no bin/python: it is no environment. Give VENV another name."
+elif [ ! -e "$begun" ] && [ -x "$venv/bin/python" ]; then
     python="$venv/bin/python"
     supported "$python" ||
         stop "error: $venv holds another Python than 3.10 to 3.12. Remove it and run again."
@@ -109,9 +116,12 @@ missing=$(missing_packages "$python" | tr '\n' ' ')
 # shellcheck disable=SC2086
 [ -z "${missing// /}" ] || install_packages ${missing}
 
-if [ ! -x "$venv/bin/python" ]; then
+if [ -e "$begun" ] || [ ! -x "$venv/bin/python" ]; then
+    [ ! -e "$begun" ] || echo "setup: an earlier set-up of $venv was interrupted; beginning again"
     echo "setup: creating $venv with $python"
+    mkdir -p "$venv" && : >"$begun"
     "$python" -m venv "$venv"
+    rm "$begun" # packages cut off half-way are put right by pip, below
 fi
 echo "setup: installing the Python packages (about 6 GB with CUDA's libraries; log: $log)"
 install_python || fail_python "pip failed"

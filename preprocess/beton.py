@@ -64,7 +64,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=checked(parse_spec),
         metavar="METHOD",
         default=FALLBACK,
-        help=f"{', '.join(METHODS)}; as name:key=value,... (see the README); with --masks for "
+        help=f"{', '.join(METHODS)}; as name:key=value,... (see docs/masks.md); with --masks for "
         "images without a mask there; default %(default)s",
     )
     number = functools.partial(_add_number, parser.add_argument)

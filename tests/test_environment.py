@@ -20,7 +20,12 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {
+    "cv2": "opencv-python",
+    "lazy_loader": "lazy-loader",
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+}
 """Where a module's name is not its distribution's."""
 DISTRIBUTIONS |= {"yaml": "pyyaml", "llvmlite": "numba", "packaging": "pytest", "tomli": "pytest"}
 """The last three come with packages that are made of them or need them themselves."""
@@ -180,3 +185,26 @@ def test_setup_does_nothing_in_a_finished_environment(bare_machine: dict[str, st
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
     (root / "pyproject.toml").write_text("[project]\n")
     assert run_setup(bare_machine).returncode == 2  # other pins: it would set up again
+
+
+def test_setup_leaves_an_environment_of_another_clone_alone(
+    bare_machine: dict[str, str], tmp_path: Path
+) -> None:
+    root, other = Path(bare_machine["ROOT"]), tmp_path / "other"
+    other.mkdir()
+    (other / "pyproject.toml").touch()
+    (root / ".venv").mkdir()
+    (root / ".venv" / ".harl_fast-setup").write_text(f"0123  pyproject.toml\n{other}\n")
+    refused = run_setup(bare_machine)
+    assert refused.returncode == 2 and f"belongs to {other}" in refused.stderr
+    (other / "pyproject.toml").unlink()  # that clone is gone: the environment is free
+    assert "belongs to" not in run_setup(bare_machine).stderr
+
+
+def test_setup_begins_again_where_one_was_interrupted(bare_machine: dict[str, str]) -> None:
+    venv = Path(bare_machine["ROOT"]) / ".venv"
+    venv.mkdir()
+    foreign = run_setup(bare_machine)
+    assert foreign.returncode == 2 and "no environment" in foreign.stderr
+    (venv / ".harl_fast-begun").touch()
+    assert "apt-get update" in run_setup(bare_machine).stderr

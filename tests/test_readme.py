@@ -1,4 +1,4 @@
-"""The README's commands, run as written but for their folders, and shortened by variables."""
+"""The commands of README and docs/, shortened and in folders of the test; and their links."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ SHORTER = {
 """What is added to each command, by its first two words."""
 
 
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
 def commands() -> list[str]:
-    """Return all commands of the README's shell blocks, comments dropped, lines joined."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Return each command of the pages' shell blocks once, comments dropped, lines joined."""
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in (re.sub(r"\s+#.*", "", line).strip() for line in lines) if line]
+    stripped = (" ".join(re.sub(r"\s+#.*", "", line).split()) for line in lines)
+    return list(dict.fromkeys(line for line in stripped if line))
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +118,18 @@ def test_the_other_commands_do_what_they_say(demo: str, work: Path) -> None:
     assert (work / "run" / "lineval.json").exists()
 
 
-def test_no_placeholder_is_left() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_placeholder_is_left(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     assert not re.search(r"\b(RESULTS|DEMO_MINUTES|TODO|TBD|XXX)\b", text)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_into_the_tree_lead_somewhere(name: str) -> None:
+    """Those between the pages of docs/ are checked by `make lint`."""
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / name).read_text(encoding="utf-8"))
+    inside = [link for link in links if "://" not in link]
+    assert [link for link in inside if not (ROOT / link).exists()] == []
 
 
 def test_the_a100_file_says_in_one_line_what_it_needs(work: Path) -> None:

@@ -1,0 +1,49 @@
+"""The public interface: names that import, and the page-long example that uses them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import harl_fast
+from tests.betons import plain_item, write_beton
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_public_name_imports() -> None:
+    stub = ast.parse((ROOT / "harl_fast" / "__init__.pyi").read_text(encoding="utf-8"))
+    names = [
+        alias.asname
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert len(names) > 10 and set(names) <= set(harl_fast.__all__)
+    for name in names:
+        assert getattr(harl_fast, str(name)) is not None
+
+
+def test_the_package_alone_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, harl_fast; print([m for m in ('torch', 'ffcv', 'numba') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_minimal_example_trains_and_leaves_an_encoder(tmp_path: Path) -> None:
+    container = write_beton(tmp_path / "train.beton", plain_item, count=130)
+    out = tmp_path / "encoder.safetensors"
+    command = [sys.executable, ROOT / "examples" / "minimal.py", container, "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch") == 2, done.stdout
+    encoder = harl_fast.build_backbone("resnet18", width=0.5, last_stride=1)
+    encoder.load_state_dict(load_file(out))
+    assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 256, 4, 4)
