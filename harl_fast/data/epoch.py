@@ -258,8 +258,8 @@ class LoudEpoch(threading.Thread):
             if waited_s == _COMPILING_S and not self._delivered:
                 _log.warning(
                     "%s: no batch for %d s. On a machine that has not read so many views before, "
-                    "the decoder is compiled now: half a minute or more, once (see docs/troubleshooting.md, Slow "
-                    "first batch). Otherwise the machine or its storage is busy",
+                    "the decoder is compiled now: half a minute or more, once (Slow first batch in "
+                    "docs/troubleshooting.md). Otherwise the machine or its storage is busy",
                     self.damage.path,
                     waited_s,
                 )
