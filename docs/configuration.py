@@ -91,8 +91,8 @@ def page() -> str:
     method, engine = "\n".join(tables(RunConfig)), "\n".join(tables(EngineFile))
     return (
         f"{HEAD}\n## The method\n\nYAML, in `harl_fast/configs/` or a file of yours.\n{method}\n\n"
-        f"## The engine\n\nDeepSpeed's JSON (comments are allowed), in `ds_configs/`. Other keys of "
-        f"DeepSpeed's are refused with the reason; a key without a meaning here has DeepSpeed's.\n{engine}\n"
+        f"## The engine\n\nDeepSpeed's JSON (comments are allowed), in `ds_configs/`. Other keys "
+        f"are refused with the reason; a key without a meaning here has DeepSpeed's.\n{engine}\n"
     )
 
 
