@@ -9,7 +9,8 @@ reader of lengths sees a segment's content: one file, two pictures.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from harl_fast.jit import njit
 
 WIDTH, HEIGHT, CHANNELS, FACTOR_X, FACTOR_Y, INTERVAL, SIZE_AT, SCAN_AT, SIGN, REASON = range(10)
 LAYOUT = 10
