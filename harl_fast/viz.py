@@ -28,7 +28,6 @@ from harl_fast.data.photometric import Photometric
 from harl_fast.data.stored import StoredSample, read_samples
 from harl_fast.engine.provenance import code_version, now
 from harl_fast.engine.views import view_geometry, views_at
-from harl_fast.errors import DataError
 from harl_fast.files import write_bytes
 from harl_fast.rng import GEOMETRY, stream
 
@@ -62,10 +61,6 @@ def contact_sheet(
     views = view_geometry(config, epoch=epoch)
     loader = BetonLoader(beton, views=views, batch_global=1, batch_micro=1, seed=config.seed)
     try:
-        total = loader.manifest.count
-        outside = [sample for sample in ids if not 0 <= sample < total]
-        if outside:
-            raise DataError(f"{beton} has no sample {outside[0]}: its ids are 0 to {total - 1}")
         chosen = list(ids) or loader.order.rank_samples(epoch)[:count].tolist()
         colour = Photometric(
             views_at(config, epoch=epoch),
@@ -81,8 +76,9 @@ def contact_sheet(
             "config": config.model_dump(mode="json"),
         }
         rows = []
+        shown = loader.shown(chosen, epoch=epoch)
         originals = read_samples(beton, chosen)
-        for sample, batch in zip(originals, loader.shown(chosen, epoch=epoch), strict=True):
+        for sample, batch in zip(originals, shown, strict=True):
             tiles = [_original(sample, views, config.seed, epoch)]
             for view, pixels in enumerate(batch.views):
                 coloured = colour(pixels, view=view, ids=[sample.id], epoch=epoch)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from harl_fast.data.tables import MOST_PIXELS
 from harl_fast.files import UnusualFileError, open_regular
 from preprocess.checksums import check_sums
 from preprocess.colours import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, deep_grey, to_rgb
@@ -37,7 +38,7 @@ TIFF_STARTS = (b"II*\0", b"MM\0*")
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF")
 """The only decoders Pillow may pick, by content: a file named .jpg must not start Ghostscript."""
 
-PIXEL_LIMIT = 200_000_000
+PIXEL_LIMIT = MOST_PIXELS
 """Larger images are refused by their header: decoding takes up to 10.2 bytes per pixel, Pillow's 4
 and the 3 of RGB twice where they are turned upright, hence 2.1 GB per worker."""
 PIXEL_LIMITS = {"WEBP": 120_000_000}

@@ -208,6 +208,15 @@ class _Opened:
             f"uses it, from its path and settings (that is what a spawned process must be given)"
         )
 
+    def _known(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return sample ids as int64; DataError if the container lacks one: kernels do not look."""
+        samples = np.asarray(ids, np.int64)
+        unknown = samples[(samples < 0) | (samples >= self.manifest.count)]
+        if len(unknown):
+            last = self.manifest.count - 1
+            raise DataError(f"{self.path} has no sample {unknown[0]}: its ids are 0 to {last}")
+        return samples
+
     def _batches(self, samples: np.ndarray, *, seed: int, epoch: int) -> Iterator[Batch]:
         check_process(self._process)
         if self._live.current is not None:
@@ -294,7 +303,7 @@ class BetonLoader(_Opened):
 
     def shown(self, ids: Sequence[int], *, epoch: int = 0) -> Iterator[Batch]:
         """Yield micro batches of given samples as that epoch shows them; the position stays."""
-        return self._batches(np.array(ids, np.int64), seed=self.order.seed, epoch=epoch)
+        return self._batches(self._known(ids), seed=self.order.seed, epoch=epoch)
 
     def set_views(self, views: Sequence[ViewGeometry], *, colour: Colouring | None = None) -> float:
         """Go on with other views (a resolution schedule) and return the seconds it took.
@@ -377,7 +386,7 @@ class EvalLoader(_Opened):
         ids: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         super().__init__(path, damaged=damaged, check=check)
-        self.ids = np.arange(self.manifest.count) if ids is None else np.array(ids, np.int64)
+        self.ids = self._known(range(self.manifest.count) if ids is None else ids)
         view = ViewGeometry(size_px=size_px, cells=1, centre=centre)
         batch = min(batch, len(self.ids))
         self._open([view], batch=batch, workers=decoding_threads(workers), ahead=2)
@@ -388,4 +397,4 @@ class EvalLoader(_Opened):
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield all samples; the last batch may be smaller."""
-        return self._batches(self.ids.astype(np.int64), seed=0, epoch=0)
+        return self._batches(self.ids, seed=0, epoch=0)

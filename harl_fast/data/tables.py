@@ -24,6 +24,9 @@ METADATA_START = HeaderType.itemsize + FIELD_COUNT * FieldDescType.itemsize
 METADATA_TYPE: np.dtype[Any] = get_metadata_type([RGBImageField(), BitMaskField(), IntField()])
 """One row a sample: f0 image, f1 mask, f2 label. Independent of the fields' arguments."""
 
+MOST_PIXELS = 200_000_000
+"""Of one stored image: a thread's scratch follows the largest one that the metadata speak of."""
+
 Table = npt.NDArray[np.void]
 
 
@@ -96,6 +99,7 @@ def _wrong_rows(metadata: Table, table: Table, classes: int) -> str:
         "image mode": image["mode"] >= len(MODE_NAMES),
         "image without area": (height == 0) | (width == 0),
         "image of another size than its bytes": size[places[0]] < least,
+        f"image of more than {MOST_PIXELS:,} pixels": height * width > MOST_PIXELS,
         "label": (label < 0) | (label >= classes),
     }
     for what, wrong in checks.items():

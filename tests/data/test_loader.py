@@ -16,7 +16,7 @@ from harl_fast.data.decode import decode_batch
 from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import Batch, EvalLoader, decoding_threads
 from harl_fast.data.stored import read_samples
-from harl_fast.errors import ConfigError
+from harl_fast.errors import ConfigError, DataError
 from tests.betons import plain_item, write_beton
 from tests.data.support import COUNT, by_sample, loader
 
@@ -145,6 +145,12 @@ def test_chosen_samples_are_evaluated_in_the_order_given(beton: Path) -> None:
         for sample, view in zip(batch.ids, batch.views[0], strict=True)
     ]
     assert len(some) == 3 and found == [(sample, whole[sample]) for sample in (5, 1, 30)]
+
+
+@pytest.mark.parametrize("ids", [[0, 2**40], [-1]])
+def test_a_sample_that_is_not_there_is_refused(beton: Path, ids: list[int]) -> None:
+    with pytest.raises(DataError, match=rf"has no sample {ids[-1]}: its ids are 0 to"):
+        EvalLoader(beton, size_px=32, ids=ids)
 
 
 def test_views_show_the_box_that_the_geometry_names(beton: Path) -> None:

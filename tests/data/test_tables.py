@@ -119,6 +119,15 @@ def test_impossible_metadata_are_refused(
     assert words in refused(copied, beton)
 
 
+def test_a_size_that_would_take_all_memory_is_refused(beton: Path, copied: Path) -> None:
+    metadata = np.fromfile(beton, METADATA_TYPE, count=COUNT, offset=METADATA_START)
+    metadata["f0"]["width"][4] = metadata["f0"]["height"][4] = 65_500
+    with open(copied, "r+b") as stream:
+        stream.seek(METADATA_START)
+        stream.write(metadata.tobytes())
+    assert "more than 200,000,000 pixels in sample 4" in refused(copied, beton)
+
+
 def test_a_wild_sample_count_is_refused_at_once(beton: Path, copied: Path) -> None:
     """FFCV hangs on it, whether the manifest agrees or not."""
     header = np.fromfile(beton, HeaderType, count=1)
