@@ -8,31 +8,33 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from harl_fast.errors import ConfigError, nearest, one_line, shown
-from harl_fast.textfile import DEEPEST, dump_yaml, parse_yaml, read_yaml
+from harl_fast.errors import ConfigError, nearest, shown
+from harl_fast.section import Count, Section, override, validated
+from harl_fast.textfile import dump_yaml, read_yaml
 
 PRESETS = Path(__file__).parent / "configs"
 SMALLEST_PX, LARGEST_PX = 8, 1024
 """Range of a view's side."""
 
-MISTAKES = 10
-"""Most mistakes of one file that are listed."""
+_BATCH = "train_batch_size in the engine file (--engine-set train_batch_size=...)"
+SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "base_lr"), "optim.lr"),
+    **dict.fromkeys(("optimizer", "optimiser"), "optim.name"),
+    **dict.fromkeys(("backbone", "encoder", "architecture"), "model.arch"),
+    **dict.fromkeys(("size", "image_size", "crop_size"), "data.views.N.size_px"),
+    **dict.fromkeys(("batch_size", "batch"), _BATCH),
+    **dict.fromkeys(("num_workers", "workers"), "data.workers"),
+    **dict.fromkeys(("weight_decay", "wd"), "optim.weight_decay"),
+    **dict.fromkeys(("ema", "tau", "ema_momentum"), "target.tau_start"),
+    **dict.fromkeys(("loss_type",), "loss.type"),
+}
+"""What people call keys that have another name or place here."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
 Width = Annotated[int, Field(ge=1, le=1 << 16)]
 """Units of a layer."""
 CropShare = Annotated[float, Field(ge=1e-4, le=1.0)]
@@ -62,30 +64,6 @@ def crop_rule(text: str) -> tuple[str, float]:
             f"center-on-foreground"
         )
     return "foreground", threshold
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable; unknown keys and numbers that are not finite are errors."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false for numbers, which pydantic would take for 1 and 0."""
-        values = value if isinstance(value, list | tuple) else (value,)
-        switch = any(isinstance(one, bool) for one in values)
-        if switch and _numeric(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError(f"{shown(value)} is no number")
-        return value
-
-
-def _numeric(annotation: Any) -> bool:
-    if type(annotation) is int:  # of a Literal
-        return True
-    return annotation in (int, float) or any(_numeric(one) for one in get_args(annotation))
 
 
 class ViewConfig(Section):
@@ -343,7 +321,9 @@ def load_config(name: str, *, overrides: Sequence[str] = ()) -> RunConfig:
             # The defaults differ per view, so an override of one key must start from them.
             data.setdefault("views", [view.model_dump() for view in DataConfig().views])
         override(tree, text, option="--set")
-    config: RunConfig = validated(RunConfig, tree, where=str(path))
+    config: RunConfig = validated(
+        RunConfig, tree, where=_origin(str(path), overrides), synonyms=SYNONYMS
+    )
     return config
 
 
@@ -352,66 +332,17 @@ def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     tree = config.model_dump(mode="json")
     for text in overrides:
         override(tree, text, option="--set")
-    changed: RunConfig = validated(RunConfig, tree, where="configuration")
+    changed: RunConfig = validated(
+        RunConfig, tree, where=_origin("configuration", overrides), synonyms=SYNONYMS
+    )
     return changed
+
+
+def _origin(source: str, overrides: Sequence[str]) -> str:
+    """Return what a mistake may stand in: a file and what was set on the command line."""
+    return " ".join([source, *(f"--set {shown(text)}" for text in overrides[:3])])
 
 
 def dump_config(config: RunConfig) -> str:
     """Return the resolved configuration as YAML that `load_config` reads back."""
     return dump_yaml(config.model_dump(mode="json"))
-
-
-def validated(model: type[Any], tree: dict[str, Any], *, where: str) -> Any:
-    """Return ``model`` filled from ``tree``, or raise ConfigError with one line per mistake."""
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        issues = error.errors()
-        lines = [_explain(model, issue) for issue in issues[:MISTAKES]]
-        if len(issues) > MISTAKES:
-            lines.append(f"and {len(issues) - MISTAKES:,} more mistakes")
-        raise ConfigError(f"{where}: " + "\n  ".join(lines)) from error
-
-
-def override(tree: dict[str, Any], text: str, *, option: str) -> None:
-    """Set ``key.of.levels=value`` in a tree, the value being YAML and list items given by number.
-
-    option: of the command line, for messages. Raises ConfigError.
-    """
-    key, mark, value = text.partition("=")
-    *parents, last = key.split(".")
-    if not mark or not key or len(parents) >= DEEPEST:
-        raise ConfigError(f"{option} {shown(text)}: write it as section.key=value")
-    node: Any = tree
-    try:
-        for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        place: Any = int(last) if isinstance(node, list) else last
-        node[place] = parse_yaml(value, where=f"{option} {one_line(key)}")
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{option} {shown(text)} does not fit the file: {shown(last)} stands below a value "
-            f"without such an item"
-        ) from error
-
-
-def _explain(model: type[Any], issue: Any) -> str:
-    location = ".".join(str(part) for part in issue["loc"])
-    where = one_line(location[:80])
-    if issue["type"] == "value_error":
-        return f"{where}{': ' if where else ''}{issue['ctx']['error']}"
-    if issue["type"] != "extra_forbidden":
-        return f"{where or 'configuration'}: {issue['msg']} (got {shown(issue['input'])})"
-    fields = _fields_at(model, issue["loc"][:-1])
-    return f"unknown key {shown(location)}{nearest(str(issue['loc'][-1]), fields)}"
-
-
-def _fields_at(model: type[Any], location: Sequence[int | str]) -> list[str]:
-    node: Any = model
-    for part in location:
-        if isinstance(part, int):
-            continue  # an item of a list of sections has the section's keys
-        annotation = node.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        node = next(c for c in candidates if hasattr(c, "model_fields"))
-    return list(node.model_fields)

@@ -15,8 +15,7 @@ from harl_fast.options import whole_number
 from harl_fast.program import run_main
 from harl_fast.supervision import run_below
 
-ROOT = Path(__file__).resolve().parent.parent
-SHEET = "contact_sheet.png"
+ROOT, SHEET = Path(__file__).resolve().parent.parent, "contact_sheet.png"
 
 
 def run(*command: str | Path) -> None:

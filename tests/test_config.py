@@ -78,6 +78,9 @@ def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Pa
         ("loss=3", ["loss", "got 3"]),
         ("loss=", ["loss", "got None"]),
         ("'a\x1b'=3", ["unknown key", r"\x1b"]),
+        ("optim.learning_rate=1", ["--set 'optim.learning_rate=1'", "write optim.lr"]),
+        ("batch_size=64", ["write train_batch_size in the engine file"]),
+        ("model.qqq=1", ["the keys there are arch, width, stem"]),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )

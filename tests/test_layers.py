@@ -18,6 +18,7 @@ LEVELS = {
     "harl_fast": 0,  # the package itself: its version
     "harl_fast.rng": 0,
     "harl_fast.config": 0,
+    "harl_fast.section": 0,
     "harl_fast.errors": 0,
     "harl_fast.files": 0,
     "harl_fast.options": 0,

@@ -25,11 +25,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harl_fast.config import RunConfig, Section
+from harl_fast.config import RunConfig
 from harl_fast.engine.provenance import code_version, first_reason, now
 from harl_fast.errors import CheckpointError
 from harl_fast.files import replacing, sha256_file, write_json, write_text
 from harl_fast.model.backbone import Backbone, build_backbone
+from harl_fast.section import Section
 
 FORMAT_VERSION = 1
 LATEST = "latest"

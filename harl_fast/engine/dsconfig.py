@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harl_fast.config import Count, Section, override, validated
 from harl_fast.engine.dskeys import refuse_keys, refuse_values
 from harl_fast.errors import ConfigError, shown
+from harl_fast.section import Count, Section, override, validated
 from harl_fast.textfile import read_json
 
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -38,7 +38,10 @@ FULL = range(3, 2 * STEPS + 3)
 
 
 class Disk:
-    """A place for a run that can be filled and freed; here every file of the process is full."""
+    """A place for a run that can be filled and freed; here every file of the process is full.
+
+    Left as a context it is free again: pytest's own output may be a file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self._limits = path, resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -48,6 +51,12 @@ class Disk:
 
     def free(self) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+    def __enter__(self) -> Disk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.free()
 
 
 class Tmpfs(Disk):
@@ -59,7 +68,7 @@ class Tmpfs(Disk):
                 pass
 
     def free(self) -> None:
-        (self.path / "ballast").unlink()
+        (self.path / "ballast").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -83,7 +92,6 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
         if request.param == "limit":
             (tmp_path / "disk").mkdir()
             disk = Disk(tmp_path / "disk")
-            stack.callback(disk.free)
         else:
             disk = Tmpfs(stack.enter_context(mounted(tmp_path / "disk", "size=24m")))
         yield disk
@@ -138,7 +146,8 @@ def test_a_disk_full_for_a_while_costs_its_logs_and_no_bit_of_the_run(
     run = prepare(machine, disk.path / "run", *config)
     monkeypatch.setattr("harl_fast.engine.status.PERIOD_S", 0.0)
     before_steps(monkeypatch, {FULL.start: disk.fill, FULL.stop: disk.free})
-    assert run.run() == 0
+    with disk:
+        assert run.run() == 0
 
     lines = capsys.readouterr().err.splitlines()
     for name in ("metrics.jsonl", "events.out.tfevents", "run.json", "sheets"):
@@ -171,7 +180,8 @@ def test_a_disk_that_stays_full_ends_with_code_2(
 ) -> None:
     run = prepare(machine, disk.path / "run", "log.every_steps=1")
     before_steps(monkeypatch, {3: disk.fill})
-    assert run.run() == UNSAVED
+    with disk:
+        assert run.run() == UNSAVED
     assert run.stepper.step == 2 * STEPS
 
 
