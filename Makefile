@@ -43,8 +43,38 @@ PHOTOS =
 STAMPS =
 NETWORK =
 ONNX =
+# Shorthands of `pretrain` for train_batch_size, optim.lr and data.workers.
+BATCH =
+LR =
+WORKERS =
 # Anything else that a program's --help names.
 ARGS =
+
+# What may stand on the command line besides VENV, by target.
+TAKES_setup = PYTHON
+TAKES_doctor = PYTHON DATA ARGS
+TAKES_test = PYTHON TESTS ARGS
+TAKES_test-slow = $(TAKES_test)
+TAKES_lint = PYTHON
+TAKES_docs = PYTHON
+TAKES_beton = DATA DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE WORKERS ARGS
+TAKES_masks = DATA OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE WORKERS ARGS
+TAKES_masks-train = DATA MASKS_OUT ARGS
+TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
+TAKES_demo = EPOCHS ARGS
+TAKES_lineval = CKPT RUN DATA DATASET OUT RANDOM EPOCHS WORKERS ARGS
+TAKES_preview = DATA DATASET OUT CONFIG COUNT SET ARGS
+TAKES_bench-loader = DATA ARGS
+TAKES_bench-step = DATA ARGS
+TAKES_bench-masks = HORSES PHOTOS STAMPS NETWORK ONNX ARGS
+TAKES_bench = DATA $(TAKES_bench-masks)
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+TAKEN := VENV $(foreach goal,$(MAKECMDGOALS),$(TAKES_$(goal)))
+UNKNOWN := $(filter-out $(TAKEN) MAKE%,$(GIVEN))
+ifneq ($(UNKNOWN),)
+$(error $(firstword $(UNKNOWN))= is no variable of `make $(MAKECMDGOALS)`, which takes $(TAKEN). \
+What else its program can do goes into ARGS="--option value")
+endif
 
 space := $(subst ,, )
 BIN := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
@@ -96,21 +126,25 @@ beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MA
 		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \
 		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) \
-		$(call option,--store,$(STORE)) $(call option,--range,$(RANGE)) $(ARGS)
+		$(call option,--store,$(STORE)) $(call option,--range,$(RANGE)) \
+		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "containers: $(OUT)"
 
 masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache>] [MASK_METHOD=] [SHARD=]
 	"$(BIN)/python" -m preprocess.masks --data "$(DATA)" --out "$(or $(MASKS),$(OUT)/masks)" \
 		$(call option,--mask-method,$(MASK_METHOD)) $(call option,--shard,$(SHARD)) \
-		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--range,$(RANGE)) $(ARGS)
+		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--range,$(RANGE)) \
+		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "masks: $(or $(MASKS),$(OUT)/masks) (give it to make beton as MASKS=)"
 
-pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [SET="a=1 b.c=2"] [RESUME=1]
+pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATCH=] [LR=] [WORKERS=] [SET="a=1 b.c=2"] [RESUME=1]
 	@case "$(RANKS)" in *[!0-9]*|0*) echo "RANKS=$(RANKS) is no number from 1 up" >&2; exit 2;; esac
 	"$(BIN)/python" launch/guard.py \
 		"$(BIN)/python" "$(BIN)/deepspeed" $(call option,--num_gpus,$(RANKS)) launch/pretrain.py \
 		--deepspeed_config "$(DS_CONFIG)" $(if $(and $(RESUME),$(filter file,$(origin CONFIG))),,\
 		--config "$(CONFIG)") --data "$(OUT)" --run "$(RUN)" $(call option,--epochs,$(EPOCHS)) \
+		$(if $(BATCH),--engine-set "train_batch_size=$(BATCH)") $(if $(LR),--set "optim.lr=$(LR)") \
+		$(if $(WORKERS),--set "data.workers=$(WORKERS)") \
 		$(foreach pair,$(SET),--set "$(pair)") $(if $(RESUME),--resume) $(ARGS)
 	@echo "run: $(RUN)"
 
@@ -119,7 +153,8 @@ demo: setup ## Data, pretraining and evaluation at small size, with a summary [E
 
 lineval: setup ## Judge CKPT's features on DATA or OUT [RANDOM=1: a random encoder too] [EPOCHS=]
 	"$(BIN)/python" launch/lineval.py --ckpt "$(CKPT)" --data "$(or $(DATA),$(OUT))" \
-		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) $(ARGS)
+		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) \
+		$(call option,--workers,$(WORKERS)) $(ARGS)
 
 preview: setup ## Draw views and masks as the network receives them [OUT=] [CONFIG=] [COUNT=]
 	"$(BIN)/python" -m preprocess.preview "$(OUT)/train.beton" --config "$(CONFIG)" \

@@ -22,3 +22,45 @@ def test_ranks_is_a_number_from_one_up(ranks: str, code: int) -> None:
     result = subprocess.run(["bash", "-c", check], capture_output=True, text=True)
     assert result.returncode == code
     assert result.stderr == (f"RANKS={ranks} is no number from 1 up\n" if code else "")
+
+
+def planned(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Return what make would run, or its error."""
+    command = ["make", "-n", "-o", "setup", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "takes"),
+    [
+        (("pretrain", "BACTH=32"), "BATCH LR WORKERS"),
+        (("beton", "LR=0.1"), "DATASET OUT MASKS"),
+        (("lint", "EPOCHS=3"), "PYTHON"),
+        (("X=1",), "VENV"),
+    ],
+)
+def test_a_variable_that_a_target_does_not_take_is_an_error(
+    arguments: tuple[str, ...], takes: str
+) -> None:
+    result = planned(*arguments)
+    name = arguments[-1].partition("=")[0]
+    assert result.returncode == 2 and result.stdout == ""
+    assert f"{name}= is no variable of" in result.stderr and takes in result.stderr
+
+
+def test_batch_rate_and_workers_reach_the_program() -> None:
+    printed = planned("pretrain", "BATCH=32", "LR=0.1", "WORKERS=2", "VENV=/x").stdout
+    for option in (
+        '--engine-set "train_batch_size=32"',
+        '--set "optim.lr=0.1"',
+        '--set "data.workers=2"',
+    ):
+        assert option in printed
+    assert '--workers "2"' in planned("beton", "WORKERS=2").stdout
+
+
+def test_every_target_lists_its_variables() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = {line.partition(":")[0] for line in text.splitlines() if ": setup ##" in line}
+    lacking = {target for target in targets if f"\nTAKES_{target} = " not in text}
+    assert len(targets) > 10 and not lacking
