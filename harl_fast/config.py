@@ -39,7 +39,7 @@ Width = Annotated[int, Field(ge=1, le=1 << 16)]
 """Units of a layer."""
 CropShare = Annotated[float, Field(ge=1e-4, le=1.0)]
 Ratio = Annotated[float, Field(ge=0.01, le=100.0)]
-Sigma = Annotated[float, Field(ge=0.01, le=100.0)]
+Sigma = Annotated[float, Field(ge=0.01, le=1000.0)]
 Deviation = Annotated[float, Field(ge=0.01, le=1.0)]
 Schedule = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]
 """A course over the run as text; a plain number is one, too."""

@@ -87,7 +87,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         "--icc",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="convert embedded colour profiles to sRGB; default --icc",
+        help="convert colour profiles to sRGB; default --icc",
     )
     parser.add_argument(
         "--keep-warned",

@@ -108,7 +108,7 @@ def test_bad_files_are_reported_with_reasons(out: Path) -> None:
         "train/class0/notes.txt",
         "train/class2/half.jpg",
     }
-    assert "truncated" in reasons["train/class2/half.jpg"]
+    assert reasons["train/class2/half.jpg"].startswith("damaged: libjpeg warns: Premature end")
     replaced = {item["path"]: item["reason"] for item in report(out)["masks_replaced"]}
     assert "200 x 9 pixels" in replaced["train/class0/0.jpg"]
     assert "FileNotFoundError" in replaced["train/class2/1.jpg"]
@@ -213,7 +213,7 @@ def test_a_worker_that_a_file_kills_is_an_error_and_leaves_nothing(
     monkeypatch.setattr("preprocess.build.convert", convert_or_die)
     with pytest.raises(DataError, match=r"SIGSEGV.*val/class0/0\.jpg to val/class1/killer\.jpg"):
         write(data, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_run_leaves_the_old_containers(tmp_path: Path) -> None:

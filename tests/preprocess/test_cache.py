@@ -184,7 +184,7 @@ def test_no_changed_byte_of_a_file_goes_unnoticed(tmp_path: Path) -> None:
 
 
 def test_other_masks_are_not_mixed_in(folder: Path, made: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds other masks: its spec is heuristic.*center"):
+    with pytest.raises(DataError, match=r"holds other masks: its spec is 'heuristic'.*center"):
         make(folder, made, "--max-resolution", "56", "--mask-method", "center")
     with pytest.raises(DataError, match=r"its max_resolution is 56, asked for is 512"):
         make(folder, made)

@@ -29,6 +29,7 @@ from preprocess.masks.network import Architecture, load_network, predict
 from preprocess.masks.outline import centred, outlined, resized
 from preprocess.masks.score import iou
 from preprocess.pool import ordered_map
+from preprocess.reading import DEFAULT_READING
 from tests.preprocess.support import photo, save
 
 Mask = npt.NDArray[np.bool_]
@@ -296,7 +297,7 @@ def test_unreadable_images_are_left_out_counted_and_named(
     flag, method = (whole.index(b"PK\1\2") + at for at in (8, 10))  # of the first entry
     for damaged in (b"", whole[:1000], *(_flipped(whole, at) for at in (600, flag, method))):
         cache.write_bytes(damaged)
-        assert _read(cache, _key(files, 32)) is None
+        assert _read(cache, _key(files, 32, DEFAULT_READING)) is None
         assert f"not used: {cache} is damaged" in capsys.readouterr().out
     third = gather(files, cache, side=32, workers=1)
     np.testing.assert_array_equal(first.images, third.images)

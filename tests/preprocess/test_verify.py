@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from harl_fast.data.manifest import read_manifest, sums_path, write_manifest
-from harl_fast.errors import DataError
+from harl_fast.errors import OutputError
 from harl_fast.files import sha256_file
 from preprocess.verify import DAMAGED, REFUSED, SOUND, main
 from preprocess.verify import _rows as rows_of
@@ -134,7 +134,7 @@ def test_all_cores_find_the_same(beton: Path, tmp_path: Path) -> None:
 
 
 def test_a_report_that_cannot_be_written_is_an_error(beton: Path) -> None:
-    with pytest.raises(DataError, match="--report"):
+    with pytest.raises(OutputError, match="--report"):
         main([str(beton), "--report", f"{beton}/report.json"])
 
 
