@@ -20,12 +20,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-DISTRIBUTIONS = {
-    "cv2": "opencv-python",
-    "lazy_loader": "lazy-loader",
-    "PIL": "pillow",
-    "sklearn": "scikit-learn",
-}
+DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "sklearn": "scikit-learn"}
 """Where a module's name is not its distribution's."""
 DISTRIBUTIONS |= {"yaml": "pyyaml", "llvmlite": "numba", "packaging": "pytest", "tomli": "pytest"}
 """The last three come with packages that are made of them or need them themselves."""

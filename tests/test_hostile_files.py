@@ -137,7 +137,7 @@ class Described:
     """A manifest as far as `read_sums` looks at it."""
 
     def __init__(self, sha256: str) -> None:
-        self.sums_sha256 = sha256
+        self.sums_sha256, self.count = sha256, 2
 
 
 @pytest.mark.parametrize(
