@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -52,6 +53,8 @@ SIDE_LIMIT = 65_500
 
 # `PIXEL_LIMIT` stands in for Pillow's own check, which would refuse some large photographs.
 Image.MAX_IMAGE_PIXELS = None
+
+_OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN)
 
 ORIENTATION_TAG = 0x0112
 TURNS: dict[int, Callable[[Any], Any]] = {  # as wide as OpenCV's own types
@@ -120,6 +123,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     except UnusualFileError as error:
         raise UnusableImageError(str(error)) from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+            raise  # says nothing of the file, and would be said of all that follow
         # Pillow raises nearly anything on damaged files, and one file must not end a conversion:
         # whatever it is stands in the report under the file's name.
         raise UnusableImageError(f"{type(error).__name__}: {error}") from error

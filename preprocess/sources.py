@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -234,6 +235,8 @@ def torchvision_source(name: str, cache: Path) -> Source:
             f"pip install {error.name}"
         ) from error
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise  # of the disk, not of the network
         raise DataError(
             f"{name} could not be downloaded into {cache} ({error}). Without network, fetch it "
             f"elsewhere, unpack it as an image folder and give `--data FOLDER` "

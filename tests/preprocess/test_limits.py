@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -126,3 +127,17 @@ def test_folders_end_somewhere(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"more than {DEPTH} folders deep"):
         list_images(tmp_path)
     assert list_images(tmp_path / "d").images == ["d/" * DEPTH + "x.png"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE])
+def test_what_the_system_lacks_is_not_blamed_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = save(photo(0), tmp_path / "x.png")
+
+    def lacking(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("preprocess.images.open_regular", lacking)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        decode_image(path, side_px=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,6 +199,17 @@ def test_a_failed_download_names_the_way_without_network(
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
     with pytest.raises(DataError, match=r"cifar10 could not be downloaded.*no route.*--data"):
+        torchvision_source("cifar10", tmp_path)
+
+
+def test_a_full_disk_is_not_blamed_on_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "cifar-10.tar.gz")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", full)
+    with pytest.raises(OSError, match="No space left"):
         torchvision_source("cifar10", tmp_path)
 
 
