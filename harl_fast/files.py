@@ -12,6 +12,7 @@ import signal
 import stat
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -34,13 +35,20 @@ LONGEST_TMPDIR = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 zero (unix(7)), and `multiprocessing` gives its own such names there."""
 
 
-def check_output(path: Path, *, option: str, folder: bool = False) -> None:
+def check_output(
+    path: Path, *, option: str, folder: bool = False, inputs: Collection[Path] = ()
+) -> None:
     """Raise `OutputError` unless a file can be written as ``path``, or into it if ``folder``.
 
     For programs to call before their work. Makes the folders that are missing and a file under the
     temporary name that `replacing` will use, and removes all of them again: work that is refused
-    for another reason leaves no trace. option: where the user gave the path.
+    for another reason leaves no trace. option: where the user gave the path. inputs: files that it
+    must not replace, nor those beside them that are named after them.
     """
+    for each in inputs:
+        beside = path.resolve().parent == each.resolve().parent
+        if beside and (path.name == each.name or path.name.startswith(f"{each.stem}.")):
+            raise OutputError(f"{option} {path} belongs to the input {each}: choose another name")
     trial, made = None, list[Path]()
     try:
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
@@ -94,7 +102,8 @@ def replacing_together(folder: Path, *, last: Collection[str]) -> Iterator[Path]
     last: names of the files that vouch for the set. The old ones are removed before anything
     moves, and the new ones follow when all else is on disk. A crash at any point therefore leaves
     the old set, the new one, or one without such a file, which does not open. On an exception
-    ``folder`` is as it was; an `OSError` names the final file.
+    before that ``folder`` is as it was; an `OSError` names the final file. Where the move itself
+    fails, `OutputError` says where the new files are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".new.", suffix=".tmp", dir=folder))
@@ -107,30 +116,53 @@ def replacing_together(folder: Path, *, last: Collection[str]) -> Iterator[Path]
             error.filename = str(folder / Path(error.filename).name)
         raise
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        if not isinstance(sys.exc_info()[1], _UnmovedError):
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+class _UnmovedError(OutputError):
+    pass
 
 
 def _move_up(fresh: Path, last: Collection[str]) -> None:
     folder, names = fresh.parent, sorted(os.listdir(fresh))
     for name in names:
         _sync(fresh / name)
-    for name in last:
-        (folder / name).unlink(missing_ok=True)
-    for group in ([n for n in names if n not in last], [n for n in names if n in last]):
+    try:
+        for name in last:
+            (folder / name).unlink(missing_ok=True)
+        for group in ([n for n in names if n not in last], [n for n in names if n in last]):
+            _sync(folder)
+            for name in group:
+                os.replace(fresh / name, folder / name)
         _sync(folder)
-        for name in group:
-            os.replace(fresh / name, folder / name)
-    _sync(folder)
+    except OSError as error:
+        raise _UnmovedError(
+            f"{folder}: the new files are whole, but {explain(error)}. Those that have not got "
+            f"their place lie in {fresh}: move them up by hand, or delete that folder"
+        ) from error
 
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let an interrupt wait."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Let signals that end a program wait; in other threads than the main one none arrives.
+
+    A signal mask would hold for this thread alone, and the kernel give the signal to another.
+    """
+    got: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if here else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    held = {number: old for number, old in before.items() if old not in (None, signal.SIG_IGN)}
+    for number in held:
+        signal.signal(number, lambda number, _: got.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in held.items():
+            signal.signal(number, handler)
+    if got:
+        signal.raise_signal(got[0])
 
 
 @contextlib.contextmanager

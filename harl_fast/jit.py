@@ -29,7 +29,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from harl_fast.errors import ConfigError
-from harl_fast.files import replacing
+from harl_fast.files import open_regular, replacing
 
 TOGETHER = (
     *("rng.py", "data/geometry.py", "data/resample.py", "data/imagefield.py"),
@@ -161,7 +161,8 @@ def _private(folder: Path) -> Path:
 def _read(path: Path) -> bytes | None:
     """Return a file's content, or None if there is none; a damaged file is removed."""
     try:
-        content = path.read_bytes()
+        with open_regular(path) as stream:
+            content = stream.read()
         checksum, stored = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
         if hashlib.sha256(stored).digest() == checksum:
             return stored

@@ -83,7 +83,7 @@ def run_main(main: Callable[[], int]) -> None:
             _complain(explain(error))
             code = 2
         except KeyboardInterrupt:
-            tell("interrupted: nothing was left under a final name\n", sys.stderr)
+            tell("interrupted: no file is left half-written\n", sys.stderr)
             code = 130
         _settle_output()
     sys.exit(code)

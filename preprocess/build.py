@@ -24,13 +24,16 @@ from harl_fast.data.manifest import (
     FORMAT_VERSION,
     Manifest,
     check_container,
+    manifest_path,
+    names_path,
+    sums_path,
     write_manifest,
     write_names,
     write_sums,
 )
 from harl_fast.data.tables import tables_sha256
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import Progress, replacing_together, sha256_file, write_json
+from harl_fast.files import Progress, check_output, replacing_together, sha256_file, write_json
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.masks.assign import MaskList, open_masks
 from preprocess.masks.controls import CANVAS_PX
@@ -112,8 +115,10 @@ def build(
         name: open_masks(split, source.classes, method=settings.mask_method, given=masks)
         for name, split in source.splits.items()
     }
-    for mask_list in lists.values():
+    for name, mask_list in lists.items():
         _check_cache(mask_list, settings)
+        for path in _files_of(out / f"{name}.beton"):
+            check_output(path, option="--out")
     written = []
     with replacing_together(out, last=[f"{name}.json" for name in lists]) as fresh:
         for name, mask_list in lists.items():
@@ -128,6 +133,16 @@ def build(
     return [manifest for manifest, _, _ in written]
 
 
+def _files_of(beton: Path) -> list[Path]:
+    """Return all files that a split gets."""
+    beside = (manifest_path, names_path, sums_path, _report_path)
+    return [beton, *(place(beton) for place in beside)]
+
+
+def _report_path(beton: Path) -> Path:
+    return beton.with_name(f"{beton.stem}.report.json")
+
+
 def _describe(
     beton: Path, source: Source, tally: Tally, masks: MaskList, settings: Settings
 ) -> Manifest:
@@ -135,7 +150,7 @@ def _describe(
     size = beton.stat().st_size
     if size > SLOW_BYTES:
         print(f"computing the checksum of {beton.stem}: {size / 1e9:,.1f} GB", flush=True)
-    write_json(beton.with_name(f"{beton.stem}.report.json"), _report(tally))
+    write_json(_report_path(beton), _report(tally))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         split=beton.stem,
@@ -330,7 +345,7 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -
     print(f"  {manifest.beton_bytes / 1e6:,.1f} MB, {rate:,.0f} images/s: {beton}")
     if damaged := sum(item.reason.startswith(DAMAGED) for item in tally.rejected):
         print(f"  {damaged:,} of the skipped files are damaged; --keep-warned keeps such files")
-    listing = beton.with_name(f"{beton.stem}.report.json")
+    listing = _report_path(beton)
     for what, items in (
         ("skipped files", tally.rejected),
         ("damaged files that were kept", tally.warned),

@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     require_compiler()
     chart = args.out.with_name(f"{args.out.stem}_stats.png")
     for out in (args.out, chart) if args.stats else (args.out,):
-        check_output(out, option="--out")
+        check_output(out, option="--out", inputs=[args.source])
     if args.masks:
         draw_masks(args)
         return 0

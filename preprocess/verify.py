@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     require_compiler()
     if args.report:
-        check_output(args.report, option="--report")
+        check_output(args.report, option="--report", inputs=args.betons)
     verdicts = []
     for beton in args.betons:
         verdicts.append(verify(beton, deep=args.deep, workers=args.workers))

@@ -6,7 +6,10 @@ import errno
 import io
 import os
 import shutil
+import signal
 import stat
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,6 +157,53 @@ def test_a_set_is_replaced_whole_or_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught, replacing_together(tmp_path, last=[]) as fresh:
         raise OSError(errno.ENOSPC, "full", str(fresh / "a.beton"))
     assert caught.value.filename == str(tmp_path / "a.beton")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_files_move_waits_until_the_set_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """With another thread there, which the kernel may give the signal to."""
+    write_text(tmp_path / "a.json", OLD)
+    real, done = os.replace, threading.Event()
+
+    def signalled(source: Path, target: Path) -> None:
+        real(source, target)
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, interrupt)
+    threading.Thread(target=done.wait).start()
+    try:
+        with pytest.raises(KeyboardInterrupt), replacing_together(tmp_path, last=["a.json"]) as new:
+            for name in SET:
+                write_text(new / name, NEW)
+            monkeypatch.setattr(os, "replace", signalled)
+    finally:
+        done.set()
+        signal.signal(number, before)
+    assert states(tmp_path) == {NEW} and len(list(tmp_path.iterdir())) == len(SET)
+
+
+def test_files_that_could_not_move_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.names.txt" / "in the way").mkdir(parents=True)
+    told = pytest.raises(OutputError, match=r"Is a directory.*lie in .*\.new")
+    with told as caught, replacing_together(tmp_path, last=["a.json"]) as fresh:
+        for name in SET:
+            write_text(fresh / name, NEW)
+    assert str(fresh) in str(caught.value)
+    assert (fresh / "a.json").read_text() == NEW and not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize("name", ["train.beton", "train.json", "train.sums.npy"])
+def test_an_output_that_would_replace_an_input_is_refused(tmp_path: Path, name: str) -> None:
+    beton = tmp_path / "train.beton"
+    with pytest.raises(OutputError, match=f"belongs to the input {beton}"):
+        check_output(tmp_path / "x" / ".." / name, option="--out", inputs=[beton])
+    check_output(tmp_path / "training.png", option="--out", inputs=[beton])
 
 
 @pytest.mark.parametrize("folder", [False, True])

@@ -22,7 +22,14 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from harl_fast.data.checksum import CHECKED, CRC32
 from harl_fast.data.tables import METADATA_START, impossible, tables_sha256
 from harl_fast.errors import DataError, one_line, shown
-from harl_fast.files import naming, replacing, sha256_file, write_json, write_text
+from harl_fast.files import (
+    naming,
+    open_regular,
+    replacing,
+    sha256_file,
+    write_json,
+    write_text,
+)
 from harl_fast.textfile import read_json
 
 FORMAT_VERSION = 1
@@ -181,12 +188,13 @@ def check_container(beton: Path, manifest: Manifest) -> None:
     """
     try:
         size = beton.stat().st_size
-        with open(beton, "rb") as stream:
+        with open_regular(beton) as stream:
             head = stream.read(METADATA_START)
     except FileNotFoundError:
         raise DataError(f"{beton} is missing. {REMEDY}") from None
     except OSError as error:
-        raise DataError(f"{beton} cannot be read ({error.strerror}). Check its rights") from error
+        reason = error.strerror or error
+        raise DataError(f"{beton} cannot be read ({reason}). Check its rights") from error
     if size != manifest.beton_bytes:
         raise DataError(
             f"{beton} has {size:,} bytes, its manifest says {manifest.beton_bytes:,}: the file is "
@@ -215,8 +223,11 @@ def check_container(beton: Path, manifest: Manifest) -> None:
             f"{beton}: its header, metadata or allocation table do not have the manifest's "
             f"checksum: some of their bytes have changed. Copy it again, or: {REMEDY}"
         )
-    classes = len(manifest.classes)
-    found = impossible(beton, count=manifest.count, classes=classes, table_at=table)
+    found = ""
+    if not len(set(manifest.classes)) == len(manifest.classes) == len(manifest.class_counts):
+        found = "class names in its manifest that stand twice or do not fit their counts"
+    counts = manifest.class_counts
+    found = found or impossible(beton, count=manifest.count, counts=counts, table_at=table)
     if found:
         raise DataError(f"{beton} has {found}. {REMEDY}")
 

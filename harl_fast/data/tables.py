@@ -8,6 +8,7 @@ whenever a container is opened; the samples' own bytes are checked when they are
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +48,18 @@ def tables_sha256(beton: Path) -> str:
     return digest.hexdigest()
 
 
-def impossible(beton: Path, *, count: int, classes: int, table_at: int) -> str:
+def impossible(beton: Path, *, count: int, counts: Sequence[int], table_at: int) -> str:
     """Return what cannot be true in a container's metadata and allocation table, or "".
 
-    count: samples, as header and manifest agree. table_at: byte where the allocation table starts.
+    count: samples, as header and manifest agree. counts: the manifest's, of each class. table_at:
+    byte where the allocation table starts.
     """
     data_start = METADATA_START + count * METADATA_TYPE.itemsize
     if data_start > table_at:
         return f"no room for the metadata of {count:,} samples before byte {table_at:,}"
     metadata = np.fromfile(beton, METADATA_TYPE, count=count, offset=METADATA_START)
     table = np.fromfile(beton, ALLOC_TABLE_TYPE, offset=table_at)
-    return _wrong_table(table, data_start, table_at, count) or _wrong_rows(metadata, table, classes)
+    return _wrong_table(table, data_start, table_at, count) or _wrong_rows(metadata, table, counts)
 
 
 def _wrong_table(table: Table, start: int, stop: int, count: int) -> str:
@@ -78,7 +80,7 @@ def _wrong_table(table: Table, start: int, stop: int, count: int) -> str:
     return ""
 
 
-def _wrong_rows(metadata: Table, table: Table, classes: int) -> str:
+def _wrong_rows(metadata: Table, table: Table, counts: Sequence[int]) -> str:
     image, label = metadata["f0"], metadata["f2"].reshape(len(metadata))
     order = np.argsort(table["ptr"], kind="stable")
     ptr, size = table["ptr"][order], table["size"][order].astype(np.int64)
@@ -100,9 +102,11 @@ def _wrong_rows(metadata: Table, table: Table, classes: int) -> str:
         "image without area": (height == 0) | (width == 0),
         "image of another size than its bytes": size[places[0]] < least,
         f"image of more than {MOST_PIXELS:,} pixels": height * width > MOST_PIXELS,
-        "label": (label < 0) | (label >= classes),
+        "label": (label < 0) | (label >= len(counts)),
     }
     for what, wrong in checks.items():
         if wrong.any():
             return f"an impossible {what} in sample {int(np.argmax(wrong))}"
+    if np.bincount(label, minlength=len(counts)).tolist() != list(counts):
+        return "other numbers of samples per class than its manifest says"
     return ""

@@ -33,7 +33,8 @@ def lineval(
     """
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
     checkpoint = open_checkpoint(ckpt)
-    check_output(out, option="--out")
+    containers = [data / "train.beton", data / "val.beton"]
+    check_output(out, option="--out", inputs=[checkpoint.path, *containers])
     with locked(lock_beside(out), output=out):
         encoder, config = load_encoder(checkpoint.path)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -88,6 +88,6 @@ def test_a_signal_ends_everything(many: Path, tmp_path: Path, number: signal.Sig
     if number == signal.SIGKILL:
         return  # nobody is left to say anything or to remove the temporary file
     assert process.returncode == 130
-    assert "nothing was left under a final name" in errors
+    assert "no file is left half-written" in errors
     assert "Traceback" not in errors
     assert list(out.iterdir()) == []
