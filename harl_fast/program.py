@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, TextIO
@@ -14,6 +16,7 @@ from harl_fast.errors import HarlError, explain, one_line
 from harl_fast.files import tell
 from harl_fast.supervision import heeds_hangup
 
+_CLEAN_UP_S = 10.0
 LONGEST = 4000
 """Most characters of an error that are printed: a message can hold what a file holds."""
 
@@ -68,6 +71,7 @@ def run_main(main: Callable[[], int]) -> None:
     nohup had it ignored: temporary files are removed, and processes ended. Later ones do not
     disturb that.
     """
+    _fill_closed_streams()
     with _interrupts(), _plain_streams():
         try:
             code = main()
@@ -89,15 +93,31 @@ def run_main(main: Callable[[], int]) -> None:
     sys.exit(code)
 
 
+def _fill_closed_streams() -> None:
+    """Open /dev/null where the shell closed a stream: the next file would get its number."""
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # kept
+
+
 @contextlib.contextmanager
 def _interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt on the first signal that ends a program."""
-    numbers = [signal.SIGTERM, *[signal.SIGHUP] * heeds_hangup()]
+    """Raise KeyboardInterrupt on a signal that ends a program; further ones spare its clean-up.
+
+    Code that is imported may swallow the exception. Then a signal some seconds later serves.
+    """
+    numbers, raised_s = [signal.SIGTERM, *[signal.SIGHUP] * heeds_hangup()], -math.inf
 
     def interrupt(_: int, frame: FrameType | None) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        nonlocal raised_s
+        if time.monotonic() - raised_s > _CLEAN_UP_S:
+            raised_s = time.monotonic()
+            raise KeyboardInterrupt
 
     before = [(number, signal.signal(number, interrupt)) for number in numbers]
     try:
@@ -110,10 +130,7 @@ def _interrupts() -> Iterator[None]:
 @contextlib.contextmanager
 def _plain_streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is not None:  # as it is where the shell closed it
-            setattr(sys, name, PlainStream(stream))
+    sys.stdout, sys.stderr = map(PlainStream, before)
     try:
         yield
     finally:
@@ -123,8 +140,7 @@ def _plain_streams() -> Iterator[None]:
 def _settle_output() -> bool:
     """Return whether standard output takes what is left; else drop it, or exiting would fail."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return False

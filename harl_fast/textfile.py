@@ -167,7 +167,7 @@ def parse_yaml(text: str, *, where: str, error: type[HarlError] = ConfigError) -
         mark = problem.problem_mark
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise error(f"{where}: not valid YAML: {_line(problem.problem)}{place}") from problem
-    except (yaml.YAMLError, ValueError) as problem:
+    except (yaml.YAMLError, ValueError, OverflowError) as problem:
         raise error(f"{where}: not valid YAML: {_line(problem)}") from problem
     return _checked(value, where=where, error=error)
 

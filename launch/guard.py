@@ -9,7 +9,6 @@ Should this process be killed, the ranks save and leave by themselves.
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import subprocess
@@ -19,21 +18,14 @@ from pathlib import Path
 
 import psutil
 
-from harl_fast.engine.ranks import ranks_below, send
+from harl_fast.engine.ranks import ranks_below, run_folder, send
 from harl_fast.engine.stop import LOST
+from harl_fast.errors import one_line
 from harl_fast.files import tell
 from harl_fast.supervision import guard_variable, heeds_hangup
 
 IMPATIENT_S = 5.0  # how long ranks have after a second SIGINT, which ends them without a save
-
-
-def run_folder(command: list[str]) -> Path:
-    for word, following in itertools.pairwise([*command, ""]):
-        if word == "--run" and following:
-            return Path(following)
-        if word.startswith("--run="):
-            return Path(word.partition("=")[2])
-    sys.exit("usage: guard.py deepspeed ... launch/pretrain.py ... --run FOLDER ...")
+LONELY_S = 30.0  # how long a signal waits for ranks: a command without any gets it itself
 
 
 def markers(folder: Path) -> dict[Path, tuple[int, int]]:
@@ -43,19 +35,25 @@ def markers(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def main(command: list[str]) -> int:
-    ranks, got, ending_s = set[psutil.Process](), list[int](), 0.0
+    ranks, got, ending_s, told_s = set[psutil.Process](), list[int](), 0.0, 0.0
     before = markers(folder := run_folder(command))
     for number in (signal.SIGTERM, signal.SIGINT, *[signal.SIGHUP] * heeds_hangup()):
         signal.signal(number, lambda number, frame: got.append(number))
     # Inherited, for it would end the launcher, which does not know it. Ranks set their own answer,
     # and hear nothing before: they are told repeatedly.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    child = subprocess.Popen(command, start_new_session=True, env=os.environ | guard_variable())
+    try:
+        child = subprocess.Popen(command, start_new_session=True, env=os.environ | guard_variable())
+    except OSError as error:
+        sys.exit(one_line(f"error: {command[0]} cannot be started: {error.strerror}"))
     signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
     while (code := child.poll()) is None:
         time.sleep(0.2)
         ranks |= ranks_below(child.pid)
-        if got.count(signal.SIGINT) < 2:
+        told_s = told_s or (time.monotonic() if got else 0.0)
+        if got and not ranks and time.monotonic() - told_s > LONELY_S:
+            send([psutil.Process(child.pid)], got[0])
+        elif got.count(signal.SIGINT) < 2:
             send(ranks if got else (), signal.SIGUSR1)
         elif not ending_s:  # once: they note in run.json how they ended
             send(ranks, signal.SIGINT)
@@ -71,7 +69,7 @@ def main(command: list[str]) -> int:
         return 130 if signal.SIGINT in got else 0
     if code <= 0:
         why = "its launcher died" if lost else "it has no new marker"
-        tell(f"error: {folder}: {why}: the job did not end well\n", sys.stderr)
+        tell(one_line(f"error: {folder}: {why}: the job did not end well") + "\n", sys.stderr)
     return code if code > 0 else 1
 
 

@@ -26,6 +26,7 @@ examples:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,  # launch/guard.py looks for --run
         description="Pretrain a network by HARL on one or more devices.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -35,8 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--engine-set", action="append", default=[], metavar="KEY=VALUE", help="override in it")
     add("--config", metavar="NAME|YAML", help=f"method: {', '.join(presets())}, or a file")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override in it")
-    epochs = whole_number(1, 10**6)
-    add("--epochs", type=epochs, metavar="N", help="the same as --set epochs=N")
+    add("--epochs", type=whole_number(1, 10**6), metavar="N", help="the same as --set epochs=N")
     add("--data", type=Path, required=True, metavar="FOLDER", help="holds train.beton")
     add("--run", type=Path, required=True, metavar="FOLDER", help="where all output goes")
     start = parser.add_mutually_exclusive_group()

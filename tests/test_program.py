@@ -177,3 +177,47 @@ def test_an_error_of_any_length_is_cut() -> None:
     result = ended("raise DataError('x' * 10**7)")
     assert result.returncode == 2
     assert len(result.stderr) < LONGEST + 100
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_cost_no_work(tmp_path: Path, closed: str) -> None:
+    """And no file takes their number: what is printed would be written into it."""
+    path = tmp_path / "file"
+    body = f"""
+from harl_fast.files import LiveLine
+from harl_fast.program import run_main
+import os, sys
+def main():
+    with open({str(path)!r}, "w") as stream:
+        LiveLine(sys.stderr).show("progress")
+        print("text"), print("text", file=sys.stderr)
+        os.write(1, b"native"), os.write(2, b"native")
+        stream.write("content")
+    return 3
+run_main(main)
+"""
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, body], cwd=ROOT, check=False
+    )
+    assert done.returncode == 3
+    assert path.read_text() == "content"
+
+
+def test_an_interrupt_that_imported_code_swallows_is_not_the_last() -> None:
+    body = """
+import os, signal, time
+import harl_fast.program as program
+program._CLEAN_UP_S = 0.2
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)
+    except BaseException:
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)  # within the time for the clean-up
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)
+    return 0
+program.run_main(main)
+"""
+    done = subprocess.run([sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr.startswith("interrupted")

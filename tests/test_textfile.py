@@ -29,6 +29,7 @@ TREES = {
     "nested lists": (b"a: " + b"[" * 5000 + b"]" * 5000, "levels deep"),
     "5,000 digits": (b"a: " + b"9" * 5000, "5,000 digits"),
     "infinity": (b"a: {b: [1, .inf]}\n", "a.b.1: inf is not finite"),
+    "no such character": (b'"\\UFFFFFFFF": 1\n', "not valid YAML"),
     "no mapping": (b"- a\n", "holds a list"),
     "nothing": (b"", "holds nothing"),
     "null": (b"null\n", "holds nothing"),

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 
 _RANK = "--local_rank"  # DeepSpeed's launcher gives it to ranks alone
+
+
+def run_folder(command: list[str]) -> Path:
+    """Return the --run folder of a job's command, or exit with the usage."""
+    found = ""
+    for word, following in itertools.pairwise([*command, ""]):
+        name, _, value = word.partition("=")
+        found = (value or following or found) if name == "--run" else found  # the last one holds
+    if found:
+        return Path(found)
+    sys.exit("usage: guard.py deepspeed ... launch/pretrain.py ... --run FOLDER ...")
 
 
 def ranks_below(launcher: int) -> set[psutil.Process]:

@@ -237,3 +237,25 @@ def test_a_start_that_hears_nothing_ends_too(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=15.0)
     assert done.returncode == 1
+
+
+def guarded(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "launch/guard.py", *command],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_command_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    done = guarded("no\x1bcommand", "--run", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == "error: no\\x1bcommand cannot be started: No such file or directory\n"
+
+
+def test_the_last_run_folder_of_a_command_counts_and_is_named_plainly(tmp_path: Path) -> None:
+    first, last = tmp_path / "first", tmp_path / "last\x1b[31m"
+    last.mkdir()
+    job = ("sh", "-c", 'touch "$4/finished"', "job", "--run", str(first), "--run", str(last))
+    assert guarded(*job, "--run", str(last)).returncode == 0
+    told = guarded("true", f"--run={last}").stderr
+    assert "\x1b" not in told and "last\\x1b[31m: it has no new marker" in told
