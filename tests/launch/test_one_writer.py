@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from harl_fast.lock import FOLDER_LOCK
 from tests.engine.support import BATCH, CPU, tiny_file
 from tests.launch.jobs import Job, finish, run, start
@@ -66,6 +68,7 @@ def test_a_refusal_reaches_all_ranks_without_a_launcher_that_ends_them(tmp_path:
     assert "is in use by process" in first and "rank 0 cannot have the run folder" in second
 
 
+@pytest.mark.slow
 def test_of_two_starts_at_the_same_moment_one_goes_on(tmp_path: Path) -> None:
     """As a batch system does that starts a job of one rank once per task."""
     logs = [tmp_path / "log0", tmp_path / "log1"]

@@ -256,7 +256,7 @@ def test_a_failing_rank_fails_the_job(tmp_path: Path, data: Path, way: str) -> N
         (["--config", "demo", "--engine-set", "train_batch_size=0"], ["train_batch_size"]),
         (["--config", "demo"], ["train.json", "make beton"]),
         (["--resume"], ["holds no run"]),
-        (["--config", "demo", "--run", "/proc/none/run"], ["--run /proc/none/run cannot be"]),
+        (["--config", "demo", "--run", "/proc/none/run"], ["/proc/none/run cannot be written to"]),
         (["--config", "demo", "--init-from", "nowhere"], ["nowhere", "holds no checkpoint"]),
     ],
 )

@@ -44,7 +44,10 @@ BYTES_PER_PIXEL = 12
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak memory")
-@pytest.mark.parametrize("mode", ["RGBA", "P", "RGB"])
+@pytest.mark.parametrize(
+    "mode",
+    ["RGBA", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("P", "RGB"))],
+)
 def test_a_pixel_takes_a_bounded_memory_in_any_mode(tmp_path: Path, mode: str) -> None:
     image = Image.new(mode, (SIDE, SIDE), 7)
     options = {"transparency": 3} if mode == "P" else {}
