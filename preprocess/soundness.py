@@ -36,6 +36,8 @@ _PIXELS = {"L": (1, 6), "RGB": (3, 0), "CMYK": (4, 11)}
 _SPARED = 32
 """Bytes that a sound WebP cannot do without: encoders add 4 at most to what they need."""
 _LEAST_BYTES = 4 * _SPARED
+_FRAME_HEAD = 8 + 16
+"""Bytes of an animation's chunk ANMF before the chunks of its frame."""
 
 
 def load_judged(image: Image.Image, file_size: tuple[int, int]) -> tuple[Image.Image, str]:
@@ -78,16 +80,17 @@ def _file_bytes(image: Image.Image) -> bytes:
 
 
 def _without_end(webp: bytes) -> bytes | None:
-    """Return a WebP of one frame whose coded data lack their end, or None if there are too few."""
+    """Return the first frame's coded data without their end, or None if they are too few."""
     at = 12
     while at + 8 <= len(webp):
-        length = int.from_bytes(webp[at + 4 : at + 8], "little")
-        if webp[at : at + 4] in (b"VP8 ", b"VP8L") and length >= _LEAST_BYTES:
+        kind, length = webp[at : at + 4], int.from_bytes(webp[at + 4 : at + 8], "little")
+        if kind in (b"VP8 ", b"VP8L"):
+            if length < _LEAST_BYTES:
+                return None
             length = (length - _SPARED) & ~1
-            chunk = webp[at : at + 4] + length.to_bytes(4, "little")
-            whole = webp[8:at] + chunk + webp[at + 8 : at + 8 + length]
+            whole = b"WEBP" + kind + length.to_bytes(4, "little") + webp[at + 8 : at + 8 + length]
             return b"RIFF" + len(whole).to_bytes(4, "little") + whole
-        at += 8 + length + length % 2
+        at += _FRAME_HEAD if kind == b"ANMF" else 8 + length + length % 2
     return None
 
 
