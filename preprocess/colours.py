@@ -11,14 +11,13 @@ from PIL import Image, ImageChops
 
 from preprocess.icc import SPACES, convert_profile
 from preprocess.reading import GreyRange, Pixels, Reading, UnusableImageError
+from preprocess.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, WHITE_IS_ZERO
 
 STRIP_PIXELS = 1 << 20
 """Larger images are converted in strips of about this many pixels: the copies that a conversion
 makes, of up to 20 bytes per pixel, then never exist for all of an image."""
-TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT = 258, 262, 339
-WHITE_IS_ZERO = 0
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
-"""Values of the TIFF tags 262 and 339 (TIFF 6.0, pages 37 and 80)."""
+"""Values of the TIFF tag 339 (TIFF 6.0, page 80)."""
 
 Values = npt.NDArray[np.generic]
 

@@ -14,12 +14,13 @@ from typing import Any, BinaryIO, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from harl_fast.data.tables import MOST_PIXELS
 from harl_fast.files import UnusualFileError, open_regular
 from preprocess.checksums import check_sums
-from preprocess.colours import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, deep_grey, to_rgb
+from preprocess.colours import deep_grey, to_rgb
+from preprocess.png import Chunks
 from preprocess.reading import (
     DEFAULT_READING,
     NO_EXIF,
@@ -28,6 +29,7 @@ from preprocess.reading import (
     UnusableImageError,
 )
 from preprocess.soundness import load_judged
+from preprocess.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT
 
 Mask = npt.NDArray[np.bool_]
 
@@ -53,6 +55,8 @@ SIDE_LIMIT = 65_500
 
 # `PIXEL_LIMIT` stands in for Pillow's own check, which would refuse some large photographs.
 Image.MAX_IMAGE_PIXELS = None
+# Pillow itself refuses sound pixels for a large text beside them.
+PngImagePlugin.PngStream = Chunks  # type: ignore[misc]
 
 _OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN)
 
@@ -102,7 +106,7 @@ class Decoded:
 
 @contextlib.contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Yield an opened image within the limits, whose checksums are right where it has any.
+    """Yield an opened image within the limits, which has what it states, see `checksums`.
 
     What goes wrong then, in loading too, is an `UnusableImageError`.
     """

@@ -1,4 +1,4 @@
-"""JPEG and WebP files to pixels, together with a verdict on whether they are sound.
+"""Files to pixels, JPEG and WebP together with a verdict on whether they are sound.
 
 No exception does not mean no damage. Pillow passes over libjpeg's warnings, and a warning is all
 that libjpeg has to say of a hole, of zeroed bytes or of a missing end: it fills the rest with grey
@@ -9,7 +9,9 @@ pixel: bytes after the end, fill bytes, unknown application segments. Some of it
 harmless in some files ("extraneous bytes before marker" where a camera pads with zeros, "Invalid
 SOS parameters", "unknown JFIF revision", "Premature end of JPEG file" where the end marker alone is
 lacking), but the same words are the only trace of a hole in others, and TurboJPEG tells no more
-than the first one. Such files are for a person to judge: ``--keep-warned`` takes them.
+than the first one. Such files are for a person to judge: ``--keep-warned`` takes them. What cannot
+be known: a progressive JPEG that was cut between two scans and given an end marker is a whole JPEG
+of fewer scans.
 
 WebP has no checksum, and libwebp decodes whatever bits it finds. It does refuse data that end too
 early, cut chunks and wrong sizes among them. Changed bytes can be seen by what they leave behind:
@@ -28,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from harl_fast.data.jpegfile import ANOTHER_SIZE, decode_pixels, jpeg_error
+from preprocess.reading import UnusableImageError
 
 DAMAGED = "damaged: "
 """How the reasons begin for which ``--keep-warned`` is there."""
@@ -36,22 +39,32 @@ _PIXELS = {"L": (1, 6), "RGB": (3, 0), "CMYK": (4, 11)}
 _SPARED = 32
 """Bytes that a sound WebP cannot do without: encoders add 4 at most to what they need."""
 _LEAST_BYTES = 4 * _SPARED
+_FRAME_HEAD = 8 + 16
+"""Bytes of an animation's chunk ANMF before the chunks of its frame."""
 
 
 def load_judged(image: Image.Image, file_size: tuple[int, int]) -> tuple[Image.Image, str]:
     """Return an opened image loaded, at the size it was drafted for, and what is damaged or "".
 
     file_size: (width, height) before it was drafted. A damaged image is returned as it came, to be
-    loaded by Pillow or not at all.
+    loaded by Pillow or not at all. Raises `UnusableImageError` for a PNG with colours that its
+    palette lacks.
     """
     if image.format in ("JPEG", "MPO"):
         return _load_jpeg(image, file_size)
-    problem = ""
     if image.format == "WEBP" and _decodes(_without_end(_file_bytes(image))):
-        problem = f"{DAMAGED}a WebP that decodes without the end of its data"
-    else:
+        return image, f"{DAMAGED}a WebP that decodes without the end of its data"
+    if image.format == "PNG" and image.palette is not None:
+        colours = len(image.palette.palette) // 3
         image.load()
-    return image, problem
+        greatest = int(np.asarray(image).max())
+        if greatest >= colours:
+            raise UnusableImageError(
+                f"{DAMAGED}a pixel has colour {greatest} of the PNG's palette, which ends at "
+                f"{colours - 1}"
+            )
+    image.load()
+    return image, ""
 
 
 def _load_jpeg(image: Image.Image, file_size: tuple[int, int]) -> tuple[Image.Image, str]:
@@ -78,16 +91,17 @@ def _file_bytes(image: Image.Image) -> bytes:
 
 
 def _without_end(webp: bytes) -> bytes | None:
-    """Return a WebP of one frame whose coded data lack their end, or None if there are too few."""
+    """Return the first frame's coded data without their end, or None if they are too few."""
     at = 12
     while at + 8 <= len(webp):
-        length = int.from_bytes(webp[at + 4 : at + 8], "little")
-        if webp[at : at + 4] in (b"VP8 ", b"VP8L") and length >= _LEAST_BYTES:
+        kind, length = webp[at : at + 4], int.from_bytes(webp[at + 4 : at + 8], "little")
+        if kind in (b"VP8 ", b"VP8L"):
+            if length < _LEAST_BYTES:
+                return None
             length = (length - _SPARED) & ~1
-            chunk = webp[at : at + 4] + length.to_bytes(4, "little")
-            whole = webp[8:at] + chunk + webp[at + 8 : at + 8 + length]
+            whole = b"WEBP" + kind + length.to_bytes(4, "little") + webp[at + 8 : at + 8 + length]
             return b"RIFF" + len(whole).to_bytes(4, "little") + whole
-        at += 8 + length + length % 2
+        at += _FRAME_HEAD if kind == b"ANMF" else 8 + length + length % 2
     return None
 
 

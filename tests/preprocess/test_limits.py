@@ -50,6 +50,8 @@ BYTES_PER_PIXEL = 12
 )
 def test_a_pixel_takes_a_bounded_memory_in_any_mode(tmp_path: Path, mode: str) -> None:
     image = Image.new(mode, (SIDE, SIDE), 7)
+    if mode == "P":
+        image.putpalette(range(3 * 8))
     options = {"transparency": 3} if mode == "P" else {}
     turned = Image.Exif()
     turned[0x0112] = 6

@@ -175,3 +175,21 @@ def test_the_programs_say_what_became_of_damaged_files(
         )
         assert ("1 of the skipped files are damaged; --keep-warned" in told) == (not flags)
         assert ("damaged files that were kept and reasons" in told) == bool(flags)
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_an_animation_is_judged_by_its_first_frame(path: Path, lossless: bool) -> None:
+    first, second = Image.fromarray(PHOTO), Image.fromarray(PHOTO[::-1].copy())
+    first.save(path, "WEBP", save_all=True, append_images=[second], lossless=lossless)
+    assert decode_image(path, side_px=512).rgb.shape == PHOTO.shape
+    data = path.read_bytes()
+    places = [at for at in range(len(data)) if data[at : at + 4] == b"ANMF"]
+    assert len(places) == 2
+    for frame, at in enumerate(places):
+        middle = at + int.from_bytes(data[at + 4 : at + 8], "little") // 2
+        path.write_bytes(data[:middle] + bytes(64) + data[middle + 64 :])
+        if frame == 0:
+            with pytest.raises(UnusableImageError, match=r"damaged|OSError"):
+                decode_image(path, side_px=512)
+        else:
+            decode_image(path, side_px=512)

@@ -1,0 +1,40 @@
+"""How much a zlib stream holds, without holding it."""
+
+from __future__ import annotations
+
+import zlib
+
+_PIECE = 1 << 16
+"""Bytes inflated at once: a few of a file's bytes may stand for gigabytes."""
+
+
+class Inflation:
+    """The size of a zlib stream whose bytes come in pieces; it ends above ``most`` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.size = 0
+        """Bytes inflated until now, at most `_PIECE` more than ``most``."""
+        self._stream = zlib.decompressobj()
+
+    def add(self, data: bytes) -> None:
+        """Go on with the stream's next bytes; raise `zlib.error` if they cannot be."""
+        while not self.ended:
+            got = len(self._stream.decompress(data, _PIECE))
+            data = self._stream.unconsumed_tail
+            self.size += got
+            if not data and got < _PIECE:
+                break
+
+    @property
+    def ended(self) -> bool:
+        """Whether more bytes make no difference: the stream is whole, or too much came already."""
+        return self._stream.eof or self.size > self.most
+
+    def problem(self, least: int) -> str:
+        """Return what is wrong with a stream, all of whose bytes came, of ``least`` to ``most``."""
+        if self.size > self.most:
+            return "hold more bytes than its size needs"
+        if not self._stream.eof:
+            return "end before their checksum"
+        return "hold fewer bytes than its size needs" if self.size < least else ""

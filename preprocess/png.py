@@ -1,0 +1,125 @@
+"""What a PNG states of itself: checksums of its chunks, amount of pixels, transparency."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from PIL import PngImagePlugin
+
+from preprocess.inflate import Inflation
+from preprocess.reading import UnusableImageError
+
+_BLOCK = 1 << 20
+_START = 8
+"""Bytes of a PNG's signature."""
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_INDEXED = 3
+"""Values of IHDR's colour type (PNG, third edition, section 11.2.1)."""
+_WHOLE = ((0, 0, 1, 1),)
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+"""The first column and row of each pass, and the steps to the next ones (section 8.1)."""
+_TRANSPARENT_GREYS = {"L;2": (3, 85), "L;4": (15, 17), "L": (255, 1)}
+"""The bits of tRNS that count, and what Pillow multiplies pixels by, in its raw modes of greys."""
+
+
+class Chunks(PngImagePlugin.PngStream):
+    """Pillow's reader of chunks, which takes text that is too large for it as if it were not there.
+
+    ``tRNS`` is scaled as Pillow scales the pixels. It keeps 8 of 16 bits of a colour: those alone
+    are compared, and what differs from the transparent colour in the others only is transparent.
+    """
+
+    def chunk_tEXt(self, pos: int, length: int) -> bytes:
+        return self._text(super().chunk_tEXt, pos, length)
+
+    def chunk_zTXt(self, pos: int, length: int) -> bytes:
+        return self._text(super().chunk_zTXt, pos, length)
+
+    def chunk_iTXt(self, pos: int, length: int) -> bytes:
+        return self._text(super().chunk_iTXt, pos, length)
+
+    def _text(self, read: Callable[[int, int], bytes], pos: int, length: int) -> bytes:
+        assert self.fp is not None
+        if self.text_memory < PngImagePlugin.MAX_TEXT_MEMORY:
+            try:
+                return read(pos, length)
+            except (ValueError, SyntaxError):  # too large, or compressed in an unknown way
+                self.fp.seek(pos)
+        return self.fp.read(length)
+
+    def chunk_tRNS(self, pos: int, length: int) -> bytes:
+        data = super().chunk_tRNS(pos, length)
+        key: Any = self.im_info.get("transparency")
+        if self.im_mode == "L":
+            bits, scale = _TRANSPARENT_GREYS[self.im_rawmode]
+            self.im_info["transparency"] = (key & bits) * scale
+        elif self.im_rawmode == "RGB;16B":
+            self.im_info["transparency"] = tuple(value >> 8 for value in key)
+        return data
+
+
+def check_png(stream: BinaryIO) -> None:
+    """Raise `UnusableImageError` unless a PNG's chunks have their checksums and fit its header."""
+    pixels, has_palette = Inflation(-1), True
+    for number, (kind, data) in enumerate(_blocks(stream)):
+        if (kind == b"IHDR") != (number == 0):
+            raise UnusableImageError("damaged: the PNG does not have one header, at its start")
+        if kind == b"IHDR":
+            pixels, has_palette = Inflation(_bytes_of_pixels(data)), data[9] != _INDEXED
+        elif kind == b"PLTE":
+            has_palette = True
+        elif kind == b"IDAT":
+            if not has_palette:
+                raise UnusableImageError("damaged: the PNG has no palette before its pixels")
+            try:
+                pixels.add(data)
+            except zlib.error as error:
+                raise UnusableImageError(f"damaged: the PNG's pixels: {error}") from error
+    problem = pixels.problem(pixels.most)
+    if problem:
+        raise UnusableImageError(f"damaged: the PNG's pixels {problem}")
+
+
+def _blocks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Yield (kind, data) of a PNG's chunks, large ones in pieces, and check their sums."""
+    stream.seek(_START)
+    kind = b""
+    while kind != b"IEND":
+        head = stream.read(8)
+        if len(head) < 8:
+            raise UnusableImageError("damaged: the PNG ends before its last chunk")
+        left, kind = struct.unpack(">I4s", head)
+        found = zlib.crc32(kind)
+        while left and (block := stream.read(min(left, _BLOCK))):
+            yield kind, block
+            found, left = zlib.crc32(block, found), left - len(block)
+        if left or stream.read(4) != struct.pack(">I", found):
+            raise UnusableImageError(
+                f"damaged: the PNG's {_shown(kind)} chunk has a wrong checksum"
+            )
+
+
+def _shown(kind: bytes) -> str:
+    return kind.decode("ascii", "backslashreplace")
+
+
+def _bytes_of_pixels(header: bytes) -> int:
+    """Return how many bytes IDAT holds: a filter's number and the pixels, per row and pass."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", header)
+    total = 0
+    for left, top, right, down in _ADAM7 if interlaced else _WHOLE:
+        columns, rows = -((left - width) // right), -((top - height) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * depth * _CHANNELS[colour] + 7) // 8)
+    return total

@@ -1,0 +1,152 @@
+"""What a TIFF states of itself: where its strips or tiles lie, how much they hold, their sums."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from typing import Any, BinaryIO, NamedTuple
+
+from PIL import Image
+
+from harl_fast.data.tables import MOST_PIXELS
+from preprocess.inflate import Inflation
+from preprocess.reading import UnusableImageError
+
+TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT = 258, 262, 339
+_WIDTH, _HEIGHT, _COMPRESSION, _FILL_ORDER, _SAMPLES, _PLANAR = 256, 257, 259, 266, 277, 284
+_STRIPS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 278, 279
+_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
+_COLOUR_MAP, _SUBSAMPLING = 320, 530
+"""Tags of TIFF 6.0."""
+WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6
+_RAW, _OLD_JPEG, _DEFLATE = 1, 6, (8, 32946)
+_SEPARATE = 2
+"""Values of the tags photometric, compression and planar configuration."""
+_BLOCK = 1 << 20
+
+
+class _Layout(NamedTuple):
+    """How a TIFF's pixels are cut into pieces."""
+
+    name: str
+    """``strip`` or ``tile``."""
+    width: int
+    height: int
+    """Of a piece, in pixels."""
+    per_plane: int
+    planes: tuple[int, ...]
+    """Bits per pixel of each plane."""
+
+
+def check_tiff(image: Image.Image, stream: BinaryIO) -> None:
+    """Raise `UnusableImageError` unless an opened TIFF has the strips or tiles that its size needs.
+
+    They lie inside the file; uncompressed ones have bytes enough for their rows; deflated ones
+    have enough and not more, and their checksums are right. The deprecated kind of JPEG in TIFF
+    (compression 6) is not judged: its strips need not be stated.
+    """
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    compression = tags.get(_COMPRESSION, _RAW)
+    if compression == _OLD_JPEG:
+        return
+    layout = _layout(tags)
+    file_bytes = stream.seek(0, os.SEEK_END)
+    for index, (start, length) in enumerate(_places(tags, layout, file_bytes)):
+        plane, number = divmod(index, layout.per_plane)
+        rows = layout.height
+        if layout.name == "strip":  # the last one may end with the picture or be filled up
+            rows = min(rows, tags[_HEIGHT] - number * rows)
+        least = _piece_bytes(tags, layout, plane, rows)
+        problem = ""
+        if start < 1 or length < 1 or start + length > file_bytes:
+            problem = "is empty or lies outside the file"
+        elif compression == _RAW and length < least:
+            problem = f"has {length} bytes, its rows need {least}"
+        elif compression in _DEFLATE:
+            stream.seek(start)
+            most = _piece_bytes(tags, layout, plane, layout.height)
+            problem = _inflation_problem(stream, length, least, most)
+        if problem:
+            raise UnusableImageError(f"damaged: {layout.name} {index + 1} of the TIFF {problem}")
+
+
+def _layout(tags: Any) -> _Layout:
+    width, height, samples = tags[_WIDTH], tags[_HEIGHT], tags.get(_SAMPLES, 1)
+    bits = tags.get(TAG_BITS, (1,))
+    planes = (bits * samples if len(bits) == 1 else bits)[:samples]
+    if tags.get(TAG_PHOTOMETRIC) == _PALETTE and len(tags[_COLOUR_MAP]) != 3 << planes[0]:
+        raise UnusableImageError("damaged: the TIFF's palette is not as long as its bits need")
+    if tags.get(_PLANAR, 1) != _SEPARATE:
+        planes = (sum(planes),)
+    elif tags.get(_COMPRESSION, _RAW) == _RAW and not _plain(tags, planes):
+        raise UnusableImageError(
+            f"an uncompressed TIFF of {'/'.join(map(str, planes))} bits, photometric "
+            f"{tags.get(TAG_PHOTOMETRIC)}, in separate planes cannot be read: save it with each "
+            f"pixel's samples together (PlanarConfiguration 1), or compressed"
+        )
+    tiled = _TILE_WIDTH in tags or _TILES in tags
+    if tiled and _STRIPS in tags:
+        raise UnusableImageError("damaged: the TIFF states both strips and tiles")
+    piece = (
+        (tags[_TILE_WIDTH], tags[_TILE_HEIGHT])
+        if tiled
+        else (width, min(height, tags.get(_ROWS_PER_STRIP, height)))
+    )
+    if min(piece) < 1:
+        raise UnusableImageError("damaged: the TIFF's strips or tiles have no rows")
+    count = -(-width // piece[0]) * -(-height // piece[1])
+    if tiled and count * piece[0] * piece[1] > MOST_PIXELS:
+        raise UnusableImageError(
+            f"the TIFF's {count} tiles of {piece[0]} x {piece[1]} have more than {MOST_PIXELS:,} "
+            f"pixels: save it with smaller tiles or in strips"
+        )
+    return _Layout("tile" if tiled else "strip", *piece, count, planes)
+
+
+def _plain(tags: Any, planes: tuple[int, ...]) -> bool:
+    """Return whether Pillow reads planes right; it knows no other way than this to unpack them."""
+    return (
+        set(planes) == {8}
+        and tags.get(_FILL_ORDER, 1) == 1
+        and tags.get(TAG_PHOTOMETRIC) != WHITE_IS_ZERO
+    )
+
+
+def _places(tags: Any, layout: _Layout, file_bytes: int) -> list[tuple[int, int]]:
+    """Return where the pieces start and how long they are, of a number that is right."""
+    names = (_TILES, _TILE_BYTES) if layout.name == "tile" else (_STRIPS, _STRIP_BYTES)
+    starts, lengths = (tags.get(name, ()) for name in names)
+    needed = layout.per_plane * len(layout.planes)
+    if len(starts) != needed or len(lengths) != needed:
+        raise UnusableImageError(
+            f"damaged: the TIFF states {len(starts)} places and {len(lengths)} lengths of "
+            f"{layout.name}s, its size needs {needed}"
+        )
+    if sum(lengths) > file_bytes:  # a piece read again and again is one way to make a bomb
+        raise UnusableImageError(f"damaged: the TIFF's {layout.name}s lie over each other")
+    return list(zip(starts, lengths, strict=True))
+
+
+def _piece_bytes(tags: Any, layout: _Layout, plane: int, rows: int) -> int:
+    """Return how many bytes some rows of a strip or tile take before they are compressed."""
+    if (
+        tags.get(TAG_PHOTOMETRIC) == _YCBCR
+        and tags.get(_COMPRESSION, _RAW) != _RAW  # Pillow knows no subsampling of these
+        and len(layout.planes) == 1
+        and layout.planes[0] == 24
+    ):
+        across, down = map(int, tags.get(_SUBSAMPLING, (2, 2)))
+        return -(-layout.width // across) * -(-rows // down) * (across * down + 2)
+    return rows * ((layout.width * layout.planes[plane] + 7) // 8)
+
+
+def _inflation_problem(stream: BinaryIO, length: int, least: int, most: int) -> str:
+    inflation = Inflation(most)
+    try:
+        while length and not inflation.ended and (block := stream.read(min(length, _BLOCK))):
+            inflation.add(block)
+            length -= len(block)
+    except zlib.error as error:
+        return f"is damaged: {error}"
+    problem = inflation.problem(least)
+    return f"is wrong: its data {problem}" if problem else ""

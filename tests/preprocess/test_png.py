@@ -1,0 +1,156 @@
+"""A PNG is read if it has what its header states, and what it says of transparency is followed."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preprocess.images import Pixels, UnusableImageError, decode_image
+from tests.preprocess.support import photo
+
+Chunk = tuple[bytes, bytes]
+GREY, RGB, INDEXED = 0, 2, 3
+PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2))
+"""Of Adam7, but for the last: first row and column, steps down and right."""
+PALETTE = (b"PLTE", bytes(range(12)))
+PHOTO = photo(3, height=19, width=13)
+ROWS = b"".join(b"\0" + row.tobytes() for row in PHOTO)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(
+    width: int,
+    height: int,
+    idat: bytes,
+    *before: Chunk,
+    depth: int = 8,
+    colour: int = RGB,
+    interlaced: bool = False,
+    after: tuple[Chunk, ...] = (),
+) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    chunks = [(b"IHDR", header), *before, (b"IDAT", idat), *after, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+def whole(idat: bytes, *before: Chunk, after: tuple[Chunk, ...] = ()) -> bytes:
+    return png(13, 19, idat, *before, after=after)
+
+
+def decode(content: bytes, path: Path) -> Pixels:
+    path.write_bytes(content)
+    return decode_image(path, side_px=512).rgb
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "x.png"
+
+
+PARTS = {
+    "few rows": (zlib.compress(ROWS[: len(ROWS) // 2]), "hold fewer bytes than its size needs"),
+    "a byte too few": (zlib.compress(ROWS[:-1]), "hold fewer bytes|truncated"),
+    "many rows": (zlib.compress(ROWS + ROWS[:40]), "hold more bytes than its size needs"),
+    "a bomb": (zlib.compress(bytes(20_000_000)), "hold more bytes than its size needs"),
+    "no checksum": (zlib.compress(ROWS)[:-4], "end before their checksum"),
+    "a wrong checksum": (zlib.compress(ROWS)[:-4] + b"none", "incorrect data check"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_pixels_are_as_many_as_the_header_states(path: Path, part: str) -> None:
+    idat, reason = PARTS[part]
+    np.testing.assert_array_equal(decode(whole(zlib.compress(ROWS)), path), PHOTO)
+    with pytest.raises(UnusableImageError, match=f"damaged: the PNG's pixels.*({reason})"):
+        decode(whole(idat), path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 1), (1, 5), (2, 3), (8, 8), (13, 19)])
+@pytest.mark.parametrize("rows_more", [-1, 0, 1])
+def test_interlaced_pixels_are_counted_too(
+    path: Path, size: tuple[int, int], rows_more: int
+) -> None:
+    width, height = size
+    pixels = photo(1, height=height, width=width)
+    passes = [pixels[top::down, left::right] for top, left, down, right in PASSES]
+    lines = [b"\0" + row.tobytes() for part in (*passes, pixels[1::2]) for row in part if row.size]
+    lines = lines[:-1] if rows_more < 0 else lines + lines[-1:] * rows_more
+    content = png(width, height, zlib.compress(b"".join(lines)), interlaced=True)
+    if rows_more:
+        with pytest.raises(UnusableImageError, match="bytes than its size needs"):
+            decode(content, path)
+    else:
+        np.testing.assert_array_equal(decode(content, path), pixels)
+
+
+def test_bytes_behind_the_pixels_are_no_damage(path: Path) -> None:
+    idat = zlib.compress(ROWS)
+    for pieces in ([idat + b"more"], [idat[:7], b"", idat[7:]], [idat, b"more"]):
+        content = whole(pieces[0], after=tuple((b"IDAT", piece) for piece in pieces[1:]))
+        np.testing.assert_array_equal(decode(content, path), PHOTO)
+
+
+@pytest.mark.parametrize("kind", ["none", "behind the pixels", "too short", "long enough"])
+@pytest.mark.parametrize("depth", [2, 8])
+def test_an_indexed_png_needs_a_palette_with_its_colours(path: Path, kind: str, depth: int) -> None:
+    row = b"\0\x1b" if depth == 2 else bytes([0, 0, 1, 2, 3])  # colours 0 to 3
+    before = {"too short": [(b"PLTE", bytes(9))], "long enough": [PALETTE]}.get(kind, [])
+    after = (PALETTE,) if kind == "behind the pixels" else ()
+    idat = zlib.compress(row)
+    content = png(4, 1, idat, *before, depth=depth, colour=INDEXED, after=after)
+    if kind == "long enough":
+        assert decode(content, path).ravel().tolist() == list(range(12))
+        return
+    with pytest.raises(UnusableImageError, match=r"damaged: .*palette"):
+        decode(content, path)
+
+
+def test_a_png_has_one_header(path: Path) -> None:
+    other = struct.pack(">IIBBBBB", 13, 19, 8, RGB, 0, 0, 0)
+    with pytest.raises(UnusableImageError, match="does not have one header"):
+        decode(whole(zlib.compress(ROWS), (b"IHDR", other)), path)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_transparent_grey_of_any_depth_lies_on_white(path: Path, depth: int) -> None:
+    values = list(range(0, 1 << depth, max(1, (1 << depth) // 8)))
+    hidden = values[len(values) // 2]
+    bits = "".join(f"{value:0{depth}b}" for value in values).ljust(8, "0")
+    row = bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8))
+    # bits above those of the pixels do not count, see the format's section 11.3.1.1
+    key = (b"tRNS", struct.pack(">H", hidden | (0x4000 if depth > 1 else 0)))
+    content = png(len(values), 1, zlib.compress(b"\0" + row), key, depth=depth, colour=GREY)
+    levels = [255 if v == hidden else 255 * v // ((1 << depth) - 1) for v in values]
+    assert decode(content, path)[0, :, 0].tolist() == levels
+
+
+def test_a_transparent_16_bit_colour_is_compared_by_its_upper_bits(path: Path) -> None:
+    hidden, other = (0x1234, 0x5678, 0x9ABC), (0x3434, 0x7878, 0xBCBC)
+    row = struct.pack(">6H", *hidden, *other)
+    key = (b"tRNS", struct.pack(">3H", *hidden))
+    content = png(2, 1, zlib.compress(b"\0" + row), key, depth=16)
+    assert decode(content, path)[0].tolist() == [[255] * 3, [0x34, 0x78, 0xBC]]
+
+
+LARGE = zlib.compress(bytes(2_000_000))
+TEXTS = {
+    "zTXt": (b"zTXt", b"name\0\0" + LARGE),
+    "zTXt of an unknown kind": (b"zTXt", b"name\0\7" + LARGE),
+    "iTXt": (b"iTXt", b"name\0\1\0\0\0" + LARGE),
+    "tEXt": (b"tEXt", b"name\0" + b"x" * 700_000),
+}
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("text", TEXTS)
+def test_large_texts_do_not_cost_the_pixels(path: Path, text: str, behind: bool) -> None:
+    texts = (TEXTS[text],) * 100
+    content = whole(zlib.compress(ROWS), *(() if behind else texts), after=texts if behind else ())
+    np.testing.assert_array_equal(decode(content, path), PHOTO)
