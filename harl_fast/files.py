@@ -237,6 +237,12 @@ def open_regular(path: Path, *, limit: int | None = None) -> BinaryIO:
     return open(path, "rb")
 
 
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of a file; `UnusualFileError` unless it is a regular one."""
+    with open_regular(path) as stream:
+        return stream.read()
+
+
 def sha256_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

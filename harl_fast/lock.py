@@ -26,6 +26,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from harl_fast.errors import HarlError, OutputError, explain
+from harl_fast.files import tell
 
 FOLDER_LOCK = ".writer.lock"
 """Name of the lock of a whole folder, within it."""
@@ -60,8 +61,29 @@ class Owner:
         return f"process {self.pid} on {self.host} (since {since}: {self.command})"
 
 
+@dataclass(frozen=True)
+class Lock:
+    """A lock that this process has taken."""
+
+    path: Path
+    owner: Owner
+
+    def still_held(self) -> bool:
+        """Return whether the lock file is still there and names this taking.
+
+        It does not once its folder was deleted or moved, or another process took it over. A file
+        system that does not answer says nothing of that.
+        """
+        try:
+            return _read(self.path) == self.owner
+        except (NotADirectoryError, HarlError):
+            return False
+        except OSError:
+            return True
+
+
 @contextlib.contextmanager
-def locked(path: Path, *, output: Path) -> Iterator[None]:
+def locked(path: Path, *, output: Path) -> Iterator[Lock]:
     """Hold the lock file ``path`` of an output; no other process does meanwhile.
 
     A lock whose process is known to be gone (killed, or the machine was restarted) is taken over,
@@ -77,7 +99,7 @@ def locked(path: Path, *, output: Path) -> Iterator[None]:
         error.filename = str(path)
         raise OutputError(f"{output} cannot be written to: {explain(error)}") from error
     try:
-        yield
+        yield Lock(path, own)
     finally:
         if os.getpid() == own.pid:  # not in a forked process that leaves by an exception
             _release(path, own, with_folder=new_folder)
@@ -154,7 +176,7 @@ def _take(path: Path, own: Owner, *, output: Path) -> None:
         try:
             if _read(path) == other:
                 os.replace(right, path)
-                print(f"note: {path} is taken over from {other}, which is gone", file=sys.stderr)
+                tell(f"note: {path} is taken over from {other}, which is gone\n", sys.stderr)
                 return
         finally:
             right.unlink(missing_ok=True)
@@ -170,7 +192,7 @@ def _release(path: Path, own: Owner, *, with_folder: bool) -> None:
     except FileNotFoundError:
         pass  # the work has removed the folder itself
     except (OSError, HarlError) as error:
-        print(f"warning: {path} cannot be removed ({error}); delete it", file=sys.stderr)
+        tell(f"warning: {path} cannot be removed ({error}); delete it\n", sys.stderr)
 
 
 def _read(path: Path) -> Owner | None:

@@ -18,6 +18,7 @@ import pytest
 from harl_fast import lock as module
 from harl_fast.errors import HarlError
 from harl_fast.lock import FOLDER_LOCK, discard_folder, holder, locked, write_new
+from tests.full import FullStream
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +53,35 @@ def test_a_lock_is_held_by_one_and_released_at_the_end(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), locked(path, output=tmp_path):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("loss", ["lock deleted", "folder deleted", "taken over", "damaged"])
+def test_a_lock_that_was_lost_is_not_held(tmp_path: Path, loss: str) -> None:
+    folder = tmp_path / "run"
+    path = folder / FOLDER_LOCK
+    with locked(path, output=folder) as lock:
+        assert lock.still_held()
+        path.unlink()
+        if loss == "folder deleted":
+            folder.rmdir()
+        elif loss == "taken over":
+            leave(path)
+        elif loss == "damaged":
+            path.write_text("{}")
+        assert not lock.still_held()
+    assert path.exists() == (loss in ("taken over", "damaged"))
+
+
+def test_a_full_disk_of_the_log_stops_no_taking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / FOLDER_LOCK
+    leave(path, pid=ended_pid())
+    monkeypatch.setattr("sys.stderr", FullStream())
+    with locked(path, output=tmp_path) as lock:
+        assert lock.still_held()
+        path.unlink()
+        path.mkdir()  # cannot be removed, which is told
 
 
 def test_a_folder_that_was_made_for_the_lock_goes_with_it(tmp_path: Path) -> None:

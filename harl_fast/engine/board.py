@@ -17,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.utils.tensorboard import summary as summaries
 
-from harl_fast.engine.side import SideOutputs
+from harl_fast.engine.side import SideOutputs, append_whole
 
 NAMES = {
     "loss": "loss/total",
@@ -112,5 +112,9 @@ class Board:
         records = io.BytesIO()
         for event in events:
             RecordWriter(records).write(event.SerializeToString())
-        if self._side.append(self._path, records.getvalue()):
+        if self._side.write(self._path, lambda: self._append(records.getvalue())):
             self._head = []
+
+    def _append(self, data: bytes) -> None:
+        self._path.parent.mkdir(exist_ok=True)  # but not the run folder
+        append_whole(self._path, data)

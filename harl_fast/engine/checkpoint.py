@@ -28,7 +28,7 @@ from torch import Tensor
 from harl_fast.config import RunConfig
 from harl_fast.engine.provenance import code_version, first_reason, now
 from harl_fast.errors import CheckpointError
-from harl_fast.files import replacing, sha256_file, write_json, write_text
+from harl_fast.files import read_regular, replacing, sha256_file, tell, write_json, write_text
 from harl_fast.model.backbone import Backbone, build_backbone
 from harl_fast.section import Section
 
@@ -232,11 +232,11 @@ def _read_record(file: Path) -> Record:
     """Return the checked record of a safetensors file."""
     note = file.with_suffix(".json")
     try:
-        text = note.read_bytes()
+        text = read_regular(note)
         tree = json.loads(text)
         record = Record.model_validate_json(text)
     except OSError as error:
-        raise CheckpointError(f"{note}: {error.strerror}. {_other(file)}") from error
+        raise CheckpointError(f"{note}: {error.strerror or error}. {_other(file)}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{note} is not a checkpoint's record ({first_reason(error)}). {_other(file)}"
@@ -246,9 +246,12 @@ def _read_record(file: Path) -> Record:
             f"{note} has format {record.format_version}; this program reads {FORMAT_VERSION}. "
             f"It was written by harl_fast {record.code[:80]!r}: use that version"
         )
-    if record.record_sha256 and record.record_sha256 != _seal(tree):
+    # Older records have none of the three; none was ever written with one of them alone.
+    new = record.run_id or record.tensors_sha256 or record.record_sha256
+    if new and record.record_sha256 != _seal(tree):
+        what = "differs" if record.record_sha256 else "is missing"
         raise CheckpointError(
-            f"{note} was changed after it was written (its SHA-256 differs). {_other(file)}"
+            f"{note} was changed after it was written (its SHA-256 {what}). {_other(file)}"
         )
     if _NAME.fullmatch(file.stem) and _step(file) != record.step:
         raise CheckpointError(f"{note} says step {record.step}, not its name's. {_other(file)}")
@@ -268,7 +271,7 @@ def load_encoder(path: Path) -> tuple[Backbone, RunConfig]:
     """
     checkpoint = open_checkpoint(path, verify=True)
     for note in checkpoint.notes:
-        print(note, file=sys.stderr, flush=True)
+        tell(f"{note}\n", sys.stderr)
     config = checkpoint.record.config
     encoder = random_encoder(config, seed=0)
     try:
@@ -315,7 +318,7 @@ def _latest(folder: Path) -> tuple[Path, tuple[str, ...]]:
     """Return a folder's latest checkpoint, and what is to be told of it."""
     latest = folder / LATEST
     try:
-        name = latest.read_bytes().decode("ascii").strip()
+        name = read_regular(latest).decode("ascii").strip()
     except (FileNotFoundError, NotADirectoryError):
         reason = f"{latest} is missing"
     except (OSError, UnicodeDecodeError) as error:

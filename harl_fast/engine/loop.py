@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from harl_fast.engine.checkpoint import last_before
@@ -41,7 +42,7 @@ class Pretraining:
 
     run_id: noted in its checkpoints. time_limit_s: of the process's age, at which it must have
     saved and left; None for none. stop: signals received so far; by default they are watched while
-    `run` runs.
+    `run` runs. still_held: on rank 0, whether the folder is still this run's, asked at each save.
     """
 
     def __init__(
@@ -56,12 +57,13 @@ class Pretraining:
         sheet: Sheet | None = None,
         time_limit_s: float | None = None,
         stop: StopSignal | None = None,
+        still_held: Callable[[], bool] = lambda: True,
     ) -> None:
         self.parts, self.folder = parts, folder
         self.stepper = Stepper(parts, step=step, skipped=skipped)
         self.reporter = open_reporter(parts, folder, step=step, quiet=quiet)
         self.watch = Watch(self.stepper, folder, self.reporter, sheet=sheet)
-        self._run_id = run_id
+        self._run_id, self._still_held = run_id, still_held
         self.ending: Ending | None = None
         self.stop = StopSignal() if stop is None else stop
         self._listening = self.stop if stop is None else contextlib.nullcontext()
@@ -82,7 +84,8 @@ class Pretraining:
         """Train to the last epoch; return the exit code, see `ending`.
 
         0 at the end, at the time limit and after what `StopSignal` says; 130 after SIGINT; 2 if the
-        last checkpoint could not be written. Raises HarlError after too many steps without effect.
+        last checkpoint could not be written. Raises HarlError after too many steps without effect,
+        and if the run folder is no longer this run's.
         """
         course, stepper = self.parts.course, self.stepper
         wish = Wish.GO_ON
@@ -191,6 +194,7 @@ class Pretraining:
     def _save(self) -> None:
         """Begin to write a checkpoint unless this step has one; all ranks must call it."""
         parts, step = self.parts, self.stepper.step
+        self._check_folder()
         if step == self._saved:
             return
         self._judge()
@@ -216,6 +220,17 @@ class Pretraining:
             if self._saver.took_s:
                 self._limit.saved(self._saver.took_s)
         self._saved, self._saved_s = step, time.monotonic()
+
+    def _check_folder(self) -> None:
+        """Raise HarlError on all ranks if the folder is not this run's any more."""
+        if any_rank(not self._still_held()):
+            self.reporter.side.close()
+            raise HarlError(
+                f"{self.folder.path} is no longer this run's: while it trained, the folder was "
+                f"deleted or moved, or its lock deleted or taken over. The run stops at step "
+                f"{self.stepper.step} and has not saved it; bring the folder back and continue "
+                f"with --resume, or start again in a new one"
+            )
 
     def _save_surely(self) -> bool:
         """Save and return whether it is on disk; a write that failed is tried once more.

@@ -18,7 +18,7 @@ from harl_fast.engine.status import RunStatus
 from harl_fast.engine.stop import Leaving, StopSignal
 from harl_fast.errors import CheckpointError, HarlError
 from harl_fast.files import tell
-from harl_fast.lock import locked
+from harl_fast.lock import Lock, locked
 from harl_fast.supervision import supervisors
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ def pretrain(
         file = read_engine_file(engine_file, overrides=engine_overrides)
         check_machine(file.harl_fast, machine, source=str(engine_file))
         engine_config = settle(file, ranks=machine.ranks, source=str(engine_file))
-        folder, ours = open_run_folder(run, resume=resume), False
+        folder, lock = open_run_folder(run, resume=resume), None
         try:
             stop.starting = True
-            ours = _take(folder, machine, engine_config, held)
+            lock = _take(folder, machine, engine_config, held)
             open_run_folder(run, resume=resume)  # what was found may have changed until now
             # torch, FFCV, numba and DeepSpeed take seconds; refusals above need not wait for them.
             from harl_fast.engine.start import Asked, decide
@@ -70,13 +70,21 @@ def pretrain(
             parts = _prepare(start, machine, data=data)
             stop.starting = False
         except Leaving:
-            if ours:
+            if lock is not None:
                 _leave(folder, reason=stop.reason)
             if machine.ranks > 1:
                 held.close()
                 os._exit(0)  # an orderly end would wait for ranks that may wait for this one
             return 0
-        return _train(start, parts, quiet=quiet, sheet=sheet, time_limit_s=time_limit_s, stop=stop)
+        return _train(
+            start,
+            parts,
+            quiet=quiet,
+            sheet=sheet,
+            time_limit_s=time_limit_s,
+            stop=stop,
+            lock=lock,
+        )
 
 
 def _train(
@@ -87,8 +95,9 @@ def _train(
     sheet: Sheet | None,
     time_limit_s: float | None,
     stop: StopSignal,
+    lock: Lock | None,
 ) -> int:
-    """Train, and mark how that ended; return the exit code."""
+    """Train, and mark how that ended; return the exit code. lock: rank 0's of the folder."""
     from harl_fast.engine import ds
     from harl_fast.engine.loop import INTERRUPTED, Pretraining
 
@@ -102,6 +111,7 @@ def _train(
         sheet=sheet,
         time_limit_s=time_limit_s,
         stop=stop,
+        still_held=lock.still_held if lock is not None else lambda: True,
     )
     code = training.run()
     ds.stop()
@@ -114,21 +124,20 @@ def _train(
 
 def _take(
     folder: RunFolder, machine: Machine, engine_config: EngineConfig, held: contextlib.ExitStack
-) -> bool:
-    """Hold the run folder's lock on rank 0 until ``held`` is closed; return whether this is it.
+) -> Lock | None:
+    """Hold the run folder's lock until ``held`` is closed and return it; None but on rank 0.
 
     Raises HarlError if another process holds it. Of several ranks the others hear of that when
     they meet: not all launchers end them.
     """
     if machine.rank > 0:
-        return False
+        return None
     try:
-        held.enter_context(locked(folder.lock, output=folder.path))
+        return held.enter_context(locked(folder.lock, output=folder.path))
     except HarlError as refusal:
         if machine.ranks > 1:
             _meet(machine, engine_config, refusal=refusal)
         raise
-    return True
 
 
 def _meet(

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import harl_fast
 from harl_fast.errors import CheckpointError
-from harl_fast.files import sha256_file, write_json
+from harl_fast.files import read_regular, sha256_file, write_json
 
 _LIBRARIES = ("torch", "deepspeed", "ffcv", "numpy", "numba", "safetensors")
 
@@ -50,6 +50,8 @@ class Start(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
+    step: int = 0
+    """Optimizer steps done before."""
     init_from: str | None = None
     """Where a new run's weights come from."""
 
@@ -114,7 +116,7 @@ def read_provenance(path: Path) -> Provenance:
     Raises CheckpointError if the file is damaged.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
         json.loads(content)  # what could not be written again
         return Provenance.model_validate_json(content)
     except FileNotFoundError:

@@ -195,7 +195,12 @@ class Reporter:
 
     def picture(self, name: str, png: Path, *, step: int, draw: Callable[[], None]) -> None:
         """Let ``draw`` write a PNG file, and add that to TensorBoard."""
-        if self._board is not None and self.side.write(png.parent, draw):
+
+        def work() -> None:
+            png.parent.mkdir(exist_ok=True)  # but not the run folder
+            draw()
+
+        if self._board is not None and self.side.write(png.parent, work):
             self._board.picture(name, png, step=step)
 
     def no_effect(self, steps: Sequence[NoEffect]) -> None:

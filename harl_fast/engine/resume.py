@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from harl_fast.config import RunConfig
 from harl_fast.engine.checkpoint import Checkpoint
 from harl_fast.engine.course import Course
-from harl_fast.engine.dsconfig import EngineConfig, EngineFile, settle
+from harl_fast.engine.dsconfig import Batches, EngineConfig, EngineFile, settle
 from harl_fast.engine.provenance import first_reason
 from harl_fast.errors import CheckpointError, ConfigError, nearest
 
@@ -19,7 +19,6 @@ _FREE = ("log", "data.workers", "data.batches_ahead", "data.damaged", "data.chec
 _FREE_ENGINE = (
     "zero_optimization",
     "zero_allow_untested_optimizer",
-    "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",
     "steps_per_print",
     "timers",
@@ -69,20 +68,42 @@ def recorded_engine(checkpoint: Checkpoint) -> EngineConfig:
         ) from error
 
 
+def free_with_ranks(before: Batches, now: Batches) -> tuple[str, ...]:
+    """Return the engine's keys that may follow from another number of ranks.
+
+    BatchNorm normalises over each micro batch, so that its size touches the result.
+    """
+    return () if before.ranks == now.ranks else ("train_micro_batch_size_per_gpu",)
+
+
+def seen_text(sync_bn: str, batches: Batches) -> str:
+    """Return over how many images BatchNorm normalises, under a ``model.sync_bn``."""
+    micro, together = batches.batch_micro, batches.batch_micro * batches.ranks
+    if sync_bn == "heads" and batches.ranks > 1:
+        return f"{micro} images, in the heads {together},"
+    return f"{together if sync_bn == 'all' else micro} images"
+
+
 def refuse_changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence[str], where: str
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    allowed: Sequence[str],
+    where: str,
+    free: Sequence[str] = (),
 ) -> Changes:
     """Return the changes among `settings` that ``allowed`` names, keys or sections.
 
-    where: what is resumed, for the message. Raises ConfigError listing all other changes but the
-    free ones, and for a name in ``allowed`` that is no key.
+    where: what is resumed, for the message. free: keys that may change besides those that always
+    may. Raises ConfigError listing all other changes but the free ones, and for a name in
+    ``allowed`` that is no key.
     """
     for name in allowed:
         keys = {*_names(before), *_names(now)}
         if name not in keys:
             raise ConfigError(f"--allow-change {name!r} is no key{nearest(name, keys)}")
     found = changed(before, now)
-    kept = {key: values for key, values in found.items() if not _within(key, _FREE)}
+    kept = {key: values for key, values in found.items() if not _within(key, (*_FREE, *free))}
     refused = {key: values for key, values in kept.items() if not _within(key, allowed)}
     if refused:
         first = next(iter(refused))

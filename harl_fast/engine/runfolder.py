@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harl_fast.config import RunConfig, dump_config, load_config, override_config
 from harl_fast.engine.dsconfig import EngineConfig
 from harl_fast.engine.provenance import now
 from harl_fast.engine.side import required
 from harl_fast.errors import CheckpointError, ConfigError
-from harl_fast.files import write_json, write_text
+from harl_fast.files import read_regular, tell, write_json, write_text
 from harl_fast.lock import FOLDER_LOCK
 
 
@@ -160,6 +161,24 @@ def begin(folder: RunFolder, *, step: int) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def signs_of_a_save(folder: RunFolder, *, checkpoint_epochs: int) -> Iterator[str]:
+    """Yield what the folder's other files tell of a checkpoint that must have been complete.
+
+    Of epochs, no fewer than two periods do: the first write may still be under way until the
+    second one is due, and is waited for then.
+    """
+    name = _tree(folder.status).get("last_checkpoint")
+    if isinstance(name, str) and name:
+        yield f"{folder.status.name} names {name[:40]!a}"
+    for marker in (folder.finished, folder.preempted):
+        step = _number(_tree(marker), "step")
+        if step > 0:
+            yield f"{marker.name} says step {step:.0f}"
+    epoch = max((_number(tree, "epoch") for tree in _trees(folder.metrics)), default=0.0)
+    if epoch > 2 * checkpoint_epochs:
+        yield f"{folder.metrics.name} goes on into epoch {epoch:.0f}"
+
+
 def mark(marker: Path, *, step: int, reason: str) -> None:
     """Write `RunFolder.finished` or `RunFolder.preempted`; call on one rank only, last of all.
 
@@ -174,17 +193,47 @@ def _trim(path: Path, *, step: int) -> None:
     if not path.is_file():
         return
     try:
-        lines = [(_step_of(line), line) for line in path.read_bytes().splitlines(keepends=True)]
+        lines = [(_step_of(line), line) for line in read_regular(path).splitlines(keepends=True)]
         kept = [line for at, line in lines if at is not None and at <= step]
         # The last may be the half line of a killed process.
         damaged = sum(at is None for at, _ in lines[:-1])
         if damaged:
             text = f"warning: {path}: {damaged} lines that are no records are left out"
-            print(text, file=sys.stderr)
+            tell(f"{text}\n", sys.stderr)
         if len(kept) < len(lines):
             write_text(path, b"".join(kept).decode())
     except OSError as error:
-        print(f"warning: {path} cannot be trimmed to step {step}: {error}", file=sys.stderr)
+        tell(f"warning: {path} cannot be trimmed to step {step}: {error}\n", sys.stderr)
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    """Return the object in a file, or an empty one where there is none."""
+    try:
+        return _parsed(read_regular(path))
+    except OSError:
+        return {}
+
+
+def _trees(path: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file of one a line, empty where there is none."""
+    try:
+        return [_parsed(line) for line in read_regular(path).splitlines()]
+    except OSError:
+        return []
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _number(tree: dict[str, Any], key: str) -> float:
+    """Return a finite number, or 0 where there is none."""
+    value = tree.get(key)
+    return value if isinstance(value, int | float) and abs(value) < 2**63 else 0
 
 
 def _step_of(line: bytes) -> float | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harl_fast.engine.checkpoint import LATEST, prune, write_checkpoint
 from harl_fast.errors import CheckpointError
+from harl_fast.files import read_regular
 
 
 class HostCopy:
@@ -101,6 +102,7 @@ class Saver:
     def _write(self, tensors: dict[str, Tensor], record: dict[str, Any], keep_all: bool) -> None:
         start = time.monotonic()
         try:
+            self._folder.mkdir(exist_ok=True)  # but not the run folder, which may be gone
             write_checkpoint(self._folder, tensors=tensors, record=record)
             self._written = True
             if not keep_all:
@@ -118,7 +120,7 @@ class Saver:
             return
         self.failures += 1
         try:
-            last = (self._folder / LATEST).read_text(encoding="utf-8").strip()
+            last = read_regular(self._folder / LATEST).decode("ascii", "replace").strip()
         except OSError:
             last = "none"
         self._say(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harl_fast.errors import CheckpointError
+from harl_fast.files import UnusualFileError
 
 
 class SideOutputs:
@@ -18,9 +21,16 @@ class SideOutputs:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._lost: set[Path] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """Leave out all that follows: the run folder is no longer this process's."""
+        self._closed = True
 
     def write(self, path: Path, work: Callable[[], object]) -> bool:
         """Do ``work``, which writes ``path``; return whether it raised no OSError."""
+        if self._closed:
+            return False
         try:
             work()
         except OSError as error:
@@ -36,12 +46,17 @@ class SideOutputs:
 
     def append(self, path: Path, data: bytes) -> bool:
         """Append all of ``data`` to a file, or none of it; return whether it was possible."""
-        return self.write(path, lambda: _append(path, data))
+        return self.write(path, lambda: append_whole(path, data))
 
 
-def _append(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as stream:
+def append_whole(path: Path, data: bytes) -> None:
+    """Append all of ``data`` to a regular file, or none of it; raises OSError.
+
+    The folder is not made: one that is gone while a run trains would come back as no run's.
+    """
+    with open(path, "ab", buffering=0, opener=_without_waiting) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise UnusualFileError("not a regular file")
         before = stream.tell()
         try:
             while data:  # a disk that takes a part of it says why at the next call
@@ -50,6 +65,10 @@ def _append(path: Path, data: bytes) -> None:
             # Half a record would spoil the one that follows it.
             stream.truncate(before)
             raise
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)  # a pipe would wait for its reader
 
 
 @contextlib.contextmanager

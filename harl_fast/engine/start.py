@@ -14,11 +14,14 @@ from harl_fast.engine.resume import (
     Changes,
     change_text,
     check_identity,
+    free_with_ranks,
     recorded_engine,
     refuse_changes,
+    seen_text,
     settings,
 )
-from harl_fast.engine.runfolder import RunFolder, run_config
+from harl_fast.engine.runfolder import RunFolder, run_config, signs_of_a_save
+from harl_fast.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,21 @@ def decide(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> Star
 
 
 def _begin_again(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> Start:
-    """Return the start of a run that ended before its first checkpoint was complete."""
+    """Return the start of a run that ended before its first checkpoint was complete.
+
+    Raises CheckpointError if it did not, so that its checkpoints were lost.
+    """
     known = read_provenance(folder.provenance)
     before = run_config(folder, name=None, overrides=(), resume=True)
+    signs = list(signs_of_a_save(folder, checkpoint_epochs=before.log.checkpoint_epochs))
+    # Earlier starts may be of a run that was taken away: a start at step 0 has looked for that.
+    if known.starts and known.starts[-1].step > 0:
+        signs.append(f"{folder.provenance.name} has a start from step {known.starts[-1].step}")
+    if signs:
+        raise CheckpointError(
+            f"{folder.checkpoints} holds no complete checkpoint, but the run had one: "
+            f"{'; '.join(signs)}. Bring the checkpoints back, or start again in a new folder"
+        )
     config = run_config(folder, name=asked.config, overrides=asked.overrides, resume=True)
     changes = refuse_changes(
         settings(before), settings(config), allowed=asked.allow_change, where=str(folder.config)
@@ -115,13 +130,23 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> S
     config = run_config(
         folder, name=asked.config, overrides=asked.overrides, resume=True, record=record.config
     )
+    engine_before = recorded_engine(weights)
     changes = refuse_changes(
-        settings(record.config, recorded_engine(weights)),
+        settings(record.config, engine_before),
         settings(config, engine_config),
         allowed=asked.allow_change,
         where=str(weights.path),
+        free=free_with_ranks(engine_before.batches, engine_config.batches),
     )
     allowed = f"changed after step {record.step}: {change_text(changes)}"
+    seen = [
+        seen_text(sync_bn, batches)
+        for sync_bn, batches in (
+            (record.config.model.sync_bn, engine_before.batches),
+            (config.model.sync_bn, engine_config.batches),
+        )
+    ]
+    told = f"BatchNorm sees {seen[0]} -> {seen[1]} at once after step {record.step}"
     return Start(
         folder=folder,
         config=config,
@@ -130,5 +155,9 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> S
         weights=weights,
         resume=True,
         changes=changes,
-        notes=(*weights.notes, *((allowed,) if changes else ())),
+        notes=(
+            *weights.notes,
+            *((allowed,) if changes else ()),
+            *((told,) if seen[0] != seen[1] else ()),
+        ),
     )

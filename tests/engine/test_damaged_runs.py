@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from harl_fast.engine.pretrain import _note
 from harl_fast.engine.runfolder import open_run_folder
 from harl_fast.engine.start import decide
 from harl_fast.errors import HarlError
-from tests.engine.runs import LAST, ask, copy, train
+from tests.engine.runs import FIRST, LAST, ask, copy, train
 from tests.engine.support import engine_config
+from tests.full import FullStream
 
 FILES = (
     "config.yaml",
@@ -125,6 +127,26 @@ def test_a_folder_in_place_of_a_file_is_no_traceback(run: Path, tmp_path: Path, 
     assert told == "" or "\n" not in told
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", [*FILES, f"checkpoints/{FIRST}.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(run: Path, tmp_path: Path, name: str) -> None:
+    folder = copy(run, tmp_path)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    told = outcome(folder)
+    assert (Path(name).name in told) == (name in READ) and "\n" not in told
+
+
+@pytest.mark.timeout(60)
+def test_pipes_beside_lost_checkpoints_tell_nothing(run: Path, tmp_path: Path) -> None:
+    folder = copy(run, tmp_path)
+    shutil.rmtree(folder / "checkpoints")
+    for name in ("run.json", "finished", "preempted", "metrics.jsonl"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    assert outcome(folder) == ""
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "skipped.jsonl"])
 def test_lines_that_are_no_records_are_left_out_and_told(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
@@ -137,3 +159,13 @@ def test_lines_that_are_no_records_are_left_out_and_told(
     assert outcome(folder) == ""
     assert path.read_bytes() == before
     assert f"{path}: 2 lines that are no records" in capsys.readouterr().err
+
+
+def test_a_full_disk_of_the_log_stops_no_start(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy(run, tmp_path)
+    with (folder / "metrics.jsonl").open("ab") as stream:
+        stream.write(b"[]\n[]\n")
+    monkeypatch.setattr("sys.stderr", FullStream())
+    assert outcome(folder) == ""

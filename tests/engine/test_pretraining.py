@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from harl_fast.engine.resume import recorded_engine, refuse_changes, settings
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.step import Stepper
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
+from harl_fast.lock import locked
 from tests.engine.support import (
     STEPS,
     FakeLoader,
@@ -293,6 +295,40 @@ def test_a_streak_of_broken_steps_ends_the_run_and_keeps_the_checkpoint_from_bef
     assert [line["step"] for line in lines] == list(range(8, 17))
     expected = [FakeLoader().batch(step - 1).ids.tolist() for step in range(8, 17)]
     assert [line["ids_by_rank"] for line in lines] == [[ids] for ids in expected]
+
+
+@pytest.mark.parametrize("loss", ["deleted", "taken over"])
+@pytest.mark.parametrize("step", [3, 2 * STEPS])
+def test_a_run_whose_folder_is_lost_stops_and_writes_nothing(
+    machine: Machine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: int,
+    loss: str,
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    parts = prepare(machine, tmp_path).parts
+    advance, left = Stepper.advance, json.dumps({"another": "process"})
+
+    def patched(self: Stepper, *args: Any, **kwargs: Any) -> None:
+        advance(self, *args, **kwargs)
+        if self.step == step:
+            shutil.rmtree(folder.path)
+            if loss == "taken over":
+                folder.path.mkdir()
+                folder.lock.write_text(left)
+
+    monkeypatch.setattr(Stepper, "advance", patched)
+    with locked(folder.lock, output=folder.path) as lock:
+        run = Pretraining(parts, folder, still_held=lock.still_held)
+        with pytest.raises(HarlError, match=r"run is no longer this run's.*--resume"):
+            run.run()
+    assert run.ending is None and run.stepper.step == (STEPS if step == 3 else step)
+    assert not (folder.path / "checkpoints").exists()
+    if loss == "deleted":
+        assert not folder.path.exists()
+    assert "NOT WRITTEN" not in capsys.readouterr().err
 
 
 def test_the_last_checkpoint_is_tried_twice_and_then_the_run_fails(

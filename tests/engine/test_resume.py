@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,17 @@ import pytest
 import torch
 import yaml
 
-from harl_fast.engine.checkpoint import load_encoder, open_checkpoint
+from harl_fast.engine.checkpoint import open_checkpoint
+from harl_fast.engine.dsconfig import Batches
 from harl_fast.engine.loop import Pretraining
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.provenance import read_provenance
-from harl_fast.engine.runfolder import RunFolder
-from harl_fast.errors import CheckpointError, ConfigError, HarlError
+from harl_fast.engine.resume import seen_text
+from harl_fast.engine.runfolder import RunFolder, mark, open_run_folder
+from harl_fast.engine.start import Start, decide
+from harl_fast.errors import CheckpointError, ConfigError
 from tests.engine.runs import AS_BEGUN, FIRST, LAST, ask, copy, rewrite, start, train
-from tests.engine.support import STEPS, tiny_file
+from tests.engine.support import STEPS, engine_config, tiny_file
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,7 @@ def test_an_edited_configuration_is_refused_and_can_be_allowed(
         ("gradient_clipping=1.0", "gradient_clipping 0.0 -> 1.0"),
         ("train_batch_size=8", "train_batch_size 16 -> 8"),
         ("communication_data_type=bf16", "communication_data_type 'fp32' -> 'bf16'"),
+        ("train_micro_batch_size_per_gpu=4", "train_micro_batch_size_per_gpu 16 -> 4"),
     ],
 )
 def test_engine_settings_that_touch_the_result_are_refused(
@@ -109,7 +112,6 @@ def test_engine_settings_that_touch_the_result_are_refused(
     [
         ["zero_optimization.stage=2"],
         ["zero_optimization.reduce_bucket_size=1000"],
-        ["train_micro_batch_size_per_gpu=4"],
         ["harl_fast.shard_one_rank=false"],
         ["fp16.hysteresis=7"],  # of a precision that is not used
     ],
@@ -119,6 +121,31 @@ def test_engine_settings_that_do_not_are_free(
 ) -> None:
     begun, _ = start(folder, machine, asked=ask(overrides=["log.every_steps=7"]), engine=engine)
     assert begun.changes == {}
+
+
+def decided(folder: Path, *engine: str) -> Start:
+    return decide(open_run_folder(folder, resume=True), engine_config(overrides=engine), ask())
+
+
+def test_on_another_number_of_ranks_it_is_told_what_batchnorm_sees(folder: Path) -> None:
+    def of_two_ranks(record: dict[str, Any]) -> None:
+        record["ranks"] = 2
+        record["engine"]["train_micro_batch_size_per_gpu"] = 8
+
+    rewrite(folder, record=of_two_ranks)
+    begun = decided(folder)
+    assert begun.changes == {}
+    assert begun.notes == ("BatchNorm sees 8 images -> 16 images at once after step 12",)
+    assert decided(folder, "train_micro_batch_size_per_gpu=8").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("sync_bn", "seen"),
+    [("none", "4 images"), ("all", "8 images"), ("heads", "4 images, in the heads 8,")],
+)
+def test_batchnorm_sees_a_micro_batch_of_one_rank_or_of_all(sync_bn: str, seen: str) -> None:
+    assert seen_text(sync_bn, Batches(16, 4, 2, 2)) == seen
+    assert seen_text(sync_bn, Batches(16, 4, 4, 1)) == "4 images"
 
 
 def test_every_difference_is_listed_at_once(folder: Path, machine: Machine) -> None:
@@ -176,158 +203,6 @@ def test_the_runs_id_stays_over_starts_and_comes_back_from_a_checkpoint(
     assert read_provenance(path).run_id == before
 
 
-def only_tensors(folder: Path) -> None:
-    """Replace the tensors by those of the other checkpoint: names and shapes are the same."""
-    checkpoints = folder / "checkpoints"
-    shutil.copy(checkpoints / f"{FIRST}.safetensors", checkpoints / f"{LAST}.safetensors")
-
-
-def flip(share: float) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        path = folder / "checkpoints" / f"{LAST}.safetensors"
-        content = bytearray(path.read_bytes())
-        content[int(share * (len(content) - 1))] ^= 0x10
-        path.write_bytes(content)
-
-    return damage
-
-
-def edit_record(folder: Path) -> None:
-    path = folder / "checkpoints" / f"{LAST}.json"
-    path.write_text(path.read_text().replace('"lr": 2.0', '"lr": 1.0'))
-
-
-CHANGED = {f"byte at {share}": flip(share) for share in (0.0, 0.02, 0.3, 0.5, 0.9, 1.0)}
-CHANGED |= {"tensors of another step": only_tensors, "record edited": edit_record}
-
-
-@pytest.mark.parametrize("kind", CHANGED)
-def test_a_changed_checkpoint_is_refused_for_every_use(
-    folder: Path, machine: Machine, tmp_path: Path, kind: str
-) -> None:
-    CHANGED[kind](folder)
-    with pytest.raises(CheckpointError, match="SHA-256") as caught:
-        start(folder, machine, asked=ask())
-    assert LAST in str(caught.value) and FIRST in str(caught.value)  # the one to use instead
-    new = ask(config=str(tiny_file(tmp_path)), overrides=AS_BEGUN, resume=False, init_from=folder)
-    with pytest.raises(CheckpointError, match="SHA-256"):
-        start(tmp_path / "new", machine, asked=new)
-    with pytest.raises(CheckpointError, match="SHA-256"):
-        load_encoder(folder)
-
-
-def without_digests(record: dict[str, Any]) -> None:
-    for key in ("run_id", "tensors_sha256", "record_sha256"):
-        del record[key]
-
-
-def test_an_older_checkpoint_is_taken_with_one_warning(
-    folder: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rewrite(folder, record=without_digests)
-    begun, _ = start(folder, machine, asked=ask())
-    assert begun.step == 2 * STEPS
-    assert capsys.readouterr().err.count("warning: ") == 1
-    load_encoder(folder)
-    assert "is older than checksums" in capsys.readouterr().err
-
-
-def poison(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[name].view(-1)[-1] = float("nan")
-
-    return change
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "online.backbone.conv1.weight",
-        "target.backbone.bn1.bias",
-        "optim.momentum_buffer.backbone.conv1.weight",
-    ],
-)
-def test_a_weight_that_is_not_finite_is_named(folder: Path, machine: Machine, name: str) -> None:
-    rewrite(folder, tensors=poison(name))
-    with pytest.raises(CheckpointError, match=re.escape(name)):
-        start(folder, machine, asked=ask())
-    if name.startswith("online.backbone"):
-        with pytest.raises(CheckpointError, match=re.escape(name)):
-            load_encoder(folder)
-
-
-def test_running_statistics_may_be_not_finite(folder: Path, machine: Machine) -> None:
-    """A step whose activations overflowed leaves them so, and the run goes on by bits."""
-    rewrite(folder, tensors=poison("online.backbone.bn1.running_var"))
-    start(folder, machine, asked=ask())
-
-
-def lose(*words: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        for name in [name for name in tensors if all(word in name for word in words)]:
-            del tensors[name]
-
-    return change
-
-
-def put(name: str, tensor: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], None]:
-    return lambda tensors: tensors.__setitem__(name, tensor)
-
-
-MOMENTUM = "optim.momentum_buffer.backbone.bn1.bias"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lose("optim."),
-        lose(MOMENTUM),
-        put(MOMENTUM, torch.zeros(())),
-        put(MOMENTUM, torch.zeros(5)),
-        put("optim.momentum_buffer.nobody", torch.zeros(5)),
-        put("optim.exp_avg.backbone.bn1.bias", torch.zeros(8)),
-        put("ranks.cpu_generator", torch.zeros(1, 16, dtype=torch.uint8)),
-        put("ranks.cpu_generator", torch.zeros(1, dtype=torch.uint8)),
-        put("ranks.cpu_generator", torch.full((1, 5056), 255, dtype=torch.uint8)),
-        put("ranks.statistics", torch.zeros(1, 3)),
-        put("ranks.statistics", torch.zeros(1)),
-        put("online.backbone.bn1.bias", torch.zeros(3)),
-        lose("target.backbone.bn1.bias"),
-    ],
-)
-def test_state_of_another_form_is_refused(
-    folder: Path, machine: Machine, change: Callable[[dict[str, torch.Tensor]], None]
-) -> None:
-    rewrite(folder, tensors=change)
-    with pytest.raises(CheckpointError) as caught:
-        start(folder, machine, asked=ask())
-    assert LAST in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"step": 11},
-        {"epoch": 1},
-        {"epoch_step": 3},
-        {"loader": {"seed": 0, "epoch": 7, "step": 0}},
-        {"loader": {"epoch": 2, "step": 0}},
-        {"data": {}},
-        {"engine": {}},
-        {"engine": {"train_batch_size": 16}},
-        {"ranks": 0},
-        {"ranks": 3},
-    ],
-)
-def test_a_record_at_odds_with_itself_is_refused(
-    folder: Path, machine: Machine, changes: dict[str, Any]
-) -> None:
-    rewrite(folder, record=lambda tree: tree.update(changes))
-    with pytest.raises(HarlError) as caught:
-        start(folder, machine, asked=ask())
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     "content",
     [None, "", "../../other/checkpoints/step-00000012", "step-12", "step-00000012.json", "\udcff"],
@@ -356,11 +231,40 @@ def test_a_run_killed_within_its_first_save_begins_again_and_says_so(
     for path in (folder / "checkpoints").iterdir():
         if path.name != f"{FIRST}.safetensors":  # the record was not written yet
             path.unlink()
+    (folder / "run.json").write_text('{"state": "saving", "step": 6, "last_checkpoint": null}')
     begun, _ = start(folder, machine, asked=ask())
     assert begun.step == 0 and begun.weights is None and begun.run_id == before
     assert "the run begins again" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"optim.lr 2.0 -> 1.0"):
         start(folder, machine, asked=ask(overrides=["optim.lr=1.0"]))
+
+
+@pytest.mark.parametrize("left", ["", f"{FIRST}.safetensors"])
+@pytest.mark.parametrize(
+    "sign", ["run.json", "finished", "preempted", "metrics.jsonl", "provenance.json"]
+)
+def test_a_run_whose_checkpoints_were_lost_does_not_begin_again(
+    folder: Path, sign: str, left: str
+) -> None:
+    for path in (folder / "checkpoints").iterdir():
+        if path.name != left:
+            path.unlink()
+    if not left:
+        (folder / "checkpoints").rmdir()
+    if sign != "run.json":
+        (folder / "run.json").unlink()
+    if sign in ("finished", "preempted"):
+        mark(folder / sign, step=12, reason="done")
+    if sign == "metrics.jsonl":  # a record of the third epoch, with a checkpoint after each
+        with (folder / sign).open("a") as stream:
+            stream.write('{"step": 14, "epoch": 3}\n')
+    if sign == "provenance.json":
+        tree = json.loads((folder / sign).read_text())
+        tree["starts"].append({"step": 6})
+        (folder / sign).write_text(json.dumps(tree))
+    with pytest.raises(CheckpointError, match="but the run had one") as caught:
+        decided(folder)
+    assert f"{sign} " in str(caught.value) and "Bring the checkpoints back" in str(caught.value)
 
 
 def test_what_a_rank_draws_by_itself_is_a_function_of_seed_and_rank(

@@ -33,6 +33,7 @@ def record(tmp_path: Path, step: int) -> dict[str, Any]:
 
 
 def saver(tmp_path: Path, said: list[str], *, keep_last: int = 3) -> Saver:
+    (tmp_path / "run").mkdir(exist_ok=True)
     folder = tmp_path / "run" / "checkpoints"
     return Saver(folder, keep_last=keep_last, keep_every_epochs=100, say=said.append)
 
@@ -62,7 +63,7 @@ def test_the_copy_is_what_is_written_though_training_goes_on(
     weight = torch.arange(6.0).view(2, 3)
     ours.save({"online.a": weight.t()}, record(tmp_path, 1))
     weight.add_(100.0)  # the next step, before anything is on disk
-    assert not (tmp_path / "run").exists() and not said
+    assert not list((tmp_path / "run").rglob("step-*")) and not said
     ours.save({"online.a": weight.t()}, record(tmp_path, 2))  # has to wait, and says so
     assert len(said) == 1 and "still being written" in said[0]
     assert open_checkpoint(tmp_path / "run").record.step in (1, 2)
@@ -118,12 +119,22 @@ def test_a_failed_write_is_loud_stops_nothing_and_is_tried_again(
 def test_an_unwritable_folder_is_told_and_works_once_it_is_writable(tmp_path: Path) -> None:
     said: list[str] = []
     ours = saver(tmp_path, said)
-    (tmp_path / "run").write_text("a file where the folder should be")  # stops root as well
+    folder = tmp_path / "run" / "checkpoints"
+    folder.write_text("a file where the folder should be")  # stops root as well
     ours.save({"online.a": torch.ones(3)}, record(tmp_path, 1))
     assert not ours.wait() and "last good checkpoint: none" in said[0]
-    (tmp_path / "run").unlink()
+    folder.unlink()
     ours.save({"online.a": torch.ones(3)}, record(tmp_path, 2))
     assert ours.wait() and ours.failures == 1
+
+
+def test_a_run_folder_that_is_gone_does_not_come_back(tmp_path: Path) -> None:
+    said: list[str] = []
+    ours = saver(tmp_path, said)
+    (tmp_path / "run").rmdir()
+    ours.save({"online.a": torch.ones(3)}, record(tmp_path, 1))
+    assert not ours.wait() and "CHECKPOINT NOT WRITTEN" in said[0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_while_steps_have_no_effect_nothing_is_deleted(tmp_path: Path) -> None:

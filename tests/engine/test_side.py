@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -207,6 +208,30 @@ def test_a_record_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert side.append(path, b"third\n")
     assert path.read_bytes() == b"first\nthird\n"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("read", [False, True])
+def test_a_pipe_in_place_of_a_log_is_not_waited_for(tmp_path: Path, read: bool) -> None:
+    said: list[str] = []
+    path, side = tmp_path / "metrics.jsonl", SideOutputs(said.append)
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if read else None
+    assert not side.append(path, b"record\n") and "metrics.jsonl cannot be written" in said[0]
+    if reader is not None:
+        assert os.read(reader, 9) == b""
+        os.close(reader)
+
+
+def test_a_run_folder_that_is_gone_does_not_come_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    with Reporter(folder, epochs=1, silent=False) as reporter:
+        shutil.rmtree(folder.path)
+        reporter.no_effect([NoEffect(2, [[20, 21]])])
+        reporter.write_probe({"step": 2.0, "probe_knn": 1.0}, text="a probe")
+        reporter.picture("views", folder.path / "sheets" / "a.png", step=2, draw=pytest.fail)
+    assert not folder.path.exists()
 
 
 def test_samples_of_steps_without_effect_are_told_though_they_cannot_be_written(
