@@ -9,13 +9,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 from harl_fast.errors import HarlError, explain, one_line
 from harl_fast.files import tell
 from harl_fast.supervision import heeds_hangup
 
+_INTERRUPTED = "interrupted: no file is left half-written\n"
 _CLEAN_UP_S = 10.0
 LONGEST = 4000
 """Most characters of an error that are printed: a message can hold what a file holds."""
@@ -87,10 +88,24 @@ def run_main(main: Callable[[], int]) -> None:
             _complain(explain(error))
             code = 2
         except KeyboardInterrupt:
-            tell("interrupted: no file is left half-written\n", sys.stderr)
+            tell(_INTERRUPTED, sys.stderr)
             code = 130
         _settle_output()
     sys.exit(code)
+
+
+def _tell_early_interrupt(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Tell of an interrupt before `run_main` in one line: a program's imports take seconds."""
+    if issubclass(kind, KeyboardInterrupt):
+        tell(_INTERRUPTED, sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = _tell_early_interrupt
 
 
 def _fill_closed_streams() -> None:

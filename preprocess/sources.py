@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -75,6 +76,7 @@ def folder_source(folder: Path) -> Source:
     val = _held_out(folder)
     found = {name: _scan(path) for name, path in (("train", train), ("val", val))}
     _check_classes(folder, found["train"], found["val"])
+    _check_apart(train, val)
     classes = sorted(found["train"].by_class)
     numbers = {name: number for number, name in enumerate(classes)}
     splits = {}
@@ -94,6 +96,17 @@ def folder_source(folder: Path) -> Source:
             ],
         )
     return Source(one_line(folder.resolve().name), classes, splits, notes)
+
+
+def _check_apart(train: Path, val: Path) -> None:
+    """Raise `DataError` if a folder of one split is a folder of the other by a link."""
+    known = {os.path.realpath(path): path for path in (train, *train.iterdir())}
+    for path in (val, *sorted(val.iterdir())):
+        if path.is_dir() and (other := known.get(os.path.realpath(path))):
+            raise DataError(
+                f"{other} and {path} are one folder by a link: features would be judged on the "
+                f"images they were trained on. Give val/ images of its own"
+            )
 
 
 def _held_out(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -221,3 +222,10 @@ program.run_main(main)
 """
     done = subprocess.run([sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 130 and done.stderr.startswith("interrupted")
+
+
+def test_an_interrupt_during_a_programs_imports_is_one_line() -> None:
+    body = "import harl_fast.program, os, signal, time; os.kill(os.getpid(), 2); time.sleep(5)"
+    done = subprocess.run([sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == "interrupted: no file is left half-written\n"

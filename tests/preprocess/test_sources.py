@@ -191,6 +191,17 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_not_an_empty_class(
         folder_source(tmp_path)
 
 
+@pytest.mark.parametrize("link", ["val", "val/b"])
+def test_a_folder_that_serves_both_splits_by_a_link_is_refused(tmp_path: Path, link: str) -> None:
+    for name in ("a", "b"):
+        save(photo(0), tmp_path / "train" / name / "x.png")
+        save(photo(0), tmp_path / "val" / name / "x.png")
+    shutil.rmtree(tmp_path / link)
+    (tmp_path / link).symlink_to(tmp_path / "train" / link.removeprefix("val").strip("/"))
+    with pytest.raises(DataError, match="are one folder by a link: features would be judged"):
+        folder_source(tmp_path)
+
+
 def test_a_failed_download_names_the_way_without_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
