@@ -18,7 +18,7 @@ GUARD = "HARL_FAST_GUARD"
 _DEEPSPEED = "CROSS_RANK"
 """Environment variable that DeepSpeed's launcher sets for its ranks, and torchrun does not."""
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 """Of prctl(2)."""
 
 
@@ -123,6 +123,11 @@ def run_below(command: Sequence[str], *, cwd: Path) -> int:
 def end_with_parent(number: int) -> None:
     """Let the kernel send this process a signal when its parent ends, however that ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of any process below this one whose own parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def heeds_hangup() -> bool:

@@ -22,7 +22,7 @@ from harl_fast.engine.ranks import ranks_below, run_folder, send
 from harl_fast.engine.stop import LOST
 from harl_fast.errors import one_line
 from harl_fast.files import tell
-from harl_fast.supervision import guard_variable, heeds_hangup
+from harl_fast.supervision import adopt_orphans, guard_variable, heeds_hangup
 
 IMPATIENT_S = 5.0  # how long ranks have after a second SIGINT, which ends them without a save
 LONELY_S = 30.0  # how long a signal waits for ranks: a command without any gets it itself
@@ -37,6 +37,7 @@ def markers(folder: Path) -> dict[Path, tuple[int, int]]:
 def main(command: list[str]) -> int:
     ranks, got, ending_s, told_s = set[psutil.Process](), list[int](), 0.0, 0.0
     before = markers(folder := run_folder(command))
+    adopt_orphans()  # ranks are found below this process even if their launcher is gone
     for number in (signal.SIGTERM, signal.SIGINT, *[signal.SIGHUP] * heeds_hangup()):
         signal.signal(number, lambda number, frame: got.append(number))
     # Inherited, for it would end the launcher, which does not know it. Ranks set their own answer,
@@ -49,7 +50,7 @@ def main(command: list[str]) -> int:
     signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
     while (code := child.poll()) is None:
         time.sleep(0.2)
-        ranks |= ranks_below(child.pid)
+        ranks |= ranks_below(os.getpid())
         told_s = told_s or (time.monotonic() if got else 0.0)
         if got and not ranks and time.monotonic() - told_s > LONELY_S:
             send([psutil.Process(child.pid)], got[0])
@@ -60,6 +61,7 @@ def main(command: list[str]) -> int:
             ending_s = time.monotonic()
         elif time.monotonic() - ending_s > IMPATIENT_S:
             send([*ranks, psutil.Process(child.pid)], signal.SIGKILL)
+    ranks |= ranks_below(os.getpid())
     lost = any(rank.is_running() for rank in ranks)  # without a launcher, or parts of it
     send(ranks, signal.SIGUSR1)
     send(psutil.wait_procs(ranks, timeout=30)[1], signal.SIGKILL)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+ENV = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+"""Without what an outer `make test` hands down, its variables and that it says where it is."""
 
 
 @pytest.mark.parametrize(
@@ -16,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 def test_ranks_is_a_number_from_one_up(ranks: str, code: int) -> None:
     listed = subprocess.run(
         ["make", "-n", "-o", "setup", "pretrain", f"RANKS={ranks}"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT, env=ENV, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
     check = next(line for line in listed if line.startswith("case"))
     result = subprocess.run(["bash", "-c", check], capture_output=True, text=True)
@@ -27,7 +30,7 @@ def test_ranks_is_a_number_from_one_up(ranks: str, code: int) -> None:
 def planned(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Return what make would run, or its error."""
     command = ["make", "-n", "-o", "setup", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,11 @@ def run_folder(command: list[str]) -> Path:
     sys.exit("usage: guard.py deepspeed ... launch/pretrain.py ... --run FOLDER ...")
 
 
-def ranks_below(launcher: int) -> set[psutil.Process]:
-    """Return the ranks that a launcher has started, itself or by others."""
+def ranks_below(pid: int) -> set[psutil.Process]:
+    """Return the ranks that a process has started, itself or by others."""
     found = set()
     with contextlib.suppress(psutil.Error):
-        for process in psutil.Process(launcher).children(recursive=True):
+        for process in psutil.Process(pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it ends meanwhile
                 if any(word.startswith(_RANK) for word in process.cmdline()):
                     found.add(process)
