@@ -163,13 +163,13 @@ preview: setup ## Draw views and masks as the network receives them [OUT=] [CONF
 bench: bench-loader bench-masks bench-step ## Run all benchmarks (on a machine with nothing else to do)
 
 bench-loader: setup ## Compare the loader with its peers, in turns [DATA=<photos>] [ARGS="--only L3,L4"]
-	"$(BIN)/python" -m tests.bench.loader $(call option,--data,$(DATA)) $(ARGS)
+	"$(BIN)/python" -m benchmarks.loader $(call option,--data,$(DATA)) $(ARGS)
 
 bench-step: setup ## Compare the training step with bare PyTorch and lightly [DATA=<photos>] [ARGS=--check]
-	"$(BIN)/python" -m tests.bench.step $(call option,--data,$(DATA)) $(ARGS)
+	"$(BIN)/python" -m benchmarks.step $(call option,--data,$(DATA)) $(ARGS)
 
 bench-masks: setup ## Score mask methods [HORSES=] [PHOTOS=] [STAMPS=] [NETWORK=] [ONNX=] [ARGS=--check]
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 "$(BIN)/python" -m tests.bench.masks --storage \
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 "$(BIN)/python" -m benchmarks.masks --storage \
 		$(call option,--horses,$(HORSES)) $(call option,--photos,$(PHOTOS)) \
 		$(call option,--stamps,$(STAMPS)) $(call option,--network,$(NETWORK)) \
 		$(call option,--onnx,$(ONNX)) $(ARGS)

@@ -11,14 +11,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from harl_fast.config import RunConfig, ViewConfig
-from harl_fast.engine.dsconfig import EngineFile
+from harl_fast.engine.config import EngineFile
 
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """\
 # Configuration
 
 Written by `python docs/configuration.py` from the sections in `harl_fast/config.py` and
-`harl_fast/engine/dsconfig.py`; `make lint` checks that it is current.
+`harl_fast/engine/config.py`; `make lint` checks that it is current.
 
 A run has two files. Any key can be overridden on the command line: `SET="optim.lr=0.3"` (`--set`)
 for the method, `--engine-set train_batch_size=256` for the engine. List items go by number:

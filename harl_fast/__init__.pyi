@@ -1,13 +1,13 @@
 from .config import RunConfig as RunConfig
 from .config import ViewConfig as ViewConfig
 from .config import load_config as load_config
-from .data.geometry import ViewGeometry as ViewGeometry
 from .data.loader import Batch as Batch
 from .data.loader import BetonLoader as BetonLoader
 from .data.loader import EvalLoader as EvalLoader
-from .data.photometric import Colouring as Colouring
-from .data.photometric import Photometric as Photometric
-from .engine.checkpoint import load_encoder as load_encoder
+from .data.views.color_device import Colouring as Colouring
+from .data.views.color_device import Photometric as Photometric
+from .data.views.crop import ViewGeometry as ViewGeometry
+from .engine.checkpoint.format import load_encoder as load_encoder
 from .model.backbone import build_backbone as build_backbone
 from .model.backbone import feature_size as feature_size
 from .model.ema import ema_pairs as ema_pairs

@@ -32,9 +32,11 @@ from harl_fast.errors import ConfigError
 from harl_fast.files import open_regular, replacing
 
 TOGETHER = (
-    *("rng.py", "data/geometry.py", "data/resample.py", "data/imagefield.py"),
-    *("data/jpegheader.py", "data/jpegfile.py", "data/pixelops.py", "data/colour.py"),
-    *("data/checksum.py", "data/cut.py", "data/decode.py"),
+    "rng.py",
+    *("data/container/checksum.py", "data/container/imagefield.py"),
+    *("data/views/crop.py", "data/views/resize.py", "data/views/jpegheader.py"),
+    *("data/views/jpeg.py", "data/views/pixelops.py", "data/views/color_cpu.py"),
+    *("data/views/sample.py", "data/decode.py"),
 )
 """Files whose compiled functions call each other, and whose constants are part of machine code: a
 change in one makes all be compiled again. Compiled functions elsewhere use their own file only."""

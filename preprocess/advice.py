@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from harl_fast.data.geometry import ViewGeometry
-from harl_fast.data.imagefield import MODE_NAMES
+from harl_fast.data.buffers import available_bytes
+from harl_fast.data.container.imagefield import MODE_NAMES
+from harl_fast.data.container.manifest import Manifest
 from harl_fast.data.loader import BetonLoader
-from harl_fast.data.manifest import Manifest
-from harl_fast.data.slots import available_bytes
+from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import DataError
 from preprocess.build import build
 from preprocess.convert import Sample, Settings, Task, convert

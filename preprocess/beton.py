@@ -28,7 +28,7 @@ from preprocess.sources import DATASETS, Source, folder_source, torchvision_sour
 
 MASK_SIZE_PX = 128
 """Methods make masks of 64 or 128 px, which this holds as they are. Halving the latter costs 2 to 3
-points of the cells' overlap with the truth (tests/bench/mask_storage.py)."""
+points of the cells' overlap with the truth (benchmarks/mask_storage.py)."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

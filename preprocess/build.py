@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from harl_fast import __version__
-from harl_fast.data.checksum import stored_sum
-from harl_fast.data.imagefield import MODE_NAMES
-from harl_fast.data.manifest import (
+from harl_fast.data.container.checksum import stored_sum
+from harl_fast.data.container.imagefield import MODE_NAMES
+from harl_fast.data.container.integrity import tables_sha256
+from harl_fast.data.container.manifest import (
     FORMAT_VERSION,
     Manifest,
     check_container,
@@ -31,7 +32,6 @@ from harl_fast.data.manifest import (
     write_names,
     write_sums,
 )
-from harl_fast.data.tables import tables_sha256
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output, replacing_together, sha256_file, write_json
 from preprocess.convert import Sample, Settings, Task, convert

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from harl_fast.data.imagefield import MODE_JPG, MODE_NAMES, MODE_RAW, MODE_YUV420
+from harl_fast.data.container.imagefield import MODE_JPG, MODE_NAMES, MODE_RAW, MODE_YUV420
 from harl_fast.errors import shown
 from harl_fast.rng import STORE, uniforms
 from preprocess.images import Pixels

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from harl_fast.data.tables import MOST_PIXELS
+from harl_fast.data.container.integrity import MOST_PIXELS
 from harl_fast.files import UnusualFileError, open_regular
 from preprocess.checksums import check_sums
 from preprocess.colours import deep_grey, to_rgb

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from harl_fast.data.jpegfile import OK, decode_jpeg, parse_jpeg
-from harl_fast.data.jpegheader import HEIGHT, LAYOUT, REASON, REASONS, WIDTH
+from harl_fast.data.views.jpeg import OK, decode_jpeg, parse_jpeg
+from harl_fast.data.views.jpegheader import HEIGHT, LAYOUT, REASON, REASONS, WIDTH
 from harl_fast.files import open_regular
 from preprocess.encode import largest_image
 from preprocess.icc import is_srgb

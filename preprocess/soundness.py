@@ -29,7 +29,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from harl_fast.data.jpegfile import ANOTHER_SIZE, decode_pixels, jpeg_error
+from harl_fast.data.views.jpeg import ANOTHER_SIZE, decode_pixels, jpeg_error
 from preprocess.reading import UnusableImageError
 
 DAMAGED = "damaged: "

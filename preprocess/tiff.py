@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
 
-from harl_fast.data.tables import MOST_PIXELS
+from harl_fast.data.container.integrity import MOST_PIXELS
 from preprocess.inflate import Inflation
 from preprocess.reading import UnusableImageError
 

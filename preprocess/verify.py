@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.data.checksum import Kind, stored_sum
-from harl_fast.data.imagefield import open_reader
-from harl_fast.data.manifest import (
+from harl_fast.data.container.checksum import Kind, stored_sum
+from harl_fast.data.container.imagefield import open_reader
+from harl_fast.data.container.manifest import (
     Manifest,
     check_container,
     names_path,
     read_manifest,
     read_sums,
 )
-from harl_fast.data.stored import stored_pixels
+from harl_fast.data.container.reader import stored_pixels
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output, format_seconds, sha256_file, write_json
 from harl_fast.jit import require_compiler

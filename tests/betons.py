@@ -11,9 +11,10 @@ import numpy.typing as npt
 from ffcv.fields import IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 
-from harl_fast.data.checksum import stored_sum
-from harl_fast.data.imagefield import open_reader
-from harl_fast.data.manifest import (
+from harl_fast.data.container.checksum import stored_sum
+from harl_fast.data.container.imagefield import open_reader
+from harl_fast.data.container.integrity import tables_sha256
+from harl_fast.data.container.manifest import (
     FORMAT_VERSION,
     Manifest,
     read_manifest,
@@ -21,8 +22,7 @@ from harl_fast.data.manifest import (
     write_names,
     write_sums,
 )
-from harl_fast.data.maskfield import BitMaskField, StoredMask, pack_mask
-from harl_fast.data.tables import tables_sha256
+from harl_fast.data.container.maskfield import BitMaskField, StoredMask, pack_mask
 from harl_fast.files import sha256_file
 
 Item = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], int]

@@ -21,7 +21,7 @@ from harl_fast.config import (
     presets,
 )
 from harl_fast.data.order import Kind
-from harl_fast.engine.dsconfig import EngineFile
+from harl_fast.engine.config import EngineFile
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import ConfigError
 from harl_fast.model.backbone import ARCHS, STEMS

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save
 
 from harl_fast.config import load_config
-from harl_fast.data.manifest import read_manifest, read_sums
-from harl_fast.engine.dsconfig import read_engine_file
+from harl_fast.data.container.manifest import read_manifest, read_sums
+from harl_fast.engine.config import read_engine_file
 from harl_fast.errors import HarlError
 from preprocess.demo.make import MARKER, DemoSettings, make_demo_set
 from preprocess.masks.cache import INFO, read_info

@@ -43,7 +43,7 @@ FREE_SIBLINGS = {0}
 """On level 0 modules may use each other."""
 PREPROCESS_MAY_USE = {"harl_fast.data"} | {name for name, level in LEVELS.items() if level == 0}
 HEAVY = {"torch", "torchvision", "ffcv", "deepspeed", "cv2"}
-DEEPSPEED_OWNER = "harl_fast.engine.ds"
+DEEPSPEED_OWNER = "harl_fast.engine.deepspeed"
 
 
 def module_name(path: Path, root: Path) -> str:
@@ -124,7 +124,7 @@ def test_no_import_goes_up_the_stairs(path: Path) -> None:
         ("harl_fast.data.loader", "from .. import model"),
         ("harl_fast.model.loss", "import harl_fast.optim.lars"),
         ("harl_fast.model.loss", "import harl_fast.eval"),
-        ("harl_fast.eval.knn", "from harl_fast.engine.checkpoint import load_encoder"),
+        ("harl_fast.eval.knn", "from harl_fast.engine.checkpoint.format import load_encoder"),
         ("harl_fast.engine.loop", "import deepspeed"),
         ("harl_fast.engine.loop", "from deepspeed.accelerator import get_accelerator"),
         ("harl_fast.engine.loop", "from harl_fast.viz import contact_sheet"),
@@ -148,10 +148,13 @@ def test_a_step_up_or_sideways_is_found(module: str, source: str) -> None:
         ("harl_fast.data.loader", "import torch\nfrom harl_fast.data.decode import ViewsDecoder"),
         ("harl_fast.data.loader", "from .decode import ViewsDecoder\nfrom harl_fast import rng"),
         ("harl_fast.eval.protocol", "from harl_fast.data.loader import EvalLoader"),
-        ("harl_fast.engine.checkpoint", "import harl_fast\nfrom harl_fast import __version__"),
-        ("harl_fast.engine.ds", "import deepspeed"),
-        ("preprocess.beton", "from harl_fast.data.maskfield import BitMaskField"),
-        ("launch.lineval", "from harl_fast.engine.checkpoint import load_encoder"),
+        (
+            "harl_fast.engine.checkpoint.format",
+            "import harl_fast\nfrom harl_fast import __version__",
+        ),
+        ("harl_fast.engine.deepspeed", "import deepspeed"),
+        ("preprocess.beton", "from harl_fast.data.container.maskfield import BitMaskField"),
+        ("launch.lineval", "from harl_fast.engine.checkpoint.format import load_encoder"),
     ],
 )
 def test_a_step_down_is_allowed(module: str, source: str) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from harl_fast import __version__
 from harl_fast.config import load_config
+from harl_fast.data.container.reader import read_samples
 from harl_fast.data.occupancy import occupancy, occupancy_text
-from harl_fast.data.stored import read_samples
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import DataError
 from harl_fast.files import sha256_file

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.data.checksum import CHECKED
+from harl_fast.data.container.checksum import CHECKED
+from harl_fast.data.container.manifest import Manifest, names_path, read_sums, sample_name
 from harl_fast.data.decode import STATUS_TEXT
-from harl_fast.data.manifest import Manifest, names_path, read_sums, sample_name
 from harl_fast.errors import DataError
 
 Policy = Literal["raise", "replace"]

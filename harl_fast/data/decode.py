@@ -26,12 +26,11 @@ from ffcv.pipeline.state import State
 from ffcv.reader import Reader
 from numba import prange
 
-from harl_fast.data.checksum import sums_differ
-from harl_fast.data.colour import scratch_size
-from harl_fast.data.cut import PICTURE, cut_cells, cut_view, open_picture, place_sample
-from harl_fast.data.geometry import ViewGeometry, geometry_table, needs_mask
-from harl_fast.data.imagefield import MODE_RAW
-from harl_fast.data.jpegfile import (
+from harl_fast.data.container.checksum import sums_differ
+from harl_fast.data.container.imagefield import MODE_RAW
+from harl_fast.data.views.color_cpu import scratch_size
+from harl_fast.data.views.crop import ViewGeometry, geometry_table, needs_mask
+from harl_fast.data.views.jpeg import (
     BAD_JPEG,
     NO_DATA,
     OK,
@@ -41,7 +40,8 @@ from harl_fast.data.jpegfile import (
     open_decoder,
     planes_size,
 )
-from harl_fast.data.resample import padded, words_size
+from harl_fast.data.views.resize import padded, words_size
+from harl_fast.data.views.sample import PICTURE, cut_cells, cut_view, open_picture, place_sample
 from harl_fast.jit import njit
 
 BAD_MASK, BAD_SUM = 4, 5

@@ -18,6 +18,9 @@ from ffcv.loader import Loader
 from ffcv.pipeline.pipeline_spec import PipelineSpec
 from torch import Tensor
 
+from harl_fast.data.buffers import Slots
+from harl_fast.data.container.imagefield import open_reader
+from harl_fast.data.container.manifest import Manifest, check_container, read_manifest
 from harl_fast.data.damage import Check, Damage, Policy, compared_sums
 from harl_fast.data.decode import (
     CONTROL_EPOCH,
@@ -26,13 +29,10 @@ from harl_fast.data.decode import (
     PlainGraph,
     ViewsDecoder,
 )
-from harl_fast.data.epoch import LoudEpoch, MappedFile, check_process
-from harl_fast.data.geometry import ViewGeometry
-from harl_fast.data.imagefield import open_reader
-from harl_fast.data.manifest import Manifest, check_container, read_manifest
 from harl_fast.data.order import GlobalOrder, Kind, chunk_length
-from harl_fast.data.photometric import Colouring
-from harl_fast.data.slots import Slots
+from harl_fast.data.prefetch import LoudEpoch, MappedFile, check_process
+from harl_fast.data.views.color_device import Colouring
+from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
 from harl_fast.jit import require_compiler
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.data.geometry import (
+from harl_fast.data.container.imagefield import open_reader
+from harl_fast.data.container.manifest import check_container, read_manifest
+from harl_fast.data.views.crop import (
     ViewGeometry,
     cell_coverage,
     draw_view,
     fill_integral,
     geometry_table,
 )
-from harl_fast.data.imagefield import open_reader
-from harl_fast.data.manifest import check_container, read_manifest
 from harl_fast.rng import GEOMETRY, stream
 
 SAMPLES = 2000

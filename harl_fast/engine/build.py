@@ -9,15 +9,15 @@ from torch.optim import Optimizer
 
 from harl_fast.config import RunConfig
 from harl_fast.data.loader import BetonLoader
-from harl_fast.data.photometric import Photometric
-from harl_fast.engine import ds
-from harl_fast.engine.checkpoint import Checkpoint, random_encoder
-from harl_fast.engine.course import Course
-from harl_fast.engine.dsconfig import EngineConfig
+from harl_fast.data.views.color_device import Photometric
+from harl_fast.engine import deepspeed as ds
+from harl_fast.engine.checkpoint.format import Checkpoint, random_encoder
+from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine, keep_freed_memory
-from harl_fast.engine.parts import Parts, load_networks, load_rest
 from harl_fast.engine.precision import Autocast, LossScale
 from harl_fast.engine.resume import check_position
+from harl_fast.engine.schedule import Course
+from harl_fast.engine.state import Parts, load_networks, load_rest
 from harl_fast.engine.views import colouring, loader_colours, sizes_in, view_geometry, views_at
 from harl_fast.errors import ConfigError
 from harl_fast.model.harl import HARL, convert_sync_bn

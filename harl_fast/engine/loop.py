@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harl_fast.engine.checkpoint import last_before
+from harl_fast.engine.checkpoint.format import last_before
+from harl_fast.engine.checkpoint.writer import Saver
 from harl_fast.engine.clock import TimeLimit
-from harl_fast.engine.ds import any_rank, max_over_ranks
-from harl_fast.engine.parts import Parts, collect_state
+from harl_fast.engine.deepspeed import any_rank, max_over_ranks
+from harl_fast.engine.monitor.watch import Sheet, Watch, open_reporter
 from harl_fast.engine.runfolder import RunFolder
-from harl_fast.engine.saver import Saver
+from harl_fast.engine.state import Parts, collect_state
 from harl_fast.engine.step import Stepper
 from harl_fast.engine.stop import StopSignal, Wish
 from harl_fast.engine.views import colouring, sizes_text, view_geometry, views_at
-from harl_fast.engine.watch import Sheet, Watch, open_reporter
 from harl_fast.errors import HarlError
 
 UNSAVED = 2

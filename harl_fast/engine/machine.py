@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harl_fast.engine.dsconfig import Needs
+from harl_fast.engine.config import Needs
 from harl_fast.errors import ConfigError, HarlError, shown
 
 _GRACE_S = 5.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from harl_fast.engine.dsconfig import Fp16Section, Precision
+from harl_fast.engine.config import Fp16Section, Precision
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The number format of the networks' activations; fp32 has none."""

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harl_fast.engine.dsconfig import EngineConfig, read_engine_file, settle
+from harl_fast.engine.config import EngineConfig, read_engine_file, settle
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
+from harl_fast.engine.monitor.status import RunStatus
 from harl_fast.engine.provenance import note_start
 from harl_fast.engine.runfolder import RunFolder, begin, mark, open_run_folder, write_configs
 from harl_fast.engine.side import SideOutputs, required
-from harl_fast.engine.status import RunStatus
 from harl_fast.engine.stop import Leaving, StopSignal
 from harl_fast.errors import CheckpointError, HarlError
 from harl_fast.files import tell
@@ -22,9 +22,9 @@ from harl_fast.lock import Lock, locked
 from harl_fast.supervision import supervisors
 
 if TYPE_CHECKING:
-    from harl_fast.engine.parts import Parts
+    from harl_fast.engine.monitor.watch import Sheet
     from harl_fast.engine.start import Start
-    from harl_fast.engine.watch import Sheet
+    from harl_fast.engine.state import Parts
 
 
 def pretrain(
@@ -98,7 +98,7 @@ def _train(
     lock: Lock | None,
 ) -> int:
     """Train, and mark how that ended; return the exit code. lock: rank 0's of the folder."""
-    from harl_fast.engine import ds
+    from harl_fast.engine import deepspeed as ds
     from harl_fast.engine.loop import INTERRUPTED, Pretraining
 
     training = Pretraining(
@@ -151,7 +151,7 @@ def _meet(
 
     step: where this rank would start from.
     """
-    from harl_fast.engine import ds
+    from harl_fast.engine import deepspeed as ds
 
     ds.start(machine, timeout_minutes=engine_config.file.harl_fast.timeout_minutes)
     if ds.any_rank(refusal is not None):
@@ -210,7 +210,7 @@ def _note(start: Start, data: dict[str, object], *, ranks: int, manifest: Path) 
 
 def _leave(folder: RunFolder, *, reason: str) -> None:
     """Note that the start was given up."""
-    from harl_fast.engine.checkpoint import latest_step
+    from harl_fast.engine.checkpoint.format import latest_step
 
     def say(text: str) -> None:
         tell(f"{text}\n", sys.stderr)

@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from harl_fast.config import RunConfig
-from harl_fast.engine.checkpoint import Checkpoint
-from harl_fast.engine.course import Course
-from harl_fast.engine.dsconfig import Batches, EngineConfig, EngineFile, settle
+from harl_fast.engine.checkpoint.format import Checkpoint
+from harl_fast.engine.config import Batches, EngineConfig, EngineFile, settle
 from harl_fast.engine.provenance import first_reason
+from harl_fast.engine.schedule import Course
 from harl_fast.errors import CheckpointError, ConfigError, nearest
 
 _FREE = ("log", "data.workers", "data.batches_ahead", "data.damaged", "data.check")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harl_fast.config import RunConfig, dump_config, load_config, override_config
-from harl_fast.engine.dsconfig import EngineConfig
+from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.provenance import now
 from harl_fast.engine.side import required
 from harl_fast.errors import CheckpointError, ConfigError

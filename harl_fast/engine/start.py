@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harl_fast.config import RunConfig
-from harl_fast.engine.checkpoint import Checkpoint, is_before_the_first, open_checkpoint
-from harl_fast.engine.dsconfig import EngineConfig
+from harl_fast.engine.checkpoint.format import Checkpoint, is_before_the_first, open_checkpoint
+from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.provenance import new_run_id, read_provenance
 from harl_fast.engine.resume import (
     Changes,

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from harl_fast.data.loader import Batch
-from harl_fast.engine.ds import gradient_norm
-from harl_fast.engine.meter import Meter
-from harl_fast.engine.parts import Parts
-from harl_fast.engine.verdicts import Verdicts
+from harl_fast.engine.deepspeed import gradient_norm
+from harl_fast.engine.monitor.meter import Meter
+from harl_fast.engine.monitor.nonfinite import Verdicts
+from harl_fast.engine.state import Parts
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.optim.lars import LARS
 

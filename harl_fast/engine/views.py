@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from harl_fast.config import RunConfig, ViewConfig
-from harl_fast.data.geometry import ViewGeometry
-from harl_fast.data.photometric import Colouring
+from harl_fast.data.views.color_device import Colouring
+from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.model.backbone import feature_size
 from harl_fast.optim.schedules import size_schedule
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from harl_fast.data.loader import EvalLoader
-from harl_fast.data.photometric import Photometric
+from harl_fast.data.views.color_device import Photometric
 from harl_fast.errors import DataError
 from harl_fast.eval.features import FeatureSet, extract
 from harl_fast.eval.knn import knn_accuracy

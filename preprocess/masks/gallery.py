@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.data.manifest import read_manifest
-from harl_fast.data.stored import read_samples
+from harl_fast.data.container.manifest import read_manifest
+from harl_fast.data.container.reader import read_samples
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress
 from preprocess.images import SUFFIXES, UnusableImageError, decode_image, open_image, shrink

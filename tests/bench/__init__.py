@@ -1,1 +1,0 @@
-"""Benchmarks of the data path against its peers: `make bench-loader`. Not collected by pytest."""

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from benchmarks import composites as made
+from benchmarks.composites import LEAST, MOST, Composite, composite, load_stamps, stamped
 from harl_fast.errors import DataError
-from tests.bench import composites as made
-from tests.bench.composites import LEAST, MOST, Composite, composite, load_stamps, stamped
 from tests.preprocess.support import save
 
 

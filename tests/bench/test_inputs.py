@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import inputs
+from benchmarks import inputs
 
 
 def test_a_set_is_named_by_its_folders_whole_path(tmp_path: Path, monkeypatch) -> None:
@@ -18,7 +18,7 @@ def test_a_set_is_named_by_its_folders_whole_path(tmp_path: Path, monkeypatch) -
 
 
 @pytest.mark.parametrize(
-    "name", ["checksum", "manifest", "maskfield", "imagefield", "jpegfile", "tables"]
+    "name", ["checksum", "manifest", "maskfield", "imagefield", "jpeg", "integrity"]
 )
 def test_a_container_is_written_again_when_its_layout_changes(
     name: str, tmp_path: Path, monkeypatch

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harl_fast.data.geometry import ViewGeometry, draw_view, geometry_table
+from benchmarks import mask_sets, mask_storage, masks
+from benchmarks.composites import composite
+from benchmarks.mask_methods import centre_otsu, contenders, grabcut
+from benchmarks.mask_report import check_rows, cost_table, missed, score_table, verdicts
+from benchmarks.mask_sets import Case
+from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.errors import DataError
 from harl_fast.files import Progress
-from tests.bench import mask_sets, mask_storage, masks
-from tests.bench.composites import composite
-from tests.bench.mask_methods import centre_otsu, contenders, grabcut
-from tests.bench.mask_report import check_rows, cost_table, missed, score_table, verdicts
-from tests.bench.mask_sets import Case
 from tests.preprocess.support import photo, save
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bench.report import (
+from benchmarks.report import (
     BARE,
     Row,
     bar_table,
@@ -16,8 +16,8 @@ from tests.bench.report import (
     ratio_rows,
     reference,
 )
-from tests.bench.step import RATIOS, plans, rows_of, wait_rows
-from tests.bench.worker import steady, typical
+from benchmarks.step import RATIOS, plans, rows_of, wait_rows
+from benchmarks.worker import steady, typical
 
 
 def test_a_ratio_is_taken_within_each_round_against_the_fastest_peer() -> None:

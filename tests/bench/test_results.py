@@ -8,10 +8,10 @@ from types import ModuleType
 
 import pytest
 
+from benchmarks import loader, masks, step
+from benchmarks.results import write_results
 from harl_fast.errors import OutputError
 from launch import demo
-from tests.bench import loader, masks, step
-from tests.bench.results import write_results
 
 
 @pytest.mark.parametrize("program", [loader, masks, step])

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from ffcv.reader import Reader
 from PIL import Image
 
-from harl_fast.data import jpegfile
-from harl_fast.data.jpegfile import BAD_JPEG, OK
-from harl_fast.data.maskfield import BitMaskField
+from harl_fast.data.container.maskfield import BitMaskField
+from harl_fast.data.views import jpeg as jpegfile
+from harl_fast.data.views.jpeg import BAD_JPEG, OK
 from tests.betons import Item, plain_item, smooth_noise, write_beton
 
 Bytes = npt.NDArray[np.uint8]

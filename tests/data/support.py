@@ -10,16 +10,16 @@ from pathlib import Path
 
 from ffcv.reader import Reader
 
-from harl_fast.data.geometry import ViewGeometry
-from harl_fast.data.loader import BetonLoader
-from harl_fast.data.manifest import (
+from harl_fast.data.container.manifest import (
     manifest_path,
     names_path,
     read_manifest,
     sums_path,
     write_manifest,
 )
-from harl_fast.data.maskfield import BitMaskField
+from harl_fast.data.container.maskfield import BitMaskField
+from harl_fast.data.loader import BetonLoader
+from harl_fast.data.views.crop import ViewGeometry
 
 COUNT = 60
 VIEWS = [ViewGeometry(size_px=32, cells=4), ViewGeometry(size_px=48, cells=6)]

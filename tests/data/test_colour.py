@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import functional
 
 from harl_fast import rng
 from harl_fast.config import DataConfig, ViewConfig
-from harl_fast.data import colour, photometric
+from harl_fast.data.views import color_cpu as colour
+from harl_fast.data.views import color_device as photometric
 
 MEAN, STD = DataConfig().mean, DataConfig().std
 T, T_PRIME = DataConfig().views

@@ -13,7 +13,8 @@ from scipy import stats
 
 from harl_fast import rng
 from harl_fast.config import ViewConfig
-from harl_fast.data.geometry import (
+from harl_fast.data.container.maskfield import pack_mask
+from harl_fast.data.views.crop import (
     FOREGROUND_TRIES,
     ViewGeometry,
     draw_view,
@@ -22,7 +23,6 @@ from harl_fast.data.geometry import (
     geometry_table,
     needs_mask,
 )
-from harl_fast.data.maskfield import pack_mask
 from harl_fast.errors import ConfigError
 
 Mask = npt.NDArray[np.bool_]

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from ffcv.types import ALLOC_TABLE_TYPE, HeaderType
 
-from harl_fast.data.epoch import LoudEpoch
+from harl_fast.data.container.manifest import names_path
 from harl_fast.data.loader import EvalLoader
-from harl_fast.data.manifest import names_path
+from harl_fast.data.prefetch import LoudEpoch
 from harl_fast.errors import ConfigError, DataError
 from tests.betons import plain_item, write_beton
 from tests.data.support import COUNT, by_sample, damage, loader, rows
@@ -199,7 +199,7 @@ def test_an_interrupt_in_the_consumer_leaves_no_thread(beton: Path, monkeypatch)
 CUT = """
 import os, sys
 from pathlib import Path
-from harl_fast.data.epoch import LoudEpoch
+from harl_fast.data.prefetch import LoudEpoch
 from harl_fast.data.loader import EvalLoader
 from harl_fast.errors import DataError
 
@@ -257,7 +257,7 @@ import sys
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.loader.epoch_iterator import EpochIterator
-from harl_fast.data.maskfield import BitMaskField
+from harl_fast.data.container.maskfield import BitMaskField
 
 def failing(self, *args):
     raise MemoryError("no room")
@@ -271,7 +271,7 @@ next(iter(loader))
 """
 OURS = """
 import sys, time
-from harl_fast.data.epoch import LoudEpoch
+from harl_fast.data.prefetch import LoudEpoch
 from harl_fast.data.loader import EvalLoader
 from harl_fast.errors import DataError
 

@@ -15,14 +15,14 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from harl_fast import rng
-from harl_fast.data.geometry import (
+from harl_fast.data.container.maskfield import pack_mask
+from harl_fast.data.views.crop import (
     ViewGeometry,
     cell_coverage,
     draw_box,
     draw_view,
     geometry_table,
 )
-from harl_fast.data.maskfield import pack_mask
 from harl_fast.errors import ConfigError
 
 DRAWS = 6000

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harl_fast.data import jpegfile
-from harl_fast.data.jpegfile import BAD_JPEG, OK, UNSUPPORTED
+from harl_fast.data.views import jpeg as jpegfile
+from harl_fast.data.views.jpeg import BAD_JPEG, OK, UNSUPPORTED
 from tests.data.jpegfuzz import (
     CRAFTED,
     SAMPLES,

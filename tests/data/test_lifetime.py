@@ -18,11 +18,11 @@ import pytest
 import torch
 from ffcv.pipeline.compiler import Compiler
 
-from harl_fast.data import slots
-from harl_fast.data.epoch import LoudEpoch
-from harl_fast.data.geometry import ViewGeometry
+from harl_fast.data import buffers as slots
+from harl_fast.data.container.manifest import manifest_path, names_path
 from harl_fast.data.loader import BetonLoader, EvalLoader
-from harl_fast.data.manifest import manifest_path, names_path
+from harl_fast.data.prefetch import LoudEpoch
+from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
 from tests.betons import plain_item, write_beton
 from tests.data.support import COUNT, VIEWS, by_sample, loader, until

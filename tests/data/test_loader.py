@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from harl_fast.data.container.reader import read_samples
 from harl_fast.data.decode import decode_batch
-from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import Batch, EvalLoader, decoding_threads
-from harl_fast.data.stored import read_samples
+from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
 from tests.betons import plain_item, write_beton
 from tests.data.support import COUNT, by_sample, loader
@@ -69,7 +69,7 @@ import sys
 from pathlib import Path
 from harl_fast.config import ViewConfig
 from harl_fast.data.loader import decoding_threads
-from harl_fast.data.photometric import Colouring
+from harl_fast.data.views.color_device import Colouring
 from tests.data.support import VIEWS, by_sample, loader
 
 policies = tuple(ViewConfig(size_px=view.size_px, solarize_p=0.2) for view in VIEWS)

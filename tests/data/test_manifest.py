@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ffcv.types import FieldDescType, HeaderType
 
-from harl_fast.data.manifest import (
+from harl_fast.data.container.manifest import (
     check_container,
     manifest_path,
     names_path,

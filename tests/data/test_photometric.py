@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from harl_fast.config import DataConfig, ViewConfig
-from harl_fast.data import photometric
+from harl_fast.data.views import color_device as photometric
 
 MEAN, STD = DataConfig().mean, DataConfig().std
 

@@ -15,7 +15,7 @@ from tests.betons import plain_item, write_beton
 @pytest.fixture(scope="session")
 def machine() -> Iterator[Machine]:
     """Start DeepSpeed on one rank in this process."""
-    from harl_fast.engine import ds
+    from harl_fast.engine import deepspeed as ds
 
     before = dict(os.environ)
     here = this_machine()

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harl_fast.engine.build import build
-from harl_fast.engine.checkpoint import _seal
+from harl_fast.engine.checkpoint.format import _seal
 from harl_fast.engine.loop import Pretraining
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.parts import Parts
 from harl_fast.engine.pretrain import _note
 from harl_fast.engine.runfolder import RunFolder, open_run_folder
 from harl_fast.engine.start import Asked, Start, decide
+from harl_fast.engine.state import Parts
 from harl_fast.files import sha256_file
 from tests.engine.support import STEPS, FakeLoader, engine_config, tiny_file
 

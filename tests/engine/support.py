@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from harl_fast.config import RunConfig, load_config
-from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import Batch
-from harl_fast.data.photometric import Colouring
+from harl_fast.data.views.color_device import Colouring
+from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.engine.build import build
-from harl_fast.engine.dsconfig import EngineConfig, read_engine_file, settle
+from harl_fast.engine.config import EngineConfig, read_engine_file, settle
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.parts import Parts
+from harl_fast.engine.state import Parts
 from harl_fast.engine.step import Stepper
 from harl_fast.optim.build import init_momentum
 

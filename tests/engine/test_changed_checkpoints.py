@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from harl_fast.engine.checkpoint import load_encoder
+from harl_fast.engine.checkpoint.format import load_encoder
 from harl_fast.engine.machine import Machine
 from harl_fast.errors import CheckpointError, HarlError
 from tests.engine.runs import AS_BEGUN, FIRST, LAST, ask, copy, rewrite, start, train

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from harl_fast.engine import checkpoint as module
-from harl_fast.engine.checkpoint import (
+from harl_fast.engine.checkpoint import format as module
+from harl_fast.engine.checkpoint.format import (
     Checkpoint,
     last_before,
     load_encoder,

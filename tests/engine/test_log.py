@@ -13,12 +13,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from harl_fast.engine.course import Course
-from harl_fast.engine.health import ALARMS, Health, Supply
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.meter import Meter
-from harl_fast.engine.report import Reporter, log_line
+from harl_fast.engine.monitor.alarms import ALARMS, Health, Supply
+from harl_fast.engine.monitor.meter import Meter
+from harl_fast.engine.monitor.report import Reporter, log_line
 from harl_fast.engine.runfolder import RunFolder
+from harl_fast.engine.schedule import Course
 from harl_fast.files import LiveLine
 from tests.engine.support import tiny_config
 
@@ -145,7 +145,7 @@ def test_a_terminal_shows_a_line_that_makes_room_for_others(
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
     monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((200, 20)))
-    monkeypatch.setattr("harl_fast.engine.report.time.monotonic", lambda: 1000.0)
+    monkeypatch.setattr("harl_fast.engine.monitor.report.time.monotonic", lambda: 1000.0)
     with Reporter(RunFolder(tmp_path), epochs=100, silent=False, total=5000, batch=64) as reporter:
         reporter.tick(epoch=12, step=3749)  # the first step sets the clock and shows nothing
         reporter._ticked = 0.0
@@ -215,7 +215,7 @@ def test_time_beside_the_training_is_left_out(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("harl_fast.engine.meter.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("harl_fast.engine.monitor.meter.time.monotonic", lambda: now[0])
     meter = Meter()
     now[0] += 10.0
     meter.exclude(8.0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harl_fast.engine import machine as module
-from harl_fast.engine.dsconfig import Needs
+from harl_fast.engine.config import Needs
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
 from harl_fast.errors import ConfigError
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from harl_fast.engine.dsconfig import Fp16Section
+from harl_fast.engine.config import Fp16Section
 from harl_fast.engine.precision import Autocast, LossScale
 
 CPU = torch.device("cpu")

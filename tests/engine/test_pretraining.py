@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from harl_fast.engine.build import build, build_loader
-from harl_fast.engine.checkpoint import Checkpoint, open_checkpoint
+from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
 from harl_fast.engine.loop import UNSAVED, Ending, Pretraining
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.parts import collect_state
 from harl_fast.engine.resume import recorded_engine, refuse_changes, settings
 from harl_fast.engine.runfolder import RunFolder
+from harl_fast.engine.state import collect_state
 from harl_fast.engine.step import Stepper
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
 from harl_fast.lock import locked

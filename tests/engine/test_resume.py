@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from harl_fast.engine.checkpoint import open_checkpoint
-from harl_fast.engine.dsconfig import Batches
+from harl_fast.engine.checkpoint.format import open_checkpoint
+from harl_fast.engine.config import Batches
 from harl_fast.engine.loop import Pretraining
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.provenance import read_provenance

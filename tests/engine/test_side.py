@@ -20,15 +20,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from harl_fast.config import RunConfig
 from harl_fast.engine.build import build
-from harl_fast.engine.checkpoint import open_checkpoint
+from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.loop import UNSAVED, Pretraining
 from harl_fast.engine.machine import Machine
+from harl_fast.engine.monitor.nonfinite import NoEffect
+from harl_fast.engine.monitor.report import Reporter
 from harl_fast.engine.pretrain import pretrain
-from harl_fast.engine.report import Reporter
 from harl_fast.engine.runfolder import RunFolder, mark
 from harl_fast.engine.side import SideOutputs
 from harl_fast.engine.step import Stepper
-from harl_fast.engine.verdicts import NoEffect
 from harl_fast.errors import CheckpointError, HarlError
 from tests.engine.support import CPU, ROOT, STEPS, FakeLoader, engine_config, tiny_config, tiny_file
 
@@ -145,7 +145,7 @@ def test_a_disk_full_for_a_while_costs_its_logs_and_no_bit_of_the_run(
     assert prepare(machine, tmp_path / "control", *config).run() == 0
     capsys.readouterr()
     run = prepare(machine, disk.path / "run", *config)
-    monkeypatch.setattr("harl_fast.engine.status.PERIOD_S", 0.0)
+    monkeypatch.setattr("harl_fast.engine.monitor.status.PERIOD_S", 0.0)
     before_steps(monkeypatch, {FULL.start: disk.fill, FULL.stop: disk.free})
     with disk:
         assert run.run() == 0

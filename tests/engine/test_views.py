@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from harl_fast.data.geometry import ViewGeometry
 from harl_fast.data.loader import Batch
 from harl_fast.data.order import chunk_length
-from harl_fast.data.photometric import Colouring
+from harl_fast.data.views.color_device import Colouring
+from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.engine.build import build, build_loader
-from harl_fast.engine.checkpoint import open_checkpoint
+from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.loop import Pretraining
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.runfolder import RunFolder

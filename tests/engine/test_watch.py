@@ -18,16 +18,16 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from harl_fast.config import RunConfig
-from harl_fast.engine.board import NAMES
 from harl_fast.engine.build import build, build_loader
-from harl_fast.engine.checkpoint import open_checkpoint
+from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.loop import Pretraining
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.probe import Probe, ProbeStopped, _Plain, averaged_statistics
+from harl_fast.engine.monitor.probe import Probe, ProbeStopped, _Plain, averaged_statistics
+from harl_fast.engine.monitor.tensorboard import NAMES
+from harl_fast.engine.monitor.watch import Sheet
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.step import Stepper
 from harl_fast.engine.stop import StopSignal
-from harl_fast.engine.watch import Sheet
 from harl_fast.errors import DataError
 from harl_fast.optim.lars import LARS
 from harl_fast.supervision import Process
@@ -379,7 +379,7 @@ def test_statistics_are_averaged_for_the_probe_and_put_back(
         for tensor in tensors:
             tensor.mul_(2.0)
 
-    monkeypatch.setattr("harl_fast.engine.probe.average_over_ranks", doubled)
+    monkeypatch.setattr("harl_fast.engine.monitor.probe.average_over_ranks", doubled)
     layer = torch.nn.BatchNorm2d(3)
     layer.running_mean = torch.tensor([0.1, 0.2, 0.3])
     with averaged_statistics(layer):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harl_fast.engine import ds
+from harl_fast.engine import deepspeed as ds
 from harl_fast.engine.build import build
 from harl_fast.engine.machine import Machine, this_machine
 from harl_fast.engine.step import Stepper

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from harl_fast.engine import ds
-from harl_fast.engine.dsconfig import read_engine_file, settle
+from harl_fast.engine import deepspeed as ds
+from harl_fast.engine.config import read_engine_file, settle
 from harl_fast.engine.machine import this_machine
 from harl_fast.optim.groups import param_groups
 from harl_fast.optim.lars import LARS

@@ -18,10 +18,10 @@ PROGRAMS: dict[str, list[str]] = {
     "preprocess.masks.train": ["--data", "x", "--out", "x.safetensors"],
     "preprocess.preview": ["x"],
     "preprocess.verify": ["x"],
-    "tests.bench.loader": [],
-    "tests.bench.masks": [],
-    "tests.bench.mask_storage": [],
-    "tests.bench.step": [],
+    "benchmarks.loader": [],
+    "benchmarks.masks": [],
+    "benchmarks.mask_storage": [],
+    "benchmarks.step": [],
 }
 HOSTILE = ["-1000000", "nan", "inf", "1e999", "x", "", "\x1b", "9" * 5000, "1" + "0" * 18]
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import harl_fast.engine.build
-from harl_fast.engine.checkpoint import open_checkpoint
+from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.stop import LOST
 from harl_fast.program import run_main
 from launch.pretrain import main

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harl_fast.engine.checkpoint import open_checkpoint
+from harl_fast.engine.checkpoint.format import open_checkpoint
 from tests.betons import plain_item, write_beton
 from tests.engine.support import BATCH, STEPS, tiny_file
 from tests.launch.jobs import ROOT, deepspeed, run

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harl_fast.data.manifest import read_manifest
+from harl_fast.data.container.manifest import read_manifest
 from preprocess import advice, beton
 from preprocess.convert import Settings
 from preprocess.masks import parse_spec

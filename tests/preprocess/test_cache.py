@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harl_fast.data.manifest import Manifest, read_manifest
+from harl_fast.data.container.manifest import Manifest, read_manifest
 from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.lock import FOLDER_LOCK, lock_beside, locked
 from preprocess import beton

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harl_fast.data.manifest import read_manifest
-from harl_fast.data.stored import read_samples
+from harl_fast.data.container.manifest import read_manifest
+from harl_fast.data.container.reader import read_samples
 from harl_fast.errors import one_line
 from preprocess import beton
 from preprocess.masks import cache

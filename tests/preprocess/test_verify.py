@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harl_fast.data.manifest import read_manifest, sums_path, write_manifest
+from harl_fast.data.container.manifest import read_manifest, sums_path, write_manifest
 from harl_fast.errors import OutputError
 from harl_fast.files import sha256_file
 from preprocess.verify import DAMAGED, REFUSED, SOUND, main

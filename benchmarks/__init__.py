@@ -1,0 +1,1 @@
+"""Benchmarks of the data path against its peers: `make bench-loader`. Not collected by pytest."""

@@ -1,0 +1,73 @@
+"""What all contenders of the step benchmark share: network, configuration, one fixed batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from harl_fast.config import RunConfig
+from harl_fast.data.loader import Batch
+from harl_fast.engine.config import EngineConfig, read_engine_file, settle
+
+CPU = Path(__file__).parents[1] / "ds_configs" / "cpu.json"
+BATCH, SIZE_PX, CELLS = 64, 64, 2
+"""ds_configs/cpu.json's batch; ResNet-18 makes 2 x 2 cells of a 64 px view."""
+HIDDEN, OUT = 4096, 256
+"""Of both heads, as in BYOL and lightly."""
+DECAY, TAU, LR, STEPS = 1e-6, 0.99, 0.1, 1000
+
+
+def quiet_threads(settings: dict[str, Any]) -> None:
+    """Give torch as many threads as the settings say."""
+    torch.set_num_threads(settings["threads"])
+
+
+def run_config(
+    loss: str, *, arch: str = "resnet18", size_px: int = SIZE_PX, compiled: bool = False
+) -> RunConfig:
+    """Return the run's configuration; no warm-up, so that every step moves the weights."""
+    return RunConfig.model_validate(
+        {
+            "epochs": 1,
+            "data": {"size_schedule": str(size_px)},
+            "model": {
+                "arch": arch,
+                "projector_hidden": HIDDEN,
+                "projector_out": OUT,
+                "predictor_hidden": HIDDEN,
+                "compile": compiled,
+            },
+            "loss": {"type": loss, "alpha": "0.8", "beta": "0.5"},
+            "target": {"tau_start": TAU, "tau_end": TAU},
+            "optim": {"lr": LR, "lr_scaling": "none", "warmup_epochs": 0, "weight_decay": DECAY},
+        }
+    )
+
+
+def engine_config(precision: str, *, batch: int, overrides: tuple[str, ...] = ()) -> EngineConfig:
+    """Return ds_configs/cpu.json at this precision, for one rank."""
+    own = [f"train_batch_size={batch}", *overrides]
+    if precision != "fp32":
+        own.append(f"{precision}.enabled=true")
+    return settle(read_engine_file(CPU, overrides=own), ranks=1, source=str(CPU))
+
+
+def fixed_batch(*, batch: int, channels_last: bool) -> Batch:
+    """Return a batch of noise in memory, as the loader would hand it over: views normalised."""
+    generator = torch.Generator().manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    views = tuple(
+        torch.randn(batch, 3, SIZE_PX, SIZE_PX, generator=generator).to(memory_format=layout)
+        for _ in range(2)
+    )
+    cells = tuple(torch.rand(batch, CELLS, CELLS, generator=generator) for _ in range(2))
+    return Batch(views, cells, torch.zeros(batch, dtype=torch.int64), torch.arange(batch))
+
+
+def endless(batch: int) -> Any:
+    """Return a stand-in for the loader where the batch is fixed."""
+    manifest = SimpleNamespace(beton_sha256="0" * 64, count=batch * STEPS)
+    return SimpleNamespace(manifest=manifest, steps=STEPS)

@@ -1,0 +1,252 @@
+"""What lies beside a container: its manifest and its sample names, and the checks at opening.
+
+``train.beton`` has ``train.json`` (the manifest) and ``train.names.txt`` (one source-relative
+path a sample, in sample order) in the same folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
+from numpy.lib.format import open_memmap
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+
+from harl_fast.data.container.checksum import CHECKED, CRC32
+from harl_fast.data.container.integrity import METADATA_START, impossible, tables_sha256
+from harl_fast.errors import DataError, one_line, shown
+from harl_fast.files import (
+    naming,
+    open_regular,
+    replacing,
+    sha256_file,
+    write_json,
+    write_text,
+)
+from harl_fast.textfile import read_json
+
+FORMAT_VERSION = 1
+FIELDS = ("image", "mask", "label")
+"""The container's fields, in order."""
+
+MOST_BYTES = 1 << 26
+"""Largest manifest; 20,000 classes take 1 MB."""
+
+REMEDY = "Write the container again with `make beton`."
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything known about a container without opening it."""
+
+    format_version: int
+    split: str
+    """``train`` or ``val``."""
+    count: NonNegativeInt
+    """Number of samples."""
+    classes: list[str]
+    """Class names; a label is an index into this list."""
+    class_counts: list[NonNegativeInt]
+    """Samples of each class."""
+    source: str
+    """Name of the source: a folder's base name or a data set's name, never an absolute path."""
+    mask: dict[str, Any]
+    """method, parameters (resolved; files by their base name), supervision ("none"; "external" if
+    people drew masks for the training of a network that was used; "unknown" of mask files, which do
+    not tell), version (of the method's text) and sha256 (of its file), if any; size, coverage_mean,
+    empty_share, full_share; fallbacks: how many samples another method served, mostly ``fallback``;
+    stand_ins: how many got the centre ellipse. ``cache`` stands there if masks came out of one.
+    Older containers say "tree" and "external" for mask files. Nothing reads the method's part."""
+    store: dict[str, Any]
+    """kind ("jpg", "passthrough", "raw", "yuv420", "mix:..."), max_resolution, quality. Containers
+    written before there were other kinds than jpg have only these; newer ones add pixels (of all
+    images), modes ({mode: {count, bytes}}), restart_markers (every JPEG has those of
+    `preprocess.encode`), for passthrough passed_through and reencoded ({reason: count}), and with
+    ``--keep-warned`` warned: how many damaged files were kept. The newest add range and icc (how
+    files were read; before, "full" and no profile) and remarks ({what was done to pixels: count}).
+    The loader reads each sample's own mode and depends on none of these: no new format."""
+    skipped: NonNegativeInt
+    """Source files that were left out; they are listed in ``<split>.report.json``."""
+    beton_bytes: NonNegativeInt
+    beton_sha256: str
+    names_sha256: str
+    created: str
+    """ISO 8601, UTC."""
+    tool_versions: dict[str, str]
+    tables_sha256: str = ""
+    """Of `tables.tables_sha256`. Empty, like the next, in containers from before these checks."""
+    sums_sha256: str = ""
+    """Of ``<split>.sums.npy``, see `write_sums`."""
+
+
+def manifest_path(beton: Path) -> Path:
+    """Return where a container's manifest lies."""
+    return beton.with_suffix(".json")
+
+
+def names_path(beton: Path) -> Path:
+    """Return where a container's sample names lie."""
+    return beton.with_suffix(".names.txt")
+
+
+def write_manifest(beton: Path, manifest: Manifest) -> None:
+    """Write the manifest in one atomic step; do it last, since it vouches for the other files."""
+    write_json(manifest_path(beton), dataclasses.asdict(manifest))
+
+
+def write_names(beton: Path, names: Sequence[str]) -> str:
+    """Write the sample names in one atomic step and return the SHA-256 of the file's bytes.
+
+    Line breaks and bytes that are not UTF-8 appear as backslash escapes: one line is one sample.
+    """
+    text = "".join(one_line(name) + "\n" for name in names)
+    write_text(names_path(beton), text)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def sums_path(beton: Path) -> Path:
+    """Return where the checksums of a container's samples lie."""
+    return beton.with_suffix(".sums.npy")
+
+
+def write_sums(beton: Path, sums: Sequence[int]) -> str:
+    """Write the checksums of the stored image and of the stored mask, sample by sample.
+
+    sums: of `checksum.stored_sum`. Returns the SHA-256 of the file, which numpy.load reads as
+    (N, 2) uint64; containers written before have uint32: CRC-32. The sums tell which samples are
+    damaged where the container's one checksum only tells that some are.
+    """
+    path = sums_path(beton)
+    with replacing(path) as temporary, naming(path), open(temporary, "wb") as stream:
+        np.save(stream, np.asarray(sums, CHECKED).reshape(-1, 2))
+    return sha256_file(path)
+
+
+def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uint32] | None:
+    """Return (N, 2) sums of the kind that their dtype tells, or None for containers without.
+
+    Raises DataError when the file is missing or not the one that was written.
+    """
+    path = sums_path(beton)
+    if not manifest.sums_sha256:
+        return None
+    if not path.is_file() or sha256_file(path) != manifest.sums_sha256:
+        raise DataError(
+            f"{path} is missing or belongs to another run. Copy the files of a container "
+            f"together, or: {REMEDY}"
+        )
+    try:
+        sums = open_memmap(path, mode="r")  # mapped: a header cannot ask for more than there is
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path} holds no checksums ({shown(str(error))}). {REMEDY}") from error
+    if sums.shape != (manifest.count, 2) or sums.dtype not in (CHECKED, CRC32):
+        raise DataError(
+            f"{path} holds {sums.dtype} of shape {sums.shape}; two checksums for each of "
+            f"{manifest.count} samples are expected. {REMEDY}"
+        )
+    return np.array(sums, order="C")
+
+
+def read_manifest(beton: Path) -> Manifest:
+    """Return a container's manifest; `DataError` when missing, damaged or of another format."""
+    path = manifest_path(beton)
+    if not path.exists():
+        raise DataError(
+            f"{path} is missing: {beton} has no manifest beside it. Copy the files of a container "
+            f"together, or: {REMEDY}"
+        )
+    try:
+        tree = read_json(path, error=DataError, most_bytes=MOST_BYTES)
+        manifest = TypeAdapter(Manifest).validate_python(tree)
+    except DataError as error:
+        raise DataError(f"{error}. {REMEDY}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise DataError(f"{path} is no manifest: {where}: {first['msg']}. {REMEDY}") from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format {manifest.format_version}, this program reads {FORMAT_VERSION}. "
+            f"{REMEDY}"
+        )
+    return manifest
+
+
+def check_container(beton: Path, manifest: Manifest) -> None:
+    """Raise `DataError` unless the container is the one its manifest describes, at little cost.
+
+    Compares size, header, fields, metadata and allocation table, and their checksum if it is
+    known; `preprocess.verify` reads all the bytes. FFCV itself accepts or hangs on most damaged
+    files, so this must come before its reader.
+    """
+    try:
+        size = beton.stat().st_size
+        with open_regular(beton) as stream:
+            head = stream.read(METADATA_START)
+    except FileNotFoundError:
+        raise DataError(f"{beton} is missing. {REMEDY}") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{beton} cannot be read ({reason}). Check its rights") from error
+    if size != manifest.beton_bytes:
+        raise DataError(
+            f"{beton} has {size:,} bytes, its manifest says {manifest.beton_bytes:,}: the file is "
+            f"cut short, changed, or another run's. Copy it again, or: {REMEDY}"
+        )
+    if len(head) < METADATA_START:
+        raise DataError(f"{beton} has no FFCV header ({size} bytes). {REMEDY}")
+    header = np.frombuffer(head, dtype=HeaderType, count=1)[0]
+    table = int(header["alloc_table_ptr"])
+    names = _field_names(head) if int(header["num_fields"]) == len(FIELDS) else ()
+    wrong = [
+        (int(header["version"]) != CURRENT_VERSION, f"FFCV format {int(header['version'])}"),
+        (int(header["num_samples"]) != manifest.count, f"{int(header['num_samples'])} samples"),
+        (names != FIELDS, f"{int(header['num_fields'])} fields {', '.join(names)}"),
+        (not METADATA_START < table <= size, f"an allocation table at byte {table:,} of {size:,}"),
+        ((size - table) % ALLOC_TABLE_TYPE.itemsize != 0, "a broken allocation table"),
+    ]
+    for bad, found in wrong:
+        if bad:
+            raise DataError(
+                f"{beton} has {found}; its manifest describes {manifest.count} samples in FFCV "
+                f"format {CURRENT_VERSION} with fields {', '.join(FIELDS)}. {REMEDY}"
+            )
+    if manifest.tables_sha256 and tables_sha256(beton) != manifest.tables_sha256:
+        raise DataError(
+            f"{beton}: its header, metadata or allocation table do not have the manifest's "
+            f"checksum: some of their bytes have changed. Copy it again, or: {REMEDY}"
+        )
+    found = ""
+    if not len(set(manifest.classes)) == len(manifest.classes) == len(manifest.class_counts):
+        found = "class names in its manifest that stand twice or do not fit their counts"
+    counts = manifest.class_counts
+    found = found or impossible(beton, count=manifest.count, counts=counts, table_at=table)
+    if found:
+        raise DataError(f"{beton} has {found}. {REMEDY}")
+
+
+def _field_names(head: bytes) -> tuple[str, ...]:
+    fields = np.frombuffer(head, dtype=FieldDescType, count=len(FIELDS), offset=HeaderType.itemsize)
+    return tuple(
+        row.tobytes().split(b"\0")[0].decode("ascii", "backslashreplace") for row in fields["name"]
+    )
+
+
+def sample_name(beton: Path, index: int) -> str:
+    """Return the source-relative path of one sample, for messages and pictures."""
+    path = names_path(beton)
+    try:
+        with open(path, encoding="utf-8", errors="backslashreplace") as stream:
+            for row, line in enumerate(stream):
+                if row == index:
+                    return line.rstrip("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. {REMEDY}") from None
+    raise DataError(f"{path} has no line {index + 1}, the name of sample {index}. {REMEDY}")

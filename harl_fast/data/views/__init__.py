@@ -1,0 +1,1 @@
+"""One sample's views: crop, decode, resize, colour and mask cells."""

@@ -1,0 +1,251 @@
+"""How a view is coloured: BYOL's jitter, grey, blur, solarize, normalisation, batched on device.
+
+Factors and blends are torchvision's (BYOL, appendix B). The parameters come from `colour` on the
+host, so that every index list has a known size and no device is ever waited for. On the CPU the
+loader may do the same work with `colour.colour_view` instead, several times faster. Inside, pixels
+are planar (B, 3, H, W) float32 in [0, 1], which is 2 to 5 times faster than interleaved on CPU;
+the result is channels-last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from harl_fast.config import ViewConfig
+from harl_fast.data.views.color_cpu import (
+    BLUR,
+    FACTORS,
+    GREY,
+    JITTER,
+    ORDER,
+    SIGMA,
+    SOLARIZE,
+    blur_radius,
+    draw_batch,
+    policy_table,
+)
+from harl_fast.data.views.crop import ViewGeometry
+from harl_fast.errors import ConfigError
+
+_GREY = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One view's parameters for B samples, float64 or bool NumPy arrays of B rows."""
+
+    jitter: npt.NDArray[np.bool_]
+    factors: npt.NDArray[np.float64]
+    """(B, 4): brightness, contrast and saturation factors about 1, hue shift in turns."""
+    order: npt.NDArray[np.int64]
+    """(B, 4): which of the four comes first, second, third, last."""
+    grey: npt.NDArray[np.bool_]
+    blur: npt.NDArray[np.bool_]
+    sigma: npt.NDArray[np.float64]
+    """(B,): standard deviation in pixels of this view."""
+    solarize: npt.NDArray[np.bool_]
+
+
+def draw(policy: ViewConfig, ids: npt.ArrayLike, *, seed: int, epoch: int, view: int) -> Draws:
+    """Return the parameters of one view for (B,) sample ids; a function of its arguments alone."""
+    row = policy_table([policy], (0.0,) * 3, (1.0,) * 3)[0]  # drawing minds neither mean nor std
+    p = draw_batch(row, ids, seed=seed, epoch=epoch, view=view)
+    return Draws(
+        jitter=p[:, JITTER] != 0,
+        factors=p[:, FACTORS : FACTORS + 4],
+        order=p[:, ORDER : ORDER + 4].astype(np.int64),
+        grey=p[:, GREY] != 0,
+        blur=p[:, BLUR] != 0,
+        sigma=p[:, SIGMA],
+        solarize=p[:, SOLARIZE] != 0,
+    )
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """What a loader needs to colour its views on the CPU."""
+
+    policies: tuple[ViewConfig, ...]
+    """A view each."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    """Per-channel normalisation of [0, 1] pixels, RGB."""
+
+    def table(self) -> npt.NDArray[np.float64]:
+        """Return (V, K) float64, a row a view, for `colour.draw_colour` and `colour_view`."""
+        return policy_table(self.policies, self.mean, self.std)
+
+    def check(self, views: Sequence[ViewGeometry]) -> None:
+        """Raise ConfigError unless there is one policy a view, of the view's size."""
+        sizes, wanted = [p.size_px for p in self.policies], [v.size_px for v in views]
+        if sizes != wanted:
+            raise ConfigError(f"colours are for views of {sizes} px, the views have {wanted} px")
+
+
+def luminance(x: Tensor) -> Tensor:
+    """Return (B, 1, H, W) luminance of (B, 3, H, W) RGB (ITU-R BT.601)."""
+    red, green, blue = x.split(1, dim=1)
+    grey: Tensor = red * _GREY[0] + green * _GREY[1] + blue * _GREY[2]
+    return grey
+
+
+def brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """Scale (B, 3, H, W) by (B,) factors and clamp to [0, 1]."""
+    return (x * factor[:, None, None, None]).clamp_(0.0, 1.0)
+
+
+def contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Scale each picture about its own mean luminance and clamp to [0, 1]."""
+    middle = luminance(x).mean(dim=(1, 2, 3), keepdim=True)
+    return torch.lerp(middle, x, factor[:, None, None, None]).clamp_(0.0, 1.0)
+
+
+def saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Scale each pixel about its luminance and clamp to [0, 1]."""
+    return torch.lerp(luminance(x), x, factor[:, None, None, None]).clamp_(0.0, 1.0)
+
+
+def hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn each pixel's hue by (B,) shifts, in turns of the colour circle, through HSV."""
+    value, chroma, turn = _to_hsv(x)
+    turn = torch.remainder(turn + shift[:, None, None], 1.0) * 6.0
+    # Each channel is the value less chroma times a trapezoid of the hue (HSV, channel form).
+    phase = torch.stack([turn + start for start in (5.0, 3.0, 1.0)], dim=1).remainder_(6.0)
+    dip = torch.minimum(phase, 4.0 - phase).clamp_(0.0, 1.0)
+    return value[:, None] - chroma[:, None] * dip
+
+
+def _to_hsv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    value = x.amax(1)
+    chroma = value - x.amin(1)
+    red, green, blue = x.unbind(1)
+    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    sector = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2.0, (red - green) / safe + 4.0),
+    )
+    return value, chroma, torch.remainder(sector / 6.0, 1.0)
+
+
+def blur_matrix(sigma: Tensor, *, size_px: int, radius: int) -> Tensor:
+    """Return (B, S, S): row i holds a Gaussian about i, mirrored at the borders; rows sum to 1."""
+    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
+    weights = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    weights = weights / weights.sum(1, keepdim=True)
+    places = (torch.arange(size_px, device=sigma.device)[:, None] + offsets).abs()
+    places = size_px - 1 - (size_px - 1 - places).abs()
+    matrix = sigma.new_zeros(len(sigma), size_px, size_px)
+    # One diagonal at a time: two taps of a row may meet in one mirrored place.
+    rows = torch.arange(size_px, device=sigma.device)
+    for tap in range(2 * radius + 1):
+        matrix[:, rows, places[:, tap]] += weights[:, tap, None]
+    return matrix
+
+
+def blur(x: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
+    """Blur (B, 3, S, S) with each picture's own sigma: two batched products with `blur_matrix`.
+
+    Measured on CPU against depthwise convolution: 1.7 to 4 times faster, and one code path.
+    """
+    matrix = blur_matrix(sigma, size_px=x.shape[-1], radius=radius)
+    across = torch.bmm(x.flatten(1, 2), matrix.transpose(1, 2)).view_as(x)
+    return torch.matmul(matrix[:, None], across)
+
+
+def solarize(x: Tensor) -> Tensor:
+    """Invert all values of 0.5 and above."""
+    return torch.where(x < 0.5, x, 1.0 - x)
+
+
+_JITTER: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brightness, contrast, saturation, hue)
+
+
+class Photometric(nn.Module):
+    """Turns the loader's uint8 views into the network's input."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        policies: Sequence[ViewConfig],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.policies, self.seed = tuple(policies), seed
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, *, view: int, ids: npt.ArrayLike, epoch: int) -> Tensor:
+        """Return (B, 3, S, S) float32, normalised, in channels-last memory.
+
+        images: (B, S, S, 3) uint8 on the module's device. view: which policy. ids: (B,) sample
+        ids on the host.
+        """
+        policy = self.policies[view]
+        drawn = draw(policy, ids, seed=self.seed, epoch=epoch, view=view)
+        return self.normalize(self.colour(images, drawn, policy=policy))
+
+    def colour(self, images: Tensor, drawn: Draws, *, policy: ViewConfig) -> Tensor:
+        """Return (B, 3, S, S) float32 in [0, 1] with the drawn operations applied.
+
+        images: (B, S, S, 3) uint8.
+        """
+        x = unit_planes(images)
+        for place in range(len(_JITTER)):
+            for number, operation in enumerate(_JITTER):
+                rows = _rows(drawn.jitter & (drawn.order[:, place] == number), x)
+                _apply(x, rows, operation, _values(drawn.factors[:, number], x))
+        sigma = _values(drawn.sigma, x)
+        _apply(x, _rows(drawn.grey, x), lambda part, _: luminance(part).expand_as(part), sigma)
+        radius = blur_radius(policy)
+        _apply(x, _rows(drawn.blur, x), lambda part, s: blur(part, s, radius=radius), sigma)
+        _apply(x, _rows(drawn.solarize, x), lambda part, _: solarize(part), sigma)
+        return x
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Return planar (B, 3, H, W) [0, 1] pixels normalised, in channels-last memory."""
+        x = (x - self.mean[:, None, None]).div_(self.std[:, None, None])
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def plain(self, images: Tensor) -> Tensor:
+        """Return (B, 3, S, S) normalised without any colouring, for evaluation.
+
+        images: (B, S, S, 3) uint8 on the module's device.
+        """
+        return self.normalize(unit_planes(images))
+
+
+def unit_planes(images: Tensor) -> Tensor:
+    """Return (B, 3, H, W) contiguous float32 in [0, 1] from (B, H, W, 3) uint8."""
+    return images.permute(0, 3, 1, 2).contiguous().float().div_(255.0)
+
+
+def _rows(chosen: npt.NDArray[np.bool_], like: Tensor) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(chosen)).to(like.device, non_blocking=True)
+
+
+def _values(values: npt.NDArray[np.float64], like: Tensor) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32)).to(like.device, non_blocking=True)
+
+
+def _apply(
+    x: Tensor, rows: Tensor, operation: Callable[[Tensor, Tensor], Tensor], values: Tensor
+) -> None:
+    """Replace the given rows of ``x`` by the operation's result on them and on their values."""
+    if len(rows) == len(x):
+        x.copy_(operation(x, values))
+    elif len(rows):
+        x[rows] = operation(x[rows], values[rows])

@@ -1,0 +1,1 @@
+"""What a run measures and tells: metrics, alarms, probes, log, TensorBoard, run.json."""

@@ -1,0 +1,90 @@
+"""Figures of the steps since the last log line, kept on the device until it is asked for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from harl_fast.engine.deepspeed import average_over_ranks
+
+Item = TypeVar("Item")
+
+_FOLD = 512
+"""Additions of one figure that are kept apart before they become one."""
+
+
+class Meter:
+    """Collects 0-d tensors without touching the device; `take` sums and reads all of them."""
+
+    def __init__(self) -> None:
+        self._first = True
+        self._reset()
+
+    def _reset(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+        self._counts: dict[str, int] = {}
+        self._wait_s, self._start = 0.0, time.monotonic()
+
+    def add(self, figures: Mapping[str, Tensor]) -> None:
+        """Add one step's or micro step's figures, 0-d tensors.
+
+        They are kept as they are, since adding would be a dozen kernels a step: they must not be
+        changed in place afterwards.
+        """
+        for name, value in figures.items():
+            values = self._values.setdefault(name, [])
+            values.append(value.detach() if value.requires_grad else value)
+            self._counts[name] = self._counts.get(name, 0) + 1
+            if len(values) == _FOLD:
+                values[:] = [_total(values)]
+
+    def timed(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items, counting the time that passes until each is there.
+
+        What passes before the very first item is start-up, such as compilation, and not counted.
+        """
+        iterator = iter(items)
+        while True:
+            start = time.monotonic()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self._wait_s += time.monotonic() - start
+            if self._first:
+                self._first = False
+                self._reset()
+            yield item
+
+    def exclude(self, seconds: float) -> None:
+        """Leave the seconds that just passed beside the training out of the elapsed time."""
+        self._start += seconds
+
+    def take(self) -> dict[str, float]:
+        """Return each figure's mean over its additions and over ranks, and start again.
+
+        Also, of this rank, "elapsed_s" since the last call and "wait_s", the part of it that was
+        spent on waiting for items. Waits for the device. All ranks must call it with the same
+        names.
+        """
+        means: dict[str, float] = {}
+        if self._values:
+            totals = torch.stack([_total(values) for values in self._values.values()])
+            counts = torch.tensor([self._counts[name] for name in self._values]).double()
+            stacked = totals / counts.to(totals.device)
+            average_over_ranks([stacked])
+            means = dict(zip(self._values, stacked.tolist(), strict=True))
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        means |= {"elapsed_s": elapsed, "wait_s": self._wait_s}
+        self._reset()
+        return means
+
+
+def _total(values: list[Tensor]) -> Tensor:
+    """Return the 0-d float64 sum; the first may be an earlier sum, and of another type."""
+    head, *rest = values
+    return torch.stack(rest).double().sum() + head.double() if rest else head.double()

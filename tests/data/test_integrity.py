@@ -1,0 +1,154 @@
+"""Containers whose header or tables are damaged are refused when they are opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ffcv.types import ALLOC_TABLE_TYPE, HeaderType
+
+from harl_fast.data.container.integrity import METADATA_START, METADATA_TYPE, tables_sha256
+from harl_fast.data.container.manifest import (
+    check_container,
+    read_manifest,
+    read_sums,
+    sums_path,
+    write_sums,
+)
+from harl_fast.errors import DataError
+from tests.betons import plain_item, write_beton
+
+COUNT = 9
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_beton(tmp_path_factory.mktemp("plain") / "train.beton", plain_item, count=COUNT)
+
+
+@pytest.fixture
+def copied(beton: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(beton, tmp_path / "train.beton"))
+
+
+def table_start(path: Path) -> int:
+    return int(np.fromfile(path, HeaderType, count=1)[0]["alloc_table_ptr"])
+
+
+def refused(path: Path, beton: Path, **changes: object) -> str:
+    """Return why a container is refused under the manifest of the sound one."""
+    with pytest.raises(DataError) as caught:
+        check_container(path, dataclasses.replace(read_manifest(beton), **changes))
+    assert str(path) in str(caught.value) and "make beton" in str(caught.value)
+    return str(caught.value)
+
+
+def test_any_flipped_bit_of_header_metadata_or_table_is_found(beton: Path, copied: Path) -> None:
+    known = tables_sha256(beton)
+    check_container(copied, dataclasses.replace(read_manifest(beton), tables_sha256=known))
+    sound = beton.read_bytes()
+    metadata_end = METADATA_START + COUNT * METADATA_TYPE.itemsize
+    where = [*range(metadata_end), *range(table_start(beton), len(sound))]
+    rng = np.random.default_rng(0)
+    chosen = [*range(HeaderType.itemsize), *rng.choice(where, 200).tolist()]
+    for place in chosen:
+        changed = bytearray(sound)
+        changed[place] ^= 1 << int(rng.integers(8))
+        copied.write_bytes(changed)
+        refused(copied, beton, tables_sha256=known)
+
+
+def test_bytes_of_samples_are_no_part_of_the_checksum(beton: Path, copied: Path) -> None:
+    image = int(np.fromfile(beton, ALLOC_TABLE_TYPE, offset=table_start(beton))[0]["ptr"])
+    with open(copied, "r+b") as stream:
+        stream.seek(image + 50)
+        stream.write(b"\xff\xff")
+    assert copied.read_bytes() != beton.read_bytes()
+    assert tables_sha256(copied) == tables_sha256(beton)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("ptr", 2**64 - 8, "outside the data"),
+        ("ptr", 100, "outside the data"),
+        ("size", 2**64 - 8, "outside the data"),
+        ("size", 0, "outside the data"),
+        ("size", 10**6, "overlap"),
+    ],
+)
+def test_wild_addresses_are_refused(
+    beton: Path, copied: Path, field: str, value: int, words: str
+) -> None:
+    start = table_start(beton)
+    table = np.fromfile(beton, ALLOC_TABLE_TYPE, offset=start)
+    table[3][field] = value
+    with open(copied, "r+b") as stream:
+        stream.seek(start)
+        stream.write(table.tobytes())
+    assert words in refused(copied, beton)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("f0", "data_ptr"), 12345, "unknown address in sample 4"),
+        (("f1", "data_ptr"), 12345, "unknown address in sample 4"),
+        (("f0", "mode"), 7, "image mode in sample 4"),
+        (("f0", "mode"), 1, "another size than its bytes in sample 4"),
+        (("f0", "mode"), 2, "another size than its bytes in sample 4"),
+        (("f0", "width"), 0, "without area in sample 4"),
+        (("f2",), 4, "label in sample 4"),
+        (("f2",), -1, "label in sample 4"),
+    ],
+)
+def test_impossible_metadata_are_refused(
+    beton: Path, copied: Path, place: tuple[str, ...], value: int, words: str
+) -> None:
+    metadata = np.fromfile(beton, METADATA_TYPE, count=COUNT, offset=METADATA_START)
+    column = metadata
+    for name in place:
+        column = column[name]
+    column[4] = value
+    with open(copied, "r+b") as stream:
+        stream.seek(METADATA_START)
+        stream.write(metadata.tobytes())
+    assert words in refused(copied, beton)
+
+
+def test_a_size_that_would_take_all_memory_is_refused(beton: Path, copied: Path) -> None:
+    metadata = np.fromfile(beton, METADATA_TYPE, count=COUNT, offset=METADATA_START)
+    metadata["f0"]["width"][4] = metadata["f0"]["height"][4] = 65_500
+    with open(copied, "r+b") as stream:
+        stream.seek(METADATA_START)
+        stream.write(metadata.tobytes())
+    assert "more than 200,000,000 pixels in sample 4" in refused(copied, beton)
+
+
+def test_a_wild_sample_count_is_refused_at_once(beton: Path, copied: Path) -> None:
+    """FFCV hangs on it, whether the manifest agrees or not."""
+    header = np.fromfile(beton, HeaderType, count=1)
+    header["num_samples"] = 2**40
+    with open(copied, "r+b") as stream:
+        stream.write(header.tobytes())
+    assert "1099511627776 samples" in refused(copied, beton)
+    assert "no room for the metadata" in refused(copied, beton, count=2**40)
+
+
+def test_checksums_of_samples_belong_to_their_container(beton: Path, tmp_path: Path) -> None:
+    path = tmp_path / "train.beton"
+    manifest = read_manifest(beton)
+    assert read_sums(path, manifest) is None
+    known = write_sums(path, [1, 2**32 - 1, 3, 4])
+    manifest = dataclasses.replace(manifest, sums_sha256=known, count=2)
+    sums = read_sums(path, manifest)
+    assert sums is not None and sums.tolist() == [[1, 2**32 - 1], [3, 4]]
+    write_sums(path, [1, 2, 3, 4])
+    with pytest.raises(DataError, match="another run"):
+        read_sums(path, manifest)
+    sums_path(path).unlink()
+    with pytest.raises(DataError, match="is missing"):
+        read_sums(path, manifest)

@@ -1,0 +1,159 @@
+"""Parts of JPEGs against Pillow's decode of the whole, and what is refused."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from harl_fast.data.views import jpeg as jpegfile
+from harl_fast.data.views.jpeg import BAD_JPEG, OK, UNSUPPORTED
+from tests.betons import smooth_noise
+
+SUBSAMPLING = {"4:4:4": (1, 1), "4:2:2": (1, 2), "4:2:0": (2, 2)}
+
+
+def jpeg(seed: int = 0, height: int = 90, width: int = 130, mode: str = "RGB", **options):
+    image = Image.fromarray(smooth_noise(seed, height, width)).convert(mode)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", **{"quality": 90, **options})
+    return np.frombuffer(stream.getvalue(), np.uint8).copy()
+
+
+def whole_planes(data: np.ndarray) -> np.ndarray:
+    """Pillow's YCbCr of the whole picture; its luma is libjpeg's, untouched."""
+    image = Image.open(io.BytesIO(data.tobytes()))
+    image.draft("YCbCr" if image.mode == "RGB" else "L", None)
+    return np.atleast_3d(np.asarray(image))
+
+
+def parse(data: np.ndarray) -> tuple[int, np.ndarray]:
+    layout = np.empty(jpegfile.LAYOUT, np.int64)
+    return jpegfile.parse_jpeg(data, layout), layout
+
+
+def decode(data: np.ndarray, union) -> tuple[int, np.ndarray, np.ndarray]:
+    status, layout = parse(data)
+    if status != OK:
+        return status, layout, np.empty(0)
+    size = (int(layout[jpegfile.HEIGHT]), int(layout[jpegfile.WIDTH]))
+    excerpt = np.full(jpegfile.excerpt_size(data.size), 0xAA, np.uint8)
+    planes = np.full(jpegfile.planes_size(*size), 77, np.uint8)
+    window = np.empty(jpegfile.WINDOW, np.int64)
+    decoder = np.array([jpegfile.open_decoder()], np.uintp)
+    found = jpegfile.decode_planes(decoder, data, layout, union, excerpt, planes, window)
+    jpegfile.close_decoder(decoder[0])
+    return found, window, planes
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 20),
+    size=st.tuples(st.integers(1, 100), st.integers(1, 140)),
+    restarts=st.sampled_from([{}, *({"restart_marker_blocks": n} for n in (1, 2, 3, 4, 8, 50))]),
+    subsampling=st.sampled_from(list(SUBSAMPLING)),
+    grey=st.booleans(),
+    data=st.data(),
+)
+def test_a_part_has_the_luma_of_the_whole(seed, size, restarts, subsampling, grey, data) -> None:
+    height, width = size
+    mode = "L" if grey else "RGB"
+    options = {} if grey else {"subsampling": subsampling}
+    encoded = jpeg(seed, height, width, mode, **options, **restarts)
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    bottom = data.draw(st.integers(top + 1, height))
+    right = data.draw(st.integers(left + 1, width))
+    status, window, planes = decode(encoded, (top, left, bottom, right))
+    assert status == OK
+    y, x, stride, rows = window.tolist()
+    luma = planes[: rows * stride].reshape(rows, stride)
+    expected = whole_planes(encoded)[top:bottom, left:right, 0]
+    assert np.array_equal(luma[top - y : bottom - y, left - x : right - x], expected)
+
+
+def test_a_part_has_the_chroma_of_the_whole() -> None:
+    encoded = jpeg(3, 160, 256, subsampling="4:2:0", restart_marker_blocks=4)
+    status, window, planes = decode(encoded, (50, 70, 100, 180))
+    whole_status, _, whole = decode(encoded, (0, 0, 160, 256))
+    assert status == whole_status == OK
+    y, x, stride, rows = window.tolist()
+    assert (rows, stride) < (160, 256) and y > 0 and x > 0  # it is a part indeed
+    blue = planes[rows * stride :][: rows * stride // 4].reshape(rows // 2, stride // 2)
+    all_blue = whole[160 * 256 :][: 80 * 128].reshape(80, 128)
+    part = all_blue[y // 2 : (y + rows) // 2, x // 2 : (x + stride) // 2]
+    assert np.array_equal(blue, part)
+
+
+@pytest.mark.parametrize("restarts", [{}, {"restart_marker_blocks": 4}])
+def test_a_cut_file_is_damaged(restarts) -> None:
+    encoded = jpeg(0, 160, 256, **restarts)
+    for keep in (0, 1, 3, 100, 700, encoded.size // 2, encoded.size - 2):
+        assert decode(encoded[:keep].copy(), (0, 0, 160, 256))[0] == BAD_JPEG, keep
+
+
+def test_a_lost_or_swapped_restart_marker_is_damage() -> None:
+    encoded = jpeg(0, 160, 256, restart_marker_blocks=4)
+    places = [
+        i for i in range(encoded.size - 1) if encoded[i] == 255 and 208 <= encoded[i + 1] < 216
+    ]
+    for value in (0xD0 + 5, 0x00):
+        broken = encoded.copy()
+        broken[places[1] + 1] = value
+        assert decode(broken, (0, 0, 20, 20))[0] == BAD_JPEG
+
+
+@pytest.mark.parametrize(
+    "before_end",
+    [
+        b"\xff\xd0",
+        b"\xff\xd7",
+        b"\xff\xfe\x00\x06note",
+        b"\xff\xe5\x00\x06note",
+        b"\xff\xff",
+        b"\0" * 5,
+    ],
+)
+def test_what_libjpeg_minds_not_before_the_end_is_no_damage(before_end: bytes) -> None:
+    """Some encoders write one restart marker too many, or a segment behind the scan."""
+    encoded = jpeg(2, 160, 256, restart_marker_blocks=4)
+    odd = np.frombuffer(encoded[:-2].tobytes() + before_end + b"\xff\xd9", np.uint8).copy()
+    status, window, planes = decode(odd, (50, 70, 100, 180))
+    assert status == OK
+    y, x, stride, rows = window.tolist()
+    luma = planes[: rows * stride].reshape(rows, stride)
+    expected = whole_planes(encoded)[50:100, 70:180, 0]
+    assert np.array_equal(luma[50 - y : 100 - y, 70 - x : 180 - x], expected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**31), st.integers(1, 30), st.sampled_from([{}, {"restart_marker_blocks": 4}])
+)
+def test_flipped_bytes_never_write_out_of_bounds(seed, count, restarts) -> None:
+    """Whatever the status: guards behind the buffers stay as they were."""
+    encoded = jpeg(1, 64, 128, **restarts)
+    rng = np.random.default_rng(seed)
+    encoded[rng.integers(2, encoded.size, count)] = rng.integers(0, 256, count)
+    status, layout = parse(encoded)
+    if status != OK or (layout[jpegfile.HEIGHT], layout[jpegfile.WIDTH]) != (64, 128):
+        return  # `open_picture` refuses another size than the container's
+    excerpt = np.full(jpegfile.excerpt_size(encoded.size) + 64, 0xAA, np.uint8)
+    planes = np.full(jpegfile.planes_size(64, 128) + 64, 77, np.uint8)
+    window = np.empty(jpegfile.WINDOW, np.int64)
+    decoder = np.array([jpegfile.open_decoder()], np.uintp)
+    jpegfile.decode_planes(
+        decoder, encoded, layout, (5, 20, 60, 90), excerpt[:-64], planes[:-64], window
+    )
+    jpegfile.close_decoder(decoder[0])
+    assert (excerpt[-64:] == 0xAA).all() and (planes[-64:] == 77).all()
+
+
+def test_other_kinds_are_refused_by_name() -> None:
+    assert parse(jpeg(progressive=True))[0] == UNSUPPORTED
+    assert parse(jpeg(mode="CMYK"))[0] == UNSUPPORTED
+    assert parse(jpeg(mode="RGB", keep_rgb=True, subsampling="4:4:4"))[0] == UNSUPPORTED
+    assert parse(np.frombuffer(b"\x89PNG\r\n\x1a\n" * 9, np.uint8))[0] == BAD_JPEG
