@@ -20,8 +20,9 @@ import numpy.typing as npt
 from PIL import Image
 
 import preprocess
-from harl_fast.data.container import checksum, imagefield, manifest, maskfield
+from harl_fast.data.container import checksum, imagefield, integrity, manifest, maskfield
 from harl_fast.data.container.maskfield import resize_mask
+from harl_fast.data.views import jpeg
 from harl_fast.errors import DataError
 from harl_fast.files import Progress
 from preprocess.masks import find_mask

@@ -1,6 +1,6 @@
 """The method's configuration: YAML in, every key checked, the resolved copy out.
 
-What the engine needs (batch sizes, precision, ZeRO) is DeepSpeed's own JSON, see `engine.dsconfig`.
+What the engine needs (batch sizes, precision, ZeRO) is DeepSpeed's own JSON, see `engine.config`.
 """
 
 from __future__ import annotations
