@@ -152,7 +152,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import torch
-from tests.engine.test_saver import record, saver
+from tests.engine.test_writer import record, saver
 tmp, said = Path(sys.argv[1]), []
 ours = saver(tmp, said)
 big = {"online.a": torch.ones(1 << 18)}
