@@ -93,7 +93,7 @@ def test_every_import_is_declared(folder: str) -> None:
     declared = requirements(table["dependencies"])
     if folder == "preprocess":  # imported only when a mask method needs it
         declared |= requirements(table["optional-dependencies"]["masks-onnx"])
-    if folder == "tests":
+    if folder in ("tests", "benchmarks"):
         for extra in ("dev", "bench"):
             declared |= requirements(table["optional-dependencies"][extra])
     missing = {
