@@ -33,7 +33,7 @@ from harl_fast.files import open_regular, replacing
 
 TOGETHER = (
     "rng.py",
-    *("data/container/checksum.py", "data/container/imagefield.py"),
+    *("data/container/checksum.py", "data/container/fields.py"),
     *("data/views/crop.py", "data/views/resize.py", "data/views/jpegheader.py"),
     *("data/views/jpeg.py", "data/views/pixelops.py", "data/views/color_cpu.py"),
     *("data/views/sample.py", "data/decode.py"),

@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from harl_fast.config import RunConfig
-from harl_fast.data.container.maskfield import pack_mask
+from harl_fast.data.container.fields import pack_mask
 from harl_fast.data.container.reader import StoredSample, read_samples
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.occupancy import Occupancy, histogram

@@ -153,7 +153,7 @@ def test_a_step_up_or_sideways_is_found(module: str, source: str) -> None:
             "import harl_fast\nfrom harl_fast import __version__",
         ),
         ("harl_fast.engine.deepspeed", "import deepspeed"),
-        ("preprocess.beton", "from harl_fast.data.container.maskfield import BitMaskField"),
+        ("preprocess.beton", "from harl_fast.data.container.fields import BitMaskField"),
         ("launch.lineval", "from harl_fast.engine.checkpoint.format import load_encoder"),
     ],
 )

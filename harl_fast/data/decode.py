@@ -27,7 +27,7 @@ from ffcv.reader import Reader
 from numba import prange
 
 from harl_fast.data.container.checksum import sums_differ
-from harl_fast.data.container.imagefield import MODE_RAW
+from harl_fast.data.container.fields import MODE_RAW
 from harl_fast.data.views.color_cpu import scratch_size
 from harl_fast.data.views.crop import ViewGeometry, geometry_table, needs_mask
 from harl_fast.data.views.jpeg import (

@@ -19,7 +19,7 @@ from ffcv.pipeline.pipeline_spec import PipelineSpec
 from torch import Tensor
 
 from harl_fast.data.buffers import Slots
-from harl_fast.data.container.imagefield import open_reader
+from harl_fast.data.container.fields import open_reader
 from harl_fast.data.container.manifest import Manifest, check_container, read_manifest
 from harl_fast.data.damage import Check, Damage, Policy, compared_sums
 from harl_fast.data.decode import (

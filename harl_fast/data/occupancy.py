@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.data.container.imagefield import open_reader
+from harl_fast.data.container.fields import open_reader
 from harl_fast.data.container.manifest import check_container, read_manifest
 from harl_fast.data.views.crop import (
     ViewGeometry,

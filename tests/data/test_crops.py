@@ -13,7 +13,7 @@ from scipy import stats
 
 from harl_fast import rng
 from harl_fast.config import ViewConfig
-from harl_fast.data.container.maskfield import pack_mask
+from harl_fast.data.container.fields import pack_mask
 from harl_fast.data.views.crop import (
     FOREGROUND_TRIES,
     ViewGeometry,

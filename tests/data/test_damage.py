@@ -257,7 +257,7 @@ import sys
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.loader.epoch_iterator import EpochIterator
-from harl_fast.data.container.maskfield import BitMaskField
+from harl_fast.data.container.fields import BitMaskField
 
 def failing(self, *args):
     raise MemoryError("no room")

@@ -15,7 +15,7 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from harl_fast import rng
-from harl_fast.data.container.maskfield import pack_mask
+from harl_fast.data.container.fields import pack_mask
 from harl_fast.data.views.crop import (
     ViewGeometry,
     cell_coverage,

@@ -17,8 +17,7 @@ import numpy.typing as npt
 from ffcv.fields import IntField, RGBImageField
 from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType, get_metadata_type
 
-from harl_fast.data.container.imagefield import MODE_JPG, MODE_NAMES, stored_bytes
-from harl_fast.data.container.maskfield import BitMaskField
+from harl_fast.data.container.fields import MODE_JPG, MODE_NAMES, BitMaskField, stored_bytes
 
 FIELD_COUNT = 3
 METADATA_START = HeaderType.itemsize + FIELD_COUNT * FieldDescType.itemsize

@@ -11,15 +11,15 @@ import numpy.typing as npt
 from ffcv.reader import Reader
 from PIL import Image
 
-from harl_fast.data.container.imagefield import (
+from harl_fast.data.container.fields import (
     MODE_JPG,
     MODE_RAW,
     MODE_YUV420,
     open_reader,
     stored_bytes,
+    unpack_mask,
 )
 from harl_fast.data.container.manifest import check_container, read_manifest, sample_name
-from harl_fast.data.container.maskfield import unpack_mask
 from harl_fast.data.decode import span
 from harl_fast.data.views.jpeg import OK, decode_jpeg
 from harl_fast.errors import DataError
@@ -51,7 +51,7 @@ def stored_pixels(
 ) -> npt.NDArray[np.uint8] | None:
     """Return one stored picture as (H, W, 3) uint8 RGB, or None if it does not decode.
 
-    mode: of `imagefield`. data: its bytes.
+    mode: of `fields`. data: its bytes.
     """
     if mode == MODE_JPG:
         pixels = np.zeros((height, width, 3), np.uint8)

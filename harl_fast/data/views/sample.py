@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harl_fast.data.container.imagefield import MODE_JPG, MODE_RAW, MODE_YUV420
+from harl_fast.data.container.fields import MODE_JPG, MODE_RAW, MODE_YUV420
 from harl_fast.data.views.color_cpu import PARAMS, colour_view, draw_colour
 from harl_fast.data.views.crop import cell_coverage, draw_view, fill_integral
 from harl_fast.data.views.jpeg import (
@@ -58,7 +58,7 @@ def _union(boxes):  # type: ignore[no-untyped-def]
 def open_picture(decoder, mode, data, size, boxes, bytes_, picture):  # type: ignore[no-untyped-def]
     """Make a stored picture's pixels ready for `cut_view`; return its status.
 
-    decoder: see `decode_planes`. mode: of `imagefield`. data: the stored bytes. size: (height,
+    decoder: see `decode_planes`. mode: of `fields`. data: the stored bytes. size: (height,
     width). boxes: of `place_views`; what lies outside all of them is not decoded. bytes_: one
     thread's scratch, receives the planes of a JPEG. picture: (`PICTURE`,) int64, receives where
     the planes lie.
