@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from harl_fast import jit
-from harl_fast.data.decode import decode_batch
+from harl_fast.data.views.batch import decode_batch
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(jit.__file__).parent

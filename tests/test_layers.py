@@ -145,8 +145,8 @@ def test_a_step_up_or_sideways_is_found(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("harl_fast.config", "from harl_fast.errors import ConfigError\nimport yaml"),
-        ("harl_fast.data.loader", "import torch\nfrom harl_fast.data.decode import ViewsDecoder"),
-        ("harl_fast.data.loader", "from .decode import ViewsDecoder\nfrom harl_fast import rng"),
+        ("harl_fast.data.loader", "import torch\nfrom harl_fast.data.decode import Decoder"),
+        ("harl_fast.data.loader", "from .decode import Decoder\nfrom harl_fast import rng"),
         ("harl_fast.eval.protocol", "from harl_fast.data.loader import EvalLoader"),
         (
             "harl_fast.engine.checkpoint.format",

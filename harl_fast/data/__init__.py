@@ -6,7 +6,7 @@ import torch
 # Importing ffcv sets both to one, for the whole process and for this thread.
 _threads, _numba_threads = torch.get_num_threads(), numba.get_num_threads()
 
-import harl_fast.data.decode  # noqa: E402, F401
+import ffcv  # noqa: E402, F401
 
 torch.set_num_threads(_threads)
 numba.set_num_threads(_numba_threads)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from harl_fast.data.container.reader import read_samples
-from harl_fast.data.decode import decode_batch
 from harl_fast.data.loader import Batch, EvalLoader, decoding_threads
+from harl_fast.data.views.batch import decode_batch
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
 from tests.betons import plain_item, write_beton
@@ -75,7 +75,7 @@ from tests.data.support import VIEWS, by_sample, loader
 policies = tuple(ViewConfig(size_px=view.size_px, solarize_p=0.2) for view in VIEWS)
 for colour in (None, Colouring(policies, (0.5,) * 3, (0.2,) * 3)):
     one, eight = (loader(Path(sys.argv[1]), workers=n, colour=colour) for n in (1, 8))
-    assert (one._workers, eight._workers) == (1, 8)
+    assert (one._settings["threads"], eight._settings["threads"]) == (1, 8)
     print(by_sample(one) == by_sample(eight))
 """
 

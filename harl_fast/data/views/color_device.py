@@ -1,16 +1,17 @@
 """How a view is coloured: BYOL's jitter, grey, blur, solarize, normalisation, batched on device.
 
-Factors and blends are torchvision's (BYOL, appendix B). The parameters come from `colour` on the
-host, so that every index list has a known size and no device is ever waited for. On the CPU the
-loader may do the same work with `colour.colour_view` instead, several times faster. Inside, pixels
-are planar (B, 3, H, W) float32 in [0, 1], which is 2 to 5 times faster than interleaved on CPU;
-the result is channels-last.
+Factors and blends are torchvision's (BYOL, appendix B). The parameters come from `color_cpu` on
+the host, so that every index list has a known size and no device is ever waited for. On the CPU
+the loader may do the same work with `color_cpu.colour_view` instead, several times faster. Inside,
+pixels are planar (B, 3, H, W) float32 in [0, 1], which is 2 to 5 times faster than interleaved on
+CPU; the result is channels-last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,8 +78,8 @@ class Colouring:
     std: tuple[float, float, float]
     """Per-channel normalisation of [0, 1] pixels, RGB."""
 
-    def table(self) -> npt.NDArray[np.float64]:
-        """Return (V, K) float64, a row a view, for `colour.draw_colour` and `colour_view`."""
+    def table(self) -> npt.NDArray[Any]:
+        """Return the (V,) records of `color_cpu.policy_table`."""
         return policy_table(self.policies, self.mean, self.std)
 
     def check(self, views: Sequence[ViewGeometry]) -> None:
