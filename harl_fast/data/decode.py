@@ -38,6 +38,7 @@ class Decoder:
     ) -> None:
         self._stored, self._views, self._threads = container.stored, tuple(views), threads
         self._geometry = geometry_table(views)
+        self._colour = colour
         self._colours = None if colour is None else colour.table()
         self._scratch: Scratch | None = None
 
@@ -62,6 +63,8 @@ class Decoder:
                 self._scratch,
                 *out,
             )
+        if self._colour is not None:
+            self._colour.augment(out.views, samples, seed=seed, epoch=epoch)
 
     def free(self) -> None:
         """Let the memory go until it is needed again."""
