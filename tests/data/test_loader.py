@@ -93,6 +93,31 @@ def test_eight_threads_show_what_one_shows(beton: Path) -> None:
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
+STORED = """
+import sys
+from pathlib import Path
+from harl_fast.data.views.batch import decode_batch
+from tests.data.support import loader
+
+next(iter(loader(Path(sys.argv[1]))))
+stats = decode_batch.stats
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+
+def test_a_second_process_finds_the_kernel_and_its_records_in_the_store(beton: Path) -> None:
+    """Its arguments are named tuples and arrays of records, which must look alike in all."""
+    next(iter(loader(beton)))
+    done = subprocess.run(
+        [sys.executable, "-c", STORED, str(beton)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.stdout.split() == ["1", "0"], done.stderr
+
+
 def test_the_epoch_changes_the_views_without_compiling_again(beton: Path) -> None:
     one = loader(beton)
     first = by_sample(one)

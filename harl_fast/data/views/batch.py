@@ -22,7 +22,7 @@ from harl_fast.jit import njit
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def decode_batch(samples, seed, epoch, stored, table, colours, scratch, views, cells, status):  # type: ignore[no-untyped-def]
+def decode_batch(samples, seed, epoch, stored, table, colours, scratch, views, cells, status):
     """Fill each view's (B, S, S, 3), its cells (B, h, w) and the (B,) int32 status.
 
     samples: (B,) int64 ids. The rest is that of `sample.decode_sample`; ``scratch`` has room for as

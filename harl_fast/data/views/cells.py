@@ -15,7 +15,7 @@ _ONES = np.array([value.bit_count() for value in range(256)])
 
 
 @njit(cache=True)
-def fill_integral(packed, size, integral):  # type: ignore[no-untyped-def]
+def fill_integral(packed, size, integral):
     """Fill ``integral`` (size + 1, size + 1) int32 with counts of foreground mask pixels.
 
     packed: (size * size / 8,) uint8, see `cell_coverage`. ``integral[y, x]`` counts the pixels in
@@ -32,7 +32,7 @@ def fill_integral(packed, size, integral):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _area_before(integral, height, width, y, x):  # type: ignore[no-untyped-def]
+def _area_before(integral, height, width, y, x):
     """Return the foreground's area above y and left of x, for edges y, x in 1/size image pixels.
 
     In units of (1/size image pixel)^2, in which a mask pixel is ``height`` x ``width``: exact.
@@ -48,7 +48,7 @@ def _area_before(integral, height, width, y, x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def foreground_share(integral, height, width, top, left, box_h, box_w):  # type: ignore[no-untyped-def]
+def foreground_share(integral, height, width, top, left, box_h, box_w):
     """Return the share of a box's area under the mask, in [0, 1]: `cell_coverage` of one cell.
 
     integral: see `fill_integral`. height, width: of the image. Mask pixels that the box cuts count
@@ -67,7 +67,7 @@ def foreground_share(integral, height, width, top, left, box_h, box_w):  # type:
 
 
 @njit(cache=True)
-def cell_coverage(packed, size, height, width, placed, out):  # type: ignore[no-untyped-def]
+def cell_coverage(packed, size, height, width, placed, out):
     """Fill ``out`` (cells, cells) float32 with each cell's foreground share, in [0, 1].
 
     packed: (size * size / 8,) uint8, the mask's bits by row, most significant first, in the frame
@@ -100,7 +100,7 @@ def cell_coverage(packed, size, height, width, placed, out):  # type: ignore[no-
 
 
 @njit(cache=True)
-def _add_before(packed, byte, whole, part, pixel_w, inside, before):  # type: ignore[no-untyped-def]
+def _add_before(packed, byte, whole, part, pixel_w, inside, before):
     """Add one mask row's foreground left of each edge, times ``inside``, to ``before``.
 
     byte: where the row starts. whole, part: the edges, rising, as in `cell_coverage`.

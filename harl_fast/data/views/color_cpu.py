@@ -72,7 +72,7 @@ def policy_table(
 
 
 @njit(cache=True, nogil=True)
-def draw_colour(key, row, out):  # type: ignore[no-untyped-def]
+def draw_colour(key, row, out):
     """Fill ``out`` (PARAMS,) float64 with one view's parameters.
 
     key: of `rng.stream`. row: the view's record of `policy_table`.
@@ -97,7 +97,7 @@ def draw_colour(key, row, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _draw_batch(seed, epoch, samples, view, row, out):  # type: ignore[no-untyped-def]
+def _draw_batch(seed, epoch, samples, view, row, out):
     for sample in range(out.shape[0]):
         draw_colour(stream(seed, epoch, samples[sample], view, PHOTOMETRIC), row, out[sample])
 
@@ -126,7 +126,7 @@ def scratch_size(size_px: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _jitter(pixels, params, first, stop, middle):  # type: ignore[no-untyped-def]
+def _jitter(pixels, params, first, stop, middle):
     """Apply the operations from place ``first`` up to ``stop`` to a (3, n) chunk."""
     for place in range(first, stop):
         number = int(params[ORDER + place])
@@ -145,7 +145,7 @@ def _jitter(pixels, params, first, stop, middle):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True)
-def _before_contrast(planes, params, stop, step, kept):  # type: ignore[no-untyped-def]
+def _before_contrast(planes, params, stop, step, kept):
     """Return the picture's mean luminance after the operations before place ``stop``.
 
     planes: (3, n) uint8. kept: (3 * n,) float32, receives the pixels,
@@ -169,7 +169,7 @@ def _before_contrast(planes, params, stop, step, kept):  # type: ignore[no-untyp
 
 
 @njit(cache=True, nogil=True)
-def _across(line, weights, reach, out):  # type: ignore[no-untyped-def]
+def _across(line, weights, reach, out):
     """Blur a line: out[i] is about line[i + reach]."""
     tap = 1
     ops.taps0(line[reach:], weights, out)
@@ -202,14 +202,14 @@ def _across(line, weights, reach, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _ring_row(ring, row, side):  # type: ignore[no-untyped-def]
+def _ring_row(ring, row, side):
     """Return the line of a row that may lie beyond the picture's border, mirrored there."""
     row = side - 1 - abs(side - 1 - abs(row))
     return ring[row % ring.shape[0]]
 
 
 @njit(cache=True, nogil=True)
-def _down(ring, row, side, weights, reach, out):  # type: ignore[no-untyped-def]
+def _down(ring, row, side, weights, reach, out):
     """Blur row ``row`` of a picture of ``side`` rows, the last of which lie in ``ring``."""
     tap = 1
     ops.taps0(_ring_row(ring, row, side), weights, out)
@@ -231,7 +231,7 @@ def _down(ring, row, side, weights, reach, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _finish(pixels, grey, invert, scale, offset, out):  # type: ignore[no-untyped-def]
+def _finish(pixels, grey, invert, scale, offset, out):
     """Solarize, normalise and interleave (3, n) pixels into ``out`` (3 * n,)."""
     if invert:
         for plane in range(1 if grey else 3):
@@ -243,7 +243,7 @@ def _finish(pixels, grey, invert, scale, offset, out):  # type: ignore[no-untype
 
 
 @njit(cache=True, nogil=True)
-def _coloured(planes, params, place, middle, kept, pixels, start):  # type: ignore[no-untyped-def]
+def _coloured(planes, params, place, middle, kept, pixels, start):
     """Fill ``pixels`` (3, n) with the picture from ``start`` on, jittered and made grey."""
     width = pixels.shape[1]
     for plane in range(3):
@@ -259,7 +259,7 @@ def _coloured(planes, params, place, middle, kept, pixels, start):  # type: igno
 
 
 @njit(cache=True, nogil=True)
-def _pad(pixels, first, reach, used, line):  # type: ignore[no-untyped-def]
+def _pad(pixels, first, reach, used, line):
     """Fill ``line`` with a row of each plane in 16-bit fixed point, mirrored at both ends."""
     stride = line.shape[0] // used
     side = stride - 2 * reach
@@ -272,7 +272,7 @@ def _pad(pixels, first, reach, used, line):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _blurred(flat, params, found, scale, offset, chunk, work, out):  # type: ignore[no-untyped-def]
+def _blurred(flat, params, found, scale, offset, chunk, work, out):
     """Colour, blur and finish a view; rows stream through a ring.
 
     found: what `colour_view` has found out: where to start, the mean luminance, the blur's reach
@@ -282,13 +282,13 @@ def _blurred(flat, params, found, scale, offset, chunk, work, out):  # type: ign
     place, middle, reach, total, grey, invert = found
     side, step, used = out.shape[0], chunk.shape[1], 1 if grey else 3
     kept, stride = out.reshape(-1), side + 2 * reach
-    slots = min(side, 2 * reach + step // side)
+    rows = min(side, 2 * reach + step // side)
     length = used * stride
     pitch = -(-length // 32) * 32  # vertical taps then read whole cache lines
     line, blurred = work[:length], work[pitch : 2 * pitch]
     weights = work[2 * pitch : (3 + reach) * pitch].reshape(reach + 1, pitch)
     ops.fill_weights(params[SIGMA], total, weights)
-    ring = work[(3 + reach) * pitch : (3 + reach + slots) * pitch].reshape(slots, pitch)
+    ring = work[(3 + reach) * pitch : (3 + reach + rows) * pitch].reshape(rows, pitch)
     fine_scale = scale / np.float32(ops.FIXED)
     done, ready = 0, 0
     for start in range(0, side * side, step):
@@ -297,7 +297,7 @@ def _blurred(flat, params, found, scale, offset, chunk, work, out):  # type: ign
         _coloured(flat, params, place, middle, kept, pixels, start)
         for row in range(width // side):
             _pad(pixels, row * side, reach, used, line)
-            _across(line, weights, reach, ring[(ready + row) % slots, : length - 2 * reach])
+            _across(line, weights, reach, ring[(ready + row) % rows, : length - 2 * reach])
         ready += width // side
         while done < side and min(done + reach, side - 1) < ready:
             _down(ring, done, side, weights, reach, blurred)
@@ -317,7 +317,7 @@ def _blurred(flat, params, found, scale, offset, chunk, work, out):  # type: ign
 
 
 @njit(cache=True, nogil=True)
-def colour_view(planes, params, row, scratch, out):  # type: ignore[no-untyped-def]
+def colour_view(planes, params, row, scratch, out):
     """Fill ``out`` (S, S, 3) float32 with one coloured and normalised view.
 
     planes: (3, S, S) uint8 RGB, contiguous. params: of `draw_colour`. row: the view's record of

@@ -99,17 +99,13 @@ def geometry_table(views: Sequence[ViewGeometry]) -> npt.NDArray[Any]:
     return np.array(rows, dtype=_ROW)
 
 
-@njit(cache=True)
-def needs_mask(table):  # type: ignore[no-untyped-def]
+def needs_mask(table: npt.NDArray[Any]) -> bool:
     """Return whether some view of a `geometry_table` needs `fill_integral` before `draw_view`."""
-    for view in range(table.shape[0]):
-        if table[view].crop != _RANDOM and table[view].centre == 0.0:
-            return True
-    return False
+    return bool(((table["crop"] != _RANDOM) & (table["centre"] == 0.0)).any())
 
 
 @njit(cache=True)
-def draw_box(key, height, width, scale_low, scale_high, ratio_low, ratio_high, first_draw):  # type: ignore[no-untyped-def]
+def draw_box(key, height, width, scale_low, scale_high, ratio_low, ratio_high, first_draw):
     """Return (top, left, box height, box width) in pixels, the rule of RandomResizedCrop.
 
     height, width: of the image. first_draw: index of the first of the 4 * `TRIES` draws it may
@@ -137,7 +133,7 @@ def draw_box(key, height, width, scale_low, scale_high, ratio_low, ratio_high, f
 
 
 @njit(cache=True)
-def centre_box(height, width, share):  # type: ignore[no-untyped-def]
+def centre_box(height, width, share):
     """Return the central square box whose side is ``share`` of the image's shorter side.
 
     With share 224/256 this is the area that Resize(256) and CenterCrop(224) show.
@@ -147,13 +143,13 @@ def centre_box(height, width, share):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _row_box(key, height, width, row, first_draw):  # type: ignore[no-untyped-def]
-    scale, ratio = (row.scale_low, row.scale_high), (row.ratio_low, row.ratio_high)
-    return draw_box(key, height, width, scale[0], scale[1], ratio[0], ratio[1], first_draw)
+def _row_box(key, height, width, row, first_draw):
+    low, high = row.ratio_low, row.ratio_high
+    return draw_box(key, height, width, row.scale_low, row.scale_high, low, high, first_draw)
 
 
 @njit(cache=True)
-def draw_view(key, height, width, row, integral):  # type: ignore[no-untyped-def]
+def draw_view(key, height, width, row, integral):
     """Return the `Box` of one view.
 
     row: the view's record of `geometry_table`. integral: of the sample's mask, see
@@ -185,7 +181,7 @@ def draw_view(key, height, width, row, integral):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True)
-def centre_on_foreground(draw, integral, height, width, top, left, box_h, box_w):  # type: ignore[no-untyped-def]
+def centre_on_foreground(draw, integral, height, width, top, left, box_h, box_w):
     """Return (top, left) of the box moved onto a foreground point.
 
     draw: uniform in [0, 1). Of the N foreground pixels, counted by row, number floor(draw * N) is

@@ -96,7 +96,7 @@ class Scratch(NamedTuple):
 
 
 @njit(cache=True)
-def stored_size(stored, address):  # type: ignore[no-untyped-def]
+def stored_size(stored, address):
     """Return how many bytes are stored at ``address``, 0 if nothing of a sample begins there."""
     place = np.searchsorted(stored.addresses, address)
     if place >= stored.addresses.shape[0] or stored.addresses[place] != address:
@@ -105,7 +105,7 @@ def stored_size(stored, address):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def read_stored(stored, address, into):  # type: ignore[no-untyped-def]
+def read_stored(stored, address, into):
     """Fill ``into`` (n,) uint8 from the file; return whether all of it could be read."""
     done, size = 0, into.shape[0]
     while done < size:
@@ -117,7 +117,7 @@ def read_stored(stored, address, into):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _load(sample, stored, image, packed):  # type: ignore[no-untyped-def]
+def _load(sample, stored, image, packed):
     """Read a sample's image and mask from the file and compare their sums; return the status."""
     if stored_size(stored, stored.masks[sample]) != packed.shape[0]:
         return BAD_MASK
@@ -132,13 +132,13 @@ def _load(sample, stored, image, packed):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _box(seed, epoch, sample, view, size, table, integral):  # type: ignore[no-untyped-def]
+def _box(seed, epoch, sample, view, size, table, integral):
     key = stream(seed, epoch, sample, view, GEOMETRY)
     return draw_view(key, size[0], size[1], table[view], integral)
 
 
 @njit(cache=True)
-def _union(seed, epoch, sample, size, table, integral):  # type: ignore[no-untyped-def]
+def _union(seed, epoch, sample, size, table, integral):
     """Return (top, left, bottom, right) of the rectangle that all of a sample's views cover."""
     top, left, bottom, right = size[0], size[1], 0, 0
     for view in range(table.shape[0]):
@@ -149,7 +149,7 @@ def _union(seed, epoch, sample, size, table, integral):  # type: ignore[no-untyp
 
 
 @njit(cache=True)
-def open_picture(decoder, mode, data, size, union, bytes_, picture):  # type: ignore[no-untyped-def]
+def open_picture(decoder, mode, data, size, union, bytes_, picture):
     """Make a stored picture's pixels ready for `cut_view`; return its status.
 
     decoder: see `decode_planes`. mode: of `fields`. data: the stored bytes. size: (height,
@@ -182,7 +182,7 @@ def open_picture(decoder, mode, data, size, union, bytes_, picture):  # type: ig
 
 
 @njit(cache=True)
-def _resize_ycc(planes, picture, size, placed, side, rest, parts):  # type: ignore[no-untyped-def]
+def _resize_ycc(planes, picture, size, placed, side, rest, parts):
     """Resize a view's luma and chroma from ``planes``, one after another in one array."""
     rows, stride = picture[ROWS], picture[STRIDE]
     down, across = picture[_FACTOR_Y], picture[_FACTOR_X]
@@ -200,7 +200,7 @@ def _resize_ycc(planes, picture, size, placed, side, rest, parts):  # type: igno
 
 
 @njit(cache=True)
-def cut_view(mode, data, size, box, picture, scratch, thread, key, colours, out):  # type: ignore[no-untyped-def]
+def cut_view(mode, data, size, box, picture, scratch, thread, key, colours, out):
     """Write one view of an opened picture to ``out`` (S, S, 3).
 
     mode, data, size, picture: of `open_picture`. box: of `draw_view`. key: the colour stream.
@@ -232,7 +232,7 @@ def cut_view(mode, data, size, box, picture, scratch, thread, key, colours, out)
 
 
 @njit(cache=True)
-def decode_sample(  # type: ignore[no-untyped-def]
+def decode_sample(
     sample, row, seed, epoch, stored, table, colours, decoder, scratch, thread, views, cells
 ):
     """Fill row ``row`` of each view (B, S, S, 3) and its cells (B, h, w); return the status.
