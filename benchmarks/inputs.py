@@ -20,8 +20,8 @@ import numpy.typing as npt
 from PIL import Image
 
 import preprocess
-from harl_fast.data.container import checksum, imagefield, integrity, manifest, maskfield
-from harl_fast.data.container.maskfield import resize_mask
+from harl_fast.data.container import checksum, fields, integrity, manifest
+from harl_fast.data.container.fields import resize_mask
 from harl_fast.data.views import jpeg
 from harl_fast.errors import DataError
 from harl_fast.files import Progress
@@ -43,7 +43,7 @@ PHOTOS = {
     ),
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
 }
-LAYOUT = (checksum, imagefield, jpeg, manifest, maskfield, integrity)
+LAYOUT = (checksum, fields, jpeg, manifest, integrity)
 STORES = ("jpg", "passthrough", "yuv420", "raw")
 Pixels = npt.NDArray[np.uint8]
 

@@ -121,7 +121,7 @@ def alone(args: argparse.Namespace, root: Path, *, cores: int, logs: Path) -> di
                 progress.advance()
             taken["first start"], taken["starts"] = starts[0], starts[1:]
         if "L7" in args.bars:
-            # Six batches an epoch: every slot of the loader is filled.
+            # Six batches an epoch: every buffer of the loader is filled.
             large = settings | {"batch": min(MEMORY_BATCH, args.count // 6), "ahead": 3}
             taken["memory"] = solo.measure("memory", large, threads=cores, log=logs / "solo.log")
             progress.advance()

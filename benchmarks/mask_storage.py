@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from benchmarks import mask_sets
 from benchmarks.mask_sets import Case
-from harl_fast.data.container.maskfield import pack_mask, resize_mask
-from harl_fast.data.views.crop import ViewGeometry, cell_coverage, draw_view, geometry_table
+from harl_fast.data.container.fields import pack_mask, resize_mask
+from harl_fast.data.views.cells import cell_coverage
+from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
 from harl_fast.rng import GEOMETRY, stream

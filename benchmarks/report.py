@@ -127,13 +127,13 @@ def ratio_rows(speeds: Mapping[str, Sequence[float]]) -> list[Row]:
 def memory_rows(taken: Mapping[str, Any]) -> list[Row]:
     """Return L7's lines from one answer of `solo.memory`."""
     above = taken["anonymous peak"] - taken["anonymous before"]
-    buffers = taken["slot"] * taken["slots needed"]
+    buffers = taken["buffer"] * taken["buffers needed"]
     pages = taken["file peak"] - taken["file before"]
     return [
         Row("L7", "anonymous memory above imports", above / MB, "MB", 400.0,
             (buffers + SPARE) / MB, less_is_better=True),
-        Row("L7", f"  {taken['slots needed']} output slots need", buffers / MB, "MB"),
-        Row("L7", "  excess over the slots", (above - buffers) / MB, "MB", None, SPARE / MB,
+        Row("L7", f"  {taken['buffers needed']} output buffers need", buffers / MB, "MB"),
+        Row("L7", "  excess over the buffers", (above - buffers) / MB, "MB", None, SPARE / MB,
             less_is_better=True),
         Row("L7", "  page cache mapped beside it", pages / MB, "MB"),
     ]  # fmt: skip

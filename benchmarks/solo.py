@@ -50,11 +50,11 @@ def memory(settings: Mapping[str, Any]) -> dict[str, Any]:
     peak = _Peak()
     peak.start()
     items = ours.batches(dict(settings))
-    taken, slot = 0, 0
+    taken, buffer = 0, 0
     for count, batch in items:
         if count:
             parts = (*batch.views, *batch.cells, batch.labels, batch.ids)
-            slot = sum(part.numel() * part.element_size() for part in parts)
+            buffer = sum(part.numel() * part.element_size() for part in parts)
             taken += 1
         if taken == BATCHES:
             break
@@ -69,8 +69,8 @@ def memory(settings: Mapping[str, Any]) -> dict[str, Any]:
         "file peak": peak.file,
         "VmHWM before": before["VmHWM"],
         "VmHWM": after["VmHWM"],
-        "slot": slot,
-        "slots needed": settings.get("ahead", 3) + 1,
+        "buffer": buffer,
+        "buffers needed": settings.get("ahead", 3) + 1,
         "batches": taken,
     }
 

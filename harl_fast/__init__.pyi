@@ -4,6 +4,8 @@ from .config import load_config as load_config
 from .data.loader import Batch as Batch
 from .data.loader import BetonLoader as BetonLoader
 from .data.loader import EvalLoader as EvalLoader
+from .data.views.augment import AUGMENTATIONS as AUGMENTATIONS
+from .data.views.augment import Augmentation as Augmentation
 from .data.views.color_device import Colouring as Colouring
 from .data.views.color_device import Photometric as Photometric
 from .data.views.crop import ViewGeometry as ViewGeometry

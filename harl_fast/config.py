@@ -100,6 +100,8 @@ class ViewConfig(Section):
     """Range of the blur's standard deviation in pixels of a 224 px view."""
     solarize_p: Share = 0.0
     """Probability of inverting all values of 0.5 and above."""
+    augment: dict[str, Share] = Field({})
+    """Further colour operations by name, each with its probability; they come after those above."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ViewConfig:

@@ -36,14 +36,14 @@ _TO_UNIT = 2.0**-53
 
 
 @njit(uint64(uint64), inline="always", cache=True)
-def _mix(word):  # type: ignore[no-untyped-def]
+def _mix(word):
     word = (word ^ (word >> np.uint64(30))) * _MIX1
     word = (word ^ (word >> np.uint64(27))) * _MIX2
     return word ^ (word >> np.uint64(31))
 
 
 @njit(cache=True)
-def stream(seed, epoch, sample, view, purpose):  # type: ignore[no-untyped-def]
+def stream(seed, epoch, sample, view, purpose):
     """Return the uint64 key of one stream; the arguments are non-negative integers.
 
     Callable from Python and from other compiled functions.
@@ -55,14 +55,14 @@ def stream(seed, epoch, sample, view, purpose):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def uniform(key, index):  # type: ignore[no-untyped-def]
+def uniform(key, index):
     """Return draw ``index`` of the stream ``key``: float64, uniform in [0, 1) on a 2^-53 grid."""
     word = _mix(np.uint64(key) + (np.uint64(index) + np.uint64(1)) * _WEYL)
     return np.float64(word >> np.uint64(11)) * _TO_UNIT
 
 
 @njit(cache=True)
-def _fill(seed, epoch, samples, view, purpose, out):  # type: ignore[no-untyped-def]
+def _fill(seed, epoch, samples, view, purpose, out):
     for row in range(out.shape[0]):
         key = stream(seed, epoch, samples[row], view, purpose)
         for column in range(out.shape[1]):

@@ -20,12 +20,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from harl_fast.config import RunConfig
-from harl_fast.data.container.maskfield import pack_mask
+from harl_fast.data.container.fields import pack_mask
 from harl_fast.data.container.reader import StoredSample, read_samples
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.occupancy import Occupancy, histogram
+from harl_fast.data.views.cells import fill_integral
 from harl_fast.data.views.color_device import Photometric
-from harl_fast.data.views.crop import ViewGeometry, draw_view, fill_integral, geometry_table
+from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.engine.provenance import code_version, now
 from harl_fast.engine.views import view_geometry, views_at
 from harl_fast.files import write_bytes

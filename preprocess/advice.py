@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from harl_fast.data.buffers import available_bytes
-from harl_fast.data.container.imagefield import MODE_NAMES
+from harl_fast.data.container.fields import MODE_NAMES
 from harl_fast.data.container.manifest import Manifest
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.views.crop import ViewGeometry

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from harl_fast.data.container.imagefield import MODE_JPG
-from harl_fast.data.container.maskfield import pack_mask, resize_mask
+from harl_fast.data.container.fields import MODE_JPG, pack_mask, resize_mask
 from preprocess.encode import DEFAULT_STORE, Store, encode
 from preprocess.images import Decoded, Pixels, UnusableImageError, decode_image, shrink
 from preprocess.masks.find import Found, Origin, Wanted, find_masks
@@ -53,7 +52,7 @@ class Sample(NamedTuple):
     name: str
     label: int
     mode: int
-    """How the picture is stored: a mode of `harl_fast.data.container.imagefield`."""
+    """How the picture is stored: a mode of `harl_fast.data.container.fields`."""
     image: bytes
     height: int
     width: int

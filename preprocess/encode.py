@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from harl_fast.data.container.imagefield import MODE_JPG, MODE_NAMES, MODE_RAW, MODE_YUV420
+from harl_fast.data.container.fields import MODE_JPG, MODE_NAMES, MODE_RAW, MODE_YUV420
 from harl_fast.errors import shown
 from harl_fast.rng import STORE, uniforms
 from preprocess.images import Pixels
@@ -89,7 +89,7 @@ def largest_image(max_resolution: int) -> int:
 
 
 def encode(rgb: Pixels, mode: int, *, quality: int) -> bytes:
-    """Return the bytes that store (H, W, 3) uint8 RGB pixels under a mode of `imagefield`."""
+    """Return the bytes that store (H, W, 3) uint8 RGB pixels under a `MODE_...` of containers."""
     if mode == MODE_RAW:
         return rgb.tobytes()
     if mode == MODE_YUV420:

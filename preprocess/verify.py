@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.data.container.checksum import Kind, stored_sum
-from harl_fast.data.container.imagefield import open_reader
+from harl_fast.data.container.fields import open_reader
 from harl_fast.data.container.manifest import (
     Manifest,
     check_container,

@@ -23,9 +23,8 @@ from ffcv.memory_allocator import MemoryAllocator
 from ffcv.types import ALLOC_TABLE_TYPE
 from ffcv.writer import DatasetWriter, handle_sample
 
-from harl_fast.data.container.imagefield import StoredImageField
+from harl_fast.data.container.fields import BitMaskField, StoredImageField, StoredMask
 from harl_fast.data.container.manifest import FIELDS
-from harl_fast.data.container.maskfield import BitMaskField, StoredMask
 from harl_fast.files import naming
 from preprocess.convert import Sample
 from preprocess.encode import largest_image

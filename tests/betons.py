@@ -12,7 +12,7 @@ from ffcv.fields import IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 
 from harl_fast.data.container.checksum import stored_sum
-from harl_fast.data.container.imagefield import open_reader
+from harl_fast.data.container.fields import BitMaskField, StoredMask, open_reader, pack_mask
 from harl_fast.data.container.integrity import tables_sha256
 from harl_fast.data.container.manifest import (
     FORMAT_VERSION,
@@ -22,7 +22,6 @@ from harl_fast.data.container.manifest import (
     write_names,
     write_sums,
 )
-from harl_fast.data.container.maskfield import BitMaskField, StoredMask, pack_mask
 from harl_fast.files import sha256_file
 
 Item = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], int]

@@ -145,15 +145,15 @@ def test_a_step_up_or_sideways_is_found(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("harl_fast.config", "from harl_fast.errors import ConfigError\nimport yaml"),
-        ("harl_fast.data.loader", "import torch\nfrom harl_fast.data.decode import ViewsDecoder"),
-        ("harl_fast.data.loader", "from .decode import ViewsDecoder\nfrom harl_fast import rng"),
+        ("harl_fast.data.loader", "import torch\nfrom harl_fast.data.decode import Decoder"),
+        ("harl_fast.data.loader", "from .decode import Decoder\nfrom harl_fast import rng"),
         ("harl_fast.eval.protocol", "from harl_fast.data.loader import EvalLoader"),
         (
             "harl_fast.engine.checkpoint.format",
             "import harl_fast\nfrom harl_fast import __version__",
         ),
         ("harl_fast.engine.deepspeed", "import deepspeed"),
-        ("preprocess.beton", "from harl_fast.data.container.maskfield import BitMaskField"),
+        ("preprocess.beton", "from harl_fast.data.container.fields import BitMaskField"),
         ("launch.lineval", "from harl_fast.engine.checkpoint.format import load_encoder"),
     ],
 )

@@ -10,7 +10,7 @@ _threads, _numba_threads = torch.get_num_threads(), numba.get_num_threads()
 # function of its reads it, so that a plain one does.
 _typed, numba.typed.Dict = numba.typed.Dict, dict
 try:
-    import harl_fast.data.decode  # noqa: F401
+    import ffcv  # noqa: F401
 finally:
     numba.typed.Dict = _typed
 

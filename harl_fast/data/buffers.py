@@ -2,107 +2,118 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.graph import Graph
 
+from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_log = logging.getLogger(__name__)
 
 
-class Slots:
+class Outputs(NamedTuple):
+    """What `decode_batch` fills: one buffer, or some of its rows."""
+
+    views: tuple[npt.NDArray[Any], ...]
+    """Per view (B, S, S, 3) uint8 RGB or, coloured, float32."""
+    cells: tuple[npt.NDArray[np.float32], ...]
+    """Per view (B, h, w) float32 foreground shares in [0, 1]."""
+    status: npt.NDArray[np.int32]
+    """(B,) int32."""
+
+    def rows(self, first: int, stop: int) -> Outputs:
+        """Return these rows of all arrays, in the same memory."""
+        views, cells = (tuple(a[first:stop] for a in arrays) for arrays in self[:2])
+        return Outputs(views, cells, self.status[first:stop])
+
+
+class Buffers:
     """``count`` batches of output memory and who holds each: the thread, the consumer, nobody.
 
-    One slot is with the consumer while the others are ready or being filled. Buffers are made at
+    One buffer is with the consumer while the others are ready or being filled. They are made at
     first use and stay until `free`, so that further passes take no memory.
     """
 
-    def __init__(self, graph: Graph, *, batch: int, count: int) -> None:
-        self.count = count
-        self._graph, self._batch = graph, batch
-        self._buffers: dict[str, dict[int, Any]] | None = None
-        self.copied: list[torch.cuda.Event | None] = [None] * count
-        """Recorded when the consumer gave the slot back: its copies to a GPU are done then."""
+    def __init__(
+        self, views: Sequence[ViewGeometry], *, coloured: bool, batch: int, count: int
+    ) -> None:
+        self.count, self.batch = count, batch
+        pixel = torch.float32 if coloured else torch.uint8
+        self._shapes = [
+            *(((view.size_px, view.size_px, 3), pixel) for view in views),
+            *(((view.cells, view.cells), torch.float32) for view in views),
+            ((), torch.int32),
+        ]
+        self._made: list[Outputs] = []
+        self._copied: list[torch.cuda.Event | None] = [None] * count
+        """Recorded when the consumer gave a buffer back: its copies to a GPU are done then."""
 
     @property
     def bytes_needed(self) -> int:
-        """Bytes of all slots together."""
-        a_sample = sum(_sample_bytes(query) for query in self._queries())
-        return self.count * self._batch * a_sample
-
-    def _queries(self) -> Iterator[AllocationQuery]:
-        for asked in self._graph.collect_requirements()[0].values():
-            for wish in asked.values():
-                if isinstance(wish, AllocationQuery):
-                    yield wish
-                else:
-                    yield from wish or ()
+        """Bytes of all buffers together."""
+        one = sum(int(np.prod(shape)) * pixel.itemsize for shape, pixel in self._shapes)
+        return self.count * self.batch * one
 
     def check_memory(self) -> None:
-        """Raise ConfigError if the machine has less free memory than all slots take."""
+        """Raise ConfigError if the machine has less free memory than all buffers take."""
         need, free = self.bytes_needed, available_bytes()
-        if self._buffers is None and free is not None and need > free:
+        if not self._made and free is not None and need > free:
             raise ConfigError(
-                f"{self.count} buffers of {self._batch} samples take {need:,} bytes of main memory "
+                f"{self.count} buffers of {self.batch} samples take {need:,} bytes of main memory "
                 f"and {free:,} are available: use a smaller micro batch or fewer data.batches_ahead"
             )
 
     def open_all(self) -> SimpleQueue[int | None]:
-        """Return a queue of all slots, free to be filled; allocate them if that was not done."""
-        if self._buffers is None:
+        """Return a queue of all buffers, free to be filled; allocate them if that was not done."""
+        if not self._made:
             self.check_memory()
-            self._buffers = self._graph.allocate_memory(self._batch, self.count)
+            self._made = [self._allocated() for _ in range(self.count)]
         free: SimpleQueue[int | None] = SimpleQueue()
-        for slot in range(self.count):
-            free.put(slot)
+        for buffer in range(self.count):
+            free.put(buffer)
         return free
 
-    def memory(self, slot: int, first: int, stop: int) -> dict[str, Any]:
-        """Return the arguments of FFCV's stage code: rows ``first`` to ``stop`` of a slot."""
-        assert self._buffers is not None
-        event = self.copied[slot]
-        if event is not None:
-            event.synchronize()  # the slot's last batch may still be on its way to the GPU
-            self.copied[slot] = None
-        names = {"operation": "memory", "shared": "shared_memory"}
-        return {
-            f"{names[kind]}_{node}": _rows(buffer, slot, first, stop)
-            for kind, buffers in self._buffers.items()
-            for node, buffer in buffers.items()
-        }
+    def _allocated(self) -> Outputs:
+        *arrays, status = (_empty((self.batch, *shape), kind) for shape, kind in self._shapes)
+        views = len(arrays) // 2
+        return Outputs(tuple(arrays[:views]), tuple(arrays[views:]), status)
 
-    def give_back(self, slot: int) -> None:
-        """Note that the consumer is done with a slot, but for copies that a GPU still makes."""
+    def outputs(self, buffer: int) -> Outputs:
+        """Return the arrays of a buffer, once no copy to a GPU reads them any more."""
+        event, self._copied[buffer] = self._copied[buffer], None
+        if event is not None:
+            event.synchronize()
+        return self._made[buffer]
+
+    def give_back(self, buffer: int) -> None:
+        """Note that the consumer is done with a buffer, but for copies that a GPU still makes."""
         if torch.cuda.is_available():
             event = torch.cuda.Event()
             event.record()
-            self.copied[slot] = event
+            self._copied[buffer] = event
 
     def free(self) -> None:
         """Let the buffers go; whoever still holds a batch keeps that memory alive."""
-        self._buffers = None
+        self._made = []
 
 
-def _sample_bytes(query: AllocationQuery) -> int:
-    size: int = math.prod(query.shape) * np.dtype(query.dtype).itemsize
-    return size
-
-
-def _rows(buffer: Any, slot: int, first: int, stop: int) -> Any:
-    if buffer is None:
-        return None
-    if isinstance(buffer, tuple):
-        return tuple(_rows(part, slot, first, stop) for part in buffer)
-    return buffer[slot][first:stop]
+def _empty(shape: tuple[int, ...], kind: torch.dtype) -> npt.NDArray[Any]:
+    """Return memory, page-locked where there is a GPU: it copies such while the host goes on."""
+    if torch.cuda.is_available():
+        try:
+            return torch.empty(shape, dtype=kind, pin_memory=True).numpy()
+        except RuntimeError as error:
+            _log.warning("no page-locked buffers (%s): the host waits for copies to the GPU", error)
+    return torch.empty(shape, dtype=kind).numpy()
 
 
 def available_bytes() -> int | None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from harl_fast.data.container.checksum import CHECKED
 from harl_fast.data.container.manifest import Manifest, names_path, read_sums, sample_name
-from harl_fast.data.decode import STATUS_TEXT
+from harl_fast.data.views.sample import STATUS_TEXT
 from harl_fast.errors import DataError
 
 Policy = Literal["raise", "replace"]

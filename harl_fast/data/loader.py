@@ -1,4 +1,4 @@
-"""FFCV loaders of views with their mask cells: reproducible training, sequential evaluation."""
+"""Loaders of views with their mask cells: reproducible training, sequential evaluation."""
 
 from __future__ import annotations
 
@@ -6,31 +6,21 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
 import numba
 import numpy as np
-import numpy.typing as npt
 import torch
-from ffcv.loader import Loader
-from ffcv.pipeline.pipeline_spec import PipelineSpec
 from torch import Tensor
 
-from harl_fast.data.buffers import Slots
-from harl_fast.data.container.imagefield import open_reader
+from harl_fast.data.buffers import Buffers
 from harl_fast.data.container.manifest import Manifest, check_container, read_manifest
+from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.damage import Check, Damage, Policy, compared_sums
-from harl_fast.data.decode import (
-    CONTROL_EPOCH,
-    CONTROL_SEED,
-    LabelDecoder,
-    PlainGraph,
-    ViewsDecoder,
-)
+from harl_fast.data.decode import Decoder
 from harl_fast.data.order import GlobalOrder, Kind, chunk_length
-from harl_fast.data.prefetch import LoudEpoch, MappedFile, check_process
+from harl_fast.data.prefetch import PrefetchThread, check_process
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
@@ -42,68 +32,14 @@ class Batch(NamedTuple):
     next batch is asked for."""
 
     views: tuple[Tensor, ...]
-    """One (B, S, S, 3) uint8 RGB tensor a view; S may differ between views. Or, when the loader
+    """Per view a (B, S, S, 3) uint8 RGB tensor; S may differ between views. Or, when the loader
     colours, (B, 3, S, S) float32, normalised, in channels-last memory."""
     cells: tuple[Tensor, ...]
-    """One (B, h, w) float32 tensor a view: each cell's foreground share, in [0, 1]."""
+    """Per view a (B, h, w) float32 tensor: each cell's foreground share, in [0, 1]."""
     labels: Tensor
     """(B,) int64."""
     ids: Tensor
     """(B,) int64 sample ids, the rows of the container."""
-
-
-def _network_order(view: Tensor) -> Tensor:
-    """Return coloured views as (B, 3, S, S) in channels-last memory, and bytes as they are."""
-    return view.permute(0, 3, 1, 2) if view.dtype == torch.float32 else view
-
-
-class _Views(Loader):  # type: ignore[misc]  # ffcv is untyped
-    """An FFCV loader over our decoders, whose order and seed are given for each pass.
-
-    Its constructor replaces FFCV's, which has room for neither: it sets up the same parts (reader,
-    graph, compiled code) with `MappedFile` as memory and no traversal order.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        views: Sequence[ViewGeometry],
-        colour: Colouring | None,
-        batch: int,
-        workers: int,
-        ahead: int,
-        sums: npt.NDArray[np.uint64] | None,
-    ) -> None:
-        self.control = np.zeros(2, np.uint64)
-        self.batch_size, self.num_workers = batch, workers
-        self.reader = open_reader(path)
-        self.memory_manager = MappedFile(self.reader, self.control, sums)
-        decoder = ViewsDecoder(
-            views,
-            mask_size=self.reader.handlers["mask"].size,
-            largest_jpeg=int(self.reader.alloc_table["size"].max()),
-            threads=workers,
-            colours=None if colour is None else colour.table(),
-        )
-        specs = {
-            "image": PipelineSpec("image", decoder=decoder),
-            "label": PipelineSpec("label", decoder=LabelDecoder()),
-        }
-        self.graph = PlainGraph(specs, self.reader)
-        self.generate_code()
-        self.slots = Slots(self.graph, batch=batch, count=ahead + 1)
-
-    def start(self, samples: np.ndarray, *, seed: int, epoch: int, damage: Damage) -> LoudEpoch:
-        """Start a pass over ``samples``; a pass before it must have been closed."""
-        self.control[CONTROL_SEED], self.control[CONTROL_EPOCH] = seed, epoch
-        return LoudEpoch(self, samples, slots=self.slots, damage=damage)
-
-    @staticmethod
-    def status(outputs: tuple[Any, ...]) -> np.ndarray:
-        """Return the (B,) status of the samples of a pass's outputs: `OK` or what is wrong."""
-        status: np.ndarray = outputs[0][-1][:, 0]
-        return status
 
 
 def decoding_threads(workers: int, *, ranks_here: int = 1) -> int:
@@ -119,23 +55,28 @@ def decoding_threads(workers: int, *, ranks_here: int = 1) -> int:
     return min(wish, int(numba.config.NUMBA_NUM_THREADS))
 
 
-@dataclass
-class _Live:
-    """What must end with a loader: its compiled views, their buffers, the pass under way."""
+class _Reading:
+    """What must end with a loader: the pass under way and the memory. It knows no loader."""
 
-    views: _Views
-    current: LoudEpoch | None = None
+    def __init__(self, decoder: Decoder, buffers: Buffers) -> None:
+        self.decoder, self.buffers = decoder, buffers
+        self.thread: PrefetchThread | None = None
+
+    def stop(self) -> None:
+        """Stop the pass under way."""
+        if self.thread is not None:
+            self.thread.close()
+            self.thread = None
 
     def close(self) -> None:
-        """Stop the pass under way and free the buffers."""
-        if self.current is not None:
-            self.current.close()
-            self.current = None
-        self.views.slots.free()
+        """Stop the pass under way and free the memory."""
+        self.stop()
+        self.buffers.free()
+        self.decoder.free()
 
 
-class _Opened:
-    """A checked container and the pass under way over it."""
+class _Loader:
+    """A checked, open container, and passes over given samples of it."""
 
     def __init__(self, path: Path, *, damaged: Policy, check: Check) -> None:
         require_compiler()
@@ -155,7 +96,8 @@ class _Opened:
         if self.manifest.count < 1:
             raise DataError(f"{self.path} has no samples; convert images with `make beton`")
         self.damage = Damage(self.path, samples=self.manifest.count, policy=damaged)
-        self._sums = compared_sums(self.path, self.manifest) if check == "checksum" else None
+        sums = compared_sums(self.path, self.manifest) if check == "checksum" else None
+        self._container = OpenContainer(self.path, sums=sums)
         self._process = os.getpid()
 
     def _open(
@@ -163,46 +105,33 @@ class _Opened:
         views: Sequence[ViewGeometry],
         *,
         batch: int,
-        workers: int,
+        threads: int,
         ahead: int,
         colour: Colouring | None = None,
     ) -> None:
-        """Compile the pipeline and check that its buffers will fit; no thread is started."""
+        """Prepare passes and check that the buffers will fit; no thread is started."""
         if ahead < 1:
             raise ConfigError(f"batches_ahead: {ahead}; at least one batch must be made ahead")
-        self._batch, self._workers, self._ahead = batch, workers, ahead
-        self.views = tuple(views)
-        self._live = _Live(self._compiled(views, colour))
-        weakref.finalize(self, self._live.close)  # runs at garbage collection and at exit
-
-    @property
-    def _views(self) -> _Views:
-        return self._live.views
-
-    def _compiled(self, views: Sequence[ViewGeometry], colour: Colouring | None) -> _Views:
         if not views:
             raise ConfigError("no views: a loader needs at least one")
         if colour is not None:
             colour.check(views)
-        made = _Views(
-            self.path,
-            views=views,
-            colour=colour,
-            batch=self._batch,
-            workers=self._workers,
-            ahead=self._ahead,
-            sums=self._sums,
+        buffers = Buffers(views, coloured=colour is not None, batch=batch, count=ahead + 1)
+        buffers.check_memory()
+        self._reading = _Reading(
+            Decoder(self._container, views, colour=colour, threads=threads), buffers
         )
-        made.slots.check_memory()
-        return made
+        self.views = tuple(views)
+        # Runs at garbage collection and at exit, too.
+        self._end = weakref.finalize(self, self._reading.close)
 
     def close(self) -> None:
         """Stop the pass under way and free the buffers; iterating again allocates new ones."""
         if os.getpid() == self._process:
-            self._live.close()
+            self._reading.close()
 
     def __reduce__(self) -> NoReturn:
-        """Refuse pickling: threads, mapped file and compiled code cannot travel."""
+        """Refuse pickling: threads, open file and compiled code cannot travel."""
         raise ConfigError(
             f"a loader of {self.path} cannot be pickled or copied: build it in the process that "
             f"uses it, from its path and settings (that is what a spawned process must be given)"
@@ -219,25 +148,32 @@ class _Opened:
 
     def _batches(self, samples: np.ndarray, *, seed: int, epoch: int) -> Iterator[Batch]:
         check_process(self._process)
-        if self._live.current is not None:
-            self._live.current.close()
-        current = self._views.start(samples, seed=seed, epoch=epoch, damage=self.damage)
-        self._live.current = current
+        self._reading.stop()
+        thread = PrefetchThread(
+            self._container,
+            samples,
+            decoder=self._reading.decoder,
+            buffers=self._reading.buffers,
+            damage=self.damage,
+            seed=seed,
+            epoch=epoch,
+        )
+        self._reading.thread = thread
         try:
-            count = len(self.views)
-            for ids, made, labels in current:
+            for ids, outputs in thread:
+                views = map(torch.from_numpy, outputs.views)
                 yield Batch(
-                    tuple(_network_order(torch.from_numpy(view)) for view in made[:count]),
-                    tuple(torch.from_numpy(grid) for grid in made[count:-1]),
-                    torch.from_numpy(labels[:, 0].astype(np.int64)),
+                    tuple(v.permute(0, 3, 1, 2) if v.is_floating_point() else v for v in views),
+                    tuple(map(torch.from_numpy, outputs.cells)),
+                    torch.from_numpy(self._container.labels[ids]),
                     torch.from_numpy(ids),
                 )
         finally:
-            current.close()
+            thread.close()
 
 
-class BetonLoader(_Opened):
-    """The training loader: any number of views a sample, in an order that no rank count changes.
+class BetonLoader(_Loader):
+    """The training loader: any number of views per sample, in an order that no rank count changes.
 
     batches_ahead: batches that are ready or being made while one is consumed. check: whether each
     sample's stored bytes are compared with their checksum. damaged: what is done about a sample
@@ -275,8 +211,12 @@ class BetonLoader(_Opened):
             kind=order,
             chunk=chunk_length(count=self.manifest.count, total_bytes=self.manifest.beton_bytes),
         )
-        threads = decoding_threads(workers, ranks_here=ranks_here)
-        self._open(views, batch=batch_micro, workers=threads, ahead=batches_ahead, colour=colour)
+        self._settings = {
+            "batch": batch_micro,
+            "threads": decoding_threads(workers, ranks_here=ranks_here),
+            "ahead": batches_ahead,
+        }
+        self._open(views, colour=colour, **self._settings)
         self.epoch, self.step = 0, 0
         self._within = False  # batches of the current epoch were handed out
         self._micro_steps = batch_global // (batch_micro * world)
@@ -321,9 +261,11 @@ class BetonLoader(_Opened):
                 f"{self.epoch} are done; do it between epochs or after load_state_dict"
             )
         start = time.monotonic()
-        check_container(self.path, self.manifest)  # it is opened anew: another one may lie there
-        self.close()
-        self._live.views, self.views = self._compiled(views, colour), tuple(views)
+        # The open file goes on, but whoever resumes the run will find what lies there now.
+        check_container(self.path, self.manifest)
+        end_of_the_old = self._end
+        self._open(views, colour=colour, **self._settings)
+        end_of_the_old()
         return time.monotonic() - start
 
     def state_dict(self) -> dict[str, int | str]:
@@ -362,12 +304,11 @@ class BetonLoader(_Opened):
                 f"epoch {state['epoch']}, step {state['step']} is no position: an epoch has "
                 f"{self.steps} steps"
             )
-        if self._live.current is not None:
-            self._live.current.close()
+        self._reading.stop()
         self.epoch, self.step, self._within = int(state["epoch"]), int(state["step"]), False
 
 
-class EvalLoader(_Opened):
+class EvalLoader(_Loader):
     """Every sample once, in the container's order, as one central square view.
 
     ids: these samples only, in this order.
@@ -389,7 +330,7 @@ class EvalLoader(_Opened):
         self.ids = self._known(range(self.manifest.count) if ids is None else ids)
         view = ViewGeometry(size_px=size_px, cells=1, centre=centre)
         batch = min(batch, len(self.ids))
-        self._open([view], batch=batch, workers=decoding_threads(workers), ahead=2)
+        self._open([view], batch=batch, threads=decoding_threads(workers), ahead=2)
 
     def __len__(self) -> int:
         """Number of samples."""

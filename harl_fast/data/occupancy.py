@@ -9,15 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.data.container.imagefield import open_reader
 from harl_fast.data.container.manifest import check_container, read_manifest
-from harl_fast.data.views.crop import (
-    ViewGeometry,
-    cell_coverage,
-    draw_view,
-    fill_integral,
-    geometry_table,
-)
+from harl_fast.data.container.reader import OpenContainer
+from harl_fast.data.views.cells import cell_coverage, fill_integral
+from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
+from harl_fast.errors import DataError
 from harl_fast.rng import GEOMETRY, stream
 
 SAMPLES = 2000
@@ -33,9 +29,9 @@ class Occupancy:
     coverage: Floats
     """(N,) foreground share of each mask looked at, in [0, 1]."""
     cells: tuple[Floats, ...]
-    """One (h, w) grid a view: mean foreground share of each cell over the crops."""
+    """Per view one (h, w) grid: mean foreground share of each cell over the crops."""
     per_crop: tuple[Floats, ...]
-    """One (N,) array a view: the share of each crop that is foreground."""
+    """Per view (N,): the share of each crop that is foreground."""
 
 
 def occupancy(
@@ -48,24 +44,23 @@ def occupancy(
     """
     manifest = read_manifest(beton)
     check_container(beton, manifest)
-    reader = open_reader(beton)
-    size, table = int(reader.handlers["mask"].size), geometry_table(views)
+    container, table = OpenContainer(beton), geometry_table(views)
+    stored, size = container.stored, container.stored.mask_size
     ids = np.unique(np.linspace(0, manifest.count - 1, min(most, manifest.count)).round())
     coverage = np.zeros(len(ids))
     grids = [np.zeros((len(ids), view.cells, view.cells), np.float32) for view in views]
     integral = np.zeros((size + 1, size + 1), np.int32)
-    with open(beton, "rb") as stream_in:
-        for row, sample in enumerate(ids.astype(np.int64).tolist()):
-            field = reader.metadata["f1"][sample]
-            stream_in.seek(int(field["data_ptr"]))
-            packed = np.frombuffer(stream_in.read(size * size // 8), np.uint8)
-            height, width = int(field["height"]), int(field["width"])
-            fill_integral(packed, size, integral)
-            coverage[row] = integral[-1, -1] / size**2
-            for view, grid in enumerate(grids):
-                key = np.uint64(stream(seed, epoch, sample, view, GEOMETRY))
-                placed = draw_view(key, height, width, table[view], integral)
-                cell_coverage(packed, size, height, width, placed, grid[row])
+    for row, sample in enumerate(ids.astype(np.int64).tolist()):
+        packed, image = container.bytes_at(stored.masks[sample]), stored.images[sample]
+        if packed is None or packed.size * 8 != size * size:
+            raise DataError(f"{beton}: sample {sample} has no mask. Write it again: `make beton`")
+        height, width = int(image["height"]), int(image["width"])
+        fill_integral(packed, size, integral)
+        coverage[row] = integral[-1, -1] / size**2
+        for view, grid in enumerate(grids):
+            key = np.uint64(stream(seed, epoch, sample, view, GEOMETRY))
+            placed = draw_view(key, height, width, table[view], integral)
+            cell_coverage(packed, size, height, width, placed, grid[row])
     means = [grid.mean(axis=0, dtype=np.float64) for grid in grids]
     shares = [grid.mean(axis=(1, 2), dtype=np.float64) for grid in grids]
     return Occupancy(coverage, tuple(means), tuple(shares))

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from harl_fast.data.container.maskfield import pack_mask, resize_mask
+from harl_fast.data.container.fields import pack_mask, resize_mask
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress
 from harl_fast.lock import holder, locked, write_new

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.data.container.maskfield import resize_mask
+from harl_fast.data.container.fields import resize_mask
 from harl_fast.errors import DataError
 from harl_fast.rng import MASKS, stream, uniforms
 from preprocess.masks.binary import Map, Mask, centre_prior

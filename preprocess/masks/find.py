@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harl_fast.data.container.maskfield import unpack_mask
+from harl_fast.data.container.fields import unpack_mask
 from harl_fast.files import open_regular
 from preprocess.images import (
     FILE_LIMIT,

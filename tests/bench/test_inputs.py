@@ -17,9 +17,7 @@ def test_a_set_is_named_by_its_folders_whole_path(tmp_path: Path, monkeypatch) -
     assert inputs.set_name(Path("a/photos"), 301) not in names
 
 
-@pytest.mark.parametrize(
-    "name", ["checksum", "manifest", "maskfield", "imagefield", "jpeg", "integrity"]
-)
+@pytest.mark.parametrize("name", ["checksum", "manifest", "fields", "jpeg", "integrity"])
 def test_a_container_is_written_again_when_its_layout_changes(
     name: str, tmp_path: Path, monkeypatch
 ) -> None:

@@ -58,11 +58,11 @@ def test_verdicts(measured: float, less: bool, verdict: str) -> None:
 
 def test_memory_is_compared_with_one_slot_more_than_is_made_ahead() -> None:
     taken = {
-        "anonymous before": 100e6, "anonymous peak": 800e6, "slot": 150e6, "slots needed": 4,
+        "anonymous before": 100e6, "anonymous peak": 800e6, "buffer": 150e6, "buffers needed": 4,
         "file before": 10e6, "file peak": 60e6,
     }  # fmt: skip
-    above, slots, excess, pages = memory_rows(taken)
-    assert (above.measured, slots.measured, excess.measured, pages.measured) == (700, 600, 100, 50)
+    above, needed, excess, pages = memory_rows(taken)
+    assert (above.measured, needed.measured, excess.measured, pages.measured) == (700, 600, 100, 50)
     assert above.goal == 664.0 and above.verdict == "MISSED" and excess.verdict == "MISSED"
 
 

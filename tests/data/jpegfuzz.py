@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ffcv.reader import Reader
 from PIL import Image
 
-from harl_fast.data.container.maskfield import BitMaskField
+from harl_fast.data.container.fields import BitMaskField
 from harl_fast.data.views import jpeg as jpegfile
 from harl_fast.data.views.jpeg import BAD_JPEG, OK
 from tests.betons import Item, plain_item, smooth_noise, write_beton

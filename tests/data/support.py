@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ffcv.reader import Reader
 
+from harl_fast.data.container.fields import BitMaskField
 from harl_fast.data.container.manifest import (
     manifest_path,
     names_path,
@@ -17,7 +18,6 @@ from harl_fast.data.container.manifest import (
     sums_path,
     write_manifest,
 )
-from harl_fast.data.container.maskfield import BitMaskField
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.views.crop import ViewGeometry
 

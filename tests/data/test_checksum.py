@@ -15,7 +15,7 @@ import pytest
 from harl_fast.config import DataConfig
 from harl_fast.data import damage
 from harl_fast.data.container.checksum import stored_sum, xxh64
-from harl_fast.data.container.imagefield import MODE_JPG, MODE_RAW, MODE_YUV420, open_reader
+from harl_fast.data.container.fields import MODE_JPG, MODE_RAW, MODE_YUV420, open_reader
 from harl_fast.data.container.manifest import read_manifest, sums_path, write_manifest, write_sums
 from harl_fast.data.loader import EvalLoader
 from harl_fast.errors import ConfigError, DataError

@@ -13,13 +13,12 @@ from scipy import stats
 
 from harl_fast import rng
 from harl_fast.config import ViewConfig
-from harl_fast.data.container.maskfield import pack_mask
+from harl_fast.data.container.fields import pack_mask
+from harl_fast.data.views.cells import fill_integral, foreground_share
 from harl_fast.data.views.crop import (
     FOREGROUND_TRIES,
     ViewGeometry,
     draw_view,
-    fill_integral,
-    foreground_share,
     geometry_table,
     needs_mask,
 )

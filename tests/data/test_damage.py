@@ -17,7 +17,7 @@ from ffcv.types import ALLOC_TABLE_TYPE, HeaderType
 
 from harl_fast.data.container.manifest import names_path
 from harl_fast.data.loader import EvalLoader
-from harl_fast.data.prefetch import LoudEpoch
+from harl_fast.data.prefetch import PrefetchThread
 from harl_fast.errors import ConfigError, DataError
 from tests.betons import plain_item, write_beton
 from tests.data.support import COUNT, by_sample, damage, loader, rows
@@ -118,15 +118,15 @@ def test_too_much_damage_is_an_error(beton: Path, tmp_path: Path) -> None:
 
 def test_a_failure_in_the_thread_names_its_sample(beton: Path, monkeypatch) -> None:
     """Stock ffcv's thread dies and the consumer waits for ever."""
-    run, failed = LoudEpoch.run_pipeline, []
+    run, failed = PrefetchThread.decode, []
 
-    def failing(self, samples, slot, row):
+    def failing(self, samples, out):
         if 17 in samples:
             failed.append(time.monotonic())
             raise MemoryError("no room")
-        return run(self, samples, slot, row)
+        return run(self, samples, out)
 
-    monkeypatch.setattr(LoudEpoch, "run_pipeline", failing)
+    monkeypatch.setattr(PrefetchThread, "decode", failing)
     with pytest.raises(DataError) as caught:
         list(loader(beton))
     assert time.monotonic() - failed[0] < IN_TIME_S
@@ -137,7 +137,7 @@ def test_a_failure_in_the_thread_names_its_sample(beton: Path, monkeypatch) -> N
 
 @pytest.mark.parametrize("death", [SystemExit, None])
 def test_a_dying_thread_is_an_error_in_time(beton: Path, monkeypatch, death) -> None:
-    def fill(self, samples, slot):
+    def fill(self, samples, out):
         if death:
             raise death
         raise _Gone
@@ -152,8 +152,8 @@ def test_a_dying_thread_is_an_error_in_time(beton: Path, monkeypatch, death) -> 
             return
 
     if death is None:
-        monkeypatch.setattr(LoudEpoch, "run", silent)
-    monkeypatch.setattr(LoudEpoch, "_fill", fill)
+        monkeypatch.setattr(PrefetchThread, "run", silent)
+    monkeypatch.setattr(PrefetchThread, "_fill", fill)
     one = loader(beton)
     start = time.monotonic()
     with pytest.raises(DataError) as caught:
@@ -166,13 +166,13 @@ def test_a_dying_thread_is_an_error_in_time(beton: Path, monkeypatch, death) -> 
 def test_an_interrupt_in_the_consumer_leaves_no_thread(beton: Path, monkeypatch) -> None:
     before = threading.active_count()
 
-    def busy_until_closed(self: LoudEpoch, *_: object) -> None:
+    def busy_until_closed(self: PrefetchThread, *_: object) -> None:
         while not self.closed:
             time.sleep(0.01)
 
-    waiting, get = threading.Event(), LoudEpoch._get
+    waiting, get = threading.Event(), PrefetchThread._get
 
-    def announced(self: LoudEpoch) -> object:
+    def announced(self: PrefetchThread) -> object:
         waiting.set()
         return get(self)
 
@@ -180,8 +180,8 @@ def test_an_interrupt_in_the_consumer_leaves_no_thread(beton: Path, monkeypatch)
         waiting.wait()
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(LoudEpoch, "run_pipeline", busy_until_closed)
-    monkeypatch.setattr(LoudEpoch, "_get", announced)
+    monkeypatch.setattr(PrefetchThread, "decode", busy_until_closed)
+    monkeypatch.setattr(PrefetchThread, "_get", announced)
     batches = iter(loader(beton))
     other = threading.Thread(target=interrupt)
     # A shell's background job starts with the signal ignored.
@@ -199,20 +199,20 @@ def test_an_interrupt_in_the_consumer_leaves_no_thread(beton: Path, monkeypatch)
 CUT = """
 import os, sys
 from pathlib import Path
-from harl_fast.data.prefetch import LoudEpoch
+from harl_fast.data.prefetch import PrefetchThread
 from harl_fast.data.loader import EvalLoader
 from harl_fast.errors import DataError
 
-path, run = Path(sys.argv[1]), LoudEpoch.run_pipeline
+path, run = Path(sys.argv[1]), PrefetchThread.decode
 size = path.stat().st_size
 
-def cut(self, samples, slot, row):
+def cut(self, samples, out):
     # After the check that comes before a batch: the worst moment.
     if samples[0] and path.stat().st_size == size:
         os.truncate(path, 4096)
-    return run(self, samples, slot, row)
+    return run(self, samples, out)
 
-LoudEpoch.run_pipeline = cut
+PrefetchThread.decode = cut
 try:
     for batch in EvalLoader(path, size_px=32, batch=20, damaged="replace"):
         print("batch", batch.ids[0].item())
@@ -257,7 +257,7 @@ import sys
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.loader.epoch_iterator import EpochIterator
-from harl_fast.data.container.maskfield import BitMaskField
+from harl_fast.data.container.fields import BitMaskField
 
 def failing(self, *args):
     raise MemoryError("no room")
@@ -271,14 +271,14 @@ next(iter(loader))
 """
 OURS = """
 import sys, time
-from harl_fast.data.prefetch import LoudEpoch
+from harl_fast.data.prefetch import PrefetchThread
 from harl_fast.data.loader import EvalLoader
 from harl_fast.errors import DataError
 
 def failing(self, *args):
     raise MemoryError("no room")
 
-LoudEpoch.run_pipeline = failing
+PrefetchThread.decode = failing
 loader = EvalLoader(sys.argv[1], size_px=32)
 print("waiting", flush=True)
 start = time.monotonic()

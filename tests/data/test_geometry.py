@@ -15,10 +15,10 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from harl_fast import rng
-from harl_fast.data.container.maskfield import pack_mask
+from harl_fast.data.container.fields import pack_mask
+from harl_fast.data.views.cells import cell_coverage
 from harl_fast.data.views.crop import (
     ViewGeometry,
-    cell_coverage,
     draw_box,
     draw_view,
     geometry_table,

@@ -18,10 +18,10 @@ import pytest
 import torch
 from ffcv.pipeline.compiler import Compiler
 
-from harl_fast.data import buffers as slots
+from harl_fast.data import buffers
 from harl_fast.data.container.manifest import manifest_path, names_path
 from harl_fast.data.loader import BetonLoader, EvalLoader
-from harl_fast.data.prefetch import LoudEpoch
+from harl_fast.data.prefetch import PrefetchThread
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
 from tests.betons import plain_item, write_beton
@@ -65,8 +65,8 @@ def test_fifty_epochs_take_no_more_memory_or_threads(shared: BetonLoader) -> Non
 
 
 def all_is_made(one: BetonLoader, *, ahead: int) -> None:
-    """Wait until the thread under way has filled so many slots and holds none it could fill."""
-    current = one._live.current
+    """Wait until the thread under way has filled so many buffers and holds none it could fill."""
+    current = one._reading.thread
     assert current is not None
     until(lambda: current._ready.qsize() >= ahead)
     assert current._free.empty()
@@ -75,13 +75,13 @@ def all_is_made(one: BetonLoader, *, ahead: int) -> None:
 def test_batches_ahead_are_made_and_no_more(shared: BetonLoader, monkeypatch) -> None:
     """One batch is out; those ahead of it are ready; nothing is made beyond."""
     begun = []
-    run = LoudEpoch.run_pipeline
+    run = PrefetchThread.decode
 
-    def counted(self, samples, slot, row):
-        begun.append(slot)
-        return run(self, samples, slot, row)
+    def counted(self, samples, out):
+        begun.append(len(samples))
+        return run(self, samples, out)
 
-    monkeypatch.setattr(LoudEpoch, "run_pipeline", counted)
+    monkeypatch.setattr(PrefetchThread, "decode", counted)
     shared.load_state_dict({"seed": 3, "epoch": 0, "step": 0})
     batch = next(batches := iter(shared))
     all_is_made(shared, ahead=3)
@@ -111,22 +111,22 @@ def test_leaving_early_stops_the_thread_and_iterating_again_works(shared: BetonL
 
 def test_buffers_go_with_close_and_come_back(shared: BetonLoader) -> None:
     next(iter(shared))
-    made = shared._views.slots
-    assert made._buffers is not None
+    made = shared._reading.buffers
+    assert made._made
     shared.close()
-    assert made._buffers is None and ours() == []
+    assert not made._made and ours() == []
     assert len(next(iter(shared)).ids) == 12
 
 
 def test_garbage_collection_ends_thread_and_buffers(beton: Path) -> None:
     one = loader(beton)
-    made = one._views.slots
+    made = one._reading.buffers
     batches = iter(one)
     next(batches)
-    assert ours() != [] and made._buffers is not None
+    assert ours() != [] and made._made
     del one, batches
     gc.collect()
-    assert ours() == [] and made._buffers is None
+    assert ours() == [] and not made._made
 
 
 def test_two_loaders_at_once_do_not_disturb_each_other(shared: BetonLoader, beton: Path) -> None:
@@ -309,10 +309,10 @@ def test_impossible_loaders_are_refused_before_a_thread(
 
 
 def test_too_little_memory_is_refused_with_bytes_and_remedy(beton: Path, monkeypatch) -> None:
-    need = 4 * 12 * (3 * (32**2 + 48**2) + 4 * (4**2 + 6**2) + 4 + 8)
-    monkeypatch.setattr(slots, "available_bytes", lambda: need)
+    need = 4 * 12 * (3 * (32**2 + 48**2) + 4 * (4**2 + 6**2) + 4)
+    monkeypatch.setattr(buffers, "available_bytes", lambda: need)
     loader(beton)
-    monkeypatch.setattr(slots, "available_bytes", lambda: need - 1)
+    monkeypatch.setattr(buffers, "available_bytes", lambda: need - 1)
     with pytest.raises(ConfigError) as caught:
         loader(beton)
     for word in (f"{need:,}", f"{need - 1:,}", "smaller micro batch", "batches_ahead"):
@@ -320,7 +320,7 @@ def test_too_little_memory_is_refused_with_bytes_and_remedy(beton: Path, monkeyp
 
 
 def test_available_memory_is_what_the_kernel_says() -> None:
-    free = slots.available_bytes()
+    free = buffers.available_bytes()
     assert free is not None and 0 < free <= psutil.virtual_memory().available + 64 * MB
 
 
@@ -328,14 +328,14 @@ def test_a_containers_limit_counts_but_pages_of_files_are_available(
     tmp_path: Path, monkeypatch
 ) -> None:
     """The container that is read fills such pages: they must not make a loader be refused."""
-    monkeypatch.setattr(slots, "_CGROUP", tmp_path)
+    monkeypatch.setattr(buffers, "_CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
-    without_limit = slots.available_bytes()
+    without_limit = buffers.available_bytes()
     assert without_limit is not None and without_limit > 64 * MB
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("4500\n")
     (tmp_path / "memory.stat").write_text("anon 900\nactive_file 3000\ninactive_file 400\n")
-    assert slots.available_bytes() == 5000 - 4500 + 3000 + 400
+    assert buffers.available_bytes() == 5000 - 4500 + 3000 + 400
 
 
 def test_paths_that_hold_no_container_are_refused(beton: Path, tmp_path: Path, monkeypatch) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from harl_fast.data.container.reader import read_samples
-from harl_fast.data.decode import decode_batch
 from harl_fast.data.loader import Batch, EvalLoader, decoding_threads
+from harl_fast.data.views.batch import decode_batch
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
 from tests.betons import plain_item, write_beton
@@ -75,7 +75,7 @@ from tests.data.support import VIEWS, by_sample, loader
 policies = tuple(ViewConfig(size_px=view.size_px, solarize_p=0.2) for view in VIEWS)
 for colour in (None, Colouring(policies, (0.5,) * 3, (0.2,) * 3)):
     one, eight = (loader(Path(sys.argv[1]), workers=n, colour=colour) for n in (1, 8))
-    assert (one._workers, eight._workers) == (1, 8)
+    assert (one._settings["threads"], eight._settings["threads"]) == (1, 8)
     print(by_sample(one) == by_sample(eight))
 """
 
@@ -91,6 +91,31 @@ def test_eight_threads_show_what_one_shows(beton: Path) -> None:
         timeout=1700,  # it may have to compile, beside other programs
     )
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+STORED = """
+import sys
+from pathlib import Path
+from harl_fast.data.views.batch import decode_batch
+from tests.data.support import loader
+
+next(iter(loader(Path(sys.argv[1]))))
+stats = decode_batch.stats
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+
+def test_a_second_process_finds_the_kernel_and_its_records_in_the_store(beton: Path) -> None:
+    """Its arguments are named tuples and arrays of records, which must look alike in all."""
+    next(iter(loader(beton)))
+    done = subprocess.run(
+        [sys.executable, "-c", STORED, str(beton)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.stdout.split() == ["1", "0"], done.stderr
 
 
 def test_the_epoch_changes_the_views_without_compiling_again(beton: Path) -> None:

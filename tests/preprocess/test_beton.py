@@ -12,8 +12,8 @@ import pytest
 from ffcv.reader import Reader
 from PIL import Image
 
+from harl_fast.data.container.fields import BitMaskField, resize_mask, unpack_mask
 from harl_fast.data.container.manifest import check_container, read_manifest, sample_name
-from harl_fast.data.container.maskfield import BitMaskField, resize_mask, unpack_mask
 from harl_fast.data.container.reader import read_samples
 from harl_fast.errors import DataError, OutputError
 from preprocess import beton
@@ -149,7 +149,7 @@ from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import ToTensor
-from harl_fast.data.container.maskfield import BitMaskField
+from harl_fast.data.container.fields import BitMaskField
 beton, side, out = sys.argv[1:]
 loader = Loader(
     beton,

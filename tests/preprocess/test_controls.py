@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from harl_fast.data.container.maskfield import resize_mask
+from harl_fast.data.container.fields import resize_mask
 from harl_fast.errors import ConfigError, DataError
 from preprocess.masks import find_mask, parse_spec
 from preprocess.masks.assign import MaskList, open_masks

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harl_fast.data.container.imagefield import MODE_JPG, MODE_RAW, MODE_YUV420, stored_bytes
+from harl_fast.data.container.fields import MODE_JPG, MODE_RAW, MODE_YUV420, stored_bytes
 from preprocess.encode import (
     Store,
     encode,

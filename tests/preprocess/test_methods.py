@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from harl_fast.data.container.maskfield import resize_mask, unpack_mask
+from harl_fast.data.container.fields import resize_mask, unpack_mask
 from harl_fast.errors import ConfigError, DataError, HarlError
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.encode import Store

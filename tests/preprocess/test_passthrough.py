@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harl_fast.data.container.imagefield import MODE_JPG
+from harl_fast.data.container.fields import MODE_JPG
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.encode import parse_store
 from preprocess.masks import parse_spec

@@ -12,9 +12,14 @@ import pytest
 from ffcv.reader import Reader
 from PIL import Image
 
-from harl_fast.data.container.imagefield import MODE_JPG, MODE_RAW, MODE_YUV420, open_reader
+from harl_fast.data.container.fields import (
+    MODE_JPG,
+    MODE_RAW,
+    MODE_YUV420,
+    BitMaskField,
+    open_reader,
+)
 from harl_fast.data.container.manifest import check_container, read_manifest
-from harl_fast.data.container.maskfield import BitMaskField
 from preprocess import beton
 from preprocess.encode import restart_interval
 from preprocess.images import Pixels
@@ -159,7 +164,7 @@ import sys, numpy
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import ToTensor
-from harl_fast.data.container.maskfield import BitMaskField
+from harl_fast.data.container.fields import BitMaskField
 beton, side, out = sys.argv[1:]
 crop = CenterCropRGBImageDecoder((int(side), int(side)), 1.0)
 loader = Loader(

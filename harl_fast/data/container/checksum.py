@@ -35,28 +35,28 @@ def stored_sum(data: bytes, kind: Kind = CHECKED) -> int:
 
 
 @njit(cache=True)
-def sums_differ(image, mask, sums):  # type: ignore[no-untyped-def]
+def sums_differ(image, mask, sums):
     """Return whether stored bytes (N,), (M,) uint8 differ from a sample's sums (2,) uint64."""
     return xxh64(image) != sums[0] or xxh64(mask) != sums[1]
 
 
 @njit(inline="always")
-def _rotated(word, bits):  # type: ignore[no-untyped-def]
+def _rotated(word, bits):
     return (word << np.uint64(bits)) | (word >> np.uint64(64 - bits))
 
 
 @njit(inline="always")
-def _round(lane, word):  # type: ignore[no-untyped-def]
+def _round(lane, word):
     return _rotated(lane + word * _PRIME_2, 31) * _PRIME_1
 
 
 @njit(inline="always")
-def _merged(value, lane):  # type: ignore[no-untyped-def]
+def _merged(value, lane):
     return (value ^ _round(_ZERO, lane)) * _PRIME_1 + _PRIME_4
 
 
 @njit(cache=True, nogil=True)
-def xxh64(data):  # type: ignore[no-untyped-def]
+def xxh64(data):
     """Return the XXH64 of (N,) uint8 with seed 0, as uint64."""
     size, at = data.shape[0], data.shape[0] // 32 * 32
     value = _PRIME_5

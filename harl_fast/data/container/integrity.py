@@ -1,7 +1,7 @@
 """A container's header, metadata and allocation table: their checksum, and what cannot be true.
 
 FFCV reads these parts whole at start and believes them: a wild sample count makes it hang, a wild
-address makes it read elsewhere. They are some 100 bytes a sample, so all of them are checked
+address makes it read elsewhere. They are some 100 bytes per sample, so all of them are checked
 whenever a container is opened; the samples' own bytes are checked when they are decoded.
 """
 
@@ -17,13 +17,14 @@ import numpy.typing as npt
 from ffcv.fields import IntField, RGBImageField
 from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType, get_metadata_type
 
-from harl_fast.data.container.imagefield import MODE_JPG, MODE_NAMES, stored_bytes
-from harl_fast.data.container.maskfield import BitMaskField
+from harl_fast.data.container.fields import MODE_JPG, MODE_NAMES, BitMaskField, stored_bytes
 
 FIELD_COUNT = 3
 METADATA_START = HeaderType.itemsize + FIELD_COUNT * FieldDescType.itemsize
 METADATA_TYPE: np.dtype[Any] = get_metadata_type([RGBImageField(), BitMaskField(), IntField()])
-"""One row a sample: f0 image, f1 mask, f2 label. Independent of the fields' arguments."""
+"""One row per sample. Independent of the fields' arguments."""
+IMAGE, MASK, LABEL = "f0", "f1", "f2"
+"""FFCV numbers the metadata's columns."""
 
 MOST_PIXELS = 200_000_000
 """Of one stored image: a thread's scratch follows the largest one that the metadata speak of."""
@@ -34,7 +35,7 @@ Table = npt.NDArray[np.void]
 def tables_sha256(beton: Path) -> str:
     """Return the hexadecimal SHA-256 of everything in a container but the samples' own bytes.
 
-    About 100 bytes a sample are read: 0.1 s for the 1.3 million of ImageNet from a warm cache.
+    About 100 bytes per sample are read: 0.1 s for the 1.3 million of ImageNet from a warm cache.
     """
     digest = hashlib.sha256()
     with open(beton, "rb") as stream:
@@ -81,11 +82,11 @@ def _wrong_table(table: Table, start: int, stop: int, count: int) -> str:
 
 
 def _wrong_rows(metadata: Table, table: Table, counts: Sequence[int]) -> str:
-    image, label = metadata["f0"], metadata["f2"].reshape(len(metadata))
+    image, label = metadata[IMAGE], metadata[LABEL].reshape(len(metadata))
     order = np.argsort(table["ptr"], kind="stable")
     ptr, size = table["ptr"][order], table["size"][order].astype(np.int64)
     places = []
-    for field in ("f0", "f1"):
+    for field in (IMAGE, MASK):
         wanted = metadata[field]["data_ptr"]
         place = np.minimum(np.searchsorted(ptr, wanted), len(ptr) - 1)
         if (missing := ptr[place] != wanted).any():

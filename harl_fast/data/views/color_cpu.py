@@ -1,7 +1,7 @@
 """The colour rules as compiled CPU code: what is drawn, and one fused pass over one view.
 
 `draw_colour` is the one place that turns random numbers into parameters, for this kernel and for
-the batched torch path of `photometric`. `colour_view` applies them to one picture on one thread.
+the batched torch path of `color_device`. `colour_view` applies them to one picture on one thread.
 
 How the time is saved: the picture is worked on in chunks of rows that stay in the first-level
 cache, so an operation costs its arithmetic and no trip to memory. Only contrast needs a pass of
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +32,16 @@ JITTER, FACTORS, ORDER, GREY, BLUR, SIGMA, SOLARIZE, PARAMS = 0, 1, 5, 9, 10, 11
 1); four factors (brightness, contrast, saturation about 1, hue shift in turns); four operation
 numbers in their order; grey, blur (0 or 1); blur's sigma in pixels of the view; solarize."""
 
-_SPREAD, _GREY_P, _BLUR_P, _SIGMA_LOW, _SIGMA_HIGH, _SOLARIZE_P = 1, 5, 6, 7, 8, 9
-_SIZE, _RADIUS, _MEAN, _STD = 10, 11, 12, 15
+_ROW = np.dtype(
+    [
+        ("jitter_p", "f8"),
+        ("spread", "f8", 4),  # of the factors
+        *((name, "f8") for name in ("grey_p", "blur_p", "sigma_low", "sigma_high", "solarize_p")),
+        ("size_px", "f8"),
+        ("blur_radius", "i8"),
+        *((name, "f8", 3) for name in ("mean", "std")),
+    ]
+)
 _CONTRAST = 1
 _CHUNK_PX = 1024
 
@@ -45,33 +54,34 @@ def blur_radius(policy: ViewConfig) -> int:
 
 def policy_table(
     policies: Sequence[ViewConfig], mean: Sequence[float], std: Sequence[float]
-) -> npt.NDArray[np.float64]:
-    """Return (V, 18) float64, a row a view, for `draw_colour` and `colour_view`.
+) -> npt.NDArray[Any]:
+    """Return (V,) records, what `draw_colour` and `colour_view` must know of each view.
 
     mean, std: (3,) of [0, 1] pixels, RGB.
     """
     rows = [
         (
-            *(policy.jitter_p, policy.brightness, policy.contrast, policy.saturation, policy.hue),
+            policy.jitter_p,
+            (policy.brightness, policy.contrast, policy.saturation, policy.hue),
             *(policy.gray_p, policy.blur_p, *policy.blur_sigma, policy.solarize_p),
-            *(policy.size_px, blur_radius(policy), *mean, *std),
+            *(policy.size_px, blur_radius(policy), tuple(mean), tuple(std)),
         )
         for policy in policies
     ]
-    return np.array(rows, dtype=np.float64)
+    return np.array(rows, dtype=_ROW)
 
 
 @njit(cache=True, nogil=True)
-def draw_colour(key, row, out):  # type: ignore[no-untyped-def]
+def draw_colour(key, row, out):
     """Fill ``out`` (PARAMS,) float64 with one view's parameters.
 
-    key: of `rng.stream`. row: the view's row of `policy_table`.
+    key: of `rng.stream`. row: the view's record of `policy_table`.
     """
-    out[JITTER] = uniform(key, JITTER) < row[0]
+    out[JITTER] = uniform(key, JITTER) < row.jitter_p
     for number in range(4):
         middle = 0.0 if number == 3 else 1.0
         swing = 2.0 * uniform(key, FACTORS + number) - 1.0
-        out[FACTORS + number] = middle + row[_SPREAD + number] * swing
+        out[FACTORS + number] = middle + row.spread[number] * swing
     for number in range(4):
         # An operation's place is the rank of its draw.
         place, mine = 0, uniform(key, ORDER + number)
@@ -79,25 +89,25 @@ def draw_colour(key, row, out):  # type: ignore[no-untyped-def]
             theirs = uniform(key, ORDER + other)
             place += theirs < mine or (theirs == mine and other < number)
         out[ORDER + place] = number
-    out[GREY] = uniform(key, GREY) < row[_GREY_P]
-    out[BLUR] = uniform(key, BLUR) < row[_BLUR_P]
-    low, high = row[_SIGMA_LOW], row[_SIGMA_HIGH]
-    out[SIGMA] = (low + (high - low) * uniform(key, SIGMA)) * row[_SIZE] / REFERENCE_PX
-    out[SOLARIZE] = uniform(key, SOLARIZE) < row[_SOLARIZE_P]
+    out[GREY] = uniform(key, GREY) < row.grey_p
+    out[BLUR] = uniform(key, BLUR) < row.blur_p
+    low, high = row.sigma_low, row.sigma_high
+    out[SIGMA] = (low + (high - low) * uniform(key, SIGMA)) * row.size_px / REFERENCE_PX
+    out[SOLARIZE] = uniform(key, SOLARIZE) < row.solarize_p
 
 
 @njit(cache=True, nogil=True)
-def _draw_batch(seed, epoch, samples, view, row, out):  # type: ignore[no-untyped-def]
+def _draw_batch(seed, epoch, samples, view, row, out):
     for sample in range(out.shape[0]):
         draw_colour(stream(seed, epoch, samples[sample], view, PHOTOMETRIC), row, out[sample])
 
 
 def draw_batch(
-    row: npt.NDArray[np.float64], ids: npt.ArrayLike, *, seed: int, epoch: int, view: int
+    row: np.void, ids: npt.ArrayLike, *, seed: int, epoch: int, view: int
 ) -> npt.NDArray[np.float64]:
     """Return (B, PARAMS) float64: `draw_colour` for (B,) sample ids.
 
-    row: the view's row of `policy_table`.
+    row: the view's record of `policy_table`.
     """
     samples = np.ascontiguousarray(ids, dtype=np.int64)
     out = np.empty((samples.shape[0], PARAMS), dtype=np.float64)
@@ -116,7 +126,7 @@ def scratch_size(size_px: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _jitter(pixels, params, first, stop, middle):  # type: ignore[no-untyped-def]
+def _jitter(pixels, params, first, stop, middle):
     """Apply the operations from place ``first`` up to ``stop`` to a (3, n) chunk."""
     for place in range(first, stop):
         number = int(params[ORDER + place])
@@ -135,7 +145,7 @@ def _jitter(pixels, params, first, stop, middle):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True)
-def _before_contrast(planes, params, stop, step, kept):  # type: ignore[no-untyped-def]
+def _before_contrast(planes, params, stop, step, kept):
     """Return the picture's mean luminance after the operations before place ``stop``.
 
     planes: (3, n) uint8. kept: (3 * n,) float32, receives the pixels,
@@ -159,7 +169,7 @@ def _before_contrast(planes, params, stop, step, kept):  # type: ignore[no-untyp
 
 
 @njit(cache=True, nogil=True)
-def _across(line, weights, reach, out):  # type: ignore[no-untyped-def]
+def _across(line, weights, reach, out):
     """Blur a line: out[i] is about line[i + reach]."""
     tap = 1
     ops.taps0(line[reach:], weights, out)
@@ -192,14 +202,14 @@ def _across(line, weights, reach, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _ring_row(ring, row, side):  # type: ignore[no-untyped-def]
+def _ring_row(ring, row, side):
     """Return the line of a row that may lie beyond the picture's border, mirrored there."""
     row = side - 1 - abs(side - 1 - abs(row))
     return ring[row % ring.shape[0]]
 
 
 @njit(cache=True, nogil=True)
-def _down(ring, row, side, weights, reach, out):  # type: ignore[no-untyped-def]
+def _down(ring, row, side, weights, reach, out):
     """Blur row ``row`` of a picture of ``side`` rows, the last of which lie in ``ring``."""
     tap = 1
     ops.taps0(_ring_row(ring, row, side), weights, out)
@@ -221,7 +231,7 @@ def _down(ring, row, side, weights, reach, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _finish(pixels, grey, invert, scale, offset, out):  # type: ignore[no-untyped-def]
+def _finish(pixels, grey, invert, scale, offset, out):
     """Solarize, normalise and interleave (3, n) pixels into ``out`` (3 * n,)."""
     if invert:
         for plane in range(1 if grey else 3):
@@ -233,7 +243,7 @@ def _finish(pixels, grey, invert, scale, offset, out):  # type: ignore[no-untype
 
 
 @njit(cache=True, nogil=True)
-def _coloured(planes, params, place, middle, kept, pixels, start):  # type: ignore[no-untyped-def]
+def _coloured(planes, params, place, middle, kept, pixels, start):
     """Fill ``pixels`` (3, n) with the picture from ``start`` on, jittered and made grey."""
     width = pixels.shape[1]
     for plane in range(3):
@@ -249,7 +259,7 @@ def _coloured(planes, params, place, middle, kept, pixels, start):  # type: igno
 
 
 @njit(cache=True, nogil=True)
-def _pad(pixels, first, reach, used, line):  # type: ignore[no-untyped-def]
+def _pad(pixels, first, reach, used, line):
     """Fill ``line`` with a row of each plane in 16-bit fixed point, mirrored at both ends."""
     stride = line.shape[0] // used
     side = stride - 2 * reach
@@ -262,7 +272,7 @@ def _pad(pixels, first, reach, used, line):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _blurred(flat, params, found, scale, offset, chunk, work, out):  # type: ignore[no-untyped-def]
+def _blurred(flat, params, found, scale, offset, chunk, work, out):
     """Colour, blur and finish a view; rows stream through a ring.
 
     found: what `colour_view` has found out: where to start, the mean luminance, the blur's reach
@@ -272,13 +282,13 @@ def _blurred(flat, params, found, scale, offset, chunk, work, out):  # type: ign
     place, middle, reach, total, grey, invert = found
     side, step, used = out.shape[0], chunk.shape[1], 1 if grey else 3
     kept, stride = out.reshape(-1), side + 2 * reach
-    slots = min(side, 2 * reach + step // side)
+    rows = min(side, 2 * reach + step // side)
     length = used * stride
     pitch = -(-length // 32) * 32  # vertical taps then read whole cache lines
     line, blurred = work[:length], work[pitch : 2 * pitch]
     weights = work[2 * pitch : (3 + reach) * pitch].reshape(reach + 1, pitch)
     ops.fill_weights(params[SIGMA], total, weights)
-    ring = work[(3 + reach) * pitch : (3 + reach + slots) * pitch].reshape(slots, pitch)
+    ring = work[(3 + reach) * pitch : (3 + reach + rows) * pitch].reshape(rows, pitch)
     fine_scale = scale / np.float32(ops.FIXED)
     done, ready = 0, 0
     for start in range(0, side * side, step):
@@ -287,7 +297,7 @@ def _blurred(flat, params, found, scale, offset, chunk, work, out):  # type: ign
         _coloured(flat, params, place, middle, kept, pixels, start)
         for row in range(width // side):
             _pad(pixels, row * side, reach, used, line)
-            _across(line, weights, reach, ring[(ready + row) % slots, : length - 2 * reach])
+            _across(line, weights, reach, ring[(ready + row) % rows, : length - 2 * reach])
         ready += width // side
         while done < side and min(done + reach, side - 1) < ready:
             _down(ring, done, side, weights, reach, blurred)
@@ -307,10 +317,10 @@ def _blurred(flat, params, found, scale, offset, chunk, work, out):  # type: ign
 
 
 @njit(cache=True, nogil=True)
-def colour_view(planes, params, row, scratch, out):  # type: ignore[no-untyped-def]
+def colour_view(planes, params, row, scratch, out):
     """Fill ``out`` (S, S, 3) float32 with one coloured and normalised view.
 
-    planes: (3, S, S) uint8 RGB, contiguous. params: of `draw_colour`. row: the view's row of
+    planes: (3, S, S) uint8 RGB, contiguous. params: of `draw_colour`. row: the view's record of
     `policy_table`. scratch: float32, `scratch_size` long; its content does not matter. ``out``
     holds pixels of the contrast pass in between.
     """
@@ -319,8 +329,8 @@ def colour_view(planes, params, row, scratch, out):  # type: ignore[no-untyped-d
     flat, kept = ops.borrowed(planes).reshape(3, -1), out.reshape(-1)
     scale, offset = np.empty(3, np.float32), np.empty(3, np.float32)
     for channel in range(3):
-        scale[channel] = 1.0 / (255.0 * row[_STD + channel])
-        offset[channel] = -row[_MEAN + channel] / row[_STD + channel]
+        scale[channel] = 1.0 / (255.0 * row.std[channel])
+        offset[channel] = -row.mean[channel] / row.std[channel]
     grey, invert = params[GREY] != 0.0, params[SOLARIZE] != 0.0
     if params[JITTER] == 0.0 and not (grey or invert or params[BLUR] != 0.0):
         ops.interleave(flat[0], flat[1], flat[2], scale, offset, kept)
@@ -335,7 +345,7 @@ def colour_view(planes, params, row, scratch, out):  # type: ignore[no-untyped-d
         middle = _before_contrast(flat, params, place, step, kept)
     reach, total = 0, 1.0
     if params[BLUR] != 0.0:
-        reach, total = ops.reach_of(params[SIGMA], int(row[_RADIUS]))
+        reach, total = ops.reach_of(params[SIGMA], row.blur_radius)
     if reach > 0:
         start = 3 * step + (-scratch.ctypes.data // 4 - 3 * step) % 16  # on a cache line
         work = scratch[start:].view(np.uint16)

@@ -1,16 +1,17 @@
 """How a view is coloured: BYOL's jitter, grey, blur, solarize, normalisation, batched on device.
 
-Factors and blends are torchvision's (BYOL, appendix B). The parameters come from `colour` on the
-host, so that every index list has a known size and no device is ever waited for. On the CPU the
-loader may do the same work with `colour.colour_view` instead, several times faster. Inside, pixels
-are planar (B, 3, H, W) float32 in [0, 1], which is 2 to 5 times faster than interleaved on CPU;
-the result is channels-last.
+Factors and blends are torchvision's (BYOL, appendix B). The parameters come from `color_cpu` on
+the host, so that every index list has a known size and no device is ever waited for. On the CPU
+the loader may do the same work with `color_cpu.colour_view` instead, several times faster. Inside,
+pixels are planar (B, 3, H, W) float32 in [0, 1], which is 2 to 5 times faster than interleaved on
+CPU; the result is channels-last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from harl_fast.config import ViewConfig
+from harl_fast.data.views.augment import (
+    apply_to_rows,
+    augment,
+    check_augmentations,
+    rows_of,
+    values_of,
+)
 from harl_fast.data.views.color_cpu import (
     BLUR,
     FACTORS,
@@ -72,13 +80,13 @@ class Colouring:
     """What a loader needs to colour its views on the CPU."""
 
     policies: tuple[ViewConfig, ...]
-    """A view each."""
+    """One per view."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     """Per-channel normalisation of [0, 1] pixels, RGB."""
 
-    def table(self) -> npt.NDArray[np.float64]:
-        """Return (V, K) float64, a row a view, for `colour.draw_colour` and `colour_view`."""
+    def table(self) -> npt.NDArray[Any]:
+        """Return the (V,) records of `color_cpu.policy_table`."""
         return policy_table(self.policies, self.mean, self.std)
 
     def check(self, views: Sequence[ViewGeometry]) -> None:
@@ -86,6 +94,24 @@ class Colouring:
         sizes, wanted = [p.size_px for p in self.policies], [v.size_px for v in views]
         if sizes != wanted:
             raise ConfigError(f"colours are for views of {sizes} px, the views have {wanted} px")
+        check_augmentations(self.policies)
+
+    def augment(
+        self,
+        views: Sequence[npt.NDArray[np.float32]],
+        ids: npt.NDArray[np.int64],
+        *,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        """Apply what `color_cpu` does not know to its (B, S, S, 3) normalised views, in place."""
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        for view, policy in enumerate(self.policies):
+            if policy.augment:
+                pixels = torch.from_numpy(views[view]).permute(0, 3, 1, 2)
+                x = (pixels * std + mean).clamp_(0.0, 1.0).contiguous()
+                augment(x, policy, ids, seed=seed, epoch=epoch, view=view)
+                pixels.copy_((x - mean) / std)
 
 
 def luminance(x: Tensor) -> Tensor:
@@ -182,6 +208,7 @@ class Photometric(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
+        check_augmentations(policies)
         self.policies, self.seed = tuple(policies), seed
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
@@ -195,7 +222,9 @@ class Photometric(nn.Module):
         """
         policy = self.policies[view]
         drawn = draw(policy, ids, seed=self.seed, epoch=epoch, view=view)
-        return self.normalize(self.colour(images, drawn, policy=policy))
+        x = self.colour(images, drawn, policy=policy)
+        augment(x, policy, ids, seed=self.seed, epoch=epoch, view=view)
+        return self.normalize(x)
 
     def colour(self, images: Tensor, drawn: Draws, *, policy: ViewConfig) -> Tensor:
         """Return (B, 3, S, S) float32 in [0, 1] with the drawn operations applied.
@@ -205,13 +234,17 @@ class Photometric(nn.Module):
         x = unit_planes(images)
         for place in range(len(_JITTER)):
             for number, operation in enumerate(_JITTER):
-                rows = _rows(drawn.jitter & (drawn.order[:, place] == number), x)
-                _apply(x, rows, operation, _values(drawn.factors[:, number], x))
-        sigma = _values(drawn.sigma, x)
-        _apply(x, _rows(drawn.grey, x), lambda part, _: luminance(part).expand_as(part), sigma)
+                rows = rows_of(drawn.jitter & (drawn.order[:, place] == number), x)
+                apply_to_rows(x, rows, operation, values_of(drawn.factors[:, number], x))
+        sigma = values_of(drawn.sigma, x)
+        apply_to_rows(
+            x, rows_of(drawn.grey, x), lambda part, _: luminance(part).expand_as(part), sigma
+        )
         radius = blur_radius(policy)
-        _apply(x, _rows(drawn.blur, x), lambda part, s: blur(part, s, radius=radius), sigma)
-        _apply(x, _rows(drawn.solarize, x), lambda part, _: solarize(part), sigma)
+        apply_to_rows(
+            x, rows_of(drawn.blur, x), lambda part, s: blur(part, s, radius=radius), sigma
+        )
+        apply_to_rows(x, rows_of(drawn.solarize, x), lambda part, _: solarize(part), sigma)
         return x
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -231,21 +264,3 @@ class Photometric(nn.Module):
 def unit_planes(images: Tensor) -> Tensor:
     """Return (B, 3, H, W) contiguous float32 in [0, 1] from (B, H, W, 3) uint8."""
     return images.permute(0, 3, 1, 2).contiguous().float().div_(255.0)
-
-
-def _rows(chosen: npt.NDArray[np.bool_], like: Tensor) -> Tensor:
-    return torch.from_numpy(np.flatnonzero(chosen)).to(like.device, non_blocking=True)
-
-
-def _values(values: npt.NDArray[np.float64], like: Tensor) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(like.device, non_blocking=True)
-
-
-def _apply(
-    x: Tensor, rows: Tensor, operation: Callable[[Tensor, Tensor], Tensor], values: Tensor
-) -> None:
-    """Replace the given rows of ``x`` by the operation's result on them and on their values."""
-    if len(rows) == len(x):
-        x.copy_(operation(x, values))
-    elif len(rows):
-        x[rows] = operation(x[rows], values[rows])

@@ -95,19 +95,19 @@ _MARGIN = 2
 
 
 @njit(cache=True)
-def open_decoder():  # type: ignore[no-untyped-def]
+def open_decoder():
     """Return a TurboJPEG decompressor for one thread, to be given to `close_decoder`."""
     return _init()
 
 
 @njit(cache=True)
-def close_decoder(decoder):  # type: ignore[no-untyped-def]
+def close_decoder(decoder):
     """Free a decompressor."""
     _destroy(decoder)
 
 
 @njit(cache=True)
-def parse_jpeg(data, layout):  # type: ignore[no-untyped-def]
+def parse_jpeg(data, layout):
     """Fill ``layout`` (`LAYOUT`,) int64 from JPEG bytes (N,) uint8; return OK or what is wrong.
 
     What is read, and how strictly: see `jpegheader`.
@@ -119,7 +119,7 @@ def parse_jpeg(data, layout):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _turbo_header(decoder, data, length, found):  # type: ignore[no-untyped-def]
+def _turbo_header(decoder, data, length, found):
     """Fill ``found`` (4,) int32 with TurboJPEG's width, height, sampling and colour space."""
     found[:] = -1
     return _to_header(
@@ -134,7 +134,7 @@ def _turbo_header(decoder, data, length, found):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _is_read_alike(decoder, data, length, layout, height, width):  # type: ignore[no-untyped-def]
+def _is_read_alike(decoder, data, length, layout, height, width):
     """Return whether TurboJPEG finds a picture of this size with the layout's colours.
 
     decoder: (1,) uintp, replaced if it finds something else: TurboJPEG 2.1 leaves it within the
@@ -163,7 +163,7 @@ def _is_read_alike(decoder, data, length, layout, height, width):  # type: ignor
 
 
 @njit(cache=True)
-def _find_segments(data, at, starts):  # type: ignore[no-untyped-def]
+def _find_segments(data, at, starts):
     """Fill ``starts`` with where each restart segment begins and, last, where the scan ends.
 
     Returns whether the markers are those expected, in their order.
@@ -191,7 +191,7 @@ def _find_segments(data, at, starts):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _cut_out(data, layout, starts, area, excerpt):  # type: ignore[no-untyped-def]
+def _cut_out(data, layout, starts, area, excerpt):
     """Write the JPEG of some restart segments to ``excerpt``; return its length in bytes.
 
     area: segments a picture row, first and past-the-last row, first and past-the-last segment of
@@ -219,19 +219,19 @@ def _cut_out(data, layout, starts, area, excerpt):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True)
-def excerpt_size(largest_jpeg):  # type: ignore[no-untyped-def]
+def excerpt_size(largest_jpeg):
     """Return how many bytes an excerpt of a JPEG of so many bytes can take."""
     return largest_jpeg + 64
 
 
 @njit(cache=True)
-def planes_size(height, width):  # type: ignore[no-untyped-def]
+def planes_size(height, width):
     """Return how many bytes the planes of a picture can take (chroma at full resolution)."""
     return 3 * ((height + 15) // 16 * 16) * ((width + 15) // 16 * 16)
 
 
 @njit(cache=True)
-def _segments_across(layout):  # type: ignore[no-untyped-def]
+def _segments_across(layout):
     """Return the restart segments of a row of MCUs, or 0 if rows are not cut evenly."""
     side = 8 * layout[FACTOR_X]
     mcus = (layout[WIDTH] + side - 1) // side
@@ -241,7 +241,7 @@ def _segments_across(layout):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def decode_planes(decoder, data, layout, union, excerpt, planes, window):  # type: ignore[no-untyped-def]
+def decode_planes(decoder, data, layout, union, excerpt, planes, window):
     """Decode the rectangle ``union`` into ``planes``; return OK or BAD_JPEG.
 
     decoder: (1,) uintp from `open_decoder`, replaced by another if need be. data, layout: see
@@ -297,7 +297,7 @@ def decode_planes(decoder, data, layout, union, excerpt, planes, window):  # typ
 
 
 @njit(cache=True)
-def decode_pixels(data, size, pixels, pixel_format):  # type: ignore[no-untyped-def]
+def decode_pixels(data, size, pixels, pixel_format):
     """Decode a JPEG file of any kind; return 0, or non-zero on any warning (`jpeg_error`).
 
     data: (N,) uint8. size: the (height, width) that it must have, else `ANOTHER_SIZE`. pixels:
@@ -328,13 +328,13 @@ def decode_pixels(data, size, pixels, pixel_format):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def jpeg_error():  # type: ignore[no-untyped-def]
+def jpeg_error():
     """Return where the text of TurboJPEG's last error or warning in this thread lies."""
     return _last_error()
 
 
 @njit(cache=True)
-def decode_jpeg(data, pixels):  # type: ignore[no-untyped-def]
+def decode_jpeg(data, pixels):
     """Decode a whole stored JPEG into (H, W, 3) uint8 RGB; return its status.
 
     It is the status that the loader finds, had it to decode the whole.

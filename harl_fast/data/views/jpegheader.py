@@ -52,12 +52,12 @@ _ADOBE = np.frombuffer(b"Adobe", np.uint8)
 
 
 @njit(cache=True)
-def _word(data, at):  # type: ignore[no-untyped-def]
+def _word(data, at):
     return (np.int64(data[at]) << 8) | np.int64(data[at + 1])
 
 
 @njit(cache=True)
-def _begins(data, at, text):  # type: ignore[no-untyped-def]
+def _begins(data, at, text):
     same = True
     for place in range(text.shape[0]):
         same = same and data[at + place] == text[place]
@@ -65,7 +65,7 @@ def _begins(data, at, text):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _read_frame(data, at, length, marker, layout):  # type: ignore[no-untyped-def]
+def _read_frame(data, at, length, marker, layout):
     """Read a frame header (ITU-T T.81, B.2.2), whose length stands at ``at``."""
     if marker == 0xC2:
         return _PROGRESSIVE
@@ -87,7 +87,7 @@ def _read_frame(data, at, length, marker, layout):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True)
-def _read_scan(data, at, length, layout):  # type: ignore[no-untyped-def]
+def _read_scan(data, at, length, layout):
     """Read a scan header (ITU-T T.81, B.2.3), whose length stands at ``at``, and judge the whole.
 
     Colours are what libjpeg takes them for (jdapimin.c, default_decompress_parms).
@@ -114,7 +114,7 @@ def _read_scan(data, at, length, layout):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _read_segment(data, at, length, marker, layout):  # type: ignore[no-untyped-def]
+def _read_segment(data, at, length, marker, layout):
     """Read one segment before the scan; ``at`` is where its length stands."""
     if marker in (_DHT, _DQT, _COM):
         return READ
@@ -136,7 +136,7 @@ def _read_segment(data, at, length, marker, layout):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def _judge(data, layout):  # type: ignore[no-untyped-def]
+def _judge(data, layout):
     size = data.shape[0]
     if size < 2 or data[0] != 0xFF or data[1] != 0xD8:
         return _NO_JPEG
@@ -160,7 +160,7 @@ def _judge(data, layout):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def read_header(data, layout):  # type: ignore[no-untyped-def]
+def read_header(data, layout):
     """Fill ``layout`` (`LAYOUT`,) int64 from JPEG bytes (N,) uint8; return its `REASONS` index."""
     layout[:] = 0
     layout[REASON] = _judge(data, layout)

@@ -29,14 +29,14 @@ _FIXED, _BITS, _BIT = np.float32(FIXED), np.uint32(16), np.uint32(1)
 
 
 @intrinsic
-def borrowed(typing_context, array):  # type: ignore[no-untyped-def]
+def borrowed(typing_context, array):
     """Return the same array without its owner, so that its slices count no references.
 
     Each count is a locked instruction, and a blurred view takes thousands of them otherwise. The
     caller must hold the array for as long as the result is used.
     """
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         struct = make_array(signature.return_type)(context, builder, arguments[0])
         struct.meminfo = cgutils.get_null_value(struct.meminfo.type)
         struct.parent = cgutils.get_null_value(struct.parent.type)
@@ -46,32 +46,32 @@ def borrowed(typing_context, array):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def load(source, target):  # type: ignore[no-untyped-def]
+def load(source, target):
     for i in range(target.shape[0]):
         target[i] = np.float32(source[i])
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def copy(source, target):  # type: ignore[no-untyped-def]
+def copy(source, target):
     for i in range(target.shape[0]):
         target[i] = source[i]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def brightness(plane, factor):  # type: ignore[no-untyped-def]
+def brightness(plane, factor):
     for i in range(plane.shape[0]):
         plane[i] = min(_TOP, plane[i] * factor)
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def contrast(plane, factor, middle):  # type: ignore[no-untyped-def]
+def contrast(plane, factor, middle):
     shift = (_ONE - factor) * middle
     for i in range(plane.shape[0]):
         plane[i] = max(_ZERO, min(_TOP, plane[i] * factor + shift))
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def saturation(red, green, blue, factor):  # type: ignore[no-untyped-def]
+def saturation(red, green, blue, factor):
     rest = _ONE - factor
     for i in range(red.shape[0]):
         shift = rest * (_RED * red[i] + _GREEN * green[i] + _BLUE * blue[i])
@@ -81,7 +81,7 @@ def saturation(red, green, blue, factor):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def hue(red, green, blue, shift):  # type: ignore[no-untyped-def]
+def hue(red, green, blue, shift):
     """Turn the hue by ``shift`` sectors, in [0, 6).
 
     HSV without a division: angles are kept times the chroma, and the way from a channel's own
@@ -104,13 +104,13 @@ def hue(red, green, blue, shift):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def grey(red, green, blue):  # type: ignore[no-untyped-def]
+def grey(red, green, blue):
     for i in range(red.shape[0]):
         red[i] = _RED * red[i] + _GREEN * green[i] + _BLUE * blue[i]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def total(plane):  # type: ignore[no-untyped-def]
+def total(plane):
     total = _ZERO
     for i in range(plane.shape[0]):
         total += plane[i]
@@ -118,7 +118,7 @@ def total(plane):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def sum_bytes(plane):  # type: ignore[no-untyped-def]
+def sum_bytes(plane):
     total = np.uint32(0)
     for i in range(plane.shape[0]):
         total += np.uint32(plane[i])
@@ -126,7 +126,7 @@ def sum_bytes(plane):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def reach_of(sigma, radius):  # type: ignore[no-untyped-def]
+def reach_of(sigma, radius):
     """Return (reach, total): how far a Gaussian's taps must go, and the sum of their weights.
 
     The exact rule normalises over all taps up to ``radius``; here the outermost ones that hold
@@ -143,7 +143,7 @@ def reach_of(sigma, radius):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def fill_weights(sigma, total, out):  # type: ignore[no-untyped-def]
+def fill_weights(sigma, total, out):
     """Fill ``out`` (reach + 1, n) uint16, a line of equal weights a tap, in units of 1 / 65536.
 
     The centre's weight is first, then that of each pair. Lines instead of numbers, because LLVM
@@ -158,33 +158,33 @@ def fill_weights(sigma, total, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def to_fixed(source, target):  # type: ignore[no-untyped-def]
+def to_fixed(source, target):
     """Fill uint16 ``target`` with ``source`` in `FIXED` units a level, rounded."""
     for i in range(target.shape[0]):
         target[i] = np.uint16(np.int32(source[i] * _FIXED + _HALF))
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def from_fixed(source, target):  # type: ignore[no-untyped-def]
+def from_fixed(source, target):
     """Fill float32 ``target`` with levels from uint16 ``source``."""
     for i in range(target.shape[0]):
         target[i] = np.float32(source[i]) * (_ONE / _FIXED)
 
 
 @njit(inline="always")
-def _share(value, weight):  # type: ignore[no-untyped-def]
+def _share(value, weight):
     """Return the upper half of a 16-bit product: one machine instruction for a vector."""
     return np.uint16(np.uint32(np.uint32(value) * np.uint32(weight)) >> _BITS)
 
 
 @njit(inline="always")
-def _mean(one, other):  # type: ignore[no-untyped-def]
+def _mean(one, other):
     """Return the rounded mean of two uint16: one machine instruction for a vector."""
     return np.uint16(np.uint32(np.uint32(one) + np.uint32(other) + _BIT) >> _BIT)
 
 
 @njit(cache=True, nogil=True)
-def taps0(centre, weights, out):  # type: ignore[no-untyped-def]
+def taps0(centre, weights, out):
     """Start a sum of taps; weights: the lines of all taps.
 
     Every product is cut to 16 bits and loses half a unit on average, which is added here.
@@ -195,7 +195,7 @@ def taps0(centre, weights, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def taps1(a, b, weights, out):  # type: ignore[no-untyped-def]
+def taps1(a, b, weights, out):
     """Add one pair of taps to a sum."""
     w = weights[0]
     for i in range(out.shape[0]):
@@ -203,7 +203,7 @@ def taps1(a, b, weights, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def taps2(a, b, c, d, weights, out):  # type: ignore[no-untyped-def]
+def taps2(a, b, c, d, weights, out):
     """Add two pairs of taps to a sum."""
     v, w = weights[0], weights[1]
     for i in range(out.shape[0]):
@@ -212,7 +212,7 @@ def taps2(a, b, c, d, weights, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def taps4(a, b, c, d, e, f, g, h, weights, out):  # type: ignore[no-untyped-def]
+def taps4(a, b, c, d, e, f, g, h, weights, out):
     """Add four pairs of taps to a sum."""
     s, t, v, w = weights[0], weights[1], weights[2], weights[3]
     for i in range(out.shape[0]):
@@ -222,14 +222,14 @@ def taps4(a, b, c, d, e, f, g, h, weights, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def solarize(plane):  # type: ignore[no-untyped-def]
+def solarize(plane):
     """Invert the upper half: the smaller of a value and its inverse."""
     for i in range(plane.shape[0]):
         plane[i] = min(plane[i], _TOP - plane[i])
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def interleave(red, green, blue, scale, offset, out):  # type: ignore[no-untyped-def]
+def interleave(red, green, blue, scale, offset, out):
     """Fill ``out`` (3 * n,) with value * scale + offset of each channel in turn.
 
     Plain unsigned places: only then does LLVM see a stride of three and shuffle whole vectors.

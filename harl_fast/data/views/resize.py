@@ -29,19 +29,19 @@ _BIAS = np.uint16(128)
 
 
 @njit(cache=True)
-def padded(side):  # type: ignore[no-untyped-def]
+def padded(side):
     """Return ``side`` rounded up to whole transposition blocks."""
     return (side + LANES - 1) // LANES * LANES
 
 
 @njit(cache=True)
-def max_taps(box_side, out_side):  # type: ignore[no-untyped-def]
+def max_taps(box_side, out_side):
     """Return how many source pixels one output pixel can need."""
     return 2 * math.ceil(max(box_side / out_side, 1.0)) + 3
 
 
 @njit(cache=True)
-def _spread(position, share, factor, limit, base, line):  # type: ignore[no-untyped-def]
+def _spread(position, share, factor, limit, base, line):
     """Add a full-resolution pixel's share to the plane's pixels it was interpolated from."""
     if factor == 1:
         line[position - base] += share
@@ -54,7 +54,7 @@ def _spread(position, share, factor, limit, base, line):  # type: ignore[no-unty
 
 
 @njit(cache=True)
-def axis_weights(start, box_side, mirrored, factor, limit, first, count, weights):  # type: ignore[no-untyped-def]
+def axis_weights(start, box_side, mirrored, factor, limit, first, count, weights):
     """Fill each output pixel's first plane pixel, how many it takes, and their weights.
 
     start, box_side: the box in full-resolution pixels. mirrored: whether the last output pixel
@@ -99,19 +99,19 @@ def axis_weights(start, box_side, mirrored, factor, limit, first, count, weights
 
 
 @njit(cache=True, inline="always")
-def _upper(value, weight):  # type: ignore[no-untyped-def]
+def _upper(value, weight):
     return np.uint16((np.uint32(value) * np.uint32(weight)) >> np.uint32(16))
 
 
 @njit(cache=True)
-def _start_value(count):  # type: ignore[no-untyped-def]
+def _start_value(count):
     # Each product is cut off below 1/256 level: half of that is given back for every tap, as far
     # as white cannot overflow (reductions beyond 120 to 1 end up to a level too dark).
     return np.uint16(min(count >> 1, 120))
 
 
 @njit(cache=True)
-def reduce_rows(plane, left, width, first, count, weights, strip):  # type: ignore[no-untyped-def]
+def reduce_rows(plane, left, width, first, count, weights, strip):
     """Fill ``strip`` (out rows, >= width) uint16 from ``width`` bytes of each row from ``left``.
 
     plane: (rows, row bytes) uint8; ``first`` counts its rows.
@@ -151,7 +151,7 @@ def reduce_rows(plane, left, width, first, count, weights, strip):  # type: igno
 
 
 @njit(cache=True)
-def transpose(strip, width, turned):  # type: ignore[no-untyped-def]
+def transpose(strip, width, turned):
     """Fill ``turned`` (>= width, rows) from ``strip`` (rows, >= width), both padded to blocks.
 
     Four by four values at a time in 64-bit words: a third less time than one by one. (Little-endian
@@ -177,7 +177,7 @@ def transpose(strip, width, turned):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def reduce_columns(turned, origin, step, first, count, weights, out):  # type: ignore[no-untyped-def]
+def reduce_columns(turned, origin, step, first, count, weights, out):
     """Fill ``out`` (out columns, rows) uint16 in 8.8 from ``turned``, one line a source column.
 
     Column c of the plane lies at line (c - origin) * step; interleaved channels have step 3.
@@ -222,13 +222,13 @@ _TWO, _SIX, _TOP = np.uint16(2), np.uint16(6), np.uint16(255)
 
 
 @njit(cache=True, inline="always")
-def _above(value, floor):  # type: ignore[no-untyped-def]
+def _above(value, floor):
     """Return the level of ``value - floor``, in 6 fractional bits, between black and white."""
     return np.uint8(min(np.uint16(np.uint16(max(value, floor) - floor) >> _SIX), _TOP))
 
 
 @njit(cache=True, inline="always")
-def _rgb(luma, blue, red):  # type: ignore[no-untyped-def]
+def _rgb(luma, blue, red):
     y = np.uint16(luma >> _TWO)
     lost = np.uint16(_upper(blue, _GREEN_CB) + _upper(red, _GREEN_CR))
     return (
@@ -239,20 +239,20 @@ def _rgb(luma, blue, red):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
-def _rounded(value):  # type: ignore[no-untyped-def]
+def _rounded(value):
     # White plus what the passes give back plus half a level stays below 2^16.
     return np.uint8(np.uint16(value + _BIAS) >> np.uint16(8))
 
 
 @njit(cache=True)
-def ycc_to_rgb(luma, blue, red, out):  # type: ignore[no-untyped-def]
+def ycc_to_rgb(luma, blue, red, out):
     """Convert a row of (N,) uint16 YCbCr in 8.8 to (3 N,) uint8 RGB."""
     for i in range(luma.shape[0]):
         out[3 * i], out[3 * i + 1], out[3 * i + 2] = _rgb(luma[i], blue[i], red[i])
 
 
 @njit(cache=True)
-def rgb_to_rgb(red, green, blue, out):  # type: ignore[no-untyped-def]
+def rgb_to_rgb(red, green, blue, out):
     """Round a row of (N,) uint16 RGB in 8.8 to (3 N,) uint8."""
     for i in range(red.shape[0]):
         out[3 * i] = _rounded(red[i])
@@ -261,27 +261,27 @@ def rgb_to_rgb(red, green, blue, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def ycc_to_planes(luma, blue, red, r, g, b):  # type: ignore[no-untyped-def]
+def ycc_to_planes(luma, blue, red, r, g, b):
     """Convert a row of (N,) uint16 YCbCr in 8.8 to three rows of uint8."""
     for i in range(luma.shape[0]):
         r[i], g[i], b[i] = _rgb(luma[i], blue[i], red[i])
 
 
 @njit(cache=True)
-def rgb_to_planes(red, green, blue, r, g, b):  # type: ignore[no-untyped-def]
+def rgb_to_planes(red, green, blue, r, g, b):
     """Round a row of (N,) uint16 RGB in 8.8 to three rows of uint8."""
     for i in range(red.shape[0]):
         r[i], g[i], b[i] = _rounded(red[i]), _rounded(green[i]), _rounded(blue[i])
 
 
 @njit(cache=True)
-def words_size(largest_side, out_side, step):  # type: ignore[no-untyped-def]
+def words_size(largest_side, out_side, step):
     """Return how many uint16 words `reduce_planes` needs as scratch."""
     return 2 * padded(out_side) * padded(largest_side * step)
 
 
 @njit(cache=True)
-def reduce_planes(planes, step, origin, factors, limits, placed, side, words, parts):  # type: ignore[no-untyped-def]
+def reduce_planes(planes, step, origin, factors, limits, placed, side, words, parts):
     """Resize a box of planes: fill ``parts`` (N * step, padded S, padded S) uint16, by columns.
 
     planes: (N, rows, columns * step) uint8 with ``step`` interleaved channels, whose first row and
@@ -317,7 +317,7 @@ def reduce_planes(planes, step, origin, factors, limits, placed, side, words, pa
 
 
 @njit(cache=True)
-def write_view(parts, is_ycc, upright, out):  # type: ignore[no-untyped-def]
+def write_view(parts, is_ycc, upright, out):
     """Turn, convert and write a view: ``out`` (S, S, 3) uint8 RGB.
 
     parts: (3, padded S, padded S) uint16 in 8.8 from `reduce_planes`. upright: as ``parts``,
@@ -335,7 +335,7 @@ def write_view(parts, is_ycc, upright, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def write_planes(parts, is_ycc, upright, out):  # type: ignore[no-untyped-def]
+def write_planes(parts, is_ycc, upright, out):
     """As `write_view`, for ``out`` (3, S, S)."""
     side = out.shape[1]
     for channel in range(3):

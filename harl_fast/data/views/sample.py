@@ -5,11 +5,16 @@ All views are cut from one decode of the rectangle that they cover together.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any, NamedTuple
 
-from harl_fast.data.container.imagefield import MODE_JPG, MODE_RAW, MODE_YUV420
+import numpy as np
+from numba import types
+
+from harl_fast.data.container.checksum import sums_differ
+from harl_fast.data.container.fields import MODE_JPG, MODE_RAW, MODE_YUV420
+from harl_fast.data.views.cells import cell_coverage, fill_integral
 from harl_fast.data.views.color_cpu import PARAMS, colour_view, draw_colour
-from harl_fast.data.views.crop import cell_coverage, draw_view, fill_integral
+from harl_fast.data.views.crop import draw_view
 from harl_fast.data.views.jpeg import (
     BAD_JPEG,
     NO_DATA,
@@ -29,37 +34,126 @@ from harl_fast.data.views.resize import padded, reduce_planes, write_planes, wri
 from harl_fast.jit import njit
 from harl_fast.rng import GEOMETRY, PHOTOMETRIC, stream
 
+BAD_MASK, BAD_SUM, UNREAD = 4, 5, 6
+"""Status of a sample, beside those of an image in `jpeg`: its mask is missing or of another size;
+its bytes differ from those written; the file could not be read there."""
+STATUS_TEXT = {
+    NO_DATA: "its data lie outside the file",
+    BAD_JPEG: "its JPEG data are damaged or end early",
+    UNSUPPORTED: "its image is of a kind that is not read (see `preprocess.beton --help`, store)",
+    BAD_MASK: "its mask is missing or has the wrong size",
+    BAD_SUM: "its stored bytes do not match their checksum",
+    UNREAD: "its bytes could not be read",
+}
+
 PICTURE = WINDOW + 4
+"""Length of an opened picture's record: the decoded window (see `decode_planes`), pixels per chroma
+sample down and across, channels, and where its planes begin in the scratch."""
 _FACTOR_Y, _FACTOR_X, _CHANNELS, _BEGIN = range(WINDOW, PICTURE)
 _GREY_CHROMA = np.uint16(128 << 8)
+# Called by symbol name, as TurboJPEG is: a pointer of this process would forbid storing the code.
+_pread = types.ExternalFunction(
+    "pread", types.int64(types.int32, types.CPointer(types.uint8), types.uint64, types.int64)
+)
+
+
+class Stored(NamedTuple):
+    """What decoding reads of an open container."""
+
+    file: Any
+    """Its descriptor, int32."""
+    addresses: Any
+    """(A,) uint64, rising: where images and masks lie."""
+    sizes: Any
+    """(A,) uint64: how many bytes lie there."""
+    images: Any
+    """(N,) records: mode, height, width and data_ptr of FFCV's image field."""
+    masks: Any
+    """(N,) uint64 addresses."""
+    mask_size: Any
+    """S of the (S, S) masks."""
+    sums: Any
+    """(N, 2) uint64 checksums of image and mask, or (0, 2) if they are not compared."""
+
+
+class Scratch(NamedTuple):
+    """Memory to work in, see `decode.scratch_for`; the first axis counts threads."""
+
+    image: Any
+    """Bytes of a stored image."""
+    mask: Any
+    """Bytes of a stored mask."""
+    planes: Any
+    """Bytes: a JPEG's excerpt, then its planes."""
+    levels: Any
+    """Bytes: a view that will be coloured."""
+    words: Any
+    """uint16: the resize's."""
+    floats: Any
+    """float32: the colours'."""
+    integral: Any
+    """int32, (threads, S + 1, S + 1) of a mask, or no elements if no view's crop looks at it."""
 
 
 @njit(cache=True)
-def place_views(seed, epoch, sample, height, width, table, integral, boxes):  # type: ignore[no-untyped-def]
-    """Fill ``boxes`` (V, 6) int64: top, left, height, width, flip, vflip of each view."""
-    for view in range(boxes.shape[0]):
-        key = stream(seed, epoch, sample, view, GEOMETRY)
-        top, left, box_h, box_w, flip, vflip = draw_view(key, height, width, table[view], integral)
-        boxes[view, 0], boxes[view, 1], boxes[view, 2], boxes[view, 3] = top, left, box_h, box_w
-        boxes[view, 4], boxes[view, 5] = flip, vflip
+def stored_size(stored, address):
+    """Return how many bytes are stored at ``address``, 0 if nothing of a sample begins there."""
+    place = np.searchsorted(stored.addresses, address)
+    if place >= stored.addresses.shape[0] or stored.addresses[place] != address:
+        return 0
+    return np.int64(stored.sizes[place])
 
 
 @njit(cache=True)
-def _union(boxes):  # type: ignore[no-untyped-def]
-    top, left, bottom, right = boxes[0, 0], boxes[0, 1], np.int64(0), np.int64(0)
-    for view in range(boxes.shape[0]):
-        top, left = min(top, boxes[view, 0]), min(left, boxes[view, 1])
-        bottom = max(bottom, boxes[view, 0] + boxes[view, 2])
-        right = max(right, boxes[view, 1] + boxes[view, 3])
+def read_stored(stored, address, into):
+    """Fill ``into`` (n,) uint8 from the file; return whether all of it could be read."""
+    done, size = 0, into.shape[0]
+    while done < size:
+        count = _pread(stored.file, into[done:].ctypes, size - done, np.int64(address) + done)
+        if count <= 0:
+            return False
+        done += count
+    return True
+
+
+@njit(cache=True)
+def _load(sample, stored, image, packed):
+    """Read a sample's image and mask from the file and compare their sums; return the status."""
+    if stored_size(stored, stored.masks[sample]) != packed.shape[0]:
+        return BAD_MASK
+    if image.shape[0] == 0:
+        return NO_DATA
+    for address, into in ((stored.images[sample].data_ptr, image), (stored.masks[sample], packed)):
+        if not read_stored(stored, address, into):
+            return UNREAD
+    if stored.sums.shape[0] > 0 and sums_differ(image, packed, stored.sums[sample]):
+        return BAD_SUM
+    return OK
+
+
+@njit(cache=True)
+def _box(seed, epoch, sample, view, size, table, integral):
+    key = stream(seed, epoch, sample, view, GEOMETRY)
+    return draw_view(key, size[0], size[1], table[view], integral)
+
+
+@njit(cache=True)
+def _union(seed, epoch, sample, size, table, integral):
+    """Return (top, left, bottom, right) of the rectangle that all of a sample's views cover."""
+    top, left, bottom, right = size[0], size[1], 0, 0
+    for view in range(table.shape[0]):
+        box = _box(seed, epoch, sample, view, size, table, integral)
+        top, left = min(top, box.top), min(left, box.left)
+        bottom, right = max(bottom, box.top + box.height), max(right, box.left + box.width)
     return top, left, bottom, right
 
 
 @njit(cache=True)
-def open_picture(decoder, mode, data, size, boxes, bytes_, picture):  # type: ignore[no-untyped-def]
+def open_picture(decoder, mode, data, size, union, bytes_, picture):
     """Make a stored picture's pixels ready for `cut_view`; return its status.
 
-    decoder: see `decode_planes`. mode: of `imagefield`. data: the stored bytes. size: (height,
-    width). boxes: of `place_views`; what lies outside all of them is not decoded. bytes_: one
+    decoder: see `decode_planes`. mode: of `fields`. data: the stored bytes. size: (height,
+    width). union: (top, left, bottom, right); what lies outside is not decoded. bytes_: one
     thread's scratch, receives the planes of a JPEG. picture: (`PICTURE`,) int64, receives where
     the planes lie.
     """
@@ -84,11 +178,11 @@ def open_picture(decoder, mode, data, size, boxes, bytes_, picture):  # type: ig
     picture[_FACTOR_Y], picture[_FACTOR_X] = layout[FACTOR_Y], layout[FACTOR_X]
     picture[_CHANNELS], picture[_BEGIN] = layout[CHANNELS], begin
     excerpt, planes, window = bytes_[:begin], bytes_[begin:], picture[:WINDOW]
-    return decode_planes(decoder, data, layout, _union(boxes), excerpt, planes, window)
+    return decode_planes(decoder, data, layout, union, excerpt, planes, window)
 
 
 @njit(cache=True)
-def _resize_ycc(planes, picture, size, placed, side, rest, parts):  # type: ignore[no-untyped-def]
+def _resize_ycc(planes, picture, size, placed, side, rest, parts):
     """Resize a view's luma and chroma from ``planes``, one after another in one array."""
     rows, stride = picture[ROWS], picture[STRIDE]
     down, across = picture[_FACTOR_Y], picture[_FACTOR_X]
@@ -106,55 +200,66 @@ def _resize_ycc(planes, picture, size, placed, side, rest, parts):  # type: igno
 
 
 @njit(cache=True)
-def cut_view(mode, data, size, box, picture, scratch, key, colours, out):  # type: ignore[no-untyped-def]
+def cut_view(mode, data, size, box, picture, scratch, thread, key, colours, out):
     """Write one view of an opened picture to ``out`` (S, S, 3).
 
-    mode, data, size, picture: of `open_picture`. box: the view's row of `place_views`. scratch:
-    (bytes, levels, words, floats) of one thread. key: the colour stream. colours: the view's row
-    of `colour.policy_table`, or None for uint8 pixels.
+    mode, data, size, picture: of `open_picture`. box: of `draw_view`. key: the colour stream.
+    colours: the view's record of `color_cpu.policy_table`, or None for uint8 pixels.
     """
-    bytes_, levels, words, floats = scratch
-    side = out.shape[0]
+    side, words = out.shape[0], scratch.words[thread]
     rows = padded(side)
     one = 3 * rows * rows
     parts = words[:one].reshape(3, rows, rows)
     upright, rest = words[one : 2 * one].reshape(3, rows, rows), words[2 * one :]
-    placed = (box[0], box[1], box[2], box[3], box[4] != 0, box[5] != 0)
     if mode == MODE_RAW:
         interleaved = data.reshape(1, size[0], size[1] * 3)
-        reduce_planes(interleaved, 3, (0, 0), (1, 1), size, placed, side, rest, parts)
+        reduce_planes(interleaved, 3, (0, 0), (1, 1), size, box, side, rest, parts)
     elif mode == MODE_YUV420:
-        _resize_ycc(data, picture, size, placed, side, rest, parts)
+        _resize_ycc(data, picture, size, box, side, rest, parts)
     else:
-        _resize_ycc(bytes_[picture[_BEGIN] :], picture, size, placed, side, rest, parts)
+        _resize_ycc(
+            scratch.planes[thread, picture[_BEGIN] :], picture, size, box, side, rest, parts
+        )
     is_ycc = mode != MODE_RAW
     if colours is None:
         write_view(parts, is_ycc, upright, out)
     else:
-        planes = levels[: 3 * side * side].reshape(3, side, side)
+        planes = scratch.levels[thread, : 3 * side * side].reshape(3, side, side)
         write_planes(parts, is_ycc, upright, planes)
         params = np.empty(PARAMS, np.float64)
         draw_colour(key, colours, params)
-        colour_view(planes, params, colours, floats, out)
+        colour_view(planes, params, colours, scratch.floats[thread], out)
 
 
 @njit(cache=True)
-def cut_cells(packed, mask_size, size, box, out):  # type: ignore[no-untyped-def]
-    """Write one view's cells to ``out`` (h, w) float32."""
-    placed = (box[0], box[1], box[2], box[3], box[4] != 0, box[5] != 0)
-    cell_coverage(packed, mask_size, size[0], size[1], placed, out)
+def decode_sample(
+    sample, row, seed, epoch, stored, table, colours, decoder, scratch, thread, views, cells
+):
+    """Fill row ``row`` of each view (B, S, S, 3) and its cells (B, h, w); return the status.
 
-
-@njit(cache=True)
-def place_sample(control, sample, size, table, mask, boxes, keys):  # type: ignore[no-untyped-def]
-    """Draw a sample's boxes and the keys of its colours.
-
-    control: (seed, epoch). mask: (packed bits, side, integral or an empty array when no view's
-    crop looks at the mask).
+    stored: a `Stored`. table: of `crop.geometry_table`. colours: of `color_cpu.policy_table`, or
+    None for uint8 views. decoder: see `decode_planes`. scratch: a `Scratch`, of which part
+    ``thread`` is used. If the status is not OK, the rows are left undefined.
     """
-    packed, mask_size, integral = mask
+    field, packed = stored.images[sample], scratch.mask[thread]
+    mode, size = field.mode, (np.int64(field.height), np.int64(field.width))
+    image = scratch.image[thread, : stored_size(stored, field.data_ptr)]
+    status = _load(sample, stored, image, packed)
+    if status != OK:
+        return status
+    integral = scratch.integral[thread]
     if integral.shape[0] > 0:
-        fill_integral(packed, mask_size, integral)
-    place_views(control[0], control[1], sample, size[0], size[1], table, integral, boxes)
-    for view in range(boxes.shape[0]):
-        keys[view] = stream(control[0], control[1], sample, view, PHOTOMETRIC)
+        fill_integral(packed, stored.mask_size, integral)
+    union = _union(seed, epoch, sample, size, table, integral)
+    picture = np.empty(PICTURE, np.int64)
+    status = open_picture(decoder, mode, image, size, union, scratch.planes[thread], picture)
+    if status != OK:
+        return status
+    for view in range(table.shape[0]):
+        # Drawn again instead of kept: it takes less than a microsecond.
+        box = _box(seed, epoch, sample, view, size, table, integral)
+        key = stream(seed, epoch, sample, view, PHOTOMETRIC)
+        own = None if colours is None else colours[view]
+        cut_view(mode, image, size, box, picture, scratch, thread, key, own, views[view][row])
+        cell_coverage(packed, stored.mask_size, size[0], size[1], box, cells[view][row])
+    return OK

@@ -1,24 +1,79 @@
-"""The FFCV field of foreground masks: square, bit-packed, in the frame of the stored image."""
+"""The fields of containers: pictures in FFCV's image field or our extension of it, and masks.
+
+Each sample says how its picture is stored, so that a container may hold any mixture. With JPEG and
+raw pictures alone the field on disk is FFCV's `RGBImageField`, which plain FFCV reads; one that may
+hold YCbCr has FFCV's type id for foreign fields, and plain FFCV refuses it instead of misreading.
+Masks are square, bit-packed, and in the frame of the stored image.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from ffcv.fields.base import ARG_TYPE, Field
+from ffcv.fields.rgb_image import RGBImageField
 from ffcv.pipeline.operation import Operation
+from ffcv.reader import Reader
 
 from harl_fast.errors import DataError
 
-FORMAT_VERSION = 1
+MODE_JPG, MODE_RAW, MODE_YUV420 = 0, 1, 2
+"""How a picture is stored, in the ``mode`` of its metadata: JPEG bytes; (H, W, 3) uint8 RGB; the
+planes Y (H, W), Cb and Cr (ceil(H/2), ceil(W/2)) one after another, uint8, full range (JFIF),
+chroma being the mean of 2 x 2 pixels, the last row and column repeated. FFCV knows 0 and 1."""
+MODE_NAMES = ("jpg", "raw", "yuv420")
+
+_FFCV_OWN, _WITH_YUV420 = 0, 1
+"""First argument byte of the field: FFCV writes zeros."""
+
+_MASK_VERSION = 1
 
 Bits = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 _ARGUMENTS = np.dtype([("version", "<u2"), ("size", "<u2")])
+
+
+class StoredImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
+    """FFCV's image field whose samples may also have the mode `MODE_YUV420`.
+
+    As custom field of FFCV's `Reader` it opens FFCV's own image field, too: see `open_reader`.
+    """
+
+    @staticmethod
+    def from_binary(binary: npt.NDArray[np.uint8]) -> StoredImageField:
+        """Return the field of a container's 1024 argument bytes; `DataError` if they are newer."""
+        version = int(np.ascontiguousarray(binary).view(np.uint8)[0])
+        if version not in (_FFCV_OWN, _WITH_YUV420):
+            raise DataError(
+                f"the container's images have format {version}, this program reads up to "
+                f"{_WITH_YUV420}; write the container again with `make beton`"
+            )
+        return StoredImageField()
+
+    def to_binary(self) -> np.void:
+        """Return the argument record; FFCV stores its element 0, as for its own fields."""
+        record: np.void = np.zeros(1, dtype=ARG_TYPE)[0]
+        record[0][0] = _WITH_YUV420
+        return record
+
+    def get_decoder_class(self) -> type[Operation]:
+        """Return FFCV's base class: its own image decoders would take YCbCr for RGB."""
+        return Operation  # type: ignore[no-any-return]
+
+
+def stored_bytes(mode: int, height: int, width: int) -> int:
+    """Return how many bytes an uncompressed picture takes; mode: `MODE_RAW` or `MODE_YUV420`."""
+    if mode == MODE_RAW:
+        return 3 * height * width
+    if mode == MODE_YUV420:
+        return height * width + 2 * -(-height // 2) * -(-width // 2)
+    raise ValueError(f"mode {mode} has no fixed size")
 
 
 @dataclass(frozen=True)
@@ -53,16 +108,16 @@ class BitMaskField(Field):  # type: ignore[misc]  # ffcv is untyped
         """Return the field that a container's 1024 argument bytes describe."""
         arguments = np.ascontiguousarray(binary).view(np.uint8)[: _ARGUMENTS.itemsize]
         version, size = arguments.view(_ARGUMENTS)[0].item()
-        if version != FORMAT_VERSION:
+        if version != _MASK_VERSION:
             raise DataError(
                 f"the container's masks have format {version}, this program reads "
-                f"{FORMAT_VERSION}; write the container again with `make beton`"
+                f"{_MASK_VERSION}; write the container again with `make beton`"
             )
         return BitMaskField(size)
 
     def to_binary(self) -> np.void:
         """Return the argument record; FFCV stores its element 0, as for its own fields."""
-        arguments = np.array([(FORMAT_VERSION, self.size)], dtype=_ARGUMENTS).view(np.uint8)
+        arguments = np.array([(_MASK_VERSION, self.size)], dtype=_ARGUMENTS).view(np.uint8)
         record: np.void = np.zeros(1, dtype=ARG_TYPE)[0]
         record[0][: arguments.size] = arguments
         return record
@@ -87,6 +142,12 @@ class BitMaskField(Field):  # type: ignore[misc]  # ffcv is untyped
     def get_decoder_class(self) -> type[Operation]:
         """Return FFCV's base class: any explicit decoder is accepted, and none is implied."""
         return Operation  # type: ignore[no-any-return]
+
+
+def open_reader(path: Path) -> Reader:
+    """Return FFCV's reader of a container of ours, whatever its store."""
+    fields: dict[str, Any] = {"image": StoredImageField, "mask": BitMaskField}
+    return Reader(str(path), fields)
 
 
 def pack_mask(mask: Mask) -> Bits:

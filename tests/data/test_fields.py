@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harl_fast.data.container.maskfield import (
+from harl_fast.data.container.fields import (
     BitMaskField,
     StoredMask,
     pack_mask,
