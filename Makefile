@@ -118,7 +118,7 @@ test-slow: setup ## Run the slow tests: the real launcher, whole runs [TESTS=<pa
 	"$(BIN)/python" -m pytest "$(TESTS)" -m slow $(ARGS)
 
 masks-train: setup ## Train a mask network on your own images, no labels: DATA=<folder> [MASKS_OUT=]
-	"$(BIN)/python" -m preprocess.masks.train $(call option,--data,$(DATA)) \
+	"$(BIN)/python" -m preprocess.masks.selftrained.train $(call option,--data,$(DATA)) \
 		--out "$(MASKS_OUT)" $(ARGS)
 
 beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [OUT=]

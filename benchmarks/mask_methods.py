@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from harl_fast.errors import HarlError
 from preprocess.masks.binary import centre_prior, otsu_level
-from preprocess.masks.methods import method_facts, open_method, parse_spec, to_mask
+from preprocess.masks.registry import method_facts, open_method, parse_spec, to_mask
 
 GRABCUT_PX, GRABCUT_ROUNDS, GRABCUT_BOX = 160, 3, 0.88
 """Longest side at which GrabCut works, its rounds, and its box' share of both sides."""

@@ -21,7 +21,7 @@ from benchmarks.results import write_results
 from harl_fast.files import Progress, check_output
 from harl_fast.options import SEED_MAX, whole_number
 from harl_fast.program import run_main
-from preprocess.masks.find import CHUNK
+from preprocess.masks.runner import CHUNK
 from preprocess.masks.score import Score, mean_score, score
 
 SPEED_PX, SPEED_COUNT, TURN_S = 300, 48, 0.5

@@ -35,10 +35,10 @@ from harl_fast.data.container.manifest import (
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output, replacing_together, sha256_file, write_json
 from preprocess.convert import Sample, Settings, Task, convert
-from preprocess.masks.assign import MaskList, open_masks
 from preprocess.masks.controls import CANVAS_PX
-from preprocess.masks.find import CHUNK
-from preprocess.masks.methods import SUPERVISION
+from preprocess.masks.registry import SUPERVISION
+from preprocess.masks.runner import CHUNK
+from preprocess.masks.sources import MaskList, open_masks
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING
 from preprocess.soundness import DAMAGED

@@ -18,7 +18,7 @@ from harl_fast.errors import HarlError
 from preprocess.demo.make import MARKER, DemoSettings, make_demo_set
 from preprocess.masks.cache import INFO, read_info
 from preprocess.masks.cachefile import DamagedError, read_rows
-from preprocess.masks.network import load_network
+from preprocess.masks.selftrained.network import load_network
 
 BROKEN = {
     "empty": b"",

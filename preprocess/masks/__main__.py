@@ -17,10 +17,18 @@ from harl_fast.jit import require_compiler
 from harl_fast.options import checked, whole_number
 from harl_fast.program import run_main
 from preprocess.masks import cache
-from preprocess.masks.assign import FALLBACK
 from preprocess.masks.cachefile import Row, write_rows
-from preprocess.masks.find import CHUNK
-from preprocess.masks.methods import METHODS, SUPERVISION, parse_spec, supervision, try_method
+from preprocess.masks.registry import (
+    MASK_METHODS,
+    SUPERVISION,
+    MaskMethod,
+    find_method,
+    parse_spec,
+    supervision,
+    try_method,
+)
+from preprocess.masks.runner import CHUNK
+from preprocess.masks.sources import FALLBACK
 from preprocess.masks.spec import MethodSpec
 from preprocess.pool import ordered_map, usable_cores
 from preprocess.reading import add_reading, reading_of
@@ -38,7 +46,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "which `python -m preprocess.beton --masks CACHE` reads. A run that was stopped continues "
         "where it was: run it again.",
         epilog="methods: "
-        + "; ".join(_usage(name) for name, one in METHODS.items() if one.open)
+        + "; ".join(_usage(name, one) for name, one in MASK_METHODS.items() if one.open)
         + ". Exit code: 0 all is there, 2 it cannot be done, 130 interrupted.",
     )
     add = parser.add_argument
@@ -49,7 +57,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=checked(parse_spec),
         metavar="METHOD",
         default=FALLBACK,
-        help="name, or name:key=value,...; default %(default)s",
+        help="name, or {name: {key: value, ...}}; default %(default)s",
     )
     add(
         "--max-resolution",
@@ -72,14 +80,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _usage(name: str) -> str:
-    method = METHODS[name]
-    keys = ",".join(
-        key.upper() if one.default is None else f"{key}={one.default}"
-        for key, one in method.parameters.items()
-        if not isinstance(one.default, tuple)
-    )
-    return f"{name}{':' if keys else ''}{keys} ({method.about})".replace("%", "%%")
+def _usage(name: str, method: MaskMethod) -> str:
+    fields = method.parameters.model_fields.items()
+    keys = ", ".join(k if one.is_required() else f"{k}: {one.default}" for k, one in fields)
+    return f"{name}{keys and f' {{{keys}}}'} ({method.about})".replace("%", "%%")
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -95,9 +99,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     require_compiler()
     spec: MethodSpec = args.mask_method
-    if METHODS[spec.name].open is None:
+    if find_method(spec.name).open is None:
         raise ConfigError(
-            f"mask method {spec}: {METHODS[spec.name].about}; it needs no cache. Give it to "
+            f"mask method {spec}: {find_method(spec.name).about}; it needs no cache. Give it to "
             f"`python -m preprocess.beton --mask-method`, as shuffled:base=cache:{args.out} if the "
             f"masks below it are made here"
         )

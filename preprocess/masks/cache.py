@@ -28,8 +28,15 @@ from harl_fast.textfile import read_json
 from preprocess.images import UnusableImageError
 from preprocess.masks.cachefile import DamagedError, Row, read_rows
 from preprocess.masks.controls import CANVAS_PX
-from preprocess.masks.find import INPUT_PX, Fingerprint, Kept, Origin, Wanted, find_masks
-from preprocess.masks.methods import SUPERVISION, method_facts
+from preprocess.masks.registry import SUPERVISION, method_facts
+from preprocess.masks.runner import (
+    INPUT_PX,
+    CachedMask,
+    Fingerprint,
+    LazyImage,
+    MaskRequest,
+    find_masks,
+)
 from preprocess.masks.spec import MethodSpec
 from preprocess.reading import DEFAULT_READING, Reading
 from preprocess.sources import Split
@@ -181,10 +188,10 @@ def make_rows(
 ) -> list[Row]:
     """Return the masks of some images; what a worker does."""
     prints: list[Fingerprint] = []
-    origins: list[Origin] = []
+    origins: list[LazyImage] = []
     reasons: dict[int, str] = {}
     for place, (name, path) in enumerate(tasks):
-        origin = Origin(Wanted(name, path), side_px=max_resolution, reading=reading)
+        origin = LazyImage(MaskRequest(name, path), side_px=max_resolution, reading=reading)
         prints.append(NO_FILE)
         try:
             prints[-1] = Fingerprint.of(path)  # before the pixels, lest a change go unnoticed
@@ -197,12 +204,14 @@ def make_rows(
     for place, ((name, _), file) in enumerate(zip(tasks, prints, strict=True)):
         if place in reasons:
             rows.append(
-                Row(name, Kept(b"", False, f"the image does not read: {reasons[place]}", file))
+                Row(
+                    name, CachedMask(b"", False, f"the image does not read: {reasons[place]}", file)
+                )
             )
             continue
         one = next(found)
         bits = pack_mask(resize_mask(one.mask, size=CANVAS_PX)).tobytes()
-        rows.append(Row(name, Kept(bits, one.stand_in, one.problem, file)))
+        rows.append(Row(name, CachedMask(bits, one.stand_in, one.problem, file)))
     return rows
 
 
@@ -236,7 +245,7 @@ class CacheReader:
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
-    def kept(self, name: str) -> tuple[Kept | None, str]:
+    def kept(self, name: str) -> tuple[CachedMask | None, str]:
         """Return an image's mask, or None and why there is none."""
         if name not in self._places:
             return None, f"{name} has no mask in the cache"

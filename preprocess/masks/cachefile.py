@@ -17,7 +17,7 @@ from harl_fast.errors import DataError, one_line
 from harl_fast.files import write_bytes
 from harl_fast.textfile import parse_json
 from preprocess.masks.controls import CANVAS_PX
-from preprocess.masks.find import Fingerprint, Kept
+from preprocess.masks.runner import CachedMask, Fingerprint
 
 SOUND, STAND_IN, UNREADABLE = 0, 1, 2
 """What a row's mask is: the method's, the centre ellipse, nothing (the image did not decode)."""
@@ -39,7 +39,7 @@ class Row:
     """The mask of one image."""
 
     name: str
-    kept: Kept
+    kept: CachedMask
 
 
 def write_rows(path: Path, rows: list[Row], *, key: str) -> None:
@@ -90,7 +90,7 @@ def read_rows(path: Path, *, key: str) -> list[Row]:
     return [
         Row(
             name,
-            Kept(
+            CachedMask(
                 b"" if state == UNREADABLE else bits.tobytes(),
                 state == STAND_IN,
                 problem,
@@ -118,7 +118,7 @@ def _texts(text: Any) -> list[str]:
     return found
 
 
-def _state(kept: Kept) -> int:
+def _state(kept: CachedMask) -> int:
     if not kept.bits:
         return UNREADABLE
     return STAND_IN if kept.stand_in else SOUND

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from harl_fast.data.container.maskfield import resize_mask
 from harl_fast.errors import DataError
 from harl_fast.rng import MASKS, stream, uniforms
+from preprocess.arrays import Pixels
 from preprocess.masks.binary import Map, Mask, centre_prior
 
 CANVAS_PX = 128
@@ -15,12 +19,12 @@ CANVAS_PX = 128
 does not divide it is brought to it, so that a mask is the same by way of a cache and without."""
 
 
-def center_map(rgb: npt.NDArray[np.uint8], *, sigma: float) -> Map:
+def center_map(rgb: Pixels, *, sigma: Annotated[float, Field(ge=0.01, le=10)] = 0.3) -> Map:
     """Return the (64, 64) `centre_prior`, whatever the image shows."""
     return centre_prior(64, sigma=sigma)
 
 
-def full_map(rgb: npt.NDArray[np.uint8]) -> Map:
+def full_map(rgb: Pixels) -> Map:
     """Return an (8, 8) map of ones."""
     return np.ones((8, 8), np.float32)
 

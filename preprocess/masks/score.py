@@ -9,13 +9,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from preprocess.arrays import Map, Mask, Pixels
+
 BETA2 = 0.3
 """Weight of recall against precision in F-beta, usual for saliency (Achanta et al., CVPR 2009)."""
 CELLS = 7
 """Side of the last feature map of a ResNet at 224 px."""
-
-Mask = npt.NDArray[np.bool_]
-Map = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def _how(soft: Map, width: int) -> int:
     return cv2.INTER_AREA if width < soft.shape[1] else cv2.INTER_LINEAR
 
 
-def colour_separation(image: npt.NDArray[np.uint8], mask: Mask) -> float:
+def colour_separation(image: Pixels, mask: Mask) -> float:
     """Return how unlike the colours inside and outside a mask are: 0 alike, 1 nothing shared.
 
     No truth is needed. image: (H, W, 3) uint8; mask: (S, S) bool over it. One minus the

@@ -21,9 +21,9 @@ from harl_fast.lock import FOLDER_LOCK, lock_beside, locked
 from preprocess import beton
 from preprocess.masks import __main__ as program
 from preprocess.masks import cache, parse_spec
-from preprocess.masks import train as training
 from preprocess.masks.cachefile import DamagedError, Row, read_rows, write_rows
-from preprocess.masks.find import Fingerprint, Kept
+from preprocess.masks.runner import CachedMask, Fingerprint
+from preprocess.masks.selftrained import train as training
 from tests.preprocess.support import image_folder, photo, save
 
 ROOT = Path(__file__).parents[2]
@@ -165,8 +165,8 @@ def test_damaged_files_are_not_used_and_made_again(
 
 def test_no_changed_byte_of_a_file_goes_unnoticed(tmp_path: Path) -> None:
     path = tmp_path / "rows"
-    mask = Kept(bytes(range(256)) * 8, False, "", Fingerprint(5, 6, 7))
-    rows = [Row("train/a/1\udcff.jpg", mask), Row("b", Kept(b"", False, "no image", mask.of))]
+    mask = CachedMask(bytes(range(256)) * 8, False, "", Fingerprint(5, 6, 7))
+    rows = [Row("train/a/1\udcff.jpg", mask), Row("b", CachedMask(b"", False, "no image", mask.of))]
     write_rows(path, rows, key="k")
     assert read_rows(path, key="k") == rows
     with pytest.raises(DamagedError, match="another method"):

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from harl_fast.errors import ConfigError, DataError
 from preprocess.masks import find_mask, open_method, parse_spec
-from preprocess.masks.methods import try_method
+from preprocess.masks.registry import try_method
 from tests.preprocess.support import photo
 
 SIDE = 32

@@ -1,4 +1,4 @@
-"""Images of a folder as squares with the committee's votes, cached beside the weight file."""
+"""Images of a folder as squares with the ensemble's votes, cached beside the weight file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, naming, replacing
+from preprocess.arrays import Map
 from preprocess.images import SUFFIXES, UnusableImageError, decode_image
 from preprocess.listing import list_images
-from preprocess.masks.committee import MEMBERS, VERSION, Vote, vote
-from preprocess.masks.find import CHUNK
-from preprocess.masks.heuristic import heuristic_map
-from preprocess.masks.network import Pixels, square
+from preprocess.masks.heuristic.method import heuristic_map
+from preprocess.masks.runner import CHUNK
+from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION, Vote, vote
+from preprocess.masks.selftrained.network import Pixels, square
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING, Reading
 from preprocess.sources import Rejected
@@ -34,16 +34,16 @@ FEW = 1000
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """The readable images and the committee's votes on them."""
+class Dataset:
+    """The readable images and the ensemble's votes on them."""
 
-    images: npt.NDArray[np.uint8]
+    images: Pixels
     """(N, S, S, 3) RGB."""
-    shares: npt.NDArray[np.uint8]
+    shares: Pixels
     """(N, 64, 64): `Vote.share`."""
-    opinions: npt.NDArray[np.uint8]
+    opinions: Pixels
     """(N, M, 64, 64): `Vote.maps`."""
-    agreement: npt.NDArray[np.float32]
+    agreement: Map
     """(N,): `Vote.agreement`."""
     unreadable: int
     """Files left out because they do not decode."""
@@ -100,7 +100,7 @@ def gather(
     side: int,
     workers: int,
     reading: Reading = DEFAULT_READING,
-) -> Gathered:
+) -> Dataset:
     """Return the images as (side, side) squares with votes, from ``cache`` if it holds just these.
 
     Raises `DataError` if fewer than `FEWEST` can be read.
@@ -124,7 +124,7 @@ def gather(
     return found
 
 
-def _vote_on(files: list[Path], work: _Work, *, workers: int) -> Gathered:
+def _vote_on(files: list[Path], work: _Work, *, workers: int) -> Dataset:
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     kept: list[tuple[Pixels, Vote]] = []
     rejected: list[Rejected] = []
@@ -154,7 +154,7 @@ def _vote_on(files: list[Path], work: _Work, *, workers: int) -> Gathered:
             f"least {FEWEST} are needed; "
             f"repair the files or give --data another folder"
         )
-    return Gathered(
+    return Dataset(
         np.stack([pixels for pixels, _ in kept]),
         np.stack([one.share for _, one in kept]),
         np.stack([one.maps for _, one in kept]),
@@ -177,13 +177,13 @@ def _key(files: list[Path], side: int, reading: Reading) -> str:
     return digest.hexdigest()
 
 
-def _read(cache: Path, key: str) -> Gathered | None:
+def _read(cache: Path, key: str) -> Dataset | None:
     """Return what a cache file holds, or None if it is missing, damaged or about other files."""
     try:
         with np.load(cache, allow_pickle=False) as file:
             if str(file["key"]) != key:
                 return None
-            return Gathered(
+            return Dataset(
                 file["images"],
                 file["shares"],
                 file["opinions"],

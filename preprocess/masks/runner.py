@@ -22,7 +22,7 @@ from preprocess.images import (
 )
 from preprocess.masks.binary import Map, Mask, centre_ellipse
 from preprocess.masks.controls import CANVAS_PX, flip_cells, to_canvas
-from preprocess.masks.methods import check_maps, open_method, to_mask
+from preprocess.masks.registry import check_maps, open_method, to_mask
 from preprocess.masks.spec import MethodSpec
 from preprocess.reading import DEFAULT_READING, Reading
 
@@ -76,7 +76,7 @@ def _crc_of(path: Path) -> int:
     return crc
 
 
-class Kept(NamedTuple):
+class CachedMask(NamedTuple):
     """A mask out of a cache."""
 
     bits: bytes
@@ -86,7 +86,7 @@ class Kept(NamedTuple):
     of: Fingerprint
 
 
-class Wanted(NamedTuple):
+class MaskRequest(NamedTuple):
     """Which mask an image gets: mostly its own, a control's another image's."""
 
     name: str
@@ -94,13 +94,13 @@ class Wanted(NamedTuple):
     """The image that the mask belongs to."""
     file: Path | None = None
     """Its mask's file, whether it exists or not."""
-    kept: Kept | None = None
+    kept: CachedMask | None = None
     lacking: str = ""
     """Why there is neither, where one of them was asked for."""
     flips: tuple[Flip, ...] = ()
 
 
-class Found(NamedTuple):
+class MaskResult(NamedTuple):
     """A mask in the frame of the upright image."""
 
     mask: Mask
@@ -111,12 +111,12 @@ class Found(NamedTuple):
     """Why a fall-back serves, and which; empty if none does."""
 
 
-class Origin:
+class LazyImage:
     """An image that a mask is wanted of; decoded only when something asks for it."""
 
     def __init__(
         self,
-        wanted: Wanted,
+        wanted: MaskRequest,
         *,
         side_px: int,
         reading: Reading = DEFAULT_READING,
@@ -161,13 +161,13 @@ def _for_masks(rgb: Pixels) -> Pixels:
     return shrink(rgb, side_px=INPUT_PX)
 
 
-def find_masks(origins: Sequence[Origin], methods: Sequence[MethodSpec]) -> list[Found]:
+def find_masks(origins: Sequence[LazyImage], methods: Sequence[MethodSpec]) -> list[MaskResult]:
     """Return each image's mask, with its cells flipped where asked for.
 
     Mask files and caches come first, then ``methods`` in turn, then the centre ellipse. A method
     gets all images that still want a mask in one call.
     """
-    found: dict[int, Found] = {}
+    found: dict[int, MaskResult] = {}
     problems = {place: _given(origin, place, found) for place, origin in enumerate(origins)}
     for spec in methods:
         rest = [place for place in range(len(origins)) if place not in found]
@@ -179,10 +179,10 @@ def find_masks(origins: Sequence[Origin], methods: Sequence[MethodSpec]) -> list
             if CANVAS_PX % len(mask):
                 mask = to_canvas(mask)
             problem = problems[place] and f"{problems[place]}; {spec.name} serves"
-            found[place] = Found(mask, stand_in, problem)
+            found[place] = MaskResult(mask, stand_in, problem)
     results = []
     for place, origin in enumerate(origins):
-        default = Found(
+        default = MaskResult(
             centre_ellipse(CANVAS_PX), True, f"{problems[place]}; the centre ellipse serves"
         )
         one = found.get(place, default)
@@ -192,7 +192,7 @@ def find_masks(origins: Sequence[Origin], methods: Sequence[MethodSpec]) -> list
     return results
 
 
-def _given(origin: Origin, place: int, found: dict[int, Found]) -> str:
+def _given(origin: LazyImage, place: int, found: dict[int, MaskResult]) -> str:
     """Take a mask that exists already into ``found``, or return why there is none."""
     wanted = origin.wanted
     if wanted.file is not None:
@@ -201,7 +201,7 @@ def _given(origin: Origin, place: int, found: dict[int, Found]) -> str:
             mask = read_mask(wanted.file, orientation=frame.orientation, file_size=frame.file_size)
         except UnusableImageError as error:
             return str(error)
-        found[place] = Found(mask, False, "")
+        found[place] = MaskResult(mask, False, "")
         return ""
     if wanted.kept is None:
         return wanted.lacking
@@ -211,11 +211,11 @@ def _given(origin: Origin, place: int, found: dict[int, Found]) -> str:
     if not kept.bits:
         return kept.problem
     packed = np.frombuffer(kept.bits, np.uint8)
-    found[place] = Found(unpack_mask(packed, size=CANVAS_PX), kept.stand_in, kept.problem)
+    found[place] = MaskResult(unpack_mask(packed, size=CANVAS_PX), kept.stand_in, kept.problem)
     return ""
 
 
-def _maps(spec: MethodSpec, origins: Sequence[Origin]) -> list[Map | str]:
+def _maps(spec: MethodSpec, origins: Sequence[LazyImage]) -> list[Map | str]:
     """Return each image's map, or what went wrong with it alone."""
     answers: list[Map | str] = []
     images: list[Pixels] = []
