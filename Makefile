@@ -18,8 +18,8 @@ RANGE =
 # jpg, passthrough, raw, yuv420, mix:P or mix:P:yuv420 with a share P of uncompressed samples.
 STORE =
 MASK_SIZE =
-# heuristic, selftrained:FILE, onnx:FILE, png:DIR, cache:DIR, center, full, shuffled or noise:P,
-# with parameters as name:key=value,...
+# heuristic, {selftrained: FILE}, {onnx: FILE}, {png: DIR}, {cache: DIR}, center, full, shuffled or
+# {noise: P}; with parameters as {name: {key: value, ...}}.
 MASK_METHOD =
 # I/N: part I of N, for `masks` on several machines.
 SHARD =

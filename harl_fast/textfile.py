@@ -221,7 +221,9 @@ def dump_yaml(tree: dict[str, Any], *, flow: bool = False) -> str:
 
     flow: in braces on one line, without a line break at its end.
     """
-    style: dict[str, Any] = {"default_flow_style": True, "width": float("inf")} if flow else {}
+    style: dict[str, Any] = {}
+    if flow:
+        style = {"default_flow_style": True, "width": float("inf"), "allow_unicode": True}
     text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, **style)
     return text.removesuffix("\n") if flow else text
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
-"""RGB, (H, W, 3), or a batch of it."""
+"""uint8: RGB, (H, W, 3), where nothing else is said."""
 Mask = npt.NDArray[np.bool_]
 """(H, W), True is foreground."""
 Map = npt.NDArray[np.float32]

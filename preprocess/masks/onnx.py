@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from harl_fast.errors import ConfigError, DataError
 from preprocess.arrays import Map, Pixels
-from preprocess.masks.spec import SLASHES
+from preprocess.masks.spec import NUMBERS
 
 MAP_PX = 128
 """Side of the maps: the network's output, averaged down where it is larger."""
@@ -65,8 +65,8 @@ class OnnxNetwork:
         return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
 
 
-_Mean = Annotated[tuple[Annotated[float, Field(ge=-1000, le=1000)], ...], SLASHES]
-_Std = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1000)], ...], SLASHES]
+_Mean = Annotated[tuple[Annotated[float, Field(ge=-1000, le=1000)], ...], NUMBERS]
+_Std = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1000)], ...], NUMBERS]
 
 
 def open_onnx(
@@ -85,7 +85,9 @@ def open_onnx(
     """
     for key, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, 3):
-            raise ConfigError(f"onnx:{file}: {key} has {len(values)} numbers; give r/g/b, or one")
+            raise ConfigError(
+                f"onnx:{file}: {key} has {len(values)} numbers; give [r, g, b], or one"
+            )
     session = _session(file)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if output >= len(outputs):
@@ -101,7 +103,7 @@ def open_onnx(
         if isinstance(side, int) and side > 0 and side != size:
             raise ConfigError(
                 f"onnx:{file} takes images of {shape[2]} x {shape[3]} px, not {size}: write "
-                f"onnx:{file},size={side}"
+                f"{{onnx: {{file: {file}, size: {side}}}}}"
             )
     if inputs[0].type != "tensor(float)":
         raise DataError(f"onnx:{file} takes {inputs[0].type}; export it with float32 inputs")

@@ -34,6 +34,13 @@ from preprocess.masks.spec import BASE, MethodSpec, NoParameters, parameters_of,
 MapFunction = Callable[[Sequence[Pixels]], list[Map]]
 """(H, W, 3) uint8 RGB images of any sizes to maps over them, each (S, S) float32 in [0, 1]."""
 
+CHUNK = 16
+"""Images that methods are given at a time, everywhere: a network's rounding may depend on the
+images beside one. About 0.1 s of work for a worker, 2 MB of result."""
+INPUT_PX = 512
+"""Masks are made from the stored image (upright, shrunk to max_resolution), shrunk to this longest
+side: it bounds the memory of a chunk, and no method looks at more."""
+
 NONE, UNKNOWN, EXTERNAL = "none", "unknown", "external"
 SUPERVISION = {
     NONE: "no labels",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -46,11 +45,6 @@ def score(mask: Mask, soft: Map, truth: Mask) -> Score:
         float(np.abs(smooth.astype(np.float64) - truth).mean()),
         soft_jaccard(coverage(mask), coverage(truth)),
     )
-
-
-def mean_score(scores: Sequence[Score]) -> Score:
-    """Return the mean of each figure over at least one score."""
-    return Score(*(float(np.mean([getattr(s, f.name) for s in scores])) for f in fields(Score)))
 
 
 def stretch(mask: Mask, height: int, width: int) -> Mask:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.errors import ConfigError, DataError
+from harl_fast.textfile import dump_yaml
 from preprocess.masks.cache import CacheReader, is_cache, open_cache
 from preprocess.masks.controls import derangement
 from preprocess.masks.registry import (
@@ -67,7 +68,7 @@ class MaskList:
             return f"{self.cache.info['spec']} out of {self.spec['folder']}"
         return str(self.spec)
 
-    def wanted(self, index: int) -> MaskRequest:
+    def request(self, index: int) -> MaskRequest:
         """Return what a worker must know to get one image's mask."""
         origin = int(self.partners[index])
         name, image = self.split.names[origin], self.split.image(origin)
@@ -78,8 +79,8 @@ class MaskList:
         if self.tree is not None:
             return MaskRequest(name, image, file=self.tree.path(name), flips=flips)
         if self.cache is not None:
-            kept, lacking = self.cache.kept(name)
-            return MaskRequest(name, image, kept=kept, lacking=lacking, flips=flips)
+            cached, lacking = self.cache.find(name)
+            return MaskRequest(name, image, cached=cached, lacking=lacking, flips=flips)
         return MaskRequest(name, image, flips=flips)
 
     def final_facts(self, *, fallbacks: int) -> dict[str, Any]:
@@ -103,9 +104,9 @@ def open_masks(
         if find_method(method.name).open is None:
             raise ConfigError(
                 f"--mask-method {method} does not go with --masks {given}; name that as its base: "
-                f"--mask-method shuffled:base=png:{given}, or base=cache:{given}"
+                f"--mask-method {{{method.name}: {{base: {{png: {given}}}}}}}, or cache"
             )
-        spec = parse_spec(f"{'cache' if is_cache(given) else 'png'}:({given})")
+        spec = parse_spec(dump_yaml({"cache" if is_cache(given) else "png": str(given)}, flow=True))
         fallbacks = [method, FALLBACK]
     leaf, partners, flips = _unwrapped(spec, len(split.names))
     tree, cache = None, None

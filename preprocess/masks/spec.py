@@ -21,8 +21,15 @@ from harl_fast.textfile import dump_yaml, parse_yaml
 LONGEST = 2000
 """Most characters of a method's text."""
 
-SLASHES = BeforeValidator(lambda given: given.split("/") if isinstance(given, str) else given)
-"""Reads a tuple of numbers as the older form has it, joined by slashes."""
+
+def _numbers(given: Any) -> Any:
+    if isinstance(given, str):
+        return given.split("/")
+    return [given] if isinstance(given, int | float) else given
+
+
+NUMBERS = BeforeValidator(_numbers)
+"""For a tuple of numbers: also reads a single one, and the older form, joined by slashes."""
 
 
 @dataclass(frozen=True)

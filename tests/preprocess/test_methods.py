@@ -43,6 +43,11 @@ Map = npt.NDArray[np.float32]
         ("noise:0.5,grid=7,seed=2", "{noise: {p: 0.5, seed: 2}}"),
         ("png:/a=b/c", "{png: /a=b/c}"),
         ("{png: '1e-3'}", "{png: '1e-3'}"),
+        ("{png: 'ä (b/c'}", "{png: ä (b/c}"),
+        (
+            "{onnx: {file: f, mean: 0.5, scale: 255}}",
+            "{onnx: {file: f, mean: [0.5], scale: '255'}}",
+        ),
         ("onnx:(a,b.onnx),std=1", "{onnx: {file: 'a,b.onnx', std: [1.0]}}"),
         ("shuffled:seed=1,base=png:x", "{shuffled: {base: {png: x}, seed: 1}}"),
         (

@@ -16,13 +16,13 @@ import numpy as np
 
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, naming, replacing
-from preprocess.arrays import Map
+from preprocess.arrays import Map, Pixels
 from preprocess.images import SUFFIXES, UnusableImageError, decode_image
 from preprocess.listing import list_images
 from preprocess.masks.heuristic.method import heuristic_map
-from preprocess.masks.runner import CHUNK
+from preprocess.masks.registry import CHUNK
 from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION, Vote, vote
-from preprocess.masks.selftrained.network import Pixels, square
+from preprocess.masks.selftrained.network import square
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING, Reading
 from preprocess.sources import Rejected

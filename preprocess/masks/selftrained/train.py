@@ -1,4 +1,4 @@
-"""Train the mask network of ``--mask-method selftrained:FILE`` on your own images, without labels.
+"""Train the network of ``--mask-method '{selftrained: FILE}'`` on your own images, without labels.
 
 1. A ensemble of cheap methods votes on every image (`preprocess.masks.selftrained.ensemble`).
 2. A small network learns the votes from random weights, on altered images and on composites:
@@ -93,7 +93,7 @@ def make_network(args: argparse.Namespace) -> None:
     print(
         f"{args.out}: a mask network trained on {count:,} images in {took}; no labels", flush=True
     )
-    print(f"use it: make beton DATA=... MASK_METHOD=selftrained:{args.out}", flush=True)
+    print(f"use it: make beton DATA=... MASK_METHOD='{{selftrained: {args.out}}}'", flush=True)
     print(f"{cache} holds the votes for another run; it may be deleted", flush=True)
 
 
