@@ -18,7 +18,7 @@ MAP_PX = 128
 
 
 class OnnxNetwork:
-    """A network from (N, 3, size, size) float32 to one map an image, (N, 1, h, w) or (N, h, w)."""
+    """A network from (N, 3, size, size) float32 to one map per image, (N, 1, h, w) or (N, h, w)."""
 
     def __init__(
         self,

@@ -191,7 +191,7 @@ def parse_spec(text: str) -> MethodSpec:
 
 @functools.cache
 def open_method(spec: MethodSpec) -> MapFunction:
-    """Return a method's function, opened once a process.
+    """Return a method's function, opened once per process.
 
     Raises `ConfigError` for methods that cannot tell a mask from the image alone, `DataError`
     when a file or package is missing.

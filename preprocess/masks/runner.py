@@ -84,7 +84,7 @@ class LazyImage:
         self._side_px = side_px
         self._reading = reading
         self._frame = frame
-        self._rgb = None if rgb is None else _for_masks(rgb)
+        self._rgb = None if rgb is None else shrink(rgb, side_px=INPUT_PX)
 
     def frame(self) -> Frame:
         """Return how the file holds the image; raises `UnusableImageError`."""
@@ -107,11 +107,7 @@ class LazyImage:
         else:
             decoded = decode_image(image, side_px=self._side_px, reading=self._reading)
             self._frame, rgb = decoded.frame, decoded.rgb
-        self._rgb = _for_masks(shrink(rgb, side_px=self._side_px))
-
-
-def _for_masks(rgb: Pixels) -> Pixels:
-    return shrink(rgb, side_px=INPUT_PX)
+        self._rgb = shrink(shrink(rgb, side_px=self._side_px), side_px=INPUT_PX)
 
 
 def find_masks(images: Sequence[LazyImage], methods: Sequence[MethodSpec]) -> list[MaskResult]:

@@ -35,7 +35,7 @@ from preprocess.masks.heuristic.regions import (
 from preprocess.masks.heuristic.smooth import follow, guided_lines
 
 SIDE, FINE = 64, 128
-"""Pixels a side: of the picture that is analysed, of the map."""
+"""Pixels per side: of the picture that is analysed, of the map."""
 SIGMA, MIN_SIZE, ROUNDS = 0.5, 4, 4
 """Defaults of `heuristic_map`."""
 SCALE = 10.0
@@ -45,7 +45,7 @@ CENTRE_SIGMA = 0.33
 SIDE_WIDTH, RING = 5, 3
 """Pixels: depth of the sides whose colours are background, of the ring that stays background."""
 JUDGE = np.array([2.0, -2.0, -14.0, -12.0, 12.0], np.float32)
-"""Weight of each figure of `refine.judgement` in a guess's weight, nats a unit."""
+"""Weight of each figure of `refine.judgement` in a guess's weight, in nats per unit."""
 GUIDE_RADIUS, GUIDE_EPSILON = 8, 3.0
 """Of the guided filter: half the window in pixels, variance in square Lab units."""
 

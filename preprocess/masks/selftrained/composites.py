@@ -100,7 +100,8 @@ class Augmenter:
         else:
             box = self._crop(draw)
         image, target, heard = self._warp(index, box, draw)
-        weight = self._weight(index, target)
+        # Cells on which the vote is split teach nothing.
+        weight = np.asarray(self.training_set.trust[index] * np.abs(2 * target - 1), np.float32)
         heard[draw.random(len(heard)) < variety.mute] = UNHEARD
         if pastes:
             image, target, weight = self._paste(image, target, weight, draw)
@@ -115,10 +116,6 @@ class Augmenter:
         stretch = np.exp(draw.uniform(-0.25, 0.25))
         width, height = min(1.0, np.sqrt(area * stretch)), min(1.0, np.sqrt(area / stretch))
         return draw.uniform(0, 1 - width), draw.uniform(0, 1 - height), width, height
-
-    def _weight(self, index: int, target: Map) -> Map:
-        # Cells on which the vote is split teach nothing.
-        return np.asarray(self.training_set.trust[index] * np.abs(2 * target - 1), np.float32)
 
     def _background(self, draw: Draw) -> tuple[int, Box]:
         """Return an image and the largest of some random boxes in it that hold no object."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import random
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import cv2
@@ -49,25 +50,19 @@ class Dataset:
     """Files left out because they do not decode."""
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What a worker does with paths."""
-
-    side: int
-    reading: Reading
-
-    def __call__(self, paths: list[Path]) -> list[tuple[Pixels, Vote] | Rejected]:
-        cv2.setNumThreads(1)
-        return [self._one(path) for path in paths]
-
-    def _one(self, path: Path) -> tuple[Pixels, Vote] | Rejected:
+def _vote_on(
+    paths: list[Path], *, side: int, reading: Reading
+) -> list[tuple[Pixels, Vote] | Rejected]:
+    """Return each image as a (side, side) square with its vote; what a worker does."""
+    cv2.setNumThreads(1)
+    results: list[tuple[Pixels, Vote] | Rejected] = []
+    for path in paths:
         try:
-            pixels = square(
-                decode_image(path, side_px=2 * self.side, reading=self.reading).rgb, self.side
-            )
+            pixels = square(decode_image(path, side_px=2 * side, reading=reading).rgb, side)
+            results.append((pixels, vote(pixels)))
         except UnusableImageError as error:
-            return Rejected(str(path), str(error))
-        return pixels, vote(pixels)
+            results.append(Rejected(str(path), str(error)))
+    return results
 
 
 def image_files(folder: Path, *, most: int, seed: int) -> list[Path]:
@@ -108,29 +103,21 @@ def gather(
     key = _key(files, side, reading)
     found = _read(cache, key)
     if found is None:
-        found = _vote_on(files, _Work(side, reading), workers=workers)
+        found = _made(files, side=side, reading=reading, workers=workers)
         with replacing(cache) as temporary, naming(cache), open(temporary, "wb") as stream:
-            np.savez(
-                stream,
-                key=np.array(key),
-                images=found.images,
-                shares=found.shares,
-                opinions=found.opinions,
-                agreement=found.agreement,
-                unreadable=np.array(found.unreadable),
-            )
+            np.savez(stream, key=np.array(key), **vars(found))
     else:
         print(f"votes on {len(found.images):,} images: taken from {cache}", flush=True)
     return found
 
 
-def _vote_on(files: list[Path], work: _Work, *, workers: int) -> Dataset:
+def _made(files: list[Path], *, side: int, reading: Reading, workers: int) -> Dataset:
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     kept: list[tuple[Pixels, Vote]] = []
     rejected: list[Rejected] = []
     progress = Progress(len(files), label="votes")
     results = ordered_map(
-        work,
+        functools.partial(_vote_on, side=side, reading=reading),
         chunks,
         workers=min(workers, len(chunks)),
         describe=lambda paths: f"{paths[0]} or the {len(paths) - 1} files after it",
@@ -151,8 +138,7 @@ def _vote_on(files: list[Path], work: _Work, *, workers: int) -> Dataset:
         first = one_line(f"{rejected[0].name}: {rejected[0].reason}")
         raise DataError(
             f"only {len(kept)} of {len(files)} images can be read (first reason: {first}), at "
-            f"least {FEWEST} are needed; "
-            f"repair the files or give --data another folder"
+            f"least {FEWEST} are needed; repair the files or give --data another folder"
         )
     return Dataset(
         np.stack([pixels for pixels, _ in kept]),
@@ -183,13 +169,8 @@ def _read(cache: Path, key: str) -> Dataset | None:
         with np.load(cache, allow_pickle=False) as file:
             if str(file["key"]) != key:
                 return None
-            return Dataset(
-                file["images"],
-                file["shares"],
-                file["opinions"],
-                file["agreement"],
-                int(file["unreadable"]),
-            )
+            arrays = {one.name: file[one.name] for one in fields(Dataset)}
+            return Dataset(**{**arrays, "unreadable": int(arrays["unreadable"])})
     except FileNotFoundError:
         return None
     except (

@@ -1,6 +1,6 @@
 """Train the network of ``--mask-method '{selftrained: FILE}'`` on your own images, without labels.
 
-1. A ensemble of cheap methods votes on every image (`preprocess.masks.selftrained.ensemble`).
+1. An ensemble of cheap methods votes on every image (`preprocess.masks.selftrained.ensemble`).
 2. A small network learns the votes from random weights, on altered images and on composites:
    objects that the votes cut out, pasted on other images. Split votes are left out.
 3. What the network and the ensemble say together becomes the next targets, and it trains on.
