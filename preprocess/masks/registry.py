@@ -158,7 +158,7 @@ def find_method(name: str) -> MaskMethod:
     """Return a method of the table, or the one that ``package.module.name`` leads to.
 
     The latter is a `MaskMethod`, or a function as `of_one_image` takes it, in any module that can
-    be imported. Raises `ConfigError`.
+    be imported. A function's supervision is unknown. Raises `ConfigError`.
     """
     if name in MASK_METHODS:
         return MASK_METHODS[name]
@@ -177,7 +177,9 @@ def _imported(name: str) -> MaskMethod:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"mask method {shown(name)} cannot be imported ({error})") from error
-    return found if isinstance(found, MaskMethod) else of_one_image(found, about=name)
+    if isinstance(found, MaskMethod):
+        return found
+    return of_one_image(found, about=name, supervision=UNKNOWN)
 
 
 @functools.cache

@@ -296,6 +296,7 @@ def test_a_method_from_outside_the_package_serves_by_its_import_path(
     facts = read_manifest(tmp_path / "out/train.beton").mask
     assert facts["method"] == "my_masks.bright" and facts["parameters"] == {"level": 0.4}
     assert facts["fallbacks"] == 0 and len(facts["version"]) == 12
+    assert facts["supervision"] == "unknown"
     monkeypatch.setitem(MASK_METHODS, "bright", find_method("my_masks.bright"))
     expected = find_mask(photo(1), "{my_masks.bright: 0.5}")[0]
     np.testing.assert_array_equal(find_mask(photo(1), "{bright: 0.5}")[0], expected)
