@@ -18,8 +18,8 @@ RANGE =
 # jpg, passthrough, raw, yuv420, mix:P or mix:P:yuv420 with a share P of uncompressed samples.
 STORE =
 MASK_SIZE =
-# heuristic, selftrained:FILE, onnx:FILE, png:DIR, cache:DIR, center, full, shuffled or noise:P,
-# with parameters as name:key=value,...
+# heuristic, {selftrained: FILE}, {onnx: FILE}, {png: DIR}, {cache: DIR}, center, full, shuffled or
+# {noise: P}; with parameters as {name: {key: value, ...}}.
 MASK_METHOD =
 # I/N: part I of N, for `masks` on several machines.
 SHARD =
@@ -120,7 +120,7 @@ test-slow: setup ## Run the slow tests: the real launcher, whole runs [TESTS=<pa
 	"$(BIN)/python" -m pytest "$(TESTS)" -m slow $(ARGS)
 
 masks-train: setup ## Train a mask network on your own images, no labels: DATA=<folder> [MASKS_OUT=]
-	"$(BIN)/python" -m preprocess.masks.train $(call option,--data,$(DATA)) \
+	"$(BIN)/python" -m preprocess.masks.selftrained.train $(call option,--data,$(DATA)) \
 		--out "$(MASKS_OUT)" $(ARGS)
 
 beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [OUT=]

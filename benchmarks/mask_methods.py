@@ -9,20 +9,16 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from harl_fast.errors import HarlError
+from preprocess.arrays import Map, Mask, Pixels
 from preprocess.masks.binary import centre_prior, otsu_level
-from preprocess.masks.methods import method_facts, open_method, parse_spec, to_mask
+from preprocess.masks.registry import method_facts, open_method, parse_spec, to_mask
 
 GRABCUT_PX, GRABCUT_ROUNDS, GRABCUT_BOX = 160, 3, 0.88
 """Longest side at which GrabCut works, its rounds, and its box' share of both sides."""
 PRIOR_PX, PRIOR_SIGMA = 64, 0.3
 """Side of the centre prior and its standard deviation in image sides."""
-
-Pixels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Map = npt.NDArray[np.float32]
 
 
 class Found(NamedTuple):

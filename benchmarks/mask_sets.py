@@ -8,18 +8,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from benchmarks import composites
 from harl_fast.errors import DataError
+from preprocess.arrays import Mask, Pixels
 
 HALVES = ("tune", "held out")
 """Even and odd positions of the sorted names: constants may be chosen on the first only."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-
-Pixels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
 from harl_fast.rng import GEOMETRY, stream
+from preprocess.arrays import Mask
 from preprocess.masks.score import CELLS, soft_jaccard
 
 SIZES = (32, 64, 112, 128, 224)
@@ -32,7 +33,6 @@ CROPS = 16
 VIEW_PX = 224
 
 Grid = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 
 def measure(

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 
 from benchmarks import mask_report, mask_sets, mask_storage
 from benchmarks.mask_methods import Contender, contenders
-from benchmarks.mask_sets import HALVES, Case, Mask, Pixels, half
+from benchmarks.mask_sets import HALVES, Case, half
 from benchmarks.process import machine_facts
 from benchmarks.results import write_results
 from harl_fast.files import Progress, check_output
 from harl_fast.options import SEED_MAX, whole_number
 from harl_fast.program import run_main
-from preprocess.masks.find import CHUNK
-from preprocess.masks.score import Score, mean_score, score
+from preprocess.arrays import Mask, Pixels
+from preprocess.masks.registry import CHUNK
+from preprocess.masks.score import Score, score
 
 SPEED_PX, SPEED_COUNT, TURN_S = 300, 48, 0.5
 """Longest side and number of pictures for the clock; a turn goes on for this much CPU time."""
@@ -90,6 +92,13 @@ def score_all(
             masks.append(mask)
         progress.advance(len(chunk))
     return scores, masks
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """Return the mean of each figure over at least one score."""
+    return Score(
+        *(float(np.mean([getattr(s, f.name) for s in scores])) for f in dataclasses.fields(Score))
+    )
 
 
 def parts(scores: Sequence[Score]) -> dict[str, dict[str, float]]:

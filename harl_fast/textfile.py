@@ -216,10 +216,16 @@ def read_json(
     return parse_json(text, where=str(path), error=error, hjson_too=hjson_too)
 
 
-def dump_yaml(tree: dict[str, Any]) -> str:
-    """Return YAML that `parse_yaml` and readers of YAML 1.1 read back alike."""
-    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
-    return text
+def dump_yaml(tree: dict[str, Any], *, flow: bool = False) -> str:
+    """Return YAML that `parse_yaml` and readers of YAML 1.1 read back alike.
+
+    flow: in braces on one line, without a line break at its end.
+    """
+    style: dict[str, Any] = {}
+    if flow:
+        style = {"default_flow_style": True, "width": float("inf"), "allow_unicode": True}
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, **style)
+    return text.removesuffix("\n") if flow else text
 
 
 def _checked(value: Any, *, where: str, error: type[HarlError]) -> Any:

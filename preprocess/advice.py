@@ -21,7 +21,7 @@ from harl_fast.errors import DataError
 from preprocess.build import build
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.encode import Store
-from preprocess.masks.methods import parse_spec
+from preprocess.masks.registry import parse_spec
 from preprocess.sources import Source, Split
 
 RATES = (6_000, 10_000)

@@ -20,8 +20,8 @@ from preprocess.build import build
 from preprocess.convert import Settings
 from preprocess.demo.make import MAX_CLASSES, DemoSettings, make_demo_set
 from preprocess.encode import DEFAULT_STORE, STORES, parse_store
-from preprocess.masks.assign import FALLBACK
-from preprocess.masks.methods import METHODS, parse_spec
+from preprocess.masks.registry import MASK_METHODS, parse_spec
+from preprocess.masks.sources import FALLBACK
 from preprocess.pool import usable_cores
 from preprocess.reading import add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
@@ -64,8 +64,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=checked(parse_spec),
         metavar="METHOD",
         default=FALLBACK,
-        help=f"{', '.join(METHODS)}; as name:key=value,... (see docs/masks.md); with --masks for "
-        "images without a mask there; default %(default)s",
+        help=f"{', '.join(MASK_METHODS)}; as {{name: {{key: value}}}} (see docs/masks.md); with "
+        "--masks for images without a mask there; default %(default)s",
     )
     number = functools.partial(_add_number, parser.add_argument)
     number("--mask-size", 8, 1024, default=MASK_SIZE_PX, about="side of masks, a multiple of 8")

@@ -35,10 +35,9 @@ from harl_fast.data.container.manifest import (
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output, replacing_together, sha256_file, write_json
 from preprocess.convert import Sample, Settings, Task, convert
-from preprocess.masks.assign import MaskList, open_masks
 from preprocess.masks.controls import CANVAS_PX
-from preprocess.masks.find import CHUNK
-from preprocess.masks.methods import SUPERVISION
+from preprocess.masks.registry import CHUNK, SUPERVISION
+from preprocess.masks.sources import MaskList, open_masks
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING
 from preprocess.soundness import DAMAGED
@@ -236,7 +235,7 @@ def _tasks(masks: MaskList) -> Iterator[list[Task]]:
                 name=split.names[index],
                 label=split.labels[index],
                 image=split.image(index),
-                mask=masks.wanted(index),
+                mask=masks.request(index),
                 position=index,
             )
             for index in range(start, min(start + CHUNK, len(split.names)))

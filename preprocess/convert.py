@@ -12,7 +12,7 @@ import numpy as np
 from harl_fast.data.container.fields import MODE_JPG, pack_mask, resize_mask
 from preprocess.encode import DEFAULT_STORE, Store, encode
 from preprocess.images import Decoded, Pixels, UnusableImageError, decode_image, shrink
-from preprocess.masks.find import Found, Origin, Wanted, find_masks
+from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks
 from preprocess.masks.spec import MethodSpec
 from preprocess.passthrough import NotTakenError, Taken, take_jpeg
 from preprocess.reading import DEFAULT_READING, Reading
@@ -40,7 +40,7 @@ class Task(NamedTuple):
     name: str
     label: int
     image: Path | Pixels
-    mask: Wanted | None = None
+    mask: MaskRequest | None = None
     """None: the image's own, by a method."""
     position: int = 0
     """The image's place in its split's list."""
@@ -81,7 +81,7 @@ class _Picture(NamedTuple):
     reencoded: str
     warning: str
     remarks: tuple[str, ...]
-    origin: Origin
+    origin: LazyImage
 
 
 def convert(
@@ -125,9 +125,9 @@ def _encoded(task: Task, settings: Settings) -> _Picture:
         rgb = shrink(decoded.rgb, side_px=side_px)
         mode = store.mode(task.position)
         image = encode(rgb, mode, quality=settings.quality)
-    wanted = task.mask or Wanted(task.name, task.image)
+    wanted = task.mask or MaskRequest(task.name, task.image)
     own = wanted.name == task.name
-    origin = Origin(
+    origin = LazyImage(
         wanted,
         side_px=side_px,
         reading=settings.reading,
@@ -138,7 +138,7 @@ def _encoded(task: Task, settings: Settings) -> _Picture:
     return _Picture(task, mode, image, *rgb.shape[:2], *about, origin)
 
 
-def _sample(picture: _Picture, found: Found, settings: Settings) -> Sample:
+def _sample(picture: _Picture, found: MaskResult, settings: Settings) -> Sample:
     return Sample(
         name=picture.task.name,
         label=picture.task.label,

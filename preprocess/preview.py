@@ -16,7 +16,7 @@ from harl_fast.options import checked, whole_number
 from harl_fast.program import run_main
 from harl_fast.viz import contact_sheet, occupancy_chart, write_png
 from preprocess.masks import gallery
-from preprocess.masks.methods import METHODS, open_method, parse_spec, to_mask
+from preprocess.masks.registry import MASK_METHODS, open_method, parse_spec, to_mask
 from preprocess.reading import add_reading, reading_of
 
 
@@ -54,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add = group.add_argument
     add("--masks", action="store_true", help="draw image, soft map, mask, and truth if given")
-    makers = ", ".join(name for name, method in METHODS.items() if method.open)
+    makers = ", ".join(name for name, method in MASK_METHODS.items() if method.open)
     about = f"how masks of a folder's images are made: {makers}, with parameters as in `make beton`"
     add("--mask-method", default="heuristic", metavar="SPEC", help=about)
     add("--truth", type=Path, metavar="FOLDER", help="true masks under the images' names")

@@ -17,8 +17,8 @@ from harl_fast.engine.config import read_engine_file
 from harl_fast.errors import HarlError
 from preprocess.demo.make import MARKER, DemoSettings, make_demo_set
 from preprocess.masks.cache import INFO, read_info
-from preprocess.masks.cachefile import DamagedError, read_rows
-from preprocess.masks.network import load_network
+from preprocess.masks.cachefile import DamagedError, read_masks
+from preprocess.masks.selftrained.network import load_network
 
 BROKEN = {
     "empty": b"",
@@ -129,7 +129,7 @@ def test_a_broken_header_of_a_cache_file_is_damage(header: str, tmp_path: Path) 
     path = tmp_path / "000000.safetensors"
     path.write_bytes(save({"a": np.zeros(3, np.float32)}, {"masks": header}))
     with pytest.raises(DamagedError) as caught:
-        read_rows(path, key="x")
+        read_masks(path, key="x")
     assert len(str(caught.value)) < 300
 
 

@@ -1,5 +1,5 @@
-"""Foreground masks: methods, mask files, caches; see `preprocess.masks.methods` for the table."""
+"""Foreground masks: methods, mask files, caches; see `preprocess.masks.registry` for the table."""
 
-from preprocess.masks.methods import METHODS, find_mask, open_method, parse_spec
+from preprocess.masks.registry import MASK_METHODS, find_mask, open_method, parse_spec
 
-__all__ = ["METHODS", "find_mask", "open_method", "parse_spec"]
+__all__ = ["MASK_METHODS", "find_mask", "open_method", "parse_spec"]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-Map = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
+from preprocess.arrays import Map, Mask
 
 LEAST_SHARE, MOST_SHARE = 0.01, 0.9
 """Outside these shares of the image a mask says nothing about the object."""
@@ -69,3 +67,15 @@ def centre_prior(side: int, *, sigma: float) -> Map:
     line = (np.arange(side) + 0.5) / side - 0.5
     bell = np.exp(-(line**2) / (2 * sigma**2))
     return np.outer(bell, bell).astype(np.float32)
+
+
+def centred(soft: Map) -> Map:
+    """Return a map scaled so that its Otsu level becomes 1/2, cut off at 1."""
+    return np.asarray(np.clip(soft * (0.5 / max(otsu_level(soft), 0.05)), 0, 1), np.float32)
+
+
+def resized(plane: Map, side: int) -> Map:
+    """Return a map in [0, 1] as (side, side): area means when shrinking, else bilinear."""
+    method = cv2.INTER_AREA if side < len(plane) else cv2.INTER_LINEAR
+    values = cv2.resize(plane, (side, side), interpolation=method)
+    return np.asarray(np.clip(values, 0, 1), np.float32)

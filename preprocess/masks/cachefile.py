@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import write_bytes
+from harl_fast.files import open_regular, write_bytes
 from harl_fast.textfile import parse_json
+from preprocess.images import FILE_LIMIT
 from preprocess.masks.controls import CANVAS_PX
-from preprocess.masks.find import Fingerprint, Kept
 
 SOUND, STAND_IN, UNREADABLE = 0, 1, 2
 """What a row's mask is: the method's, the centre ellipse, nothing (the image did not decode)."""
@@ -27,45 +27,82 @@ _COLUMNS = {
     "state": (np.dtype(np.uint8), ()),
     "files": (np.dtype(np.int64), (3,)),
 }
-"""dtype and shape of a row: `pack_mask` at 128 x 128; one of the states; a `Fingerprint`."""
+"""dtype and shape per row: `pack_mask` at 128 x 128; one of the states; a `Fingerprint`."""
 
 
 class DamagedError(Exception):
     """A cache file that cannot serve; the message says why."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Fingerprint(NamedTuple):
+    """What tells an image file from a changed one: same size, and same time or same content."""
+
+    size: int
+    mtime_ns: int
+    crc: int
+    """CRC-32 of the file."""
+
+    @staticmethod
+    def of(path: Path) -> Fingerprint:
+        """Return a file's fingerprint; reads all of it."""
+        status = path.stat()
+        return Fingerprint(status.st_size, status.st_mtime_ns, _crc_of(path))
+
+    def fits(self, path: Path) -> bool:
+        """Return whether a file is unchanged; reads it only if its time differs, as a copy's."""
+        try:
+            status = path.stat()
+            return status.st_size == self.size and (
+                status.st_mtime_ns == self.mtime_ns or _crc_of(path) == self.crc
+            )
+        except OSError:
+            return False
+
+
+def _crc_of(path: Path) -> int:
+    crc = 0
+    with open_regular(path, limit=FILE_LIMIT) as stream:
+        while block := stream.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+class CachedMask(NamedTuple):
     """The mask of one image."""
 
     name: str
-    kept: Kept
+    """Of the image, such as ``train/<class>/<stem>.jpg``."""
+    bits: bytes
+    """`pack_mask` at `CANVAS_PX`; empty if the image could not be read."""
+    stand_in: bool
+    problem: str
+    """Why a fall-back serves, or why there is no mask."""
+    image: Fingerprint
 
 
-def write_rows(path: Path, rows: list[Row], *, key: str) -> None:
-    """Write the masks in one atomic step as safetensors, the texts as JSON in its header.
+def write_masks(path: Path, masks: list[CachedMask], *, key: str) -> None:
+    """Write masks in one atomic step as safetensors, the texts as JSON in its header.
 
     key: of the method and the frame, see `cache.describe`.
     """
-    empty = bytes(_BYTES)
-    bits = b"".join(row.kept.bits or empty for row in rows)
+    bits = b"".join(mask.bits or bytes(_BYTES) for mask in masks)
+    states = [(STAND_IN if m.stand_in else SOUND) if m.bits else UNREADABLE for m in masks]
     tensors = {
-        "bits": np.frombuffer(bits, np.uint8).reshape(len(rows), _BYTES),
-        "state": np.array([_state(row.kept) for row in rows], np.uint8),
-        "files": np.array([row.kept.of for row in rows], np.int64).reshape(len(rows), 3),
+        "bits": np.frombuffer(bits, np.uint8).reshape(len(masks), _BYTES),
+        "state": np.array(states, np.uint8),
+        "files": np.array([mask.image for mask in masks], np.int64).reshape(len(masks), 3),
     }
     texts = {
         "key": key,
-        "names": json.dumps([row.name for row in rows]),
-        "problems": json.dumps([row.kept.problem for row in rows]),
+        "names": json.dumps([mask.name for mask in masks]),
+        "problems": json.dumps([mask.problem for mask in masks]),
     }
     # One text, since safetensors writes several in any order: equal masks are equal files.
     header = json.dumps({**texts, "sha256": _digest(tensors, texts)})
-    content = save(tensors, {"masks": header})
-    write_bytes(path, content)
+    write_bytes(path, save(tensors, {"masks": header}))
 
 
-def read_rows(path: Path, *, key: str) -> list[Row]:
+def read_masks(path: Path, *, key: str) -> list[CachedMask]:
     """Return the masks of a file; `DamagedError` if it is not whole or of another method."""
     try:
         with safe_open(str(path), framework="numpy") as file:
@@ -87,23 +124,17 @@ def read_rows(path: Path, *, key: str) -> list[Row]:
             raise DamagedError(f"holds {name} of shape {tensors[name].shape}")
     if len(names) != len(problems):
         raise DamagedError(f"holds {len(names)} names and {len(problems)} problems")
+    bits, states, files = (tensors[column] for column in _COLUMNS)
     return [
-        Row(
+        CachedMask(
             name,
-            Kept(
-                b"" if state == UNREADABLE else bits.tobytes(),
-                state == STAND_IN,
-                problem,
-                Fingerprint(*file.tolist()),
-            ),
+            b"" if state == UNREADABLE else row.tobytes(),
+            state == STAND_IN,
+            problem,
+            Fingerprint(*file),
         )
-        for name, bits, state, file, problem in zip(
-            names,
-            tensors["bits"],
-            tensors["state"].tolist(),
-            tensors["files"],
-            problems,
-            strict=True,
+        for name, row, state, problem, file in zip(
+            names, bits, states.tolist(), problems, files.tolist(), strict=True
         )
     ]
 
@@ -116,12 +147,6 @@ def _texts(text: Any) -> list[str]:
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise DamagedError("holds no list of texts in its header")
     return found
-
-
-def _state(kept: Kept) -> int:
-    if not kept.bits:
-        return UNREADABLE
-    return STAND_IN if kept.stand_in else SOUND
 
 
 def _digest(tensors: dict[str, npt.NDArray[np.generic]], texts: dict[str, str]) -> str:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from harl_fast.data.container.fields import resize_mask
 from harl_fast.errors import DataError
 from harl_fast.rng import MASKS, stream, uniforms
-from preprocess.masks.binary import Map, Mask, centre_prior
+from preprocess.arrays import Map, Mask, Pixels
+from preprocess.masks.binary import centre_prior
 
 CANVAS_PX = 128
 """Side of the frame in which cells are flipped and caches keep masks. A method's mask whose side
 does not divide it is brought to it, so that a mask is the same by way of a cache and without."""
 
 
-def center_map(rgb: npt.NDArray[np.uint8], *, sigma: float) -> Map:
+def center_map(rgb: Pixels, *, sigma: Annotated[float, Field(ge=0.01, le=10)] = 0.3) -> Map:
     """Return the (64, 64) `centre_prior`, whatever the image shows."""
     return centre_prior(64, sigma=sigma)
 
 
-def full_map(rgb: npt.NDArray[np.uint8]) -> Map:
+def full_map(rgb: Pixels) -> Map:
     """Return an (8, 8) map of ones."""
     return np.ones((8, 8), np.float32)
 

@@ -20,7 +20,7 @@ from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress
 from preprocess.images import SUFFIXES, UnusableImageError, decode_image, open_image, shrink
 from preprocess.listing import list_images
-from preprocess.masks.find import CHUNK
+from preprocess.masks.registry import CHUNK
 from preprocess.masks.score import colour_separation, coverage, iou, soft_jaccard, stretch
 from preprocess.reading import DEFAULT_READING, Reading
 

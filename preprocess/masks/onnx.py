@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
-import numpy.typing as npt
+from pydantic import BeforeValidator, Field
 
 from harl_fast.errors import ConfigError, DataError
-
-Pixels = npt.NDArray[np.uint8]
-Map = npt.NDArray[np.float32]
+from preprocess.arrays import Map, Pixels
+from preprocess.masks.spec import NUMBERS
 
 MAP_PX = 128
 """Side of the maps: the network's output, averaged down where it is larger."""
 
 
 class OnnxNetwork:
-    """A network from (N, 3, size, size) float32 to one map an image, (N, 1, h, w) or (N, h, w)."""
+    """A network from (N, 3, size, size) float32 to one map per image, (N, 1, h, w) or (N, h, w)."""
 
     def __init__(
         self,
@@ -66,15 +65,19 @@ class OnnxNetwork:
         return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
 
 
+_Mean = Annotated[tuple[Annotated[float, Field(ge=-1000, le=1000)], ...], NUMBERS]
+_Std = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1000)], ...], NUMBERS]
+
+
 def open_onnx(
     *,
     file: str,
-    size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    scale: str,
-    output: int,
-) -> Any:
+    size: Annotated[int, Field(ge=16, le=4096)] = 320,
+    mean: _Mean = (0.485, 0.456, 0.406),
+    std: _Std = (0.229, 0.224, 0.225),
+    scale: Annotated[Literal["max", "255"], BeforeValidator(str)] = "max",
+    output: Annotated[int, Field(ge=0, le=1000)] = 0,
+) -> Callable[[Sequence[Pixels]], list[Map]]:
     """Return the `OnnxNetwork.maps` of a file.
 
     Raises `DataError` without onnxruntime and for files that are no such network, `ConfigError`
@@ -82,7 +85,9 @@ def open_onnx(
     """
     for key, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, 3):
-            raise ConfigError(f"onnx:{file}: {key} has {len(values)} numbers; give r/g/b, or one")
+            raise ConfigError(
+                f"onnx:{file}: {key} has {len(values)} numbers; give [r, g, b], or one"
+            )
     session = _session(file)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if output >= len(outputs):
@@ -98,7 +103,7 @@ def open_onnx(
         if isinstance(side, int) and side > 0 and side != size:
             raise ConfigError(
                 f"onnx:{file} takes images of {shape[2]} x {shape[3]} px, not {size}: write "
-                f"onnx:{file},size={side}"
+                f"{{onnx: {{file: {file}, size: {side}}}}}"
             )
     if inputs[0].type != "tensor(float)":
         raise DataError(f"onnx:{file} takes {inputs[0].type}; export it with float32 inputs")
@@ -127,7 +132,7 @@ def _session(file: str) -> Any:
         ) from error
 
 
-def _stretched(found: npt.NDArray[np.float32]) -> Map:
+def _stretched(found: Map) -> Map:
     """Return a network's (1, h, w) or (h, w) output as a square map in [0, 1]."""
     soft = found[0] if found.ndim == 3 else found
     if soft.ndim != 2 or (found.ndim == 3 and len(found) != 1):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from preprocess.arrays import Map, Mask, Pixels
+
 BETA2 = 0.3
 """Weight of recall against precision in F-beta, usual for saliency (Achanta et al., CVPR 2009)."""
 CELLS = 7
 """Side of the last feature map of a ResNet at 224 px."""
-
-Mask = npt.NDArray[np.bool_]
-Map = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -36,22 +34,18 @@ def score(mask: Mask, soft: Map, truth: Mask) -> Score:
     """Return the figures of a mask and its soft map against the truth.
 
     mask: (S, S) bool and soft: (S', S') float32 in [0, 1], both over the whole image, of any
-    size; truth: (H, W) bool at least `CELLS` pixels a side.
+    size; truth: (H, W) bool at least `CELLS` pixels per side.
     """
     height, width = truth.shape
     at_truth = stretch(mask, height, width)
-    smooth = cv2.resize(soft, (width, height), interpolation=_how(soft, width))
+    how = cv2.INTER_AREA if width < soft.shape[1] else cv2.INTER_LINEAR
+    smooth = cv2.resize(soft, (width, height), interpolation=how)
     return Score(
         iou(at_truth, truth),
         fbeta(at_truth, truth),
         float(np.abs(smooth.astype(np.float64) - truth).mean()),
         soft_jaccard(coverage(mask), coverage(truth)),
     )
-
-
-def mean_score(scores: Sequence[Score]) -> Score:
-    """Return the mean of each figure over at least one score."""
-    return Score(*(float(np.mean([getattr(s, f.name) for s in scores])) for f in fields(Score)))
 
 
 def stretch(mask: Mask, height: int, width: int) -> Mask:
@@ -77,7 +71,7 @@ def fbeta(mask: Mask, truth: Mask) -> float:
 
 
 def coverage(mask: Mask, *, cells: int = CELLS) -> npt.NDArray[np.float64]:
-    """Return the (cells, cells) foreground shares of a mask of at least ``cells`` pixels a side."""
+    """Return the (cells, cells) foreground shares of a mask with sides of at least ``cells``."""
     rows = _bands(mask.astype(np.float64), cells)
     return _bands(np.ascontiguousarray(rows.T), cells).T
 
@@ -97,16 +91,12 @@ def _bands(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float6
     return np.asarray(np.diff(at_edges, axis=0) * (count / len(values)), np.float64)
 
 
-def _how(soft: Map, width: int) -> int:
-    return cv2.INTER_AREA if width < soft.shape[1] else cv2.INTER_LINEAR
-
-
-def colour_separation(image: npt.NDArray[np.uint8], mask: Mask) -> float:
+def colour_separation(image: Pixels, mask: Mask) -> float:
     """Return how unlike the colours inside and outside a mask are: 0 alike, 1 nothing shared.
 
     No truth is needed. image: (H, W, 3) uint8; mask: (S, S) bool over it. One minus the
     intersection of the two colour histograms (Swain and Ballard, IJCV 1991), taken at 64 x 64
-    pixels with 16 levels a channel, each smoothed over 3 levels. 0 without two sides to compare.
+    pixels with 16 levels per channel, each smoothed over 3 levels. 0 without two sides to compare.
     """
     side, bins = 64, 16
     small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)

@@ -1,19 +1,35 @@
-"""Texts that name a mask method, ``name:argument,key=value,...``, parsed and checked.
+"""Texts that name a mask method: YAML, as ``{heuristic: {rounds: 2}}``, or ``heuristic`` alone.
 
-A value that itself holds commas stands in parentheses, as a base with two parameters does:
-``shuffled:base=(heuristic:rounds=2,sigma=1),seed=3``. Triples are joined by slashes.
+A single value stands for the parameter without a default: ``{selftrained: masks.safetensors}``.
+The older form ``name:value,key=value,...``, with inner commas in parentheses, is read as well.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from harl_fast.errors import ConfigError, nearest, one_line, shown
+from pydantic import BeforeValidator, create_model
+
+from harl_fast.errors import ConfigError, shown
+from harl_fast.section import Section, validated
+from harl_fast.textfile import dump_yaml, parse_yaml
+
+LONGEST = 2000
+"""Most characters of a method's text."""
+
+
+def _numbers(given: Any) -> Any:
+    if isinstance(given, str):
+        return given.split("/")
+    return [given] if isinstance(given, int | float) else given
+
+
+NUMBERS = BeforeValidator(_numbers)
+"""For a tuple of numbers: also reads a single one, and the older form, joined by slashes."""
 
 
 @dataclass(frozen=True)
@@ -35,151 +51,108 @@ class MethodSpec:
         return dict(self.parameters)[key]
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """What one parameter of a method may be."""
-
-    kind: type
-    """int, float, bool, str, tuple (of numbers) or `MethodSpec`."""
-    default: Any = None
-    """None: it must be given, and its key may be left out if it comes first."""
-    low: float = -math.inf
-    high: float = math.inf
-    """Range of a number, which is finite in any case."""
-    choices: tuple[str, ...] = ()
+class NoParameters(Section):
+    """Of a method that has none."""
 
 
-Parameters = Mapping[str, Parameter]
+BASE: Any = "heuristic"
+"""Whose masks a method changes if it is not told; `parse` makes a `MethodSpec` of it."""
 
 
-LONGEST = 2000
-"""Most characters of a method's text; a longer one has parentheses within parentheses."""
+def parameters_of(function: Callable[..., Any]) -> type[Section]:
+    """Return the section that a function's keyword-only arguments stand for.
 
-
-def keyword_parameters(function: Callable[..., Any], *, high: Mapping[str, float]) -> Parameters:
-    """Return the parameters that a function's keyword-only arguments stand for; numbers from 0 up.
-
-    high: the largest value of each number. An argument without a default must be given.
+    An argument without a default must be given; ``Annotated[float, Field(ge=0, le=9)]`` sets a
+    range, as in any pydantic model.
     """
-    hints = typing.get_type_hints(function)
-    found = {}
-    for name, argument in inspect.signature(function).parameters.items():
-        if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
-            continue
-        bare = argument.default is inspect.Parameter.empty
-        default = None if bare else argument.default
-        kind = hints[name] if default is None else type(default)
-        found[name] = Parameter(kind, default, low=0, high=high.get(name, math.inf))
-    return found
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        name: (
+            hints.get(name, Any),
+            ... if argument.default is argument.empty else argument.default,
+        )
+        for name, argument in inspect.signature(function).parameters.items()
+        if argument.kind is argument.KEYWORD_ONLY
+    }
+    return create_model(function.__name__, __base__=Section, **fields)
 
 
-def parse(text: str, table: Mapping[str, Parameters]) -> MethodSpec:
-    """Return the method that a text names; `ConfigError` names what is wrong and the nearest.
+def parse(text: str, parameters: Callable[[str], type[Section]]) -> MethodSpec:
+    """Return the method that a text names; raises `ConfigError` for mistakes.
 
-    table: the parameters of every known method, in the order of the canonical text.
+    parameters: gives a method's section by its name, or raises `ConfigError`.
     """
     if len(text) > LONGEST:
         raise ConfigError(f"mask method {shown(text)} has {len(text):,} characters, over {LONGEST}")
-    name, _, rest = text.strip().partition(":")
-    if name not in table:
-        raise ConfigError(
-            f"mask method {shown(text)}: there is no {shown(name)}{nearest(name, table)} "
-            f"(known: {', '.join(table)})"
-        )
-    parameters = table[name]
-    given = dict(_arguments(text, rest, parameters))
-    values: dict[str, Any] = {}
-    for key, parameter in parameters.items():
-        if key in given:
-            values[key] = _value(text, key, given[key], parameter, table)
-        elif parameter.default is None:
-            raise ConfigError(
-                f"mask method {shown(text)} lacks its {key}: write {name}:{key.upper()}"
-            )
-        elif parameter.kind is MethodSpec:
-            values[key] = parse(parameter.default, table)
-        else:
-            values[key] = parameter.default
-    return MethodSpec(name, tuple(values.items()), _text(name, values, parameters))
+    where = f"mask method {shown(text)}"
+    tree = parse_yaml(text, where=where) if text.lstrip().startswith("{") else text.strip()
+    return _resolved(tree, parameters, where=where)
 
 
-def _arguments(text: str, rest: str, parameters: Parameters) -> Iterator[tuple[str, str]]:
-    unnamed = next((key for key, value in parameters.items() if value.default is None), None)
-    for place, word in enumerate(_words(text, rest)):
-        key, mark, value = word.partition("=")
-        if place == 0 and unnamed and (not mark or key not in parameters):
-            key, value = unnamed, word
-        elif not mark or key not in parameters:
-            known = ", ".join(parameters) or "none"
-            raise ConfigError(
-                f"mask method {shown(text)}: no parameter {shown(key)}{nearest(key, parameters)} "
-                f"(known: {known}); write key=value"
-            )
-        if value.startswith("(") and value.endswith(")"):
-            value = value[1:-1]
-        yield key, value
+def _resolved(tree: Any, parameters: Callable[[str], type[Section]], *, where: str) -> MethodSpec:
+    """Return the method of a YAML tree, or of a text in the older form."""
+    if isinstance(tree, str):
+        name, _, rest = tree.partition(":")
+        model = parameters(name)
+        given: Any = _older_arguments(rest, model, where=where)
+    elif isinstance(tree, dict) and len(tree) == 1:
+        ((name, given),) = tree.items()
+        model = parameters(str(name))
+        if not isinstance(given, dict):
+            given = {_required(model) or "value": given}
+    else:
+        raise ConfigError(f"{where}: write {{name: {{key: value, ...}}}}, or the name alone")
+    fields = model.model_fields
+    if given and not fields:
+        raise ConfigError(f"{where}: {name} takes no parameters")
+    for key, field in fields.items():
+        if field.annotation is MethodSpec:
+            base = given.get(key, field.default)
+            given = {**given, key: _resolved(base, parameters, where=where)}
+    if _required(model) and _required(model) not in given:
+        key = _required(model)
+        raise ConfigError(f"{where} lacks its {key}: write {{{name}: {key.upper()}}}")
+    checked = validated(model, given, where=where)
+    values = {key: getattr(checked, key) for key in fields}
+    return MethodSpec(str(name), tuple(values.items()), _canonical(str(name), values, model))
 
 
-def _words(text: str, rest: str) -> list[str]:
-    """Return the parts of a text between the commas that are outside parentheses."""
-    words, depth, start = [], 0, 0
-    for place, sign in enumerate(rest):
+def _required(model: type[Section]) -> str:
+    """Return the first parameter without a default, or an empty text."""
+    return next((key for key, field in model.model_fields.items() if field.is_required()), "")
+
+
+def _older_arguments(rest: str, model: type[Section], *, where: str) -> dict[str, str]:
+    """Return the arguments of ``value,key=value,...``, split at commas outside parentheses."""
+    depth, words = 0, [""] if rest else []
+    for sign in rest:
         depth += (sign == "(") - (sign == ")")
-        if sign == "," and depth == 0:
-            words.append(rest[start:place])
-            start = place + 1
         if depth < 0:
             break
-    if depth:
-        raise ConfigError(f"mask method {shown(text)}: parentheses do not match")
-    return [*words, rest[start:]] if rest else []
-
-
-def _value(
-    text: str, key: str, word: str, parameter: Parameter, table: Mapping[str, Parameters]
-) -> Any:
-    if parameter.kind is MethodSpec:
-        return parse(word, table)
-    where = f"mask method {shown(text)}: {key}={one_line(word[:80])}"
-    try:
-        if parameter.kind is bool:
-            value: Any = {"0": False, "1": True}[word]
-        elif parameter.kind is tuple:
-            value = tuple(float(part) for part in word.split("/"))
+        if sign == "," and depth == 0:
+            words.append("")
         else:
-            value = parameter.kind(word)
-    except (ValueError, KeyError):
-        kinds = {int: "whole number", float: "number", bool: "0 or 1", tuple: "a/b/c of numbers"}
-        raise ConfigError(f"{where} is not the {kinds[parameter.kind]} that is needed") from None
-    if parameter.choices and value not in parameter.choices:
-        raise ConfigError(f"{where} is none of {', '.join(parameter.choices)}")
-    numbers = value if isinstance(value, tuple) else (value,)
-    if any(not isinstance(n, str) and not _fits(n, parameter) for n in numbers):
-        raise ConfigError(f"{where} is not from {parameter.low:g} to {parameter.high:g}")
-    return value
+            words[-1] += sign
+    if depth:
+        raise ConfigError(f"{where}: parentheses do not match")
+    given = {}
+    for place, word in enumerate(words):
+        key, mark, value = word.partition("=")
+        if place == 0 and _required(model) and not (mark and key in model.model_fields):
+            key, value = _required(model), word
+        inner = value.startswith("(") and value.endswith(")")
+        given[key] = value[1:-1] if inner else value
+    return given
 
 
-def _fits(number: float, parameter: Parameter) -> bool:
-    return math.isfinite(number) and parameter.low <= number <= parameter.high
-
-
-def _text(name: str, values: Mapping[str, Any], parameters: Parameters) -> str:
-    words = []
+def _canonical(name: str, values: dict[str, Any], model: type[Section]) -> str:
+    given = {}
     for key, value in values.items():
-        parameter = parameters[key]
-        word = _word(value)
-        if "," in word:
-            word = f"({word})"
-        if parameter.default is None:
-            words.append(word if not words else f"{key}={word}")
-        elif word != _word(parameter.default):
-            words.append(f"{key}={word}")
-    return ":".join([name, ",".join(words)]) if words else name
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "/".join(_word(part) for part in value)
-    if isinstance(value, bool):
-        return str(int(value))
-    return f"{value!r}" if isinstance(value, float) else str(value)
+        if isinstance(value, MethodSpec):
+            value = parse_yaml(value.text, where=name)
+        if value != model.model_fields[key].default:
+            given[key] = list(value) if isinstance(value, tuple) else value
+    if not given:
+        return name
+    short = [*given] == [_required(model)]
+    return dump_yaml({name: given[_required(model)] if short else given}, flow=True)

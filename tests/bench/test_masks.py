@@ -18,6 +18,7 @@ from benchmarks.mask_sets import Case
 from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.errors import DataError
 from harl_fast.files import Progress
+from preprocess.masks.score import Score
 from tests.preprocess.support import photo, save
 
 
@@ -203,3 +204,8 @@ def test_horses_by_the_heuristic() -> None:
         assert all(0 <= one.mae <= 1 for one in each)
     assert scores["heuristic"].iou > scores["center+otsu"].iou + 0.15
     assert scores["heuristic"].iou > scores["grabcut"].iou - 0.03
+
+
+def test_means_are_taken_figure_by_figure() -> None:
+    mean = masks.mean_score([Score(0.2, 0.4, 0.1, 1.0), Score(0.6, 0.0, 0.3, 0.5)])
+    assert (mean.iou, mean.fbeta, mean.mae, mean.cells) == pytest.approx((0.4, 0.2, 0.2, 0.75))

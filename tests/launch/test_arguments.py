@@ -15,7 +15,7 @@ PROGRAMS: dict[str, list[str]] = {
     "launch.demo": [],
     "preprocess.beton": ["--out", "x"],
     "preprocess.masks.__main__": ["--data", "x", "--out", "x"],
-    "preprocess.masks.train": ["--data", "x", "--out", "x.safetensors"],
+    "preprocess.masks.selftrained.train": ["--data", "x", "--out", "x.safetensors"],
     "preprocess.preview": ["x"],
     "preprocess.verify": ["x"],
     "benchmarks.loader": [],

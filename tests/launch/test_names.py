@@ -15,7 +15,7 @@ PROGRAMS: dict[str, list[str]] = {
     "launch.pretrain": ["--deepspeed_config", NASTY, "--data", NASTY, "--run", NASTY],
     "preprocess.beton": ["--data", NASTY, "--out", "x"],
     "preprocess.masks.__main__": ["--data", NASTY, "--out", "x"],
-    "preprocess.masks.train": ["--data", NASTY, "--out", "x.safetensors"],
+    "preprocess.masks.selftrained.train": ["--data", NASTY, "--out", "x.safetensors"],
     "preprocess.preview": [NASTY],
     "preprocess.verify": [NASTY],
     "harl_fast.doctor": ["--data", NASTY],

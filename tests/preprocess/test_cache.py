@@ -21,9 +21,15 @@ from harl_fast.lock import FOLDER_LOCK, lock_beside, locked
 from preprocess import beton
 from preprocess.masks import __main__ as program
 from preprocess.masks import cache, parse_spec
-from preprocess.masks import train as training
-from preprocess.masks.cachefile import DamagedError, Row, read_rows, write_rows
-from preprocess.masks.find import Fingerprint, Kept
+from preprocess.masks.cachefile import (
+    CachedMask,
+    DamagedError,
+    Fingerprint,
+    read_masks,
+    write_masks,
+)
+from preprocess.masks.runner import make_masks
+from preprocess.masks.selftrained import train as training
 from tests.preprocess.support import image_folder, photo, save
 
 ROOT = Path(__file__).parents[2]
@@ -165,19 +171,20 @@ def test_damaged_files_are_not_used_and_made_again(
 
 def test_no_changed_byte_of_a_file_goes_unnoticed(tmp_path: Path) -> None:
     path = tmp_path / "rows"
-    mask = Kept(bytes(range(256)) * 8, False, "", Fingerprint(5, 6, 7))
-    rows = [Row("train/a/1\udcff.jpg", mask), Row("b", Kept(b"", False, "no image", mask.of))]
-    write_rows(path, rows, key="k")
-    assert read_rows(path, key="k") == rows
+    image = Fingerprint(5, 6, 7)
+    mask = CachedMask("train/a/1\udcff.jpg", bytes(range(256)) * 8, False, "", image)
+    rows = [mask, CachedMask("b", b"", False, "no image", image)]
+    write_masks(path, rows, key="k")
+    assert read_masks(path, key="k") == rows
     with pytest.raises(DamagedError, match="another method"):
-        read_rows(path, key="other")
+        read_masks(path, key="other")
     whole = path.read_bytes()
     places = np.random.default_rng(0).integers(0, len(whole), 150)
     for place in [*range(0, 700, 3), *places.tolist()]:
         changed = bytes([*whole[:place], whole[place] ^ 0x15, *whole[place + 1 :]])
         path.write_bytes(changed)
         try:
-            assert read_rows(path, key="k") == rows  # a space of the header, at most
+            assert read_masks(path, key="k") == rows  # a space of the header, at most
         except DamagedError:
             continue
         assert whole[place : place + 1].isspace(), place
@@ -222,11 +229,11 @@ def test_what_a_cache_cannot_serve_is_said(
 def test_a_file_that_cannot_be_opened_is_tried_again(folder: Path, tmp_path: Path) -> None:
     tasks = [("gone", tmp_path / "gone.jpg"), ("there", folder / "train/class0/0.jpg")]
     methods = (parse_spec("full"),)
-    gone, there = cache.make_rows(tasks, methods, max_resolution=56)
-    assert "No such file" in gone.kept.problem and not gone.kept.bits
-    assert there.kept.bits == b"\xff" * 2048 and there.kept.of.fits(tasks[1][1])
+    gone, there = make_masks(tasks, methods, max_resolution=56)
+    assert "No such file" in gone.problem and not gone.bits
+    assert there.bits == b"\xff" * 2048 and there.image.fits(tasks[1][1])
     save(photo(3), tasks[0][1])
-    assert not gone.kept.of.fits(tasks[0][1])
+    assert not gone.image.fits(tasks[0][1])
 
 
 def test_a_changed_list_of_images_is_noticed(copy: tuple[Path, Path]) -> None:
@@ -250,7 +257,7 @@ def test_a_wrong_command_line_exits_with_2(options: list[str]) -> None:
 
 
 def test_what_makes_no_masks_from_images_has_no_cache(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"needs no cache.*shuffled:base=cache:"):
+    with pytest.raises(ConfigError, match=r"needs no cache.*\{shuffled: \{base: \{cache: "):
         make(folder, tmp_path / "out", "--mask-method", "shuffled")
     with pytest.raises(DataError, match="lies among the images"):
         make(folder, folder / "train" / "masks")

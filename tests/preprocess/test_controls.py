@@ -12,9 +12,9 @@ import pytest
 from harl_fast.data.container.fields import resize_mask
 from harl_fast.errors import ConfigError, DataError
 from preprocess.masks import find_mask, parse_spec
-from preprocess.masks.assign import MaskList, open_masks
 from preprocess.masks.controls import derangement, flip_cells
-from preprocess.masks.find import Origin, find_masks
+from preprocess.masks.runner import LazyImage, find_masks
+from preprocess.masks.sources import MaskList, open_masks
 from preprocess.sources import Split, folder_source
 from tests.preprocess.support import image_folder, photo, save
 
@@ -32,7 +32,7 @@ def split() -> Split:
 
 def masks_of(split: Split, text: str) -> list[Mask]:
     masks = open_masks(split, ["a", "b"], method=parse_spec(text), given=None)
-    origins = [Origin(masks.wanted(row), side_px=512) for row in range(len(split.names))]
+    origins = [LazyImage(masks.request(row), side_px=512) for row in range(len(split.names))]
     return [found.mask for found in find_masks(origins, masks.methods)]
 
 
@@ -124,7 +124,7 @@ def test_a_tree_can_be_the_base_and_what_it_lacks_falls_back(tmp_path: Path) -> 
     file[:, :16] = 255
     save(file, tmp_path / "masks/train/class0/0.png")
     masks = opened(root, f"shuffled:base=png:{tmp_path}/masks")
-    origins = [Origin(masks.wanted(row), side_px=512) for row in range(8)]
+    origins = [LazyImage(masks.request(row), side_px=512) for row in range(8)]
     found = find_masks(origins, masks.methods)
     first = int(np.flatnonzero(derangement(8, seed=0) == 0)[0])
     np.testing.assert_array_equal(resize_mask(found[first].mask, size=64)[:, :16], True)
@@ -140,5 +140,5 @@ def test_masks_that_are_given_come_first_and_the_method_is_their_fall_back(tmp_p
     masks = opened(root, "center", given=tmp_path / "masks")
     assert [spec.name for spec in masks.methods] == ["center", "heuristic"]
     assert masks.facts["fallback"]["method"] == "center"
-    with pytest.raises(ConfigError, match=r"shuffled does not go with --masks.*base=png:"):
+    with pytest.raises(ConfigError, match=r"shuffled does not go with --masks.*base: \{png: "):
         opened(root, "shuffled", given=tmp_path / "masks")

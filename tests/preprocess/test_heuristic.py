@@ -14,7 +14,7 @@ from harl_fast.errors import ConfigError
 from preprocess.demo.render import render
 from preprocess.demo.shapes import SHAPES
 from preprocess.masks.binary import binarize
-from preprocess.masks.heuristic import heuristic_map
+from preprocess.masks.heuristic.method import heuristic_map
 from tests.preprocess.support import photo
 
 

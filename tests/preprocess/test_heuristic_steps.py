@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess.masks.cues import barrier_distance, side_distances
-from preprocess.masks.refine import (
+from preprocess.masks.heuristic.cues import barrier_distance, side_distances
+from preprocess.masks.heuristic.refine import (
     affinities,
     first_probability,
     judgement,
     refined,
     region_barrier,
 )
-from preprocess.masks.regions import (
+from preprocess.masks.heuristic.regions import (
     MOST_REGIONS,
     colour_distances,
     neighbours,
@@ -25,7 +25,7 @@ from preprocess.masks.regions import (
     segment,
     sorted_edges,
 )
-from preprocess.masks.smooth import follow, guided_lines
+from preprocess.masks.heuristic.smooth import follow, guided_lines
 from tests.preprocess.support import photo
 
 Floats = npt.NDArray[np.float32]

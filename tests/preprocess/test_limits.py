@@ -18,7 +18,7 @@ from harl_fast.files import UnusualFileError, open_regular, sha256_file
 from preprocess import images
 from preprocess.images import PIXEL_LIMITS, UnusableImageError, decode_image, read_mask
 from preprocess.listing import DEPTH, list_images
-from preprocess.masks.find import Fingerprint
+from preprocess.masks.cachefile import Fingerprint
 from preprocess.passthrough import NotTakenError, take_jpeg
 from tests.preprocess.support import photo, save
 

@@ -12,7 +12,7 @@ import pytest
 from harl_fast.errors import DataError
 from preprocess.demo.render import render
 from preprocess.demo.shapes import SHAPES
-from preprocess.masks import METHODS, find_mask
+from preprocess.masks import MASK_METHODS, find_mask
 from preprocess.masks.binary import (
     binarize,
     centre_ellipse,
@@ -20,8 +20,8 @@ from preprocess.masks.binary import (
     fill_holes,
     otsu_level,
 )
-from preprocess.masks.heuristic import heuristic_map
-from preprocess.masks.tree import open_tree
+from preprocess.masks.heuristic.method import heuristic_map
+from preprocess.masks.sources import open_tree
 from tests.preprocess.support import photo
 
 Mask = npt.NDArray[np.bool_]
@@ -97,7 +97,9 @@ def test_the_heuristic_beats_the_centre_and_refinement_beats_none() -> None:
 
 
 def test_the_patterns_do_not_look_at_the_image() -> None:
-    masks = {name: find_mask(photo(2), name) for name, method in METHODS.items() if method.fixed}
+    masks = {
+        name: find_mask(photo(2), name) for name, method in MASK_METHODS.items() if method.fixed
+    }
     assert masks.keys() == {"center", "full"}
     assert masks["full"][0].all() and not masks["full"][1]
     assert 0.1 < masks["center"][0].mean() < 0.6 and masks["center"][0][32, 32]

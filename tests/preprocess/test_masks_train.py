@@ -17,17 +17,29 @@ from harl_fast.errors import DataError
 from harl_fast.files import Progress
 from preprocess.demo.render import render
 from preprocess.demo.shapes import SHAPES
-from preprocess.masks import train as program
-from preprocess.masks.binary import binarize, otsu_level
-from preprocess.masks.border import COUNT, border_cues
-from preprocess.masks.committee import MEMBERS, vote
-from preprocess.masks.composites import UNHEARD, Batches, Teaching, Variety
-from preprocess.masks.cues import barrier_distance
-from preprocess.masks.gathering import _key, _read, gather, image_files
-from preprocess.masks.learning import Draft, Drawer, Recipe, follow, mask_loss, train
-from preprocess.masks.network import Architecture, load_network, predict
-from preprocess.masks.outline import centred, outlined, resized
+from preprocess.masks.binary import binarize, centred, otsu_level, resized
+from preprocess.masks.heuristic.cues import barrier_distance
+from preprocess.masks.heuristic.method import outlined
 from preprocess.masks.score import iou
+from preprocess.masks.selftrained import train as program
+from preprocess.masks.selftrained.composites import UNHEARD, Augmenter, TrainingSet, Variety
+from preprocess.masks.selftrained.dataset import _key, _read, gather, image_files
+from preprocess.masks.selftrained.ensemble import MEMBERS, vote
+from preprocess.masks.selftrained.network import (
+    COUNT,
+    Architecture,
+    border_cues,
+    load_network,
+    predict,
+)
+from preprocess.masks.selftrained.trainer import (
+    BatchSampler,
+    BatchSpec,
+    Recipe,
+    follow,
+    mask_loss,
+    train,
+)
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING
 from tests.preprocess.support import photo, save
@@ -65,11 +77,11 @@ def halved(masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
 
 def taught(
     images: npt.NDArray[np.uint8], targets: npt.NDArray[np.uint8], trust: float = 1
-) -> Teaching:
-    """Return a teaching without opinions: every member's map says nothing anywhere."""
+) -> TrainingSet:
+    """Return a training_set without opinions: every member's map says nothing anywhere."""
     count, side = targets.shape[:2]
     silence = np.full((count, len(MEMBERS), side, side), UNHEARD, np.uint8)
-    return Teaching(images, targets, silence, np.full(count, trust, np.float32))
+    return TrainingSet(images, targets, silence, np.full(count, trust, np.float32))
 
 
 def test_a_network_beats_the_noise_it_learns_from() -> None:
@@ -77,10 +89,10 @@ def test_a_network_beats_the_noise_it_learns_from() -> None:
     images, truths = demo(90, split=0)
     noisy = np.stack([spoiled(truth, draw) for truth in truths])
     teacher = np.mean([iou(mask, truth) for mask, truth in zip(noisy, truths, strict=True)])
-    teaching = taught(images, halved(noisy))
+    training_set = taught(images, halved(noisy))
     recipe = Recipe(TINY, steps=(90,), batch=12, lr_peak=4e-3, average=0.98, bfloat16=False)
     with Progress(90 * 12, label="test") as progress:
-        net = train(teaching, recipe, refresh=lambda *_: teaching, progress=progress)
+        net = train(training_set, recipe, refresh=lambda *_: training_set, progress=progress)
     others, exact = demo(40, split=1)
     # The network alone, without its committee, whose own maps would help here.
     silence = np.full((40, len(MEMBERS), SIDE // 2, SIDE // 2), UNHEARD / 255, np.float32)
@@ -100,7 +112,7 @@ def test_pasted_objects_have_exact_targets() -> None:
     trust = np.array([1] * 4 + [0.5] * 4, np.float32)
     # No background image is ever one with a square: only the first four are donors.
     variety = Variety(paste=1.0, clear=0.0, grey=0.0, blur=0.0, donor_trust=0.9)
-    batches = Batches(replace(taught(images, targets), trust=trust), variety)
+    batches = Augmenter(replace(taught(images, targets), trust=trust), variety)
     np.testing.assert_array_equal(batches.donors, range(4))
     draw = np.random.default_rng(1)
     pixels, target, weight, opinions = batches.draw(np.array([4, 5, 6, 7] * 8), draw)
@@ -121,8 +133,8 @@ def test_pasted_objects_have_exact_targets() -> None:
 
 def test_lessons_are_the_same_whoever_draws_them() -> None:
     images, truths = demo(8, split=0)
-    drawer = Drawer(Batches(taught(images, halved(truths)), Variety()))
-    draft = Draft(np.arange(8), (0, 1, 2))
+    drawer = BatchSampler(Augmenter(taught(images, halved(truths)), Variety()))
+    draft = BatchSpec(np.arange(8), (0, 1, 2))
     here = drawer(draft)
     with contextlib.closing(
         ordered_map(drawer, [draft], workers=1, describe=lambda _: "a draft")
@@ -134,7 +146,7 @@ def test_lessons_are_the_same_whoever_draws_them() -> None:
 
 def test_batches_repeat_with_the_same_generator_state() -> None:
     images, truths = demo(12, split=0)
-    batches = Batches(taught(images, halved(truths)), Variety())
+    batches = Augmenter(taught(images, halved(truths)), Variety())
     first = batches.draw(np.arange(12), np.random.default_rng(5))
     second = batches.draw(np.arange(12), np.random.default_rng(5))
     other = batches.draw(np.arange(12), np.random.default_rng(6))
@@ -148,9 +160,9 @@ def test_some_opinions_are_withheld_and_the_rest_follow_the_image() -> None:
     images[:, :, 32:] = 255
     halves = images[:, ::2, ::2, 0]
     maps = np.stack([halves] * len(MEMBERS), axis=1)
-    teaching = replace(taught(images, halves), opinions=maps)
+    training_set = replace(taught(images, halves), opinions=maps)
     variety = Variety(paste=0.0, deaf=0.5, mute=0.25, blur=0.0, grey=0.0)
-    batches = Batches(teaching, variety)
+    batches = Augmenter(training_set, variety)
     _, target, _, heard = batches.draw(np.arange(400) % 4, np.random.default_rng(0))
     silent = np.isclose(heard, UNHEARD / 255).all(axis=(2, 3))
     # 1 - 0.5 x 0.75 = 0.625 of all maps are withheld; 2,000 draws, but whole samples at a time.

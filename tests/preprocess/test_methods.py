@@ -6,22 +6,26 @@ import hashlib
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from pydantic import Field
 
 from harl_fast.data.container.fields import resize_mask, unpack_mask
+from harl_fast.data.container.manifest import read_manifest
 from harl_fast.errors import ConfigError, DataError, HarlError
+from preprocess import beton
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.encode import Store
-from preprocess.masks import find, find_mask, open_method, parse_spec
+from preprocess.masks import find_mask, open_method, parse_spec, runner
 from preprocess.masks.binary import centre_ellipse
-from preprocess.masks.find import Found, Origin, Wanted, find_masks
-from preprocess.masks.methods import METHODS, method_facts, try_method
-from preprocess.masks.spec import MethodSpec, keyword_parameters, parse
+from preprocess.masks.registry import MASK_METHODS, find_method, method_facts, try_method
+from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks
+from preprocess.masks.spec import MethodSpec, parameters_of, parse
 from preprocess.pool import ordered_map
-from tests.preprocess.support import Pixels, photo, save, torch_threads
+from tests.preprocess.support import Pixels, image_folder, photo, save, torch_threads
 
 Map = npt.NDArray[np.float32]
 
@@ -32,15 +36,24 @@ Map = npt.NDArray[np.float32]
         ("heuristic", "heuristic"),
         (" full", "full"),
         ("center:sigma=0.3", "center"),
-        ("center:sigma=.25", "center:sigma=0.25"),
-        ("noise:p=0.5", "noise:0.5"),
-        ("noise:0.5,grid=7,seed=2", "noise:0.5,seed=2"),
-        ("png:/a=b/c", "png:/a=b/c"),
-        ("onnx:(a,b.onnx),std=1", "onnx:(a,b.onnx),std=1.0"),
-        ("shuffled:seed=1,base=png:x", "shuffled:base=png:x,seed=1"),
+        ("center:sigma=.25", "{center: {sigma: 0.25}}"),
+        ("noise:p=0.5", "{noise: 0.5}"),
+        ("{noise: 0.5}", "{noise: 0.5}"),
+        ("{heuristic: {rounds: 4, sigma: 1}}", "{heuristic: {sigma: 1.0}}"),
+        ("noise:0.5,grid=7,seed=2", "{noise: {p: 0.5, seed: 2}}"),
+        ("png:/a=b/c", "{png: /a=b/c}"),
+        ("{png: '1e-3'}", "{png: '1e-3'}"),
+        ("{png: 'ä (b/c'}", "{png: ä (b/c}"),
+        (
+            "{onnx: {file: f, mean: 0.5, scale: 255}}",
+            "{onnx: {file: f, mean: [0.5], scale: '255'}}",
+        ),
+        ("onnx:(a,b.onnx),std=1", "{onnx: {file: 'a,b.onnx', std: [1.0]}}"),
+        ("shuffled:seed=1,base=png:x", "{shuffled: {base: {png: x}, seed: 1}}"),
         (
             "noise:0.1,base=(shuffled:base=(onnx:f,size=64,scale=255),seed=3),seed=4",
-            "noise:0.1,base=(shuffled:base=(onnx:f,size=64,scale=255),seed=3),seed=4",
+            "{noise: {p: 0.1, base: {shuffled: {base: {onnx: {file: f, size: 64, scale: '255'}}, "
+            "seed: 3}}, seed: 4}}",
         ),
     ],
 )
@@ -60,15 +73,21 @@ def test_parameters_are_resolved() -> None:
     ("text", "message"),
     [
         ("hueristic", r"no 'hueristic'; did you mean 'heuristic'\?"),
-        ("center:sigm=1", r"no parameter 'sigm'; did you mean 'sigma'\?"),
-        ("full:1", r"no parameter '1' \(known: none\)"),
-        ("center:sigma=wide", "sigma=wide is not the number"),
-        ("center:sigma=nan", "is not from 0.01 to 10"),
-        ("noise", "lacks its p: write noise:P"),
-        ("noise:1.5", "p=1.5 is not from 0 to 1"),
-        ("onnx:f,size=1.5", "not the whole number"),
-        ("onnx:f,scale=2", "none of max, 255"),
+        ("center:sigm=1", r"unknown key 'sigm'; did you mean 'sigma'\?"),
+        ("{center: {sigm: 1}}", r"unknown key 'sigm'; did you mean 'sigma'\?"),
+        ("full:1", "full takes no parameters"),
+        ("center:sigma=wide", r"sigma: .* a valid number.* \(got 'wide'\)"),
+        ("center:sigma=nan", r"sigma: .* a finite number \(got 'nan'\)"),
+        ("{center: {sigma: 11}}", r"sigma: .* less than or equal to 10 \(got 11\)"),
+        ("noise", r"lacks its p: write \{noise: P\}"),
+        ("noise:1.5", r"p: .* less than or equal to 1 \(got '1.5'\)"),
+        ("onnx:f,size=1.5", "size: .* a valid integer"),
+        ("{onnx: {file: f, size: true}}", "size: True is no number"),
+        ("onnx:f,scale=2", "scale: .* 'max' or '255'"),
         ("shuffled:base=(full", "parentheses do not match"),
+        ("{full: {}, center: {}}", "or the name alone"),
+        ("{full: [}", "not valid YAML"),
+        ("no.such.method", "cannot be imported"),
         ("shuffled:base=ful", "did you mean 'full'"),
     ],
 )
@@ -78,15 +97,22 @@ def test_a_wrong_text_is_named(text: str, message: str) -> None:
 
 
 def test_parameters_follow_a_functions_signature() -> None:
-    def method(rgb: Pixels, *, sigma: float = 0.5, rounds: int = 3, sharp: bool = True) -> None: ...
+    def method(
+        rgb: Pixels,
+        *,
+        sigma: Annotated[float, Field(ge=0)] = 0.5,
+        rounds: int = 3,
+        sharp: bool = True,
+    ) -> None: ...
 
-    table = {"m": keyword_parameters(method, high={})}
+    table = {"m": parameters_of(method)}.__getitem__
     assert dict(parse("m", table).parameters) == {"sigma": 0.5, "rounds": 3, "sharp": True}
     spec = parse("m:sharp=0,sigma=2,rounds=4", table)
+    assert parse("{m: {sharp: false, sigma: 2, rounds: 4}}", table) == spec
     assert dict(spec.parameters) == {"sigma": 2.0, "rounds": 4, "sharp": False}
-    with pytest.raises(ConfigError, match=r"rounds=4\.5"):
+    with pytest.raises(ConfigError, match=r"rounds: .* integer.*4\.5"):
         parse("m:rounds=4.5", table)
-    with pytest.raises(ConfigError, match="sigma=-1 is not from 0"):
+    with pytest.raises(ConfigError, match=r"sigma: .* greater than or equal to 0"):
         parse("m:sigma=-1", table)
 
 
@@ -148,13 +174,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def opened(spec: MethodSpec) -> object:
         return maps if spec.name == "center" else open_method(spec)
 
-    monkeypatch.setattr(find, "open_method", opened)
+    monkeypatch.setattr(runner, "open_method", opened)
     return sizes
 
 
-def masks_of(heights: list[int], *methods: str) -> list[Found]:
+def masks_of(heights: list[int], *methods: str) -> list[MaskResult]:
     origins = [
-        Origin(Wanted(f"{height}", photo(height, height=height)), side_px=512) for height in heights
+        LazyImage(MaskRequest(f"{height}", photo(height, height=height)), side_px=512)
+        for height in heights
     ]
     return find_masks(origins, [parse_spec(text) for text in methods])
 
@@ -171,7 +198,7 @@ def test_odd_maps_are_brought_to_the_frame_that_caches_keep(
 ) -> None:
     soft = np.zeros((96, 96), np.float32)
     soft[:, :35] = 1
-    monkeypatch.setattr(find, "open_method", lambda spec: lambda images: [soft] * len(images))
+    monkeypatch.setattr(runner, "open_method", lambda spec: lambda images: [soft] * len(images))
     (found,) = masks_of([20], "center")
     np.testing.assert_array_equal(found.mask, resize_mask(soft > 0.5, size=128))
 
@@ -201,7 +228,7 @@ def test_a_method_that_fails_on_every_image_is_an_error_before_the_first(
     def broken(spec: MethodSpec) -> object:
         return lambda images: [np.zeros((4, 5), np.float32)] * len(images)
 
-    monkeypatch.setattr("preprocess.masks.methods.open_method", broken)
+    monkeypatch.setattr("preprocess.masks.registry.open_method", broken)
     with pytest.raises(HarlError, match=r"heuristic fails on a plain picture .*not square"):
         try_method(parse_spec("heuristic"))
 
@@ -217,11 +244,11 @@ def test_masks_are_made_from_the_shrunk_image_in_every_store(tmp_path: Path) -> 
     rough = np.random.default_rng(0).integers(0, 60, (90, 120, 3), dtype=np.uint8)
     path = save(photo(3, height=90, width=120) // 2 + rough, tmp_path / "a.jpg", quality=80)
     task = Task("a.jpg", 0, path)
-    expected = find_mask(find.decode_image(path, side_px=512).rgb, "heuristic")[0]
+    expected = find_mask(runner.decode_image(path, side_px=512).rgb, "heuristic")[0]
     for store in ("jpg", "raw", "passthrough"):
         np.testing.assert_array_equal(stored(task, store), resize_mask(expected, size=64))
     pixels = photo(4, height=1200, width=900)
-    halved = find.shrink(find.shrink(pixels, side_px=700), side_px=find.INPUT_PX)
+    halved = runner.shrink(runner.shrink(pixels, side_px=700), side_px=runner.INPUT_PX)
     expected = resize_mask(find_mask(halved, "heuristic")[0], size=24)
     np.testing.assert_array_equal(stored(Task("b", 0, pixels), "jpg", size=24, side=700), expected)
 
@@ -231,26 +258,59 @@ def test_workers_have_one_thread() -> None:
     assert list(found) == [1]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", MASK_METHODS)
 def test_every_parameter_of_every_method_is_taken_at_its_documented_default(name: str) -> None:
     needed = {"file": "x", "folder": "x", "p": "0.2"}
-    parameters = METHODS[name].parameters
+    fields = MASK_METHODS[name].parameters.model_fields
     words = {
-        key: needed[key] if one.default is None else written(one.default)
-        for key, one in parameters.items()
+        key: needed[key] if one.is_required() else written(one.default)
+        for key, one in fields.items()
     }
-    short = [words[key] for key, one in parameters.items() if one.default is None]
+    short = [words[key] for key, one in fields.items() if one.is_required()]
     whole = parse_spec(f"{name}:" + ",".join(f"{key}={word}" for key, word in words.items()))
     assert whole == parse_spec(":".join([name, *short]))
 
 
 def written(default: object) -> str:
-    """Return a parameter's default as the command line has it."""
+    """Return a parameter's default as the older form has it."""
     return "/".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", MASK_METHODS)
 def test_every_number_of_every_method_has_a_range(name: str) -> None:
-    for key, one in METHODS[name].parameters.items():
-        if one.kind in (int, float, tuple):
-            assert np.isfinite([one.low, one.high]).all(), key
+    schema = MASK_METHODS[name].parameters.model_json_schema()
+    for key, one in schema["properties"].items():
+        number = one.get("items", one)
+        if number.get("type") in ("integer", "number"):
+            assert {"minimum", "maximum"} <= number.keys(), key
+
+
+def test_a_method_from_outside_the_package_serves_by_its_import_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_masks.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    image_folder(tmp_path / "set")
+    options = ["--mask-method", "{my_masks.bright: {level: 0.4}}", "--workers", "1"]
+    assert beton.main(["--data", f"{tmp_path}/set", "--out", f"{tmp_path}/out", *options]) == 0
+    facts = read_manifest(tmp_path / "out/train.beton").mask
+    assert facts["method"] == "my_masks.bright" and facts["parameters"] == {"level": 0.4}
+    assert facts["fallbacks"] == 0 and len(facts["version"]) == 12
+    assert facts["supervision"] == "unknown"
+    monkeypatch.setitem(MASK_METHODS, "bright", find_method("my_masks.bright"))
+    expected = find_mask(photo(1), "{my_masks.bright: 0.5}")[0]
+    np.testing.assert_array_equal(find_mask(photo(1), "{bright: 0.5}")[0], expected)
+    with pytest.raises(ConfigError, match=r"level: .* less than or equal to 1"):
+        parse_spec("{bright: 2}")
+
+
+OUTSIDE = """
+from typing import Annotated
+import cv2
+import numpy as np
+from pydantic import Field
+
+def bright(rgb, *, level: Annotated[float, Field(ge=0, le=1)]):
+    grey = cv2.resize(rgb, (64, 64)).mean(axis=2) / 255
+    return (grey > level).astype(np.float32)
+"""

@@ -16,20 +16,20 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from harl_fast.errors import DataError
-from preprocess.masks.border import border_cues
-from preprocess.masks.committee import MEMBERS, opinions
-from preprocess.masks.network import (
+from preprocess.masks.heuristic.method import outlined
+from preprocess.masks.selftrained.ensemble import MEMBERS, opinions
+from preprocess.masks.selftrained.network import (
     BATCH,
     FORMAT,
     Architecture,
     MaskNet,
+    border_cues,
     load_network,
     predict,
     read_network,
     save_network,
     square,
 )
-from preprocess.masks.outline import outlined
 from tests.preprocess.support import photo
 
 TINY = Architecture(side=32, widths=(8, 8, 16, 16), lateral=8, top=8)

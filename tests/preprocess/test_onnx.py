@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from harl_fast.errors import ConfigError, DataError
 from preprocess.masks import find_mask, open_method, parse_spec
-from preprocess.masks.methods import try_method
+from preprocess.masks.registry import try_method
 from tests.preprocess.support import photo
 
 SIDE = 32
@@ -101,7 +101,7 @@ def test_large_outputs_are_averaged_to_128_px(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_with_a_remedy(tmp_path: Path) -> None:
     file = network(tmp_path / "net.onnx")
     cases = {
-        f"onnx:{file}": (ConfigError, f"takes images of 32 x 32 px, not 320.*size={SIDE}"),
+        f"onnx:{file}": (ConfigError, f"takes images of 32 x 32 px, not 320.*size: {SIDE}"),
         f"onnx:{file},size={SIDE},output=2": (ConfigError, "only 2 outputs"),
         f"onnx:{file},size={SIDE},mean=1/2": (ConfigError, "mean has 2 numbers"),
         f"onnx:{network(tmp_path / 'grey.onnx', channels=1)},size={SIDE}": (DataError, "takes 1"),

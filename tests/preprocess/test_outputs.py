@@ -20,7 +20,7 @@ from harl_fast.errors import DataError, OutputError
 from harl_fast.files import LONGEST_TMPDIR
 from preprocess import beton, preview, verify
 from preprocess.masks import __main__ as masks
-from preprocess.masks import train as masks_train
+from preprocess.masks.selftrained import train as masks_train
 from preprocess.pool import ordered_map
 from tests.preprocess.support import image_folder, out_of_space
 
@@ -214,7 +214,11 @@ def test_programs_try_their_outputs_before_any_work(
         monkeypatch.setattr(f"preprocess.{name}", no_work)
     for name in ("masks.__main__.folder_source", "masks.__main__.try_method"):
         monkeypatch.setattr(f"preprocess.{name}", no_work)
-    for name in ("masks.train.make_network", "preview.contact_sheet", "preview.draw_masks"):
+    for name in (
+        "masks.selftrained.train.make_network",
+        "preview.contact_sheet",
+        "preview.draw_masks",
+    ):
         monkeypatch.setattr(f"preprocess.{name}", no_work)
     monkeypatch.setattr(verify, "verify", no_work)
     png = ["--out", f"{out}.png"]

@@ -14,7 +14,7 @@ from harl_fast.errors import one_line
 from preprocess import beton
 from preprocess.masks import cache
 from preprocess.masks.__main__ import main as masks_main
-from preprocess.masks.methods import method_facts, parse_spec
+from preprocess.masks.registry import method_facts, parse_spec
 from preprocess.reading import CONVERTED, DEFAULT_READING, Reading, parse_range
 from tests.preprocess.support import image_folder, photo, save
 from tests.preprocess.test_colours import WIDE

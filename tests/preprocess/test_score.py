@@ -8,11 +8,9 @@ from sklearn.metrics import fbeta_score, jaccard_score, mean_absolute_error
 
 from preprocess.masks.score import (
     BETA2,
-    Score,
     coverage,
     fbeta,
     iou,
-    mean_score,
     score,
     soft_jaccard,
     stretch,
@@ -77,8 +75,3 @@ def test_the_whole_score_of_masks_smaller_than_the_truth() -> None:
     small = score(blocks, np.full((16, 16), 0.25, np.float32), large)
     assert small.iou == small.fbeta == 1.0 and small.cells == pytest.approx(1.0)
     assert small.mae == pytest.approx(np.abs(0.25 - large).mean())
-
-
-def test_means_are_taken_figure_by_figure() -> None:
-    mean = mean_score([Score(0.2, 0.4, 0.1, 1.0), Score(0.6, 0.0, 0.3, 0.5)])
-    assert (mean.iou, mean.fbeta, mean.mae, mean.cells) == pytest.approx((0.4, 0.2, 0.2, 0.75))

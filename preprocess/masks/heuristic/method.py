@@ -12,28 +12,30 @@ The chain, at 64 x 64 pixels in Lab; each step's file names its source:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from harl_fast.errors import ConfigError
 from harl_fast.jit import njit
-from preprocess.masks.binary import Map, centre_prior
-from preprocess.masks.cues import barrier_distance, side_distances
-from preprocess.masks.refine import affinities, first_probability, judgement, refined
-from preprocess.masks.regions import (
+from preprocess.arrays import Map, Pixels
+from preprocess.masks.binary import centre_prior
+from preprocess.masks.heuristic.cues import barrier_distance, side_distances
+from preprocess.masks.heuristic.refine import affinities, first_probability, judgement, refined
+from preprocess.masks.heuristic.regions import (
     colour_distances,
     neighbours,
     region_means,
     segment,
     sorted_edges,
 )
-from preprocess.masks.smooth import follow, guided_lines
+from preprocess.masks.heuristic.smooth import follow, guided_lines
 
 SIDE, FINE = 64, 128
-"""Pixels a side: of the picture that is analysed, of the map."""
+"""Pixels per side: of the picture that is analysed, of the map."""
 SIGMA, MIN_SIZE, ROUNDS = 0.5, 4, 4
 """Defaults of `heuristic_map`."""
 SCALE = 10.0
@@ -43,17 +45,17 @@ CENTRE_SIGMA = 0.33
 SIDE_WIDTH, RING = 5, 3
 """Pixels: depth of the sides whose colours are background, of the ring that stays background."""
 JUDGE = np.array([2.0, -2.0, -14.0, -12.0, 12.0], np.float32)
-"""Weight of each figure of `refine.judgement` in a guess's weight, nats a unit."""
+"""Weight of each figure of `refine.judgement` in a guess's weight, in nats per unit."""
 GUIDE_RADIUS, GUIDE_EPSILON = 8, 3.0
 """Of the guided filter: half the window in pixels, variance in square Lab units."""
 
 
 def heuristic_map(
-    rgb: npt.NDArray[np.uint8],
+    rgb: Pixels,
     *,
-    sigma: float = SIGMA,
-    min_size: int = MIN_SIZE,
-    rounds: int = ROUNDS,
+    sigma: Annotated[float, Field(ge=0, le=32)] = SIGMA,
+    min_size: Annotated[int, Field(ge=0, le=4096)] = MIN_SIZE,
+    rounds: Annotated[int, Field(ge=0, le=100)] = ROUNDS,
 ) -> Map:
     """Return the foreground probability of (H, W, 3) uint8 pixels: (128, 128) float32 in [0, 1].
 
@@ -71,6 +73,18 @@ def heuristic_map(
     barrier = barrier_distance(np.ascontiguousarray(np.moveaxis(lab, 2, 0)))
     regions = find_regions(lab, barrier, min_size=min_size)
     return on_edges(fine, lab, regions, _blend(regions, lab, rounds=rounds))
+
+
+def outlined(rgb: Pixels, belief: Map) -> Map:
+    """Return a (64, 64) belief in [0, 1] about (H, W, 3) uint8 pixels as (128, 128) float32.
+
+    Places of one colour get one belief, colour models of both sides and smoothing correct it, and
+    the outline moves to the edges.
+    """
+    fine, lab = analysed(rgb, sigma=SIGMA)
+    regions = find_regions(lab, belief.astype(np.float32), min_size=MIN_SIZE)
+    first = first_probability(regions.value, regions.areas, 1.0)
+    return on_edges(fine, lab, regions, regions.refined(first, rounds=ROUNDS))
 
 
 class Regions(NamedTuple):
@@ -103,7 +117,7 @@ class Regions(NamedTuple):
         return result
 
 
-def analysed(rgb: npt.NDArray[np.uint8], *, sigma: float) -> tuple[npt.NDArray[np.uint8], Map]:
+def analysed(rgb: Pixels, *, sigma: float) -> tuple[Pixels, Map]:
     """Return (H, W, 3) pixels at 128 x 128, and smoothed at 64 x 64 in Lab units, float32."""
     fine = cv2.resize(rgb, (FINE, FINE), interpolation=cv2.INTER_AREA)
     small = cv2.resize(fine, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
@@ -124,7 +138,7 @@ def find_regions(lab: Map, plane: Map, *, min_size: int) -> Regions:
     return Regions(labels, means, value, areas, ring, rim, rows, distance, kernel, pull)
 
 
-def on_edges(fine: npt.NDArray[np.uint8], lab: Map, regions: Regions, values: Map) -> Map:
+def on_edges(fine: Pixels, lab: Map, regions: Regions, values: Map) -> Map:
     """Return (N,) region values as (128, 128) float32 in [0, 1] that follows the picture's edges.
 
     fine, lab: as from `analysed`.

@@ -12,15 +12,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from preprocess.masks.binary import binarize
-from preprocess.masks.heuristic import FINE, heuristic_map
-from preprocess.masks.outline import resized
+from preprocess.arrays import Map, Pixels
+from preprocess.masks.binary import binarize, resized
+from preprocess.masks.heuristic.method import FINE, heuristic_map
 from preprocess.masks.score import iou
-
-Pixels = npt.NDArray[np.uint8]
-Map = npt.NDArray[np.float32]
 
 VERSION = 4
 """Raise it when a member changes: cached votes of another version are not used."""
@@ -28,11 +24,11 @@ VOTE_SIDE = 64
 
 
 class Vote(NamedTuple):
-    """What the committee says about one image."""
+    """What the ensemble says about one image."""
 
-    share: npt.NDArray[np.uint8]
+    share: Pixels
     """(64, 64): share of the members that call a cell foreground; 255 is all."""
-    maps: npt.NDArray[np.uint8]
+    maps: Pixels
     """(M, 64, 64): each member's own map, 255 for certain foreground."""
     agreement: float
     """Mean IoU of the members' masks with the vote's, 0 to 1; 0 if no member found anything."""
@@ -81,7 +77,7 @@ def opinions(rgb: Pixels) -> list[Map]:
 
 
 def vote(rgb: Pixels) -> Vote:
-    """Return the committee's vote on (H, W, 3) uint8 pixels."""
+    """Return the ensemble's vote on (H, W, 3) uint8 pixels."""
     softs = opinions(rgb)
     maps = np.rint(255 * np.stack(softs)).astype(np.uint8)
     masks = [mask for mask, missing in map(binarize, softs) if not missing]

@@ -1,9 +1,9 @@
-"""Train the mask network of ``--mask-method selftrained:FILE`` on your own images, without labels.
+"""Train the network of ``--mask-method '{selftrained: FILE}'`` on your own images, without labels.
 
-1. A committee of cheap methods votes on every image (`preprocess.masks.committee`).
+1. An ensemble of cheap methods votes on every image (`preprocess.masks.selftrained.ensemble`).
 2. A small network learns the votes from random weights, on altered images and on composites:
    objects that the votes cut out, pasted on other images. Split votes are left out.
-3. What the network and the committee say together becomes the next targets, and it trains on.
+3. What the network and the ensemble say together becomes the next targets, and it trains on.
 
 No label is read and no weight is downloaded.
 """
@@ -17,9 +17,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from harl_fast.files import Progress, check_output, format_seconds
@@ -27,25 +24,19 @@ from harl_fast.jit import require_compiler
 from harl_fast.lock import lock_beside, locked
 from harl_fast.options import SEED_MAX, number, whole_number
 from harl_fast.program import run_main
-from preprocess.masks.committee import MEMBERS, VERSION
-from preprocess.masks.composites import Teaching
-from preprocess.masks.gathering import FEW, Gathered, gather, image_files
-from preprocess.masks.learning import Recipe, train
-from preprocess.masks.network import save_network
-from preprocess.masks.refinement import refresh
+from preprocess.masks.selftrained.dataset import FEW, Dataset, gather, image_files
+from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION
+from preprocess.masks.selftrained.network import save_network
+from preprocess.masks.selftrained.pseudo_labels import first_targets, refresh
+from preprocess.masks.selftrained.trainer import Recipe, train
 from preprocess.pool import usable_cores
 from preprocess.reading import add_reading, reading_of
-
-BASE, SURE = 0.6, 0.95
-"""Agreement at which an image starts to count, and at which it counts in full."""
-LEAST_TRUST = 0.05
-"""Even an image that splits the committee is seen now and then, as a background for objects."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values; exits with code 2 and a message on a wrong one."""
     parser = argparse.ArgumentParser(
-        prog="python -m preprocess.masks.train",
+        prog="python -m preprocess.masks.selftrained.train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -85,24 +76,24 @@ def make_network(args: argparse.Namespace) -> None:
     files = image_files(args.data, most=args.images, seed=args.seed)
     cache = args.out.with_suffix(".votes.npz")
     side, reading = recipe.architecture.side, reading_of(args)
-    gathered = gather(files, cache, side=side, workers=args.threads, reading=reading)
-    count = len(gathered.images)
+    dataset = gather(files, cache, side=side, workers=args.threads, reading=reading)
+    count = len(dataset.images)
     if count < FEW:
         print(f"{count} images are few: {FEW:,} or more would give better masks", flush=True)
     # One process learns, on one thread, while others draw its batches: that shares the work of two
     # cores evenly, and two threads of torch on a busy machine wait for each other.
     torch.set_num_threads(max(1, args.threads // 2))
     workers = max(0, args.threads - torch.get_num_threads())
-    first = teaching(gathered)
+    first = first_targets(dataset)
     again = functools.partial(refresh, votes=first.targets, bfloat16=recipe.bfloat16)
     with Progress(recipe.batch * sum(recipe.steps), label="training") as progress:
         net = train(first, recipe, refresh=again, progress=progress, workers=workers)
-    save_network(net, args.out, facts(recipe, gathered, threads=args.threads))
+    save_network(net, args.out, facts(recipe, dataset, threads=args.threads))
     took = format_seconds(time.monotonic() - start)
     print(
         f"{args.out}: a mask network trained on {count:,} images in {took}; no labels", flush=True
     )
-    print(f"use it: make beton DATA=... MASK_METHOD=selftrained:{args.out}", flush=True)
+    print(f"use it: make beton DATA=... MASK_METHOD='{{selftrained: {args.out}}}'", flush=True)
     print(f"{cache} holds the votes for another run; it may be deleted", flush=True)
 
 
@@ -111,28 +102,13 @@ def shortened(recipe: Recipe, length: float) -> Recipe:
     return replace(recipe, steps=tuple(max(1, round(length * steps)) for steps in recipe.steps))
 
 
-def teaching(gathered: Gathered) -> Teaching:
-    """Return the first round's targets: the votes, trusted as far as the members agree."""
-    side = gathered.images.shape[1] // 2
-    shares = _halves(gathered.shares, side)
-    maps = _halves(gathered.opinions.reshape(-1, *gathered.opinions.shape[2:]), side)
-    trust = np.clip((gathered.agreement - BASE) / (SURE - BASE), LEAST_TRUST, 1)
-    maps = maps.reshape(len(shares), -1, side, side)
-    return Teaching(gathered.images, shares, maps, trust.astype(np.float32))
-
-
-def _halves(planes: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-    size = (side, side)
-    return np.stack([cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in planes])
-
-
-def facts(recipe: Recipe, gathered: Gathered, *, threads: int) -> dict[str, Any]:
+def facts(recipe: Recipe, dataset: Dataset, *, threads: int) -> dict[str, Any]:
     """Return what the weight file records of its making."""
     return {
         "supervision": "none",
-        "images": len(gathered.images),
-        "unreadable": gathered.unreadable,
-        "mean_agreement": round(float(gathered.agreement.mean()), 4),
+        "images": len(dataset.images),
+        "unreadable": dataset.unreadable,
+        "mean_agreement": round(float(dataset.agreement.mean()), 4),
         "committee": {"members": sorted(MEMBERS), "version": VERSION},
         "recipe": asdict(recipe),
         "torch": torch.__version__,

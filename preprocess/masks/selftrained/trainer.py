@@ -17,18 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harl_fast.files import Progress
-from preprocess.masks.composites import Batches, Teaching, Variety
-from preprocess.masks.network import (
-    BATCH,
+from preprocess.arrays import Map, Pixels
+from preprocess.masks.selftrained.composites import Augmenter, TrainingSet, Variety
+from preprocess.masks.selftrained.network import (
     Architecture,
     MaskNet,
     cues_array,
     native_bfloat16,
-    predict,
 )
 from preprocess.pool import ordered_map
-
-Maps = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -50,70 +47,70 @@ class Recipe:
     bfloat16: bool = field(default_factory=native_bfloat16)
 
 
-class Lesson(NamedTuple):
+class Batch(NamedTuple):
     """One optimizer step's batch: pixels (B, S, S, 3), the rest (B, ..., S/2, S/2) float32."""
 
-    pixels: npt.NDArray[np.uint8]
-    cues: Maps
-    target: Maps
-    weight: Maps
+    pixels: Pixels
+    cues: Map
+    target: Map
+    weight: Map
 
 
 @dataclass(frozen=True)
-class Draft:
-    """What is to be drawn for a step; the same lesson whichever process draws it."""
+class BatchSpec:
+    """What is to be drawn for a step; the same batch whichever process draws it."""
 
     indices: npt.NDArray[np.int64]
     seed: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Drawer:
-    """Draws lessons, in this process or in others."""
+class BatchSampler:
+    """Draws batches, in this process or in others."""
 
-    batches: Batches
+    augmenter: Augmenter
 
-    def __call__(self, draft: Draft) -> Lesson:
+    def __call__(self, spec: BatchSpec) -> Batch:
         cv2.setNumThreads(1)
-        drawn = self.batches.draw(draft.indices, np.random.default_rng(draft.seed))
+        drawn = self.augmenter.draw(spec.indices, np.random.default_rng(spec.seed))
         cues = cues_array(drawn.pixels, drawn.opinions)
-        return Lesson(drawn.pixels, cues, drawn.target, drawn.weight)
+        return Batch(drawn.pixels, cues, drawn.target, drawn.weight)
 
 
 def train(
-    teaching: Teaching,
+    training_set: TrainingSet,
     recipe: Recipe,
     *,
-    refresh: Callable[[MaskNet, Teaching], Teaching],
+    refresh: Callable[[MaskNet, TrainingSet], TrainingSet],
     progress: Progress,
     workers: int = 0,
 ) -> MaskNet:
-    """Return a network trained on ``teaching``; ``refresh`` makes new targets between rounds.
+    """Return a network trained on ``training_set``; ``refresh`` makes new targets between rounds.
 
-    workers: processes that draw the lessons; 0 draws them in this one. The result is the same.
+    workers: processes that draw the batches; 0 draws them in this one. The result is the same.
     """
     torch.manual_seed(recipe.seed)
     net = MaskNet(recipe.architecture).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean = copy.deepcopy(net).eval()
     for number, steps in enumerate(recipe.steps):
         if number:
-            teaching = refresh(mean, teaching)
+            training_set = refresh(mean, training_set)
             net.load_state_dict(mean.state_dict())
-        batches = Batches(teaching, recipe.variety)
-        drafts = _drafts(batches.usable, recipe.batch, steps, (recipe.seed, number))
-        with contextlib.closing(_lessons(Drawer(batches), drafts, workers)) as lessons:
+        augmenter = Augmenter(training_set, recipe.variety)
+        specs = _batch_specs(augmenter.usable, recipe.batch, steps, (recipe.seed, number))
+        with contextlib.closing(_batches(BatchSampler(augmenter), specs, workers)) as batches:
             peak = recipe.lr_again if number else recipe.lr_peak
-            _round(net, mean, lessons, recipe, steps=steps, peak=peak, progress=progress)
+            _round(net, mean, batches, recipe, steps=steps, peak=peak, progress=progress)
     return mean
 
 
-def _lessons(
-    drawer: Drawer, drafts: Iterator[Draft], workers: int
-) -> Generator[Lesson, None, None]:
+def _batches(
+    sampler: BatchSampler, specs: Iterator[BatchSpec], workers: int
+) -> Generator[Batch, None, None]:
     if workers == 0:
-        yield from map(drawer, drafts)
+        yield from map(sampler, specs)
         return
-    results = ordered_map(drawer, drafts, workers=workers, describe=lambda _: "a training batch")
+    results = ordered_map(sampler, specs, workers=workers, describe=lambda _: "a training batch")
     with contextlib.closing(results):
         yield from results
 
@@ -121,7 +118,7 @@ def _lessons(
 def _round(
     net: MaskNet,
     mean: MaskNet,
-    lessons: Iterable[Lesson],
+    batches: Iterable[Batch],
     recipe: Recipe,
     *,
     steps: int,
@@ -130,14 +127,14 @@ def _round(
 ) -> None:
     optimizer = torch.optim.AdamW(net.parameters(), peak, weight_decay=recipe.weight_decay)
     net.train()
-    for step, lesson in enumerate(lessons):
+    for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = peak * _schedule(step / steps)
-        pixels = torch.from_numpy(lesson.pixels).permute(0, 3, 1, 2).float()
-        cues = torch.from_numpy(lesson.cues).contiguous(memory_format=torch.channels_last)
+        pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).float()
+        cues = torch.from_numpy(batch.cues).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
             logits = net(pixels, cues)
-        target, weight = torch.from_numpy(lesson.target), torch.from_numpy(lesson.weight)
+        target, weight = torch.from_numpy(batch.target), torch.from_numpy(batch.weight)
         loss = mask_loss(logits[:, 0].float(), target, weight)
         optimizer.zero_grad()
         loss.backward()
@@ -148,16 +145,16 @@ def _round(
         progress.advance(len(pixels))
 
 
-def _drafts(
+def _batch_specs(
     usable: npt.NDArray[np.int64], batch: int, steps: int, seed: tuple[int, ...]
-) -> Iterator[Draft]:
-    """Yield the drafts of a round; every image comes once before any comes again."""
+) -> Iterator[BatchSpec]:
+    """Yield the specs of a round; every image comes once before any comes again."""
     draw = np.random.default_rng(seed)
     left = np.empty(0, np.int64)
     for step in range(steps):
         while len(left) < batch:
             left = np.concatenate([left, draw.permutation(usable)])
-        yield Draft(left[:batch], (*seed, step))
+        yield BatchSpec(left[:batch], (*seed, step))
         left = left[batch:]
 
 
@@ -187,16 +184,3 @@ def follow(mean: nn.Module, net: nn.Module, *, keep: float) -> None:
     own, new = mean.state_dict(), net.state_dict()
     names = [name for name, value in own.items() if value.is_floating_point()]
     torch._foreach_lerp_([own[n] for n in names], [new[n] for n in names], 1 - keep)
-
-
-def all_maps(net: MaskNet, teaching: Teaching, *, bfloat16: bool) -> Maps:
-    """Return the network's (N, S/2, S/2) maps of all images, each the mean with its mirror's."""
-    folded = copy.deepcopy(net).fold().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    maps = []
-    for start in range(0, len(teaching.images), BATCH):
-        squares = teaching.images[start : start + BATCH]
-        heard = teaching.opinions[start : start + BATCH].astype(np.float32) / 255
-        plain = predict(folded, squares, heard, bfloat16=bfloat16)
-        mirrored = predict(folded, squares[:, :, ::-1], heard[..., ::-1], bfloat16=bfloat16)
-        maps.append((plain + mirrored[..., ::-1]) / 2)
-    return np.concatenate(maps)

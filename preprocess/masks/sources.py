@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from harl_fast.errors import ConfigError, DataError
+from harl_fast.textfile import dump_yaml
 from preprocess.masks.cache import CacheReader, is_cache, open_cache
 from preprocess.masks.controls import derangement
-from preprocess.masks.find import Flip, Wanted
-from preprocess.masks.methods import (
-    METHODS,
+from preprocess.masks.registry import (
     SUPERVISION,
+    find_method,
     method_facts,
     parse_spec,
     try_method,
 )
+from preprocess.masks.runner import Flip, MaskRequest
 from preprocess.masks.spec import MethodSpec
-from preprocess.masks.tree import MaskTree, open_tree
 from preprocess.sources import Split
 
 FALLBACK = parse_spec("heuristic")
 """Serves where another method fails on an image; where it fails itself, the centre ellipse does."""
 MASK_SAMPLE = 200
 """A mask tree or cache without a mask for any of this many images is taken for the wrong one."""
+
+
+@dataclass(frozen=True)
+class MaskTree:
+    """Where one split's mask files lie."""
+
+    folder: Path
+    """Stands for the split's own folder: holds ``<class>/<stem>.png``."""
+
+    def path(self, name: str) -> Path:
+        """Return the mask file of an image name such as ``train/<class>/<stem>.jpg``."""
+        inner = PurePosixPath(*PurePosixPath(name).parts[1:])
+        return self.folder / inner.with_suffix(".png")
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,7 @@ class MaskList:
             return f"{self.cache.info['spec']} out of {self.spec['folder']}"
         return str(self.spec)
 
-    def wanted(self, index: int) -> Wanted:
+    def request(self, index: int) -> MaskRequest:
         """Return what a worker must know to get one image's mask."""
         origin = int(self.partners[index])
         name, image = self.split.names[origin], self.split.image(origin)
@@ -64,11 +77,11 @@ class MaskList:
             for spec, positions in self.flips
         )
         if self.tree is not None:
-            return Wanted(name, image, file=self.tree.path(name), flips=flips)
+            return MaskRequest(name, image, file=self.tree.path(name), flips=flips)
         if self.cache is not None:
-            kept, lacking = self.cache.kept(name)
-            return Wanted(name, image, kept=kept, lacking=lacking, flips=flips)
-        return Wanted(name, image, flips=flips)
+            cached, lacking = self.cache.find(name)
+            return MaskRequest(name, image, cached=cached, lacking=lacking, flips=flips)
+        return MaskRequest(name, image, flips=flips)
 
     def final_facts(self, *, fallbacks: int) -> dict[str, Any]:
         """Return the facts for the manifest; what a fall-back brings in counts if it served."""
@@ -88,12 +101,12 @@ def open_masks(
     """
     spec, fallbacks = method, [FALLBACK]
     if given is not None:
-        if METHODS[method.name].open is None:
+        if find_method(method.name).open is None:
             raise ConfigError(
                 f"--mask-method {method} does not go with --masks {given}; name that as its base: "
-                f"--mask-method shuffled:base=png:{given}, or base=cache:{given}"
+                f"--mask-method {{{method.name}: {{base: {{png: {given}}}}}}}, or cache"
             )
-        spec = parse_spec(f"{'cache' if is_cache(given) else 'png'}:({given})")
+        spec = parse_spec(dump_yaml({"cache" if is_cache(given) else "png": str(given)}, flow=True))
         fallbacks = [method, FALLBACK]
     leaf, partners, flips = _unwrapped(spec, len(split.names))
     tree, cache = None, None
@@ -141,6 +154,28 @@ def _tree(folder: Path, split: Split, classes: list[str]) -> MaskTree | None:
             f"--masks out"
         )
     return tree
+
+
+def open_tree(tree: Path, first_name: str, classes: list[str]) -> MaskTree | None:
+    """Return the masks of the split whose images are named like ``first_name``, or None.
+
+    ``tree`` holds ``train/<class>/...``, or, as the published archives do, the classes of the
+    training images directly. A tree without the training images' classes is an error.
+    """
+    if not tree.is_dir():
+        raise DataError(f"the mask tree {tree} is no folder; expected {tree}/train/<class>/*.png")
+    split = PurePosixPath(first_name).parts[0]
+    inside = tree / split
+    if inside.is_dir():
+        return MaskTree(inside)
+    if split != "train":
+        return None
+    if any((tree / name).is_dir() for name in classes):
+        return MaskTree(tree)
+    raise DataError(
+        f"the mask tree {tree} has neither train/ nor class folders of the images "
+        f"({', '.join(classes[:3])}, ...); expected {tree}/train/<class>/*.png"
+    )
 
 
 def _cache_facts(spec: MethodSpec, cache: CacheReader) -> dict[str, Any]:

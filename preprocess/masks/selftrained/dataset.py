@@ -1,28 +1,29 @@
-"""Images of a folder as squares with the committee's votes, cached beside the weight file."""
+"""Images of a folder as squares with the ensemble's votes, cached beside the weight file."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import random
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, naming, replacing
+from preprocess.arrays import Map, Pixels
 from preprocess.images import SUFFIXES, UnusableImageError, decode_image
 from preprocess.listing import list_images
-from preprocess.masks.committee import MEMBERS, VERSION, Vote, vote
-from preprocess.masks.find import CHUNK
-from preprocess.masks.heuristic import heuristic_map
-from preprocess.masks.network import Pixels, square
+from preprocess.masks.heuristic.method import heuristic_map
+from preprocess.masks.registry import CHUNK
+from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION, Vote, vote
+from preprocess.masks.selftrained.network import square
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING, Reading
 from preprocess.sources import Rejected
@@ -34,40 +35,34 @@ FEW = 1000
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """The readable images and the committee's votes on them."""
+class Dataset:
+    """The readable images and the ensemble's votes on them."""
 
-    images: npt.NDArray[np.uint8]
+    images: Pixels
     """(N, S, S, 3) RGB."""
-    shares: npt.NDArray[np.uint8]
+    shares: Pixels
     """(N, 64, 64): `Vote.share`."""
-    opinions: npt.NDArray[np.uint8]
+    opinions: Pixels
     """(N, M, 64, 64): `Vote.maps`."""
-    agreement: npt.NDArray[np.float32]
+    agreement: Map
     """(N,): `Vote.agreement`."""
     unreadable: int
     """Files left out because they do not decode."""
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What a worker does with paths."""
-
-    side: int
-    reading: Reading
-
-    def __call__(self, paths: list[Path]) -> list[tuple[Pixels, Vote] | Rejected]:
-        cv2.setNumThreads(1)
-        return [self._one(path) for path in paths]
-
-    def _one(self, path: Path) -> tuple[Pixels, Vote] | Rejected:
+def _vote_on(
+    paths: list[Path], *, side: int, reading: Reading
+) -> list[tuple[Pixels, Vote] | Rejected]:
+    """Return each image as a (side, side) square with its vote; what a worker does."""
+    cv2.setNumThreads(1)
+    results: list[tuple[Pixels, Vote] | Rejected] = []
+    for path in paths:
         try:
-            pixels = square(
-                decode_image(path, side_px=2 * self.side, reading=self.reading).rgb, self.side
-            )
+            pixels = square(decode_image(path, side_px=2 * side, reading=reading).rgb, side)
+            results.append((pixels, vote(pixels)))
         except UnusableImageError as error:
-            return Rejected(str(path), str(error))
-        return pixels, vote(pixels)
+            results.append(Rejected(str(path), str(error)))
+    return results
 
 
 def image_files(folder: Path, *, most: int, seed: int) -> list[Path]:
@@ -100,7 +95,7 @@ def gather(
     side: int,
     workers: int,
     reading: Reading = DEFAULT_READING,
-) -> Gathered:
+) -> Dataset:
     """Return the images as (side, side) squares with votes, from ``cache`` if it holds just these.
 
     Raises `DataError` if fewer than `FEWEST` can be read.
@@ -108,29 +103,21 @@ def gather(
     key = _key(files, side, reading)
     found = _read(cache, key)
     if found is None:
-        found = _vote_on(files, _Work(side, reading), workers=workers)
+        found = _made(files, side=side, reading=reading, workers=workers)
         with replacing(cache) as temporary, naming(cache), open(temporary, "wb") as stream:
-            np.savez(
-                stream,
-                key=np.array(key),
-                images=found.images,
-                shares=found.shares,
-                opinions=found.opinions,
-                agreement=found.agreement,
-                unreadable=np.array(found.unreadable),
-            )
+            np.savez(stream, key=np.array(key), **vars(found))
     else:
         print(f"votes on {len(found.images):,} images: taken from {cache}", flush=True)
     return found
 
 
-def _vote_on(files: list[Path], work: _Work, *, workers: int) -> Gathered:
+def _made(files: list[Path], *, side: int, reading: Reading, workers: int) -> Dataset:
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     kept: list[tuple[Pixels, Vote]] = []
     rejected: list[Rejected] = []
     progress = Progress(len(files), label="votes")
     results = ordered_map(
-        work,
+        functools.partial(_vote_on, side=side, reading=reading),
         chunks,
         workers=min(workers, len(chunks)),
         describe=lambda paths: f"{paths[0]} or the {len(paths) - 1} files after it",
@@ -151,10 +138,9 @@ def _vote_on(files: list[Path], work: _Work, *, workers: int) -> Gathered:
         first = one_line(f"{rejected[0].name}: {rejected[0].reason}")
         raise DataError(
             f"only {len(kept)} of {len(files)} images can be read (first reason: {first}), at "
-            f"least {FEWEST} are needed; "
-            f"repair the files or give --data another folder"
+            f"least {FEWEST} are needed; repair the files or give --data another folder"
         )
-    return Gathered(
+    return Dataset(
         np.stack([pixels for pixels, _ in kept]),
         np.stack([one.share for _, one in kept]),
         np.stack([one.maps for _, one in kept]),
@@ -177,19 +163,14 @@ def _key(files: list[Path], side: int, reading: Reading) -> str:
     return digest.hexdigest()
 
 
-def _read(cache: Path, key: str) -> Gathered | None:
+def _read(cache: Path, key: str) -> Dataset | None:
     """Return what a cache file holds, or None if it is missing, damaged or about other files."""
     try:
         with np.load(cache, allow_pickle=False) as file:
             if str(file["key"]) != key:
                 return None
-            return Gathered(
-                file["images"],
-                file["shares"],
-                file["opinions"],
-                file["agreement"],
-                int(file["unreadable"]),
-            )
+            arrays = {one.name: file[one.name] for one in fields(Dataset)}
+            return Dataset(**{**arrays, "unreadable": int(arrays["unreadable"])})
     except FileNotFoundError:
         return None
     except (

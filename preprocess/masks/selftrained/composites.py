@@ -13,27 +13,27 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from preprocess.arrays import Map, Pixels
+
 Draw = np.random.Generator
 Box = tuple[float, float, float, float]
 """Left, top, width, height in sides of the image; a negative width mirrors."""
 
 UNHEARD = 128
 """Stands in for a member's map that the network is not shown."""
-Pixels = npt.NDArray[np.uint8]
-Plane = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Teaching:
+class TrainingSet:
     """The images and what is believed about them, as large as memory allows."""
 
     images: Pixels
     """(N, S, S, 3) RGB."""
-    targets: npt.NDArray[np.uint8]
+    targets: Pixels
     """(N, S/2, S/2): belief in foreground, 255 is certainty."""
-    opinions: npt.NDArray[np.uint8]
+    opinions: Pixels
     """(N, M, S/2, S/2): the members' own maps, which the network sees some of."""
-    trust: npt.NDArray[np.float32]
+    trust: Map
     """(N,) in [0, 1]: how far an image's target is believed as a whole; 0 leaves it out."""
 
 
@@ -63,25 +63,25 @@ class Drawn(NamedTuple):
     """A batch: pixels (B, S, S, 3) uint8; the rest float32 in [0, 1], (B, S/2, S/2) ..."""
 
     pixels: Pixels
-    target: Plane
-    weight: Plane
-    opinions: Plane
+    target: Map
+    weight: Map
+    opinions: Map
     """... or (B, M, S/2, S/2)."""
 
 
-class Batches:
+class Augmenter:
     """Draws batches; the same draws for the same generator state."""
 
-    def __init__(self, teaching: Teaching, variety: Variety) -> None:
-        self.teaching, self.variety = teaching, variety
-        self.side = teaching.images.shape[1]
-        shares = teaching.targets.mean(axis=(1, 2)) / 255
+    def __init__(self, training_set: TrainingSet, variety: Variety) -> None:
+        self.training_set, self.variety = training_set, variety
+        self.side = training_set.images.shape[1]
+        shares = training_set.targets.mean(axis=(1, 2)) / 255
         low, high = variety.donor_share
         sound = (shares >= low) & (shares <= high)
-        level = min(variety.donor_trust, float(np.quantile(teaching.trust, 0.6)))
-        self.donors = np.flatnonzero(sound & (teaching.trust >= level))
-        self.backgrounds = np.flatnonzero(teaching.trust >= level)
-        self.usable = np.flatnonzero(teaching.trust > 0)
+        level = min(variety.donor_trust, float(np.quantile(training_set.trust, 0.6)))
+        self.donors = np.flatnonzero(sound & (training_set.trust >= level))
+        self.backgrounds = np.flatnonzero(training_set.trust >= level)
+        self.usable = np.flatnonzero(training_set.trust > 0)
 
     def draw(self, indices: npt.NDArray[np.int64], draw: Draw) -> Drawn:
         """Return the altered images of some indices."""
@@ -92,7 +92,7 @@ class Batches:
         heard = np.stack([sample[3] for sample in samples]).astype(np.float32) / 255
         return Drawn(_recolour(pixels, draw, self.variety.grey), target, weight, heard)
 
-    def _sample(self, index: int, draw: Draw) -> tuple[Pixels, Plane, Plane, Pixels]:
+    def _sample(self, index: int, draw: Draw) -> tuple[Pixels, Map, Map, Pixels]:
         variety = self.variety
         pastes = draw.random() < variety.paste and len(self.donors) > 1
         if pastes and draw.random() < variety.clear:
@@ -100,7 +100,8 @@ class Batches:
         else:
             box = self._crop(draw)
         image, target, heard = self._warp(index, box, draw)
-        weight = self._weight(index, target)
+        # Cells on which the vote is split teach nothing.
+        weight = np.asarray(self.training_set.trust[index] * np.abs(2 * target - 1), np.float32)
         heard[draw.random(len(heard)) < variety.mute] = UNHEARD
         if pastes:
             image, target, weight = self._paste(image, target, weight, draw)
@@ -116,14 +117,10 @@ class Batches:
         width, height = min(1.0, np.sqrt(area * stretch)), min(1.0, np.sqrt(area / stretch))
         return draw.uniform(0, 1 - width), draw.uniform(0, 1 - height), width, height
 
-    def _weight(self, index: int, target: Plane) -> Plane:
-        # Cells on which the vote is split teach nothing.
-        return np.asarray(self.teaching.trust[index] * np.abs(2 * target - 1), np.float32)
-
     def _background(self, draw: Draw) -> tuple[int, Box]:
         """Return an image and the largest of some random boxes in it that hold no object."""
         index = int(draw.choice(self.backgrounds))
-        target = self.teaching.targets[index]
+        target = self.training_set.targets[index]
         sums = cv2.integral(target)
         side = len(target)
         best, box = -np.inf, (0.0, 0.0, 1.0, 1.0)
@@ -139,25 +136,25 @@ class Batches:
                 best, box = value, (left, top, width, height)
         return index, box
 
-    def _warp(self, index: int, box: Box, draw: Draw) -> tuple[Pixels, Plane, Pixels]:
+    def _warp(self, index: int, box: Box, draw: Draw) -> tuple[Pixels, Map, Pixels]:
         """Return a box of an image, of its target and of the members' maps, mirrored or not."""
         left, top, width, height = box
         if draw.random() < 0.5:
             left, width = left + width, -width
         box = (left, top, width, height)
-        image = _cut(self.teaching.images[index], *box)
-        target = _cut(self.teaching.targets[index], *box).astype(np.float32) / 255
-        return image, target, np.stack([_cut(m, *box) for m in self.teaching.opinions[index]])
+        image = _cut(self.training_set.images[index], *box)
+        target = _cut(self.training_set.targets[index], *box).astype(np.float32) / 255
+        return image, target, np.stack([_cut(m, *box) for m in self.training_set.opinions[index]])
 
     def _paste(
-        self, image: Pixels, target: Plane, weight: Plane, draw: Draw
-    ) -> tuple[Pixels, Plane, Plane]:
+        self, image: Pixels, target: Map, weight: Map, draw: Draw
+    ) -> tuple[Pixels, Map, Map]:
         """Return the sample with another image's object at a random place and size."""
         donor = int(draw.choice(self.donors))
         zoom, stretch = np.exp(draw.uniform(-0.4, 0.6)), np.exp(draw.uniform(-0.15, 0.15))
         width, height = zoom * stretch, zoom / stretch
         # The object's middle goes anywhere in the middle 70 % of the picture.
-        cells = self.teaching.targets[donor] > 127
+        cells = self.training_set.targets[donor] > 127
         rows, columns = np.flatnonzero(cells.any(1)), np.flatnonzero(cells.any(0))
         side = len(cells)
         middle_y = (rows[0] + rows[-1] + 1) / 2 / side if len(rows) else 0.5
@@ -166,8 +163,8 @@ class Batches:
         if draw.random() < 0.5:
             width = -width
         box = (middle_x - x * width, middle_y - y * height, width, height)
-        donor_image = _cut(self.teaching.images[donor], *box, border=cv2.BORDER_REPLICATE)
-        soft = _cut(self.teaching.targets[donor], *box).astype(np.float32) / 255
+        donor_image = _cut(self.training_set.images[donor], *box, border=cv2.BORDER_REPLICATE)
+        soft = _cut(self.training_set.targets[donor], *box).astype(np.float32) / 255
         inside = _inside(box, side)
         alpha = np.clip(4 * (soft - 0.5) + 0.5, 0, 1) * inside
         fine = cv2.resize(alpha, (self.side, self.side), interpolation=cv2.INTER_LINEAR)
@@ -178,14 +175,14 @@ class Batches:
 
 
 def _cut(
-    values: npt.NDArray[np.uint8],
+    values: Pixels,
     left: float,
     top: float,
     width: float,
     height: float,
     *,
     border: int = cv2.BORDER_CONSTANT,
-) -> npt.NDArray[np.uint8]:
+) -> Pixels:
     """Return a box, in sides, of (S, S[, 3]) values as (S, S[, 3]); a negative width mirrors."""
     side = len(values)
     # Pixel centres: output x + 0.5 is source (left * side) + width * (x + 0.5).
@@ -202,7 +199,7 @@ def _cut(
     )
 
 
-def _inside(box: Box, side: int) -> Plane:
+def _inside(box: Box, side: int) -> Map:
     """Return 1 where a box's cells come from inside the image, 0 elsewhere."""
     left, top, width, height = box
     line = (np.arange(side) + 0.5) / side
@@ -211,7 +208,7 @@ def _inside(box: Box, side: int) -> Plane:
     return within.astype(np.float32)
 
 
-def _recolour(pixels: Plane, draw: Draw, grey: float) -> Pixels:
+def _recolour(pixels: Map, draw: Draw, grey: float) -> Pixels:
     """Return (B, S, S, 3) pixels in other light: brightness, contrast, colour."""
     count = len(pixels)
     luma = np.array([0.299, 0.587, 0.114], np.float32)

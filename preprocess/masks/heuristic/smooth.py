@@ -79,7 +79,7 @@ def _regress(mean, epsilon):  # type: ignore[no-untyped-def]
 def guided_lines(guide, values, radius, epsilon):  # type: ignore[no-untyped-def]
     """Return (S, S, 4): the slope and offset that give (S, S) values from the (S, S, 3) guide.
 
-    Windows have 2 ``radius`` + 1 pixels a side, less at the edge. epsilon: the guide's variance
+    Windows have 2 ``radius`` + 1 pixels per side, less at the edge. epsilon: the guide's variance
     within a window below which its edges are smoothed over.
     """
     side = len(guide)

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -28,13 +27,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from harl_fast.errors import ConfigError, DataError, one_line, shown
 from harl_fast.files import write_bytes
 from harl_fast.textfile import parse_json
-from preprocess.masks.border import COUNT, border_cues
-from preprocess.masks.committee import MEMBERS, opinions
-from preprocess.masks.heuristic import SIDE
-from preprocess.masks.outline import outlined, resized
-
-Pixels = npt.NDArray[np.uint8]
-Map = npt.NDArray[np.float32]
+from preprocess.arrays import Map, Pixels
+from preprocess.masks.binary import resized
+from preprocess.masks.heuristic.cues import barrier_distance, side_distances
+from preprocess.masks.heuristic.method import SIDE, outlined
+from preprocess.masks.selftrained.ensemble import MEMBERS, opinions
 
 FORMAT = "harl_fast masks 1"
 """Stands in every weight file; another number means another meaning of the weights."""
@@ -44,6 +41,14 @@ MIDDLE, SPREAD = 118.0, 64.0
 """Mean and deviation of photographs' levels, roughly; normalisation after that does the rest."""
 REMEDY = "make it again with `make masks-train`, or give the right file"
 
+COUNT = 6
+"""Cues of a place: distance to each side, the second smallest of those, the barrier distance."""
+STRIP = 0.08
+"""Width of the strip along a side, in sides."""
+REACH = 8.0
+"""Distances of this many deviations become 1/2: beyond, more says little more."""
+BARRIER_REACH = 40.0
+"""The barrier distance, summed over the channels, that becomes 1/2."""
 
 Channels = Annotated[int, Field(ge=1, le=1024)]
 
@@ -65,7 +70,7 @@ class Architecture:
     top: Channels = 32
     """Channels at the finest level, where most of the time goes."""
     members: Annotated[int, Field(ge=1, le=64)] = len(MEMBERS)
-    """Committee members whose maps it sees."""
+    """Ensemble members whose maps it sees."""
 
 
 class Conv(nn.Module):
@@ -175,9 +180,9 @@ class Network:
 
 
 def agreed(pixels: Pixels, own: Map, taught: Map) -> Map:
-    """Return what network and committee agree on, with its outline moved to the image's edges.
+    """Return what network and ensemble agree on, with its outline moved to the image's edges.
 
-    pixels: (S, S, 3) uint8. own, taught: the network's and the committee's mean map, of any sides.
+    pixels: (S, S, 3) uint8. own, taught: the network's and the ensemble's mean map, of any sides.
     Returns (128, 128) float32 in [0, 1].
     """
     return outlined(pixels, (resized(own, SIDE) + resized(taught, SIDE)) / 2)
@@ -193,7 +198,7 @@ def square(rgb: Pixels, side: int) -> Pixels:
 def predict(net: nn.Module, squares: Pixels, heard: Map, *, bfloat16: bool) -> Map:
     """Return (B, S/2, S/2) float32 probabilities.
 
-    squares: (B, S, S, 3) uint8. heard: (B, M, S/2, S/2) float32, the committee members' maps.
+    squares: (B, S, S, 3) uint8. heard: (B, M, S/2, S/2) float32, the ensemble members' maps.
     """
     cues = torch.from_numpy(cues_array(squares, heard))
     pixels = torch.from_numpy(np.ascontiguousarray(squares)).permute(0, 3, 1, 2).float()
@@ -207,6 +212,19 @@ def cues_array(squares: Pixels, heard: Map) -> Map:
     """Return the (B, COUNT + M, S/2, S/2) `border_cues` of (B, S, S, 3) pixels, and the maps."""
     cues = np.stack([border_cues(pixels, len(pixels) // 2) for pixels in squares])
     return np.concatenate([cues, heard], axis=1)
+
+
+def border_cues(rgb: Pixels, side: int) -> Map:
+    """Return the (`COUNT`, side, side) float32 cues, in [0, 1], of (H, W, 3) uint8 pixels."""
+    small = cv2.resize(rgb, (side, side), interpolation=cv2.INTER_AREA)
+    lab = cv2.cvtColor(small, cv2.COLOR_RGB2Lab).astype(np.float32)
+    sides = side_distances(lab, lab.reshape(-1, 3), max(2, round(STRIP * side)))
+    cues = np.empty((COUNT, side, side), np.float32)
+    cues[:4] = sides.T.reshape(4, side, side)
+    cues[4] = np.sort(cues[:4], axis=0)[1]  # one side may be covered by the object
+    cues[5] = barrier_distance(np.ascontiguousarray(np.moveaxis(lab, 2, 0)))
+    reach = np.array([REACH] * 5 + [BARRIER_REACH], np.float32)[:, None, None]
+    return cues / (cues + reach)
 
 
 @contextmanager

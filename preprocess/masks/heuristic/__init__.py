@@ -1,0 +1,1 @@
+"""Label-free foreground from colour contrast to the border; `method` names the steps."""
