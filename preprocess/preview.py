@@ -98,7 +98,7 @@ def draw_masks(args: argparse.Namespace) -> None:
         "truth": str(args.truth),
         "most": args.most,
     }
-    write_png(args.out, gallery.sheet(found, count=args.count), about=about)
+    write_png(args.out, gallery.sheet(found, count=args.count, source=str(args.source)), about=about)
     for name, why in failed.items():
         print(one_line(f"left out: {name}: {why}"))
     true = sum(one.has_truth for one in found)
