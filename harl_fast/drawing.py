@@ -29,7 +29,8 @@ WIDEST_HEAD = 28
 PAPER, INK, _FRAME = (248, 248, 246), (32, 32, 32), (128, 128, 128)
 OUTLINE = (255, 220, 0)
 """Of a mask."""
-_FONT, _LARGE = (ImageFont.load_default(size) for size in (12, 15))
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_FONT, _LARGE = ImageFont.load_default(12), ImageFont.load_default(15)
 _LEAST_PX = 640
 """Sheets of few columns are at least as wide, for their captions and legend."""
 _MARK = (14, 26)
@@ -131,7 +132,7 @@ def _strip(
     texts: Iterable[tuple[int, int, str]] = (),
     *,
     pictures: Iterable[tuple[int, Picture]] = (),
-    font: ImageFont.FreeTypeFont = _FONT,
+    font: Font = _FONT,
 ) -> Picture:
     """Return paper with texts at (left, top) and pictures at their left, along the top."""
     page = Image.new("RGB", (width, height), PAPER)
@@ -143,7 +144,7 @@ def _strip(
     return np.array(page)
 
 
-def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+def _shortened(text: str, width: int, font: Font) -> str:
     """Return a text in letters that the font has, its middle left out where it is too long."""
     whole = text.encode("ascii", "backslashreplace").decode()
     cut = whole

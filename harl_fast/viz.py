@@ -182,7 +182,9 @@ def _celled(picture: Picture, cells: npt.NDArray[np.float32]) -> Picture:
     """Fade what the cells leave out, and draw the lines between them."""
     shade = drawing.resized(cells, *picture.shape[:2])[..., None]
     weight = 0.2 + 0.8 * shade
-    mixed: Picture = (picture * weight + np.float32(_DIMMED) * (1 - weight)).astype(np.uint8)
+    mixed: Picture = (picture * weight + np.array(_DIMMED, np.float32) * (1 - weight)).astype(
+        np.uint8
+    )
     for axis, lines in enumerate(cells.shape):
         edges = np.linspace(0, picture.shape[axis], lines + 1).round().astype(int)[1:-1]
         mixed[(slice(None),) * axis + (edges,)] = _LINES
@@ -192,7 +194,9 @@ def _celled(picture: Picture, cells: npt.NDArray[np.float32]) -> Picture:
 def _legend(views: int) -> drawing.Legend:
     corner = np.full((14, 26, 3), drawing.PAPER, np.uint8)
     corner[3:], corner[5:, 2:], corner[3:11, :8] = _BOXES[0], drawing.PAPER, _BOXES[0]
-    ramp = _celled(np.full((14, 26, 3), 255, np.uint8), np.float32([[0.0, 0.5, 1.0]]))
+    ramp = _celled(
+        np.full((14, 26, 3), 255, np.uint8), np.linspace(0, 1, 3, dtype=np.float32)[None]
+    )
     return [
         (drawing.OUTLINE, "outline of the mask"),
         *((_BOXES[view], f"box of view {view + 1}") for view in range(views)),

@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     guarded = ["launch/guard.py", sys.executable, Path(sys.executable).with_name("deepspeed")]
     pretrain = ["launch/pretrain.py", "--deepspeed_config", args.engine, "--config", "demo"]
     run(*guarded, "--num_gpus", "1", *pretrain, "--data", args.data, "--run", args.run, *epochs)
-    run("-m", "preprocess.preview", args.data / "train.beton", "--out", args.run / SHEET)
+    drawn = ["--config", args.run / "config.yaml", "--out", args.run / SHEET]
+    run("-m", "preprocess.preview", args.data / "train.beton", *drawn)
     run("launch/lineval.py", "--ckpt", args.run, "--data", args.data, "--random")
     print(summary(ROOT / args.data, ROOT / args.run, took_s=time.monotonic() - start))
     return 0

@@ -68,7 +68,7 @@ def shown(
         levels = (np.clip(soft, 0, 1) * 255 + 0.5).astype(np.uint8)
         grey = resized(levels, *small.shape[:2])
         tiles["soft map: black 0, white 1"] = np.repeat(grey[..., None], 3, axis=2)
-    tiles["inside of the mask"] = np.where(inside[..., None], small, np.uint8(_OUTSIDE))
+    tiles["inside of the mask"] = np.where(inside[..., None], small, np.array(_OUTSIDE, np.uint8))
     if truth is None:
         figure = colour_separation(image, mask)
         text = f"separation {figure:.2f}, {share}"
