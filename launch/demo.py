@@ -20,9 +20,8 @@ ROOT, SHEET = Path(__file__).resolve().parent.parent, "contact_sheet.png"
 
 def run(*command: str | Path) -> None:
     """Run one of the daily commands in the project's folder, showing it first."""
-    words = [str(word) for word in command]
-    print(f"\n$ {' '.join(words)}", flush=True)
-    if code := run_below([sys.executable, *words], cwd=ROOT):
+    print("\n$", *command, flush=True)
+    if code := run_below([sys.executable, *map(str, command)], cwd=ROOT):
         raise HarlError(f"the command above ended with exit code {code}; its own message says why")
 
 
