@@ -15,7 +15,7 @@ from harl_fast.config import RunConfig, dump_config, load_config, override_confi
 from harl_fast.data.container.manifest import read_manifest
 from harl_fast.data.container.reader import read_samples
 from harl_fast.data.occupancy import occupancy, occupancy_text
-from harl_fast.drawing import MARGIN_PX, TILE_PX
+from harl_fast.drawing import MARGIN_PX, TILE_PX, fitted
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import DataError
 from harl_fast.files import sha256_file
@@ -55,19 +55,37 @@ def test_the_sheet_shows_original_views_and_cells(
         assert wanted in text
 
 
-def test_boxes_and_legend_have_the_same_colours(tmp_path: Path) -> None:
-    """All that is pure blue, pink or yellow below the legend stands in the column of originals."""
+def test_blue_is_the_box_of_view_1_and_pink_that_of_view_2(tmp_path: Path) -> None:
+    """In the legend, and by what stands within: each view without colouring is its box, enlarged.
+
+    Nothing else on the sheet has the pure colours of outline and boxes.
+    """
     path = write_beton(tmp_path / "train.beton", plain_item, count=12)
+    overrides = [f"data.views.{view}.{item}" for view in range(2) for item in STILL[:-1]]
     out = tmp_path / "sheet.png"
-    contact_sheet(path, load_config("demo"), out, ids=[3])
+    contact_sheet(path, load_config("demo", overrides=overrides), out, ids=[3])
     with Image.open(out) as png:
         sheet = np.asarray(png)
-    ((original, *_),) = tiles_of(sheet, rows=1, columns=5)
-    legend = sheet[:-PITCH]
-    for colour in ((0, 170, 255), (255, 60, 160), (255, 220, 0)):
-        drawn, marks = ((part == colour).all(axis=2).sum() for part in (original, legend))
-        assert drawn > 100 and marks >= 12 * 24
-        assert (sheet == colour).all(axis=2).sum() == drawn + marks
+    ((original, *views),) = tiles_of(sheet, rows=1, columns=5)
+    plain = fitted(read_samples(path, [3])[0].image)
+    marks = []
+    for colour, view, other in (
+        ((255, 220, 0), None, None),
+        ((0, 170, 255), views[0], views[2]),
+        ((255, 60, 160), views[2], views[0]),
+    ):
+        everywhere, drawn, legend = (
+            (part == colour).all(axis=2) for part in (sheet, original, sheet[:-PITCH])
+        )
+        assert drawn.sum() > 100 and everywhere.sum() == drawn.sum() + legend.sum()
+        marks.append(int(np.flatnonzero(legend.any(axis=0)).min()))
+        if view is not None:
+            rows, columns = (np.flatnonzero(drawn.any(axis=axis)) for axis in (1, 0))
+            box = plain[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            box = cv2.resize(box, (TILE_PX, TILE_PX)).astype(float).ravel()
+            alike, unlike = (np.corrcoef(box, v.astype(float).ravel())[0, 1] for v in (view, other))
+            assert alike > 0.95 and unlike < 0.9
+    assert marks == sorted(marks)  # outline, view 1, view 2, as the texts
 
 
 def still_views() -> list[str]:
