@@ -7,7 +7,7 @@ reads the same whatever the pictures show.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,8 @@ Row = tuple[str, Mapping[str, Picture]]
 TILE_PX = 192
 """Side of a tile, and longest side of the picture on it."""
 MARGIN_PX, GAP_PX, CAPTION_PX = 12, 8, 20
-WIDEST_HEAD = 28
-"""Letters in a line of a column head, which fit over a tile."""
+_HEAD_LETTERS = 28
+"""As many fit over a tile in a line of a column head."""
 PAPER, INK, _FRAME = (248, 248, 246), (32, 32, 32), (128, 128, 128)
 OUTLINE = (255, 220, 0)
 """Of a mask."""
@@ -84,63 +84,37 @@ def sheet(rows: Sequence[Row], *, title: str, legend: Legend = ()) -> Picture:
     shortened.
     """
     first = next(tiles for _, tiles in rows if tiles)
-    step = next(iter(first.values())).shape[1] + GAP_PX
-    width = max(_LEAST_PX, 2 * MARGIN_PX + len(first) * step - GAP_PX)
-    lefts = [MARGIN_PX + column * step for column in range(len(first))]
-    strips = [_strip(width, 34, [(MARGIN_PX, 9, title)], font=_LARGE)]
-    strips += _legend(legend, width)
-    heads = ["\n".join(textwrap.wrap(head, WIDEST_HEAD)) for head in first]
-    lines = 1 + max(head.count("\n") for head in heads)
-    strips.append(
-        _strip(width, 10 + 15 * lines, [(x, 6, head) for x, head in zip(lefts, heads, strict=True)])
-    )
-    for caption, tiles in rows:
-        font, height, top = (_FONT, CAPTION_PX, 4) if tiles else (_LARGE, 26, 4)
-        strips.append(_strip(width, height, [(MARGIN_PX, top, caption)], font=font))
-        if tiles:
-            placed = list(zip(lefts, tiles.values(), strict=True))
-            strips.append(_strip(width, placed[0][1].shape[0] + GAP_PX, pictures=placed))
-    return np.concatenate(strips, axis=0)
-
-
-def _legend(entries: Legend, width: int) -> list[Picture]:
-    lines: list[list[tuple[int, str, Picture]]] = [[]]
-    left = MARGIN_PX
-    for mark, text in entries:
-        taken = _MARK[1] + 6 + round(_FONT.getlength(text)) + 18
-        if lines[-1] and left + taken > width:
-            lines.append([])
-            left = MARGIN_PX
+    tile_height, tile_width = next(iter(first.values())).shape[:2]
+    lefts = [MARGIN_PX + column * (tile_width + GAP_PX) for column in range(len(first))]
+    width = max(_LEAST_PX, lefts[-1] + tile_width + MARGIN_PX)
+    pictures: list[tuple[int, int, Picture]] = []
+    texts = [(MARGIN_PX, 9, title, _LARGE)]
+    left, top = MARGIN_PX, 34
+    for mark, text in legend:
+        taken = _MARK[1] + 6 + round(_FONT.getlength(text))
+        if left > MARGIN_PX and left + taken > width:
+            left, top = MARGIN_PX, top + 20
         shown = np.array(np.broadcast_to(np.asarray(mark, np.uint8), (*_MARK, 3)))
         shown[[0, -1]] = shown[:, [0, -1]] = _FRAME
-        lines[-1].append((left, text, shown))
-        left += taken
-    return [
-        _strip(
-            width,
-            _MARK[0] + 6,
-            [(left + _MARK[1] + 6, 0, text) for left, text, _ in line],
-            pictures=[(left, mark) for left, _, mark in line],
-        )
-        for line in lines
-    ]
-
-
-def _strip(
-    width: int,
-    height: int,
-    texts: Iterable[tuple[int, int, str]] = (),
-    *,
-    pictures: Iterable[tuple[int, Picture]] = (),
-    font: Font = _FONT,
-) -> Picture:
-    """Return paper with texts at (left, top) and pictures at their left, along the top."""
-    page = Image.new("RGB", (width, height), PAPER)
+        pictures.append((left, top, shown))
+        texts.append((left + _MARK[1] + 6, top, text, _FONT))
+        left += taken + 18
+    top += 26 if legend else 6
+    heads = ["\n".join(textwrap.wrap(head, _HEAD_LETTERS)) for head in first]
+    texts += [(x, top, head, _FONT) for x, head in zip(lefts, heads, strict=True)]
+    top += 19 + 15 * max(head.count("\n") for head in heads)
+    for caption, tiles in rows:
+        texts.append((MARGIN_PX, top + 4, caption, _FONT if tiles else _LARGE))
+        top += CAPTION_PX if tiles else 26
+        if tiles:
+            pictures += [(x, top, one) for x, one in zip(lefts, tiles.values(), strict=True)]
+            top += tile_height + GAP_PX
+    page = Image.new("RGB", (width, top), PAPER)
     draw = ImageDraw.Draw(page)
-    for left, top, text in texts:
+    for left, top, picture in pictures:
+        page.paste(Image.fromarray(picture), (left, top))
+    for left, top, text, font in texts:
         draw.text((left, top), _shortened(text, width - left, font), fill=INK, font=font)
-    for left, picture in pictures:
-        page.paste(Image.fromarray(picture), (left, 0))
     return np.array(page)
 
 
