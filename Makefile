@@ -37,6 +37,8 @@ CKPT = $(RUN)
 RANDOM =
 COUNT = 8
 TESTS = tests
+# Processes among which `test` divides the files of tests.
+JOBS = 2
 # For bench-masks: images/ and masks/; photos; RGBA cut-outs; a trained and an ONNX network.
 HORSES =
 PHOTOS =
@@ -53,8 +55,8 @@ ARGS =
 # What may stand on the command line besides VENV, by target.
 TAKES_setup = PYTHON
 TAKES_doctor = PYTHON DATA ARGS
-TAKES_test = PYTHON TESTS ARGS
-TAKES_test-slow = $(TAKES_test)
+TAKES_test = PYTHON TESTS JOBS ARGS
+TAKES_test-slow = PYTHON TESTS ARGS
 TAKES_lint = PYTHON
 TAKES_docs = PYTHON
 TAKES_beton = DATA DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE WORKERS ARGS
@@ -111,8 +113,8 @@ docs: setup ## Build the documentation as a site
 	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --strict
 	@echo "documentation: build/docs/index.html"
 
-test: setup ## Run the tests but the slow ones [TESTS=<path>]
-	"$(BIN)/python" -m pytest "$(TESTS)" $(ARGS)
+test: setup ## Run the tests but the slow ones [TESTS=<path>] [JOBS=]
+	"$(BIN)/python" -m pytest -n "$(JOBS)" --dist loadfile --no-loadscope-reorder "$(TESTS)" $(ARGS)
 
 test-slow: setup ## Run the slow tests: the real launcher, whole runs [TESTS=<path>]
 	"$(BIN)/python" -m pytest "$(TESTS)" -m slow $(ARGS)

@@ -25,13 +25,8 @@ DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "sklearn": "scikit-lea
 DISTRIBUTIONS |= {"yaml": "pyyaml", "llvmlite": "numba", "packaging": "pytest", "tomli": "pytest"}
 DISTRIBUTIONS |= {"markdown": "mkdocs-material"}
 """The last four come with packages that are made of them or need them themselves."""
-OURS_AND_PYTHONS = sys.stdlib_module_names | {
-    "harl_fast",
-    "preprocess",
-    "launch",
-    "tests",
-    "benchmarks",
-}
+OURS = {"harl_fast", "preprocess", "launch", "tests", "benchmarks"}
+OURS_AND_PYTHONS = sys.stdlib_module_names | OURS
 
 
 def project() -> dict[str, Any]:

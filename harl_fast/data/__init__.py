@@ -1,12 +1,18 @@
 """The data path: containers, masks, view geometry, decoding, loaders, colours."""
 
 import numba
+import numba.typed
 import torch
 
 # Importing ffcv sets both to one, for the whole process and for this thread.
 _threads, _numba_threads = torch.get_num_threads(), numba.get_num_threads()
-
-import harl_fast.data.decode  # noqa: E402, F401
+# It also puts two words into a typed dictionary, which compiles for 6 s at every start. No compiled
+# function of its reads it, so that a plain one does.
+_typed, numba.typed.Dict = numba.typed.Dict, dict
+try:
+    import harl_fast.data.decode  # noqa: F401
+finally:
+    numba.typed.Dict = _typed
 
 torch.set_num_threads(_threads)
 numba.set_num_threads(_numba_threads)
