@@ -145,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         config = override_config(RunConfig(), [*fitting(args.source), *args.overrides])
     views = view_geometry(config, epoch=args.epoch)
-    print(f"configuration: {args.config or 'the default'}, views of {sizes_text(views)}")
+    name = one_line(args.config or "the default")
+    print(f"configuration: {name}, views of {sizes_text(views)}")
     contact_sheet(args.source, config, args.out, count=args.count, ids=args.ids, epoch=args.epoch)
     print(f"contact sheet: {args.out}")
     if args.stats:
