@@ -65,7 +65,7 @@ TAKES_masks-train = DATA MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
 TAKES_demo = EPOCHS ARGS
 TAKES_lineval = CKPT RUN DATA DATASET OUT RANDOM EPOCHS WORKERS ARGS
-TAKES_preview = DATA DATASET OUT CONFIG COUNT SET ARGS
+TAKES_preview = DATA DATASET OUT RUN CONFIG COUNT SET ARGS
 TAKES_bench-loader = DATA ARGS
 TAKES_bench-step = DATA ARGS
 TAKES_bench-masks = HORSES PHOTOS STAMPS NETWORK ONNX ARGS
@@ -158,8 +158,11 @@ lineval: setup ## Judge CKPT's features on DATA or OUT [RANDOM=1: a random encod
 		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) \
 		$(call option,--workers,$(WORKERS)) $(ARGS)
 
-preview: setup ## Draw views and masks as the network receives them [OUT=] [CONFIG=] [COUNT=]
-	"$(BIN)/python" -m preprocess.preview "$(OUT)/train.beton" --config "$(CONFIG)" \
+# CONFIG= or RUN= as given, else the configuration of the set's run if there is one.
+PREVIEWED = $(if $(filter file,$(origin CONFIG)),$(if $(filter file,$(origin RUN)),$(wildcard \
+	$(RUN)/config.yaml),$(RUN)/config.yaml),$(CONFIG))
+preview: setup ## Draw views and masks as the network receives them, in its run [OUT=] [RUN=] [CONFIG=] [COUNT=]
+	"$(BIN)/python" -m preprocess.preview "$(OUT)/train.beton" $(call option,--config,$(PREVIEWED)) \
 		--out "$(OUT)/preview.png" --count "$(COUNT)" $(foreach pair,$(SET),--set "$(pair)") $(ARGS)
 
 bench: bench-loader bench-masks bench-step ## Run all benchmarks (on a machine with nothing else to do)

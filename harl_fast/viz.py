@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from harl_fast import drawing
 from harl_fast.config import RunConfig
 from harl_fast.data.container.fields import pack_mask
 from harl_fast.data.container.reader import StoredSample, read_samples
@@ -27,20 +27,18 @@ from harl_fast.data.occupancy import Occupancy, histogram
 from harl_fast.data.views.cells import fill_integral
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
+from harl_fast.drawing import Picture
 from harl_fast.engine.provenance import code_version, now
 from harl_fast.engine.views import view_geometry, views_at
 from harl_fast.files import write_bytes
 from harl_fast.rng import GEOMETRY, stream
 
-TILE_PX = 192
-_GAP_PX = 6
-_PANEL_PX, _EDGE_PX = 260, 40
-_OUTLINE = (255, 220, 0)
-_BOXES = ((0, 200, 255), (255, 80, 160), (120, 255, 80), (255, 150, 40))
+_PANEL_PX, _EDGE_PX = 260, 24
+_BOXES = ((0, 170, 255), (255, 60, 160), (60, 200, 60), (255, 150, 40))
 """Colours of the views' boxes, in turn."""
-_INK, _PAPER, _BAR = (230, 230, 230), 24, (0, 160, 210)
-
-Picture = npt.NDArray[np.uint8]
+_DIMMED, _LINES = (40, 16, 60), (140, 140, 140)
+"""What cells without foreground fade to, and the lines between cells."""
+_BAR = (0, 120, 190)
 
 
 def contact_sheet(
@@ -54,9 +52,9 @@ def contact_sheet(
 ) -> None:
     """Write a PNG of the first ``count`` samples of an epoch under ``config``, or of given ``ids``.
 
-    A row a sample: the original with its id, its mask's outline and all boxes (a small corner mark
-    shows where the view's top left comes from, so a flip is visible); then each view in the colours
-    the network receives, and the same view with its cells: the brighter, the more foreground.
+    One row per sample: the original with its mask's outline and all boxes (a filled corner shows
+    where the view's top left comes from, so a flip is visible); then each view in the colours the
+    network receives, and the same view with its cells: the brighter, the more foreground.
     Raises DataError when the container or a sample is damaged or has no such id.
     """
     views = view_geometry(config, epoch=epoch)
@@ -80,15 +78,22 @@ def contact_sheet(
         shown = loader.shown(chosen, epoch=epoch)
         originals = read_samples(beton, chosen)
         for sample, batch in zip(originals, shown, strict=True):
-            tiles = [_original(sample, views, config.seed, epoch)]
-            for view, pixels in enumerate(batch.views):
+            tiles = {
+                "stored image with mask and boxes": _original(sample, views, config.seed, epoch)
+            }
+            for view, (pixels, geometry) in enumerate(zip(batch.views, views, strict=True)):
                 coloured = colour(pixels, view=view, ids=[sample.id], epoch=epoch)
-                seen = _shown(coloured, colour)[0]
-                tiles += [_tile(seen), _with_cells(seen, batch.cells[view][0].numpy())]
-            rows.append(np.concatenate([_framed(tile) for tile in tiles], axis=1))
+                seen = drawing.fitted(_shown(coloured, colour)[0])
+                cells = batch.cells[view][0].numpy()
+                name, size = f"view {view + 1}", geometry.size_px
+                tiles[f"{name} as the network receives it, {size} x {size} px"] = seen
+                tiles[f"mask cells of {name}, {len(cells)} x {len(cells)}"] = _celled(seen, cells)
+            label = loader.manifest.classes[sample.label]
+            rows.append((f"sample {sample.id}   {label}   {sample.name}", tiles))
     finally:
         loader.close()
-    write_png(out, np.concatenate(rows, axis=0), about=about)
+    title = f"What the network receives from {beton}, epoch {epoch}"
+    write_png(out, drawing.sheet(rows, title=title, legend=_legend(len(views))), about=about)
 
 
 def occupancy_chart(found: Occupancy, out: Path, *, about: Mapping[str, Any]) -> None:
@@ -96,10 +101,14 @@ def occupancy_chart(found: Occupancy, out: Path, *, about: Mapping[str, Any]) ->
 
     about: as for `write_png`.
     """
-    panels = [_bars(histogram(found.coverage), f"mask coverage, {len(found.coverage)} samples")]
-    for view, grid in enumerate(found.cells):
-        panels.append(_heat(grid, f"view {view}: {grid.mean():.0%} foreground"))
-    write_png(out, np.concatenate(panels, axis=1), about=about)
+    count, counts = len(found.coverage), histogram(found.coverage)
+    head = f"masks by the share of the image that they cover, highest bar {counts.max():,}"
+    panels = {head: _bars(counts)}
+    for view, grid in enumerate(found.cells, start=1):
+        head = f"view {view}: foreground share by cell, mean {grid.mean():.0%}"
+        panels[head] = _heat(grid)
+    title = f"Masks of {count:,} samples and of their crops"
+    write_png(out, drawing.sheet([("", panels)], title=title), about=about)
 
 
 def write_png(out: Path, picture: Picture, *, about: Mapping[str, Any]) -> None:
@@ -114,45 +123,33 @@ def write_png(out: Path, picture: Picture, *, about: Mapping[str, Any]) -> None:
     write_bytes(out, stream.getvalue())
 
 
-def _panel(title: str) -> Picture:
-    panel = np.full((_PANEL_PX + 2 * _EDGE_PX, _PANEL_PX + 2 * _EDGE_PX, 3), _PAPER, np.uint8)
-    _write(panel, title, _EDGE_PX, _EDGE_PX - 12)
-    return panel
-
-
-def _write(panel: Picture, text: str, x: int, y: int) -> None:
-    cv2.putText(panel, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, _INK, 1, cv2.LINE_AA)
-
-
-def _bars(counts: npt.NDArray[np.int64], title: str) -> Picture:
+def _bars(counts: npt.NDArray[np.int64]) -> Picture:
     """Draw a histogram by tenths of [0, 1]."""
-    panel, width = _panel(title), _PANEL_PX // len(counts)
+    panel = Image.new("RGB", (_PANEL_PX, _PANEL_PX + _EDGE_PX), drawing.PAPER)
+    draw, width = ImageDraw.Draw(panel), _PANEL_PX // len(counts)
     for place, count in enumerate(counts.tolist()):
-        height = round(_PANEL_PX * count / max(counts.max(), 1))
-        left, foot = _EDGE_PX + place * width, _EDGE_PX + _PANEL_PX
+        left, top = place * width, _PANEL_PX - round(_PANEL_PX * count / max(counts.max(), 1))
         if count:
-            cv2.rectangle(panel, (left + 2, foot - height), (left + width - 3, foot), _BAR, -1)
-        if place % 2 == 0:
-            _write(panel, f"{place * 10}%", left - 6, foot + 18)
-    _write(panel, "100%", _EDGE_PX + _PANEL_PX - 16, _EDGE_PX + _PANEL_PX + 18)
-    return panel
+            draw.rectangle((left + 2, top, left + width - 3, _PANEL_PX - 1), fill=_BAR)
+    draw.line((0, _PANEL_PX, _PANEL_PX, _PANEL_PX), fill=drawing.INK)
+    for place in range(0, len(counts) + 1, 2):
+        at, anchor = (place * width, _PANEL_PX + 5), "lmr"[(place > 0) + (place == len(counts))]
+        draw.text(at, f"{place * 10}%", drawing.INK, anchor=f"{anchor}a")
+    return np.array(panel)
 
 
-def _heat(grid: npt.NDArray[np.float64], title: str) -> Picture:
+def _heat(grid: npt.NDArray[np.float64]) -> Picture:
     """Draw a grid of shares, black for 0 and white for 1, with their numbers if they fit."""
-    panel, cells = _panel(title), len(grid)
-    edges = (_EDGE_PX + np.linspace(0, _PANEL_PX, cells + 1)).round().astype(int).tolist()
-    for row in range(cells):
-        for column in range(cells):
-            share = float(grid[row, column])
-            corner, end = (edges[column], edges[row]), (edges[column + 1] - 2, edges[row + 1] - 2)
-            cv2.rectangle(panel, corner, end, (round(255 * share),) * 3, -1)
-            if cells <= 8:
-                ink = (255, 220, 0) if share < 0.6 else (120, 0, 0)
-                at = (corner[0] + 4, (corner[1] + end[1]) // 2 + 4)
-                text = f"{share:.0%}"
-                cv2.putText(panel, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, ink, 1, cv2.LINE_AA)
-    return panel
+    panel = Image.new("RGB", (_PANEL_PX, _PANEL_PX + _EDGE_PX), drawing.PAPER)
+    draw, side = ImageDraw.Draw(panel), _PANEL_PX / len(grid)
+    for (row, column), share in np.ndenumerate(grid):
+        left, top = round(column * side), round(row * side)
+        end = (round((column + 1) * side) - 2, round((row + 1) * side) - 2)
+        draw.rectangle((left, top, *end), fill=(round(255 * share),) * 3)
+        if len(grid) <= 8:
+            ink = drawing.OUTLINE if share < 0.6 else (120, 0, 0)
+            draw.text((left + side / 2, top + side / 2), f"{share:.0%}", ink, anchor="mm")
+    return np.array(panel)
 
 
 def _shown(normalised: torch.Tensor, colour: Photometric) -> Picture:
@@ -161,32 +158,13 @@ def _shown(normalised: torch.Tensor, colour: Photometric) -> Picture:
     return (pixels.permute(0, 2, 3, 1) * 255.0).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def _tile(picture: Picture) -> Picture:
-    """Scale a picture to fit a tile, on black."""
-    height, width = picture.shape[:2]
-    scale = TILE_PX / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    tile = np.zeros((TILE_PX, TILE_PX, 3), np.uint8)
-    shown = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else 0)
-    tile[: size[1], : size[0]] = shown
-    return tile
-
-
-def _framed(tile: Picture) -> Picture:
-    return np.pad(tile, ((0, _GAP_PX), (0, _GAP_PX), (0, 0)), constant_values=40)
-
-
 def _original(sample: StoredSample, views: list[ViewGeometry], seed: int, epoch: int) -> Picture:
-    tile = _tile(sample.image)
+    picture = drawing.fitted(sample.image)
     height, width = sample.image.shape[:2]
-    scale = TILE_PX / max(height, width)
-    mask = cv2.resize(
-        sample.mask.astype(np.uint8),
-        (max(1, round(width * scale)), max(1, round(height * scale))),
-        interpolation=cv2.INTER_NEAREST,
-    )
-    contours = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]
-    cv2.drawContours(tile, contours, -1, _OUTLINE, 1)
+    scale = max(picture.shape) / max(height, width)
+    drawing.outline(picture, drawing.resized(sample.mask, *picture.shape[:2]), drawing.OUTLINE)
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
     integral = np.empty((len(sample.mask) + 1, len(sample.mask) + 1), np.int32)
     fill_integral(pack_mask(sample.mask), len(sample.mask), integral)
     for view, row in enumerate(geometry_table(views)):
@@ -195,22 +173,35 @@ def _original(sample: StoredSample, views: list[ViewGeometry], seed: int, epoch:
         corners = np.array([left, top, left + box_w, top + box_h]) * scale
         x0, y0, x1, y1 = corners.round().astype(int).tolist()
         colour = _BOXES[view % len(_BOXES)]
-        cv2.rectangle(tile, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
-        mark = x1 - 6 if flip else x0
-        mark_y = y1 - 6 if vflip else y0
-        cv2.rectangle(tile, (mark, mark_y), (mark + 5, mark_y + 5), colour, -1)
-    for ink, thick in (((0, 0, 0), 3), (_INK, 1)):
-        cv2.putText(
-            tile, str(sample.id), (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, ink, thick, cv2.LINE_AA
-        )
-    return tile
+        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=2)
+        mark, mark_y = x1 - 8 if flip else x0, y1 - 8 if vflip else y0
+        draw.rectangle((mark, mark_y, mark + 7, mark_y + 7), fill=colour)
+    return drawing.tile(np.array(image))
 
 
-def _with_cells(picture: Picture, cells: npt.NDArray[np.float32]) -> Picture:
-    tile = _tile(picture)
-    shade = cv2.resize(cells, (TILE_PX, TILE_PX), interpolation=cv2.INTER_NEAREST)[..., None]
-    mixed: Picture = (tile * (0.25 + 0.75 * shade)).astype(np.uint8)
-    for edge in np.linspace(0, TILE_PX, len(cells) + 1).round().astype(int)[1:-1].tolist():
-        mixed[edge, :] = mixed[edge, :] // 2 + 60
-        mixed[:, edge] = mixed[:, edge] // 2 + 60
+def _celled(picture: Picture, cells: npt.NDArray[np.float32]) -> Picture:
+    """Fade what the cells leave out, and draw the lines between them."""
+    shade = drawing.resized(cells, *picture.shape[:2])[..., None]
+    weight = 0.2 + 0.8 * shade
+    mixed: Picture = (picture * weight + np.array(_DIMMED, np.float32) * (1 - weight)).astype(
+        np.uint8
+    )
+    for axis, lines in enumerate(cells.shape):
+        edges = np.linspace(0, picture.shape[axis], lines + 1).round().astype(int)[1:-1]
+        mixed[(slice(None),) * axis + (edges,)] = _LINES
     return mixed
+
+
+def _legend(views: int) -> drawing.Legend:
+    corner = np.full((14, 26, 3), drawing.PAPER, np.uint8)
+    corner[3:], corner[5:, 2:], corner[3:11, :8] = _BOXES[0], drawing.PAPER, _BOXES[0]
+    ramp = _celled(
+        np.full((14, 26, 3), 255, np.uint8), np.linspace(0, 1, 3, dtype=np.float32)[None]
+    )
+    return [
+        (drawing.OUTLINE, "outline of the mask"),
+        *((_BOXES[view], f"box of view {view + 1}") for view in range(views)),
+        (corner, "filled corner: the view's top left (at the right: flipped)"),
+        (ramp, "mask cells: background dimmed, foreground bright"),
+        drawing.NO_IMAGE,
+    ]

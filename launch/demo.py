@@ -20,9 +20,8 @@ ROOT, SHEET = Path(__file__).resolve().parent.parent, "contact_sheet.png"
 
 def run(*command: str | Path) -> None:
     """Run one of the daily commands in the project's folder, showing it first."""
-    words = [str(word) for word in command]
-    print(f"\n$ {' '.join(words)}", flush=True)
-    if code := run_below([sys.executable, *words], cwd=ROOT):
+    print("\n$", *command, flush=True)
+    if code := run_below([sys.executable, *map(str, command)], cwd=ROOT):
         raise HarlError(f"the command above ended with exit code {code}; its own message says why")
 
 
@@ -50,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     guarded = ["launch/guard.py", sys.executable, Path(sys.executable).with_name("deepspeed")]
     pretrain = ["launch/pretrain.py", "--deepspeed_config", args.engine, "--config", "demo"]
     run(*guarded, "--num_gpus", "1", *pretrain, "--data", args.data, "--run", args.run, *epochs)
-    run("-m", "preprocess.preview", args.data / "train.beton", "--out", args.run / SHEET)
+    drawn = ["--config", args.run / "config.yaml", "--out", args.run / SHEET]
+    run("-m", "preprocess.preview", args.data / "train.beton", *drawn)
     run("launch/lineval.py", "--ckpt", args.run, "--data", args.data, "--random")
     print(summary(ROOT / args.data, ROOT / args.run, took_s=time.monotonic() - start))
     return 0

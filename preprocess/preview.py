@@ -6,9 +6,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from harl_fast.config import load_config, presets
+import numpy as np
+
+from harl_fast.config import RunConfig, load_config, override_config, presets
+from harl_fast.data.container.imagefield import open_reader
+from harl_fast.data.container.manifest import check_container, read_manifest
 from harl_fast.data.occupancy import SAMPLES, occupancy, occupancy_text
-from harl_fast.engine.views import view_geometry
+from harl_fast.engine.views import sizes_text, view_geometry
 from harl_fast.errors import one_line, shown
 from harl_fast.files import check_output
 from harl_fast.jit import require_compiler
@@ -26,7 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m preprocess.preview",
         description="Draw originals with mask outlines and crop boxes, all views as the network "
         "receives them, and their mask cells, from a container of any store; or, with --masks, "
-        "images and their masks, the worst and the best first.",
+        "images and their masks: the worst, typical ones and the best.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -36,7 +40,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--count", type=whole_number(1, 1000), default=8, metavar="N", help=about)
     group = parser.add_argument_group("what the network receives")
     add = group.add_argument
-    add("--config", default="demo", help=f"preset ({', '.join(presets())}) or YAML file")
+    about = f"preset ({', '.join(presets())}) or YAML file, such as a run's config.yaml; "
+    about += "otherwise the default with views of the stored images' size, at most 224 px"
+    add("--config", help=about)
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     add("--ids", type=checked(_ids), default=[], metavar="3,17", help="these samples instead")
     about = "epoch whose crops and colours are shown"
@@ -48,9 +54,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         f"cell, over the crops of up to {SAMPLES} samples",
     )
     group = parser.add_argument_group(
-        "masks", "Ordered by IoU with the truth, or else by how unlike the colours inside and "
-        "outside of the mask are. Yellow is the mask's outline, cyan the truth's; in the last tile "
-        "white is right, red too much, blue missing."
+        "masks", "Worst, typical and best ones by IoU with the truth, or else by how unlike the "
+        "colours inside and outside of the mask are."
     )  # fmt: skip
     add = group.add_argument
     add("--masks", action="store_true", help="draw image, soft map, mask, and truth if given")
@@ -87,18 +92,20 @@ def draw_masks(args: argparse.Namespace) -> None:
     if args.source.suffix == ".beton":
         found = list(gallery.from_container(args.source, truth=args.truth, most=args.most))
         failed: dict[str, str] = {}
+        title = f"Masks stored in {args.source}"
     else:
         find = finder(args.mask_method)
         found, failed = gallery.from_folder(
             args.source, find, truth=args.truth, most=args.most, reading=reading_of(args)
         )
+        title = f"Masks of {args.source} by {args.mask_method}"
     about = {
         "source": str(args.source),
         "mask_method": args.mask_method,
         "truth": str(args.truth),
         "most": args.most,
     }
-    write_png(args.out, gallery.sheet(found, count=args.count), about=about)
+    write_png(args.out, gallery.sheet(found, count=args.count, title=title), about=about)
     for name, why in failed.items():
         print(one_line(f"left out: {name}: {why}"))
     true = sum(one.has_truth for one in found)
@@ -108,6 +115,19 @@ def draw_masks(args: argparse.Namespace) -> None:
     values = sorted(one.figure for one in found if one.has_truth or not true)
     print(f"{figure} of {len(values)} images: mean {sum(values) / len(values):.3f}, from "
           f"{values[0]:.3f} to {values[-1]:.3f}\nmasks: {args.out}")  # fmt: skip
+
+
+def fitting(beton: Path) -> list[str]:
+    """Return overrides that give views the size of a container's images and at least 4 x 4 cells.
+
+    Raises `DataError` when the container is not sound.
+    """
+    check_container(beton, read_manifest(beton))
+    images = open_reader(beton).metadata["f0"]
+    side = float(np.median(np.sqrt(images["height"].astype(float) * images["width"])))
+    size_px = min(max(32, round(side / 32) * 32), 224)
+    stem = "imagenet" if size_px >= 128 else "small-s2" if size_px >= 64 else "small"
+    return [f"model.stem={stem}", *(f"data.views.{view}.size_px={size_px}" for view in (0, 1))]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,14 +140,19 @@ def main(argv: list[str] | None = None) -> int:
     if args.masks:
         draw_masks(args)
         return 0
-    config = load_config(args.config, overrides=args.overrides)
+    if args.config:
+        config = load_config(args.config, overrides=args.overrides)
+    else:
+        config = override_config(RunConfig(), [*fitting(args.source), *args.overrides])
+    views = view_geometry(config, epoch=args.epoch)
+    name = one_line(args.config or "the default")
+    print(f"configuration: {name}, views of {sizes_text(views)}")
     contact_sheet(args.source, config, args.out, count=args.count, ids=args.ids, epoch=args.epoch)
     print(f"contact sheet: {args.out}")
     if args.stats:
-        views = view_geometry(config, epoch=args.epoch)
         found = occupancy(args.source, views, seed=config.seed, epoch=args.epoch)
-        about = {"container": str(args.source), "epoch": args.epoch, "overrides": args.overrides}
-        occupancy_chart(found, chart, about={**about, "config": args.config})
+        about = {"container": str(args.source), "epoch": args.epoch}
+        occupancy_chart(found, chart, about={**about, "config": config.model_dump(mode="json")})
         print(f"{occupancy_text(found)}\nstatistics: {chart}")
     return 0
 

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "sklearn": "scikit-learn"}
 """Where a module's name is not its distribution's."""
 DISTRIBUTIONS |= {"yaml": "pyyaml", "llvmlite": "numba", "packaging": "pytest", "tomli": "pytest"}
-"""The last three come with packages that are made of them or need them themselves."""
+DISTRIBUTIONS |= {"markdown": "mkdocs-material"}
+"""The last four come with packages that are made of them or need them themselves."""
 OURS = {"harl_fast", "preprocess", "launch", "tests", "benchmarks"}
 OURS_AND_PYTHONS = sys.stdlib_module_names | OURS
 

@@ -28,6 +28,7 @@ LEVELS = {
     "harl_fast.lock": 0,
     "harl_fast.program": 0,
     "harl_fast.results": 0,
+    "harl_fast.drawing": 0,
     "harl_fast.data": 1,
     "harl_fast.model": 1,
     "harl_fast.optim": 1,

@@ -67,3 +67,19 @@ def test_every_target_lists_its_variables() -> None:
     targets = {line.partition(":")[0] for line in text.splitlines() if ": setup ##" in line}
     lacking = {target for target in targets if f"\nTAKES_{target} = " not in text}
     assert len(targets) > 10 and not lacking
+
+
+def test_preview_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
+    """In a folder that holds a run: it, unless another one or a preset is named."""
+    (tmp_path / "Makefile").symlink_to(ROOT / "Makefile")
+    (tmp_path / "runs/set").mkdir(parents=True)
+    (tmp_path / "runs/set/config.yaml").touch()
+    for options, expected in (
+        (["OUT=data/set"], '--config "runs/set/config.yaml"'),
+        (["OUT=data/set", "RUN=runs/a b"], '--config "runs/a b/config.yaml"'),
+        (["OUT=data/set", "CONFIG=paper"], '--config "paper"'),
+        (["OUT=data/other"], ""),
+    ):
+        printed = planned("-C", str(tmp_path), "preview", *options).stdout
+        assert "preprocess.preview" in printed
+        assert expected in printed and printed.count("--config") == bool(expected)

@@ -79,7 +79,7 @@ def occupancy_text(found: Occupancy) -> str:
     for place, count in enumerate(counts.tolist()):
         bar = "#" * round(40 * count / longest)
         lines.append(f"  {place * 10:3d} to {place * 10 + 10:3d} %  {count:7,d}  {bar}".rstrip())
-    for view, (grid, crops) in enumerate(zip(found.cells, found.per_crop, strict=True)):
+    for view, (grid, crops) in enumerate(zip(found.cells, found.per_crop, strict=True), start=1):
         lines.append(
             f"cells of view {view}: mean {grid.mean():.1%}, from {grid.min():.1%} to "
             f"{grid.max():.1%}; crops without foreground {(crops == 0).mean():.1%}, "

@@ -10,24 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from harl_fast.drawing import MARGIN_PX, TILE_PX
 from harl_fast.errors import ConfigError, DataError
 from preprocess import preview
-from preprocess.masks.gallery import (
-    TILE_PX,
-    Shown,
-    from_container,
-    from_folder,
-    ranked,
-    sheet,
-    shown,
-)
+from preprocess.masks.gallery import Shown, from_container, from_folder, selected, sheet, shown
 from preprocess.masks.score import colour_separation
 from tests.betons import plain_item, write_beton
 from tests.preprocess.support import save
+from tests.sheets import texts_drawn
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
-PITCH = TILE_PX + 6
 
 
 def scene(seed: int, *, left: int = 16) -> tuple[Pixels, Mask]:
@@ -40,34 +33,48 @@ def scene(seed: int, *, left: int = 16) -> tuple[Pixels, Mask]:
 
 def picture(name: str, figure: float, *, truth: bool, tiles: int = 3) -> Shown:
     shade = np.full((TILE_PX, TILE_PX, 3), round(200 * figure), np.uint8)
-    return Shown(name, figure, truth, (shade,) * tiles)
+    return Shown(name, figure, truth, f"says {figure}", {f"tile {n}": shade for n in range(tiles)})
 
 
-def shades(found: Pixels, *, row: int, column: int) -> int:
-    """Return the grey of a tile of `picture`."""
-    return int(found[26 + row * PITCH + TILE_PX // 2, column * PITCH + TILE_PX // 2, 0])
+def shades(found: Pixels) -> list[int]:
+    """Return the greys of the first tiles of `picture` on a sheet, from its top to its foot."""
+    column = found[:, MARGIN_PX + TILE_PX // 2, 0].astype(int)
+    runs = np.split(column, np.flatnonzero(np.diff(column)) + 1)
+    return [int(run[0]) for run in runs if len(run) == TILE_PX]
 
 
-def test_worst_on_the_left_best_on_the_right_none_twice() -> None:
-    pictures = [picture(str(n), f, truth=True) for n, f in enumerate((0.5, 0.1, 0.9, 0.3, 0.7))]
-    assert [one.figure for one in ranked(pictures)] == [0.1, 0.3, 0.5, 0.7, 0.9]
-    found = sheet(pictures, count=4)
-    assert found.shape == (26 + 2 * PITCH, 2 * 3 * PITCH, 3)
-    assert [shades(found, row=row, column=0) for row in (0, 1)] == [20, 60]
-    assert [shades(found, row=row, column=3) for row in (0, 1)] == [180, 140]
-    whole = sheet(pictures, count=100)  # three on the left, two on the right
-    assert whole.shape[0] == 26 + 3 * PITCH
-    assert [shades(whole, row=row, column=0) for row in (0, 1, 2)] == [20, 60, 100]
-    assert [shades(whole, row=row, column=3) for row in (0, 1)] == [180, 140]
-    assert sheet(pictures[:1], count=9).shape == (26 + PITCH, 3 * PITCH, 3)
+def test_worst_then_typical_then_best_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = (0.5, 0.1, 0.9, 0.3, 0.7, 0.6, 0.2)
+    pictures = [picture(str(n), figure, truth=True) for n, figure in enumerate(figures)]
+    for count, expected in (
+        (1, {"worst": [0.1]}),
+        (2, {"worst": [0.1], "best": [0.9]}),
+        (3, {"worst": [0.1], "typical": [0.5], "best": [0.9]}),
+        (6, {"worst": [0.1, 0.2], "typical": [0.3, 0.5], "best": [0.9, 0.7]}),
+        (99, {"worst": [0.1, 0.2, 0.3], "typical": [0.5, 0.6], "best": [0.9, 0.7]}),
+    ):
+        groups = selected(pictures, count=count)
+        assert {name: [one.figure for one in group] for name, group in groups.items()} == expected
+    assert [one.name for one in selected(pictures[:1] * 2, count=2)["best"]] == ["0"]
+    said = texts_drawn(monkeypatch)
+    assert shades(sheet(pictures, count=4, title="Masks of x")) == [20, 40, 100, 180]
+    assert said[0] == "Masks of x" and {"outline of the mask", "outline of the truth"} < {*said}
+    assert {"right", "too much", "missing", "tile 0", "tile 1", "tile 2"} < {*said}
+    assert said[-7:] == [
+        "worst, of 7 by IoU with the truth", "says 0.1   1", "says 0.2   6",
+        "typical, of 7 by IoU with the truth", "says 0.5   0",
+        "best, of 7 by IoU with the truth", "says 0.9   2",
+    ]  # fmt: skip
     with pytest.raises(DataError, match="no picture"):
         sheet([], count=2)
 
 
-def test_pictures_without_truth_do_not_mix_with_those_with() -> None:
+def test_pictures_without_truth_do_not_mix_with_those_with(monkeypatch: pytest.MonkeyPatch) -> None:
     mixed = [picture("a", 0.5, truth=True, tiles=4), picture("b", 0.01, truth=False)]
-    found = sheet(mixed, count=4)
-    assert found.shape == (26 + PITCH, 4 * PITCH, 3) and shades(found, row=0, column=0) == 100
+    assert shades(sheet(mixed, count=4)) == [100]
+    said = texts_drawn(monkeypatch)
+    assert shades(sheet(mixed[1:], count=4)) == [2]
+    assert not {"outline of the truth", "missing"} & {*said}
 
 
 def test_tiles_show_mask_map_and_what_was_missed() -> None:
@@ -79,7 +86,7 @@ def test_tiles_show_mask_map_and_what_was_missed() -> None:
     scale = TILE_PX / 64
     y = round(24 * scale)
     inside, beside, missed = (round(x * scale) for x in (30, 44, 20))
-    outlined, grey, cut, compared = one.tiles
+    outlined, grey, cut, compared = one.tiles.values()
     assert (
         abs(int(grey[y, inside, 0]) - 255 * 30 / 64) < 8 and grey[y, missed, 0] < grey[y, beside, 0]
     )
@@ -138,17 +145,24 @@ def test_a_container_shows_its_stored_masks(tmp_path: Path) -> None:
 
 
 def test_the_program_draws_a_folder_and_a_container(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said = texts_drawn(monkeypatch)
     for number in range(2):
         save(scene(number)[0], tmp_path / f"in/{number}.jpg", quality=95)
     out = tmp_path / "sheet.png"
     command = ["--masks", str(tmp_path / "in"), "--out", str(out), "--mask-method", "center"]
     assert preview.main(command) == 0
-    assert cv2.imread(str(out)).shape == (26 + PITCH, 2 * 3 * PITCH, 3)
     assert "colour separation of 2 images" in capsys.readouterr().out
+    assert said[0] == f"Masks of {tmp_path / 'in'} by center"
+    assert {"image with outlines", "soft map: black 0, white 1", "inside of the mask"} < {*said}
+    assert {text.split()[-1] for text in said if text.startswith("separation")} == {
+        "0.jpg", "1.jpg",
+    }  # fmt: skip
+    said.clear()
     path = write_beton(tmp_path / "train.beton", plain_item, count=4)
     assert preview.main(["--masks", str(path), "--out", str(out), "--count", "4"]) == 0
-    assert cv2.imread(str(out)).shape == (26 + 2 * PITCH, 2 * 2 * PITCH, 3)
+    assert said[0] == f"Masks stored in {path}" and "soft map: black 0, white 1" not in said
+    assert sum(text.startswith("separation") for text in said) == 4
     with pytest.raises(ConfigError, match="centre"):
         preview.main([*command[:-1], "centre"])
