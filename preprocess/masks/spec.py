@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harl_fast.errors import ConfigError, nearest, one_line, shown
+from harl_fast.options import to_float, to_int
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ def _value(
         if parameter.kind is bool:
             value: Any = {"0": False, "1": True}[word]
         elif parameter.kind is tuple:
-            value = tuple(float(part) for part in word.split("/"))
+            value = tuple(map(to_float, word.split("/")))
         else:
-            value = parameter.kind(word)
+            value = {int: to_int, float: to_float}.get(parameter.kind, str)(word)
     except (ValueError, KeyError):
         kinds = {int: "whole number", float: "number", bool: "0 or 1", tuple: "a/b/c of numbers"}
         raise ConfigError(f"{where} is not the {kinds[parameter.kind]} that is needed") from None
