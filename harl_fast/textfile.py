@@ -7,6 +7,7 @@ read as version 1.2 has it: ``1e-3`` is a number; ``yes``, ``12:30`` and ``2024-
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import math
 import os
@@ -214,6 +215,11 @@ def read_json(
     """Return the object of a JSON file, see `read_text` and `parse_json`."""
     text = read_text(path, error=error, most_bytes=most_bytes)
     return parse_json(text, where=str(path), error=error, hjson_too=hjson_too)
+
+
+def tree_sha256(tree: dict[str, Any]) -> str:
+    """Return the SHA-256 of JSON values, whatever order their keys are in."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def dump_yaml(tree: dict[str, Any]) -> str:
