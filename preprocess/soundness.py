@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from harl_fast.data.views.jpeg import ANOTHER_SIZE, decode_pixels, jpeg_error
+from preprocess.png import deep_transparency
 from preprocess.reading import UnusableImageError
 
 DAMAGED = "damaged: "
@@ -63,6 +64,8 @@ def load_judged(image: Image.Image, file_size: tuple[int, int]) -> tuple[Image.I
                 f"{DAMAGED}a pixel has colour {greatest} of the PNG's palette, which ends at "
                 f"{colours - 1}"
             )
+    if image.format == "PNG" and "transparency" in image.info and image.tile[0].args == "RGB;16B":
+        deep_transparency(image)
     image.load()
     return image, ""
 

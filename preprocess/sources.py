@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,38 @@ def folder_source(folder: Path) -> Source:
                 for name, reason in sorted(scan.listing.strange.items())
             ],
         )
+    notes += _links(splits)
     return Source(one_line(folder.resolve().name), classes, splits, notes)
+
+
+def _links(splits: dict[str, Split]) -> Iterator[str]:
+    """Yield lines on files that are more than one image, by hard or symbolic links."""
+    files = {name: _identities(split) for name, split in splits.items()}
+    for name, found in files.items():
+        more = len(found) - len(np.unique(found))
+        if more:
+            yield f"{more:,} images of {name} are files of other images there, by links"
+    both = np.flatnonzero(np.isin(files["val"], files["train"]))
+    if both.size:
+        twin = int(np.argmax(files["train"] == files["val"][both[0]]))
+        first, other = splits["val"].names[both[0]], splits["train"].names[twin]
+        yield (
+            f"{both.size:,} images of val are files of train by links ({one_line(first)} is "
+            f"{one_line(other)}): features will be judged on images they were trained on"
+        )
+
+
+def _identities(split: Split) -> npt.NDArray[np.uint64]:
+    """Return a number for each file, the same for links to it; files that are gone have random."""
+    assert split.root is not None
+    found = np.empty(len(split.names), np.uint64)
+    for row, name in enumerate(split.names):
+        try:
+            facts = os.stat(split.root / name)
+            found[row] = (facts.st_dev << 48 ^ facts.st_ino) % 2**64
+        except OSError:  # said when it is read
+            found[row] = secrets.randbits(64)
+    return found
 
 
 def _check_apart(train: Path, val: Path) -> None:
@@ -178,11 +210,14 @@ def _scan(base: Path) -> _Scan:
 
 def _check_classes(folder: Path, train: _Scan, held_out: _Scan) -> None:
     names = sorted(train.by_class)
-    for name in names:
-        if one_line(name) != name:
+    for name in (*names, *held_out.by_class):
+        if one_line(name) != name.strip():
+            place = "train" if name in names else held_out.folder
+            what = "begins or ends with a space" if one_line(name) == name else "does not print"
+            text = f"'{name}'" if one_line(name) == name else one_line(name)
             raise DataError(
-                f"{folder}/train has a class folder whose name does not print "
-                f"({one_line(name)}); rename it, and its like in {held_out.folder}/"
+                f"{folder}/{place} has a class folder whose name {what} ({text}); rename it, and "
+                f"its like in {held_out.folder if place == 'train' else 'train'}/"
             )
     if len(names) < 2:
         raise DataError(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from preprocess.images import Pixels, UnusableImageError, decode_image
+from preprocess.reading import UNUSABLE
 from tests.preprocess.support import photo
 
 Chunk = tuple[bytes, bytes]
@@ -131,12 +132,30 @@ def test_a_transparent_grey_of_any_depth_lies_on_white(path: Path, depth: int) -
     assert decode(content, path)[0, :, 0].tolist() == levels
 
 
-def test_a_transparent_16_bit_colour_is_compared_by_its_upper_bits(path: Path) -> None:
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_transparent_16_bit_colour_is_compared_with_all_its_bits(
+    path: Path, interlaced: bool
+) -> None:
     hidden, other = (0x1234, 0x5678, 0x9ABC), (0x3434, 0x7878, 0xBCBC)
-    row = struct.pack(">6H", *hidden, *other)
+    near = (0x1234, 0x5678, 0x9ABD)
+    pixels = [hidden, near, other]
+    passes = [[0], [], [], [2], [], [1]] if interlaced else [[0, 1, 2]]
+    rows = [
+        b"\0" + struct.pack(f">{3 * len(p)}H", *(v for i in p for v in pixels[i])) for p in passes
+    ]
     key = (b"tRNS", struct.pack(">3H", *hidden))
-    content = png(2, 1, zlib.compress(b"\0" + row), key, depth=16)
-    assert decode(content, path)[0].tolist() == [[255] * 3, [0x34, 0x78, 0xBC]]
+    idat = zlib.compress(b"".join(row for row in rows if len(row) > 1))
+    content = png(3, 1, idat, key, depth=16, interlaced=interlaced)
+    visible = [[0x12, 0x56, 0x9A], [0x34, 0x78, 0xBC]]
+    assert decode(content, path)[0].tolist() == [[255] * 3, *visible]
+
+
+def test_a_profile_that_is_too_large_costs_its_colours_alone(path: Path) -> None:
+    profile = (b"iCCP", b"name\0\0" + zlib.compress(bytes(3_000_000)))
+    path.write_bytes(whole(zlib.compress(ROWS), profile))
+    decoded = decode_image(path, side_px=512)
+    np.testing.assert_array_equal(decoded.rgb, PHOTO)
+    assert decoded.remarks == (UNUSABLE,)
 
 
 LARGE = zlib.compress(bytes(2_000_000))
