@@ -210,15 +210,18 @@ def _scan(base: Path) -> _Scan:
 
 def _check_classes(folder: Path, train: _Scan, held_out: _Scan) -> None:
     names = sorted(train.by_class)
-    for name in (*names, *held_out.by_class):
-        if one_line(name) != name.strip():
-            place = "train" if name in names else held_out.folder
-            what = "begins or ends with a space" if one_line(name) == name else "does not print"
-            text = f"'{name}'" if one_line(name) == name else one_line(name)
+    for name in names:
+        if one_line(name) != name:
             raise DataError(
-                f"{folder}/{place} has a class folder whose name {what} ({text}); rename it, and "
-                f"its like in {held_out.folder if place == 'train' else 'train'}/"
+                f"{folder}/train has a class folder whose name does not print "
+                f"({one_line(name)}); rename it, and its like in {held_out.folder}/"
             )
+    spaced = [f"'{scan.folder}/{n}'" for scan in (train, held_out) for n in scan.by_class]
+    if spaced := [one_line(name) for name in spaced if " '" in name or "/ " in name]:
+        raise DataError(
+            f"{folder} has class folders whose names begin or end with a space "
+            f"({', '.join(spaced[:3])}); rename them"
+        )
     if len(names) < 2:
         raise DataError(
             f"{folder}/train has only one class ({names[0]}){_one_level_down(folder, train)}; "

@@ -24,13 +24,7 @@ DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "sklearn": "scikit-lea
 """Where a module's name is not its distribution's."""
 DISTRIBUTIONS |= {"yaml": "pyyaml", "llvmlite": "numba", "packaging": "pytest", "tomli": "pytest"}
 """The last three come with packages that are made of them or need them themselves."""
-OURS_AND_PYTHONS = sys.stdlib_module_names | {
-    "harl_fast",
-    "preprocess",
-    "launch",
-    "tests",
-    "benchmarks",
-}
+OURS_AND_PYTHONS = sys.stdlib_module_names | {"harl_fast", "preprocess", "launch", "tests", "benchmarks"}
 
 
 def project() -> dict[str, Any]:

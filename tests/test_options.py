@@ -46,11 +46,11 @@ def test_what_only_python_reads_as_a_number_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "11", "1_0", "1.0", "9" * 5000])
 def test_whole_numbers_out_of_range_are_refused_with_their_range(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is not from 1 to 10|is no whole number"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is not from 1 to 10|is no whole number"):
         whole_number(1, 10)(text)
 
 
 @pytest.mark.parametrize("text", ["-1", "1e400", "nan", "-inf", "1_0"])
 def test_numbers_out_of_range_are_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is not from 0 to 10|is no number"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is not from 0 to 10|is no number"):
         number(0.0, 10.0)(text)

@@ -10,24 +10,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harl_fast.errors import ConfigError, DataError, one_line, shown
 from harl_fast.files import Progress, check_output
-from harl_fast.jit import require_compiler
 from harl_fast.options import checked, whole_number
-from harl_fast.program import run_main
-from preprocess.masks import cache
-from preprocess.masks.assign import FALLBACK
-from preprocess.masks.cachefile import Row, write_rows
-from preprocess.masks.find import CHUNK
-from preprocess.masks.methods import METHODS, SUPERVISION, parse_spec, supervision, try_method
-from preprocess.masks.spec import MethodSpec
+from harl_fast.program import head, run_main
 from preprocess.pool import ordered_map, usable_cores
 from preprocess.reading import add_reading, reading_of
 from preprocess.sources import Split, folder_source
 
-MakeRows = Callable[[list[tuple[str, Path]]], list[Row]]
-"""`cache.make_rows` with its settings."""
+if TYPE_CHECKING:
+    from preprocess.masks.spec import MethodSpec
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,19 +31,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description="Make the masks of all images in FOLDER/train and FOLDER/val into a cache, "
         "which `python -m preprocess.beton --masks CACHE` reads. A run that was stopped continues "
         "where it was: run it again.",
-        epilog="methods: "
-        + "; ".join(_usage(name) for name, one in METHODS.items() if one.open)
-        + ". Exit code: 0 all is there, 2 it cannot be done, 130 interrupted.",
+        epilog="Exit code: 0 all is there, 2 it cannot be done, 130 interrupted.",
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="images, as for the conversion")
     add("--out", type=Path, required=True, metavar="CACHE", help="folder of the masks")
     add(
         "--mask-method",
-        type=checked(parse_spec),
+        type=checked(_method),
         metavar="METHOD",
-        default=FALLBACK,
-        help="name, or name:key=value,...; default %(default)s",
+        default="heuristic",
+        help="name, or name:key=value,..., of docs/masks.md; default %(default)s",
     )
     add(
         "--max-resolution",
@@ -72,14 +64,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _usage(name: str) -> str:
-    method = METHODS[name]
-    keys = ",".join(
-        key.upper() if one.default is None else f"{key}={one.default}"
-        for key, one in method.parameters.items()
-        if not isinstance(one.default, tuple)
-    )
-    return f"{name}{':' if keys else ''}{keys} ({method.about})".replace("%", "%%")
+def _method(text: str) -> MethodSpec:
+    from preprocess.masks.methods import parse_spec  # takes seconds
+
+    return parse_spec(text)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -88,6 +76,18 @@ def _shard(text: str) -> tuple[int, int]:
     if not (mark and digits and 1 <= int(part) <= int(parts)):
         raise ValueError(f"{shown(text)} is not I/N with 1 <= I <= N, such as 2/8")
     return int(part), int(parts)
+
+
+with head(__name__, parse):
+    from harl_fast.jit import require_compiler
+    from preprocess.masks import cache
+    from preprocess.masks.assign import FALLBACK
+    from preprocess.masks.cachefile import Row, write_rows
+    from preprocess.masks.find import CHUNK
+    from preprocess.masks.methods import METHODS, SUPERVISION, supervision, try_method
+
+MakeRows = Callable[[list[tuple[str, Path]]], list[Row]]
+"""`cache.make_rows` with its settings."""
 
 
 def main(argv: list[str] | None = None) -> int:

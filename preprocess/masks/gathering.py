@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, naming, replacing
-from preprocess.images import SUFFIXES, UnusableImageError, decode_image
-from preprocess.listing import list_images
+from preprocess.images import UnusableImageError, decode_image
+from preprocess.listing import SUFFIXES, list_images
 from preprocess.masks.committee import MEMBERS, VERSION, Vote, vote
 from preprocess.masks.find import CHUNK
 from preprocess.masks.heuristic import heuristic_map

@@ -17,22 +17,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from harl_fast.files import Progress, check_output, format_seconds
-from harl_fast.jit import require_compiler
 from harl_fast.lock import lock_beside, locked
 from harl_fast.options import SEED_MAX, number, whole_number
-from harl_fast.program import run_main
-from preprocess.masks.committee import MEMBERS, VERSION
-from preprocess.masks.composites import Teaching
-from preprocess.masks.gathering import FEW, Gathered, gather, image_files
-from preprocess.masks.learning import Recipe, train
-from preprocess.masks.network import save_network
-from preprocess.masks.refinement import refresh
+from harl_fast.program import head, run_main
 from preprocess.pool import usable_cores
 from preprocess.reading import add_reading, reading_of
 
@@ -66,6 +54,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.out.suffix != ".safetensors":
         parser.error(f"argument --out: {args.out} does not end in .safetensors")
     return args
+
+
+with head(__name__, parse):
+    import cv2
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from harl_fast.jit import require_compiler
+    from preprocess.masks.committee import MEMBERS, VERSION
+    from preprocess.masks.composites import Teaching
+    from preprocess.masks.gathering import FEW, Gathered, gather, image_files
+    from preprocess.masks.learning import Recipe, train
+    from preprocess.masks.network import save_network
+    from preprocess.masks.refinement import refresh
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -201,5 +201,5 @@ def test_a_jpeg_that_libjpeg_refuses_outright_is_refused_for_its_reason(tmp_path
     content[frame + 11] = 0x77  # the first component's sampling factors end at 4
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
-    with pytest.raises(UnusableImageError, match="damaged: libjpeg warns: .*sampling factors"):
+    with pytest.raises(UnusableImageError, match=r"damaged: libjpeg warns: .*sampling factors"):
         decode_image(path, side_px=512)

@@ -292,7 +292,7 @@ def test_a_class_name_with_a_space_at_its_end_is_shown_and_refused(
     tmp_path: Path, split: str
 ) -> None:
     layout(tmp_path, *USUAL, f"{split}/a /1.jpg")
-    with pytest.raises(DataError, match=f"{split} has a class folder .*begins or ends .*'a '"):
+    with pytest.raises(DataError, match=f"names begin or end with a space .'{split}/a '"):
         folder_source(tmp_path)
 
 

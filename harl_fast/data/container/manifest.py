@@ -160,9 +160,9 @@ def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uin
 
 
 def read_manifest(beton: Path) -> Manifest:
-    """Return a container's manifest; `DataError` when missing, damaged, edited or of another format.
+    """Return a container's manifest; `DataError` if missing, damaged, edited or of another format.
 
-    Manifests written before have no `_SEAL`; they are taken as they are.
+    Manifests that were written before seals have no `_SEAL` and are taken as they are.
     """
     path = manifest_path(beton)
     if not path.exists():
