@@ -80,14 +80,21 @@ def override(tree: dict[str, Any], text: str, *, option: str) -> None:
     node: Any = tree
     try:
         for part in parents:
-            node = node[to_int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        place: Any = to_int(last) if isinstance(node, list) else last
+            node = node[_item(part)] if isinstance(node, list) else node.setdefault(part, {})
+        place: Any = _item(last) if isinstance(node, list) else last
         node[place] = parse_yaml(value, where=f"{option} {one_line(key)}")
     except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{option} {shown(text)} does not fit the file: {shown(last)} stands below a value "
             f"without such an item"
         ) from error
+
+
+def _item(text: str) -> int:
+    """Return the number of an item of a list; Python would count negative ones from its end."""
+    if (number := to_int(text)) < 0:
+        raise IndexError(text)
+    return number
 
 
 def _explain(model: type[Any], issue: Any, synonyms: Mapping[str, str]) -> str:

@@ -38,16 +38,16 @@ _TRANSPARENT_GREYS = {"L;2": (3, 85), "L;4": (15, 17), "L": (255, 1)}
 class Chunks(PngImagePlugin.PngStream):
     """Pillow's reader of chunks, which takes text that is too large for it as if it were not there.
 
-    A colour profile that is too large is an unusable one. ``tRNS`` of greys is scaled as Pillow
-    scales the pixels; for colours of 16 bits see `deep_transparency`.
+    A colour profile that is too large or broken is an unusable one. ``tRNS`` of greys is scaled as
+    Pillow scales the pixels; for colours of 16 bits see `deep_transparency`.
     """
 
     def chunk_iCCP(self, pos: int, length: int) -> bytes:
         try:
             return super().chunk_iCCP(pos, length)
-        except ValueError:
+        except (ValueError, SyntaxError, IndexError):  # too large, or broken
             assert self.fp is not None
-            self.im_info["icc_profile"] = b"too large"
+            self.im_info["icc_profile"] = b"unusable"
             self.fp.seek(pos)
             return self.fp.read(length)
 

@@ -210,18 +210,7 @@ def _scan(base: Path) -> _Scan:
 
 def _check_classes(folder: Path, train: _Scan, held_out: _Scan) -> None:
     names = sorted(train.by_class)
-    for name in names:
-        if one_line(name) != name:
-            raise DataError(
-                f"{folder}/train has a class folder whose name does not print "
-                f"({one_line(name)}); rename it, and its like in {held_out.folder}/"
-            )
-    spaced = [f"'{scan.folder}/{n}'" for scan in (train, held_out) for n in scan.by_class]
-    if spaced := [one_line(name) for name in spaced if " '" in name or "/ " in name]:
-        raise DataError(
-            f"{folder} has class folders whose names begin or end with a space "
-            f"({', '.join(spaced[:3])}); rename them"
-        )
+    _check_names(folder, train, held_out)
     if len(names) < 2:
         raise DataError(
             f"{folder}/train has only one class ({names[0]}){_one_level_down(folder, train)}; "
@@ -256,6 +245,22 @@ def _check_classes(folder: Path, train: _Scan, held_out: _Scan) -> None:
         f"{folder}/{held_out.folder} has {len(unknown)} class folders that train/ lacks ({shown}); "
         f"give both the same names"
     )
+
+
+def _check_names(folder: Path, train: _Scan, held_out: _Scan) -> None:
+    """Raise `DataError` for class names that cannot be told apart as they are printed."""
+    for name in sorted(train.by_class):
+        if one_line(name) != name:
+            raise DataError(
+                f"{folder}/train has a class folder whose name does not print "
+                f"({one_line(name)}); rename it, and its like in {held_out.folder}/"
+            )
+    spaced = [f"'{scan.folder}/{n}'" for scan in (train, held_out) for n in scan.by_class]
+    if spaced := [one_line(name) for name in spaced if " '" in name or "/ " in name]:
+        raise DataError(
+            f"{folder} has class folders whose names begin or end with a space "
+            f"({', '.join(spaced[:3])}); rename them"
+        )
 
 
 def _one_level_down(folder: Path, train: _Scan) -> str:

@@ -71,6 +71,7 @@ def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Pa
         ("epochs=1_0", ["epochs", "got '1_0'"]),
         ("epochs=' 1 '", ["epochs", "without quotes", "got ' 1 '"]),
         ("data.mean=[0.5, '0.5', 0.5]", ["data.mean", "without quotes"]),
+        ("data.views.-1.flip_p=0", ["data.views.-1", "without such an item"]),
         ("data.views.0_1.flip_p=0", ["data.views.0_1", "without such an item"]),
         ("data.views.0.crop=foreground>=0_1", ["none of random"]),
         ("data.size_schedule=steps:1_60", ["1_60", "no whole number"]),

@@ -20,6 +20,7 @@ PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), 
 PALETTE = (b"PLTE", bytes(range(12)))
 PHOTO = photo(3, height=19, width=13)
 ROWS = b"".join(b"\0" + row.tobytes() for row in PHOTO)
+LARGE = zlib.compress(bytes(2_000_000))
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -150,15 +151,18 @@ def test_a_transparent_16_bit_colour_is_compared_with_all_its_bits(
     assert decode(content, path)[0].tolist() == [[255] * 3, *visible]
 
 
-def test_a_profile_that_is_too_large_costs_its_colours_alone(path: Path) -> None:
-    profile = (b"iCCP", b"name\0\0" + zlib.compress(bytes(3_000_000)))
-    path.write_bytes(whole(zlib.compress(ROWS), profile))
+@pytest.mark.parametrize(
+    "profile", [b"name\0\0" + zlib.compress(bytes(3_000_000)), b"name\0\7" + LARGE, b""]
+)
+def test_a_profile_that_is_too_large_or_broken_costs_its_colours_alone(
+    path: Path, profile: bytes
+) -> None:
+    path.write_bytes(whole(zlib.compress(ROWS), (b"iCCP", profile)))
     decoded = decode_image(path, side_px=512)
     np.testing.assert_array_equal(decoded.rgb, PHOTO)
     assert decoded.remarks == (UNUSABLE,)
 
 
-LARGE = zlib.compress(bytes(2_000_000))
 TEXTS = {
     "zTXt": (b"zTXt", b"name\0\0" + LARGE),
     "zTXt of an unknown kind": (b"zTXt", b"name\0\7" + LARGE),
@@ -173,3 +177,9 @@ def test_large_texts_do_not_cost_the_pixels(path: Path, text: str, behind: bool)
     texts = (TEXTS[text],) * 100
     content = whole(zlib.compress(ROWS), *(() if behind else texts), after=texts if behind else ())
     np.testing.assert_array_equal(decode(content, path), PHOTO)
+
+
+def test_the_colours_of_a_palette_may_be_transparent(path: Path) -> None:
+    alpha = (b"tRNS", b"\xff\0")
+    content = png(4, 1, zlib.compress(b"\0\x1b"), PALETTE, alpha, depth=2, colour=INDEXED)
+    assert decode(content, path).ravel().tolist() == [0, 1, 2, 255, 255, 255, *range(6, 12)]

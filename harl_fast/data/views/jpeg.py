@@ -304,11 +304,11 @@ def decode_pixels(data, size, pixels, pixel_format):  # type: ignore[no-untyped-
     (h, w, channels) uint8; h and w are the size itself or a half, quarter or eighth of it, rounded
     up. pixel_format: of TurboJPEG (TJPF_*), with as many channels.
     """
-    found = np.zeros(4, np.int32)
+    found = np.empty(4, np.int32)
     decoder = _init()
     code = _turbo_header(decoder, data, data.size, found)
     _destroy(decoder)
-    if code != 0 and found[0] == 0:
+    if code != 0 and found[0] < 0:
         return code  # refused outright; a warning comes again below
     if found[0] != size[1] or found[1] != size[0]:
         return ANOTHER_SIZE
