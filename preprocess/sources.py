@@ -240,7 +240,9 @@ def _check_classes(folder: Path, train: _Scan, held_out: _Scan) -> None:
                 f"{folder}/{held_out.folder} has the class {name!a} and train/ has "
                 f"{twin!a}: two Unicode forms of {name}. {ONE_FORM}"
             )
-    shown = ", ".join(map(one_line, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+    # Letters of other alphabets can look like the ones in train/.
+    texts = [one_line(n) if one_line(n) != n or n.isascii() else f"{n} = {n!a}" for n in unknown]
+    shown = ", ".join(texts[:5]) + (", ..." if len(texts) > 5 else "")
     raise DataError(
         f"{folder}/{held_out.folder} has {len(unknown)} class folders that train/ lacks ({shown}); "
         f"give both the same names"

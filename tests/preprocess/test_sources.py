@@ -312,3 +312,9 @@ def test_files_that_are_two_images_by_links_are_counted(tmp_path: Path, link: st
         "1 images of val are files of train by links (val/a/4.jpg is train/b/1.jpg): features "
         "will be judged on images they were trained on"
     ]
+
+
+def test_letters_that_look_alike_are_told_apart(tmp_path: Path) -> None:
+    layout(tmp_path, *USUAL, "val/\N{CYRILLIC SMALL LETTER A}/1.jpg")
+    with pytest.raises(DataError, match=r"train/ lacks \(. = '\\u0430'\)"):
+        folder_source(tmp_path)
