@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from harl_fast.errors import ConfigError, nearest, shown
+from harl_fast.options import to_float
 from harl_fast.section import Count, Section, override, validated
 from harl_fast.textfile import dump_yaml, read_yaml
 
@@ -55,7 +56,7 @@ def crop_rule(text: str) -> tuple[str, float]:
         return text, 0.0
     kind, mark, number = text.partition(">=")
     try:
-        threshold = float(number)
+        threshold = to_float(number.strip())
     except ValueError:
         threshold = 0.0
     if kind.strip() != "foreground" or not mark or not 0.0 < threshold <= 1.0:

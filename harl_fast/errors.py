@@ -37,6 +37,7 @@ _REMEDIES = {
     errno.EACCES: "Give this user the rights, or choose another place",
     errno.EPERM: "Give this user the rights, or choose another place",
     errno.ENOTDIR: "A part of this path is a file: choose another one",
+    errno.ELOOP: "Links lead in a circle, or one stands where none is followed: remove it",
     errno.EEXIST: "A file or broken link of this name is in the way: choose another one",
     errno.ENAMETOOLONG: "Choose a shorter name",
     errno.EMFILE: "Let this process open more files (`ulimit -n 4096`), or use fewer workers",

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from harl_fast.errors import HarlError, OutputError, explain
 from harl_fast.files import tell
+from harl_fast.supervision import Process, boot_id, pid_namespace, stat_fields
 
 FOLDER_LOCK = ".writer.lock"
 """Name of the lock of a whole folder, within it."""
@@ -256,20 +257,23 @@ def _gone(owner: Owner) -> bool:
         return True
     except PermissionError:
         pass  # another user's, so it exists
-    state, started = _state(owner.pid)
-    return state in ("Z", "X") or (0 not in (started, owner.started) and started != owner.started)
+    try:
+        fields = stat_fields(owner.pid)
+    except OSError:  # too many open files, for instance
+        fields = []
+    return bool(fields) and (fields[0] in "ZX" or owner.started not in (0, int(fields[19])))
 
 
 def _this_process() -> Owner:
-    pid = os.getpid()
+    own = Process.of(os.getpid())
     words = [sys.executable, *sys.argv] if sys.argv and sys.argv[0] else [sys.executable]
     return Owner(
         token=secrets.token_hex(16),
         host=_printable(socket.gethostname()),
-        boot=_system_text("/proc/sys/kernel/random/boot_id"),
-        namespace=_namespace(),
-        pid=pid,
-        started=_state(pid)[1],
+        boot=_printable(boot_id()),
+        namespace=_printable(pid_namespace()),
+        pid=os.getpid(),
+        started=0 if own is None else int(own.started),
         time=time.time(),
         command=_printable(shlex.join(words)),
     )
@@ -277,35 +281,6 @@ def _this_process() -> Owner:
 
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:_LONGEST]
-
-
-def _system_text(path: str) -> str:
-    """Return a small file of the system's, or nothing where the system has none."""
-    try:
-        return _printable(Path(path).read_text("utf-8", errors="replace").strip())
-    except OSError:
-        return ""
-
-
-def _namespace() -> str:
-    try:
-        return _printable(os.readlink("/proc/self/ns/pid"))
-    except OSError:
-        return ""
-
-
-def _state(pid: int) -> tuple[str, int]:
-    """Return a process's state and start in clock ticks, or ("", 0) if they cannot be seen."""
-    fields = _stat_fields(pid)
-    return (fields[0], int(fields[19])) if len(fields) > 19 else ("", 0)
-
-
-def _stat_fields(pid: int) -> list[str]:
-    """Return the fields of proc(5)'s stat behind the command, which may hold anything."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode("ascii").split()
-    except OSError:
-        return []
 
 
 def _uptime_s() -> float:

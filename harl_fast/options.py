@@ -1,8 +1,9 @@
-"""Checked values of command lines, as types of argparse."""
+"""Checked values of command lines: numbers in plain writing, and types of argparse."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +13,25 @@ Value = TypeVar("Value")
 
 SEED_MAX = 2**31 - 1
 """Largest seed; every generator behind the project takes it."""
+_INT = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|-?(nan|inf)")
+
+
+def to_int(text: str) -> int:
+    """Return a whole number; ValueError also for what else Python reads: 1_0, ' 1 ', other digits.
+
+    No other program reads those, and a typing mistake is likelier.
+    """
+    if not _INT.fullmatch(text):
+        raise ValueError(f"{shown(text)} is no whole number")
+    return int(text)
+
+
+def to_float(text: str) -> float:
+    """Return a number, as `to_int` does; nan and inf are such: it is for a range to refuse them."""
+    if not _FLOAT.fullmatch(text):
+        raise ValueError(f"{shown(text)} is no number")
+    return float(text)
 
 
 def checked(read: Callable[[str], Value]) -> Callable[[str], Value]:
@@ -34,7 +54,7 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         try:
-            value = int(text)
+            value = to_int(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number") from None
         if not low <= value <= high:
@@ -49,7 +69,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
     def read(text: str) -> float:
         try:
-            value = float(text)
+            value = to_float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{shown(text)} is no number") from None
         if not low <= value <= high:  # also true for NaN

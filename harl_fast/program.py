@@ -8,16 +8,22 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
-from harl_fast.errors import HarlError, explain, one_line
+from harl_fast.errors import ConfigError, HarlError, explain, one_line, shown
 from harl_fast.files import tell
 from harl_fast.supervision import heeds_hangup
 
 _INTERRUPTED = "interrupted: no file is left half-written\n"
 _CLEAN_UP_S = 10.0
+_OF_IMPORTS = (ValueError, KeyError, RuntimeError)
+"""What imports raise where an environment variable holds what a library does not take."""
+_VARIABLES = ("CUDA_", "DS_", "KMP_", "MKL_", "NCCL_", "NUMBA_", "OMP_", "PYTORCH_", "TORCH")
+_MOST_THREADS = 4096
 LONGEST = 4000
 """Most characters of an error that are printed: a message can hold what a file holds."""
 
@@ -72,9 +78,47 @@ def run_main(main: Callable[[], int]) -> None:
     nohup had it ignored: temporary files are removed, and processes ended. Later ones do not
     disturb that.
     """
+    sys.exit(_outcome(main))
+
+
+@contextlib.contextmanager
+def head(module: str, parse: Callable[[None], object]) -> Iterator[None]:
+    """Surround a program's imports of large libraries, which take seconds.
+
+    Where ``module``, a ``__name__``, is that of the program itself, ``parse`` answers --help and
+    mistakes of its command line first. Then signals end the process at once: nothing is to be
+    cleaned up yet, and libraries can swallow a KeyboardInterrupt while they are imported.
+    """
+    if module != "__main__":
+        yield
+        return
+    numbers = [signal.SIGINT, signal.SIGTERM, *[signal.SIGHUP] * heeds_hangup()]
+    before = [(number, signal.signal(number, _leave)) for number in numbers]
+    try:
+        if code := _outcome(lambda: parse(None) and 0):
+            sys.exit(code)
+        yield
+    except _OF_IMPORTS as error:
+        if not (text := _of_environment(error)):
+            raise
+        _complain(text)
+        sys.exit(2)
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    tell(_INTERRUPTED, sys.stderr)
+    os._exit(130)
+
+
+def _outcome(main: Callable[[], int]) -> int:
+    """Return a program's exit code, see `run_main`."""
     _fill_closed_streams()
     with _interrupts(), _plain_streams():
         try:
+            _check_threads()
             code = main()
             sys.stdout.flush()
         except HarlError as error:
@@ -87,11 +131,50 @@ def run_main(main: Callable[[], int]) -> None:
                 error.filename = "standard output"
             _complain(explain(error))
             code = 2
+        except _OF_IMPORTS as error:
+            if not (text := _of_environment(error)):
+                raise
+            _complain(text)
+            code = 2
         except KeyboardInterrupt:
             tell(_INTERRUPTED, sys.stderr)
             code = 130
         _settle_output()
-    sys.exit(code)
+    return code
+
+
+def _check_threads() -> None:
+    """Raise ConfigError for a number of threads that numba warns of at length, or dies of."""
+    text = os.environ.get("NUMBA_NUM_THREADS", "1")
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= _MOST_THREADS):
+        raise ConfigError(
+            f"the environment variable NUMBA_NUM_THREADS is {shown(text)}: set a whole number from "
+            f"1 to {_MOST_THREADS}, or unset it"
+        )
+
+
+def _of_environment(error: Exception) -> str:
+    """Return what to say of a library that cannot be imported for what a variable holds, or "".
+
+    numba, torch and DeepSpeed read many variables as they are imported.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    imported = any(
+        frame.f_code.co_name == "<module>" and frame.f_globals["__name__"] != "__main__"
+        for frame in frames
+    )
+    file = frames[-1].f_code.co_filename
+    if not imported or Path(file).is_relative_to(Path(__file__).parent):
+        return ""
+    known = {name: text for name, text in os.environ.items() if name.startswith(_VARIABLES)}
+    named = {name for name in known if name in str(error)} or known
+    if not named:
+        return ""
+    values = ", ".join(f"{name}={shown(known[name])}" for name in sorted(named))
+    return (
+        f"{one_line(file)}: {shown(str(error).strip())} as it was imported. It may be for "
+        f"{values} in the environment: set a value that it takes, or unset it"
+    )
 
 
 def _tell_early_interrupt(

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from harl_fast.files import write_json
+from harl_fast.files import naming, read_regular, write_json
 
 
 def write_result(
@@ -33,7 +33,8 @@ def write_result(
 def _read(path: Path) -> dict[str, Any]:
     """Return a result as `write_result` wrote it, or nothing for another file."""
     try:
-        found = json.loads(path.read_bytes())
+        with naming(path):
+            found = json.loads(read_regular(path))  # a pipe of that name would be waited for
     except (ValueError, RecursionError):  # no JSON, no text, or no end of brackets
         return {}
     return found if isinstance(found, dict) else {}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from harl_fast.errors import ConfigError, nearest, one_line, shown
+from harl_fast.options import to_int
 from harl_fast.textfile import DEEPEST, parse_yaml
 
 MISTAKES = 10
@@ -25,19 +26,25 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false for numbers, which pydantic would take for 1 and 0."""
-        values = value if isinstance(value, list | tuple) else (value,)
-        switch = any(isinstance(one, bool) for one in values)
-        if switch and _numeric(cls.model_fields[str(info.field_name)].annotation):
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what pydantic would turn into a number (true, '1_0') or a switch (1.0, yes)."""
+        wanted = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        given = {type(one) for one in (value if isinstance(value, list | tuple) else (value,))}
+        numeric = bool(wanted & {int, float})
+        if numeric and bool in given - wanted:
             raise ValueError(f"{shown(value)} is no number")
+        if numeric and str in given - wanted:
+            raise ValueError(f"a finite number without quotes is needed (got {shown(value)})")
+        if bool in wanted and (given & {int, float, str}) - wanted:
+            raise ValueError(f"{shown(value)} is neither true nor false")
         return value
 
 
-def _numeric(annotation: Any) -> bool:
-    if type(annotation) is int:  # of a Literal
-        return True
-    return annotation in (int, float) or any(_numeric(one) for one in get_args(annotation))
+def _kinds(annotation: Any) -> set[type]:
+    """Return the types that an annotation names, and those of a Literal's values."""
+    if inner := get_args(annotation):
+        return set().union(*map(_kinds, inner))
+    return {annotation if isinstance(annotation, type) else type(annotation)}
 
 
 def validated(
@@ -73,14 +80,21 @@ def override(tree: dict[str, Any], text: str, *, option: str) -> None:
     node: Any = tree
     try:
         for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        place: Any = int(last) if isinstance(node, list) else last
+            node = node[_item(part)] if isinstance(node, list) else node.setdefault(part, {})
+        place: Any = _item(last) if isinstance(node, list) else last
         node[place] = parse_yaml(value, where=f"{option} {one_line(key)}")
     except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{option} {shown(text)} does not fit the file: {shown(last)} stands below a value "
             f"without such an item"
         ) from error
+
+
+def _item(text: str) -> int:
+    """Return the number of an item of a list; Python would count negative ones from its end."""
+    if (number := to_int(text)) < 0:
+        raise IndexError(text)
+    return number
 
 
 def _explain(model: type[Any], issue: Any, synonyms: Mapping[str, str]) -> str:

@@ -34,14 +34,14 @@ class Process:
     def of(pid: int | str) -> Process | None:
         """Return the process that has this number now, or None if there is none to be seen."""
         with contextlib.suppress(OSError):
-            if fields := _stat(pid):
+            if fields := _living(pid):
                 return Process(str(pid), fields[19])
         return None
 
     def parent(self) -> Process | None:
         """Return the process that started it, if both can be seen."""
         with contextlib.suppress(OSError):
-            if fields := _stat(self.pid):
+            if fields := _living(self.pid):
                 return Process.of(fields[1])
         return None
 
@@ -54,7 +54,7 @@ class Process:
     def alive(self) -> bool:
         """Return whether it is still there, and not dead and unburied, as far as can be seen."""
         try:
-            fields = _stat(self.pid)
+            fields = _living(self.pid)
         except OSError:  # too many open files, for instance
             return True
         return bool(fields) and fields[19] == self.started
@@ -135,22 +135,42 @@ def heeds_hangup() -> bool:
     return signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
 
 
-def _stat(pid: int | str) -> list[str]:
-    """Return stat(5) from the third field on, the state; nothing if the process has ended."""
+def stat_fields(pid: int | str) -> list[str]:
+    """Return stat of proc(5) from the third field on, the state; the twentieth is the start.
+
+    Nothing if the process has ended, or is another user's and hidden (mount option hidepid).
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except (FileNotFoundError, ProcessLookupError):
         return []
-    fields = text.rpartition(")")[2].split()  # the second is its name, which may hold anything
-    return [] if fields[0] in "ZX" else fields
+    return text.rpartition(")")[2].split()  # the second is its name, which may hold anything
+
+
+def boot_id() -> str:
+    """Return the random name of this start of the kernel, or nothing where there is none."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text("utf-8", "replace").strip()
+    return ""
+
+
+def pid_namespace() -> str:
+    """Return within what a process number holds: containers on one kernel count apart."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
+def _living(pid: int | str) -> list[str]:
+    """Return `stat_fields`, but nothing of a process that is dead and unburied."""
+    fields = stat_fields(pid)
+    return fields if fields and fields[0] not in "ZX" else []
 
 
 def _place() -> str:
     """Return what tells this machine, since its start, and this container from all others."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
-    return ""
+    boot, namespace = boot_id(), pid_namespace()
+    return f"{boot}:{namespace}" if boot and namespace else ""
 
 
 _PARENT = Process.of(os.getppid())

@@ -7,6 +7,7 @@ read as version 1.2 has it: ``1e-3`` is a number; ``yes``, ``12:30`` and ``2024-
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import math
 import os
@@ -226,6 +227,11 @@ def dump_yaml(tree: dict[str, Any], *, flow: bool = False) -> str:
         style = {"default_flow_style": True, "width": float("inf"), "allow_unicode": True}
     text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, **style)
     return text.removesuffix("\n") if flow else text
+
+
+def tree_sha256(tree: dict[str, Any]) -> str:
+    """Return the SHA-256 of JSON values, whatever order their keys are in."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _checked(value: Any, *, where: str, error: type[HarlError]) -> Any:

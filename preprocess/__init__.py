@@ -1,0 +1,3 @@
+"""Programs that make containers and masks; they use level 0 of `harl_fast` and its data alone."""
+
+import harl_fast.program  # noqa: F401  # with the first import an interrupt becomes one line

@@ -7,24 +7,21 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import check_output
-from harl_fast.jit import require_compiler
 from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.options import SEED_MAX, checked, whole_number
-from harl_fast.program import run_main
-from preprocess.advice import advise
-from preprocess.build import build
-from preprocess.convert import Settings
-from preprocess.demo.make import MAX_CLASSES, DemoSettings, make_demo_set
-from preprocess.encode import DEFAULT_STORE, STORES, parse_store
-from preprocess.masks.registry import MASK_METHODS, parse_spec
-from preprocess.masks.sources import FALLBACK
+from harl_fast.program import head, run_main
+from preprocess.demo.shapes import SHAPES
 from preprocess.pool import usable_cores
 from preprocess.reading import add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
+
+if TYPE_CHECKING:
+    from preprocess.encode import Store
+    from preprocess.masks.spec import MethodSpec
 
 MASK_SIZE_PX = 128
 """Methods make masks of 64 or 128 px, which this holds as they are. Halving the latter costs 2 to 3
@@ -61,21 +58,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--mask-method",
-        type=checked(parse_spec),
+        type=checked(_method),
         metavar="METHOD",
-        default=FALLBACK,
-        help=f"{', '.join(MASK_METHODS)}; as {{name: {{key: value}}}} (see docs/masks.md); with "
-        "--masks for images without a mask there; default %(default)s",
+        default="heuristic",
+        help="heuristic, or another {name: {key: value}} of docs/masks.md; with --masks for images "
+        "without a mask there; default %(default)s",
     )
     number = functools.partial(_add_number, parser.add_argument)
     number("--mask-size", 8, 1024, default=MASK_SIZE_PX, about="side of masks, a multiple of 8")
     number("--max-resolution", 8, 4096, default=512, about="longest side of the stored images")
     add(
         "--store",
-        type=checked(parse_store),
+        type=checked(_store),
         metavar="KIND",
-        default=DEFAULT_STORE,
-        help="; ".join(f"{name} ({about})" for name, about in STORES.items()) + "; default jpg",
+        default="jpg",
+        help="jpg (re-encoded JPEG), passthrough (a JPEG file's own bytes where the loader reads "
+        "them, else jpg), raw, yuv420, mix:P or mix:P:yuv420 (a share P of those); default jpg",
     )
     number("--quality", 1, 100, default=90, about="JPEG quality")
     add_reading(parser)
@@ -89,11 +87,23 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _method(text: str) -> MethodSpec:
+    from preprocess.masks.registry import parse_spec  # takes seconds, as does the next
+
+    return parse_spec(text)
+
+
+def _store(text: str) -> Store:
+    from preprocess.encode import parse_store
+
+    return parse_store(text)
+
+
 def _add_demo_set(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("demo set, without --data and --dataset")
     number = functools.partial(_add_number, group.add_argument)
     number("--demo-images", 20, 10**6, default=3000, about="images in both splits together")
-    number("--demo-classes", 2, MAX_CLASSES, default=MAX_CLASSES, about="kinds of objects")
+    number("--demo-classes", 2, len(SHAPES), default=len(SHAPES), about="kinds of objects")
     number("--demo-size", 32, 512, default=144, about="side of the images")
     number("--demo-seed", 0, SEED_MAX, default=0, about="other seeds give other images")
 
@@ -104,6 +114,14 @@ def _add_number(
     """Add an option that takes a whole number from low to high."""
     kind = whole_number(low, high)
     add(flag, type=kind, default=default, metavar="N", help=f"{about}; default %(default)s")
+
+
+with head(__name__, parse):
+    from harl_fast.jit import require_compiler
+    from preprocess.advice import advise
+    from preprocess.build import build
+    from preprocess.convert import Settings
+    from preprocess.demo.make import DemoSettings, make_demo_set
 
 
 def main(argv: list[str] | None = None) -> int:

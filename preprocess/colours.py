@@ -86,11 +86,14 @@ def _conversion(
     grey = deep_grey(image)
     if grey is not None:
         to_8_bit = _scaling(image, grey, reading.grey)
+    # Programs that know no alpha leave its bytes of a BMP at zero.
+    blank = image.format in ("BMP", "DIB") and image.mode == "RGBA" and not _greatest_alpha(image)
     # Pillow reads every CMYK JPEG as inverted; that is Adobe's habit, marked by APP14.
     adobe = "adobe" in image.info or image.format not in ("JPEG", "MPO")
     profile = image.info.get("icc_profile") if reading.icc else None
 
     def convert(strip: Image.Image) -> tuple[Pixels, str]:
+        strip = strip.convert("RGB") if blank else strip
         plain = _plain(strip, adobe=adobe) if grey is None else to_8_bit(strip)
         remark = ""
         if profile:
@@ -98,6 +101,10 @@ def _conversion(
         return np.asarray(plain if plain.mode == "RGB" else plain.convert("RGB")), remark
 
     return convert
+
+
+def _greatest_alpha(image: Image.Image) -> float:
+    return max(strip.getchannel("A").getextrema()[1] for _, strip in _strips(image, rows=256))
 
 
 def _plain(image: Image.Image, *, adobe: bool) -> Image.Image:

@@ -9,6 +9,7 @@ import numpy as np
 
 from harl_fast.data.container.fields import MODE_JPG, MODE_NAMES, MODE_RAW, MODE_YUV420
 from harl_fast.errors import shown
+from harl_fast.options import to_float
 from harl_fast.rng import STORE, uniforms
 from preprocess.images import Pixels
 
@@ -75,7 +76,7 @@ def parse_store(text: str) -> Store:
     if kind != "mix" or not 1 <= len(rest) <= 2 or rest[1:] not in ([], ["raw"], ["yuv420"]):
         raise ValueError(f"{shown(text)} is no store: {known}")
     try:
-        share = float(rest[0])
+        share = to_float(rest[0])
     except ValueError:
         share = 0.0
     if not 0.0 < share < 1.0:

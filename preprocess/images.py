@@ -20,6 +20,7 @@ from harl_fast.data.container.integrity import MOST_PIXELS
 from harl_fast.files import UnusualFileError, open_regular
 from preprocess.checksums import check_sums
 from preprocess.colours import deep_grey, to_rgb
+from preprocess.listing import TIFF_STARTS
 from preprocess.png import Chunks
 from preprocess.reading import (
     DEFAULT_READING,
@@ -33,11 +34,6 @@ from preprocess.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT
 
 Mask = npt.NDArray[np.bool_]
 
-_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp")
-SUFFIXES = frozenset(
-    (*_JPEG_SUFFIXES, ".png", ".apng", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif")
-)
-TIFF_STARTS = (b"II*\0", b"MM\0*")
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF")
 """The only decoders Pillow may pick, by content: a file named .jpg must not start Ghostscript."""
 

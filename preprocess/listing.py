@@ -9,8 +9,12 @@ from pathlib import Path
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import open_regular
-from preprocess.images import SUFFIXES, TIFF_STARTS
 
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp")
+SUFFIXES = frozenset(
+    (*_JPEG_SUFFIXES, ".png", ".apng", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif")
+)
+TIFF_STARTS = (b"II*\0", b"MM\0*")
 _STORAGE = ("@eadir", "#recycle", "@recycle", "#snapshot", "lost+found")
 _MACOS = ("__macosx", "icon\r")
 _WINDOWS = ("$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini")

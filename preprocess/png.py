@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from PIL import PngImagePlugin
+import numpy as np
+from PIL import Image, PngImagePlugin
 
 from preprocess.inflate import Inflation
 from preprocess.reading import UnusableImageError
@@ -36,9 +38,18 @@ _TRANSPARENT_GREYS = {"L;2": (3, 85), "L;4": (15, 17), "L": (255, 1)}
 class Chunks(PngImagePlugin.PngStream):
     """Pillow's reader of chunks, which takes text that is too large for it as if it were not there.
 
-    ``tRNS`` is scaled as Pillow scales the pixels. It keeps 8 of 16 bits of a colour: those alone
-    are compared, and what differs from the transparent colour in the others only is transparent.
+    A colour profile that is too large or broken is an unusable one. ``tRNS`` of greys is scaled as
+    Pillow scales the pixels; for colours of 16 bits see `deep_transparency`.
     """
+
+    def chunk_iCCP(self, pos: int, length: int) -> bytes:
+        try:
+            return super().chunk_iCCP(pos, length)
+        except (ValueError, SyntaxError, IndexError):  # too large, or broken
+            assert self.fp is not None
+            self.im_info["icc_profile"] = b"unusable"
+            self.fp.seek(pos)
+            return self.fp.read(length)
 
     def chunk_tEXt(self, pos: int, length: int) -> bytes:
         return self._text(super().chunk_tEXt, pos, length)
@@ -64,9 +75,26 @@ class Chunks(PngImagePlugin.PngStream):
         if self.im_mode == "L":
             bits, scale = _TRANSPARENT_GREYS[self.im_rawmode]
             self.im_info["transparency"] = (key & bits) * scale
-        elif self.im_rawmode == "RGB;16B":
-            self.im_info["transparency"] = tuple(value >> 8 for value in key)
         return data
+
+
+def deep_transparency(image: Image.Image) -> None:
+    """Load a PNG of 16 bits per colour and make its transparent colour an alpha channel.
+
+    Pillow keeps the first byte of each value. Read in the other order, it keeps the second.
+    """
+    assert image.fp is not None
+    key: Any = image.info.pop("transparency")
+    image.fp.seek(0)
+    with Image.open(io.BytesIO(image.fp.read()), formats=("PNG",)) as low:
+        low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]  # type: ignore[attr-defined]
+        low.load()
+    image.load()
+    hidden = np.ones((image.height, image.width), np.bool_)
+    for band, value in enumerate(key):
+        hidden &= np.asarray(image.getchannel(band)) == value >> 8
+        hidden &= np.asarray(low.getchannel(band)) == value & 255
+    image.putalpha(Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)))
 
 
 def check_png(stream: BinaryIO) -> None:

@@ -6,21 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from harl_fast.config import RunConfig, load_config, override_config, presets
-from harl_fast.data.container.imagefield import open_reader
-from harl_fast.data.container.manifest import check_container, read_manifest
-from harl_fast.data.occupancy import SAMPLES, occupancy, occupancy_text
-from harl_fast.engine.views import sizes_text, view_geometry
 from harl_fast.errors import one_line, shown
 from harl_fast.files import check_output
-from harl_fast.jit import require_compiler
 from harl_fast.options import checked, whole_number
-from harl_fast.program import run_main
-from harl_fast.viz import contact_sheet, occupancy_chart, write_png
-from preprocess.masks import gallery
-from preprocess.masks.registry import MASK_METHODS, open_method, parse_spec, to_mask
+from harl_fast.program import head, run_main
 from preprocess.reading import add_reading, reading_of
 
 
@@ -50,8 +40,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--stats",
         action="store_true",
-        help=f"print and draw (OUT_stats.png) the masks' coverage and the share of foreground by "
-        f"cell, over the crops of up to {SAMPLES} samples",
+        help="print and draw (OUT_stats.png) the masks' coverage and the share of foreground by "
+        "cell, over the crops of many samples",
     )
     group = parser.add_argument_group(
         "masks", "Worst, typical and best ones by IoU with the truth, or else by how unlike the "
@@ -59,8 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add = group.add_argument
     add("--masks", action="store_true", help="draw image, soft map, mask, and truth if given")
-    makers = ", ".join(name for name, method in MASK_METHODS.items() if method.open)
-    about = f"how masks of a folder's images are made: {makers}, with parameters as in `make beton`"
+    about = "how masks of a folder's images are made, see docs/masks.md; as in `make beton`"
     add("--mask-method", default="heuristic", metavar="SPEC", help=about)
     add("--truth", type=Path, metavar="FOLDER", help="true masks under the images' names")
     about = "images looked at, evenly spaced"
@@ -74,6 +63,19 @@ def _ids(text: str) -> list[int]:
     if len(words) > 1000 or not all(word.isdecimal() and len(word) < 12 for word in words):
         raise ValueError(f"{shown(text)} is no list of up to 1000 numbers such as 3,17")
     return [int(word) for word in words]
+
+
+with head(__name__, parse):
+    import numpy as np
+
+    from harl_fast.data.container.fields import open_reader
+    from harl_fast.data.container.manifest import check_container, read_manifest
+    from harl_fast.data.occupancy import occupancy, occupancy_text
+    from harl_fast.engine.views import sizes_text, view_geometry
+    from harl_fast.jit import require_compiler
+    from harl_fast.viz import contact_sheet, occupancy_chart, write_png
+    from preprocess.masks import gallery
+    from preprocess.masks.registry import open_method, parse_spec, to_mask
 
 
 def finder(spec: str) -> gallery.Find:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.options import checked
+from harl_fast.options import checked, to_float
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -46,10 +46,10 @@ def parse_range(text: str) -> GreyRange:
         return GreyRange(text)
     low, _, high = text.partition(":")
     try:
-        found = GreyRange("fixed", float(low), float(high))
+        found = GreyRange("fixed", to_float(low), to_float(high))
     except ValueError:
         raise ValueError(f"{text!r} is none of full, minmax and LOW:HIGH") from None
-    if not (math.isfinite(found.low) and math.isfinite(found.high) and found.low < found.high):
+    if not -math.inf < found.low < found.high < math.inf:
         raise ValueError(f"{text!r}: LOW and HIGH are finite, and LOW is the smaller")
     return found
 

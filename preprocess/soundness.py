@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from harl_fast.data.views.jpeg import ANOTHER_SIZE, decode_pixels, jpeg_error
+from preprocess.png import deep_transparency
 from preprocess.reading import UnusableImageError
 
 DAMAGED = "damaged: "
@@ -54,6 +55,8 @@ def load_judged(image: Image.Image, file_size: tuple[int, int]) -> tuple[Image.I
         return _load_jpeg(image, file_size)
     if image.format == "WEBP" and _decodes(_without_end(_file_bytes(image))):
         return image, f"{DAMAGED}a WebP that decodes without the end of its data"
+    if image.format == "PNG" and "transparency" in image.info and image.tile[0].args == "RGB;16B":
+        deep_transparency(image)
     if image.format == "PNG" and image.palette is not None:
         colours = len(image.palette.palette) // 3
         image.load()

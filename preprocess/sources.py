@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,38 @@ def folder_source(folder: Path) -> Source:
                 for name, reason in sorted(scan.listing.strange.items())
             ],
         )
+    notes += _links(splits)
     return Source(one_line(folder.resolve().name), classes, splits, notes)
+
+
+def _links(splits: dict[str, Split]) -> Iterator[str]:
+    """Yield lines on files that are more than one image, by hard or symbolic links."""
+    files = {name: _identities(split) for name, split in splits.items()}
+    for name, found in files.items():
+        more = len(found) - len(np.unique(found))
+        if more:
+            yield f"{more:,} images of {name} are files of other images there, by links"
+    both = np.flatnonzero(np.isin(files["val"], files["train"]))
+    if both.size:
+        twin = int(np.argmax(files["train"] == files["val"][both[0]]))
+        first, other = splits["val"].names[both[0]], splits["train"].names[twin]
+        yield (
+            f"{both.size:,} images of val are files of train by links ({one_line(first)} is "
+            f"{one_line(other)}): features will be judged on images they were trained on"
+        )
+
+
+def _identities(split: Split) -> npt.NDArray[np.uint64]:
+    """Return a number for each file, the same for links to it; files that are gone have random."""
+    assert split.root is not None
+    found = np.empty(len(split.names), np.uint64)
+    for row, name in enumerate(split.names):
+        try:
+            facts = os.stat(split.root / name)
+            found[row] = (facts.st_dev << 48 ^ facts.st_ino) % 2**64
+        except OSError:  # said when it is read
+            found[row] = secrets.randbits(64)
+    return found
 
 
 def _check_apart(train: Path, val: Path) -> None:
@@ -178,12 +210,7 @@ def _scan(base: Path) -> _Scan:
 
 def _check_classes(folder: Path, train: _Scan, held_out: _Scan) -> None:
     names = sorted(train.by_class)
-    for name in names:
-        if one_line(name) != name:
-            raise DataError(
-                f"{folder}/train has a class folder whose name does not print "
-                f"({one_line(name)}); rename it, and its like in {held_out.folder}/"
-            )
+    _check_names(folder, train, held_out)
     if len(names) < 2:
         raise DataError(
             f"{folder}/train has only one class ({names[0]}){_one_level_down(folder, train)}; "
@@ -213,11 +240,29 @@ def _check_classes(folder: Path, train: _Scan, held_out: _Scan) -> None:
                 f"{folder}/{held_out.folder} has the class {name!a} and train/ has "
                 f"{twin!a}: two Unicode forms of {name}. {ONE_FORM}"
             )
-    shown = ", ".join(map(one_line, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+    # Letters of other alphabets can look like the ones in train/.
+    texts = [one_line(n) if one_line(n) != n or n.isascii() else f"{n} = {n!a}" for n in unknown]
+    shown = ", ".join(texts[:5]) + (", ..." if len(texts) > 5 else "")
     raise DataError(
         f"{folder}/{held_out.folder} has {len(unknown)} class folders that train/ lacks ({shown}); "
         f"give both the same names"
     )
+
+
+def _check_names(folder: Path, train: _Scan, held_out: _Scan) -> None:
+    """Raise `DataError` for class names that cannot be told apart as they are printed."""
+    for name in sorted(train.by_class):
+        if one_line(name) != name:
+            raise DataError(
+                f"{folder}/train has a class folder whose name does not print "
+                f"({one_line(name)}); rename it, and its like in {held_out.folder}/"
+            )
+    spaced = [f"'{scan.folder}/{n}'" for scan in (train, held_out) for n in scan.by_class]
+    if spaced := [one_line(name) for name in spaced if " '" in name or "/ " in name]:
+        raise DataError(
+            f"{folder} has class folders whose names begin or end with a space "
+            f"({', '.join(spaced[:3])}); rename them"
+        )
 
 
 def _one_level_down(folder: Path, train: _Scan) -> str:

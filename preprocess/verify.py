@@ -13,28 +13,49 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from harl_fast.data.container.checksum import Kind, stored_sum
-from harl_fast.data.container.fields import open_reader
-from harl_fast.data.container.manifest import (
-    Manifest,
-    check_container,
-    names_path,
-    read_manifest,
-    read_sums,
-)
-from harl_fast.data.container.reader import stored_pixels
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output, format_seconds, sha256_file, write_json
-from harl_fast.jit import require_compiler
 from harl_fast.options import whole_number
-from harl_fast.program import run_main
+from harl_fast.program import head, run_main
 from preprocess.pool import ordered_map, usable_cores
 
 SOUND, DAMAGED, REFUSED = 0, 1, 2
 """Exit codes: as written; some bytes are not; it cannot be judged (no manifest, cut, ...)."""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Return the checked command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m preprocess.verify",
+        description="Compare containers with the checksums in their manifests. If one differs, or "
+        "with --deep, decode every sample and name those that are damaged.",
+        epilog=f"exit code: {SOUND} all is as written, {DAMAGED} something is damaged, {REFUSED} a "
+        f"container cannot be judged (missing, cut short, no manifest)",
+    )
+    parser.add_argument("betons", nargs="+", type=Path, metavar="FILE.beton")
+    parser.add_argument("--deep", action="store_true", help="decode every sample in any case")
+    parser.add_argument("--report", type=Path, metavar="OUT.json", help="write all findings there")
+    kind, about = whole_number(1, 1024), "processes that decode"
+    parser.add_argument("--workers", type=kind, default=usable_cores(), metavar="N", help=about)
+    return parser.parse_args(argv)
+
+
+with head(__name__, parse):
+    import numpy as np
+    import numpy.typing as npt
+
+    from harl_fast.data.container.checksum import Kind, stored_sum
+    from harl_fast.data.container.fields import open_reader
+    from harl_fast.data.container.manifest import (
+        Manifest,
+        check_container,
+        names_path,
+        read_manifest,
+        read_sums,
+    )
+    from harl_fast.data.container.reader import stored_pixels
+    from harl_fast.jit import require_compiler
+
 CHUNK = 64
 """Samples a worker takes at a time: about 0.1 s of decoding."""
 NAMED = 10
@@ -258,19 +279,7 @@ def _print(verdict: Verdict) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m preprocess.verify",
-        description="Compare containers with the checksums in their manifests. If one differs, or "
-        "with --deep, decode every sample and name those that are damaged.",
-        epilog=f"exit code: {SOUND} all is as written, {DAMAGED} something is damaged, {REFUSED} a "
-        f"container cannot be judged (missing, cut short, no manifest)",
-    )
-    parser.add_argument("betons", nargs="+", type=Path, metavar="FILE.beton")
-    parser.add_argument("--deep", action="store_true", help="decode every sample in any case")
-    parser.add_argument("--report", type=Path, metavar="OUT.json", help="write all findings there")
-    kind, about = whole_number(1, 1024), "processes that decode"
-    parser.add_argument("--workers", type=kind, default=usable_cores(), metavar="N", help=about)
-    args = parser.parse_args(argv)
+    args = parse(argv)
     require_compiler()
     if args.report:
         check_output(args.report, option="--report", inputs=args.betons)

@@ -68,6 +68,17 @@ def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Pa
         ("optim.lr='inf'", ["optim.lr", "finite"]),
         ("optim.lr=true", ["optim.lr", "True is no number"]),
         ("epochs=true", ["epochs", "True is no number"]),
+        ("epochs=1_0", ["epochs", "got '1_0'"]),
+        ("epochs=' 1 '", ["epochs", "without quotes", "got ' 1 '"]),
+        ("data.mean=[0.5, '0.5', 0.5]", ["data.mean", "without quotes"]),
+        ("data.views.-1.flip_p=0", ["data.views.-1", "without such an item"]),
+        ("data.views.0_1.flip_p=0", ["data.views.0_1", "without such an item"]),
+        ("data.views.0.crop=foreground>=0_1", ["none of random"]),
+        ("data.size_schedule=steps:1_60", ["1_60", "no whole number"]),
+        ("model.compile=yes", ["model.compile", "'yes' is neither true nor false"]),
+        ("model.compile='1'", ["model.compile", "'1' is neither true nor false"]),
+        ("model.compile=1.0", ["model.compile", "1.0 is neither true nor false"]),
+        ("optim.nesterov=0", ["optim.nesterov", "0 is neither true nor false"]),
         ("data.views.0.scale=[true, 1]", ["scale", "is no number"]),
         ("model.last_stride=true", ["model.last_stride"]),
         ("seed=" + "9" * 5000, ["seed", "5,000 digits"]),
@@ -166,9 +177,12 @@ def test_every_choice_of_every_key_is_taken(key: str, choice: object) -> None:
     load_config("paper", overrides=[f"{key}={choice}"])
 
 
-@pytest.mark.parametrize("word", ["yes", "on", "true", "True"])
-def test_switches_take_the_words_of_yaml_1_1_too(word: str) -> None:
+@pytest.mark.parametrize("word", ["true", "True", "TRUE"])
+def test_switches_take_the_words_of_yaml_1_2_alone(word: str) -> None:
     assert load_config("paper", overrides=[f"model.compile={word}"]).model.compile
+    for other in ("on", "'true'"):
+        with pytest.raises(ConfigError, match="neither true nor false"):
+            load_config("paper", overrides=[f"model.compile={other}"])
 
 
 def numbers(model: type[Section], key: str = "") -> Iterator[tuple[str, Any]]:

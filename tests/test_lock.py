@@ -18,6 +18,7 @@ import pytest
 from harl_fast import lock as module
 from harl_fast.errors import HarlError
 from harl_fast.lock import FOLDER_LOCK, discard_folder, holder, locked, write_new
+from harl_fast.supervision import stat_fields
 from tests.full import FullStream
 
 ROOT = Path(__file__).parents[1]
@@ -121,9 +122,9 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(
 def test_a_process_that_ended_and_was_not_waited_for_is_gone(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     limit = time.monotonic() + 30
-    while module._state(child.pid)[0] != "Z" and time.monotonic() < limit:
+    while stat_fields(child.pid)[0] != "Z" and time.monotonic() < limit:
         time.sleep(0.01)
-    leave(tmp_path / FOLDER_LOCK, pid=child.pid, started=module._state(child.pid)[1])
+    leave(tmp_path / FOLDER_LOCK, pid=child.pid, started=int(stat_fields(child.pid)[19]))
     assert holder(tmp_path / FOLDER_LOCK) is None
     child.wait()
 

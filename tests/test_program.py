@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,92 @@ def test_an_interrupt_during_a_programs_imports_is_one_line() -> None:
     done = subprocess.run([sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGINT
     assert done.stderr == "interrupted: no file is left half-written\n"
+
+
+PROGRAMS = (
+    "preprocess.beton",
+    "preprocess.verify",
+    "preprocess.preview",
+    "preprocess.masks",
+    "preprocess.masks.selftrained.train",
+    "harl_fast.doctor",
+    "launch/demo.py",
+    "launch/lineval.py",
+    "launch/pretrain.py",
+)
+HELP = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+run = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
+try:
+    run(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0
+large = {"torch", "torchvision", "ffcv", "deepspeed", "numba"} & sys.modules.keys()
+assert not large, large
+"""
+
+
+def started(*words: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_is_there_before_the_large_libraries(program: str) -> None:
+    job = started("-c", HELP, program)
+    out, errors = job.communicate()
+    assert job.returncode == 0 and out.startswith("usage: "), errors
+
+
+@pytest.mark.parametrize("library", ["multiarray", "libtorch"])
+@pytest.mark.parametrize("program", ["preprocess.verify", "preprocess.masks.selftrained.train"])
+def test_an_interrupt_while_libraries_are_imported_is_one_line(program: str, library: str) -> None:
+    options = ["--data", "x", "--out", "x.safetensors"] if program.endswith("train") else ["x"]
+    job = started("-m", program, *options)
+    while library not in Path(f"/proc/{job.pid}/maps").read_text():
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.send_signal(signal.SIGINT)
+    _, errors = job.communicate()
+    assert errors == "interrupted: no file is left half-written\n"
+    assert job.returncode in (130, -signal.SIGINT)  # which is 130 to a shell
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NUMBA_NUM_THREADS", "0"),
+        ("NUMBA_NUM_THREADS", "abc"),
+        ("NUMBA_NUM_THREADS", "99999"),
+        ("NUMBA_NUM_THREADS", ""),
+        ("NUMBA_THREADING_LAYER", "foo"),
+        ("TORCH_LOGS", "foo"),
+    ],
+)
+def test_a_variable_that_a_library_does_not_take_is_named(name: str, value: str) -> None:
+    job = started("-m", "preprocess.verify", "x.beton", **{name: value})
+    _, errors = job.communicate()
+    assert job.returncode == 2 and errors.startswith("error: ") and errors.count("\n") == 1
+    assert name in errors and repr(value) in errors and "unset it" in errors
+
+
+def test_a_mistake_of_our_own_in_an_import_is_not_blamed_on_the_environment(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "broken.py").write_text("raise ValueError('ours')")
+    program = "from harl_fast.program import run_main\nrun_main(lambda: __import__('broken'))"
+    job = started("-c", program, PYTHONPATH=f"{ROOT}:{tmp_path}", NUMBA_OPT="3")
+    _, errors = job.communicate()
+    assert "NUMBA_OPT" in errors  # not below this folder: somebody else's
+    program = "from harl_fast.program import run_main\nrun_main(lambda: int('x'))"
+    job = started("-c", program, NUMBA_OPT="3")
+    _, errors = job.communicate()
+    assert "Traceback" in errors and "NUMBA_OPT" not in errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,10 @@ def test_names_that_are_no_text_read_back_as_the_same_names(tmp_path: Path) -> N
     write(tmp_path / "result.json", 1, data="set\udcff")
     found = json.loads((tmp_path / "result.json").read_bytes())
     assert found["provenance"]["data"] == "set\udcff"
+
+
+def test_a_pipe_in_the_place_of_a_result_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="a named pipe"):
+        write_result(path, {}, provenance={}, name="x")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 from harl_fast.errors import shown
+from harl_fast.options import to_float
+from harl_fast.supervision import stat_fields
 
 MARGIN_S = 10.0
 """What is left after the last save: for leaving, and for clocks that began before this process."""
+_LONGEST_S = 10 * 365 * 86400.0
 _SLOW_DISK = 50e6
 """Bytes a second that a checkpoint is assumed to be written with before one was."""
 
@@ -17,20 +19,21 @@ _SLOW_DISK = 50e6
 def parse_duration(text: str) -> float:
     """Return a duration in seconds. text: ``HH:MM:SS`` or minutes. Raises ValueError."""
     try:
-        parts = [float(part) for part in text.split(":")]
+        parts = [to_float(part) for part in text.split(":")]
     except ValueError:
         parts = []
-    if len(parts) not in (1, 3) or min(parts) < 0.0 or not 0.0 < sum(parts) < float("inf"):
+    if len(parts) not in (1, 3) or min(parts) < 0.0:
         raise ValueError(f"{shown(text)} is neither HH:MM:SS nor minutes")
     hours, minutes, seconds = parts if len(parts) == 3 else (0.0, parts[0], 0.0)
-    return 3600.0 * hours + 60.0 * minutes + seconds
+    total_s = 3600.0 * hours + 60.0 * minutes + seconds
+    if not 0.0 < total_s <= _LONGEST_S:
+        raise ValueError(f"{shown(text)} is no time above 0 and up to ten years")
+    return total_s
 
 
 def process_age_s() -> float:
     """Return the seconds since this process was started; imports and set-up count."""
-    # Field 22 of stat(5), in clock ticks since boot; the name in field 2 may hold spaces.
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    started_s = int(stat_fields("self")[19]) / os.sysconf("SC_CLK_TCK")  # since boot
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
 
 

@@ -186,10 +186,7 @@ def refuse_keys(tree: dict[str, Any], *, where: str) -> None:
 
 
 def refuse_values(tree: dict[str, Any], *, where: str) -> None:
-    """Raise ConfigError for the first value of a checked file that harl_fast refuses.
-
-    tree: with the schema's types, so that "3" and "no" are what they stand for.
-    """
+    """Raise ConfigError for the first value of a checked file that harl_fast refuses."""
     for (section, key), (refused, why) in _VALUES.items():
         value = tree[section][key]
         if refused(value):

@@ -60,7 +60,6 @@ def lineval(
             name: evaluator(model, epochs=epochs, seed=seed, label=name, autocast=half)
             for name, model in encoders.items()
         }
-        print(table(results, chance=evaluator.chance()))
         settings = {"epochs": epochs, "seed": seed, "random": random, "autocast": str(half)}
         write_result(
             out,
@@ -74,6 +73,8 @@ def lineval(
             },
             name=f"{data.resolve().name}-{checkpoint.path.stem}",
         )
+        # A full disk of the log takes nothing of the result.
+        print(table(results, chance=evaluator.chance()))
         print(f"result: {out}")
     return 0
 

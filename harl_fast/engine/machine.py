@@ -60,23 +60,31 @@ def this_machine() -> Machine:
     env.setdefault("LOCAL_SIZE", env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(gpus)]
+    ranks, here = _from_launcher("WORLD_SIZE", least=1), _from_launcher("LOCAL_SIZE", least=1)
+    _from_launcher("MASTER_PORT", least=1, most=65_535)
+    rank, local_rank = _from_launcher("RANK"), _from_launcher("LOCAL_RANK")
+    if rank >= ranks or local_rank >= here:
+        raise ConfigError(
+            f"the environment variables RANK {rank} of WORLD_SIZE {ranks} and LOCAL_RANK "
+            f"{local_rank} of LOCAL_SIZE {here} name a rank that there is not; ranks count from 0"
+        )
     return Machine(
-        rank=_from_launcher("RANK"),
-        local_rank=_from_launcher("LOCAL_RANK"),
-        ranks=max(_from_launcher("WORLD_SIZE"), 1),
-        ranks_here=max(_from_launcher("LOCAL_SIZE"), 1),
+        rank=rank,
+        local_rank=local_rank,
+        ranks=ranks,
+        ranks_here=here,
         gpus=gpus,
         gpu_gb=min(sizes, default=0) / 1e9,
         cores=os.cpu_count() or 1,
     )
 
 
-def _from_launcher(name: str) -> int:
-    text = os.environ.get(name, "0")
-    if not text.isdecimal() or len(text) > 9:
+def _from_launcher(name: str, *, least: int = 0, most: int = 10**6) -> int:
+    text = os.environ.get(name, str(least))
+    if not (text.isascii() and text.isdecimal() and least <= int(text[:9]) <= most):
         raise ConfigError(
-            f"the environment variable {name} is {shown(text)}, not the number that a launcher "
-            f"sets; start with `deepspeed` or `torchrun`, or unset RANK"
+            f"the environment variable {name} is {shown(text)}, not the number from {least} to "
+            f"{most} that a launcher sets; start with `deepspeed` or `torchrun`, or unset RANK"
         )
     return int(text)
 

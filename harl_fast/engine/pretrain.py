@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harl_fast.engine.config import EngineConfig, read_engine_file, settle
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
 from harl_fast.engine.monitor.status import RunStatus
-from harl_fast.engine.provenance import note_start
+from harl_fast.engine.provenance import note_start, read_provenance
 from harl_fast.engine.runfolder import RunFolder, begin, mark, open_run_folder, write_configs
 from harl_fast.engine.side import SideOutputs, required
 from harl_fast.engine.stop import Leaving, StopSignal
@@ -188,9 +188,15 @@ def _prepare(start: Start, machine: Machine, *, data: Path) -> Parts:
     return parts
 
 
-def _note(start: Start, data: dict[str, object], *, ranks: int, manifest: Path) -> None:
+def _note(start: Start, data: dict[str, Any], *, ranks: int, manifest: Path) -> None:
     """Write what a start writes before its first step. Raises CheckpointError if it cannot be."""
+    from harl_fast.engine.resume import check_data
+
     folder = start.folder
+    if folder.config.exists():  # resumed, perhaps before a first checkpoint, which would know it
+        check_data(
+            read_provenance(folder.provenance).data.get("beton_sha256"), data["beton_sha256"]
+        )
     for text in start.notes:
         tell(f"{text}\n", sys.stderr)
     with required(folder.path):

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from harl_fast.config import RunConfig
 from harl_fast.engine.checkpoint.format import Checkpoint
-from harl_fast.engine.config import Batches, EngineConfig, EngineFile, settle
+from harl_fast.engine.config import (
+    Batches,
+    EngineConfig,
+    EngineFile,
+    read_engine_file,
+    settle,
+)
 from harl_fast.engine.provenance import first_reason
 from harl_fast.engine.schedule import Course
 from harl_fast.errors import CheckpointError, ConfigError, nearest
@@ -68,6 +75,22 @@ def recorded_engine(checkpoint: Checkpoint) -> EngineConfig:
         ) from error
 
 
+def first_engine(path: Path) -> EngineConfig:
+    """Return the engine configuration of a run without a checkpoint. Raises ConfigError."""
+    file = read_engine_file(path)
+    each = (file.train_micro_batch_size_per_gpu or 1) * (file.gradient_accumulation_steps or 1)
+    return settle(file, ranks=max(1, (file.train_batch_size or 1) // each), source=str(path))
+
+
+def check_data(known: object, beton_sha256: str) -> None:
+    """Raise ConfigError if a run began with another container. known: its SHA-256, or nothing."""
+    if known not in (None, "", beton_sha256):
+        raise ConfigError(
+            "--resume: train.beton is not the container that the run began with (its SHA-256 "
+            "differs). Give the folder of the old one, or start a new run with --init-from"
+        )
+
+
 def free_with_ranks(before: Batches, now: Batches) -> tuple[str, ...]:
     """Return the engine's keys that may follow from another number of ranks.
 
@@ -124,11 +147,7 @@ def change_text(changes: Changes) -> str:
 def check_position(checkpoint: Checkpoint, course: Course, *, beton_sha256: str) -> None:
     """Raise ConfigError or CheckpointError if a checkpoint's position is none of this run's."""
     record, note = checkpoint.record, checkpoint.path.with_suffix(".json")
-    if record.data.get("beton_sha256") != beton_sha256:
-        raise ConfigError(
-            "--resume: train.beton is not the container that the run began with (its SHA-256 "
-            "differs). Give the folder of the old one, or start a new run with --init-from"
-        )
+    check_data(record.data.get("beton_sha256", "none"), beton_sha256)
     expected = divmod(record.step, course.steps_per_epoch)
     loader = record.loader or {"epoch": record.epoch, "step": record.epoch_step, "seed": 0}
     positions = {(record.epoch, record.epoch_step), (loader.get("epoch"), loader.get("step"))}

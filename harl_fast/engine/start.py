@@ -14,6 +14,7 @@ from harl_fast.engine.resume import (
     Changes,
     change_text,
     check_identity,
+    first_engine,
     free_with_ranks,
     recorded_engine,
     refuse_changes,
@@ -103,8 +104,14 @@ def _begin_again(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -
             f"{'; '.join(signs)}. Bring the checkpoints back, or start again in a new folder"
         )
     config = run_config(folder, name=asked.config, overrides=asked.overrides, resume=True)
+    # A folder of an older version, or a start that was killed in between, may lack engine.json.
+    engine_before = first_engine(folder.engine) if folder.engine.exists() else engine_config
     changes = refuse_changes(
-        settings(before), settings(config), allowed=asked.allow_change, where=str(folder.config)
+        settings(before, engine_before),
+        settings(config, engine_config),
+        allowed=asked.allow_change,
+        where=str(folder.path),
+        free=free_with_ranks(engine_before.batches, engine_config.batches),
     )
     source = known.starts[0].init_from if known.starts else None
     weights = None if source is None else open_checkpoint(Path(source), verify=True)

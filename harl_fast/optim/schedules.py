@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from harl_fast.config import LARGEST_PX, SMALLEST_PX
 from harl_fast.errors import ConfigError, one_line, shown
+from harl_fast.options import to_float
 
 _STEPS = "steps:V0,T1:V1,T2:V2,... with rising times in (0, 1)"
 _FORMS = f"a number, cosine:START:END, or {_STEPS}"
@@ -113,7 +114,7 @@ def _half_cosine(progress: float, start: float, end: float) -> float:
 
 def _share(text: str, spec: str) -> float:
     try:
-        value = float(text)
+        value = to_float(text.strip())
     except ValueError as error:
         raise _invalid(spec, f"{shown(text)} is no number") from error
     if not 0.0 <= value <= 1.0:
@@ -122,7 +123,8 @@ def _share(text: str, spec: str) -> float:
 
 
 def _pixels(text: str, spec: str) -> int:
-    if not text.strip().isdecimal():
+    text = text.strip()
+    if not (text.isascii() and text.isdecimal()):
         raise _invalid(spec, f"{shown(text)} is no whole number of pixels")
     if len(text) > 20 or not SMALLEST_PX <= int(text) <= LARGEST_PX:
         raise _invalid(spec, f"{one_line(text[:20])} px is outside {SMALLEST_PX} to {LARGEST_PX}")

@@ -25,7 +25,6 @@ RECIPE = 1
 HELD_OUT = 5
 """One image in this many belongs to the held-out split."""
 CHUNK = 16
-MAX_CLASSES = len(SHAPES)
 MARKER = "demo.json"
 """Written last: a folder that has it is a whole demo set."""
 

@@ -6,28 +6,18 @@ import argparse
 import functools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harl_fast.errors import ConfigError, DataError, shown
 from harl_fast.files import check_output
-from harl_fast.jit import require_compiler
 from harl_fast.options import checked, whole_number
-from harl_fast.program import run_main
-from preprocess.masks import cache
-from preprocess.masks.registry import (
-    MASK_METHODS,
-    SUPERVISION,
-    MaskMethod,
-    find_method,
-    parse_spec,
-    supervision,
-    try_method,
-)
-from preprocess.masks.runner import fill_split, make_masks
-from preprocess.masks.sources import FALLBACK
-from preprocess.masks.spec import MethodSpec
+from harl_fast.program import head, run_main
 from preprocess.pool import usable_cores
 from preprocess.reading import add_reading, reading_of
 from preprocess.sources import folder_source
+
+if TYPE_CHECKING:
+    from preprocess.masks.spec import MethodSpec
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,19 +27,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description="Make the masks of all images in FOLDER/train and FOLDER/val into a cache, "
         "which `python -m preprocess.beton --masks CACHE` reads. A run that was stopped continues "
         "where it was: run it again.",
-        epilog="methods: "
-        + "; ".join(_usage(name, one) for name, one in MASK_METHODS.items() if one.open)
-        + ". Exit code: 0 all is there, 2 it cannot be done, 130 interrupted.",
+        epilog="Exit code: 0 all is there, 2 it cannot be done, 130 interrupted.",
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="images, as for the conversion")
     add("--out", type=Path, required=True, metavar="CACHE", help="folder of the masks")
     add(
         "--mask-method",
-        type=checked(parse_spec),
+        type=checked(_method),
         metavar="METHOD",
-        default=FALLBACK,
-        help="name, or {name: {key: value, ...}}; default %(default)s",
+        default="heuristic",
+        help="name, or {name: {key: value, ...}}, of docs/masks.md; default %(default)s",
     )
     add(
         "--max-resolution",
@@ -72,10 +60,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _usage(name: str, method: MaskMethod) -> str:
-    fields = method.parameters.model_fields.items()
-    keys = ", ".join(k if one.is_required() else f"{k}: {one.default}" for k, one in fields)
-    return f"{name}{keys and f' {{{keys}}}'} ({method.about})".replace("%", "%%")
+def _method(text: str) -> MethodSpec:
+    from preprocess.masks.registry import parse_spec  # takes seconds
+
+    return parse_spec(text)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -84,6 +72,14 @@ def _shard(text: str) -> tuple[int, int]:
     if not (mark and digits and 1 <= int(part) <= int(parts)):
         raise ValueError(f"{shown(text)} is not I/N with 1 <= I <= N, such as 2/8")
     return int(part), int(parts)
+
+
+with head(__name__, parse):
+    from harl_fast.jit import require_compiler
+    from preprocess.masks import cache
+    from preprocess.masks.registry import SUPERVISION, find_method, supervision, try_method
+    from preprocess.masks.runner import fill_split, make_masks
+    from preprocess.masks.sources import FALLBACK
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,8 +19,8 @@ from harl_fast.data.container.reader import read_samples
 from harl_fast.drawing import OUTLINE, Colour, Row, fitted, outline, resized, tile
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress
-from preprocess.images import SUFFIXES, UnusableImageError, decode_image, open_image, shrink
-from preprocess.listing import list_images
+from preprocess.images import UnusableImageError, decode_image, open_image, shrink
+from preprocess.listing import SUFFIXES, list_images
 from preprocess.masks.registry import CHUNK
 from preprocess.masks.score import colour_separation, coverage, iou, soft_jaccard, stretch
 from preprocess.reading import DEFAULT_READING, Reading

@@ -52,6 +52,36 @@ def test_a_manifest_reads_as_it_was_written(beton: Path) -> None:
     check_container(beton, manifest)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("classes", ["zero", "one"]),
+        ("split", "val"),
+        ("mask", {"size": 8}),
+        ("skipped", 1),
+        ("store", {"kind": "raw"}),
+    ],
+)
+def test_an_edited_manifest_is_refused(beton: Path, key: str, value: object) -> None:
+    path = manifest_path(beton)
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(tree.items()))))  # another order is no other content
+    read_manifest(beton)
+    path.write_text(json.dumps({**tree, key: value}))
+    with pytest.raises(
+        DataError, match=r"train\.json was changed after it was written.*make beton"
+    ):
+        read_manifest(beton)
+
+
+def test_a_manifest_from_before_seals_opens(beton: Path) -> None:
+    path, known = manifest_path(beton), read_manifest(beton)
+    tree = json.loads(path.read_text())
+    del tree["manifest_sha256"]
+    path.write_text(json.dumps(tree))
+    assert read_manifest(beton) == known
+
+
 def test_a_missing_manifest_says_how_to_get_one(beton: Path) -> None:
     manifest_path(beton).unlink()
     with pytest.raises(DataError, match=r"train\.json is missing.*make beton"):

@@ -122,9 +122,10 @@ def test_gradient_clipping_must_be_explicit(tmp_path: Path) -> None:
         ({"elasticity": {}}, ["elasticity", "removed"]),
         ({"tensorboard": {}}, ["metrics.jsonl"]),
         ({"zero_optimization": {"stage": 3}}, ["stage 3", "0, 1 or 2"]),
-        ({"zero_optimization": {"stage": "3"}}, ["stage 3", "0, 1 or 2"]),
-        ({"zero_optimization": {"contiguous_gradients": "no"}}, ["skipped the reduction"]),
-        ({"zero_optimization": {"overlap_comm": "on"}}, ["races"]),
+        ({"zero_optimization": {"stage": "3"}}, ["stage", "without quotes", "got '3'"]),
+        ({"zero_optimization": {"contiguous_gradients": "no"}}, ["'no' is neither true nor false"]),
+        ({"zero_optimization": {"overlap_comm": "on"}}, ["'on' is neither true nor false"]),
+        ({"zero_optimization": {"overlap_comm": 0}}, ["0 is neither true nor false"]),
         ({"zero_optimization": True}, ['{"stage": 1}']),
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, ["0.2 GB"]),
         ({"zero_optimization": {"round_robin_gradients": True}}, ["flat buffer"]),
@@ -160,12 +161,6 @@ def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
     path.write_text('{"train_batch_size": 8, "gradient_clipping": 0, "train_batch_size": 16}')
     with pytest.raises(ConfigError, match="'train_batch_size' stands twice"):
         read_engine_file(path)
-
-
-@pytest.mark.parametrize("word", ["no", "off", "false", False])
-def test_a_switch_that_is_off_in_words_is_off(tmp_path: Path, word: object) -> None:
-    tree = {**MINIMAL, "zero_optimization": {"overlap_comm": word}}
-    assert read(tmp_path, tree).zero_optimization.overlap_comm is False
 
 
 @pytest.mark.parametrize("dtype", _DTYPES)

@@ -164,3 +164,23 @@ def test_a_launchers_variable_that_is_no_number_is_named(
     with pytest.raises(ConfigError, match=f"variable {name} is .*torchrun") as caught:
         this_machine()
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("RANK", "2", "RANK 2 of WORLD_SIZE 2"),
+        ("LOCAL_RANK", "7", "LOCAL_RANK 7 of LOCAL_SIZE 2"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE is '0'"),
+        ("MASTER_PORT", "abc", "MASTER_PORT is 'abc'"),
+        ("MASTER_PORT", "65536", "MASTER_PORT is '65536'"),
+    ],
+)
+def test_variables_that_name_no_rank_or_port_are_named(
+    name: str, text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}
+    for key, value in {**known, "MASTER_PORT": "29500", name: text}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ConfigError, match=words):
+        this_machine()

@@ -239,6 +239,30 @@ def test_a_run_killed_within_its_first_save_begins_again_and_says_so(
         start(folder, machine, asked=ask(overrides=["optim.lr=1.0"]))
 
 
+def test_a_run_that_begins_again_has_the_engine_settings_and_data_of_its_first_start(
+    folder: Path, machine: Machine
+) -> None:
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    (folder / "run.json").unlink()
+    engine, notes = folder / "engine.json", folder / "provenance.json"
+    known, provenance = engine.read_text(), notes.read_text()
+    metrics = folder / "metrics.jsonl"
+    metrics.unlink()
+    (folder / "finished").unlink(missing_ok=True)
+    engine.write_text(known.replace('"gradient_clipping": 0.0', '"gradient_clipping": 1.0'))
+    with pytest.raises(ConfigError, match=r"gradient_clipping 1.0 -> 0.0"):
+        start(folder, machine, asked=ask())
+    engine.write_text(known)
+    notes.write_text(provenance.replace('"beton_sha256": "', '"beton_sha256": "0'))
+    with pytest.raises(ConfigError, match="not the container that the run began with"):
+        start(folder, machine, asked=ask())
+    notes.write_text(provenance)
+    engine.unlink()
+    assert start(folder, machine, asked=ask())[0].step == 0
+    assert engine.exists()
+
+
 @pytest.mark.parametrize("left", ["", f"{FIRST}.safetensors"])
 @pytest.mark.parametrize(
     "sign", ["run.json", "finished", "preempted", "metrics.jsonl", "provenance.json"]

@@ -256,3 +256,25 @@ def test_thin_and_long_images_follow_their_rules(tmp_path: Path) -> None:
     assert decoded(save(np.full((1, 1, 3), 9, np.uint8), tmp_path / "dot.png")).shape == (1, 1, 3)
     with pytest.raises(UnusableImageError, match="65500"):
         shrink(np.zeros((2, 66_000, 3), np.uint8), side_px=70_000)
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_a_bmp_whose_alpha_is_nowhere_set_is_opaque(tmp_path: Path, alpha: int) -> None:
+    """Programs that know no alpha leave the fourth byte at zero."""
+    pixels = photo(4, height=600, width=2000)  # more than one strip
+    image = Image.fromarray(np.dstack([pixels, np.full(pixels.shape[:2], alpha, np.uint8)]))
+    path = tmp_path / "x.bmp"
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    # BITMAPV4HEADER with BI_BITFIELDS, rows from the top
+    head = struct.pack("<IiiHHIIiiII", 108, 2000, -600, 1, 32, 3, 0, 0, 0, 0, 0) + masks
+    head = head.ljust(108, b"\0")
+    data = np.asarray(image)[..., [2, 1, 0, 3]].tobytes()
+    start = 14 + len(head)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + head + data)
+    np.testing.assert_array_equal(decode_image(path, side_px=4000).rgb, pixels)
+    values = np.asarray(image).copy()
+    values[7, 7, 3], values[8, 8, 3] = 255 - alpha, alpha
+    path.write_bytes(path.read_bytes()[:start] + values[..., [2, 1, 0, 3]].tobytes())
+    white = np.asarray(image)[..., 3] != values[..., 3] if alpha else values[..., 3] == 0
+    expected = np.where(white[..., None], np.uint8(255), pixels)
+    np.testing.assert_array_equal(decode_image(path, side_px=4000).rgb, expected)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from preprocess.images import Pixels, UnusableImageError, decode_image
+from preprocess.reading import UNUSABLE
 from tests.preprocess.support import photo
 
 Chunk = tuple[bytes, bytes]
@@ -19,6 +20,7 @@ PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), 
 PALETTE = (b"PLTE", bytes(range(12)))
 PHOTO = photo(3, height=19, width=13)
 ROWS = b"".join(b"\0" + row.tobytes() for row in PHOTO)
+LARGE = zlib.compress(bytes(2_000_000))
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -131,15 +133,36 @@ def test_a_transparent_grey_of_any_depth_lies_on_white(path: Path, depth: int) -
     assert decode(content, path)[0, :, 0].tolist() == levels
 
 
-def test_a_transparent_16_bit_colour_is_compared_by_its_upper_bits(path: Path) -> None:
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_transparent_16_bit_colour_is_compared_with_all_its_bits(
+    path: Path, interlaced: bool
+) -> None:
     hidden, other = (0x1234, 0x5678, 0x9ABC), (0x3434, 0x7878, 0xBCBC)
-    row = struct.pack(">6H", *hidden, *other)
+    near = (0x1234, 0x5678, 0x9ABD)
+    pixels = [hidden, near, other]
+    passes = [[0], [], [], [2], [], [1]] if interlaced else [[0, 1, 2]]
+    rows = [
+        b"\0" + struct.pack(f">{3 * len(p)}H", *(v for i in p for v in pixels[i])) for p in passes
+    ]
     key = (b"tRNS", struct.pack(">3H", *hidden))
-    content = png(2, 1, zlib.compress(b"\0" + row), key, depth=16)
-    assert decode(content, path)[0].tolist() == [[255] * 3, [0x34, 0x78, 0xBC]]
+    idat = zlib.compress(b"".join(row for row in rows if len(row) > 1))
+    content = png(3, 1, idat, key, depth=16, interlaced=interlaced)
+    visible = [[0x12, 0x56, 0x9A], [0x34, 0x78, 0xBC]]
+    assert decode(content, path)[0].tolist() == [[255] * 3, *visible]
 
 
-LARGE = zlib.compress(bytes(2_000_000))
+@pytest.mark.parametrize(
+    "profile", [b"name\0\0" + zlib.compress(bytes(3_000_000)), b"name\0\7" + LARGE, b""]
+)
+def test_a_profile_that_is_too_large_or_broken_costs_its_colours_alone(
+    path: Path, profile: bytes
+) -> None:
+    path.write_bytes(whole(zlib.compress(ROWS), (b"iCCP", profile)))
+    decoded = decode_image(path, side_px=512)
+    np.testing.assert_array_equal(decoded.rgb, PHOTO)
+    assert decoded.remarks == (UNUSABLE,)
+
+
 TEXTS = {
     "zTXt": (b"zTXt", b"name\0\0" + LARGE),
     "zTXt of an unknown kind": (b"zTXt", b"name\0\7" + LARGE),
@@ -154,3 +177,9 @@ def test_large_texts_do_not_cost_the_pixels(path: Path, text: str, behind: bool)
     texts = (TEXTS[text],) * 100
     content = whole(zlib.compress(ROWS), *(() if behind else texts), after=texts if behind else ())
     np.testing.assert_array_equal(decode(content, path), PHOTO)
+
+
+def test_the_colours_of_a_palette_may_be_transparent(path: Path) -> None:
+    alpha = (b"tRNS", b"\xff\0")
+    content = png(4, 1, zlib.compress(b"\0\x1b"), PALETTE, alpha, depth=2, colour=INDEXED)
+    assert decode(content, path).ravel().tolist() == [0, 1, 2, 255, 255, 255, *range(6, 12)]

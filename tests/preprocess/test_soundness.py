@@ -193,3 +193,13 @@ def test_an_animation_is_judged_by_its_first_frame(path: Path, lossless: bool) -
                 decode_image(path, side_px=512)
         else:
             decode_image(path, side_px=512)
+
+
+def test_a_jpeg_that_libjpeg_refuses_outright_is_refused_for_its_reason(tmp_path: Path) -> None:
+    content = bytearray(picture("4:2:0"))
+    frame = content.index(b"\xff\xc0")
+    content[frame + 11] = 0x77  # the first component's sampling factors end at 4
+    path = tmp_path / "x.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UnusableImageError, match=r"damaged: libjpeg warns: .*sampling factors"):
+        decode_image(path, side_px=512)

@@ -285,3 +285,36 @@ def test_a_copy_of_a_folder_gives_the_same_list(tmp_path: Path) -> None:
         folder_source(first).splits["train"].names
         == folder_source(tmp_path / "b").splits["train"].names
     )
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_class_name_with_a_space_at_its_end_is_shown_and_refused(
+    tmp_path: Path, split: str
+) -> None:
+    layout(tmp_path, *USUAL, f"{split}/a /1.jpg")
+    with pytest.raises(DataError, match=f"names begin or end with a space .'{split}/a '"):
+        folder_source(tmp_path)
+
+
+@pytest.mark.parametrize("link", ["hardlink_to", "symlink_to"])
+def test_files_that_are_two_images_by_links_are_counted(tmp_path: Path, link: str) -> None:
+    layout(tmp_path, *USUAL)
+    assert folder_source(tmp_path).notes == []
+    for name in ("train/b/again.jpg", "train/b/and_again.jpg"):
+        getattr(tmp_path / name, link)(tmp_path / "train/a/2.jpg")
+    (tmp_path / "train/b/gone.jpg").symlink_to("nowhere")
+    (tmp_path / "train/b/lost.jpg").symlink_to("nowhere")
+    assert folder_source(tmp_path).notes == [
+        "2 images of train are files of other images there, by links"
+    ]
+    getattr(tmp_path / "val/a/4.jpg", link)(tmp_path / "train/b/1.jpg")
+    assert folder_source(tmp_path).notes[1:] == [
+        "1 images of val are files of train by links (val/a/4.jpg is train/b/1.jpg): features "
+        "will be judged on images they were trained on"
+    ]
+
+
+def test_letters_that_look_alike_are_told_apart(tmp_path: Path) -> None:
+    layout(tmp_path, *USUAL, "val/\N{CYRILLIC SMALL LETTER A}/1.jpg")
+    with pytest.raises(DataError, match=r"train/ lacks \(. = '\\u0430'\)"):
+        folder_source(tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from harl_fast.files import (
     write_json,
     write_text,
 )
-from harl_fast.textfile import read_json
+from harl_fast.textfile import read_json, tree_sha256
 
 FORMAT_VERSION = 1
 FIELDS = ("image", "mask", "label")
@@ -38,6 +39,9 @@ FIELDS = ("image", "mask", "label")
 
 MOST_BYTES = 1 << 26
 """Largest manifest; 20,000 classes take 1 MB."""
+
+_SEAL = "manifest_sha256"
+"""Key of the SHA-256 of all other keys: names and numbers that no checksum of a file covers."""
 
 REMEDY = "Write the container again with `make beton`."
 
@@ -98,7 +102,8 @@ def names_path(beton: Path) -> Path:
 
 def write_manifest(beton: Path, manifest: Manifest) -> None:
     """Write the manifest in one atomic step; do it last, since it vouches for the other files."""
-    write_json(manifest_path(beton), dataclasses.asdict(manifest))
+    tree = json.loads(json.dumps(dataclasses.asdict(manifest)))  # as it will be read
+    write_json(manifest_path(beton), {**tree, _SEAL: tree_sha256(tree)})
 
 
 def write_names(beton: Path, names: Sequence[str]) -> str:
@@ -155,7 +160,10 @@ def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uin
 
 
 def read_manifest(beton: Path) -> Manifest:
-    """Return a container's manifest; `DataError` when missing, damaged or of another format."""
+    """Return a container's manifest; `DataError` if missing, damaged, edited or of another format.
+
+    Manifests that were written before seals have no `_SEAL` and are taken as they are.
+    """
     path = manifest_path(beton)
     if not path.exists():
         raise DataError(
@@ -164,6 +172,7 @@ def read_manifest(beton: Path) -> Manifest:
         )
     try:
         tree = read_json(path, error=DataError, most_bytes=MOST_BYTES)
+        seal = tree.pop(_SEAL, None)
         manifest = TypeAdapter(Manifest).validate_python(tree)
     except DataError as error:
         raise DataError(f"{error}. {REMEDY}") from error
@@ -174,6 +183,11 @@ def read_manifest(beton: Path) -> Manifest:
     if manifest.format_version != FORMAT_VERSION:
         raise DataError(
             f"{path} has format {manifest.format_version}, this program reads {FORMAT_VERSION}. "
+            f"{REMEDY}"
+        )
+    if seal not in (None, tree_sha256(tree)):
+        raise DataError(
+            f"{path} was changed after it was written (its SHA-256 differs). Copy it again, or: "
             f"{REMEDY}"
         )
     return manifest

@@ -306,8 +306,10 @@ def decode_pixels(data, size, pixels, pixel_format):
     """
     found = np.empty(4, np.int32)
     decoder = _init()
-    _turbo_header(decoder, data, data.size, found)  # its verdict comes again below
+    code = _turbo_header(decoder, data, data.size, found)
     _destroy(decoder)
+    if code != 0 and found[0] < 0:
+        return code  # refused outright; a warning comes again below
     if found[0] != size[1] or found[1] != size[0]:
         return ANOTHER_SIZE
     height, width, channels = pixels.shape

@@ -10,7 +10,6 @@ holds the SHA-256 of the tensors and of itself. Nothing is pickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -31,6 +30,7 @@ from harl_fast.errors import CheckpointError
 from harl_fast.files import read_regular, replacing, sha256_file, tell, write_json, write_text
 from harl_fast.model.backbone import Backbone, build_backbone
 from harl_fast.section import Section
+from harl_fast.textfile import tree_sha256
 
 FORMAT_VERSION = 1
 LATEST = "latest"
@@ -261,7 +261,7 @@ def _read_record(file: Path) -> Record:
 def _seal(tree: dict[str, Any]) -> str:
     """Return the SHA-256 of a record's other fields, whatever order they are in."""
     rest = {key: value for key, value in tree.items() if key != "record_sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return tree_sha256(rest)
 
 
 def load_encoder(path: Path) -> tuple[Backbone, RunConfig]:

@@ -17,18 +17,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from harl_fast.files import Progress, check_output, format_seconds
-from harl_fast.jit import require_compiler
 from harl_fast.lock import lock_beside, locked
 from harl_fast.options import SEED_MAX, number, whole_number
-from harl_fast.program import run_main
-from preprocess.masks.selftrained.dataset import FEW, Dataset, gather, image_files
-from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION
-from preprocess.masks.selftrained.network import save_network
-from preprocess.masks.selftrained.pseudo_labels import first_targets, refresh
-from preprocess.masks.selftrained.trainer import Recipe, train
+from harl_fast.program import head, run_main
 from preprocess.pool import usable_cores
 from preprocess.reading import add_reading, reading_of
 
@@ -57,6 +49,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.out.suffix != ".safetensors":
         parser.error(f"argument --out: {args.out} does not end in .safetensors")
     return args
+
+
+with head(__name__, parse):
+    import torch
+
+    from harl_fast.jit import require_compiler
+    from preprocess.masks.selftrained.dataset import FEW, Dataset, gather, image_files
+    from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION
+    from preprocess.masks.selftrained.network import save_network
+    from preprocess.masks.selftrained.pseudo_labels import first_targets, refresh
+    from preprocess.masks.selftrained.trainer import Recipe, train
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,56 @@
+"""Numbers on command lines: taken as they are written everywhere, refused with a reason."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from harl_fast.options import number, to_float, to_int, whole_number
+
+
+@pytest.mark.parametrize(("text", "value"), [("7", 7), ("-3", -3), ("+12", 12), ("007", 7)])
+def test_whole_numbers_are_read(text: str, value: int) -> None:
+    assert to_int(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("7", 7.0), ("-0.5", -0.5), (".5", 0.5), ("5.", 5.0), ("1e-3", 1e-3)]
+)
+def test_numbers_are_read(text: str, value: float) -> None:
+    assert to_float(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1_0",
+        " 1",
+        "1 ",
+        "1\n",
+        "\N{ARABIC-INDIC DIGIT ONE}",
+        "",
+        "-",
+        "0x1",
+        "one",
+        "1e",
+        ".",
+        "\x001",
+    ],
+)
+def test_what_only_python_reads_as_a_number_is_refused(text: str) -> None:
+    for read in (to_int, to_float):
+        with pytest.raises(ValueError, match="is no"):
+            read(text)
+
+
+@pytest.mark.parametrize("text", ["0", "11", "1_0", "1.0", "9" * 5000])
+def test_whole_numbers_out_of_range_are_refused_with_their_range(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is not from 1 to 10|is no whole number"):
+        whole_number(1, 10)(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "1e400", "nan", "-inf", "1_0"])
+def test_numbers_out_of_range_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is not from 0 to 10|is no number"):
+        number(0.0, 10.0)(text)
