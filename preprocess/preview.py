@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from harl_fast.config import RunConfig, load_config, override_config, presets
-from harl_fast.data.container.imagefield import open_reader
+from harl_fast.data.container.fields import open_reader
 from harl_fast.data.container.manifest import check_container, read_manifest
 from harl_fast.data.occupancy import SAMPLES, occupancy, occupancy_text
 from harl_fast.engine.views import sizes_text, view_geometry
