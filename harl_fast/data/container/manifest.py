@@ -200,6 +200,11 @@ def check_container(beton: Path, manifest: Manifest) -> None:
     known; `preprocess.verify` reads all the bytes. FFCV itself accepts or hangs on most damaged
     files, so this must come before its reader.
     """
+    if {beton.stem, manifest.split} == {"train", "val"}:
+        raise DataError(
+            f"{beton} is of the split {manifest.split} by its manifest: its files were renamed. Give "
+            f"them their names again"
+        )
     try:
         size = beton.stat().st_size
         with open_regular(beton) as stream:
