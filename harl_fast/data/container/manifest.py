@@ -190,6 +190,11 @@ def read_manifest(beton: Path) -> Manifest:
             f"{path} was changed after it was written (its SHA-256 differs). Copy it again, or: "
             f"{REMEDY}"
         )
+    if {beton.stem, manifest.split} == {"train", "val"}:
+        raise DataError(
+            f"{beton} is of the split {manifest.split} by its manifest: the files were renamed. "
+            f"Give them their names again"
+        )
     return manifest
 
 
@@ -200,11 +205,6 @@ def check_container(beton: Path, manifest: Manifest) -> None:
     known; `preprocess.verify` reads all the bytes. FFCV itself accepts or hangs on most damaged
     files, so this must come before its reader.
     """
-    if {beton.stem, manifest.split} == {"train", "val"}:
-        raise DataError(
-            f"{beton} is of the split {manifest.split} by its manifest: its files were renamed. Give "
-            f"them their names again"
-        )
     try:
         size = beton.stat().st_size
         with open_regular(beton) as stream:
