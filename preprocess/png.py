@@ -81,7 +81,8 @@ class Chunks(PngImagePlugin.PngStream):
 def deep_transparency(image: Image.Image, file: bytes) -> None:
     """Load a PNG of 16 bits per colour and make its transparent colour an alpha channel.
 
-    file: its bytes. Pillow keeps the first byte of each value. Read in the other order, it keeps the second.
+    file: its bytes. Pillow keeps the first byte of each value; read in the other order, the
+    second.
     """
     key: Any = image.info.pop("transparency")
     with Image.open(io.BytesIO(file), formats=("PNG",)) as low:
