@@ -52,7 +52,7 @@ _REMEDIES = {
 def explain(error: OSError) -> str:
     """Return in one line what failed: the file, the system's reason, and what to do."""
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    reason = error.strerror or str(error) or type(error).__name__
+    reason = error.strerror or (str(error.args[0]) if error.args else type(error).__name__)
     remedy = _REMEDIES.get(error.errno or 0, "Check that it is there and can be used")
     return f"{place}{reason}. {remedy}, then run the command again"
 

@@ -95,7 +95,7 @@ def head(module: str, parse: Callable[[None], object]) -> Iterator[None]:
     numbers = [signal.SIGINT, signal.SIGTERM, *[signal.SIGHUP] * heeds_hangup()]
     before = [(number, signal.signal(number, _leave)) for number in numbers]
     try:
-        if code := _outcome(lambda: parse(None) and 0):
+        if code := _outcome(lambda: 0 * bool(parse(None))):
             sys.exit(code)
         yield
     except _OF_IMPORTS as error:

@@ -78,16 +78,15 @@ class Chunks(PngImagePlugin.PngStream):
         return data
 
 
-def deep_transparency(image: Image.Image) -> None:
+def deep_transparency(image: Image.Image, file: bytes) -> None:
     """Load a PNG of 16 bits per colour and make its transparent colour an alpha channel.
 
-    Pillow keeps the first byte of each value. Read in the other order, it keeps the second.
+    file: its bytes. Pillow keeps the first byte of each value; read in the other order, the
+    second.
     """
-    assert image.fp is not None
     key: Any = image.info.pop("transparency")
-    image.fp.seek(0)
-    with Image.open(io.BytesIO(image.fp.read()), formats=("PNG",)) as low:
-        low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]  # type: ignore[attr-defined]
+    with Image.open(io.BytesIO(file), formats=("PNG",)) as low:
+        low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
         low.load()
     image.load()
     hidden = np.ones((image.height, image.width), np.bool_)

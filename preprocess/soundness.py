@@ -56,7 +56,7 @@ def load_judged(image: Image.Image, file_size: tuple[int, int]) -> tuple[Image.I
     if image.format == "WEBP" and _decodes(_without_end(_file_bytes(image))):
         return image, f"{DAMAGED}a WebP that decodes without the end of its data"
     if image.format == "PNG" and "transparency" in image.info and image.tile[0].args == "RGB;16B":
-        deep_transparency(image)
+        deep_transparency(image, _file_bytes(image))
     if image.format == "PNG" and image.palette is not None:
         colours = len(image.palette.palette) // 3
         image.load()

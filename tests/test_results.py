@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harl_fast.errors import explain
 from harl_fast.results import write_result
 
 
@@ -81,5 +82,6 @@ def test_names_that_are_no_text_read_back_as_the_same_names(tmp_path: Path) -> N
 def test_a_pipe_in_the_place_of_a_result_is_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     os.mkfifo(path)
-    with pytest.raises(OSError, match="a named pipe"):
+    with pytest.raises(OSError) as caught:
         write_result(path, {}, provenance={}, name="x")
+    assert explain(caught.value).startswith(f"{path}: a named pipe, not a regular file.")

@@ -74,6 +74,15 @@ def test_an_edited_manifest_is_refused(beton: Path, key: str, value: object) -> 
         read_manifest(beton)
 
 
+def test_a_split_under_the_others_name_is_refused(beton: Path) -> None:
+    """Else a run would train on the images that it is judged by."""
+    write_manifest(beton, dataclasses.replace(read_manifest(beton), split="val"))
+    with pytest.raises(DataError, match="of the split val by its manifest"):
+        read_manifest(beton)
+    manifest_path(beton).rename(beton.with_name("mine.json"))
+    assert read_manifest(beton.with_name("mine.beton")).split == "val"
+
+
 def test_a_manifest_from_before_seals_opens(beton: Path) -> None:
     path, known = manifest_path(beton), read_manifest(beton)
     tree = json.loads(path.read_text())

@@ -190,6 +190,11 @@ def read_manifest(beton: Path) -> Manifest:
             f"{path} was changed after it was written (its SHA-256 differs). Copy it again, or: "
             f"{REMEDY}"
         )
+    if {beton.stem, manifest.split} == {"train", "val"}:
+        raise DataError(
+            f"{beton} is of the split {manifest.split} by its manifest: the files were renamed. "
+            f"Give them their names again"
+        )
     return manifest
 
 
