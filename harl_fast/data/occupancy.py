@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from harl_fast.data.container.imagefield import open_reader
 from harl_fast.data.container.manifest import check_container, read_manifest
+from harl_fast.data.order import spread
 from harl_fast.data.views.crop import (
     ViewGeometry,
     cell_coverage,
@@ -50,12 +51,12 @@ def occupancy(
     check_container(beton, manifest)
     reader = open_reader(beton)
     size, table = int(reader.handlers["mask"].size), geometry_table(views)
-    ids = np.unique(np.linspace(0, manifest.count - 1, min(most, manifest.count)).round())
+    ids = spread(manifest.count, most)
     coverage = np.zeros(len(ids))
     grids = [np.zeros((len(ids), view.cells, view.cells), np.float32) for view in views]
     integral = np.zeros((size + 1, size + 1), np.int32)
     with open(beton, "rb") as stream_in:
-        for row, sample in enumerate(ids.astype(np.int64).tolist()):
+        for row, sample in enumerate(ids.tolist()):
             field = reader.metadata["f1"][sample]
             stream_in.seek(int(field["data_ptr"]))
             packed = np.frombuffer(stream_in.read(size * size // 8), np.uint8)
