@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from harl_fast.errors import HarlError, OutputError
 from harl_fast.files import LONGEST_TMPDIR, check_output
+from harl_fast.host import available_bytes, usable_cores
 from harl_fast.program import run_main
 
 State = Literal["ok", "warn", "fail"]
@@ -190,7 +191,7 @@ def numba_threads() -> Row:
     found = probe("import numba\nfound['threads'] = numba.config.NUMBA_NUM_THREADS")
     if isinstance(found, str):
         return Row("numba threads", "fail", found, SETUP)
-    cores, threads = len(os.sched_getaffinity(0)), found["threads"]
+    cores, threads = usable_cores(), found["threads"]
     value = f"{threads} for {cores} usable cores"
     if threads < cores:
         return Row("numba threads", "warn", value, "unset NUMBA_NUM_THREADS, or raise it")
@@ -230,7 +231,7 @@ def processor() -> Row:
     flags = set((re.findall(r"^flags\s*:(.*)$", text, re.MULTILINE) or [""])[0].split())
     wanted = {"avx2": "AVX2", "avx512f": "AVX512", "avx512_bf16": "AVX512-BF16"}
     value = ", ".join(f"{name} {'yes' if key in flags else 'no'}" for key, name in wanted.items())
-    value = f"{len(os.sched_getaffinity(0))} usable cores; {value}"
+    value = f"{usable_cores()} usable cores; {value}"
     if flags and "avx2" not in flags:
         return Row("CPU", "warn", value, "computing will be slow; use another machine if possible")
     return Row("CPU", "ok", value)
@@ -255,7 +256,7 @@ def shared_memory(path: Path = Path("/dev/shm")) -> Row:
 
 def memory(data: Path | None) -> Row:
     """Report free memory, and whether the containers fit into it (they are read through it)."""
-    free = available_bytes()
+    free = available_bytes() or 0
     value = f"{_size(free)} available"
     if data is None:
         return Row("memory", "ok" if free > 2 * GB else "warn", value, "close other programs")
@@ -271,17 +272,6 @@ def memory(data: Path | None) -> Row:
         )
         return Row("memory", "warn", value, remedy)
     return Row("memory", "ok", value)
-
-
-def available_bytes() -> int:
-    """Return the memory that can still be used: the system's, or less in a limited container."""
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
-    system = int(match.group(1)) * 1024 if match else 0
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    if not limit.isdigit():
-        return system
-    used = _read("/sys/fs/cgroup/memory.current").strip()
-    return min(system, max(0, int(limit) - int(used or 0)))
 
 
 def file_limits() -> Row:

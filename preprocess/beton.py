@@ -11,6 +11,7 @@ from typing import Any
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import check_output
+from harl_fast.host import usable_cores
 from harl_fast.jit import require_compiler
 from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.options import SEED_MAX, checked, whole_number
@@ -22,7 +23,6 @@ from preprocess.demo.make import MAX_CLASSES, DemoSettings, make_demo_set
 from preprocess.encode import DEFAULT_STORE, STORES, parse_store
 from preprocess.masks.assign import FALLBACK
 from preprocess.masks.methods import METHODS, parse_spec
-from preprocess.pool import usable_cores
 from preprocess.reading import add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
 

@@ -37,13 +37,6 @@ class _Worker(Generic[TaskT]):
     task: tuple[int, TaskT] | None = None
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def ordered_map(
     work: Callable[[TaskT], ResultT],
     tasks: Iterable[TaskT],

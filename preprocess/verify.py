@@ -28,10 +28,11 @@ from harl_fast.data.container.manifest import (
 from harl_fast.data.container.reader import stored_pixels
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output, format_seconds, sha256_file, write_json
+from harl_fast.host import usable_cores
 from harl_fast.jit import require_compiler
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
-from preprocess.pool import ordered_map, usable_cores
+from preprocess.pool import ordered_map
 
 SOUND, DAMAGED, REFUSED = 0, 1, 2
 """Exit codes: as written; some bytes are not; it cannot be judged (no manifest, cut, ...)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,9 +13,7 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.graph import Graph
 
 from harl_fast.errors import ConfigError
-
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
+from harl_fast.host import available_bytes
 
 
 class Slots:
@@ -103,35 +100,3 @@ def _rows(buffer: Any, slot: int, first: int, stop: int) -> Any:
     if isinstance(buffer, tuple):
         return tuple(_rows(part, slot, first, stop) for part in buffer)
     return buffer[slot][first:stop]
-
-
-def available_bytes() -> int | None:
-    """Return how much main memory this process may still take, or None where nobody says.
-
-    The kernel's estimate (MemAvailable), or less if a container (cgroup v2) is allowed less; there
-    too, pages of files count as available, since the kernel takes them back when it must.
-    """
-    found = []
-    try:
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-    except OSError:
-        return None
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        if limit != "max":
-            cache = _statistic("inactive_file") + _statistic("active_file")
-            used = int((_CGROUP / "memory.current").read_text())
-            found.append(max(0, int(limit) - used + cache))
-    except (OSError, ValueError):
-        pass  # no container, or an older kind of it
-    return min(found, default=None)
-
-
-def _statistic(name: str) -> int:
-    for line in (_CGROUP / "memory.stat").read_text().splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value)
-    return 0

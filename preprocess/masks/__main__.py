@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harl_fast.errors import ConfigError, DataError, one_line, shown
 from harl_fast.files import Progress, check_output
+from harl_fast.host import usable_cores
 from harl_fast.jit import require_compiler
 from harl_fast.options import checked, whole_number
 from harl_fast.program import run_main
@@ -22,7 +23,7 @@ from preprocess.masks.cachefile import Row, write_rows
 from preprocess.masks.find import CHUNK
 from preprocess.masks.methods import METHODS, SUPERVISION, parse_spec, supervision, try_method
 from preprocess.masks.spec import MethodSpec
-from preprocess.pool import ordered_map, usable_cores
+from preprocess.pool import ordered_map
 from preprocess.reading import add_reading, reading_of
 from preprocess.sources import Split, folder_source
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from harl_fast.files import Progress, check_output, format_seconds
+from harl_fast.host import usable_cores
 from harl_fast.jit import require_compiler
 from harl_fast.lock import lock_beside, locked
 from harl_fast.options import SEED_MAX, number, whole_number
@@ -33,7 +34,6 @@ from preprocess.masks.gathering import FEW, Gathered, gather, image_files
 from preprocess.masks.learning import Recipe, train
 from preprocess.masks.network import save_network
 from preprocess.masks.refinement import refresh
-from preprocess.pool import usable_cores
 from preprocess.reading import add_reading, reading_of
 
 BASE, SURE = 0.6, 0.95

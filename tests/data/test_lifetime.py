@@ -18,6 +18,7 @@ import pytest
 import torch
 from ffcv.pipeline.compiler import Compiler
 
+from harl_fast import host
 from harl_fast.data import buffers as slots
 from harl_fast.data.container.manifest import manifest_path, names_path
 from harl_fast.data.loader import BetonLoader, EvalLoader
@@ -320,7 +321,7 @@ def test_too_little_memory_is_refused_with_bytes_and_remedy(beton: Path, monkeyp
 
 
 def test_available_memory_is_what_the_kernel_says() -> None:
-    free = slots.available_bytes()
+    free = host.available_bytes()
     assert free is not None and 0 < free <= psutil.virtual_memory().available + 64 * MB
 
 
@@ -328,14 +329,14 @@ def test_a_containers_limit_counts_but_pages_of_files_are_available(
     tmp_path: Path, monkeypatch
 ) -> None:
     """The container that is read fills such pages: they must not make a loader be refused."""
-    monkeypatch.setattr(slots, "_CGROUP", tmp_path)
+    monkeypatch.setattr(host, "_CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
-    without_limit = slots.available_bytes()
+    without_limit = host.available_bytes()
     assert without_limit is not None and without_limit > 64 * MB
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("4500\n")
     (tmp_path / "memory.stat").write_text("anon 900\nactive_file 3000\ninactive_file 400\n")
-    assert slots.available_bytes() == 5000 - 4500 + 3000 + 400
+    assert host.available_bytes() == 5000 - 4500 + 3000 + 400
 
 
 def test_paths_that_hold_no_container_are_refused(beton: Path, tmp_path: Path, monkeypatch) -> None:
