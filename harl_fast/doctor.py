@@ -44,6 +44,12 @@ class Row:
     remedy: str = ""
 
 
+def _run(*command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout_s
+    )
+
+
 def probe(code: str, *, timeout_s: float = 180.0) -> dict[str, Any] | str:
     """Return what ``code`` puts into the dict ``found``, or one line saying how it failed.
 
@@ -51,14 +57,7 @@ def probe(code: str, *, timeout_s: float = 180.0) -> dict[str, Any] | str:
     """
     program = f"import json\nfound = {{}}\n{code}\nprint('found:' + json.dumps(found))"
     try:
-        result = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", program],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
+        result = _run(sys.executable, "-W", "ignore", "-c", program, timeout_s=timeout_s)
     except subprocess.TimeoutExpired:
         return f"no answer within {timeout_s:.0f} s"
     for line in reversed(result.stdout.splitlines()):
@@ -74,14 +73,7 @@ def probe(code: str, *, timeout_s: float = 180.0) -> dict[str, Any] | str:
 def first_line(*command: str) -> str:
     """Return the first line that a command prints, or an empty string if it fails."""
     try:
-        result = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=30,
-            check=False,
-        )
+        result = _run(*command, timeout_s=30)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip().partition("\n")[0] if result.returncode == 0 else ""
@@ -227,7 +219,10 @@ def torch_and_devices() -> list[Row]:
 
 def processor() -> Row:
     """Report the vector instructions that speed up computing on the CPU."""
-    text = _read("/proc/cpuinfo")
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
     flags = set((re.findall(r"^flags\s*:(.*)$", text, re.MULTILINE) or [""])[0].split())
     wanted = {"avx2": "AVX2", "avx512f": "AVX512", "avx512_bf16": "AVX512-BF16"}
     value = ", ".join(f"{name} {'yes' if key in flags else 'no'}" for key, name in wanted.items())
@@ -306,13 +301,6 @@ def temporary_files() -> Row:
         return Row("temporary files", "fail", value, f"TMPDIR= of at most {LONGEST_TMPDIR} letters")
     free = shutil.disk_usage(folder).free
     return Row("temporary files", "ok", f"{_size(free)} free in {folder}")
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def _bytes(path: Path) -> int:

@@ -243,12 +243,14 @@ def read_regular(path: Path) -> bytes:
         return stream.read()
 
 
-def sha256_file(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's bytes."""
+def sha256_file(path: Path, *, progress: Progress | None = None) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes. progress: counts the MiB that are read."""
     digest = hashlib.sha256()
     with open_regular(path) as stream:
         while chunk := stream.read(1 << 22):
             digest.update(chunk)
+            if progress:
+                progress.advance((stream.tell() >> 20) - progress.done)
     return digest.hexdigest()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -40,7 +39,6 @@ CHUNK = 64
 """Samples a worker takes at a time: about 0.1 s of decoding."""
 NAMED = 10
 """Damaged samples that are printed; the report lists all."""
-_READ_BYTES = 1 << 22
 
 ROW = np.dtype(
     [
@@ -103,7 +101,9 @@ def verify(beton: Path, *, deep: bool, workers: int) -> Verdict:
         check_container(beton, manifest)
         names = _names(beton, manifest)
         sums = read_sums(beton, manifest)
-        same = _sha256(beton) == manifest.beton_sha256
+        size = beton.stat().st_size >> 20
+        with Progress(size, label=f"reading {beton.name}", unit="MB") as progress:
+            same = sha256_file(beton, progress=progress) == manifest.beton_sha256
         verdict.checksum = "same" if same else "differs"
         if deep or not same:
             rows = _rows(beton, manifest, sums)
@@ -133,18 +133,6 @@ def _names(beton: Path, manifest: Manifest) -> list[str]:
             f"again with `make beton`"
         )
     return names
-
-
-def _sha256(beton: Path) -> str:
-    digest, size = hashlib.sha256(), beton.stat().st_size
-    with (
-        open(beton, "rb") as stream,
-        Progress(size >> 20, label=f"reading {beton.name}", unit="MB") as progress,
-    ):
-        while chunk := stream.read(_READ_BYTES):
-            digest.update(chunk)
-            progress.advance((stream.tell() >> 20) - progress.done)
-    return digest.hexdigest()
 
 
 def _rows(
