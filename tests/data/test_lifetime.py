@@ -175,12 +175,14 @@ IMPORT = """
 import numba, torch
 torch.set_num_threads(2)
 import harl_fast.data
+from ffcv.fields.rgb_image import IMAGE_MODES
 print(torch.get_num_threads(), numba.get_num_threads())
+print(type(IMAGE_MODES).__name__, numba.typed.Dict.__module__)
 """
 
 
-def test_importing_the_data_path_changes_no_thread_count() -> None:
-    """ffcv sets both to one when it is imported."""
+def test_importing_the_data_path_changes_no_thread_count_and_compiles_nothing() -> None:
+    """ffcv sets both to one when it is imported, and fills a typed dictionary, which compiles."""
     done = subprocess.run(
         [sys.executable, "-c", IMPORT],
         cwd=Path(__file__).parents[2],
@@ -189,7 +191,7 @@ def test_importing_the_data_path_changes_no_thread_count() -> None:
         text=True,
         timeout=120,
     )
-    assert done.stdout.split() == ["2", "2"], done.stderr
+    assert done.stdout.split() == ["2", "2", "dict", "numba.typed.typeddict"], done.stderr
 
 
 def test_a_second_pass_ends_the_first(shared: BetonLoader) -> None:
