@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, TextIO
 
 from harl_fast.errors import OutputError, explain
@@ -321,12 +320,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         elapsed = time.monotonic() - self._start
         rate = self.done / max(elapsed, 1e-9)
         state = "" if kind is None else " (stopped)"
