@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from benchmarks.process import machine_facts
 from benchmarks.results import write_results
 from benchmarks.rounds import Field
 from harl_fast.files import Progress, check_output
+from harl_fast.host import usable_cores
 from harl_fast.options import number, whole_number
 from harl_fast.program import run_main
 
@@ -131,7 +131,7 @@ def alone(args: argparse.Namespace, root: Path, *, cores: int, logs: Path) -> di
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; 0 even when a bar is missed, for the table says so."""
     args = parse(argv)
-    cores, logs = len(os.sched_getaffinity(0)), args.out.parent / "logs"
+    cores, logs = usable_cores(), args.out.parent / "logs"
     check_output(args.out, option="--out")
     logs.mkdir(parents=True, exist_ok=True)
     facts = machine_facts()

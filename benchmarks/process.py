@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from harl_fast.host import usable_cores
+
 PACKAGES = (
     "ffcv",
     "torch",
@@ -76,7 +78,7 @@ def machine_facts() -> dict[str, object]:
             packages[name] = "missing"
     return {
         "cpu": models[0] if models else "unknown",
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "load_before": os.getloadavg(),
         "kernel": platform.release(),
         "python": platform.python_version(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from benchmarks.process import machine_facts
 from benchmarks.results import write_results
 from benchmarks.rounds import Contender, Field
 from harl_fast.files import check_output
+from harl_fast.host import usable_cores
 from harl_fast.options import number, whole_number
 from harl_fast.program import run_main
 
@@ -64,7 +64,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=whole_number(1, 10**4), default=5, metavar="N", help="default %(default)s")
     add("--seconds-per-turn", type=seconds, default=4.0, metavar="S", help="default %(default)s")
     add("--only", metavar="T1,O2", help="bars to measure; default all")
-    batch, cores = whole_number(2, 1 << 16), len(os.sched_getaffinity(0))
+    batch, cores = whole_number(2, 1 << 16), usable_cores()
     add("--batch", type=batch, default=step_setup.BATCH, metavar="N", help="default %(default)s")
     add("--threads", type=whole_number(1, 1024), default=cores, help="default: all cores")
     add("--data", type=Path, metavar="FOLDER", help="photos for T5; default: sample photos")

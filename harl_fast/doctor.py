@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from harl_fast.errors import HarlError, OutputError
 from harl_fast.files import LONGEST_TMPDIR, check_output
+from harl_fast.host import available_bytes, usable_cores
 from harl_fast.program import run_main
 
 State = Literal["ok", "warn", "fail"]
@@ -43,6 +44,12 @@ class Row:
     remedy: str = ""
 
 
+def _run(*command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout_s
+    )
+
+
 def probe(code: str, *, timeout_s: float = 180.0) -> dict[str, Any] | str:
     """Return what ``code`` puts into the dict ``found``, or one line saying how it failed.
 
@@ -50,14 +57,7 @@ def probe(code: str, *, timeout_s: float = 180.0) -> dict[str, Any] | str:
     """
     program = f"import json\nfound = {{}}\n{code}\nprint('found:' + json.dumps(found))"
     try:
-        result = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", program],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
+        result = _run(sys.executable, "-W", "ignore", "-c", program, timeout_s=timeout_s)
     except subprocess.TimeoutExpired:
         return f"no answer within {timeout_s:.0f} s"
     for line in reversed(result.stdout.splitlines()):
@@ -73,14 +73,7 @@ def probe(code: str, *, timeout_s: float = 180.0) -> dict[str, Any] | str:
 def first_line(*command: str) -> str:
     """Return the first line that a command prints, or an empty string if it fails."""
     try:
-        result = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=30,
-            check=False,
-        )
+        result = _run(*command, timeout_s=30)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip().partition("\n")[0] if result.returncode == 0 else ""
@@ -190,7 +183,7 @@ def numba_threads() -> Row:
     found = probe("import numba\nfound['threads'] = numba.config.NUMBA_NUM_THREADS")
     if isinstance(found, str):
         return Row("numba threads", "fail", found, SETUP)
-    cores, threads = len(os.sched_getaffinity(0)), found["threads"]
+    cores, threads = usable_cores(), found["threads"]
     value = f"{threads} for {cores} usable cores"
     if threads < cores:
         return Row("numba threads", "warn", value, "unset NUMBA_NUM_THREADS, or raise it")
@@ -226,11 +219,14 @@ def torch_and_devices() -> list[Row]:
 
 def processor() -> Row:
     """Report the vector instructions that speed up computing on the CPU."""
-    text = _read("/proc/cpuinfo")
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
     flags = set((re.findall(r"^flags\s*:(.*)$", text, re.MULTILINE) or [""])[0].split())
     wanted = {"avx2": "AVX2", "avx512f": "AVX512", "avx512_bf16": "AVX512-BF16"}
     value = ", ".join(f"{name} {'yes' if key in flags else 'no'}" for key, name in wanted.items())
-    value = f"{len(os.sched_getaffinity(0))} usable cores; {value}"
+    value = f"{usable_cores()} usable cores; {value}"
     if flags and "avx2" not in flags:
         return Row("CPU", "warn", value, "computing will be slow; use another machine if possible")
     return Row("CPU", "ok", value)
@@ -255,7 +251,7 @@ def shared_memory(path: Path = Path("/dev/shm")) -> Row:
 
 def memory(data: Path | None) -> Row:
     """Report free memory, and whether the containers fit into it (they are read through it)."""
-    free = available_bytes()
+    free = available_bytes() or 0
     value = f"{_size(free)} available"
     if data is None:
         return Row("memory", "ok" if free > 2 * GB else "warn", value, "close other programs")
@@ -271,17 +267,6 @@ def memory(data: Path | None) -> Row:
         )
         return Row("memory", "warn", value, remedy)
     return Row("memory", "ok", value)
-
-
-def available_bytes() -> int:
-    """Return the memory that can still be used: the system's, or less in a limited container."""
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
-    system = int(match.group(1)) * 1024 if match else 0
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    if not limit.isdigit():
-        return system
-    used = _read("/sys/fs/cgroup/memory.current").strip()
-    return min(system, max(0, int(limit) - int(used or 0)))
 
 
 def file_limits() -> Row:
@@ -316,13 +301,6 @@ def temporary_files() -> Row:
         return Row("temporary files", "fail", value, f"TMPDIR= of at most {LONGEST_TMPDIR} letters")
     free = shutil.disk_usage(folder).free
     return Row("temporary files", "ok", f"{_size(free)} free in {folder}")
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def _bytes(path: Path) -> int:

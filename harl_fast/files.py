@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, TextIO
 
 from harl_fast.errors import OutputError, explain
@@ -243,12 +242,14 @@ def read_regular(path: Path) -> bytes:
         return stream.read()
 
 
-def sha256_file(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's bytes."""
+def sha256_file(path: Path, *, progress: Progress | None = None) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes. progress: counts the MiB that are read."""
     digest = hashlib.sha256()
     with open_regular(path) as stream:
         while chunk := stream.read(1 << 22):
             digest.update(chunk)
+            if progress:
+                progress.advance((stream.tell() >> 20) - progress.done)
     return digest.hexdigest()
 
 
@@ -319,12 +320,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         elapsed = time.monotonic() - self._start
         rate = self.done / max(elapsed, 1e-9)
         state = "" if kind is None else " (stopped)"

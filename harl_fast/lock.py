@@ -22,11 +22,11 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 from harl_fast.errors import HarlError, OutputError, explain
 from harl_fast.files import tell
+from harl_fast.host import utc_time
 from harl_fast.supervision import Process, boot_id, pid_namespace, stat_fields
 
 FOLDER_LOCK = ".writer.lock"
@@ -58,7 +58,7 @@ class Owner:
     command: str
 
     def __str__(self) -> str:
-        since = datetime.fromtimestamp(self.time, timezone.utc).isoformat(timespec="seconds")
+        since = utc_time(self.time)
         return f"process {self.pid} on {self.host} (since {since}: {self.command})"
 
 

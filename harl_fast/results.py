@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from harl_fast.files import naming, read_regular, write_json
+from harl_fast.host import utc_time
 
 
 def write_result(
@@ -26,8 +26,7 @@ def write_result(
         if old.get("provenance") != made:
             kept = _keep(path, name=str(old.get("name", "older")))
             print(f"note: {path} was of {_difference(old.get('provenance'), made)}; kept as {kept}")
-    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json(path, {"name": name, "time": time, "provenance": made, **result})
+    write_json(path, {"name": name, "time": utc_time(), "provenance": made, **result})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -28,9 +28,10 @@ from harl_fast.data.views.cells import fill_integral
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.drawing import Picture
-from harl_fast.engine.provenance import code_version, now
+from harl_fast.engine.provenance import code_version
 from harl_fast.engine.views import view_geometry, views_at
 from harl_fast.files import write_bytes
+from harl_fast.host import utc_time
 from harl_fast.rng import GEOMETRY, stream
 
 _PANEL_PX, _EDGE_PX = 260, 24
@@ -117,7 +118,7 @@ def write_png(out: Path, picture: Picture, *, about: Mapping[str, Any]) -> None:
     about: what the picture was made from; kept as JSON in its "Description", with code and time.
     """
     text = PngInfo()
-    text.add_itxt("Description", json.dumps({**about, "code": code_version(), "time": now()}))
+    text.add_itxt("Description", json.dumps({**about, "code": code_version(), "time": utc_time()}))
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "PNG", pnginfo=text, compress_level=1)
     write_bytes(out, stream.getvalue())

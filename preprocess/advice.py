@@ -10,14 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from harl_fast.data.buffers import available_bytes
 from harl_fast.data.container.fields import MODE_NAMES
 from harl_fast.data.container.manifest import Manifest
 from harl_fast.data.loader import BetonLoader
+from harl_fast.data.order import spread
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import DataError
+from harl_fast.host import available_bytes
 from preprocess.build import build
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.encode import Store
@@ -136,8 +135,7 @@ def _jpg_bytes_a_pixel(split: Split, settings: Settings) -> float | None:
 
 def _subset(split: Split, count: int) -> Split:
     """Return at most ``count`` images spread evenly over a split."""
-    size = len(split.names)
-    rows = np.unique(np.linspace(0, size - 1, min(count, size)).round().astype(int))
+    rows = spread(len(split.names), count)
     return Split(
         names=[split.names[row] for row in rows],
         labels=[split.labels[row] for row in rows],

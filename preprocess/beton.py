@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import check_output
+from harl_fast.host import usable_cores
 from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.options import SEED_MAX, checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess.demo.shapes import SHAPES
-from preprocess.pool import usable_cores
 from preprocess.reading import add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import platform
 import time
@@ -34,6 +33,7 @@ from harl_fast.data.container.manifest import (
 )
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output, replacing_together, sha256_file, write_json
+from harl_fast.host import utc_time
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.registry import CHUNK, SUPERVISION
@@ -163,7 +163,7 @@ def _describe(
         beton_bytes=size,
         beton_sha256=sha256_file(beton),
         names_sha256=write_names(beton, tally.names),
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        created=utc_time(),
         tool_versions=_versions(),
         tables_sha256=tables_sha256(beton),
         sums_sha256=write_sums(beton, tally.sums),

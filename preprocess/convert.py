@@ -56,11 +56,11 @@ class Sample(NamedTuple):
     image: bytes
     height: int
     width: int
-    mask: bytes
+    mask: bytes = b""
     """`pack_mask` of the mask."""
-    stand_in: bool
+    stand_in: bool = False
     """The method found nothing sound and the centre ellipse serves."""
-    mask_problem: str
+    mask_problem: str = ""
     """Why a fall-back's mask serves, and which; empty if none does."""
     reencoded: str = ""
     """Why passthrough did not take the file's own bytes; empty if it did or was not asked for."""
@@ -68,20 +68,6 @@ class Sample(NamedTuple):
     """What is damaged in the file, where such files are kept."""
     remarks: tuple[str, ...] = ()
     """Of `Decoded`."""
-
-
-class _Picture(NamedTuple):
-    """A sample but for its mask."""
-
-    task: Task
-    mode: int
-    image: bytes
-    height: int
-    width: int
-    reencoded: str
-    warning: str
-    remarks: tuple[str, ...]
-    origin: LazyImage
 
 
 def convert(
@@ -93,38 +79,38 @@ def convert(
     get all images of a call at once.
     """
     cv2.setNumThreads(1)  # the pool has a process for every core
-    pictures = [_picture(task, settings) for task in tasks]
-    origins = [picture.origin for picture in pictures if isinstance(picture, _Picture)]
+    drafts = [_draft(task, settings) for task in tasks]
+    origins = [origin for _, origin in drafts if origin is not None]
     masks = iter(find_masks(origins, methods or (settings.mask_method,)))
     return [
-        picture if isinstance(picture, Rejected) else _sample(picture, next(masks), settings)
-        for picture in pictures
+        _masked(draft, next(masks), settings) if isinstance(draft, Sample) else draft
+        for draft, _ in drafts
     ]
 
 
-def _picture(task: Task, settings: Settings) -> _Picture | Rejected:
-    try:
-        return _encoded(task, settings)
-    except UnusableImageError as error:
-        return Rejected(task.name, str(error))
+def _draft(task: Task, settings: Settings) -> tuple[Sample | Rejected, LazyImage | None]:
+    """Return a task's sample without its mask, and where that is made from; or why there is none.
 
-
-def _encoded(task: Task, settings: Settings) -> _Picture:
+    A refused task has no origin.
+    """
     side_px, store = settings.max_resolution, settings.store
     taken, refusal = None, ""
     if store.kind == "passthrough":
         taken, refusal = _take(task, settings)
-    if taken is not None:
-        decoded = Decoded(taken.rgb, 1, taken.rgb.shape[1::-1])
-        mode, image, rgb = MODE_JPG, taken.data, taken.rgb
-    else:
-        if isinstance(task.image, np.ndarray):
-            decoded = Decoded(task.image, 1, task.image.shape[1::-1])
+    try:
+        if taken is not None:
+            decoded = Decoded(taken.rgb, 1, taken.rgb.shape[1::-1])
+            mode, image, rgb = MODE_JPG, taken.data, taken.rgb
         else:
-            decoded = decode_image(task.image, side_px=side_px, reading=settings.reading)
-        rgb = shrink(decoded.rgb, side_px=side_px)
-        mode = store.mode(task.position)
-        image = encode(rgb, mode, quality=settings.quality)
+            if isinstance(task.image, np.ndarray):
+                decoded = Decoded(task.image, 1, task.image.shape[1::-1])
+            else:
+                decoded = decode_image(task.image, side_px=side_px, reading=settings.reading)
+            rgb = shrink(decoded.rgb, side_px=side_px)
+            mode = store.mode(task.position)
+            image = encode(rgb, mode, quality=settings.quality)
+    except UnusableImageError as error:
+        return Rejected(task.name, str(error)), None
     wanted = task.mask or MaskRequest(task.name, task.image)
     own = wanted.name == task.name
     origin = LazyImage(
@@ -134,25 +120,23 @@ def _encoded(task: Task, settings: Settings) -> _Picture:
         frame=decoded.frame if own else None,
         rgb=rgb if own else None,
     )
-    about = refusal, decoded.warning, decoded.remarks
-    return _Picture(task, mode, image, *rgb.shape[:2], *about, origin)
-
-
-def _sample(picture: _Picture, found: MaskResult, settings: Settings) -> Sample:
-    return Sample(
-        name=picture.task.name,
-        label=picture.task.label,
-        mode=picture.mode,
-        image=picture.image,
-        height=picture.height,
-        width=picture.width,
-        mask=pack_mask(resize_mask(found.mask, size=settings.mask_size)).tobytes(),
-        stand_in=found.stand_in,
-        mask_problem=found.problem,
-        reencoded=picture.reencoded,
-        warning=picture.warning,
-        remarks=picture.remarks,
+    sample = Sample(
+        name=task.name,
+        label=task.label,
+        mode=mode,
+        image=image,
+        height=rgb.shape[0],
+        width=rgb.shape[1],
+        reencoded=refusal,
+        warning=decoded.warning,
+        remarks=decoded.remarks,
     )
+    return sample, origin
+
+
+def _masked(sample: Sample, found: MaskResult, settings: Settings) -> Sample:
+    mask = pack_mask(resize_mask(found.mask, size=settings.mask_size)).tobytes()
+    return sample._replace(mask=mask, stand_in=found.stand_in, mask_problem=found.problem)
 
 
 def _take(task: Task, settings: Settings) -> tuple[Taken | None, str]:

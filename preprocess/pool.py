@@ -37,13 +37,6 @@ class _Worker(Generic[TaskT]):
     task: tuple[int, TaskT] | None = None
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def ordered_map(
     work: Callable[[TaskT], ResultT],
     tasks: Iterable[TaskT],
@@ -80,31 +73,26 @@ def ordered_map(
 def _run(
     team: list[_Worker[TaskT]], tasks: Iterable[TaskT], describe: Callable[[TaskT], str]
 ) -> Iterator[Any]:
-    numbered = enumerate(tasks)
-    finished: dict[int, Any] = {}
-    shown, exhausted = 0, False
+    numbered, finished, shown = enumerate(tasks), dict[int, Any](), 0
     while True:
+        busy = [worker for worker in team if worker.task is not None]
         for worker in team:
-            busy = sum(other.task is not None for other in team)
-            if worker.task or exhausted or len(finished) + busy >= TASKS_AHEAD * len(team):
-                continue
-            worker.task = next(numbered, None)
-            if worker.task is None:
-                exhausted = True
-            else:
+            if worker.task is None and len(finished) + len(busy) < TASKS_AHEAD * len(team):
+                worker.task = next(numbered, None)
+                if worker.task is None:
+                    break
+                busy.append(worker)
                 _send(worker, describe)
-        waiting = [worker for worker in team if worker.task is not None]
-        if waiting:
-            ready = set(wait([worker.connection for worker in waiting]))
-            for worker in waiting:
-                if worker.connection in ready:
-                    number, result = _receive(worker, describe)
-                    finished[number] = result
+        if not busy:
+            return
+        ready = set(wait([worker.connection for worker in busy]))
+        for worker in busy:
+            if worker.connection in ready:
+                number, result = _receive(worker, describe)
+                finished[number] = result
         while shown in finished:
             yield finished.pop(shown)
             shown += 1
-        if exhausted and not waiting:
-            return
 
 
 def _check_open_files(workers: int) -> None:

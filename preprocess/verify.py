@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -15,9 +14,10 @@ from typing import Any
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output, format_seconds, sha256_file, write_json
+from harl_fast.host import usable_cores
 from harl_fast.options import whole_number
 from harl_fast.program import head, run_main
-from preprocess.pool import ordered_map, usable_cores
+from preprocess.pool import ordered_map
 
 SOUND, DAMAGED, REFUSED = 0, 1, 2
 """Exit codes: as written; some bytes are not; it cannot be judged (no manifest, cut, ...)."""
@@ -60,7 +60,6 @@ CHUNK = 64
 """Samples a worker takes at a time: about 0.1 s of decoding."""
 NAMED = 10
 """Damaged samples that are printed; the report lists all."""
-_READ_BYTES = 1 << 22
 
 ROW = np.dtype(
     [
@@ -123,7 +122,9 @@ def verify(beton: Path, *, deep: bool, workers: int) -> Verdict:
         check_container(beton, manifest)
         names = _names(beton, manifest)
         sums = read_sums(beton, manifest)
-        same = _sha256(beton) == manifest.beton_sha256
+        size = beton.stat().st_size >> 20
+        with Progress(size, label=f"reading {beton.name}", unit="MB") as progress:
+            same = sha256_file(beton, progress=progress) == manifest.beton_sha256
         verdict.checksum = "same" if same else "differs"
         if deep or not same:
             rows = _rows(beton, manifest, sums)
@@ -153,18 +154,6 @@ def _names(beton: Path, manifest: Manifest) -> list[str]:
             f"again with `make beton`"
         )
     return names
-
-
-def _sha256(beton: Path) -> str:
-    digest, size = hashlib.sha256(), beton.stat().st_size
-    with (
-        open(beton, "rb") as stream,
-        Progress(size >> 20, label=f"reading {beton.name}", unit="MB") as progress,
-    ):
-        while chunk := stream.read(_READ_BYTES):
-            digest.update(chunk)
-            progress.advance((stream.tell() >> 20) - progress.done)
-    return digest.hexdigest()
 
 
 def _rows(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harl_fast import doctor
+from harl_fast import doctor, host
 from harl_fast.doctor import GB, Row
 from harl_fast.errors import HarlError
 
@@ -145,16 +145,19 @@ def test_a_folder_without_containers_says_how_to_make_them(tmp_path: Path) -> No
     assert "make beton" in row.remedy
 
 
-def test_a_container_limit_bounds_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {
-        "/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    4194304 kB\n",
-        "/sys/fs/cgroup/memory.max": "max\n",
-    }
-    monkeypatch.setattr(doctor, "_read", lambda path: files.get(path, ""))
-    assert doctor.available_bytes() == 4 * GB
-    files["/sys/fs/cgroup/memory.max"] = f"{3 * GB}\n"
-    files["/sys/fs/cgroup/memory.current"] = f"{1 * GB}\n"
-    assert doctor.available_bytes() == 2 * GB
+def test_a_container_limit_bounds_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "_CGROUP", tmp_path)
+    monkeypatch.setattr(host, "_MEMINFO", tmp_path / "meminfo")
+    assert host.available_bytes() is None
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    4194304 kB\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host.available_bytes() == 4 * GB
+    (tmp_path / "memory.max").write_text(f"{3 * GB}\n")
+    (tmp_path / "memory.current").write_text(f"{1 * GB}\n")
+    (tmp_path / "memory.stat").write_text("anon 5\n")
+    assert host.available_bytes() == 2 * GB
 
 
 def test_the_exit_code_is_1_if_anything_failed(capsys: pytest.CaptureFixture[str]) -> None:

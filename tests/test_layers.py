@@ -21,6 +21,7 @@ LEVELS = {
     "harl_fast.section": 0,
     "harl_fast.errors": 0,
     "harl_fast.files": 0,
+    "harl_fast.host": 0,
     "harl_fast.options": 0,
     "harl_fast.textfile": 0,
     "harl_fast.jit": 0,

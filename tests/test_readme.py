@@ -17,7 +17,7 @@ LIMIT_S = 1700
 
 SHORTER = {
     "make setup": "",
-    "make test": "TESTS=tests/test_rng.py",
+    "make test": "TESTS=tests/test_rng.py JOBS=0",
     "make lint": "",
     "make beton": "",
     "make masks": "",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -14,9 +13,8 @@ import torch
 
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError
+from harl_fast.host import available_bytes
 
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 _log = logging.getLogger(__name__)
 
 
@@ -114,35 +112,3 @@ def _empty(shape: tuple[int, ...], kind: torch.dtype) -> npt.NDArray[Any]:
         except RuntimeError as error:
             _log.warning("no page-locked buffers (%s): the host waits for copies to the GPU", error)
     return torch.empty(shape, dtype=kind).numpy()
-
-
-def available_bytes() -> int | None:
-    """Return how much main memory this process may still take, or None where nobody says.
-
-    The kernel's estimate (MemAvailable), or less if a container (cgroup v2) is allowed less; there
-    too, pages of files count as available, since the kernel takes them back when it must.
-    """
-    found = []
-    try:
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-    except OSError:
-        return None
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        if limit != "max":
-            cache = _statistic("inactive_file") + _statistic("active_file")
-            used = int((_CGROUP / "memory.current").read_text())
-            found.append(max(0, int(limit) - used + cache))
-    except (OSError, ValueError):
-        pass  # no container, or an older kind of it
-    return min(found, default=None)
-
-
-def _statistic(name: str) -> int:
-    for line in (_CGROUP / "memory.stat").read_text().splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value)
-    return 0

@@ -24,6 +24,7 @@ from harl_fast.data.prefetch import PrefetchThread, check_process
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
+from harl_fast.host import usable_cores
 from harl_fast.jit import require_compiler
 
 
@@ -50,8 +51,7 @@ def decoding_threads(workers: int, *, ranks_here: int = 1) -> int:
     """
     if workers < 0:
         raise ConfigError(f"workers: {workers}; give a number of threads, or 0 to divide the cores")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    wish = workers or max(1, (cores or 1) // ranks_here)
+    wish = workers or max(1, usable_cores() // ranks_here)
     return min(wish, int(numba.config.NUMBA_NUM_THREADS))
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from harl_fast.data.container.manifest import check_container, read_manifest
 from harl_fast.data.container.reader import OpenContainer
+from harl_fast.data.order import spread
 from harl_fast.data.views.cells import cell_coverage, fill_integral
 from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.errors import DataError
@@ -46,11 +47,11 @@ def occupancy(
     check_container(beton, manifest)
     container, table = OpenContainer(beton), geometry_table(views)
     stored, size = container.stored, container.stored.mask_size
-    ids = np.unique(np.linspace(0, manifest.count - 1, min(most, manifest.count)).round())
+    ids = spread(manifest.count, most)
     coverage = np.zeros(len(ids))
     grids = [np.zeros((len(ids), view.cells, view.cells), np.float32) for view in views]
     integral = np.zeros((size + 1, size + 1), np.int32)
-    for row, sample in enumerate(ids.astype(np.int64).tolist()):
+    for row, sample in enumerate(ids.tolist()):
         packed, image = container.bytes_at(stored.masks[sample]), stored.images[sample]
         if packed is None or packed.size * 8 != size * size:
             raise DataError(f"{beton}: sample {sample} has no mask. Write it again: `make beton`")

@@ -20,6 +20,11 @@ WINDOW_CHUNKS = 256
 Ids = npt.NDArray[np.int64]
 
 
+def spread(count: int, most: int) -> Ids:
+    """Return at most ``most`` ids of ``range(count)`` at even distances, the first and last too."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round()).astype(np.int64)
+
+
 def chunk_length(*, count: int, total_bytes: int) -> int:
     """Return how many of ``count`` samples in ``total_bytes`` make up `CHUNK_BYTES`; at least 1."""
     return max(1, CHUNK_BYTES * count // max(1, total_bytes))

@@ -14,6 +14,7 @@ import torch
 
 from harl_fast.engine.config import Needs
 from harl_fast.errors import ConfigError, HarlError, shown
+from harl_fast.host import usable_cores
 
 _GRACE_S = 5.0
 """How long a rank waits for its machine's first rank to report; launchers look once a second."""
@@ -75,7 +76,7 @@ def this_machine() -> Machine:
         ranks_here=here,
         gpus=gpus,
         gpu_gb=min(sizes, default=0) / 1e9,
-        cores=os.cpu_count() or 1,
+        cores=usable_cores(),
     )
 
 

@@ -11,7 +11,6 @@ import secrets
 import socket
 import subprocess
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import harl_fast
 from harl_fast.errors import CheckpointError
 from harl_fast.files import read_regular, sha256_file, write_json
+from harl_fast.host import utc_time
 
 _LIBRARIES = ("torch", "deepspeed", "ffcv", "numpy", "numba", "safetensors")
 
@@ -38,11 +38,6 @@ def code_version() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return harl_fast.__version__
     return " ".join([harl_fast.__version__, answer.stdout.strip()]).strip()
-
-
-def now() -> str:
-    """Return the time in UTC, to the second, in ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 class Start(BaseModel):
@@ -94,7 +89,7 @@ def note_start(
     if manifest.is_file():
         data = {"manifest": str(manifest), "manifest_sha256": sha256_file(manifest), **data}
     start = {
-        "time": now(),
+        "time": utc_time(),
         "step": step,
         "init_from": None if source is None else str(source),
         "changes": changes or {},

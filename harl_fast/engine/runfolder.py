@@ -11,10 +11,10 @@ from typing import Any
 
 from harl_fast.config import RunConfig, dump_config, load_config, override_config
 from harl_fast.engine.config import EngineConfig
-from harl_fast.engine.provenance import now
 from harl_fast.engine.side import required
 from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.files import read_regular, tell, write_json, write_text
+from harl_fast.host import utc_time
 from harl_fast.lock import FOLDER_LOCK
 
 
@@ -185,7 +185,7 @@ def mark(marker: Path, *, step: int, reason: str) -> None:
     Raises CheckpointError if it cannot be written: scripts wait for it.
     """
     with required(marker.parent):
-        write_json(marker, {"step": step, "reason": reason, "time": now()})
+        write_json(marker, {"step": step, "reason": reason, "time": utc_time()})
 
 
 def _trim(path: Path, *, step: int) -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from harl_fast.errors import ConfigError, DataError, shown
 from harl_fast.files import check_output
+from harl_fast.host import usable_cores
 from harl_fast.options import checked, whole_number
 from harl_fast.program import head, run_main
-from preprocess.pool import usable_cores
 from preprocess.reading import add_reading, reading_of
 from preprocess.sources import folder_source
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from harl_fast import drawing
 from harl_fast.data.container.manifest import read_manifest
 from harl_fast.data.container.reader import read_samples
+from harl_fast.data.order import spread
 from harl_fast.drawing import OUTLINE, Colour, Row, fitted, outline, resized, tile
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress
@@ -145,7 +146,7 @@ def from_folder(
     files = [folder / name for name in list_images(folder).images]
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
-    chosen = [files[place] for place in _places(len(files), most)]
+    chosen = [files[place] for place in spread(len(files), most)]
     found: list[Shown] = []
     failed: dict[str, str] = {}
     with Progress(len(chosen), label="finding masks") as progress:
@@ -171,16 +172,11 @@ def from_container(beton: Path, *, truth: Path | None, most: int) -> Iterator[Sh
     truth: as for `from_folder`; a sample's name is ``<split>/<class>/<stem>.jpg``. Raises
     `DataError` when the container or a sample is damaged.
     """
-    ids = _places(read_manifest(beton).count, most)
+    ids = spread(read_manifest(beton).count, most).tolist()
     for start in range(0, len(ids), CHUNK):
         for sample in read_samples(beton, ids[start : start + CHUNK]):
             name = sample.name or str(sample.id)
             yield shown(name, sample.image, sample.mask, None, _truth(truth, name))
-
-
-def _places(count: int, most: int) -> list[int]:
-    places = np.linspace(0, count - 1, min(most, count)).round()
-    return [int(place) for place in np.unique(places)]
 
 
 def _truth(folder: Path | None, name: str) -> Mask | None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from ffcv.pipeline.compiler import Compiler
 
+from harl_fast import host
 from harl_fast.data import buffers
 from harl_fast.data.container.manifest import manifest_path, names_path
 from harl_fast.data.loader import BetonLoader, EvalLoader
@@ -174,12 +175,14 @@ IMPORT = """
 import numba, torch
 torch.set_num_threads(2)
 import harl_fast.data
+from ffcv.fields.rgb_image import IMAGE_MODES
 print(torch.get_num_threads(), numba.get_num_threads())
+print(type(IMAGE_MODES).__name__, numba.typed.Dict.__module__)
 """
 
 
-def test_importing_the_data_path_changes_no_thread_count() -> None:
-    """ffcv sets both to one when it is imported."""
+def test_importing_the_data_path_changes_no_thread_count_and_compiles_nothing() -> None:
+    """ffcv sets both to one when it is imported, and fills a typed dictionary, which compiles."""
     done = subprocess.run(
         [sys.executable, "-c", IMPORT],
         cwd=Path(__file__).parents[2],
@@ -188,7 +191,7 @@ def test_importing_the_data_path_changes_no_thread_count() -> None:
         text=True,
         timeout=120,
     )
-    assert done.stdout.split() == ["2", "2"], done.stderr
+    assert done.stdout.split() == ["2", "2", "dict", "numba.typed.typeddict"], done.stderr
 
 
 def test_a_second_pass_ends_the_first(shared: BetonLoader) -> None:
@@ -320,7 +323,7 @@ def test_too_little_memory_is_refused_with_bytes_and_remedy(beton: Path, monkeyp
 
 
 def test_available_memory_is_what_the_kernel_says() -> None:
-    free = buffers.available_bytes()
+    free = host.available_bytes()
     assert free is not None and 0 < free <= psutil.virtual_memory().available + 64 * MB
 
 
@@ -328,14 +331,14 @@ def test_a_containers_limit_counts_but_pages_of_files_are_available(
     tmp_path: Path, monkeypatch
 ) -> None:
     """The container that is read fills such pages: they must not make a loader be refused."""
-    monkeypatch.setattr(buffers, "_CGROUP", tmp_path)
+    monkeypatch.setattr(host, "_CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
-    without_limit = buffers.available_bytes()
+    without_limit = host.available_bytes()
     assert without_limit is not None and without_limit > 64 * MB
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("4500\n")
     (tmp_path / "memory.stat").write_text("anon 900\nactive_file 3000\ninactive_file 400\n")
-    assert buffers.available_bytes() == 5000 - 4500 + 3000 + 400
+    assert host.available_bytes() == 5000 - 4500 + 3000 + 400
 
 
 def test_paths_that_hold_no_container_are_refused(beton: Path, tmp_path: Path, monkeypatch) -> None:

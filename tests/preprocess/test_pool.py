@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from harl_fast.errors import DataError
-from preprocess.pool import TASKS_AHEAD, ordered_map, usable_cores
+from harl_fast.host import usable_cores
+from preprocess.pool import TASKS_AHEAD, ordered_map
 from tests.preprocess.support import double, large
 
 

@@ -25,9 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harl_fast.config import RunConfig
-from harl_fast.engine.provenance import code_version, first_reason, now
+from harl_fast.engine.provenance import code_version, first_reason
 from harl_fast.errors import CheckpointError
 from harl_fast.files import read_regular, replacing, sha256_file, tell, write_json, write_text
+from harl_fast.host import utc_time
 from harl_fast.model.backbone import Backbone, build_backbone
 from harl_fast.section import Section
 from harl_fast.textfile import tree_sha256
@@ -123,7 +124,7 @@ def write_checkpoint(
         # not stand beside the new tensors.
         note.unlink(missing_ok=True)
     full = Record(
-        **record, tensors_bytes=size, tensors_sha256=digest, code=code_version(), created=now()
+        **record, tensors_bytes=size, tensors_sha256=digest, code=code_version(), created=utc_time()
     )
     full = full.model_copy(update={"record_sha256": _seal(full.model_dump(mode="json"))})
     try:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from harl_fast.config import RunConfig
-from harl_fast.data.container.manifest import Manifest, read_manifest
+from harl_fast.data.container.manifest import read_manifest
 from harl_fast.data.loader import Batch, EvalLoader
+from harl_fast.data.order import spread
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.engine.deepspeed import average_over_ranks
 from harl_fast.errors import DataError
@@ -55,13 +56,14 @@ class Probe:
         count, judged = config.log.probe_images, config.log.probe_images // 2
         if val.is_file():
             other = read_manifest(val)
-            self._sets = ((train, _even(manifest, count)), (val, _even(other, judged)))
+            ids, test = spread(manifest.count, count), spread(other.count, judged)
+            self._sets = ((train, ids), (val, test))
             self.held_out = False
         else:
             other = manifest
-            ids = _even(manifest, count + judged)
-            test = np.arange(len(ids)) % 3 == 2
-            self._sets = ((train, ids[~test]), (train, ids[test]))
+            ids = spread(manifest.count, count + judged)
+            held = np.arange(len(ids)) % 3 == 2
+            self._sets = ((train, ids[~held]), (train, ids[held]))
             self.held_out = True
         if manifest.classes != other.classes or len(manifest.classes) < 2:
             raise DataError(
@@ -171,10 +173,3 @@ def averaged_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
-
-
-def _even(manifest: Manifest, count: int) -> np.ndarray:
-    """Return ``count`` sample ids, or all, at even distances."""
-    return np.unique(np.linspace(0, manifest.count - 1, min(count, manifest.count)).round()).astype(
-        np.int64
-    )

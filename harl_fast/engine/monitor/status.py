@@ -6,11 +6,11 @@ import json
 import os
 import socket
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 from harl_fast.engine.side import SideOutputs
+from harl_fast.host import utc_time
 
 State = Literal[
     "starting", "warming", "training", "probing", "saving", "finished", "preempted", "failed"
@@ -74,10 +74,9 @@ class RunStatus:
 
     def _replace(self) -> None:
         now = time.time()
-        utc = datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds")
         if self._latest.is_file():
             self._fields["last_checkpoint"] = self._latest.read_text("utf-8", "replace").strip()
-        text = json.dumps({**self._fields, "updated": now, "updated_utc": utc}, indent=2)
+        text = json.dumps({**self._fields, "updated": now, "updated_utc": utc_time(now)}, indent=2)
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         try:
             # Not flushed to disk: after a crash of the machine nobody asks what the run was doing.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from harl_fast.engine.step import Stepper
 from harl_fast.engine.views import loader_colours
 from harl_fast.errors import DataError
 from harl_fast.files import format_seconds
+from harl_fast.host import usable_cores
 from harl_fast.optim.lars import LARS
 
 
@@ -204,12 +204,11 @@ class Watch:
 def open_reporter(parts: Parts, folder: RunFolder, *, step: int, quiet: bool) -> Reporter:
     """Return the reporter of a run that goes on after ``step`` steps."""
     config, machine = parts.config, parts.machine
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine.cores
     store = getattr(parts.loader.manifest, "store", {})
     supply = Supply(
         batches_ahead=config.data.batches_ahead,
         threads=decoding_threads(config.data.workers, ranks_here=machine.ranks_here),
-        cores=max(1, cores // machine.ranks_here),
+        cores=max(1, usable_cores() // machine.ranks_here),
         store=str(store.get("kind", "jpg")),
         loader_colours=loader_colours(config, parts.device),
         on_gpu=parts.device.type == "cuda",

@@ -16,7 +16,7 @@ NOISE = np.float32(20.0)
 
 
 @njit("float32[:, ::1](float32[:, :, ::1])", cache=True)
-def barrier_distance(planes):  # type: ignore[no-untyped-def]
+def barrier_distance(planes):
     """Return the (H, W) minimum barrier distance to the border, summed over (C, H, W) planes.
 
     The barrier of a path is its largest minus its smallest value; four raster scans find nearly
@@ -49,7 +49,7 @@ def barrier_distance(planes):  # type: ignore[no-untyped-def]
 
 
 @njit("Tuple((float64[::1], float64[:, ::1]))(float32[:, :, :])", cache=True)
-def _colours(lab):  # type: ignore[no-untyped-def]
+def _colours(lab):
     """Return the mean (3,) and the inverse covariance (3, 3) of (H, W, 3) pixels."""
     height, width = lab.shape[0], lab.shape[1]
     centre = np.zeros(3, np.float64)
@@ -75,7 +75,7 @@ def _colours(lab):  # type: ignore[no-untyped-def]
 
 
 @njit("float32[:, ::1](float32[:, :, ::1], float32[:, ::1], int64)", cache=True)
-def side_distances(lab, means, width):  # type: ignore[no-untyped-def]
+def side_distances(lab, means, width):
     """Return the (N, 4) Mahalanobis distances of colours to the top, bottom, left and right side.
 
     lab: (H, W, 3). means: (N, C), Lab in the first three columns. A side is ``width`` pixels deep.

@@ -173,7 +173,7 @@ def _blend(regions: Regions, lab: Map, *, rounds: int) -> Map:
 
 
 @njit("float32[:, :, ::1](uint8[:, :, ::1])", cache=True)
-def _lab_units(levels):  # type: ignore[no-untyped-def]
+def _lab_units(levels):
     """Return OpenCV's 8-bit (S, S, 3) Lab in its own units: L 0 to 100, a and b -128 to 127."""
     result = np.empty(levels.shape, np.float32)
     for y in range(levels.shape[0]):

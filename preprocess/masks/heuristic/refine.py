@@ -36,7 +36,7 @@ holes inside an object fill, object-coloured regions at the border fade."""
 
 
 @njit("float32(float32[::1], float32[::1])", cache=True)
-def _otsu(values, areas):  # type: ignore[no-untyped-def]
+def _otsu(values, areas):
     """Return Otsu's threshold of values in [0, 1] that cover the given areas."""
     weight = np.zeros(256, np.float64)
     for region in range(len(values)):
@@ -56,7 +56,7 @@ def _otsu(values, areas):  # type: ignore[no-untyped-def]
 
 
 @njit("float32[::1](float32[::1], float32[::1], float32)", cache=True)
-def first_probability(cue, areas, factor):  # type: ignore[no-untyped-def]
+def first_probability(cue, areas, factor):
     """Return a (N,) cue as probability: a sigmoid about ``factor`` times its Otsu level."""
     low, high = cue.min(), cue.max()
     scaled = (cue - low) / max(high - low, np.float32(1e-6))
@@ -72,7 +72,7 @@ def first_probability(cue, areas, factor):  # type: ignore[no-untyped-def]
     "int32[::1], float32[::1])",
     cache=True,
 )
-def affinities(distance, areas, starts, others, sides):  # type: ignore[no-untyped-def]
+def affinities(distance, areas, starts, others, sides):
     """Return the (N, N) kernel of the colour models and the pulls along the neighbour rows."""
     count = len(areas)
     kernel = np.empty((count, count), np.float32)
@@ -93,7 +93,7 @@ def affinities(distance, areas, starts, others, sides):  # type: ignore[no-untyp
 
 
 @njit("float32[::1](float32[::1], float32[::1], int32[::1], int32[::1])", cache=True)
-def region_barrier(values, rim, starts, others):  # type: ignore[no-untyped-def]
+def region_barrier(values, rim, starts, others):
     """Return the barrier distance of (N,) region values to the border, by four sweeps.
 
     rim: (N,) pixels on the picture's border; a region with any has distance 0.
@@ -121,7 +121,7 @@ def region_barrier(values, rim, starts, others):  # type: ignore[no-untyped-def]
     cache=True,
     fastmath=FAST,
 )
-def refined(first, areas, ring, rim, kernel, starts, others, pull, rounds):  # type: ignore[no-untyped-def]
+def refined(first, areas, ring, rim, kernel, starts, others, pull, rounds):
     """Return the (N,) probability after ``rounds`` of colour models and smoothing.
 
     first: (N,) probability to start from. areas, ring, rim: (N,) pixels in all, in the picture's
@@ -162,7 +162,7 @@ FIGURES = 5
     "Tuple((float64, float64))(boolean[::1], float32[:, ::1], int32[::1], int32[::1],float32[::1])",
     cache=True,
 )
-def _steps(chosen, distance, starts, others, sides):  # type: ignore[no-untyped-def]
+def _steps(chosen, distance, starts, others, sides):
     """Return the mean colour step across a choice's outline, and between all neighbours."""
     step, length, step_all, length_all = 0.0, 1e-6, 0.0, 1e-6
     for a in range(len(chosen)):
@@ -175,7 +175,7 @@ def _steps(chosen, distance, starts, others, sides):  # type: ignore[no-untyped-
 
 
 @njit("float64(boolean[::1], float32[::1], float32[:, ::1])", cache=True, fastmath=FAST)
-def _likeness(chosen, areas, kernel):  # type: ignore[no-untyped-def]
+def _likeness(chosen, areas, kernel):
     """Return the Bhattacharyya coefficient of a choice's colours and those of the rest."""
     both, front_sum, back_sum = 0.0, 1e-9, 1e-9
     taken = np.zeros(len(chosen), np.float32)
@@ -199,7 +199,7 @@ def _likeness(chosen, areas, kernel):  # type: ignore[no-untyped-def]
     "float32[:, ::1], int32[::1], int32[::1], float32[::1])",
     cache=True,
 )
-def judgement(maps, areas, rim, square, distance, kernel, starts, others, sides):  # type: ignore[no-untyped-def]
+def judgement(maps, areas, rim, square, distance, kernel, starts, others, sides):
     """Return (M, 5) figures of how much each of M (M, N) maps, cut by Otsu, looks like an object.
 
     areas, rim, square: (N,) pixels, pixels on the picture's border, mean square distance from the

@@ -21,7 +21,7 @@ FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @njit("int32(int32[::1], int32)", cache=True)
-def _root(parent, node):  # type: ignore[no-untyped-def]
+def _root(parent, node):
     while parent[node] != node:
         parent[node] = parent[parent[node]]
         node = parent[node]
@@ -29,7 +29,7 @@ def _root(parent, node):  # type: ignore[no-untyped-def]
 
 
 @njit("Tuple((int32[::1], int32[::1], float32[::1]))(float32[:, :, ::1])", cache=True)
-def sorted_edges(lab):  # type: ignore[no-untyped-def]
+def sorted_edges(lab):
     """Return the 4-connected pixel pairs of (H, W, 3) Lab pixels by rising colour difference.
 
     Two (E,) int32 arrays of pixel numbers, row by row, and their (E,) float32 differences.
@@ -66,7 +66,7 @@ def sorted_edges(lab):  # type: ignore[no-untyped-def]
 
 
 @njit("int64(int32[::1], int32[::1], float32[::1], int32[::1], int32[::1], float32)", cache=True)
-def _grow(first, second, weight, parent, size, scale):  # type: ignore[no-untyped-def]
+def _grow(first, second, weight, parent, size, scale):
     """Join regions whose edge is no stronger than what is within both; return how many joined."""
     limit = np.full(len(parent), scale, np.float32)
     joined = 0
@@ -83,7 +83,7 @@ def _grow(first, second, weight, parent, size, scale):  # type: ignore[no-untype
 
 
 @njit("int64(int32[::1], int32[::1], int32[::1], int32[::1], float32)", cache=True)
-def _absorb(first, second, parent, size, least):  # type: ignore[no-untyped-def]
+def _absorb(first, second, parent, size, least):
     """Join regions under ``least`` pixels to their closest neighbour; return how many joined."""
     joined = 0
     for edge in range(len(first)):
@@ -101,7 +101,7 @@ def _absorb(first, second, parent, size, least):  # type: ignore[no-untyped-def]
     "Tuple((int32[::1], int64))(int32[::1], int32[::1], float32[::1], int64, float32, float32)",
     cache=True,
 )
-def segment(first, second, weight, pixels, scale, min_size):  # type: ignore[no-untyped-def]
+def segment(first, second, weight, pixels, scale, min_size):
     """Return the (pixels,) int32 region of every pixel, and how many regions there are.
 
     Edges as from `sorted_edges`. scale: the paper's k, Lab units times pixels: larger regions for
@@ -130,7 +130,7 @@ def segment(first, second, weight, pixels, scale, min_size):  # type: ignore[no-
 
 
 @njit("float32[:, ::1](float32[:, :, ::1], int32[::1], int64)", cache=True, fastmath=FAST)
-def region_means(planes, labels, count):  # type: ignore[no-untyped-def]
+def region_means(planes, labels, count):
     """Return (count, C + 1): each region's mean of (H, W, C) planes, and its area in pixels."""
     channels = planes.shape[2]
     flat = planes.reshape(-1, channels)
@@ -147,7 +147,7 @@ def region_means(planes, labels, count):  # type: ignore[no-untyped-def]
 
 
 @njit("Tuple((int32[::1], int32[::1], float32[::1]))(int32[::1], int64, int64)", cache=True)
-def neighbours(labels, width, count):  # type: ignore[no-untyped-def]
+def neighbours(labels, width, count):
     """Return who touches whom as sparse rows: (count + 1,) starts, regions, shared pixel sides."""
     shared = np.zeros((count, count), np.float32)
     for pixel in range(len(labels)):
@@ -175,7 +175,7 @@ def neighbours(labels, width, count):  # type: ignore[no-untyped-def]
 
 
 @njit("float32[:, ::1](float32[:, ::1])", cache=True)
-def colour_distances(means):  # type: ignore[no-untyped-def]
+def colour_distances(means):
     """Return the (N, N) Euclidean distances of the first three columns of (N, C) means."""
     count = len(means)
     distance = np.zeros((count, count), np.float32)

@@ -16,7 +16,7 @@ FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @njit("void(float32[:, ::1], int64)", cache=True)
-def _mean_along_columns(plane, radius):  # type: ignore[no-untyped-def]
+def _mean_along_columns(plane, radius):
     """Turn (H, W) values into means over ``radius`` rows to both sides, cut at the edge."""
     height, width = plane.shape
     before = plane.copy()
@@ -38,7 +38,7 @@ def _mean_along_columns(plane, radius):  # type: ignore[no-untyped-def]
 
 
 @njit("void(float32[:, ::1], int64)", cache=True)
-def _box(plane, radius):  # type: ignore[no-untyped-def]
+def _box(plane, radius):
     """Turn (S, S) values into the means of their windows, cut at the edge."""
     _mean_along_columns(plane, radius)
     turned = plane.T.copy()
@@ -49,7 +49,7 @@ def _box(plane, radius):  # type: ignore[no-untyped-def]
 
 
 @njit("void(float32[:, :, ::1], float32)", cache=True, fastmath=FAST)
-def _regress(mean, epsilon):  # type: ignore[no-untyped-def]
+def _regress(mean, epsilon):
     """Turn the 13 means at each pixel into a slope (planes 3 to 5) and an offset (plane 6)."""
     _, height, width = mean.shape
     for y in range(height):
@@ -76,7 +76,7 @@ def _regress(mean, epsilon):  # type: ignore[no-untyped-def]
     cache=True,
     fastmath=FAST,
 )
-def guided_lines(guide, values, radius, epsilon):  # type: ignore[no-untyped-def]
+def guided_lines(guide, values, radius, epsilon):
     """Return (S, S, 4): the slope and offset that give (S, S) values from the (S, S, 3) guide.
 
     Windows have 2 ``radius`` + 1 pixels per side, less at the edge. epsilon: the guide's variance
@@ -108,7 +108,7 @@ def guided_lines(guide, values, radius, epsilon):  # type: ignore[no-untyped-def
 
 
 @njit("float32[:, ::1](float32[:, :, ::1], float32[:, :, ::1])", cache=True)
-def follow(lines, guide):  # type: ignore[no-untyped-def]
+def follow(lines, guide):
     """Return the (S, S) values that (S, S, 4) lines give at the (S, S, 3) guide, cut to [0, 1]."""
     side = len(guide)
     result = np.empty((side, side), np.float32)

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from harl_fast.files import Progress, check_output, format_seconds
+from harl_fast.host import usable_cores
 from harl_fast.lock import lock_beside, locked
 from harl_fast.options import SEED_MAX, number, whole_number
 from harl_fast.program import head, run_main
-from preprocess.pool import usable_cores
 from preprocess.reading import add_reading, reading_of
 
 

@@ -1,0 +1,56 @@
+"""What this process may use of its machine, and what time it is there."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def available_bytes() -> int | None:
+    """Return how much main memory this process may still take, or None where nobody says.
+
+    The kernel's estimate (MemAvailable), or less if a container (cgroup v2) is allowed less; there
+    too, pages of files count as available, since the kernel takes them back when it must.
+    """
+    found = []
+    try:
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    except OSError:
+        return None
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit != "max":
+            cache = _statistic("inactive_file") + _statistic("active_file")
+            used = int((_CGROUP / "memory.current").read_text())
+            found.append(max(0, int(limit) - used + cache))
+    except (OSError, ValueError):
+        pass  # no container, or an older kind of it
+    return min(found, default=None)
+
+
+def _statistic(name: str) -> int:
+    for line in (_CGROUP / "memory.stat").read_text().splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0
+
+
+def utc_time(seconds: float | None = None) -> str:
+    """Return a Unix time, by default now, in UTC to the second, in ISO 8601."""
+    when = time.time() if seconds is None else seconds
+    return datetime.fromtimestamp(when, timezone.utc).isoformat(timespec="seconds")
