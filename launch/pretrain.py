@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from harl_fast.config import presets
-from harl_fast.engine.clock import parse_duration
+from harl_fast.engine.stop import parse_duration
 from harl_fast.options import checked, whole_number
 from harl_fast.program import run_main
 

@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def status(self) -> Path:
-        """What the run is doing, see `engine.status`."""
+        """What the run is doing, see `monitor.runjson`."""
         return self.path / "run.json"
 
     @property
@@ -71,8 +71,8 @@ class RunFolder:
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
-        return self.path / "tensorboard"
+        """TensorBoard's event files, in a folder named after the run, as TensorBoard shows it."""
+        return self.path / "tensorboard" / self.path.resolve().name
 
     @property
     def checkpoints(self) -> Path:
