@@ -39,7 +39,7 @@ _TOP: dict[str, str] = {
     **_MEAN,
     "optimizer": "the optimizer belongs to the method's YAML, section optim: optim.name, optim.lr, "
     "optim.weight_decay (--set optim.lr=0.3). Delete the section",
-    "scheduler": "the learning rate's course belongs to the method's YAML: optim.warmup_epochs, "
+    "scheduler": "the learning rate's schedule belongs to the method's YAML: optim.warmup_epochs, "
     "then a half cosine (--set optim.warmup_epochs=5). Delete the section",
     "bfloat16": "it is the old name. Write bf16",
     "managed_gradient_accumulation": "harl_fast counts micro steps with DeepSpeed. Delete it",

@@ -36,12 +36,12 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON record a log line."""
+        """One JSON record per log line."""
         return self.path / "metrics.jsonl"
 
     @property
     def skipped(self) -> Path:
-        """One JSON record a step without effect: its number and its samples' ids by rank."""
+        """One JSON record per step without effect: its number and its samples' ids by rank."""
         return self.path / "skipped.jsonl"
 
     @property
@@ -215,7 +215,7 @@ def _tree(path: Path) -> dict[str, Any]:
 
 
 def _trees(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a file of one a line, empty where there is none."""
+    """Return the objects in a file of one per line, empty where there is none."""
     try:
         return [_parsed(line) for line in read_regular(path).splitlines()]
     except OSError:

@@ -27,7 +27,7 @@ def views_at(config: RunConfig, *, epoch: int = 0) -> tuple[ViewConfig, ...]:
 
 
 def view_geometry(config: RunConfig, *, epoch: int = 0) -> list[ViewGeometry]:
-    """Return one geometry a view of an epoch; its cells are those of the last feature map."""
+    """Return one geometry per view of an epoch; its cells are those of the last feature map."""
     model = config.model
     return [
         ViewGeometry(

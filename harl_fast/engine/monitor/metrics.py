@@ -33,7 +33,7 @@ class Meter:
     def add(self, figures: Mapping[str, Tensor]) -> None:
         """Add one step's or micro step's figures, 0-d tensors.
 
-        They are kept as they are, since adding would be a dozen kernels a step: they must not be
+        They are kept as they are, since adding would be a dozen kernels per step: they must not be
         changed in place afterwards.
         """
         for name, value in figures.items():
@@ -96,7 +96,7 @@ class StepNorms:
 
     It hooks into `Optimizer.step`: the weights before are copied when the step begins and the
     activations are gone, so that the copy adds nothing to the peak of memory. Under ZeRO the
-    optimizer holds shards and is called once a group: squares are of this rank's shards.
+    optimizer holds shards and is called once per group: squares are of this rank's shards.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
