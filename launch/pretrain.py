@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--engine-set", action="append", default=[], metavar="KEY=VALUE", help="override in it")
     add("--config", metavar="NAME|YAML", help=f"method: {', '.join(presets())}, or a file")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override in it")
-    add("--epochs", type=whole_number(1, 10**6), metavar="N", help="--set epochs=N; may extend a run")
+    add("--epochs", type=whole_number(1, 10**6), metavar="N", help="--set epochs=N; extends a run")
     add("--data", type=Path, required=True, metavar="FOLDER", help="holds train.beton")
     add("--run", type=Path, required=True, metavar="FOLDER", help="where all output goes")
     start = parser.add_mutually_exclusive_group()

@@ -235,7 +235,8 @@ class Trainer:
         self.result: RunResult | None = None
         self.stop = StopSignal() if stop is None else stop
         self._listening = self.stop if stop is None else contextlib.nullcontext()
-        log, self._saver = state.config.log, None
+        log = state.config.log
+        self._saver: Saver | None = None
         if state.machine.rank == 0:
             self._saver = Saver(
                 folder.checkpoints,

@@ -273,8 +273,10 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float | str | boo
     """Return a section's values by dotted key."""
     found: dict[str, float | str | bool] = {}
     for key, value in tree.items():
-        inner = isinstance(value, dict)
-        found |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value if isinstance(value, int | float | str) else str(value)
     return found
 
 
