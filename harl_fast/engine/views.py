@@ -69,9 +69,9 @@ def small_map_text(config: RunConfig) -> str:
         remedies.insert(0, "set model.stem=small")
     if config.model.last_stride > 1:
         remedies.insert(0, "set model.last_stride=1 (twice as many a side)")
-    sizes = " and ".join(f"{size} px have {side} x {side} cells" for size, side in small.items())
+    sizes = " and ".join(f"{side} x {side} cells at {size} px" for size, side in small.items())
     return (
-        f"warning: views of {sizes}, and masks tell little on fewer than "
+        f"warning: feature maps have {sizes}, and masks tell little on fewer than "
         f"{FEWEST_CELLS} x {FEWEST_CELLS}: {', or '.join(remedies)}"
     )
 

@@ -202,7 +202,7 @@ def test_the_device_colours_where_it_is_told_to(tmp_path: Path) -> None:
 
 def test_a_feature_map_too_small_for_masks_is_told_with_what_helps(tmp_path: Path) -> None:
     text = small_map_text(tiny_config(tmp_path))  # last_stride is 1 already
-    assert "32 px have 2 x 2 cells" in text and "model.stem=small" in text
+    assert "2 x 2 cells at 32 px" in text and "model.stem=small" in text
     assert "last_stride" not in text
     strided = small_map_text(tiny_config(tmp_path, overrides=["model.last_stride=2"]))
     assert "model.last_stride=1" in strided
