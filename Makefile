@@ -142,7 +142,7 @@ masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache
 pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATCH=] [LR=] [WORKERS=] [SET="a=1 b.c=2"] [RESUME=1]
 	@case "$(RANKS)" in *[!0-9]*|0*) echo "RANKS=$(RANKS) is no number from 1 up" >&2; exit 2;; esac
 	"$(BIN)/python" launch/guard.py \
-		"$(BIN)/python" "$(BIN)/deepspeed" $(call option,--num_gpus,$(RANKS)) launch/pretrain.py \
+		"$(BIN)/python" "$(BIN)/deepspeed" --log_level=error $(call option,--num_gpus,$(RANKS)) launch/pretrain.py \
 		--deepspeed_config "$(DS_CONFIG)" $(if $(and $(RESUME),$(filter file,$(origin CONFIG))),,\
 		--config "$(CONFIG)") --data "$(OUT)" --run "$(RUN)" $(call option,--epochs,$(EPOCHS)) \
 		$(if $(BATCH),--engine-set "train_batch_size=$(BATCH)") $(if $(LR),--set "optim.lr=$(LR)") \

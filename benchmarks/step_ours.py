@@ -10,9 +10,8 @@ import torch
 
 from benchmarks import step_setup as setup
 from harl_fast.engine import deepspeed as ds
-from harl_fast.engine.build import build
 from harl_fast.engine.machine import this_machine
-from harl_fast.engine.step import Stepper
+from harl_fast.engine.trainer import Stepper, build
 from harl_fast.optim.lars import LARS
 
 LOG_EVERY = 50

@@ -45,10 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         run("-m", "preprocess.beton", "--out", args.data, "--demo-images", str(args.images))
     if (ROOT / args.run / "config.yaml").exists():
         discard_folder(ROOT / args.run)  # an earlier run; the trainer refuses any other content
-    epochs = [] if args.epochs is None else ["--epochs", str(args.epochs)]
-    guarded = ["launch/guard.py", sys.executable, Path(sys.executable).with_name("deepspeed")]
+    chosen = ["--run", args.run, *([] if args.epochs is None else ["--epochs", str(args.epochs)])]
+    launcher = [Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1"]
     pretrain = ["launch/pretrain.py", "--deepspeed_config", args.engine, "--config", "demo"]
-    run(*guarded, "--num_gpus", "1", *pretrain, "--data", args.data, "--run", args.run, *epochs)
+    run("launch/guard.py", sys.executable, *launcher, *pretrain, "--data", args.data, *chosen)
     drawn = ["--config", args.run / "config.yaml", "--out", args.run / SHEET]
     run("-m", "preprocess.preview", args.data / "train.beton", *drawn)
     run("launch/lineval.py", "--ckpt", args.run, "--data", args.data, "--random")

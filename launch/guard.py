@@ -36,7 +36,7 @@ def markers(folder: Path) -> dict[Path, tuple[int, int]]:
 
 def main(command: list[str]) -> int:
     ranks, got, ending_s, told_s = set[psutil.Process](), list[int](), 0.0, 0.0
-    before = markers(folder := run_folder(command))
+    before = markers(folder := run_folder(command, about=__doc__ or ""))
     adopt_orphans()  # ranks are found below this process even if their launcher is gone
     for number in (signal.SIGTERM, signal.SIGINT, *[signal.SIGHUP] * heeds_hangup()):
         signal.signal(number, lambda number, frame: got.append(number))

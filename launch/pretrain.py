@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from harl_fast.config import presets
-from harl_fast.engine.clock import parse_duration
+from harl_fast.engine.stop import parse_duration
 from harl_fast.options import checked, whole_number
 from harl_fast.program import run_main
 
@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--engine-set", action="append", default=[], metavar="KEY=VALUE", help="override in it")
     add("--config", metavar="NAME|YAML", help=f"method: {', '.join(presets())}, or a file")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override in it")
-    add("--epochs", type=whole_number(1, 10**6), metavar="N", help="the same as --set epochs=N")
+    add("--epochs", type=whole_number(1, 10**6), metavar="N", help="--set epochs=N; extends a run")
     add("--data", type=Path, required=True, metavar="FOLDER", help="holds train.beton")
     add("--run", type=Path, required=True, metavar="FOLDER", help="where all output goes")
     start = parser.add_mutually_exclusive_group()
@@ -44,7 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     start.add_argument("--init-from", type=Path, metavar="CKPT", help="weights to start from")
     text = "let --resume continue with another value of it, given by --set (repeatable)"
     add("--allow-change", action="append", default=[], metavar="KEY", help=text)
-    add("--quiet", action="store_true", help="print warnings and a line an epoch only")
+    add("--quiet", action="store_true", help="print warnings and one line per epoch only")
     text = "save and end with exit code 0 before this process is so old"
     add("--time-limit", type=checked(parse_duration), metavar="HH:MM:SS|MINUTES", help=text)
     rank = whole_number(-1, 10**6)

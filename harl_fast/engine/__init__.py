@@ -1,1 +1,1 @@
-"""Pretraining runs: the DeepSpeed file, the step, checkpoints, logs; joins all lower steps."""
+"""Pretraining runs: the trainer, the DeepSpeed file, checkpoints, logs; joins all lower steps."""

@@ -22,6 +22,29 @@ from harl_fast.textfile import read_json
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+FREE_KEYS = (
+    "zero_optimization",
+    "zero_allow_untested_optimizer",
+    "gradient_accumulation_steps",
+    "steps_per_print",
+    "timers",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "harl_fast",
+)
+"""Keys that a resumed run may change: they change the order of sums at most."""
+_DIVISION = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+_SYNONYMS = {
+    "batch_size": "train_batch_size",
+    "global_batch_size": "train_batch_size",
+    "micro_batch_size": "train_micro_batch_size_per_gpu",
+    "accumulate_grad_batches": "gradient_accumulation_steps",
+    "max_grad_norm": "gradient_clipping",
+}
+"""What other programs call a key."""
+
 _DTYPES: dict[str, Precision] = {
     **dict.fromkeys(("bfloat16", "bf16", "torch.bfloat16"), "bf16"),
     **dict.fromkeys(("float16", "fp16", "half", "torch.float16"), "fp16"),
@@ -205,17 +228,54 @@ def read_engine_file(path: Path, *, overrides: Sequence[str] = ()) -> EngineFile
         raise ConfigError(
             f"--deepspeed_config {path} does not exist; shipped files: {', '.join(near) or 'none'}"
         )
-    tree = read_json(path, hjson_too=True)
+    return _checked(read_json(path, hjson_too=True), overrides, where=str(path))
+
+
+def resume_engine_file(
+    path: Path, *, own: Path, overrides: Sequence[str], ranks: int
+) -> tuple[EngineFile, str]:
+    """Return the engine file of a run that is resumed, and what is to be told of it.
+
+    What decides a run's result comes from its own engine.json, so that overrides of its first
+    start need not be given again; the rest from ``path``. On another number of ranks the micro
+    batch follows from ``path`` too. Raises ConfigError.
+    """
+    if not own.exists():
+        return read_engine_file(path, overrides=overrides), ""
+    try:
+        kept = _checked(read_json(own), (), where=str(own)).model_dump(
+            mode="json", exclude_none=True
+        )
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. If it is damaged, delete it, and give --engine-set as at the run's start"
+        ) from error
+    micro, steps = (kept.get(key, 0) for key in _DIVISION)
+    named = {text.partition("=")[0].partition(".")[0] for text in overrides}
+    resized = not named.isdisjoint({"train_batch_size", *_DIVISION})
+    if resized or kept.get("train_batch_size") != micro * steps * ranks:
+        for key in _DIVISION:
+            kept.pop(key, None)
+    given = read_engine_file(path).model_dump(mode="json", exclude_none=True)
+    kept = {key: value for key, value in kept.items() if key not in set(FREE_KEYS) - {*_DIVISION}}
+    file = _checked({**given, **kept}, overrides, where=f"{path} with {own}")
+    other = [key for key in kept if key not in named and given.get(key, kept[key]) != kept[key]]
+    if not other:
+        return file, ""
+    return file, f"the run keeps its own {', '.join(other)} of {own}, not that of {path}"
+
+
+def _checked(tree: dict[str, Any], overrides: Sequence[str], *, where: str) -> EngineFile:
     for text in overrides:
         override(tree, text, option="--engine-set")
-    refuse_keys(tree, where=str(path))
+    refuse_keys(tree, where=where)
     if "gradient_clipping" not in tree:
         raise ConfigError(
-            f"{path}: gradient_clipping is not set, and DeepSpeed would clip at 1.0. Write "
+            f"{where}: gradient_clipping is not set, and DeepSpeed would clip at 1.0. Write "
             f'"gradient_clipping": 0.0 for none'
         )
-    file: EngineFile = validated(EngineFile, tree, where=str(path))
-    refuse_values(file.model_dump(), where=str(path))
+    file: EngineFile = validated(EngineFile, tree, where=where, synonyms=_SYNONYMS)
+    refuse_values(file.model_dump(), where=where)
     return file
 
 

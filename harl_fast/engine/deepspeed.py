@@ -33,7 +33,7 @@ _host_group: Any = None  # all ranks over gloo; made by `start`
 
 
 def start(machine: Machine, *, timeout_minutes: float) -> None:
-    """Join this rank to the others; call once a process.
+    """Join this rank to the others; call once per process.
 
     timeout_minutes: longest wait for another rank in any collective before this rank fails.
     """

@@ -127,7 +127,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep the memory that a step frees for the next; return whether it does.
 
     glibc returns large blocks to the kernel, which clears each page of them when it is asked
-    again: 18,000 to 50,000 page faults a step of a ResNet-18 on 64 px views, 3 % of its time. The
+    again: 18,000 to 50,000 page faults per step of a ResNet-18 on 64 px views, 3 % of its time. The
     process stays as large as it ever was instead. Left alone are other C libraries, and where the
     environment says how memory is to be had.
     """

@@ -37,8 +37,8 @@ class LossScale:
     """The factor that keeps fp16 gradients from vanishing, adapted without waiting for the device.
 
     Multiply the loss with `factor`; gradients are divided again just before the optimizer reads
-    them, after the reduction over ranks. Whether a step overflowed is the optimizer's verdict,
-    taken from reduced norms, so all ranks change the factor alike.
+    them, after the reduction over ranks. Whether a step overflowed, the optimizer says
+    from reduced norms, so all ranks change the factor alike.
     """
 
     def __init__(self, section: Fp16Section, *, device: torch.device) -> None:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harl_fast.engine.config import EngineConfig, read_engine_file, settle
+from harl_fast.engine.config import EngineConfig, read_engine_file, resume_engine_file, settle
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
-from harl_fast.engine.monitor.status import RunStatus
 from harl_fast.engine.provenance import note_start, read_provenance
 from harl_fast.engine.runfolder import RunFolder, begin, mark, open_run_folder, write_configs
 from harl_fast.engine.side import SideOutputs, required
@@ -22,9 +21,10 @@ from harl_fast.lock import Lock, locked
 from harl_fast.supervision import supervisors
 
 if TYPE_CHECKING:
-    from harl_fast.engine.monitor.watch import Sheet
+    from harl_fast.data.loader import BetonLoader
+    from harl_fast.engine.monitor.monitor import Sheet
     from harl_fast.engine.start import Start
-    from harl_fast.engine.state import Parts
+    from harl_fast.engine.state import TrainState
 
 
 def pretrain(
@@ -42,7 +42,7 @@ def pretrain(
     sheet: Sheet | None = None,
     time_limit_s: float | None = None,
 ) -> int:
-    """Run one rank of a pretraining and return its exit code, see `Pretraining.run`.
+    """Run one rank of a pretraining and return its exit code, see `Trainer.run`.
 
     Configurations, data and folders are refused before the ranks meet. See launch/pretrain.py for
     the arguments. Raises HarlError.
@@ -54,20 +54,33 @@ def pretrain(
         StopSignal(supervisors=watched) as stop,
         contextlib.ExitStack() as held,
     ):
-        file = read_engine_file(engine_file, overrides=engine_overrides)
+        folder, told = RunFolder(run), ""
+        if resume:
+            file, told = resume_engine_file(
+                engine_file, own=folder.engine, overrides=engine_overrides, ranks=machine.ranks
+            )
+        else:
+            file = read_engine_file(engine_file, overrides=engine_overrides)
         check_machine(file.harl_fast, machine, source=str(engine_file))
         engine_config = settle(file, ranks=machine.ranks, source=str(engine_file))
-        folder, lock = open_run_folder(run, resume=resume), None
+        open_run_folder(run, resume=resume)
+        lock = None
         try:
             stop.starting = True
             lock = _take(folder, machine, engine_config, held)
             open_run_folder(run, resume=resume)  # what was found may have changed until now
             # torch, FFCV, numba and DeepSpeed take seconds; refusals above need not wait for them.
+            from harl_fast.engine.build import build_loader
             from harl_fast.engine.start import Asked, decide
 
             asked = Asked(config_name, config_overrides, resume, init_from, allow_change)
             start = decide(folder, engine_config, asked)
-            parts = _prepare(start, machine, data=data)
+            start.notes.extend([told] if told else [])
+            loader = build_loader(
+                start.config, engine_config, machine, data=data, epoch=start.epoch
+            )
+            _meet(machine, engine_config, step=start.step)
+            state = prepare(start, machine, loader=loader, data=data)
             stop.starting = False
         except Leaving:
             if lock is not None:
@@ -78,7 +91,7 @@ def pretrain(
             return 0
         return _train(
             start,
-            parts,
+            state,
             quiet=quiet,
             sheet=sheet,
             time_limit_s=time_limit_s,
@@ -89,7 +102,7 @@ def pretrain(
 
 def _train(
     start: Start,
-    parts: Parts,
+    state: TrainState,
     *,
     quiet: bool,
     sheet: Sheet | None,
@@ -99,10 +112,10 @@ def _train(
 ) -> int:
     """Train, and mark how that ended; return the exit code. lock: rank 0's of the folder."""
     from harl_fast.engine import deepspeed as ds
-    from harl_fast.engine.loop import INTERRUPTED, Pretraining
+    from harl_fast.engine.trainer import INTERRUPTED, Trainer
 
-    training = Pretraining(
-        parts,
+    trainer = Trainer(
+        state,
         start.folder,
         step=start.step,
         skipped=start.skipped,
@@ -113,12 +126,11 @@ def _train(
         stop=stop,
         still_held=lock.still_held if lock is not None else lambda: True,
     )
-    code = training.run()
+    code, result = trainer.run(), trainer.result
     ds.stop()
-    ending = training.ending
-    if parts.machine.rank == 0 and ending is not None and code in (0, INTERRUPTED):
-        marker = start.folder.finished if ending.done else start.folder.preempted
-        mark(marker, step=ending.step, reason=ending.reason)
+    if state.machine.rank == 0 and result is not None and code in (0, INTERRUPTED):
+        marker = start.folder.finished if result.done else start.folder.preempted
+        mark(marker, step=result.step, reason=result.reason)
     return code
 
 
@@ -163,32 +175,36 @@ def _meet(
         )
 
 
-def _prepare(start: Start, machine: Machine, *, data: Path) -> Parts:
-    """Return what the rank trains with; note the start in the folder."""
-    from harl_fast.engine.build import build, build_loader
+def prepare(start: Start, machine: Machine, *, loader: BetonLoader, data: Path) -> TrainState:
+    """Build what the rank trains with, and note the start in the run folder.
 
-    record = start.weights.record if start.resume and start.weights is not None else None
-    loader = build_loader(
-        start.config, start.engine_config, machine, data=data, epoch=record.epoch if record else 0
-    )
-    _meet(machine, start.engine_config, step=start.step)
-    parts = build(
+    Raises HarlError; CheckpointError if the folder cannot be written to.
+    """
+    from harl_fast.engine.trainer import build
+
+    weights = start.weights
+    state = build(
         start.config,
         start.engine_config,
         machine,
         loader=loader,
-        weights=start.weights,
+        weights=weights,
         resume=start.resume,
     )
-    if record and record.loader:
-        loader.load_state_dict(record.loader)  # refuses another order of samples
+    if start.resume and weights is not None:
+        record = weights.record
+        if record.loader:
+            loader.load_state_dict(record.loader)  # refuses another order of samples
+        if record.config.epochs != start.config.epochs:
+            before = record.config.epochs
+            start.notes.append(state.schedule.extension_text(record.step, epochs_before=before))
     if machine.rank == 0:
         facts = {"count": loader.manifest.count, "beton_sha256": loader.manifest.beton_sha256}
-        _note(start, facts, ranks=machine.ranks, manifest=data / "train.json")
-    return parts
+        note_beginning(start, facts, ranks=machine.ranks, manifest=data / "train.json")
+    return state
 
 
-def _note(start: Start, data: dict[str, Any], *, ranks: int, manifest: Path) -> None:
+def note_beginning(start: Start, data: dict[str, Any], *, ranks: int, manifest: Path) -> None:
     """Write what a start writes before its first step. Raises CheckpointError if it cannot be."""
     from harl_fast.engine.resume import check_data
 
@@ -217,13 +233,14 @@ def _note(start: Start, data: dict[str, Any], *, ranks: int, manifest: Path) -> 
 def _leave(folder: RunFolder, *, reason: str) -> None:
     """Note that the start was given up."""
     from harl_fast.engine.checkpoint.format import latest_step
+    from harl_fast.engine.monitor.runjson import RunJson
+    from harl_fast.engine.monitor.sink import RunInfo
 
-    def say(text: str) -> None:
+    def warn(text: str) -> None:
         tell(f"{text}\n", sys.stderr)
 
     step = latest_step(folder.checkpoints)
-    say(f"stopped by {reason} before the first step")
+    warn(f"stopped by {reason} before the first step")
     mark(folder.preempted, step=step, reason=reason)
-    status = RunStatus(folder.status, SideOutputs(say), latest=folder.checkpoints / "latest")
-    status.update(step=step)
-    status.set("preempted", reason=reason)
+    status = RunJson(RunInfo(folder, first_step=step), SideOutputs(warn))
+    status.state("preempted", reason)

@@ -28,7 +28,7 @@ _LIBRARIES = ("torch", "deepspeed", "ffcv", "numpy", "numba", "safetensors")
 def code_version() -> str:
     """Return harl_fast's version, followed by the commit where it runs from a git checkout.
 
-    Asked once a process, so that a checkout that moves on under a run does not count. The commit
+    Asked once per process, so that a checkout that moves on under a run does not count. The commit
     ends in "-dirty" if files differed from it.
     """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]

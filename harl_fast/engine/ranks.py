@@ -13,15 +13,19 @@ import psutil
 _RANK = "--local_rank"  # DeepSpeed's launcher gives it to ranks alone
 
 
-def run_folder(command: list[str]) -> Path:
-    """Return the --run folder of a job's command, or exit with the usage."""
+def run_folder(command: list[str], *, about: str) -> Path:
+    """Return the --run folder of a job's command, or exit with the usage; with help if asked."""
     found = ""
     for word, following in itertools.pairwise([*command, ""]):
         name, _, value = word.partition("=")
         found = (value or following or found) if name == "--run" else found  # the last one holds
     if found:
         return Path(found)
-    sys.exit("usage: guard.py deepspeed ... launch/pretrain.py ... --run FOLDER ...")
+    usage = "usage: guard.py deepspeed ... launch/pretrain.py ... --run FOLDER ..."
+    if command[:1] in (["-h"], ["--help"]):
+        print(f"{usage}\n\n{about}")
+        sys.exit(0)
+    sys.exit(usage)
 
 
 def ranks_below(pid: int) -> set[psutil.Process]:

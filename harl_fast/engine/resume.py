@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from harl_fast.config import RunConfig
 from harl_fast.engine.checkpoint.format import Checkpoint
 from harl_fast.engine.config import (
+    FREE_KEYS,
     Batches,
     EngineConfig,
     EngineFile,
@@ -18,23 +19,11 @@ from harl_fast.engine.config import (
     settle,
 )
 from harl_fast.engine.provenance import first_reason
-from harl_fast.engine.schedule import Course
+from harl_fast.engine.schedule import Schedule
 from harl_fast.errors import CheckpointError, ConfigError, nearest
 
 _FREE = ("log", "data.workers", "data.batches_ahead", "data.damaged", "data.check")
 """Keys and sections that a resumed run may change: they touch no sound sample and no weight."""
-_FREE_ENGINE = (
-    "zero_optimization",
-    "zero_allow_untested_optimizer",
-    "gradient_accumulation_steps",
-    "steps_per_print",
-    "timers",
-    "wall_clock_breakdown",
-    "memory_breakdown",
-    "dump_state",
-    "harl_fast",
-)
-"""The engine's keys of that kind: they change the order of sums at most."""
 _PRECISION = ("bf16", "torch_autocast", "fp16")
 
 Changes = dict[str, tuple[Any, Any]]
@@ -51,7 +40,7 @@ def settings(config: RunConfig, engine_config: EngineConfig | None = None) -> di
     if engine_config is None:
         return tree
     engine = engine_config.record()
-    tree |= {key: engine[key] for key in engine if key not in (*_FREE_ENGINE, *_PRECISION)}
+    tree |= {key: engine[key] for key in engine if key not in (*FREE_KEYS, *_PRECISION)}
     tree["precision"] = engine_config.precision
     if engine_config.precision == "fp16":
         tree["fp16"] = {key: value for key, value in engine["fp16"].items() if key != "enabled"}
@@ -144,23 +133,23 @@ def change_text(changes: Changes) -> str:
     return "; ".join(f"{key} {old!r:.60} -> {new!r:.60}" for key, (old, new) in changes.items())
 
 
-def check_position(checkpoint: Checkpoint, course: Course, *, beton_sha256: str) -> None:
+def check_position(checkpoint: Checkpoint, schedule: Schedule, *, beton_sha256: str) -> None:
     """Raise ConfigError or CheckpointError if a checkpoint's position is none of this run's."""
     record, note = checkpoint.record, checkpoint.path.with_suffix(".json")
     check_data(record.data.get("beton_sha256", "none"), beton_sha256)
-    expected = divmod(record.step, course.steps_per_epoch)
+    expected = divmod(record.step, schedule.steps_per_epoch)
     loader = record.loader or {"epoch": record.epoch, "step": record.epoch_step, "seed": 0}
     positions = {(record.epoch, record.epoch_step), (loader.get("epoch"), loader.get("step"))}
     if positions != {expected} or not isinstance(loader.get("seed"), int):
         raise CheckpointError(
             f"{note}: step {record.step} is step {expected[1]} of epoch {expected[0]} with "
-            f"{course.steps_per_epoch} steps each; the record says otherwise. Use another "
+            f"{schedule.steps_per_epoch} steps each; the record says otherwise. Use another "
             f"checkpoint, or start a new run from its weights with --init-from"
         )
-    if record.step > course.total:
+    if record.step > schedule.total:
         raise ConfigError(
-            f"{note}: {record.step} steps are done, more than the {course.total} of "
-            f"{course.epochs} epochs; give more epochs"
+            f"{note}: {record.step} steps are done, more than the {schedule.total} of "
+            f"{schedule.epochs} epochs; give more epochs"
         )
 
 

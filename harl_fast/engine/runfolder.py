@@ -18,66 +18,46 @@ from harl_fast.host import utc_time
 from harl_fast.lock import FOLDER_LOCK
 
 
+class _Inside:
+    """A file or folder of a run folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: RunFolder, kind: type[RunFolder]) -> Path:
+        return folder.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Where a run's files lie."""
 
     path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved method configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def engine(self) -> Path:
-        """The resolved engine file."""
-        return self.path / "engine.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON record a log line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def skipped(self) -> Path:
-        """One JSON record a step without effect: its number and its samples' ids by rank."""
-        return self.path / "skipped.jsonl"
-
-    @property
-    def status(self) -> Path:
-        """What the run is doing, see `engine.status`."""
-        return self.path / "run.json"
-
-    @property
-    def provenance(self) -> Path:
-        """See `engine.provenance`."""
-        return self.path / "provenance.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that writes here, see `harl_fast.lock`."""
-        return self.path / FOLDER_LOCK
-
-    @property
-    def finished(self) -> Path:
-        """Marker of a run that came to its end: JSON with step and reason. Written last of all."""
-        return self.path / "finished"
-
-    @property
-    def preempted(self) -> Path:
-        """The same for one that saved and left before its end."""
-        return self.path / "preempted"
+    config = _Inside("config.yaml")
+    """The resolved method configuration."""
+    engine = _Inside("engine.json")
+    """The resolved engine file."""
+    metrics = _Inside("metrics.jsonl")
+    """One JSON record per log line."""
+    skipped = _Inside("skipped.jsonl")
+    """One JSON record per step without effect: its number and its samples' ids by rank."""
+    status = _Inside("run.json")
+    """What the run is doing, see `monitor.runjson`."""
+    provenance = _Inside("provenance.json")
+    """See `engine.provenance`."""
+    lock = _Inside(FOLDER_LOCK)
+    """Held by the process that writes here, see `harl_fast.lock`."""
+    finished = _Inside("finished")
+    """Marker of a run that came to its end: JSON with step and reason. Written last of all."""
+    preempted = _Inside("preempted")
+    """The same for one that saved and left before its end."""
+    checkpoints = _Inside("checkpoints")
+    """See `engine.checkpoint`."""
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        """See `engine.checkpoint`."""
-        return self.path / "checkpoints"
+        """TensorBoard's event files, in a folder named after the run, as TensorBoard shows it."""
+        return self.path / "tensorboard" / self.path.resolve().name
 
 
 def open_run_folder(path: Path, *, resume: bool) -> RunFolder:
@@ -215,7 +195,7 @@ def _tree(path: Path) -> dict[str, Any]:
 
 
 def _trees(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a file of one a line, empty where there is none."""
+    """Return the objects in a file of one per line, empty where there is none."""
     try:
         return [_parsed(line) for line in read_regular(path).splitlines()]
     except OSError:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harl_fast.config import RunConfig
 from harl_fast.optim.schedules import cosine_tau, scaled_lr, warmup_cosine, weight_schedule
 
 
 @dataclass(frozen=True)
-class Settings:
+class StepSettings:
     """The values of one optimizer step."""
 
     lr: float
@@ -20,7 +20,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Course:
+class Schedule:
     """A run's length in steps, and its settings as a function of the step alone."""
 
     epochs: int
@@ -33,8 +33,8 @@ class Course:
     beta: Callable[[float], float]
 
     @classmethod
-    def of(cls, config: RunConfig, *, steps_per_epoch: int, batch_global: int) -> Course:
-        """Return the course that a configuration describes. Raises ConfigError."""
+    def of(cls, config: RunConfig, *, steps_per_epoch: int, batch_global: int) -> Schedule:
+        """Return the schedule that a configuration describes. Raises ConfigError."""
         optim = config.optim
         return cls(
             epochs=config.epochs,
@@ -51,12 +51,22 @@ class Course:
         """Optimizer steps of the whole run."""
         return self.epochs * self.steps_per_epoch
 
-    def at(self, step: int) -> Settings:
+    def at(self, step: int) -> StepSettings:
         """Return the settings of the step after ``step`` steps are done."""
         start, end = self.tau
-        return Settings(
+        return StepSettings(
             lr=warmup_cosine(step, total=self.total, warmup=self.warmup_steps, peak=self.lr_peak),
             tau=cosine_tau(step, total=self.total, start=start, end=end),
             alpha=self.alpha(step / self.total),
             beta=self.beta(step / self.total),
+        )
+
+    def extension_text(self, step: int, *, epochs_before: int) -> str:
+        """Say what becomes of a run of ``epochs_before`` that goes on to this one's end."""
+        before = replace(self, epochs=epochs_before)
+        old, new = before.at(min(step, before.total)), self.at(min(step, self.total))
+        return (
+            f"epochs {epochs_before} -> {self.epochs}: from step {step} on, learning rate, tau, "
+            f"loss weights and view sizes are those that a run of {self.epochs} epochs has there "
+            f"(lr {old.lr:.4g} -> {new.lr:.4g}, tau {old.tau:.5f} -> {new.tau:.5f})"
         )

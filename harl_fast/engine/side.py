@@ -18,8 +18,8 @@ class SideOutputs:
     A file is told of once, until it can be written again.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
         self._lost: set[Path] = set()
         self._closed = False
 
@@ -35,7 +35,7 @@ class SideOutputs:
             work()
         except OSError as error:
             if path not in self._lost:
-                self._say(
+                self._warn(
                     f"warning: {path} cannot be written ({error}); training goes on without it. "
                     f"Free some space, or make the folder writable"
                 )
@@ -43,6 +43,10 @@ class SideOutputs:
             return False
         self._lost.discard(path)
         return True
+
+    def lost(self, path: Path) -> bool:
+        """Return whether the last write of ``path`` failed or was left out."""
+        return self._closed or path in self._lost
 
     def append(self, path: Path, data: bytes) -> bool:
         """Append all of ``data`` to a file, or none of it; return whether it was possible."""

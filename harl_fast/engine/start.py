@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harl_fast.config import RunConfig
@@ -37,6 +37,11 @@ class Asked:
     allow_change: Sequence[str]
     """Keys and sections of `resume.settings` that may differ from those before."""
 
+    def allowed(self, *, epochs: int, before: int) -> list[str]:
+        """Return the keys that may change; a number of epochs given may extend the run."""
+        longer = epochs > before and any(text.startswith("epochs=") for text in self.overrides)
+        return [*self.allow_change, *(["epochs"] if longer else [])]
+
 
 @dataclass(frozen=True)
 class Start:
@@ -53,13 +58,18 @@ class Start:
     init_from: Path | None = None
     changes: Changes | None = None
     """Settings that differ from those before, as was allowed."""
-    notes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
     """What the user should be told, one line each."""
 
     @property
     def step(self) -> int:
         """Optimizer steps done before."""
         return self.weights.record.step if self.resume and self.weights is not None else 0
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done before."""
+        return self.weights.record.epoch if self.resume and self.weights is not None else 0
 
     @property
     def skipped(self) -> int:
@@ -83,7 +93,7 @@ def decide(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> Star
         run_id=read_provenance(folder.provenance).run_id or new_run_id(),
         weights=weights,
         init_from=asked.init_from,
-        notes=() if weights is None else weights.notes,
+        notes=[] if weights is None else [*weights.notes],
     )
 
 
@@ -109,7 +119,7 @@ def _begin_again(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -
     changes = refuse_changes(
         settings(before, engine_before),
         settings(config, engine_config),
-        allowed=asked.allow_change,
+        allowed=asked.allowed(epochs=config.epochs, before=before.epochs),
         where=str(folder.path),
         free=free_with_ranks(engine_before.batches, engine_config.batches),
     )
@@ -124,7 +134,7 @@ def _begin_again(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -
         weights=weights,
         init_from=None if source is None else Path(source),
         changes=changes,
-        notes=(note, *(() if weights is None else weights.notes)),
+        notes=[note, *(() if weights is None else weights.notes)],
     )
 
 
@@ -141,7 +151,7 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> S
     changes = refuse_changes(
         settings(record.config, engine_before),
         settings(config, engine_config),
-        allowed=asked.allow_change,
+        allowed=asked.allowed(epochs=config.epochs, before=record.config.epochs),
         where=str(weights.path),
         free=free_with_ranks(engine_before.batches, engine_config.batches),
     )
@@ -162,9 +172,9 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> S
         weights=weights,
         resume=True,
         changes=changes,
-        notes=(
+        notes=[
             *weights.notes,
-            *((allowed,) if changes else ()),
-            *((told,) if seen[0] != seen[1] else ()),
-        ),
+            *([allowed] if changes else []),
+            *([told] if seen[0] != seen[1] else []),
+        ],
     )

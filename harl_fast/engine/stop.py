@@ -6,10 +6,13 @@ import enum
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from types import FrameType, TracebackType
 
-from harl_fast.supervision import Process, heeds_hangup
+from harl_fast.errors import shown
+from harl_fast.options import to_float
+from harl_fast.supervision import Process, heeds_hangup, stat_fields
 
 LOST = "lost: "
 """How the reason begins when a process that looks after the ranks is gone."""
@@ -19,10 +22,17 @@ _DEAF_S = 10.0
 """How long a start, which has nothing to save, may take to notice that one of them is gone."""
 
 
-class Wish(enum.IntEnum):
-    """What a rank wants done after a step; the ranks do the largest of their wishes."""
+MARGIN_S = 10.0
+"""What is left after the last save: for leaving, and for clocks that began before this process."""
+_LONGEST_S = 10 * 365 * 86400.0
+_SLOW_DISK = 50e6
+"""Bytes a second that a checkpoint is assumed to be written with before one was."""
 
-    GO_ON = 0
+
+class StopAction(enum.IntEnum):
+    """What a rank wants done after a step; all ranks do the largest that any of them wants."""
+
+    CONTINUE = 0
     SAVE = 1
     LEAVE = 2
     """Save and leave with exit code 0: the machine is needed, or the time is over."""
@@ -35,7 +45,7 @@ class Leaving(BaseException):
 
 
 class StopSignal:
-    """Turns signals into a wish to save and leave.
+    """Turns signals into a `StopAction`: save and leave.
 
     SIGTERM, SIGUSR1, and SIGHUP unless nohup had it ignored: leave with exit code 0. SIGINT: leave
     with 130; a second SIGINT, or one after another signal, raises KeyboardInterrupt at once. A
@@ -60,11 +70,11 @@ class StopSignal:
         return self._lost or (signal.Signals(self.number).name if self.number else "")
 
     @property
-    def wish(self) -> Wish:
+    def action(self) -> StopAction:
         """What the signal asks for."""
         if not self.number:
-            return Wish.GO_ON
-        return Wish.INTERRUPT if self.number == signal.SIGINT else Wish.LEAVE
+            return StopAction.CONTINUE
+        return StopAction.INTERRUPT if self.number == signal.SIGINT else StopAction.LEAVE
 
     def __enter__(self) -> StopSignal:
         numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
@@ -104,3 +114,62 @@ class StopSignal:
                         os._exit(1)
                     return
             self._over.wait(_PERIOD_S)
+
+
+def parse_duration(text: str) -> float:
+    """Return a duration in seconds. text: ``HH:MM:SS`` or minutes. Raises ValueError."""
+    try:
+        parts = [to_float(part) for part in text.split(":")]
+    except ValueError:
+        parts = []
+    if len(parts) not in (1, 3) or min(parts) < 0.0:
+        raise ValueError(f"{shown(text)} is neither HH:MM:SS nor minutes")
+    hours, minutes, seconds = parts if len(parts) == 3 else (0.0, parts[0], 0.0)
+    total_s = 3600.0 * hours + 60.0 * minutes + seconds
+    if not 0.0 < total_s <= _LONGEST_S:
+        raise ValueError(f"{shown(text)} is no time above 0 and up to ten years")
+    return total_s
+
+
+def process_age_s() -> float:
+    """Return the seconds since this process was started; imports and set-up count."""
+    started_s = int(stat_fields("self")[19]) / os.sysconf("SC_CLK_TCK")  # since boot
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+
+
+class TimeLimit:
+    """Says when to save and leave so that both are done before a batch system's limit.
+
+    limit_s: of this process's age; None for none. state_bytes: size of a checkpoint, from which
+    the time of the first save is guessed.
+    """
+
+    def __init__(self, limit_s: float | None, *, state_bytes: int = 0) -> None:
+        self._limit_s = limit_s
+        self.passed = False
+        """Whether `reached` has said so."""
+        self._save_s = state_bytes / _SLOW_DISK
+        self._measured = False
+        self._step_s = 0.0
+        self._last: float | None = None
+
+    def saved(self, seconds: float) -> None:
+        """Learn how long a save took, its writing included."""
+        self._save_s = max(seconds, self._save_s if self._measured else 0.0)
+        self._measured = True
+
+    def reached(self) -> bool:
+        """Return whether this is the last step to do; call after each.
+
+        Left are then one and a half saves of the longest so far, two steps of the longest of late,
+        and a margin.
+        """
+        if self._limit_s is None:
+            return False
+        age = process_age_s()
+        if self._last is not None:  # the first call follows start-up and compilation
+            self._step_s = max(age - self._last, 0.9 * self._step_s)
+        self._last = age
+        left_s = self._limit_s - age
+        self.passed = left_s <= 2.0 * self._step_s + 1.5 * self._save_s + MARGIN_S
+        return self.passed

@@ -10,6 +10,9 @@ from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.model.backbone import feature_size
 from harl_fast.optim.schedules import size_schedule
 
+FEWEST_CELLS = 4
+"""Cells a side of a feature map below which a mask hardly tells foreground from background."""
+
 
 def views_at(config: RunConfig, *, epoch: int = 0) -> tuple[ViewConfig, ...]:
     """Return the views of an epoch: the configured ones with that epoch's ``size_px``.
@@ -24,7 +27,7 @@ def views_at(config: RunConfig, *, epoch: int = 0) -> tuple[ViewConfig, ...]:
 
 
 def view_geometry(config: RunConfig, *, epoch: int = 0) -> list[ViewGeometry]:
-    """Return one geometry a view of an epoch; its cells are those of the last feature map."""
+    """Return one geometry per view of an epoch; its cells are those of the last feature map."""
     model = config.model
     return [
         ViewGeometry(
@@ -52,6 +55,25 @@ def sizes_text(views: list[ViewGeometry]) -> str:
     """Return "160 px, 5 x 5 cells", or both views' sizes where they differ."""
     sizes = dict.fromkeys(f"{v.size_px} px, {v.cells} x {v.cells} cells" for v in views)
     return " and ".join(sizes)
+
+
+def small_map_text(config: RunConfig) -> str:
+    """Return a warning if a view's feature map is too small to tell regions apart, or nothing."""
+    epochs = range(config.epochs if config.data.size_schedule else 1)
+    cells = {v.size_px: v.cells for epoch in epochs for v in view_geometry(config, epoch=epoch)}
+    small = {size: side for size, side in sorted(cells.items()) if side < FEWEST_CELLS}
+    if not small or config.loss.type == "byol":
+        return ""
+    remedies = ["use larger views"]
+    if config.model.stem != "small":
+        remedies.insert(0, "set model.stem=small")
+    if config.model.last_stride > 1:
+        remedies.insert(0, "set model.last_stride=1 (twice as many a side)")
+    sizes = " and ".join(f"{side} x {side} cells at {size} px" for size, side in small.items())
+    return (
+        f"warning: feature maps have {sizes}, and masks tell little on fewer than "
+        f"{FEWEST_CELLS} x {FEWEST_CELLS}: {', or '.join(remedies)}"
+    )
 
 
 def loader_colours(config: RunConfig, device: torch.device) -> bool:

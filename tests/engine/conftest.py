@@ -32,3 +32,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_beton(folder / "train.beton", plain_item, count=100)
     return folder
+
+
+@pytest.fixture(scope="session")
+def run(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run; tests change copies of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    from tests.engine.runs import train
+
+    train(folder / "run", machine, config=folder)
+    return folder / "run"
+
+
+@pytest.fixture
+def folder(run: Path, tmp_path: Path) -> Path:
+    """Return a copy of the finished run."""
+    from tests.engine.runs import copy
+
+    return copy(run, tmp_path)

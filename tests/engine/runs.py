@@ -11,14 +11,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harl_fast.engine.build import build
 from harl_fast.engine.checkpoint.format import _seal
-from harl_fast.engine.loop import Pretraining
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.pretrain import _note
+from harl_fast.engine.pretrain import prepare
 from harl_fast.engine.runfolder import RunFolder, open_run_folder
 from harl_fast.engine.start import Asked, Start, decide
-from harl_fast.engine.state import Parts
+from harl_fast.engine.state import TrainState
+from harl_fast.engine.trainer import Trainer
 from harl_fast.files import sha256_file
 from tests.engine.support import STEPS, FakeLoader, engine_config, tiny_file
 
@@ -35,29 +34,20 @@ def ask(**changes: Any) -> Asked:
 
 def start(
     folder: Path, machine: Machine, *, asked: Asked, engine: Sequence[str] = ()
-) -> tuple[Start, Parts]:
+) -> tuple[Start, TrainState]:
     """Do what the program does before the first step."""
-    opened = open_run_folder(folder, resume=asked.resume)
-    begun = decide(opened, engine_config(overrides=engine), asked)
-    loader: Any = FakeLoader()
-    parts = build(
-        begun.config,
-        begun.engine_config,
-        machine,
-        loader=loader,
-        weights=begun.weights,
-        resume=begun.resume,
+    begun = decide(
+        open_run_folder(folder, resume=asked.resume), engine_config(overrides=engine), asked
     )
-    facts = {"count": loader.manifest.count, "beton_sha256": loader.manifest.beton_sha256}
-    _note(begun, facts, ranks=1, manifest=folder / "train.json")
-    return begun, parts
+    loader: Any = FakeLoader()
+    return begun, prepare(begun, machine, loader=loader, data=folder)
 
 
 def train(folder: Path, machine: Machine, *, config: Path, overrides: Sequence[str] = ()) -> None:
     """Train a new run of two epochs to its end."""
     asked = ask(config=str(tiny_file(config)), overrides=(*AS_BEGUN, *overrides), resume=False)
     begun, parts = start(folder, machine, asked=asked)
-    assert Pretraining(parts, RunFolder(folder), run_id=begun.run_id).run() == 0
+    assert Trainer(parts, RunFolder(folder), run_id=begun.run_id).run() == 0
 
 
 def copy(run: Path, tmp_path: Path) -> Path:

@@ -15,11 +15,10 @@ from harl_fast.config import RunConfig, load_config
 from harl_fast.data.loader import Batch
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
-from harl_fast.engine.build import build
 from harl_fast.engine.config import EngineConfig, read_engine_file, settle
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.state import Parts
-from harl_fast.engine.step import Stepper
+from harl_fast.engine.state import TrainState
+from harl_fast.engine.trainer import Stepper, build
 from harl_fast.optim.build import init_momentum
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +69,7 @@ def engine_config(*, ranks: int = 1, overrides: Sequence[str] = ()) -> EngineCon
     return settle(file, ranks=ranks, source="cpu.json")
 
 
-def contiguous(parts: Parts) -> None:
+def contiguous(parts: TrainState) -> None:
     """Give stage 0 the memory layout that ZeRO's shards have, so that convolutions round alike."""
     parts.harl.to(memory_format=torch.contiguous_format)
     init_momentum(parts.optimizer)
@@ -88,7 +87,7 @@ def disturb(weights: Iterable[Tensor], *, precision: torch.dtype = torch.float32
         weight.mul_(1.0 + signs * torch.finfo(precision).eps)
 
 
-def disturb_both(parts: Parts, *, precision: torch.dtype = torch.float32) -> None:
+def disturb_both(parts: TrainState, *, precision: torch.dtype = torch.float32) -> None:
     """Do so to the online and the target network."""
     disturb([*parts.harl.parameters(), *parts.harl.target.parameters()], precision=precision)
 
@@ -115,7 +114,8 @@ def assert_rounding_alone(found: dict[str, float], *, control: dict[str, float])
 class FakeLoader:
     """Batches of noise that depend on (epoch, step, micro step) alone, without a container."""
 
-    manifest: Any = SimpleNamespace(beton_sha256="0" * 64, count=BATCH * STEPS)
+    manifest: Any = SimpleNamespace(beton_sha256="0" * 64, count=BATCH * STEPS, store={})
+    damage = SimpleNamespace(count=0)
     steps = STEPS
 
     def __init__(self, *, micro: int = BATCH) -> None:
@@ -186,8 +186,8 @@ def stepper(
 
 def advance(run: Stepper, count: int = 1) -> None:
     """Do the next steps."""
-    accumulation = run.parts.engine_config.batches.accumulation
-    loader: FakeLoader = run.parts.loader  # type: ignore[assignment]
+    accumulation = run.state.engine_config.batches.accumulation
+    loader: FakeLoader = run.state.loader  # type: ignore[assignment]
     for _ in range(count):
         first = run.step * accumulation
         run.advance([loader.batch(first + at) for at in range(accumulation)], epoch=0)
@@ -195,12 +195,12 @@ def advance(run: Stepper, count: int = 1) -> None:
 
 def weights(run: Stepper) -> dict[str, Tensor]:
     """Return a copy of the online network's weights."""
-    return {name: p.detach().clone() for name, p in run.parts.harl.named_parameters()}
+    return {name: p.detach().clone() for name, p in run.state.harl.named_parameters()}
 
 
 def target(run: Stepper) -> dict[str, Tensor]:
     """Return a copy of the target network's weights."""
-    return {name: p.detach().clone() for name, p in run.parts.harl.target.named_parameters()}
+    return {name: p.detach().clone() for name, p in run.state.harl.target.named_parameters()}
 
 
 def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:

@@ -15,23 +15,9 @@ import torch
 from harl_fast.engine.checkpoint.format import load_encoder
 from harl_fast.engine.machine import Machine
 from harl_fast.errors import CheckpointError, HarlError
-from tests.engine.runs import AS_BEGUN, FIRST, LAST, ask, copy, rewrite, start, train
+from tests.engine.runs import AS_BEGUN, FIRST, LAST, ask, rewrite, start
 from tests.engine.support import STEPS, tiny_file
 from tests.full import FullStream
-
-
-@pytest.fixture(scope="module")
-def run(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished run; tests change copies of it."""
-    folder = tmp_path_factory.mktemp("finished")
-    train(folder / "run", machine, config=folder)
-    return folder / "run"
-
-
-@pytest.fixture
-def folder(run: Path, tmp_path: Path) -> Path:
-    """Return a copy of the finished run."""
-    return copy(run, tmp_path)
 
 
 def only_tensors(folder: Path) -> None:

@@ -94,7 +94,7 @@ def test_retention_keeps_the_newest_and_the_round_epochs(tmp_path: Path) -> None
 
 
 def test_a_run_that_went_back_keeps_what_it_writes_now(tmp_path: Path) -> None:
-    """Newer checkpoints of the abandoned course neither crowd out the new ones nor go."""
+    """Newer checkpoints of the abandoned schedule neither crowd out the new ones nor go."""
     folder = tmp_path / "checkpoints"
     for step in (1, 3, 7, 9):
         save(folder, tmp_path, step=step)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harl_fast.engine import clock
-from harl_fast.engine.clock import MARGIN_S, TimeLimit, parse_duration, process_age_s
+from harl_fast.engine import stop
+from harl_fast.engine.stop import MARGIN_S, TimeLimit, parse_duration, process_age_s
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 def test_the_age_counts_from_the_start_of_the_process() -> None:
     """A process sleeps and tells its age; the time around it is taken on this side."""
     code = (
-        "import sys, time; from harl_fast.engine.clock import process_age_s as age;"
+        "import sys, time; from harl_fast.engine.stop import process_age_s as age;"
         "print(age(), flush=True); sys.stdin.readline(); print(age(), flush=True)"
     )
     # The kernel counts a start in whole ticks, rounded down: an age is up to one too large.
@@ -63,7 +63,7 @@ def test_the_age_counts_from_the_start_of_the_process() -> None:
 def test_the_last_step_leaves_time_for_the_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of 2 s, saves of 4 s: at a limit of 100 s it must end at 2 + 2 + 6 s and the margin."""
     age = [40.0]  # a start-up that no step resembles
-    monkeypatch.setattr(clock, "process_age_s", lambda: age[0])
+    monkeypatch.setattr(stop, "process_age_s", lambda: age[0])
     limit = TimeLimit(100.0, state_bytes=10**12)
     limit.saved(4.0)
     while not limit.reached():

@@ -19,10 +19,12 @@ from harl_fast.engine.config import (
     ZeroSection,
     divide_batch,
     read_engine_file,
+    resume_engine_file,
     settle,
 )
 from harl_fast.engine.deepspeed_keys import refuse_keys
 from harl_fast.errors import ConfigError
+from harl_fast.section import validated
 from tests.engine.support import ROOT
 
 MINIMAL = {"train_batch_size": 64, "gradient_clipping": 0.0}
@@ -40,7 +42,7 @@ def refusal(tmp_path: Path, tree: dict[str, Any], *overrides: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["cpu", "a100x1", "a100x8"])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "a100x1", "a100x8"])
 def test_shipped_files_are_accepted_and_clip_nothing(name: str) -> None:
     file = read_engine_file(ROOT / "ds_configs" / f"{name}.json")
     config = settle(file, ranks=file.harl_fast.ranks or 1, source=name)
@@ -280,6 +282,7 @@ def test_every_key_of_deepspeeds_own_schemas_is_supported_or_refused() -> None:
     def refused(tree: dict[str, Any]) -> bool:
         try:
             refuse_keys(tree, where="x")
+            validated(EngineFile, {**MINIMAL, **tree}, where="x")
         except ConfigError:
             return True
         return False
@@ -304,3 +307,48 @@ def test_deepspeed_itself_accepts_what_it_is_given(tmp_path: Path) -> None:
     assert accepted.train_micro_batch_size_per_gpu == 64
     assert accepted.gradient_clipping == 0.0
     assert accepted.zero_config.reduce_bucket_size == 20_000_000
+
+
+def resumed(tmp_path: Path, *overrides: str, ranks: int = 1) -> tuple[EngineFile, str]:
+    """Resume, with a plain file, a run of one rank that began with 48 images in bf16."""
+    given, own = tmp_path / "given.json", tmp_path / "engine.json"
+    given.write_text(json.dumps({**MINIMAL, "zero_optimization": {"stage": 2}}))
+    begun = read_engine_file(given, overrides=["train_batch_size=48", "bf16.enabled=true"])
+    stage = begun.model_copy(update={"zero_optimization": ZeroSection(stage=1)})
+    own.write_text(json.dumps(settle(stage, ranks=1, source="x").record()))
+    return resume_engine_file(given, own=own, overrides=overrides, ranks=ranks)
+
+
+def test_a_resumed_run_keeps_what_decides_its_result(tmp_path: Path) -> None:
+    file, told = resumed(tmp_path)
+    assert settle(file, ranks=1, source="x").batches == Batches(48, 48, 1, 1)
+    assert file.bf16.enabled and file.zero_optimization.stage == 2  # the stage decides nothing
+    assert "keeps its own train_batch_size, bf16 of" in told and "given.json" in told
+    two, _ = resumed(tmp_path, ranks=2)
+    assert settle(two, ranks=2, source="x").batches == Batches(48, 24, 1, 2)
+
+
+def test_overrides_of_a_resumed_run_reach_the_comparison(tmp_path: Path) -> None:
+    file, told = resumed(tmp_path, "train_batch_size=32")
+    assert file.train_batch_size == 32 and "train_batch_size" not in told
+    file, _ = resumed(tmp_path, "train_micro_batch_size_per_gpu=12")
+    assert settle(file, ranks=1, source="x").batches == Batches(48, 12, 4, 1)
+
+
+def test_a_damaged_engine_file_of_a_run_can_be_deleted(tmp_path: Path) -> None:
+    given, own = tmp_path / "given.json", tmp_path / "engine.json"
+    given.write_text(json.dumps(MINIMAL))
+    own.write_text("{")
+    with pytest.raises(ConfigError, match=r"engine\.json.*delete it"):
+        resume_engine_file(given, own=own, overrides=(), ranks=1)
+    own.unlink()
+    assert resume_engine_file(given, own=own, overrides=(), ranks=1)[0].train_batch_size == 64
+
+
+def test_the_file_for_any_cards_takes_any_number_of_them() -> None:
+    file = read_engine_file(ROOT / "ds_configs" / "gpu.json")
+    for ranks in (1, 3, 8):
+        config = settle(file, ranks=ranks, source="gpu")
+        assert config.batches == Batches(64 * ranks, 64, 1, ranks)
+        assert (config.precision, config.stage) == ("bf16", min(ranks - 1, 1))
+    assert (file.harl_fast.ranks, file.harl_fast.memory_gb) == (None, 0.0)

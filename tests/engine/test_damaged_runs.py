@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.pretrain import _note
+from harl_fast.engine.pretrain import note_beginning
 from harl_fast.engine.runfolder import open_run_folder
 from harl_fast.engine.start import decide
 from harl_fast.errors import HarlError
@@ -85,7 +85,7 @@ def outcome(folder: Path) -> str:
     try:
         opened = open_run_folder(folder, resume=True)
         begun = decide(opened, engine_config(), ask())
-        _note(begun, {}, ranks=1, manifest=folder / "train.json")
+        note_beginning(begun, {}, ranks=1, manifest=folder / "train.json")
     except HarlError as error:
         return str(error)
     return ""

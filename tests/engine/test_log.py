@@ -8,6 +8,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.monitor.alarms import ALARMS, Health, Supply
-from harl_fast.engine.monitor.meter import Meter
-from harl_fast.engine.monitor.report import Reporter, log_line
+from harl_fast.engine.monitor.metrics import Meter
+from harl_fast.engine.monitor.sink import LogRecord, RunInfo, Sink, State
+from harl_fast.engine.monitor.sinks import SINKS, Sinks, log_line
 from harl_fast.engine.runfolder import RunFolder
-from harl_fast.engine.schedule import Course
+from harl_fast.engine.schedule import Schedule
 from harl_fast.files import LiveLine
 from tests.engine.support import tiny_config
 
@@ -55,9 +57,9 @@ def test_a_record_goes_to_all_three_places(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = RunFolder(tmp_path)
-    with Reporter(folder, epochs=100, silent=False) as reporter:
-        reporter.write(GOOD)
-        reporter.write({**GOOD, "step": 3800, "loss": float("nan"), "skipped": 50})
+    with Sinks(RunInfo(folder, epochs=100)) as sinks:
+        sinks.write(GOOD)
+        sinks.write({**GOOD, "step": 3800, "loss": float("nan"), "skipped": 50})
     first, second = folder.metrics.read_text().splitlines()
     assert json.loads(first) == GOOD
     assert json.loads(second)["step"] == 3800 and json.loads(second)["loss"] is None
@@ -70,10 +72,47 @@ def test_a_record_goes_to_all_three_places(
     assert board.Scalars("spread/target_projections")[0].value == pytest.approx(0.98)
 
 
+class Diary(Sink):
+    """A sink from outside the package."""
+
+    seen: ClassVar[list[object]] = []
+
+    def write(self, record: LogRecord) -> None:
+        self.seen.append((record.figures["step"], sorted(record.alarms)))
+
+    def state(self, state: State, reason: str = "") -> None:
+        self.seen.append(state)
+
+    def close(self) -> None:
+        self.seen.append("closed")
+
+
+def test_a_sink_can_be_added_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SINKS, "diary", Diary)
+    with Sinks(RunInfo(RunFolder(tmp_path), epochs=100)) as sinks:
+        sinks.write({**GOOD, "z_std": 0.0})
+    assert Diary.seen == ["training", (3750, ["collapse"]), "preempted", "closed"]
+
+
+def test_every_tag_is_described_and_runs_are_compared_by_their_settings(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    run = RunInfo(folder, hparams={"optim.lr": 2.0, "loss.type": "byol"})
+    with Sinks(run) as sinks:
+        sinks.write(GOOD)
+    assert folder.tensorboard.name == tmp_path.name  # the name that TensorBoard shows
+    board = EventAccumulator(str(folder.tensorboard))
+    board.Reload()
+    scalars = board.Tags()["scalars"]
+    assert {"loss/total", "loss/whole"} <= set(scalars)
+    assert all(board.summary_metadata[tag].summary_description for tag in scalars)
+    for plugin in ("hparams", "custom_scalars"):
+        assert board.PluginTagToContent(plugin)
+
+
 def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Reporter(RunFolder(tmp_path), epochs=1, silent=True) as reporter:
-        reporter.write(GOOD)
-        reporter.say("hello")
+    with Sinks(RunInfo(RunFolder(tmp_path), epochs=1), silent=True) as sinks:
+        sinks.write(GOOD)
+        sinks.warn("hello")
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == ""
 
@@ -145,15 +184,16 @@ def test_a_terminal_shows_a_line_that_makes_room_for_others(
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
     monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((200, 20)))
-    monkeypatch.setattr("harl_fast.engine.monitor.report.time.monotonic", lambda: 1000.0)
-    with Reporter(RunFolder(tmp_path), epochs=100, silent=False, total=5000, batch=64) as reporter:
-        reporter.tick(epoch=12, step=3749)  # the first step sets the clock and shows nothing
-        reporter._ticked = 0.0
-        reporter.write(GOOD)
-        reporter._mark = (3750, 990.0)  # ten seconds ago
-        reporter.tick(epoch=12, step=3760)
-        reporter.tick(epoch=12, step=3761)  # too soon to draw again
-        reporter.say("hello")
+    monkeypatch.setattr("harl_fast.engine.monitor.sinks.time.monotonic", lambda: 1000.0)
+    run = RunInfo(RunFolder(tmp_path), epochs=100, total=5000, batch_global=64)
+    with Sinks(run) as sinks:
+        sinks.progress(epoch=12, step=3749)  # the first step sets the clock and shows nothing
+        sinks._ticked = 0.0
+        sinks.write(GOOD)
+        sinks._mark = (3750, 990.0)  # ten seconds ago
+        sinks.progress(epoch=12, step=3760)
+        sinks.progress(epoch=12, step=3761)  # too soon to draw again
+        sinks.warn("hello")
     log, progress, blank, hello = re.split(r"[\r\n]+", screen.getvalue().rstrip("\n"))
     assert log == log_line(GOOD, epochs=100) and hello == "hello"
     assert re.fullmatch(
@@ -179,12 +219,12 @@ def test_what_cannot_be_written_is_told_once_and_borne(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = RunFolder(tmp_path)
-    with Reporter(folder, epochs=100, silent=False) as reporter:
+    with Sinks(RunInfo(folder, epochs=100)) as sinks:
         folder.metrics.mkdir()  # no user, not even root, can append to a folder
         for step in (3750, 3800):
-            reporter.write({**GOOD, "step": step})
+            sinks.write({**GOOD, "step": step})
         folder.metrics.rmdir()
-        reporter.write({**GOOD, "step": 3850})
+        sinks.write({**GOOD, "step": 3850})
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 1 and "metrics.jsonl cannot be written" in warnings[0]
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [3850]
@@ -215,7 +255,7 @@ def test_time_beside_the_training_is_left_out(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("harl_fast.engine.monitor.meter.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("harl_fast.engine.monitor.metrics.time.monotonic", lambda: now[0])
     meter = Meter()
     now[0] += 10.0
     meter.exclude(8.0)
@@ -239,9 +279,9 @@ def test_the_meter_counts_waiting_but_not_the_start_up(machine: Machine) -> None
 
 def test_the_course_warms_up_and_ends_at_zero(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    course = Course.of(config, steps_per_epoch=10, batch_global=512)
-    assert course.total == 20
-    assert [course.at(step).lr for step in (0, 5, 20)] == [0.0, 2.0 * 512 / 256, 0.0]
-    assert (course.at(0).tau, course.at(20).tau) == (0.9, 1.0)
-    assert (course.at(0).alpha, course.at(20).alpha) == (0.6, 1.0)
-    assert (course.at(0).beta, course.at(20).beta) == (0.6, 0.3)
+    schedule = Schedule.of(config, steps_per_epoch=10, batch_global=512)
+    assert schedule.total == 20
+    assert [schedule.at(step).lr for step in (0, 5, 20)] == [0.0, 2.0 * 512 / 256, 0.0]
+    assert (schedule.at(0).tau, schedule.at(20).tau) == (0.9, 1.0)
+    assert (schedule.at(0).alpha, schedule.at(20).alpha) == (0.6, 1.0)
+    assert (schedule.at(0).beta, schedule.at(20).beta) == (0.6, 0.3)

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from harl_fast.engine.build import build, build_loader
+from harl_fast.engine.build import build_loader
 from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
-from harl_fast.engine.loop import UNSAVED, Ending, Pretraining
+from harl_fast.engine.checkpoint.state import collect_state
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.resume import recorded_engine, refuse_changes, settings
 from harl_fast.engine.runfolder import RunFolder
-from harl_fast.engine.state import collect_state
-from harl_fast.engine.step import Stepper
+from harl_fast.engine.trainer import UNSAVED, RunResult, Stepper, Trainer, build
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
 from harl_fast.lock import locked
 from tests.engine.support import (
@@ -43,7 +42,7 @@ def prepare(
     config: tuple[str, ...] = (),
     weights: Checkpoint | None = None,
     resume: bool = False,
-) -> Pretraining:
+) -> Trainer:
     parts = build(
         tiny_config(folder, overrides=config),
         engine_config(overrides=engine),
@@ -53,7 +52,7 @@ def prepare(
         resume=resume,
     )
     step = weights.record.step if resume and weights is not None else 0
-    return Pretraining(parts, RunFolder(folder), step=step)
+    return Trainer(parts, RunFolder(folder), step=step)
 
 
 def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -73,7 +72,7 @@ def assert_same(first: Path, second: Path) -> None:
 
 
 def stop_at(
-    run: Pretraining,
+    run: Trainer,
     step: int,
     monkeypatch: pytest.MonkeyPatch,
     *,
@@ -103,7 +102,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     run = prepare(machine, parts, loader=loader)
     with monkeypatch.context() as patched:
         stop_at(run, stop, patched)
-        assert run.run() == 0 and run.ending == Ending(0, stop, False, "SIGTERM")
+        assert run.run() == 0 and run.result == RunResult(0, stop, False, "SIGTERM")
     saved = open_checkpoint(parts)
     assert (saved.record.step, saved.record.epoch_step) == (stop, stop % STEPS)
     assert prepare(machine, parts, loader=loader, weights=saved, resume=True).run() == 0
@@ -132,7 +131,7 @@ def test_a_checkpoint_of_one_stage_continues_at_another(
     assert "optim.momentum_buffer.backbone.bn1.bias" in saved
     assert ("scale.factor" in saved) == (precision == "fp16")
 
-    def resumed(stage: int) -> Pretraining:
+    def resumed(stage: int) -> Trainer:
         return prepare(
             machine,
             tmp_path,
@@ -142,16 +141,16 @@ def test_a_checkpoint_of_one_stage_continues_at_another(
         )
 
     other = resumed(after)
-    restored = collect_state(other.parts)
+    restored = collect_state(other.state)
     assert restored.keys() == saved.keys()
     for name, tensor in saved.items():
         assert torch.equal(restored[name], tensor), name
     runs = [run, other, *(resumed(0) for _ in range(2))]
-    disturb_both(runs[-1].parts)
+    disturb_both(runs[-1].state)
     for each in runs:
-        contiguous(each.parts)  # convolutions of other layouts round otherwise
+        contiguous(each.state)  # convolutions of other layouts round otherwise
         each.stepper.advance([FakeLoader().batch(4)], epoch=0)
-    ours, theirs, plain, disturbed = (dict(each.parts.harl.named_parameters()) for each in runs)
+    ours, theirs, plain, disturbed = (dict(each.state.harl.named_parameters()) for each in runs)
     control = distances(disturbed, plain)
     if precision == "fp16":
         # Activations are the same bits here and nothing grows; of a disturbance they would make
@@ -186,7 +185,7 @@ def test_a_new_run_starts_from_anothers_weights(machine: Machine, tmp_path: Path
     other.mkdir()
     run = prepare(machine, other, weights=saved)
     assert run.stepper.step == 0
-    for prefix, network in (("online", run.parts.harl), ("target", run.parts.harl.target)):
+    for prefix, network in (("online", run.state.harl), ("target", run.state.harl.target)):
         for name, tensor in saved.tensors(prefix).items():
             assert torch.equal(network.state_dict()[name], tensor), name
     with pytest.raises(CheckpointError, match="another model"):
@@ -204,7 +203,7 @@ def test_a_resumed_run_must_have_the_same_batch_and_container(
     with pytest.raises(ConfigError, match="train_batch_size 16 -> 8"):
         refuse_changes(before, now, allowed=[], where="here")
     loader = FakeLoader()
-    loader.manifest = type("M", (), {"beton_sha256": "1" * 64, "count": 96})
+    loader.manifest = type("M", (), {"beton_sha256": "1" * 64, "count": 96, "store": {}})
     with pytest.raises(ConfigError, match="not the container"):
         prepare(machine, tmp_path, loader=loader, weights=saved, resume=True)
 
@@ -249,9 +248,9 @@ def test_when_a_checkpoint_is_written_changes_nothing(
 def test_a_time_limit_ends_the_run_with_a_save(machine: Machine, tmp_path: Path) -> None:
     """The process is older than the limit already: it does one step, saves and leaves."""
     run = prepare(machine, tmp_path)
-    run = Pretraining(run.parts, run.folder, time_limit_s=1.0)
+    run = Trainer(run.state, run.folder, time_limit_s=1.0)
     assert run.run() == 0
-    assert run.ending == Ending(code=0, step=1, done=False, reason="time limit")
+    assert run.result == RunResult(code=0, step=1, done=False, reason="time limit")
     assert open_checkpoint(tmp_path).record.step == 1
 
 
@@ -308,7 +307,7 @@ def test_a_run_whose_folder_is_lost_stops_and_writes_nothing(
     loss: str,
 ) -> None:
     folder = RunFolder(tmp_path / "run")
-    parts = prepare(machine, tmp_path).parts
+    parts = prepare(machine, tmp_path).state
     advance, left = Stepper.advance, json.dumps({"another": "process"})
 
     def patched(self: Stepper, *args: Any, **kwargs: Any) -> None:
@@ -321,10 +320,10 @@ def test_a_run_whose_folder_is_lost_stops_and_writes_nothing(
 
     monkeypatch.setattr(Stepper, "advance", patched)
     with locked(folder.lock, output=folder.path) as lock:
-        run = Pretraining(parts, folder, still_held=lock.still_held)
+        run = Trainer(parts, folder, still_held=lock.still_held)
         with pytest.raises(HarlError, match=r"run is no longer this run's.*--resume"):
             run.run()
-    assert run.ending is None and run.stepper.step == (STEPS if step == 3 else step)
+    assert run.result is None and run.stepper.step == (STEPS if step == 3 else step)
     assert not (folder.path / "checkpoints").exists()
     if loss == "deleted":
         assert not folder.path.exists()

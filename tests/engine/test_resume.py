@@ -14,34 +14,20 @@ import yaml
 
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.config import Batches
-from harl_fast.engine.loop import Pretraining
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.provenance import read_provenance
 from harl_fast.engine.resume import seen_text
 from harl_fast.engine.runfolder import RunFolder, mark, open_run_folder
 from harl_fast.engine.start import Start, decide
+from harl_fast.engine.trainer import Trainer
 from harl_fast.errors import CheckpointError, ConfigError
-from tests.engine.runs import AS_BEGUN, FIRST, LAST, ask, copy, rewrite, start, train
+from tests.engine.runs import AS_BEGUN, FIRST, LAST, ask, rewrite, start, train
 from tests.engine.support import STEPS, engine_config, tiny_file
-
-
-@pytest.fixture(scope="module")
-def run(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished run; tests change copies of it."""
-    folder = tmp_path_factory.mktemp("finished")
-    train(folder / "run", machine, config=folder)
-    return folder / "run"
-
-
-@pytest.fixture
-def folder(run: Path, tmp_path: Path) -> Path:
-    """Return a copy of the finished run."""
-    return copy(run, tmp_path)
 
 
 def test_what_nobody_touched_goes_on(folder: Path, machine: Machine, tmp_path: Path) -> None:
     begun, _ = start(folder, machine, asked=ask())
-    assert begun.step == 2 * STEPS and begun.notes == () and begun.changes == {}
+    assert begun.step == 2 * STEPS and begun.notes == [] and begun.changes == {}
     again = ask(config=str(tiny_file(tmp_path)), overrides=AS_BEGUN)
     assert start(folder, machine, asked=again)[0].config == begun.config
 
@@ -135,8 +121,8 @@ def test_on_another_number_of_ranks_it_is_told_what_batchnorm_sees(folder: Path)
     rewrite(folder, record=of_two_ranks)
     begun = decided(folder)
     assert begun.changes == {}
-    assert begun.notes == ("BatchNorm sees 8 images -> 16 images at once after step 12",)
-    assert decided(folder, "train_micro_batch_size_per_gpu=8").notes == ()
+    assert begun.notes == ["BatchNorm sees 8 images -> 16 images at once after step 12"]
+    assert decided(folder, "train_micro_batch_size_per_gpu=8").notes == []
 
 
 @pytest.mark.parametrize(
@@ -313,9 +299,28 @@ def test_two_runs_leave_the_same_tensors_and_a_save_of_the_same_step_is_sealed_a
     (folder / "checkpoints" / "latest").write_text(f"{FIRST}\n")
     begun, parts = start(folder, machine, asked=ask())
     assert begun.step == STEPS
-    going = Pretraining(parts, RunFolder(folder), step=begun.step, run_id=begun.run_id)
+    going = Trainer(parts, RunFolder(folder), step=begun.step, run_id=begun.run_id)
     assert going.run() == 0
     again = open_checkpoint(folder, verify=True).record
     assert (again.step, again.tensors_sha256) == (2 * STEPS, records[0].tensors_sha256)
     metrics = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
     assert metrics == [2, 4, 6, 8, 10, 12]
+
+
+def test_more_epochs_extend_a_finished_run_and_the_schedules_rule_is_told(
+    folder: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun, state = start(folder, machine, asked=ask(overrides=["epochs=4"]))
+    assert begun.changes == {"epochs": (2, 4)} and begun.step == 2 * STEPS
+    assert not (folder / "finished").exists()
+    told = capsys.readouterr().err
+    assert "epochs 2 -> 4: from step 12 on" in told and "(lr 0 -> " in told
+    longer = Trainer(state, RunFolder(folder), step=begun.step, run_id=begun.run_id)
+    assert longer.run() == 0
+    assert open_checkpoint(folder, verify=True).record.step == 4 * STEPS
+    rates = [json.loads(line)["lr"] for line in (folder / "metrics.jsonl").open()][STEPS:]
+    assert rates == [state.schedule.at(step - 1).lr for step in range(14, 25, 2)]
+    assert state.schedule.total == 4 * STEPS and rates[0] > rates[-1] > 0.0
+    # At its new end it can be extended again, but not be cut unless that is allowed.
+    with pytest.raises(ConfigError, match="epochs 4 -> 3"):
+        start(folder, machine, asked=ask(overrides=["epochs=3"]))

@@ -19,16 +19,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from harl_fast.config import RunConfig
-from harl_fast.engine.build import build
 from harl_fast.engine.checkpoint.format import open_checkpoint
-from harl_fast.engine.loop import UNSAVED, Pretraining
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.monitor.nonfinite import NoEffect
-from harl_fast.engine.monitor.report import Reporter
+from harl_fast.engine.monitor.nonfinite import SkippedStep
+from harl_fast.engine.monitor.sink import RunInfo
+from harl_fast.engine.monitor.sinks import Sinks
 from harl_fast.engine.pretrain import pretrain
 from harl_fast.engine.runfolder import RunFolder, mark
 from harl_fast.engine.side import SideOutputs
-from harl_fast.engine.step import Stepper
+from harl_fast.engine.trainer import UNSAVED, Stepper, Trainer, build
 from harl_fast.errors import CheckpointError, HarlError
 from tests.engine.support import CPU, ROOT, STEPS, FakeLoader, engine_config, tiny_config, tiny_file
 
@@ -98,10 +97,10 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
         yield disk
 
 
-def prepare(machine: Machine, folder: Path, *config: str) -> Pretraining:
+def prepare(machine: Machine, folder: Path, *config: str) -> Trainer:
     folder.mkdir(exist_ok=True)
     settings = tiny_config(folder, overrides=config)
-    return Pretraining(
+    return Trainer(
         build(settings, engine_config(), machine, loader=FakeLoader()),
         RunFolder(folder),
         sheet=draw,
@@ -145,7 +144,7 @@ def test_a_disk_full_for_a_while_costs_its_logs_and_no_bit_of_the_run(
     assert prepare(machine, tmp_path / "control", *config).run() == 0
     capsys.readouterr()
     run = prepare(machine, disk.path / "run", *config)
-    monkeypatch.setattr("harl_fast.engine.monitor.status.PERIOD_S", 0.0)
+    monkeypatch.setattr("harl_fast.engine.monitor.runjson.PERIOD_S", 0.0)
     before_steps(monkeypatch, {FULL.start: disk.fill, FULL.stop: disk.free})
     with disk:
         assert run.run() == 0
@@ -226,11 +225,13 @@ def test_a_pipe_in_place_of_a_log_is_not_waited_for(tmp_path: Path, read: bool) 
 def test_a_run_folder_that_is_gone_does_not_come_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
-    with Reporter(folder, epochs=1, silent=False) as reporter:
+    with Sinks(RunInfo(folder, epochs=1)) as sinks:
         shutil.rmtree(folder.path)
-        reporter.no_effect([NoEffect(2, [[20, 21]])])
-        reporter.write_probe({"step": 2.0, "probe_knn": 1.0}, text="a probe")
-        reporter.picture("views", folder.path / "sheets" / "a.png", step=2, draw=pytest.fail)
+        sinks.skipped([SkippedStep(2, [[20, 21]])])
+        sinks.write_probe(
+            dict.fromkeys(("epoch", "step", "probe_knn", "probe_linear", "probe_s"), 1.0)
+        )
+        sinks.image("views", folder.path / "sheets" / "a.png", step=2, draw=pytest.fail)
     assert not folder.path.exists()
 
 
@@ -238,12 +239,12 @@ def test_samples_of_steps_without_effect_are_told_though_they_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = RunFolder(tmp_path)
-    with Reporter(folder, epochs=1, silent=False) as reporter:
+    with Sinks(RunInfo(folder, epochs=1)) as sinks:
         folder.skipped.mkdir()
-        reporter.no_effect([NoEffect(2, [[20, 21]])])
+        sinks.skipped([SkippedStep(2, [[20, 21]])])
         folder.skipped.rmdir()
-        reporter.no_effect([NoEffect(4, [[40, 41]])])
-        reporter.no_effect([])
+        sinks.skipped([SkippedStep(4, [[40, 41]])])
+        sinks.skipped([])
     lines = [line for line in capsys.readouterr().err.splitlines() if "no effect" in line]
     assert lines[0] == "no effect: step 2: loss or gradient not finite"
     assert lines[1].endswith(f"; the samples' ids are in {folder.skipped}") and len(lines) == 2

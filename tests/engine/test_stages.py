@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.step import Stepper
+from harl_fast.engine.trainer import Stepper
 from harl_fast.optim import lars
 from tests.engine.support import (
     BATCH,
@@ -45,7 +45,7 @@ def control(
 ) -> dict[str, float]:
     """Return how far from that the same steps end after `disturb`."""
     run = stepper(machine, tmp_path_factory.mktemp("control"), config=DECAYING)
-    disturb_both(run.parts)
+    disturb_both(run.state)
     return distances(four_steps(run), whole)
 
 
@@ -82,7 +82,7 @@ def test_a_fault_in_the_step_does_not_pass_for_rounding(
 
         monkeypatch.setattr(lars, "_squares", wrong)
     else:
-        for group in run.parts.optimizer.param_groups:
+        for group in run.state.optimizer.param_groups:
             group[fault] = 0.0
     found = distances(four_steps(run), whole)
     with pytest.raises(AssertionError):
@@ -101,15 +101,15 @@ def test_the_gradient_of_accumulated_micro_batches_is_their_mean(
     smaller = (f"train_batch_size={micro}",)
     single = stepper(machine, tmp_path, stage=stage, engine=smaller, micro=micro)
     plain, disturbed = (stepper(machine, tmp_path, engine=smaller, micro=micro) for _ in range(2))
-    disturb_both(disturbed.parts)
+    disturb_both(disturbed.state)
     run = stepper(machine, tmp_path, stage=stage, micro=micro)
-    loader: FakeLoader = run.parts.loader  # type: ignore[assignment]
+    loader: FakeLoader = run.state.loader  # type: ignore[assignment]
     for step in range(3):
         one = loader.batch(step)
         for each in (single, plain, disturbed, run):
-            # One course for all: the peak follows the global batch.
-            object.__setattr__(each.parts, "course", run.parts.course)
-            each.advance([one] * each.parts.engine_config.batches.accumulation, epoch=0)
+            # One schedule for all: the peak follows the global batch.
+            object.__setattr__(each.state, "schedule", run.state.schedule)
+            each.advance([one] * each.state.engine_config.batches.accumulation, epoch=0)
     control = distances(weights(disturbed), weights(plain))
     # A sum of four equal quarters rounds once, and norms and trust ratios differ by as much.
     assert_rounding_alone(distances(weights(run), weights(single)), control=control)
@@ -138,5 +138,5 @@ def test_compiled_networks_step_like_uncompiled_ones(
     assert error < {"fp32": 1e-3, "bf16": 0.6}[precision] * step
     losses = [run.meter.take()["loss"] for run in (plain, fast)]
     assert losses[1] == pytest.approx(losses[0], rel={"fp32": 1e-5, "bf16": 5e-3}[precision])
-    names = [list(run.parts.harl.state_dict()) for run in (plain, fast)]
+    names = [list(run.state.harl.state_dict()) for run in (plain, fast)]
     assert names[0] == names[1]  # checkpoints of either continue as the other

@@ -38,9 +38,9 @@ def test_the_learning_rate_of_each_step_reaches_the_optimizer(
     advance(run)
     moved = [name for name, old in before.items() if not torch.equal(weights(run)[name], old)]
     assert len(moved) == len(before)
-    expected = run.parts.course.at(1).lr
+    expected = run.state.schedule.at(1).lr
     assert expected > 0.0
-    assert {group["lr"] for group in run.parts.optimizer.param_groups} == {expected}
+    assert {group["lr"] for group in run.state.optimizer.param_groups} == {expected}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -60,7 +60,7 @@ def test_the_target_is_the_moving_average_of_what_the_engine_moved(
     expected = {name: tensor.double() for name, tensor in target(run).items()}
     for step in range(4):
         advance(run)
-        tau = run.parts.course.at(step).tau
+        tau = run.state.schedule.at(step).tau
         for name, online in weights(run).items():
             if name in expected:
                 expected[name] = tau * expected[name] + (1.0 - tau) * online.double()
@@ -76,7 +76,7 @@ def test_accumulation_steps_once_and_sums_the_micro_batches(
 ) -> None:
     run = stepper(machine, tmp_path, stage=stage, micro=BATCH // 4)
     advance(run, 3)
-    assert (run.step, run.parts.engine.global_steps, run.parts.engine.micro_steps) == (3, 3, 12)
+    assert (run.step, run.state.engine.global_steps, run.state.engine.micro_steps) == (3, 3, 12)
     figures = run.meter.take()
     assert figures["loss"] > 0.0 and figures["skipped"] == 0.0
 
@@ -90,7 +90,7 @@ def test_a_broken_gradient_anywhere_moves_nothing(
     advance(run, 2)
     run.meter.take()
     before, before_target = weights(run), target(run)
-    parameter = dict(run.parts.harl.named_parameters())[where]
+    parameter = dict(run.state.harl.named_parameters())[where]
     hook = parameter.register_hook(lambda grad: grad * float("nan"))
     advance(run)
     hook.remove()
@@ -117,7 +117,7 @@ def test_every_optimizer_skips_a_broken_step_whole(
     run = stepper(machine, tmp_path, stage=stage, config=config, engine=tuple(engine))
     advance(run, 2)
     before, before_target = weights(run), target(run)
-    parameter = run.parts.harl.backbone.conv1.weight
+    parameter = run.state.harl.backbone.conv1.weight
     hook = parameter.register_hook(lambda grad: grad * float("inf"))
     advance(run)
     hook.remove()
@@ -134,10 +134,10 @@ def test_sgd_whose_first_step_is_skipped_begins_with_zero_momentum(
     machine: Machine, tmp_path: Path
 ) -> None:
     run = stepper(machine, tmp_path, stage=1, config=("optim.name=sgd",))
-    hook = run.parts.harl.backbone.conv1.weight.register_hook(lambda grad: grad * float("inf"))
+    hook = run.state.harl.backbone.conv1.weight.register_hook(lambda grad: grad * float("inf"))
     advance(run)
     hook.remove()
-    state = run.parts.optimizer.state
+    state = run.state.optimizer.state
     assert len(state) == 2
     assert all(not kept["momentum_buffer"].any() for kept in state.values())
 
@@ -155,21 +155,21 @@ def test_fp16_finds_its_scale_and_then_steps_like_fp32(
     )
     run = stepper(machine, tmp_path, stage=stage, engine=fp16)
     before = weights(run)
-    assert run.parts.scale is not None
+    assert run.state.scale is not None
     for _ in range(40):
-        tried = float(run.parts.scale.factor)
+        tried = float(run.state.scale.factor)
         advance(run)
         run.step = 1  # the same batch and settings until it goes through
-        if float(run.parts.scale.factor) == tried:
+        if float(run.state.scale.factor) == tried:
             break
-        assert float(run.parts.scale.factor) == tried / 2
+        assert float(run.state.scale.factor) == tried / 2
         assert_equal(weights(run), before)
     assert 1 <= int(run.skipped) < 40
     steps = []
     for disturbed in (False, True):
         reference = stepper(machine, tmp_path)
         if disturbed:
-            disturb_both(reference.parts, precision=torch.float16)
+            disturb_both(reference.state, precision=torch.float16)
         reference.step, start = 1, weights(reference)
         advance(reference)
         steps.append({name: new - start[name] for name, new in weights(reference).items()})
@@ -187,7 +187,7 @@ def test_fp16_finds_its_scale_and_then_steps_like_fp32(
 def test_bf16_keeps_weights_and_norms_in_fp32(machine: Machine, tmp_path: Path) -> None:
     run = stepper(machine, tmp_path, stage=1, engine=("bf16.enabled=true",))
     advance(run, 2)
-    state = {**run.parts.harl.state_dict(), **run.parts.harl.target.state_dict()}
+    state = {**run.state.harl.state_dict(), **run.state.harl.target.state_dict()}
     assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float32}
     assert run.meter.take()["loss"] > 0.0
 
@@ -212,11 +212,11 @@ def test_the_metered_gradient_norm_is_autograds(
     machine: Machine, tmp_path: Path, stage: int, name: str
 ) -> None:
     run = stepper(machine, tmp_path, stage=stage, config=(f"optim.name={name}",))
-    loader: FakeLoader = run.parts.loader  # type: ignore[assignment]
+    loader: FakeLoader = run.state.loader  # type: ignore[assignment]
     views, cells = run._inputs(loader.batch(0), epoch=0)
-    first = run.parts.course.at(0)
-    loss, _ = run.parts.harl(views, cells, alpha=first.alpha, beta=first.beta)
-    grads = torch.autograd.grad(loss, list(run.parts.harl.parameters()))
+    first = run.state.schedule.at(0)
+    loss, _ = run.state.harl(views, cells, alpha=first.alpha, beta=first.beta)
+    grads = torch.autograd.grad(loss, list(run.state.harl.parameters()))
     expected = torch.cat([grad.flatten() for grad in grads]).double().norm()
     advance(run)
     # float32 sums of about 1e5 squares against float64's.
@@ -282,7 +282,7 @@ def test_no_step_waits_for_the_device_but_where_figures_are_logged(
         machine, tmp_path, stage=stage, engine=overrides, config=(f"optim.name={name}",), micro=8
     )
     advance(run, 1)  # DeepSpeed looks at the layout of its buffers once
-    loader: FakeLoader = run.parts.loader  # type: ignore[assignment]
+    loader: FakeLoader = run.state.loader  # type: ignore[assignment]
     steps = [[loader.batch(2 * at), loader.batch(2 * at + 1)] for at in range(1, 4)]
     waits = Waits()
     counted(monkeypatch, waits)

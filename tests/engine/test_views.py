@@ -15,13 +15,12 @@ from harl_fast.data.loader import Batch
 from harl_fast.data.order import chunk_length
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
-from harl_fast.engine.build import build, build_loader
+from harl_fast.engine.build import build_loader
 from harl_fast.engine.checkpoint.format import open_checkpoint
-from harl_fast.engine.loop import Pretraining
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.runfolder import RunFolder
-from harl_fast.engine.step import Stepper
-from harl_fast.engine.views import loader_colours, sizes_in, view_geometry, views_at
+from harl_fast.engine.trainer import Stepper, Trainer, build
+from harl_fast.engine.views import loader_colours, sizes_in, small_map_text, view_geometry, views_at
 from harl_fast.errors import ConfigError
 from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, tiny_config
 from tests.engine.test_pretraining import assert_same, prepare, stop_at
@@ -70,7 +69,7 @@ def test_a_new_size_reaches_loader_colours_and_network_and_is_announced(
 ) -> None:
     loader = Recording()
     run = prepare(machine, tmp_path, loader=loader, config=(GROWING,))
-    colour, seen = run.parts.photometric, []
+    colour, seen = run.state.photometric, []
     assert colour is not None
 
     def look(module: object, inputs: tuple[Any, ...]) -> None:
@@ -78,7 +77,7 @@ def test_a_new_size_reaches_loader_colours_and_network_and_is_announced(
         sigma = {policy.size_px for policy in colour.policies}
         seen.append(([v.shape[-1] for v in views], [c.shape[-1] for c in cells], sigma))
 
-    run.parts.harl.register_forward_pre_hook(look)
+    run.state.harl.register_forward_pre_hook(look)
     assert run.run() == 0
     assert loader.given == [[48, 48]]
     assert seen == [([32, 32], [2, 2], {32})] * STEPS + [([48, 48], [3, 3], {48})] * STEPS
@@ -125,9 +124,9 @@ def test_two_views_of_different_sizes_train(machine: Machine, tmp_path: Path, da
     config = tiny_config(tmp_path, overrides=other)
     loader = build_loader(config, engine_config(), machine, data=data)
     run = prepare(machine, tmp_path, loader=loader, config=(*other, "epochs=1"))
-    before = run.parts.harl.backbone.conv1.weight.detach().clone()
+    before = run.state.harl.backbone.conv1.weight.detach().clone()
     assert run.run() == 0
-    assert not torch.equal(before, run.parts.harl.backbone.conv1.weight)
+    assert not torch.equal(before, run.state.harl.backbone.conv1.weight)
 
 
 def test_every_size_is_compiled_once(
@@ -188,7 +187,7 @@ def test_views_coloured_by_the_loader_reach_the_network_as_they_are(
     assert all(torch.equal(*pair) for pair in zip(given, views, strict=True))
     assert all(torch.equal(*pair) for pair in zip(cells, plain.cells, strict=True))
     folder = RunFolder(tmp_path)
-    Pretraining(parts, folder)._fit_views(1)  # no colours of its own to adapt
+    Trainer(parts, folder)._fit_views(1)  # no colours of its own to adapt
 
 
 def test_the_device_colours_where_it_is_told_to(tmp_path: Path) -> None:
@@ -199,3 +198,13 @@ def test_the_device_colours_where_it_is_told_to(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, overrides=["data.colour=auto"])
     assert loader_colours(config, torch.device("cpu"))
     assert not loader_colours(config, torch.device("cuda"))
+
+
+def test_a_feature_map_too_small_for_masks_is_told_with_what_helps(tmp_path: Path) -> None:
+    text = small_map_text(tiny_config(tmp_path))  # last_stride is 1 already
+    assert "2 x 2 cells at 32 px" in text and "model.stem=small" in text
+    assert "last_stride" not in text
+    strided = small_map_text(tiny_config(tmp_path, overrides=["model.last_stride=2"]))
+    assert "model.last_stride=1" in strided
+    for enough in ("model.stem=small", "data.size_schedule=64", "loss.type=byol"):
+        assert small_map_text(tiny_config(tmp_path, overrides=[enough])) == ""

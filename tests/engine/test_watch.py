@@ -18,16 +18,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from harl_fast.config import RunConfig
-from harl_fast.engine.build import build, build_loader
+from harl_fast.engine.build import build_loader
 from harl_fast.engine.checkpoint.format import open_checkpoint
-from harl_fast.engine.loop import Pretraining
 from harl_fast.engine.machine import Machine
+from harl_fast.engine.monitor.monitor import Sheet
 from harl_fast.engine.monitor.probe import Probe, ProbeStopped, _Plain, averaged_statistics
-from harl_fast.engine.monitor.tensorboard import NAMES
-from harl_fast.engine.monitor.watch import Sheet
+from harl_fast.engine.monitor.tensorboard import TAGS
 from harl_fast.engine.runfolder import RunFolder
-from harl_fast.engine.step import Stepper
 from harl_fast.engine.stop import StopSignal
+from harl_fast.engine.trainer import Stepper, Trainer, build
 from harl_fast.errors import DataError
 from harl_fast.optim.lars import LARS
 from harl_fast.supervision import Process
@@ -47,7 +46,7 @@ def prepare(
     config: tuple[str, ...] = (),
     quiet: bool = False,
     sheet: Sheet | None = None,
-) -> Pretraining:
+) -> Trainer:
     folder.mkdir(exist_ok=True)
     parts = build(
         tiny_config(folder, overrides=config),
@@ -55,7 +54,7 @@ def prepare(
         machine,
         loader=loader or FakeLoader(),
     )
-    return Pretraining(parts, RunFolder(folder), quiet=quiet, sheet=sheet)
+    return Trainer(parts, RunFolder(folder), quiet=quiet, sheet=sheet)
 
 
 def records(folder: Path) -> list[dict[str, float]]:
@@ -75,11 +74,11 @@ def run_json(folder: Path) -> dict[str, Any]:
     return found
 
 
-def state_of(run: Pretraining) -> dict[str, bytes]:
+def state_of(run: Trainer) -> dict[str, bytes]:
     """Return every bit that training goes on from."""
     tensors = {
-        **{f"online.{k}": v for k, v in run.parts.harl.state_dict().items()},
-        **{f"target.{k}": v for k, v in run.parts.harl.target.state_dict().items()},
+        **{f"online.{k}": v for k, v in run.state.harl.state_dict().items()},
+        **{f"target.{k}": v for k, v in run.state.harl.target.state_dict().items()},
         "torch": torch.get_rng_state(),
     }
     found = {name: tensor.detach().cpu().numpy().tobytes() for name, tensor in tensors.items()}
@@ -99,7 +98,7 @@ def test_probe_and_sheet_tell_and_change_nothing(
         run = prepare(machine, tmp_path / name, loader=loader, config=config, sheet=contact_sheet)
         assert run.run() == 0
         ends[name] = state_of(run)
-        assert all(module.training for module in run.parts.harl.modules())
+        assert all(module.training for module in run.state.harl.modules())
     assert ends["plain"] == ends["probed"]
     assert len(ends["plain"]) > 200
 
@@ -125,14 +124,14 @@ def test_a_failing_probe_or_sheet_is_told_and_training_goes_on(
 
     loader = build_loader(tiny_config(tmp_path), engine_config(), machine, data=data)
     run = prepare(machine, tmp_path, loader=loader, config=PROBED, sheet=broken)
-    run.watch._probe = broken  # type: ignore[assignment]
-    before = [m.training for m in run.parts.harl.modules()]
-    with run.reporter:
-        run.watch.epoch(2)
+    run.monitor._probe = broken  # type: ignore[assignment]
+    before = [m.training for m in run.state.harl.modules()]
+    with run.monitor:
+        run.monitor.epoch(2)
     printed = capsys.readouterr().err
     assert "warning: the online probe failed (TypeError" in printed
     assert f"warning: {tmp_path / 'sheets'} cannot be written (no space left)" in printed
-    assert [m.training for m in run.parts.harl.modules()] == before
+    assert [m.training for m in run.state.harl.modules()] == before
 
 
 def test_a_probe_learns_what_can_be_seen(tmp_path: Path, machine: Machine) -> None:
@@ -169,7 +168,7 @@ def test_ratios_and_norms_are_those_of_the_formula(
     """Against float64 formulas on the weights and gradients that the optimizer was given."""
     engine = (f"zero_optimization.stage={stage}",)
     run = prepare(machine, tmp_path, engine=engine, config=("log.every_steps=2",))
-    optimizer, seen = run.parts.optimizer, {}
+    optimizer, seen = run.state.optimizer, {}
     assert isinstance(optimizer, LARS)
     sizes = {
         group["name"]: [p.numel() for p in parameters]
@@ -187,8 +186,8 @@ def test_ratios_and_norms_are_those_of_the_formula(
     optimizer.register_step_pre_hook(look)
     for number in range(2):
         run.stepper.advance([FakeLoader().batch(number)], epoch=0)
-        with run.reporter:
-            run.watch.step(0)
+        with run.monitor:
+            run.monitor.step(run.stepper.step, epoch=0)
     (record,) = records(tmp_path)
     expected = []
     for name, (weights, grads, decay, trust) in seen.items():
@@ -214,12 +213,12 @@ def test_ratios_and_norms_are_those_of_the_formula(
     assert record["update_norm"] == pytest.approx(float((after - before).norm()), rel=1e-4)
 
 
-def groups_of(run: Pretraining) -> list[list[torch.nn.Parameter]]:
+def groups_of(run: Trainer) -> list[list[torch.nn.Parameter]]:
     """Return each group's parameters in the order in which the optimizer holds them."""
-    engine = run.parts.engine
+    engine = run.state.engine
     if engine.zero_optimization_stage():
         return [list(group) for group in engine.optimizer.bit16_groups]
-    return [group["params"] for group in run.parts.optimizer.param_groups]
+    return [group["params"] for group in run.state.optimizer.param_groups]
 
 
 def test_records_are_complete_and_the_same_everywhere(machine: Machine, tmp_path: Path) -> None:
@@ -227,15 +226,17 @@ def test_records_are_complete_and_the_same_everywhere(machine: Machine, tmp_path
     assert run.run() == 0
     found, shown = records(tmp_path), board(tmp_path)
     assert [record["step"] for record in found] == [4, 6, 8, 12]
+    names = {key: tag for key, (tag, _) in TAGS.items()}
+    names |= {f"loss/{term}": f"loss/{term}" for term in ("whole", "fg")}
     for record in found:
-        missing = {key for key in NAMES if not key.startswith("probe")} - record.keys()
-        assert missing == {"loss/bg", "loss_scale"}  # not computed by this loss and precision
-        assert record.keys() - NAMES.keys() == {"epoch", "step", "steps"}
+        missing = {key for key in names if not key.startswith("probe")} - record.keys()
+        assert missing == {"loss_scale"}  # not used by this precision
+        assert record.keys() - names.keys() == {"epoch", "step", "steps"}
         assert 0.0 < record["host_gb"] < 64.0 and record["cuda_gb"] == record["damaged"] == 0
         assert 0.0 <= record["wait"] <= record["wait_worst"] <= 1.0
         assert record["img_s"] == pytest.approx(BATCH / record["step_s"])
         assert 0.0 < record["z_std"] < 1.5 and 0.0 < record["h_std"] < 1.0 and record["p_std"] > 0
-    for key, name in NAMES.items():
+    for key, name in names.items():
         if key in found[0]:
             events = shown.Scalars(name)
             assert [e.step for e in events] == [record["step"] for record in found]
@@ -252,8 +253,8 @@ def test_only_logged_steps_are_measured(machine: Machine, tmp_path: Path) -> Non
     measured = []
     for number in range(8):
         run.stepper.advance([FakeLoader().batch(number)], epoch=0)
-        measured.append(("z_std" in run.stepper.meter._values, bool(run.watch._norms._squares)))
-        run.watch.step(0)  # every 4 steps and at the epoch's end, after 6
+        measured.append(("z_std" in run.stepper.meter._values, bool(run.monitor._norms._squares)))
+        run.monitor.step(number + 1, epoch=0)  # every 4 steps and at the epoch's end, after 6
     assert measured == [(step in (4, 6, 8),) * 2 for step in range(1, 9)]
 
 
@@ -275,7 +276,7 @@ def test_the_end_of_what_looks_after_a_rank_ends_the_run_with_a_save(
 
     monkeypatch.setattr(Stepper, "advance", patched)
     with StopSignal(supervisors={"its launcher": watched}) as stop:
-        run = Pretraining(run.parts, run.folder, stop=stop)
+        run = Trainer(run.state, run.folder, stop=stop)
         assert run.run() == 0
     process.kill(), process.wait()
     state = run_json(tmp_path)

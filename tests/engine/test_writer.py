@@ -35,7 +35,7 @@ def record(tmp_path: Path, step: int) -> dict[str, Any]:
 def saver(tmp_path: Path, said: list[str], *, keep_last: int = 3) -> Saver:
     (tmp_path / "run").mkdir(exist_ok=True)
     folder = tmp_path / "run" / "checkpoints"
-    return Saver(folder, keep_last=keep_last, keep_every_epochs=100, say=said.append)
+    return Saver(folder, keep_last=keep_last, keep_every_epochs=100, warn=said.append)
 
 
 def names(tmp_path: Path) -> list[str]:
@@ -59,7 +59,7 @@ def test_the_copy_is_what_is_written_though_training_goes_on(
         go.set()
 
     monkeypatch.setattr(module, "write_checkpoint", slow)
-    monkeypatch.setattr(ours, "_say", told)
+    monkeypatch.setattr(ours, "_warn", told)
     weight = torch.arange(6.0).view(2, 3)
     ours.save({"online.a": weight.t()}, record(tmp_path, 1))
     weight.add_(100.0)  # the next step, before anything is on disk

@@ -20,8 +20,8 @@ from types import BuiltinFunctionType
 from typing import Any
 
 import harl_fast.engine.build
-import harl_fast.engine.loop  # noqa: F401  # imported before the forks, as all that it imports
-from harl_fast.engine.step import Stepper
+import harl_fast.engine.trainer  # noqa: F401  # imported before the forks, as all that it imports
+from harl_fast.engine.trainer import Stepper
 from harl_fast.program import run_main
 from launch.pretrain import main
 from tests.engine.support import disturb_both
@@ -160,7 +160,7 @@ def _disturb_first() -> None:
 
     def advancing(self: Stepper, *args: Any, **kwargs: Any) -> None:
         Stepper.advance = advance  # type: ignore[method-assign]
-        disturb_both(self.parts)
+        disturb_both(self.state)
         advance(self, *args, **kwargs)
 
     Stepper.advance = advancing  # type: ignore[method-assign]

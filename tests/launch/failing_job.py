@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import harl_fast.engine.build
-from harl_fast.engine.step import Stepper
+from harl_fast.engine.trainer import Stepper
 from harl_fast.program import run_main
 from launch.pretrain import main
 from tests.engine.support import BATCH, FakeLoader

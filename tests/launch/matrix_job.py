@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harl_fast.engine import deepspeed as ds
-from harl_fast.engine.build import build
 from harl_fast.engine.machine import Machine, this_machine
-from harl_fast.engine.step import Stepper
+from harl_fast.engine.trainer import Stepper, build
 from tests.engine.support import (
     BATCH,
     FakeLoader,
@@ -63,24 +62,24 @@ def stepper(machine: Machine, folder: Path, *, precision: str, stage: int, name:
 
 def trajectory(run: Stepper, *, broken_rank: int) -> dict[str, Tensor]:
     """Return, step by step, loss scale and verdict, and the networks' sums after each."""
-    rank, loader = run.parts.machine.rank, run.parts.loader
+    rank, loader = run.state.machine.rank, run.state.loader
     breaking = False
     # The first of the layers that the optimizer is handed, and on this rank alone.
-    weight = run.parts.harl.backbone.conv1.weight
+    weight = run.state.harl.backbone.conv1.weight
     weight.register_hook(lambda grad: grad * float("inf") if breaking else grad)
     rows = []
     for step in range(STEPS):
         before, skipped = weight.detach().clone(), int(run.skipped)
         breaking = step in BROKEN and rank == broken_rank
-        scale = run.parts.scale
+        scale = run.state.scale
         run.advance([loader.batch(2 * step + rank)], epoch=0)  # type: ignore[attr-defined]
-        networks = (run.parts.harl, run.parts.harl.target)
+        networks = (run.state.harl, run.state.harl.target)
         sums = [sum(p.detach().double().abs().sum() for p in net.parameters()) for net in networks]
         factor = 0.0 if scale is None else float(scale.factor)
         moved = float(not torch.equal(before, weight))
         rows.append([factor, int(run.skipped) - skipped, moved, *map(float, sums)])
     out = {"rows": torch.tensor(rows, dtype=torch.float64)}
-    for prefix, network in (("online", run.parts.harl), ("target", run.parts.harl.target)):
+    for prefix, network in (("online", run.state.harl), ("target", run.state.harl.target)):
         for name, p in network.named_parameters():
             out[f"{prefix}.{name}"] = p.detach().clone().contiguous()
     return out
@@ -99,7 +98,7 @@ def main(folder: Path) -> None:
         result = trajectory(run, broken_rank=machine.ranks - 1)
         found |= {f"{precision}.{stage}.{name}/{key}": value for key, value in result.items()}
     run = stepper(machine, own, precision="fp32", stage=0, name="lars")
-    disturb_both(run.parts)
+    disturb_both(run.state)
     result = trajectory(run, broken_rank=machine.ranks - 1)
     found |= {f"disturbed/{key}": value for key, value in result.items()}
     save_file(found, folder / f"rank{machine.rank}.safetensors")

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from harl_fast.engine.stop import StopSignal, Wish
+from harl_fast.engine.stop import StopAction, StopSignal
 from harl_fast.supervision import supervisors
 
 
@@ -53,7 +53,7 @@ def rank(folder: Path, *, deaf: bool) -> int:
     with StopSignal(supervisors=watched) as stop:
         (folder / f"rank-{os.getpid()}").touch()
         try:
-            while stop.wish < Wish.LEAVE or deaf:
+            while stop.action < StopAction.LEAVE or deaf:
                 time.sleep(0.02)
         except KeyboardInterrupt:
             while deaf:
@@ -61,7 +61,7 @@ def rank(folder: Path, *, deaf: bool) -> int:
             (folder / f"interrupted-{os.getpid()}").touch()
             return 130
         if leader:
-            code = 130 if stop.wish == Wish.INTERRUPT else 0
+            code = 130 if stop.action == StopAction.INTERRUPT else 0
             (folder / "preempted").write_text(json.dumps({"reason": stop.reason}))
     return code
 

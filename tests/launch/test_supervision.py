@@ -259,3 +259,9 @@ def test_the_last_run_folder_of_a_command_counts_and_is_named_plainly(tmp_path: 
     assert guarded(*job, "--run", str(last)).returncode == 0
     told = guarded("true", f"--run={last}").stderr
     assert "\x1b" not in told and "last\\x1b[31m: it has no new marker" in told
+
+
+def test_the_guard_says_what_it_does() -> None:
+    command, env = [sys.executable, "launch/guard.py", "--help"], {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage: guard.py" in done.stdout and "SIGTERM" in done.stdout

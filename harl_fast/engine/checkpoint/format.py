@@ -1,11 +1,11 @@
 """Checkpoints: one safetensors file and its JSON record, independent of stage and rank count.
 
 A run's ``checkpoints/`` holds ``step-00003750.safetensors`` with fp32 tensors ``online.*``,
-``target.*``, ``optim.<state>.<parameter>``, under fp16 ``scale.*``, and ``ranks.*`` with one row a
-rank (see `engine.parts`); a ``.json`` record of the same name; and ``latest``, a text file with the
-newest complete name. The record is written after the tensors and ``latest`` after both, each under
-a temporary name first, so that a crash at any point leaves a checkpoint to resume from. The record
-holds the SHA-256 of the tensors and of itself. Nothing is pickled.
+``target.*``, ``optim.<state>.<parameter>``, under fp16 ``scale.*``, and ``ranks.*`` with one row
+per rank (see `checkpoint.state`); a ``.json`` record of the same name; and ``latest``, a text file
+with the newest complete name. The record is written after the tensors and ``latest`` after both,
+each under a temporary name first, so that a crash at any point leaves a checkpoint to resume from.
+The record holds the SHA-256 of the tensors and of itself. Nothing is pickled.
 """
 
 from __future__ import annotations

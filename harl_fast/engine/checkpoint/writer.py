@@ -46,9 +46,9 @@ class Saver:
     """
 
     def __init__(
-        self, folder: Path, *, keep_last: int, keep_every_epochs: int, say: Callable[[str], None]
+        self, folder: Path, *, keep_last: int, keep_every_epochs: int, warn: Callable[[str], None]
     ) -> None:
-        self._folder, self._say = folder, say
+        self._folder, self._warn = folder, warn
         self._keep = {"keep_last": keep_last, "keep_every_epochs": keep_every_epochs}
         self._host = HostCopy()
         self._thread: threading.Thread | None = None
@@ -69,7 +69,7 @@ class Saver:
         """
         start = time.monotonic()
         if self._thread is not None and self._thread.is_alive():
-            self._say("the checkpoint before this one is still being written: training waits")
+            self._warn("the checkpoint before this one is still being written: training waits")
         self.wait()
         host = self._host.take(tensors)
         self.blocked_s = time.monotonic() - start
@@ -108,12 +108,12 @@ class Saver:
             if not keep_all:
                 prune(self._folder, **self._keep)
         except (OSError, SafetensorError, CheckpointError) as error:
-            self._tell(error, step=record["step"])
+            self._report(error, step=record["step"])
         self.took_s = self.blocked_s + time.monotonic() - start
 
-    def _tell(self, error: Exception, *, step: int) -> None:
+    def _report(self, error: Exception, *, step: int) -> None:
         if self._written:
-            self._say(
+            self._warn(
                 f"warning: old checkpoints in {self._folder} cannot be deleted ({error}). Delete "
                 f"some by hand before the disk is full"
             )
@@ -123,7 +123,7 @@ class Saver:
             last = read_regular(self._folder / LATEST).decode("ascii", "replace").strip()
         except OSError:
             last = "none"
-        self._say(
+        self._warn(
             f"ERROR: CHECKPOINT NOT WRITTEN: step {step} into {self._folder}: {error}. Training "
             f"goes on and the next save tries again (failures so far: {self.failures}; last good "
             f"checkpoint: {last}). Free space on that disk, or make the folder writable for this "

@@ -1,1 +1,1 @@
-"""What a run measures and tells: metrics, alarms, probes, log, TensorBoard, run.json."""
+"""What a run measures and where it tells it: metrics, alarms, probes, and the table of sinks."""

@@ -1,4 +1,4 @@
-"""Which steps had no effect, with which samples: kept beside the steps, read at log lines only."""
+"""Steps skipped for a loss or gradient that is not finite, and their samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class NoEffect:
+class SkippedStep:
     """A step that changed nothing, since its loss or gradient was not finite."""
 
     step: int
@@ -29,8 +29,10 @@ class NoEffect:
     """Its samples."""
 
 
-class Verdicts:
-    """Notes each step's samples and verdict without reading the device; `look` reads them.
+class NonfiniteLog:
+    """Buffers each step's sample ids and its on-device applied flag.
+
+    `drain` reads them with one device sync.
 
     lowest_scale: under fp16 with a dynamic loss scale, its minimum. A step that overflows above
     that is the scale's search for its height and does not count towards `streak`.
@@ -40,11 +42,11 @@ class Verdicts:
         self._lowest = float("inf") if lowest_scale is None else lowest_scale
         self._steps: list[_Step] = []
         self.streak = 0
-        """Counted steps without effect in a row, up to the last `look`."""
+        """Counted steps without effect in a row, up to the last `drain`."""
         self.first = 0
         """Number of the streak's first step."""
 
-    def note(
+    def add(
         self, number: int, *, ids: Sequence[Tensor], applied: Tensor, scale: Tensor | None
     ) -> None:
         """Add a step. number: from 1. ids: (B,) int64 of each of this rank's micro batches.
@@ -55,7 +57,7 @@ class Verdicts:
         scale = applied.new_zeros((), dtype=torch.float32) if scale is None else scale
         self._steps.append(_Step(number, torch.cat([part.cpu() for part in ids]), applied, scale))
 
-    def look(self) -> list[NoEffect]:
+    def drain(self) -> list[SkippedStep]:
         """Return the steps without effect since the last call, equal on all ranks, and judge all.
 
         Waits for the device, once. All ranks must call it at the same step.
@@ -76,4 +78,4 @@ class Verdicts:
                 if scale <= self._lowest:
                     self.first = self.first if self.streak else step.number
                     self.streak += 1
-        return [NoEffect(step.number, gather_rows(step.ids).tolist()) for step in bad]
+        return [SkippedStep(step.number, gather_rows(step.ids).tolist()) for step in bad]

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from harl_fast.engine.monitor.sink import FINAL, LogRecord, Progress, RunInfo, Sink, State
 from harl_fast.engine.side import SideOutputs
 from harl_fast.host import utc_time
 
-State = Literal[
-    "starting", "warming", "training", "probing", "saving", "finished", "preempted", "failed"
-]
-FINAL = ("finished", "preempted", "failed")
 PERIOD_S = 2.0
 """Shortest time between two writings that are not about another state."""
 
 
-class RunStatus:
+class RunJson(Sink):
     """Keeps a small JSON file current; it is replaced whole, so a reader never sees half of it.
 
     Keys: ``state`` (see `State`), ``reason`` (of a failure), ``epoch`` (under way, from 1),
@@ -30,16 +27,15 @@ class RunStatus:
     that was killed leaves its last state: a reader should distrust an ``updated`` that is old.
     """
 
-    def __init__(self, path: Path, side: SideOutputs, *, latest: Path) -> None:
-        """path: the file. latest: the text file that names the newest checkpoint."""
-        self._path, self._side, self._latest = path, side, latest
+    def __init__(self, run: RunInfo, files: SideOutputs) -> None:
+        super().__init__(run, files)
         self._fields: dict[str, Any] = {
             "state": "starting",
             "reason": "",
             "epoch": 0,
-            "epochs": 0,
-            "step": 0,
-            "total": 0,
+            "epochs": run.epochs,
+            "step": run.first_step,
+            "total": run.total,
             "img_s": None,
             "eta_s": None,
             "loss": None,
@@ -49,20 +45,29 @@ class RunStatus:
             "pid": os.getpid(),
             "host": socket.gethostname(),
         }
-        self._written = -PERIOD_S
+        self._write()
 
-    @property
-    def state(self) -> str:
-        """The state last set."""
-        return str(self._fields["state"])
-
-    def set(self, state: State, *, reason: str = "") -> None:
+    def state(self, state: State, reason: str = "") -> None:
         """Change the state and write the file; a final state stays."""
-        if self.state not in FINAL:
+        if self._fields["state"] not in FINAL:
             self._fields |= {"state": state, "reason": reason}
         self._write()
 
-    def update(self, **fields: Any) -> None:
+    def write(self, record: LogRecord) -> None:
+        """Take the record's figures and alarms."""
+        figures = record.figures
+        self._update(
+            warnings=sorted(record.alarms),
+            **{key: figures[key] for key in ("epoch", "step", "img_s", "eta_s")},
+            loss=figures["loss"] if math.isfinite(figures["loss"]) else None,
+        )
+
+    def progress(self, progress: Progress) -> None:
+        """Take step and speed."""
+        timed = {"img_s": progress.img_s, "eta_s": progress.eta_s} if progress.img_s else {}
+        self._update(epoch=progress.epoch, step=progress.step, **timed)
+
+    def _update(self, **fields: Any) -> None:
         """Change fields; the file is written when that is due again."""
         self._fields |= fields
         if time.monotonic() - self._written >= PERIOD_S:
@@ -70,17 +75,21 @@ class RunStatus:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        self._side.write(self._path, self._replace)
+        self.files.write(self.run.folder.status, self._replace)
 
     def _replace(self) -> None:
-        now = time.time()
-        if self._latest.is_file():
-            self._fields["last_checkpoint"] = self._latest.read_text("utf-8", "replace").strip()
+        path, latest, now = (
+            self.run.folder.status,
+            self.run.folder.checkpoints / "latest",
+            time.time(),
+        )
+        if latest.is_file():
+            self._fields["last_checkpoint"] = latest.read_text("utf-8", "replace").strip()
         text = json.dumps({**self._fields, "updated": now, "updated_utc": utc_time(now)}, indent=2)
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
+        temporary = path.with_name(f".{path.name}.tmp")
         try:
             # Not flushed to disk: after a crash of the machine nobody asks what the run was doing.
             temporary.write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, self._path)
+            os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

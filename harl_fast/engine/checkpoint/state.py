@@ -1,0 +1,167 @@
+"""What a checkpoint holds of a running pretraining: its record, and its state as named tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harl_fast.engine.checkpoint.format import Checkpoint
+from harl_fast.engine.deepspeed import gather_rows, load_optimizer_state, optimizer_state
+from harl_fast.engine.resume import changed, recorded_engine
+from harl_fast.engine.state import TrainState
+from harl_fast.errors import CheckpointError
+from harl_fast.model.harl import HARL
+from harl_fast.optim.build import state_shapes
+
+
+def record_of(state: TrainState, *, step: int, skipped: int, run_id: str) -> dict[str, Any]:
+    """Return the fields of `format.Record` that are known after ``step`` steps."""
+    epoch, epoch_step = divmod(step, state.schedule.steps_per_epoch)
+    manifest = state.loader.manifest
+    return {
+        "run_id": run_id,
+        "step": step,
+        "epoch": epoch,
+        "epoch_step": epoch_step,
+        "skipped": skipped,
+        "config": state.config,
+        "engine": state.engine_config.record(),
+        "ranks": state.machine.ranks,
+        "loader": {**state.loader.state_dict(), "epoch": epoch, "step": epoch_step},
+        "data": {"count": manifest.count, "beton_sha256": manifest.beton_sha256},
+    }
+
+
+def collect_state(state: TrainState) -> dict[str, Tensor]:
+    """Return the whole state for a checkpoint; on ranks other than 0, nothing.
+
+    All ranks must call it. Training is not touched, so it does not matter when it is called; the
+    tensors are partly the networks' own and hold until the next step.
+
+    Running statistics of BatchNorm, which differ by rank unless synced, are saved as their mean
+    over ranks, and each rank's own in ``ranks.statistics`` (R, N): a run resumed on as many ranks
+    continues with those. ``ranks.cpu_generator`` and ``ranks.cuda_generator`` (R, bytes) are
+    torch's. Nothing here draws from them in training, whose draws are functions of seed, epoch and
+    sample; they are kept so that code that does, such as a dropout layer, is resumed exactly too.
+    """
+    found = {
+        f"optim.{name}": tensor
+        for name, tensor in optimizer_state(state.engine, state.optimizer, _names(state)).items()
+    }
+    statistics = _statistics(state)
+    rows = {"cpu_generator": gather_rows(torch.get_rng_state())}
+    if state.device.type == "cuda":
+        rows["cuda_generator"] = gather_rows(torch.cuda.get_rng_state(state.device))
+    own = torch.cat([tensor.reshape(-1) for tensor in statistics.values()]).float().cpu()
+    by_rank = gather_rows(own)
+    if state.machine.rank > 0:
+        return {}
+    if len(by_rank) > 1:
+        rows["statistics"] = by_rank
+    for prefix, network in (("online", state.harl), ("target", state.harl.target)):
+        found |= {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
+    found |= _unpack(by_rank.mean(0), statistics)
+    found |= {f"ranks.{name}": tensor for name, tensor in rows.items()}
+    if state.scale is not None:
+        found |= {f"scale.{name}": tensor for name, tensor in state.scale.state().items()}
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def _statistics(state: TrainState) -> dict[str, Tensor]:
+    """Return all running statistics by their names in a checkpoint."""
+    return {
+        f"{prefix}.{name}": buffer
+        for prefix, network in (("online", state.harl), ("target", state.harl.target))
+        for name, buffer in network.named_buffers()
+        if buffer.is_floating_point()
+    }
+
+
+def _unpack(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    pieces = flat.split([tensor.numel() for tensor in like.values()])
+    return {
+        name: piece.view(tensor.shape)
+        for piece, (name, tensor) in zip(pieces, like.items(), strict=True)
+    }
+
+
+def load_networks(harl: HARL, checkpoint: Checkpoint) -> None:
+    """Set online and target network from a checkpoint; do it before the engine exists.
+
+    ZeRO then copies its fp32 shards from the right weights. Raises CheckpointError naming what
+    differs if the checkpoint is of another model.
+    """
+    modules: list[tuple[str, nn.Module]] = [("online", harl), ("target", harl.target)]
+    for prefix, module in modules:
+        try:
+            module.load_state_dict(checkpoint.tensors(prefix))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{checkpoint.path} is of another model than section model describes: {reason}. "
+                f"Use the configuration beside its checkpoints folder"
+            ) from error
+
+
+def load_rest(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Set what `load_networks` leaves from a checkpoint, once the engine exists.
+
+    That is the optimizer's state, the loss scale, and what each rank has for itself. Raises
+    CheckpointError if any of it is missing, left over or of another shape.
+    """
+    found, record = checkpoint.tensors("optim"), checkpoint.record
+    if found or record.skipped < record.step:  # AdamW has none before the first step that moves
+        expected = {
+            f"{key}.{name}": shape
+            for parameter, name in _names(state).items()
+            for key, shape in state_shapes(state.optimizer, parameter).items()
+        }
+        _check_shapes(checkpoint, "optim", found, expected)
+        load_optimizer_state(state.engine, state.optimizer, _names(state), state=found)
+    if state.scale is not None and recorded_engine(checkpoint).precision == "fp16":
+        scale = checkpoint.tensors("scale")
+        _check_shapes(checkpoint, "scale", scale, dict.fromkeys(state.scale.state(), torch.Size()))
+        state.scale.load(scale)
+    _load_rank(state, checkpoint)
+
+
+def _check_shapes(
+    checkpoint: Checkpoint, prefix: str, found: dict[str, Tensor], expected: dict[str, torch.Size]
+) -> None:
+    """Raise CheckpointError if names or shapes of some tensors differ from what is expected."""
+    shapes = {name: str(list(tensor.shape)) for name, tensor in found.items()}
+    different = changed(shapes, {name: str(list(shape)) for name, shape in expected.items()})
+    if different:
+        name, (there, here) = next(iter(different.items()))
+        raise CheckpointError(
+            f"{checkpoint.path} does not hold the state of this run: {len(different)} tensors "
+            f"differ, first {prefix}.{ascii(name)[1:80]} with shape {there} instead of {here} "
+            f"(None: there is none). Use another checkpoint, or start a new run from its weights "
+            f"with --init-from"
+        )
+
+
+def _load_rank(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Set a rank's generators and, on as many ranks as before, its own running statistics."""
+    rank, rows = state.machine.rank, checkpoint.tensors("ranks")
+    statistics, buffers = rows.get("statistics"), _statistics(state)
+    try:
+        if statistics is not None and len(statistics) == state.machine.ranks:
+            for name, value in _unpack(statistics[rank], buffers).items():
+                buffers[name].copy_(value)
+        for name, rng_state in rows.items():
+            if name == "cpu_generator" and rank < len(rng_state):
+                torch.set_rng_state(rng_state[rank].clone())  # it ignores a view's offset
+            if name == "cuda_generator" and rank < len(rng_state) and state.device.type == "cuda":
+                torch.cuda.set_rng_state(rng_state[rank].clone(), state.device)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: what it holds under ranks.* does not fit rank {rank} ({error}). "
+            f"Use another checkpoint, or start a new run from its weights with --init-from"
+        ) from error
+
+
+def _names(state: TrainState) -> dict[nn.Parameter, str]:
+    return {parameter: name for name, parameter in state.harl.named_parameters()}
