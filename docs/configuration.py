@@ -38,7 +38,7 @@ def values(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return f"`{json.dumps(schema['const'])}`"
     names = {"integer": "whole number", "boolean": "`true`, `false`", "null": "empty"}
-    names |= {"string": "text", "array": "list"}
+    names |= {"string": "text", "array": "list", "object": "mapping"}
     kind = schema.get("type", "")
     bounds = [
         f"{sign} {schema[key]:g}"

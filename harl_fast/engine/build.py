@@ -11,18 +11,18 @@ from harl_fast.config import RunConfig
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.engine import deepspeed as ds
-from harl_fast.engine.checkpoint.format import Checkpoint, random_encoder
+from harl_fast.engine.checkpoint.format import Checkpoint
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine, keep_freed_memory
+from harl_fast.engine.networks import EncoderFile, build_model
 from harl_fast.engine.precision import Autocast, LossScale
 from harl_fast.engine.resume import check_position
 from harl_fast.engine.schedule import Course
 from harl_fast.engine.state import Parts, load_networks, load_rest
 from harl_fast.engine.views import colouring, loader_colours, sizes_in, view_geometry, views_at
 from harl_fast.errors import ConfigError
-from harl_fast.model.harl import HARL, convert_sync_bn
+from harl_fast.model.harl import HARL
 from harl_fast.optim.build import build_optimizer, init_momentum
-from harl_fast.optim.groups import param_groups
 from harl_fast.rng import RANK, stream
 
 
@@ -32,7 +32,7 @@ def build(
     machine: Machine,
     *,
     loader: BetonLoader,
-    weights: Checkpoint | None = None,
+    weights: Checkpoint | EncoderFile | None = None,
     resume: bool = False,
 ) -> Parts:
     """Return one rank's parts; `ds.start` must have been called.
@@ -45,14 +45,16 @@ def build(
         steps_per_epoch=loader.steps,
         batch_global=engine_config.batches.batch_global,
     )
-    if resume and weights is not None:
+    if resume and isinstance(weights, Checkpoint):
         check_position(weights, course, beton_sha256=loader.manifest.beton_sha256)
     # What a rank draws without saying so is a function of the run, and saved with it.
     torch.manual_seed(int(stream(config.seed, 0, machine.rank, 0, RANK)))
     if machine.device.type == "cpu":
         keep_freed_memory()
     harl = build_model(config).to(machine.device)
-    if weights is not None:
+    if isinstance(weights, EncoderFile):
+        weights.load_into(harl)
+    elif weights is not None:
         load_networks(harl, weights)
     optimizer, engine = _engine(config, engine_config, harl)
     scale = None
@@ -71,7 +73,7 @@ def build(
         scale=scale,
         course=course,
     )
-    if resume and weights is not None:
+    if resume and isinstance(weights, Checkpoint):
         load_rest(parts, weights)
     return parts
 
@@ -88,16 +90,7 @@ def _engine(
     config: RunConfig, engine_config: EngineConfig, harl: HARL
 ) -> tuple[Optimizer, ds.Engine]:
     """Return the optimizer and the engine over ``harl``, which is laid out and compiled here."""
-    optim = config.optim
-    optimizer = build_optimizer(
-        optim.name,
-        param_groups(harl, weight_decay=optim.weight_decay),
-        lr=optim.lr,  # `Stepper` sets each step's own
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        trust=optim.trust,
-        formula=optim.formula,
-    )
+    optimizer = build_optimizer(config.optim, harl)
     engine = ds.initialize(
         Autocast(harl, precision=engine_config.precision),
         optimizer,
@@ -161,23 +154,3 @@ def _check_batch(config: RunConfig, engine_config: EngineConfig) -> None:
             f"spread. Use --engine-set train_micro_batch_size_per_gpu=2 or more, or on several "
             f"ranks --set model.sync_bn=all"
         )
-
-
-def build_model(config: RunConfig) -> HARL:
-    """Return the freshly initialised method on the CPU, a function of the configuration alone."""
-    model, loss = config.model, config.loss
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed + 1)  # the backbone draws from `seed` itself
-        harl = HARL(
-            random_encoder(config, seed=config.seed).train(),
-            projector_hidden=model.projector_hidden,
-            projector_out=model.projector_out,
-            projector_layers=model.projector_layers,
-            predictor_hidden=model.predictor_hidden,
-            loss_type=loss.type,
-            mask_mode=loss.mask,
-            mask_threshold=loss.mask_threshold,
-            min_area=loss.min_area,
-        )
-    convert_sync_bn(harl, model.sync_bn)
-    return harl

@@ -167,7 +167,7 @@ def _prepare(start: Start, machine: Machine, *, data: Path) -> Parts:
     """Return what the rank trains with; note the start in the folder."""
     from harl_fast.engine.build import build, build_loader
 
-    record = start.weights.record if start.resume and start.weights is not None else None
+    record = start.record
     loader = build_loader(
         start.config, start.engine_config, machine, data=data, epoch=record.epoch if record else 0
     )

@@ -13,13 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -28,8 +26,7 @@ from torch import Tensor
 from harl_fast.config import RunConfig
 from harl_fast.engine.provenance import code_version, first_reason, now
 from harl_fast.errors import CheckpointError
-from harl_fast.files import read_regular, replacing, sha256_file, tell, write_json, write_text
-from harl_fast.model.backbone import Backbone, build_backbone
+from harl_fast.files import read_regular, replacing, sha256_file, write_json, write_text
 from harl_fast.section import Section
 
 FORMAT_VERSION = 1
@@ -262,39 +259,6 @@ def _seal(tree: dict[str, Any]) -> str:
     """Return the SHA-256 of a record's other fields, whatever order they are in."""
     rest = {key: value for key, value in tree.items() if key != "record_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def load_encoder(path: Path) -> tuple[Backbone, RunConfig]:
-    """Return a checkpoint's online backbone, on the CPU and in eval mode, and its configuration.
-
-    path: as for `open_checkpoint`. What is to be told of the checkpoint is printed.
-    """
-    checkpoint = open_checkpoint(path, verify=True)
-    for note in checkpoint.notes:
-        tell(f"{note}\n", sys.stderr)
-    config = checkpoint.record.config
-    encoder = random_encoder(config, seed=0)
-    try:
-        encoder.load_state_dict(checkpoint.tensors("online.backbone"))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{checkpoint.path} does not hold the backbone that its record describes: {error}"
-        ) from error
-    return encoder, config
-
-
-def random_encoder(config: RunConfig, *, seed: int) -> Backbone:
-    """Return a freshly initialised backbone, on the CPU and in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = build_backbone(
-            config.model.arch,
-            stem=config.model.stem,
-            width=config.model.width,
-            last_stride=config.model.last_stride,
-            zero_init_residual=config.model.zero_init_residual,
-        )
-    return encoder.eval()
 
 
 def _tensor_file(path: Path) -> tuple[Path, tuple[str, ...]]:

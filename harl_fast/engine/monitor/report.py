@@ -18,17 +18,14 @@ from harl_fast.engine.monitor.tensorboard import Board
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.side import SideOutputs
 from harl_fast.files import LiveLine, format_seconds, tell
+from harl_fast.model.loss import term_keys
 
 _LINE_PERIOD_S = 0.5
 
 
 def log_line(record: Mapping[str, float], *, epochs: int) -> str:
     """Return a record as one line of ``key value`` pairs in fixed order."""
-    terms = [
-        f"{key[5:]} {record[key]:.4f}"
-        for key in ("loss/whole", "loss/fg", "loss/bg")
-        if key in record
-    ]
+    terms = [f"{key[5:]} {record[key]:.4f}" for key in term_keys() if key in record]
     return (
         f"epoch {record['epoch']:.0f}/{epochs} step {record['step']:.0f}  "
         f"loss {record['loss']:.4f}{' (' + ' '.join(terms) + ')' if terms else ''}  "
@@ -183,7 +180,7 @@ class Reporter:
 
     def _summarise(self, record: Mapping[str, float], *, ends_epoch: bool) -> None:
         """Add a record to its epoch's means; print them as a log line at its end."""
-        means = ("loss", "loss/whole", "loss/fg", "loss/bg", "img_s", "wait_worst", "fg", "empty")
+        means = ("loss", *term_keys(), "img_s", "wait_worst", "fg", "empty")
         for key in ("steps", *(key for key in means if key in record)):
             value = record[key] * (1 if key == "steps" else record["steps"])
             self._sums[key] = self._sums.get(key, 0.0) + value

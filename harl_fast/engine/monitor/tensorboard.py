@@ -18,12 +18,11 @@ from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignor
 from torch.utils.tensorboard import summary as summaries
 
 from harl_fast.engine.side import SideOutputs, append_whole
+from harl_fast.model.loss import term_keys
 
 NAMES = {
     "loss": "loss/total",
-    "loss/whole": "loss/whole",
-    "loss/fg": "loss/fg",
-    "loss/bg": "loss/bg",
+    **{key: key for key in term_keys()},
     "lr": "schedule/lr",
     "tau": "schedule/tau",
     "alpha": "schedule/alpha",
@@ -84,7 +83,7 @@ class Board:
         """
         values = [
             Summary.Value(tag=name, simple_value=record[key])
-            for key, name in NAMES.items()
+            for key, name in (NAMES | {key: key for key in term_keys()}).items()
             if key in record
         ]
         finite = np.array(ratios)[np.isfinite(ratios)]
