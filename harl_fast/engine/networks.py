@@ -146,7 +146,7 @@ def _matched(path: Path, found: Mapping[Any, Any], model: ModelConfig) -> Encode
         if name in tensors and tensors[name].shape == like.shape
     }
     missing = [name for name in expected if name not in weights]
-    over = [name for name in tensors if name not in weights]
+    over = sorted(name for name in tensors if name not in weights)
     receipt = (
         f"{path}: {len(weights)} of the {len(expected)} tensors of {model.arch} matched; "
         f"missing: {_listed(missing)}; left over: {_listed(over)}"

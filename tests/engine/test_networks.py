@@ -109,7 +109,7 @@ def test_a_file_of_torchvision_starts_both_networks(
     begun, parts = start(tmp_path / "run", machine, asked=asked)
     (receipt,) = begun.notes
     assert f"of the {len(theirs) - 2} tensors of resnet18 matched" in receipt
-    assert "left over: fc.weight, fc.bias" in receipt and "heads start at random" in receipt
+    assert "left over: fc.bias, fc.weight" in receipt and "heads start at random" in receipt
     missing = "bn1.num_batches_tracked" if kind == "nested.pt" else "missing: none"
     assert missing in receipt
     for network in (parts.harl, parts.harl.target):
