@@ -23,9 +23,10 @@ from harl_fast.engine.networks import (
     open_initial,
     random_encoder,
 )
+from harl_fast.engine.views import view_geometry
 from harl_fast.errors import CheckpointError, OutputError
 from tests.engine.runs import ask, start
-from tests.engine.support import tiny_file
+from tests.engine.support import advance, stepper, tiny_file, weights
 
 RESNET18 = ModelConfig(arch="resnet18")
 
@@ -89,6 +90,28 @@ def test_a_checkpoint_of_a_timm_network_loads_and_is_exported(tmp_path: Path, ar
     save_file(theirs.state_dict(), full)
     opened = open_initial(full, ModelConfig(arch=arch))
     assert isinstance(opened, EncoderFile) and "left over: " in opened.notes[0]
+
+
+@pytest.mark.parametrize("arch", ["timm:convnext_atto", "timm:skresnet18"])
+def test_a_timm_network_steps_alike_in_whole_tensors_and_in_shards(
+    tmp_path: Path, machine: Machine, arch: str
+) -> None:
+    """convnext has no BatchNorm, and scales of layers that LARS must leave out."""
+    pytest.importorskip("timm", reason="the extra timm is not installed")
+    plain = ("model.width=1", "model.last_stride=2", "data.size_schedule=64", "optim.lr=0.1")
+    config = (f"model.arch={arch}", *plain)
+    ends = []
+    for stage in (0, 1):
+        run = stepper(machine, tmp_path, stage=stage, config=config)
+        run.parts.loader.set_views(view_geometry(run.parts.config))
+        before = weights(run)
+        advance(run, 2)
+        after = weights(run)
+        moved = [name for name in before if not torch.equal(after[name], before[name])]
+        assert {n for n, p in after.items() if p.ndim > 1} <= set(moved)  # what LARS adapts
+        ends.append(after)
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("kind", ["resnet18.pth", "nested.pt", "resnet18.safetensors"])
