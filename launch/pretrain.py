@@ -41,7 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--run", type=Path, required=True, metavar="FOLDER", help="where all output goes")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the run in --run")
-    start.add_argument("--init-from", type=Path, metavar="CKPT", help="run, .safetensors, .pth")
+    start.add_argument("--init-from", type=Path, metavar="CKPT", help="weights to start from")
     text = "let --resume continue with another value of it, given by --set (repeatable)"
     add("--allow-change", action="append", default=[], metavar="KEY", help=text)
     add("--quiet", action="store_true", help="print warnings and a line an epoch only")

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from harl_fast.config import ModelConfig, RunConfig
-from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
+from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint, save_tensors
 from harl_fast.errors import CheckpointError
 from harl_fast.files import check_output, replacing, tell
 from harl_fast.model.backbone import Backbone
@@ -78,7 +78,7 @@ def export_encoder(path: Path | str, out: Path | str) -> str:
         "checkpoint": f"{checkpoint.record.run_id} {checkpoint.path.stem}".strip(),
     }
     with replacing(out) as temporary:
-        save_file({name: t.contiguous() for name, t in weights.items()}, temporary, metadata)
+        save_tensors(temporary, weights, metadata=metadata)
     return f"{out}: {len(weights)} tensors of {config.model.arch} from {checkpoint.path}"
 
 

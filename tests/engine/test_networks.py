@@ -63,6 +63,7 @@ def test_an_exported_encoder_loads_into_torchvision(tmp_path: Path) -> None:
         metadata = stream.metadata()
     assert metadata["arch"] == "resnet50" and metadata["checkpoint"] == "0123 step-00000003"
     assert json.loads(metadata["std"]) == [0.229, 0.224, 0.225]
+    assert out.stat().st_mode == (tmp_path / "run" / "checkpoints" / "latest").stat().st_mode
     # What was exported is what a new run may start from.
     again = open_initial(out, ModelConfig(arch="resnet50"))
     assert isinstance(again, EncoderFile) and "318 of the 318 tensors" in again.notes[0]

@@ -111,10 +111,7 @@ def write_checkpoint(
     path = folder / f"step-{record['step']:08d}.safetensors"
     note = path.with_suffix(".json")
     with replacing(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors would leave the file to its owner alone
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        temporary.chmod(mode)
+        save_tensors(temporary, tensors)
         size, digest = temporary.stat().st_size, sha256_file(temporary)
         # A run that went back to an earlier checkpoint comes by here again: the old record must
         # not stand beside the new tensors.
@@ -130,6 +127,16 @@ def write_checkpoint(
         raise
     write_text(folder / LATEST, path.stem + "\n")
     return Checkpoint(path, full)
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file with a new file's usual permissions, not its owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    path.chmod(mode)
 
 
 def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
