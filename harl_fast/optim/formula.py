@@ -40,6 +40,11 @@ def trust_ratio(
     return torch.where(g > 0, ratio, 0.0)
 
 
+def split_rate(lr: float, *, formula: str) -> tuple[float, float]:
+    """Return the parts of the rate within the velocity and outside it."""
+    return (lr, 1.0) if formula == "simclr" else (1.0, lr)
+
+
 def rates(*, lr: float, momentum: float, nesterov: bool) -> tuple[float, float]:
     """Return the factors of `move` on the new velocity and, for Nesterov's form, on the update."""
     return (lr * momentum, lr) if nesterov else (lr, 0.0)
@@ -49,7 +54,10 @@ def rates(*, lr: float, momentum: float, nesterov: bool) -> tuple[float, float]:
 def move(
     w: Any, g: Any, v: Any, ratio: Any, decay: Any, momentum: Any, along: Any, ahead: Any
 ) -> tuple[Any, Any]:
-    """Return a weight and its velocity after a step. along, ahead: from `rates`."""
+    """Return a weight and its velocity after a step.
+
+    ratio: times the part of the rate within the velocity. along, ahead: from `rates`, of the rest.
+    """
     d = ratio * (g + decay * w)
     v = momentum * v + d
     return w - (along * v + ahead * d), v

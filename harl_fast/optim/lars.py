@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from harl_fast.errors import ConfigError, nearest
-from harl_fast.optim.formula import FORMULAS, trust_ratio
+from harl_fast.optim.formula import FORMULAS, split_rate, trust_ratio
 from harl_fast.optim.layout import GroupLayout, Plan, plan_of_shard, plan_of_tensors
 from harl_fast.optim.sweep import Sweep, sweep_of
 
@@ -167,7 +167,6 @@ class LARS(torch.optim.Optimizer):
 
     def _update(self, work: _Work, norms: Tensor) -> None:
         group = work.group
-        lr = group["lr"]
         ratio = trust_ratio(
             *norms,
             adapt=group["lars"],
@@ -176,8 +175,8 @@ class LARS(torch.optim.Optimizer):
             formula=group["formula"],
         )
         self._last[group["name"]] = ratio
-        if group["formula"] == "simclr":
-            ratio, lr = ratio * lr, 1.0
+        within, lr = split_rate(group["lr"], formula=group["formula"])
+        ratio = ratio * within
         rule = {"lr": lr, "momentum": group["momentum"], "nesterov": group["nesterov"]}
         if work.sweep is not None:
             work.sweep.move(ratio, self.applied, decay=group["weight_decay"], **rule)

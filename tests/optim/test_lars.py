@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from harl_fast.optim.formula import FORMULAS, move, rates, trust_ratio
+from harl_fast.optim.formula import FORMULAS, move, rates, split_rate, trust_ratio
 from harl_fast.optim.lars import LARS
 from harl_fast.optim.layout import plan_of_tensors
 from harl_fast.optim.sweep import sweep_of
@@ -113,12 +113,10 @@ def test_both_ways_to_step_are_the_one_formula(
                 norms = [each.norm() for each in (w, g, g + decay * w)]
                 rest = {"trust": VALUES["trust"], "decay": decay, "formula": formula}
                 ratio = trust_ratio(*norms, adapt=key == "adapt", **rest)
-                lr = VALUES["lr"]
-                if formula == "simclr":
-                    ratio, lr = ratio * lr, 1.0
+                within, lr = split_rate(VALUES["lr"], formula=formula)
                 along_ahead = rates(lr=lr, momentum=0.9, nesterov=nesterov)
                 v = optimizer.state[p]["momentum_buffer"].double()
-                expected.append(move(w, g, v, ratio, decay, 0.9, *along_ahead)[0])
+                expected.append(move(w, g, v, ratio * within, decay, 0.9, *along_ahead)[0])
         optimizer.step()
         slack = 1e-6 if dtype == torch.float32 else 1e-13
         for got, wanted in zip(flat(tensors), expected, strict=True):
