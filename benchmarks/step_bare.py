@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from benchmarks import step_setup as setup
-from harl_fast.engine.build import build_model
+from harl_fast.config import OptimConfig
 from harl_fast.engine.machine import keep_freed_memory
+from harl_fast.engine.networks import build_model
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.optim.build import build_optimizer
-from harl_fast.optim.groups import param_groups
 
 
 def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
@@ -22,7 +22,8 @@ def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
     harl = build_model(setup.run_config(settings["loss"]))
     if settings["channels_last"]:
         harl.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer("lars", param_groups(harl, weight_decay=setup.DECAY), lr=setup.LR)
+    optim = OptimConfig(lr=setup.LR, weight_decay=setup.DECAY)
+    optimizer = build_optimizer(optim, harl)
     target, online = ema_pairs(harl.target, harl)
     size = settings["batch"]
     batch = setup.fixed_batch(batch=size, channels_last=settings["channels_last"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import step_setup as setup
-from harl_fast.engine.build import build_model
+from harl_fast.engine.networks import build_model
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.model.harl import HARL
 from harl_fast.optim.groups import param_groups

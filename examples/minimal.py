@@ -25,12 +25,25 @@ parser.add_argument("--out", default="encoder.safetensors", help="weights (defau
 args = parser.parse_args()
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+torch.manual_seed(0)
+section = hf.ModelConfig(
+    arch="resnet18",
+    width=0.5,
+    last_stride=1,
+    projector_hidden=1024,
+    projector_out=256,
+    predictor_hidden=1024,
+)
+model = hf.HARL(section, hf.LossConfig(type="byol+f_loss")).to(device)
+optimizer = hf.LARS(hf.param_groups(model, weight_decay=1e-6), lr=PEAK_LR)
+target, online = hf.ema_pairs(model.target, model)
+
 # Two views per image. The mask's cells follow each view's box and flip; the grid is the encoder's.
 colours = (
     hf.ViewConfig(size_px=SIZE_PX, blur_p=0.5),
     hf.ViewConfig(size_px=SIZE_PX, blur_p=0.1, solarize_p=0.2),
 )
-cells = hf.feature_size("resnet18", stem="imagenet", last_stride=1, size_px=SIZE_PX)
+cells = model.backbone.feature_size(SIZE_PX)
 loader = hf.BetonLoader(
     args.container,
     views=[hf.ViewGeometry(size_px=SIZE_PX, cells=cells, scale=(0.2, 1.0)) for _ in colours],
@@ -38,21 +51,6 @@ loader = hf.BetonLoader(
     batch_micro=BATCH,
     colour=hf.Colouring(colours, mean=MEAN, std=STD),
 )
-
-torch.manual_seed(0)
-model = hf.HARL(
-    hf.build_backbone("resnet18", width=0.5, last_stride=1),
-    projector_hidden=1024,
-    projector_out=256,
-    projector_layers=2,
-    predictor_hidden=1024,
-    loss_type="byol+f_loss",
-    mask_mode="soft",
-    mask_threshold=0.5,
-    min_area=1e-3,
-).to(device)
-optimizer = hf.LARS(hf.param_groups(model, weight_decay=1e-6), lr=PEAK_LR)
-target, online = hf.ema_pairs(model.target, model)
 
 step, total = 0, args.epochs * loader.steps
 for epoch in range(args.epochs):

@@ -169,8 +169,10 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Encoder and heads."""
 
-    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
-    """Which ResNet."""
+    arch: Annotated[str, Field(pattern=r"^[\w.:/-]{1,100}$")] = "resnet50"
+    """resnet18, resnet34, resnet50, resnet101 or resnet152; timm:NAME, a network of timm whose
+    `forward_features` gives a map; or a name that was added to `harl_fast.model.backbones`. The
+    four keys below are the ResNets' alone."""
     width: Annotated[float, Field(ge=1 / 64, le=16.0)] = 1.0
     """Multiplier of all channel counts."""
     stem: Literal["imagenet", "small", "small-s2"] = "imagenet"
@@ -210,6 +212,9 @@ class LossConfig(Section):
     """Least coverage of a foreground cell under mask: area."""
     min_area: Annotated[float, Field(ge=0.0, lt=1.0)] = 1e-3
     """A region must cover more than this share of the map to enter the loss."""
+    extra: dict[str, Annotated[float, Field(ge=0.0, le=1000.0)]] = Field({})
+    """Weights of further terms by their names in `harl_fast.model.loss.LOSS_TERMS`, which are added
+    to the loss that type describes."""
 
 
 class TargetConfig(Section):

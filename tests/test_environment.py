@@ -56,8 +56,10 @@ def test_conda_users_get_the_same_pins() -> None:
 
 def test_an_extra_has_the_pins_of_the_development_environment() -> None:
     extras = project()["optional-dependencies"]
-    extra, dev = requirements(extras["masks-onnx"]), requirements(extras["dev"])
-    assert extra and extra.items() <= dev.items()
+    dev = requirements(extras["dev"])
+    for name in ("masks-onnx", "timm"):
+        extra = requirements(extras[name])
+        assert extra and extra.items() <= dev.items()
 
 
 def test_conda_users_get_the_same_python() -> None:
@@ -93,8 +95,10 @@ def third_party(folder: str) -> dict[str, str]:
 def test_every_import_is_declared(folder: str) -> None:
     table = project()
     declared = requirements(table["dependencies"])
-    if folder == "preprocess":  # imported only when a mask method needs it
-        declared |= requirements(table["optional-dependencies"]["masks-onnx"])
+    # Imported only when a mask method or a backbone needs it.
+    for owner, extra in (("preprocess", "masks-onnx"), ("harl_fast", "timm")):
+        if folder == owner:
+            declared |= requirements(table["optional-dependencies"][extra])
     if folder in ("tests", "benchmarks"):
         for extra in ("dev", "bench"):
             declared |= requirements(table["optional-dependencies"][extra])

@@ -17,6 +17,7 @@ PACKAGES = ("harl_fast", "preprocess", "launch")
 LEVELS = {
     "harl_fast": 0,  # the package itself: its version
     "harl_fast.rng": 0,
+    "harl_fast.schedules": 0,
     "harl_fast.config": 0,
     "harl_fast.section": 0,
     "harl_fast.errors": 0,
@@ -126,13 +127,13 @@ def test_no_import_goes_up_the_stairs(path: Path) -> None:
         ("harl_fast.data.loader", "from .. import model"),
         ("harl_fast.model.loss", "import harl_fast.optim.lars"),
         ("harl_fast.model.loss", "import harl_fast.eval"),
-        ("harl_fast.eval.knn", "from harl_fast.engine.checkpoint.format import load_encoder"),
+        ("harl_fast.eval.knn", "from harl_fast.engine.networks import load_encoder"),
         ("harl_fast.engine.trainer", "import deepspeed"),
         ("harl_fast.engine.trainer", "from deepspeed.accelerator import get_accelerator"),
         ("harl_fast.engine.trainer", "from harl_fast.viz import contact_sheet"),
         ("harl_fast.engine.trainer", "from launch import pretrain"),
         ("harl_fast.viz", "from launch import lineval"),
-        ("preprocess.beton", "from harl_fast.model.backbone import build_backbone"),
+        ("preprocess.beton", "from harl_fast.model.backbones import build_backbone"),
         ("preprocess.beton", "from harl_fast.eval import knn"),
         ("preprocess.beton", "from harl_fast.doctor import probe"),
         ("harl_fast.unheard_of", ""),
@@ -156,7 +157,7 @@ def test_a_step_up_or_sideways_is_found(module: str, source: str) -> None:
         ),
         ("harl_fast.engine.deepspeed", "import deepspeed"),
         ("preprocess.beton", "from harl_fast.data.container.fields import BitMaskField"),
-        ("launch.lineval", "from harl_fast.engine.checkpoint.format import load_encoder"),
+        ("launch.lineval", "from harl_fast.engine.networks import load_encoder"),
     ],
 )
 def test_a_step_down_is_allowed(module: str, source: str) -> None:

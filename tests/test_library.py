@@ -44,6 +44,7 @@ def test_the_minimal_example_trains_and_leaves_an_encoder(tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch") == 2, done.stdout
-    encoder = harl_fast.build_backbone("resnet18", width=0.5, last_stride=1)
+    model = harl_fast.ModelConfig(arch="resnet18", width=0.5, last_stride=1)
+    encoder = harl_fast.build_backbone(model)
     encoder.load_state_dict(load_file(out))
     assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 256, 4, 4)

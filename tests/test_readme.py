@@ -23,6 +23,7 @@ SHORTER = {
     "make masks": "",
     "make pretrain": "EPOCHS=3",
     "make lineval": "EPOCHS=5",
+    ".venv/bin/python launch/export.py": "",
 }
 """What is added to each command, by its first two words."""
 
@@ -76,6 +77,7 @@ def here(command: str, work: Path) -> str:
         "data/my_photos": work / "photos",
         "runs/my_photos": work / "run",
         "runs/paper": work / "run",
+        "encoder.safetensors": work / "encoder.safetensors",
     }
     words = []
     for word in shlex.split(command):
@@ -115,7 +117,7 @@ def test_the_other_commands_do_what_they_say(demo: str, work: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}"
     assert (work / "photos" / "val.beton").exists() and (work / "imagenet" / "val.beton").exists()
     assert (work / "masks" / "masks.json").exists()
-    assert (work / "run" / "lineval.json").exists()
+    assert (work / "run" / "lineval.json").exists() and (work / "encoder.safetensors").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -9,12 +9,11 @@ import torch
 from harl_fast.config import RunConfig
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.views.color_device import Photometric
-from harl_fast.engine.checkpoint.format import random_encoder
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.views import colouring, loader_colours, view_geometry, views_at
 from harl_fast.errors import ConfigError
-from harl_fast.model.harl import HARL, convert_sync_bn
+from harl_fast.model.harl import HARL
 
 
 def build_loader(
@@ -64,26 +63,6 @@ def build_photometric(config: RunConfig, machine: Machine) -> Photometric | None
     data = config.data
     colour = Photometric(views_at(config), mean=data.mean, std=data.std, seed=config.seed)
     return colour.to(machine.device)
-
-
-def build_model(config: RunConfig) -> HARL:
-    """Return the freshly initialised method on the CPU, a function of the configuration alone."""
-    model, loss = config.model, config.loss
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed + 1)  # the backbone draws from `seed` itself
-        harl = HARL(
-            random_encoder(config, seed=config.seed).train(),
-            projector_hidden=model.projector_hidden,
-            projector_out=model.projector_out,
-            projector_layers=model.projector_layers,
-            predictor_hidden=model.predictor_hidden,
-            loss_type=loss.type,
-            mask_mode=loss.mask,
-            mask_threshold=loss.mask_threshold,
-            min_area=loss.min_area,
-        )
-    convert_sync_bn(harl, model.sync_bn)
-    return harl
 
 
 def compile_networks(harl: HARL, *, sizes: int) -> None:

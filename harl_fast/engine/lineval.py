@@ -7,12 +7,8 @@ from typing import Any
 
 import torch
 
-from harl_fast.engine.checkpoint.format import (
-    Checkpoint,
-    load_encoder,
-    open_checkpoint,
-    random_encoder,
-)
+from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
+from harl_fast.engine.networks import load_encoder, random_encoder
 from harl_fast.engine.provenance import code_version
 from harl_fast.eval.protocol import Evaluator, table
 from harl_fast.files import check_output

@@ -182,17 +182,15 @@ def prepare(start: Start, machine: Machine, *, loader: BetonLoader, data: Path) 
     """
     from harl_fast.engine.trainer import build
 
-    weights = start.weights
     state = build(
         start.config,
         start.engine_config,
         machine,
         loader=loader,
-        weights=weights,
+        weights=start.weights,
         resume=start.resume,
     )
-    if start.resume and weights is not None:
-        record = weights.record
+    if (record := start.record) is not None:
         if record.loader:
             loader.load_state_dict(record.loader)  # refuses another order of samples
         if record.config.epochs != start.config.epochs:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from harl_fast.config import RunConfig
-from harl_fast.optim.schedules import cosine_tau, scaled_lr, warmup_cosine, weight_schedule
+from harl_fast.schedules import cosine_tau, scaled_lr, warmup_cosine, weight_schedule
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harl_fast.config import RunConfig
-from harl_fast.engine.checkpoint.format import Checkpoint, is_before_the_first, open_checkpoint
+from harl_fast.engine.checkpoint.format import (
+    Checkpoint,
+    Record,
+    is_before_the_first,
+    open_checkpoint,
+)
 from harl_fast.engine.config import EngineConfig
+from harl_fast.engine.networks import EncoderFile, open_initial
 from harl_fast.engine.provenance import new_run_id, read_provenance
 from harl_fast.engine.resume import (
     Changes,
@@ -52,7 +58,7 @@ class Start:
     engine_config: EngineConfig
     run_id: str
     """Of the run; drawn now if it is new. Rank 0's counts."""
-    weights: Checkpoint | None = None
+    weights: Checkpoint | EncoderFile | None = None
     """Where the networks start from; with ``resume`` all else too."""
     resume: bool = False
     init_from: Path | None = None
@@ -62,19 +68,26 @@ class Start:
     """What the user should be told, one line each."""
 
     @property
+    def record(self) -> Record | None:
+        """Of the checkpoint that the run goes on from; None for a new one."""
+        if self.resume and isinstance(self.weights, Checkpoint):
+            return self.weights.record
+        return None
+
+    @property
     def step(self) -> int:
         """Optimizer steps done before."""
-        return self.weights.record.step if self.resume and self.weights is not None else 0
+        return self.record.step if self.record is not None else 0
 
     @property
     def epoch(self) -> int:
         """Whole epochs done before."""
-        return self.weights.record.epoch if self.resume and self.weights is not None else 0
+        return self.record.epoch if self.record is not None else 0
 
     @property
     def skipped(self) -> int:
         """Steps of these that had no effect."""
-        return self.weights.record.skipped if self.resume and self.weights is not None else 0
+        return self.record.skipped if self.record is not None else 0
 
 
 def decide(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> Start:
@@ -85,10 +98,11 @@ def decide(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> Star
     if asked.resume:
         first = is_before_the_first(folder.checkpoints)
         return (_begin_again if first else _continue)(folder, engine_config, asked)
-    weights = None if asked.init_from is None else open_checkpoint(asked.init_from, verify=True)
+    config = run_config(folder, name=asked.config, overrides=asked.overrides, resume=False)
+    weights = None if asked.init_from is None else open_initial(asked.init_from, config.model)
     return Start(
         folder=folder,
-        config=run_config(folder, name=asked.config, overrides=asked.overrides, resume=False),
+        config=config,
         engine_config=engine_config,
         run_id=read_provenance(folder.provenance).run_id or new_run_id(),
         weights=weights,
@@ -124,7 +138,7 @@ def _begin_again(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -
         free=free_with_ranks(engine_before.batches, engine_config.batches),
     )
     source = known.starts[0].init_from if known.starts else None
-    weights = None if source is None else open_checkpoint(Path(source), verify=True)
+    weights = None if source is None else open_initial(Path(source), config.model)
     note = f"{folder.path} has no complete checkpoint yet: the run begins again"
     return Start(
         folder=folder,

@@ -17,7 +17,7 @@ from torch import Tensor
 from harl_fast.config import RunConfig
 from harl_fast.data.loader import Batch, BetonLoader
 from harl_fast.engine import deepspeed as ds
-from harl_fast.engine.build import build_model, build_photometric, compile_networks
+from harl_fast.engine.build import build_photometric, compile_networks
 from harl_fast.engine.checkpoint.format import Checkpoint, last_before
 from harl_fast.engine.checkpoint.state import collect_state, load_networks, load_rest, record_of
 from harl_fast.engine.checkpoint.writer import Saver
@@ -26,6 +26,7 @@ from harl_fast.engine.machine import Machine, keep_freed_memory
 from harl_fast.engine.monitor.metrics import Meter
 from harl_fast.engine.monitor.monitor import Monitor, Sheet
 from harl_fast.engine.monitor.nonfinite import NonfiniteLog
+from harl_fast.engine.networks import EncoderFile, build_model
 from harl_fast.engine.precision import Autocast, LossScale
 from harl_fast.engine.resume import check_position
 from harl_fast.engine.runfolder import RunFolder
@@ -36,7 +37,6 @@ from harl_fast.engine.views import colouring, sizes_in, sizes_text, view_geometr
 from harl_fast.errors import HarlError
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.optim.build import build_optimizer, init_momentum
-from harl_fast.optim.groups import param_groups
 from harl_fast.optim.lars import LARS
 from harl_fast.rng import RANK, stream
 
@@ -51,7 +51,7 @@ def build(
     machine: Machine,
     *,
     loader: BetonLoader,
-    weights: Checkpoint | None = None,
+    weights: Checkpoint | EncoderFile | None = None,
     resume: bool = False,
 ) -> TrainState:
     """Return what one rank trains with; `deepspeed.start` must have been called.
@@ -59,26 +59,20 @@ def build(
     loader: from `build_loader`. weights: where the networks start from; with ``resume`` the
     optimizer too, and the run must match. Raises ConfigError or CheckpointError.
     """
-    batch_global, optim = engine_config.batches.batch_global, config.optim
+    batch_global = engine_config.batches.batch_global
     schedule = Schedule.of(config, steps_per_epoch=loader.steps, batch_global=batch_global)
-    if resume and weights is not None:
+    if resume and isinstance(weights, Checkpoint):
         check_position(weights, schedule, beton_sha256=loader.manifest.beton_sha256)
     # What a rank draws without saying so is a function of the run, and saved with it.
     torch.manual_seed(int(stream(config.seed, 0, machine.rank, 0, RANK)))
     if machine.device.type == "cpu":
         keep_freed_memory()
     harl = build_model(config).to(machine.device)
-    if weights is not None:
+    if isinstance(weights, EncoderFile):
+        weights.load_into(harl)
+    elif weights is not None:
         load_networks(harl, weights)
-    optimizer = build_optimizer(
-        optim.name,
-        param_groups(harl, weight_decay=optim.weight_decay),
-        lr=optim.lr,  # `Stepper` sets each step's own
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        trust=optim.trust,
-        formula=optim.formula,
-    )
+    optimizer = build_optimizer(config.optim, harl)
     autocast = Autocast(harl, precision=engine_config.precision)
     engine = ds.initialize(autocast, optimizer, config=engine_config.deepspeed())
     if engine_config.stage == 0:
@@ -104,7 +98,7 @@ def build(
         scale,
         schedule,
     )
-    if resume and weights is not None:
+    if resume and isinstance(weights, Checkpoint):
         load_rest(state, weights)
     return state
 

@@ -7,8 +7,8 @@ import torch
 from harl_fast.config import RunConfig, ViewConfig
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
-from harl_fast.model.backbone import feature_size
-from harl_fast.optim.schedules import size_schedule
+from harl_fast.model.backbones import feature_size
+from harl_fast.schedules import size_schedule
 
 FEWEST_CELLS = 4
 """Cells a side of a feature map below which a mask hardly tells foreground from background."""
@@ -28,13 +28,10 @@ def views_at(config: RunConfig, *, epoch: int = 0) -> tuple[ViewConfig, ...]:
 
 def view_geometry(config: RunConfig, *, epoch: int = 0) -> list[ViewGeometry]:
     """Return one geometry per view of an epoch; its cells are those of the last feature map."""
-    model = config.model
     return [
         ViewGeometry(
             size_px=view.size_px,
-            cells=feature_size(
-                model.arch, stem=model.stem, last_stride=model.last_stride, size_px=view.size_px
-            ),
+            cells=feature_size(config.model, size_px=view.size_px),
             scale=view.scale,
             ratio=view.ratio,
             flip_p=view.flip_p,

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harl_fast.config import LossConfig, ModelConfig
 from harl_fast.errors import ConfigError
 from harl_fast.model.backbone import Backbone
+from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import MLPHead
-from harl_fast.model.loss import symmetric_loss, term_weights
+from harl_fast.model.loss import LOSS_TERMS, symmetric_loss, term_weights
 from harl_fast.model.norm import GroupedBatchNorm1d
 from harl_fast.model.pool import cell_weight, global_mean, has_area, masked_mean
 from harl_fast.model.precision import widened, without_autocast
@@ -43,30 +45,30 @@ class HARL(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
+        model: ModelConfig | None = None,
+        loss: LossConfig | None = None,
         *,
-        projector_hidden: int,
-        projector_out: int,
-        projector_layers: int,
-        predictor_hidden: int,
-        loss_type: str,
-        mask_mode: str,
-        mask_threshold: float,
-        min_area: float,
+        backbone: Backbone | None = None,
     ) -> None:
+        """model, loss: configuration sections; left out, their defaults.
+
+        backbone: taken as it is, in place of the one that ``model`` describes. `model.compile` is
+        left to the caller. Raises ConfigError.
+        """
         super().__init__()
-        self.backbone = backbone
+        model, self.loss = model or ModelConfig(), loss or LossConfig()
+        term_weights(self.loss, alpha=1.0, beta=1.0)  # refuses unknown terms before the first step
+        self.backbone = build_backbone(model) if backbone is None else backbone
+        hidden, out = model.projector_hidden, model.projector_out
         self.projector = MLPHead(
-            backbone.out_channels, projector_hidden, projector_out, layers=projector_layers
+            self.backbone.out_channels, hidden, out, layers=model.projector_layers
         )
-        self.predictor = MLPHead(projector_out, predictor_hidden, projector_out)
-        self.loss_type = loss_type
-        self.mask_mode, self.mask_threshold = mask_mode, mask_threshold
-        self.min_area = min_area
+        self.predictor = MLPHead(out, model.predictor_hidden, out)
         self.watched = True
         """Whether `forward` measures spreads; an engine asks for them at the steps it logs."""
         # In a tuple and past nn.Module's own __setattr__, which would register it.
         object.__setattr__(self, "_target", (Target(self.backbone, self.projector),))
+        convert_sync_bn(self, model.sync_bn)
 
     @property
     def target(self) -> Target:
@@ -74,11 +76,6 @@ class HARL(nn.Module):
         (target,) = self.__dict__["_target"]
         assert isinstance(target, Target)
         return target
-
-    def reset_target(self) -> None:
-        """Copy the online backbone and projector, with their buffers, into the target."""
-        self.target.backbone.load_state_dict(self.backbone.state_dict())
-        self.target.projector.load_state_dict(self.projector.state_dict())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HARL:
         self.target._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -100,13 +97,14 @@ class HARL(nn.Module):
         and 0 when collapsed: "z_std" of the target's projections, "p_std" of the predictions and
         "h_std" of the pooled online features (never negative, so well below 1 at best).
         """
-        weights = term_weights(self.loss_type, alpha=alpha, beta=beta)
+        weights = term_weights(self.loss, alpha=alpha, beta=beta)
         weights = {term: weight for term, weight in weights.items() if weight}
         fg = [
-            cell_weight(grid, mode=self.mask_mode, threshold=self.mask_threshold) for grid in cells
+            cell_weight(grid, mode=self.loss.mask, threshold=self.loss.mask_threshold)
+            for grid in cells
         ]
-        masks = {"whole": None, "fg": fg, "bg": [1.0 - grid for grid in fg]}
-        regions = [masks[term] for term in weights]
+        cut = [LOSS_TERMS[term].region for term in weights]
+        regions = [None if region is None else [region(grid) for grid in fg] for region in cut]
 
         groups = len(views) * len(regions)
         with torch.no_grad():  # first, so that no online activation is alive beside the target's
@@ -123,7 +121,9 @@ class HARL(nn.Module):
         }
         loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
         logs = {f"loss/{term}": value.detach() for term, value in terms.items()}
-        foreground = torch.stack([has_area(grid, min_area=self.min_area) for grid in fg]).all(0)
+        foreground = torch.stack([has_area(grid, min_area=self.loss.min_area) for grid in fg]).all(
+            0
+        )
         if self.watched:
             spread = {"z_std": z[:, 0], "p_std": p[:, 0], "h_std": h}
             logs |= {name: _spread(x.detach().flatten(0, 1)) for name, x in spread.items()}
@@ -152,7 +152,7 @@ class HARL(nn.Module):
                         f"masks of {tuple(weight.shape[1:])} cells meet a feature map of "
                         f"{tuple(features.shape[2:])}; ask the loader for `feature_size` cells"
                     )
-                mean, enough = masked_mean(features, weight, min_area=self.min_area)
+                mean, enough = masked_mean(features, weight, min_area=self.loss.min_area)
                 rows.append(mean)
                 usable.append(enough)
         return torch.cat(rows), torch.stack(usable).unflatten(0, (len(views), len(regions)))
@@ -162,7 +162,7 @@ def convert_sync_bn(model: HARL, mode: str) -> None:
     """Make BatchNorm layers of both networks share statistics over ranks, in place.
 
     mode: none; heads (works on CPU and CUDA); all (the backbone too, by torch.nn.SyncBatchNorm,
-    which is CUDA only). Call it before the optimizer is built. Raises ConfigError.
+    which is CUDA only). `HARL` does so as section ``model`` says. Raises ConfigError.
     """
     if mode == "none":
         return
@@ -177,8 +177,8 @@ def convert_sync_bn(model: HARL, mode: str) -> None:
         if isinstance(layer, GroupedBatchNorm1d):
             layer.synced = True
     if mode == "all":
-        for network in (model, model.target):
-            network.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(network.backbone)
+        model.backbone.sync_bn()
+        model.target.backbone.sync_bn()
 
 
 def _by_view(rows: Tensor, views: int, regions: int) -> Tensor:

@@ -1,34 +1,76 @@
-"""The five loss types, from embeddings."""
+"""The terms of the loss: which region each matches, with what weight, and the distance itself."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional
 
+from harl_fast.config import LossConfig
 from harl_fast.errors import ConfigError, nearest
 from harl_fast.model.precision import widened, without_autocast
 
-LOSS_TYPES = ("byol", "f_loss", "f_loss+b_loss", "byol+f_loss", "byol+f_loss+b_loss")
+
+class LossTerm(NamedTuple):
+    """A region of both views that is matched; reported as "loss/<name>"."""
+
+    region: Callable[[Tensor], Tensor] | None
+    """Weights of the region's cells (B, h, w) in [0, 1] from those of the foreground's; None: the
+    whole map, unweighted."""
+    weight: Callable[[LossConfig, float, float], float] | None = None
+    """The term's weight, from the section, alpha and beta; a term without one takes its weight from
+    ``loss.extra``."""
 
 
-def term_weights(loss_type: str, *, alpha: float, beta: float) -> dict[str, float]:
-    """Return the weights of the terms "whole", "fg" and "bg"; they sum to 1.
+def _whole(loss: LossConfig, alpha: float, beta: float) -> float:
+    return {"byol": 1.0, "f_loss": 0.0, "f_loss+b_loss": 0.0}.get(loss.type, beta)
+
+
+def _foreground(loss: LossConfig, alpha: float, beta: float) -> float:
+    return (1.0 - _whole(loss, alpha, beta)) * (alpha if "b_loss" in loss.type else 1.0)
+
+
+def _background(loss: LossConfig, alpha: float, beta: float) -> float:
+    return (1.0 - _whole(loss, alpha, beta)) * (1.0 - alpha if "b_loss" in loss.type else 0.0)
+
+
+LOSS_TERMS = {
+    "whole": LossTerm(region=None, weight=_whole),
+    "fg": LossTerm(region=lambda foreground: foreground, weight=_foreground),
+    "bg": LossTerm(region=lambda foreground: 1.0 - foreground, weight=_background),
+}
+"""All terms by name; the loss, its weights and the reports go through them in this order."""
+
+
+def term_keys() -> list[str]:
+    """Return the keys under which the values of all terms are reported."""
+    return [f"loss/{name}" for name in LOSS_TERMS]
+
+
+def term_weights(loss: LossConfig, *, alpha: float, beta: float) -> dict[str, float]:
+    """Return the weight of each term; those of "whole", "fg" and "bg" sum to 1.
 
     alpha: foreground's share against background. beta: whole image's share against the regions.
     As the released PyTorch code of HARL (Tran et al., Sensors 22(14) 5169, 2022) combines them.
+    Raises ConfigError if ``loss.extra`` names a term that there is not, or that type has already.
     """
-    if loss_type not in LOSS_TYPES:
-        raise ConfigError(
-            f"loss type '{loss_type}' is none of {', '.join(LOSS_TYPES)}"
-            f"{nearest(loss_type, LOSS_TYPES)}"
-        )
-    whole = {"byol": 1.0, "f_loss": 0.0, "f_loss+b_loss": 0.0}.get(loss_type, beta)
-    fg = alpha if "b_loss" in loss_type else 1.0
-    return {"whole": whole, "fg": (1.0 - whole) * fg, "bg": (1.0 - whole) * (1.0 - fg)}
+    free = [name for name, term in LOSS_TERMS.items() if term.weight is None]
+    for name in loss.extra:
+        if name not in free:
+            raise ConfigError(
+                f"loss.extra.{name}: the terms that take a weight there are {free or 'none yet'}"
+                f"{nearest(name, free)}"
+            )
+    return {
+        name: loss.extra.get(name, 0.0) if term.weight is None else term.weight(loss, alpha, beta)
+        for name, term in LOSS_TERMS.items()
+    }
 
 
 def region_distance(p: Tensor, z: Tensor) -> Tensor:
-    """Return 2 - 2 cos(p, z) a row, in [0, 4] and float32 or wider; no gradient reaches ``z``.
+    """Return 2 - 2 cos(p, z) per row, in [0, 4] and float32 or wider; no gradient reaches ``z``.
 
     p: (B, D) predictions of the online network. z: (B, D) projections of the target network.
     BYOL, equation 2.

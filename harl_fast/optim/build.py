@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
-from harl_fast.errors import ConfigError, nearest
-from harl_fast.optim.groups import ParamGroup
+from harl_fast.config import OptimConfig
+from harl_fast.errors import ConfigError
+from harl_fast.optim.groups import param_groups
 from harl_fast.optim.lars import LARS
 
-OPTIMIZERS = ("lars", "sgd", "adamw")
 
+def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of a section over the groups of ``module``, see `groups.param_groups`.
 
-def build_optimizer(
-    name: str,
-    groups: list[ParamGroup],
-    *,
-    lr: float,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    trust: float = 1e-3,
-    formula: str = "byol",
-) -> torch.optim.Optimizer:
-    """Return the optimizer ``name`` (lars, sgd or adamw) over groups from `groups.param_groups`.
-
-    Weight decay is in the groups. trust and formula are LARS's; adamw uses ``lr`` alone. sgd and
-    adamw are torch's fused ones: while their attribute ``found_inf`` is a 0-d float32 of 1, a step
-    changes nothing, without waiting for the device.
-    Raises ConfigError for an unknown name or an impossible value.
+    Its learning rate is the section's base rate, for the caller to set at each step. sgd and adamw
+    are torch's fused ones: while their attribute ``found_inf`` is a 0-d float32 of 1, a step
+    changes nothing, without waiting for the device. Raises ConfigError for an impossible value.
     """
+    groups, lr = param_groups(module, weight_decay=optim.weight_decay), optim.lr
+    momentum, nesterov = optim.momentum, optim.nesterov
     if nesterov and momentum == 0.0:
         raise ConfigError("optim.nesterov needs a momentum above 0; raise it or drop nesterov")
-    if name == "lars":
-        return LARS(
-            groups, lr=lr, momentum=momentum, nesterov=nesterov, trust=trust, formula=formula
-        )
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
-    if name == "adamw":
+    if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
-    raise ConfigError(
-        f"optimizer '{name}' is none of {', '.join(OPTIMIZERS)}{nearest(name, OPTIMIZERS)}"
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    return LARS(
+        groups,
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov,
+        trust=optim.trust,
+        formula=optim.formula,
     )
 
 

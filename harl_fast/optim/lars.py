@@ -1,9 +1,9 @@
 """LARS that stays exact when its tensors are flat shards, as under ZeRO stages 1 and 2.
 
-LARS (You et al., arXiv 1708.03888) scales each parameter's step by |w| / |g|. Under ZeRO the
-optimizer holds one flat shard a group, in which a parameter is a slice, or is split over ranks.
-`LARS.bind` tells which slice belongs to which parameter; a step then sums the squared norms of the
-slices, adds them over the ranks in one all-reduce, and scales each slice by its parameter's ratio.
+LARS scales each parameter's step by |w| / |g|, see `optim.formula`. Under ZeRO the optimizer holds
+one flat shard per group, in which a parameter is a slice, or is split over ranks. `LARS.bind` tells
+which slice belongs to which parameter; a step then sums the squared norms of the slices, adds them
+over the ranks in one all-reduce, and scales each slice by its parameter's ratio.
 """
 
 from __future__ import annotations
@@ -18,24 +18,15 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from harl_fast.errors import ConfigError, nearest
+from harl_fast.optim.formula import FORMULAS, split_rate, trust_ratio
 from harl_fast.optim.layout import GroupLayout, Plan, plan_of_shard, plan_of_tensors
 from harl_fast.optim.sweep import Sweep, sweep_of
 
-FORMULAS = ("byol", "simclr", "solo-learn")
-
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling, in three published forms.
+    """Layer-wise adaptive rate scaling, in the three published forms of `optim.formula`.
 
-    With d = g + weight_decay * w, and norms taken over whole parameters:
-
-    - byol: ratio = trust |w| / |d|;  v = momentum v + ratio d;  w -= lr v
-    - simclr: the same ratio;  v = momentum v + lr ratio d;  w -= v
-    - solo-learn: ratio = trust |w| / (|g| + weight_decay |w| + 1e-8), the rest as byol
-
-    (deepmind-research `byol/utils/optimizers.py`; google-research/simclr `lars_optimizer.py`;
-    solo-learn `utils/lars.py`.) The ratio is 1 where either norm is 0, and in groups whose
-    ``lars`` is False. A parameter whose gradient is exactly 0 does not decay either.
+    Norms are of whole parameters. The ratio is 1 in groups whose ``lars`` is False.
 
     A step with a norm that is not finite leaves weights and momentum as they were. It is decided
     on the device, equally on all ranks of a bound group; ``applied`` tells the outcome.
@@ -176,10 +167,16 @@ class LARS(torch.optim.Optimizer):
 
     def _update(self, work: _Work, norms: Tensor) -> None:
         group = work.group
-        ratio, lr = _ratios(group, norms), group["lr"]
+        ratio = trust_ratio(
+            *norms,
+            adapt=group["lars"],
+            trust=group["trust"],
+            decay=group["weight_decay"],
+            formula=group["formula"],
+        )
         self._last[group["name"]] = ratio
-        if group["formula"] == "simclr":
-            ratio, lr = ratio * lr, 1.0
+        within, lr = split_rate(group["lr"], formula=group["formula"])
+        ratio = ratio * within
         rule = {"lr": lr, "momentum": group["momentum"], "nesterov": group["nesterov"]}
         if work.sweep is not None:
             work.sweep.move(ratio, self.applied, decay=group["weight_decay"], **rule)
@@ -231,18 +228,6 @@ def _squares(work: _Work) -> Tensor:
     if decay:
         decayed = plan.squares(grads)
     return torch.stack([plan.squares(group["params"]), gradients, decayed])
-
-
-def _ratios(group: dict[str, Any], norms: Tensor) -> Tensor:
-    """Return each parameter's factor (n_params,) on d from the norms (3, n_params) of w, g, d."""
-    w, g, d = norms
-    ratio = torch.ones_like(w)
-    if group["lars"] and group["formula"] == "solo-learn":
-        full = group["trust"] * w / (g + group["weight_decay"] * w + 1e-8)
-        ratio = torch.where((w > 0) & (g > 0), full, ratio)
-    elif group["lars"]:
-        ratio = torch.where((w > 0) & (d > 0), group["trust"] * w / d, ratio)
-    return torch.where(g > 0, ratio, 0.0)
 
 
 def _gradient(p: Tensor) -> Tensor:

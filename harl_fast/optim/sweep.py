@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harl_fast.optim.formula import move, rates
 from harl_fast.optim.layout import Plan
 
 Floats = NDArray[np.float32]
@@ -62,18 +63,16 @@ class Sweep:
         momentum: float,
         nesterov: bool,
     ) -> None:
-        """Do v = momentum v + d and w -= lr v in place, where d = ratio (g + decay w).
+        """Apply `formula.move` in place. ratio: (n_params,) float64.
 
-        Nesterov's form is w -= lr (momentum v + d), with the new v. ratio: (n_params,) float64.
         applied: () bool; if False, nothing moves.
         """
         if not on_host(applied):
             return
-        along, ahead = (momentum, 1.0) if nesterov else (1.0, 0.0)
-        rates = np.float32(momentum), np.float32(lr * along), np.float32(lr * ahead)
+        numbers = (decay, momentum, *rates(lr=lr, momentum=momentum, nesterov=nesterov))
         factors = on_host(ratio[self.owners].float())
         work = zip(self.parts, factors, strict=True)
-        _share([partial(_move, *part, np.float32(decay), factor, *rates) for part, factor in work])
+        _share([partial(_move, *part, each, *map(np.float32, numbers)) for part, each in work])
 
 
 def sweep_of(
@@ -122,17 +121,14 @@ def _add_squares(w, g, decay, sums):  # type: ignore[no-untyped-def]
         sums[2] += dd
 
 
-@numba.njit(nogil=True, fastmath=_FAST)
-def _move(w, g, v, decay, ratio, momentum, along, ahead):  # type: ignore[no-untyped-def]
-    """Do v = momentum v + d and w -= along v + ahead d, where d = ratio (g + decay w).
+_moved = numba.njit(nogil=True, fastmath=_FAST)(move)
 
-    All float32.
-    """
+
+@numba.njit(nogil=True, fastmath=_FAST)
+def _move(w, g, v, ratio, decay, momentum, along, ahead):  # type: ignore[no-untyped-def]
+    """Apply `formula.move` to each element, all float32."""
     for i in range(w.size):
-        d = ratio * (g[i] + decay * w[i])
-        speed = momentum * v[i] + d
-        v[i] = speed
-        w[i] -= along * speed + ahead * d
+        w[i], v[i] = _moved(w[i], g[i], v[i], ratio, decay, momentum, along, ahead)
 
 
 def on_host(values: Tensor) -> NDArray[Any]:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from harl_fast.engine.checkpoint.format import load_encoder
 from harl_fast.engine.machine import Machine
+from harl_fast.engine.networks import load_encoder
 from harl_fast.errors import CheckpointError, HarlError
 from tests.engine.runs import AS_BEGUN, FIRST, LAST, ask, rewrite, start
 from tests.engine.support import STEPS, tiny_file

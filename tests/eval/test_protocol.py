@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from harl_fast import __version__
 from harl_fast.config import load_config
 from harl_fast.data.container.manifest import read_manifest, write_manifest
-from harl_fast.engine.checkpoint.format import random_encoder, write_checkpoint
+from harl_fast.engine.checkpoint.format import write_checkpoint
+from harl_fast.engine.networks import random_encoder
 from harl_fast.errors import DataError, OutputError
 from harl_fast.eval.protocol import Evaluator, table
 from launch import lineval

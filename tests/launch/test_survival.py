@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from harl_fast.config import load_config
-from harl_fast.engine.build import build_model
 from harl_fast.engine.checkpoint.format import open_checkpoint
+from harl_fast.engine.networks import build_model
 from tests.betons import plain_item, write_beton
 from tests.engine.support import BATCH, assert_rounding_alone, distances, tiny_file
 from tests.launch.jobs import LONG_S, run

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from harl_fast.model.backbone import build_backbone
+from harl_fast.config import ModelConfig
+from harl_fast.model.backbones import build_backbone
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.model.harl import Target
 from harl_fast.model.heads import MLPHead
@@ -54,7 +55,7 @@ def test_a_thousand_float32_steps_follow_the_formula() -> None:
 
 
 def test_pairs_are_matched_by_name_and_strictly() -> None:
-    backbone = build_backbone("resnet18", stem="small", width=0.125)
+    backbone = build_backbone(ModelConfig(arch="resnet18", stem="small", width=0.125))
     online = torch.nn.Module()
     online.predictor = MLPHead(4, 8, 4)
     online.projector = MLPHead(backbone.out_channels, 8, 4)

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from harl_fast.config import LossConfig, ModelConfig
 from harl_fast.errors import ConfigError
-from harl_fast.model.backbone import build_backbone
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.model.harl import HARL, convert_sync_bn
 from harl_fast.model.heads import MLPHead
-from harl_fast.model.loss import LOSS_TYPES
 from tests.oracles import losses as oracle
 
 BATCH, SIDE, CELLS = 6, 16, 4
@@ -31,18 +30,17 @@ REGIONS = {
 
 def build(loss_type: str, *, mask_mode: str = "soft", min_area: float = 1e-3) -> HARL:
     torch.manual_seed(0)
-    backbone = build_backbone("resnet18", stem="small", width=0.125, last_stride=1)
-    model = HARL(
-        backbone,
+    section = ModelConfig(
+        arch="resnet18",
+        stem="small",
+        width=0.125,
+        last_stride=1,
         projector_hidden=16,
         projector_out=8,
-        projector_layers=2,
         predictor_hidden=16,
-        loss_type=loss_type,
-        mask_mode=mask_mode,
-        mask_threshold=0.5,
-        min_area=min_area,
-    ).double()
+    )
+    loss = {"type": loss_type, "mask": mask_mode, "min_area": min_area}
+    model = HARL(section, LossConfig.model_validate(loss)).double()
     # A target unlike the online network, as after some steps.
     with torch.no_grad():
         for parameter in model.target.parameters():
@@ -70,7 +68,7 @@ def composed(
     grids = [grid.numpy() for grid in cells]
     masks = {"whole": [np.ones_like(g) for g in grids], "fg": grids, "bg": [1 - g for g in grids]}
     terms = {}
-    for region in REGIONS[model.loss_type]:
+    for region in REGIONS[model.loss.type]:
         p, z, usable = [], [], np.ones(BATCH, dtype=bool)
         for number, view in enumerate(views):
             mask = masks[region][number]
@@ -96,7 +94,7 @@ def plain(head: MLPHead) -> nn.Sequential:
     return nn.Sequential(*stack, head.out)
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", REGIONS)
 def test_loss_is_the_one_composed_from_its_parts(loss_type: str) -> None:
     model = build(loss_type)
     views, cells = batch()
@@ -110,7 +108,7 @@ def test_loss_is_the_one_composed_from_its_parts(loss_type: str) -> None:
         assert logs[f"loss/{name}"].item() == pytest.approx(value, rel=1e-10)
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", REGIONS)
 def test_views_of_different_sizes_are_matched_alike(loss_type: str) -> None:
     model = build(loss_type)
     views, cells = batch()
@@ -125,7 +123,7 @@ def test_views_of_different_sizes_are_matched_alike(loss_type: str) -> None:
     assert logs["fg"].item() == pytest.approx(sum(g.mean().item() for g in grids) / 2)
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", REGIONS)
 def test_exchanging_the_views_keeps_the_loss(loss_type: str) -> None:
     model = build(loss_type)
     views, cells = batch()
@@ -228,11 +226,8 @@ def test_the_target_is_hidden_but_moves_along() -> None:
     assert model.eval().target.training
 
 
-def test_reset_makes_target_and_online_equal_and_ema_parts_follow() -> None:
-    model = build("byol")
-    views, cells = batch()
-    model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
-    model.reset_target()
+def test_the_target_begins_as_a_copy_and_ema_parts_follow() -> None:
+    model = HARL(ModelConfig(arch="resnet18", width=0.125))
     online = {**model.state_dict()}
     for name, value in model.target.state_dict().items():
         assert torch.equal(value, online[name]) and value.data_ptr() != online[name].data_ptr()

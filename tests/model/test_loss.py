@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
+from harl_fast.config import LossConfig
 from harl_fast.errors import ConfigError
-from harl_fast.model.loss import LOSS_TYPES, region_distance, symmetric_loss, term_weights
+from harl_fast.model.loss import LOSS_TERMS, region_distance, symmetric_loss, term_weights
 from tests.oracles import losses as oracle
 
 ROWS, DIM = 6, 16
+LOSS_TYPES = get_args(LossConfig.model_fields["type"].annotation)
 EPS64 = float(np.finfo(np.float64).eps)
 
 
@@ -80,7 +84,9 @@ def test_zero_rows_and_half_precision_stay_finite_float32() -> None:
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize(("alpha", "beta"), [(0.6, 0.3), (1.0, 0.0), (0.0, 1.0)])
 def test_weights_build_the_published_totals(loss_type: str, alpha: float, beta: float) -> None:
-    weights = term_weights(loss_type, alpha=alpha, beta=beta)
+    loss = LossConfig.model_validate({"type": loss_type})
+    weights = term_weights(loss, alpha=alpha, beta=beta)
+    assert list(weights) == list(LOSS_TERMS) == ["whole", "fg", "bg"]
     terms = {"whole": 1.7, "fg": 0.9, "bg": 2.3}
     got = sum(weights[name] * value for name, value in terms.items())
     expected = oracle.total(loss_type, terms, alpha=alpha, beta=beta)
@@ -88,6 +94,7 @@ def test_weights_build_the_published_totals(loss_type: str, alpha: float, beta: 
     assert sum(weights.values()) == pytest.approx(1.0, rel=8 * EPS64)
 
 
-def test_an_unknown_type_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"'byol\+f'.*did you mean"):
-        term_weights("byol+f", alpha=0.5, beta=0.5)
+@pytest.mark.parametrize("name", ["ring", "fg"])
+def test_a_weight_for_a_term_that_takes_none_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"loss\.extra\.{name}"):
+        term_weights(LossConfig(extra={name: 0.5}), alpha=0.5, beta=0.5)

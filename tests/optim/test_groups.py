@@ -2,13 +2,16 @@ from __future__ import annotations
 
 from torch import nn
 
-from harl_fast.model.backbone import build_backbone
+from harl_fast.config import ModelConfig
+from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import MLPHead
 from harl_fast.optim.groups import param_groups
 
 
 def test_weights_adapt_and_decay_and_nothing_else_does() -> None:
-    module = nn.ModuleDict({"net": build_backbone("resnet18"), "head": MLPHead(512, 8, 4)})
+    module = nn.ModuleDict(
+        {"net": build_backbone(ModelConfig(arch="resnet18")), "head": MLPHead(512, 8, 4)}
+    )
     adapt, plain = param_groups(module, weight_decay=1e-6)
     assert (adapt["name"], adapt["lars"], adapt["weight_decay"]) == ("adapt", True, 1e-6)
     assert (plain["name"], plain["lars"], plain["weight_decay"]) == ("plain", False, 0.0)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from harl_fast.optim.lars import FORMULAS, LARS
+from harl_fast.optim.formula import FORMULAS, move, rates, split_rate, trust_ratio
+from harl_fast.optim.lars import LARS
 from harl_fast.optim.layout import plan_of_tensors
 from harl_fast.optim.sweep import sweep_of
 from tests.oracles import optimizers as oracle
@@ -91,6 +92,35 @@ def test_twenty_steps_follow_the_published_formula(formula: str, nesterov: bool)
             np.testing.assert_allclose(parameter.detach().numpy(), w, rtol=1e-12, atol=1e-13)
             buffer = optimizer.state[parameter]["momentum_buffer"]
             np.testing.assert_allclose(buffer.numpy(), v, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_ways_to_step_are_the_one_formula(
+    formula: str, nesterov: bool, dtype: torch.dtype
+) -> None:
+    """Float32 in memory goes through the compiled sweep, all else through operations on tensors."""
+    tensors = weights(dtype)
+    optimizer = LARS(groups(tensors), formula=formula, nesterov=nesterov, **VALUES)
+    for step in range(3):
+        set_grads(tensors, step)
+        expected = []
+        for key, members in tensors.items():
+            decay = DECAY if key == "adapt" else 0.0
+            for p in members:
+                w, g = p.detach().double(), grad(p).double()
+                norms = [each.norm() for each in (w, g, g + decay * w)]
+                rest = {"trust": VALUES["trust"], "decay": decay, "formula": formula}
+                ratio = trust_ratio(*norms, adapt=key == "adapt", **rest)
+                within, lr = split_rate(VALUES["lr"], formula=formula)
+                along_ahead = rates(lr=lr, momentum=0.9, nesterov=nesterov)
+                v = optimizer.state[p]["momentum_buffer"].double()
+                expected.append(move(w, g, v, ratio * within, decay, 0.9, *along_ahead)[0])
+        optimizer.step()
+        slack = 1e-6 if dtype == torch.float32 else 1e-13
+        for got, wanted in zip(flat(tensors), expected, strict=True):
+            torch.testing.assert_close(got.double(), wanted, rtol=slack, atol=slack)
 
 
 def test_the_formulas_differ_from_each_other() -> None:

@@ -16,7 +16,8 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from harl_fast.model.norm import GroupedBatchNorm1d
-from harl_fast.optim.lars import FORMULAS, LARS
+from harl_fast.optim.formula import FORMULAS
+from harl_fast.optim.lars import LARS
 from harl_fast.optim.layout import GroupLayout, Segment, flat_layout
 
 STEPS = 20

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -27,9 +25,8 @@ from torch import Tensor
 from harl_fast.config import RunConfig
 from harl_fast.engine.provenance import code_version, first_reason
 from harl_fast.errors import CheckpointError
-from harl_fast.files import read_regular, replacing, sha256_file, tell, write_json, write_text
+from harl_fast.files import read_regular, replacing, sha256_file, write_json, write_text
 from harl_fast.host import utc_time
-from harl_fast.model.backbone import Backbone, build_backbone
 from harl_fast.section import Section
 from harl_fast.textfile import tree_sha256
 
@@ -115,10 +112,7 @@ def write_checkpoint(
     path = folder / f"step-{record['step']:08d}.safetensors"
     note = path.with_suffix(".json")
     with replacing(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors would leave the file to its owner alone
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        temporary.chmod(mode)
+        save_tensors(temporary, tensors)
         size, digest = temporary.stat().st_size, sha256_file(temporary)
         # A run that went back to an earlier checkpoint comes by here again: the old record must
         # not stand beside the new tensors.
@@ -134,6 +128,16 @@ def write_checkpoint(
         raise
     write_text(folder / LATEST, path.stem + "\n")
     return Checkpoint(path, full)
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file with a new file's usual permissions, not its owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    path.chmod(mode)
 
 
 def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
@@ -263,39 +267,6 @@ def _seal(tree: dict[str, Any]) -> str:
     """Return the SHA-256 of a record's other fields, whatever order they are in."""
     rest = {key: value for key, value in tree.items() if key != "record_sha256"}
     return tree_sha256(rest)
-
-
-def load_encoder(path: Path) -> tuple[Backbone, RunConfig]:
-    """Return a checkpoint's online backbone, on the CPU and in eval mode, and its configuration.
-
-    path: as for `open_checkpoint`. What is to be told of the checkpoint is printed.
-    """
-    checkpoint = open_checkpoint(path, verify=True)
-    for note in checkpoint.notes:
-        tell(f"{note}\n", sys.stderr)
-    config = checkpoint.record.config
-    encoder = random_encoder(config, seed=0)
-    try:
-        encoder.load_state_dict(checkpoint.tensors("online.backbone"))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{checkpoint.path} does not hold the backbone that its record describes: {error}"
-        ) from error
-    return encoder, config
-
-
-def random_encoder(config: RunConfig, *, seed: int) -> Backbone:
-    """Return a freshly initialised backbone, on the CPU and in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = build_backbone(
-            config.model.arch,
-            stem=config.model.stem,
-            width=config.model.width,
-            last_stride=config.model.last_stride,
-            zero_init_residual=config.model.zero_init_residual,
-        )
-    return encoder.eval()
 
 
 def _tensor_file(path: Path) -> tuple[Path, tuple[str, ...]]:

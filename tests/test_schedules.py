@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harl_fast.errors import ConfigError
-from harl_fast.optim.schedules import (
+from harl_fast.schedules import (
     cosine_tau,
     scaled_lr,
     size_schedule,

@@ -1,0 +1,167 @@
+"""Networks: fresh ones of a configuration, checkpoints' encoders, and other programs' files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from harl_fast.config import ModelConfig, RunConfig
+from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint, save_tensors
+from harl_fast.errors import CheckpointError
+from harl_fast.files import check_output, replacing, tell
+from harl_fast.model.backbone import Backbone
+from harl_fast.model.backbones import build_backbone
+from harl_fast.model.harl import HARL
+
+
+def build_model(config: RunConfig) -> HARL:
+    """Return the freshly initialised method on the CPU, a function of the configuration alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)  # the backbone draws from `seed` itself
+        encoder = random_encoder(config, seed=config.seed).train()
+        return HARL(config.model, config.loss, backbone=encoder)
+
+
+def random_encoder(config: RunConfig, *, seed: int) -> Backbone:
+    """Return a freshly initialised backbone, on the CPU and in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_backbone(config.model).eval()
+
+
+def load_encoder(path: Path | str) -> tuple[Backbone, RunConfig]:
+    """Return a checkpoint's online backbone, on the CPU and in eval mode, and its configuration.
+
+    path: a run folder, its checkpoints folder or a ``step-*.safetensors`` file. The backbone turns
+    (B, 3, S, S) images, normalised by the configuration's ``data.mean`` and ``data.std``, into
+    (B, C, h, h) maps. What is to be told of the checkpoint is printed. Raises CheckpointError.
+    """
+    checkpoint = open_checkpoint(Path(path), verify=True)
+    for note in checkpoint.notes:
+        tell(f"{note}\n", sys.stderr)
+    config = checkpoint.record.config
+    encoder = random_encoder(config, seed=0)
+    try:
+        encoder.load_state_dict(checkpoint.tensors("online.backbone"))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{checkpoint.path} does not hold the backbone that its record describes: {error}"
+        ) from error
+    return encoder, config
+
+
+def export_encoder(path: Path | str, out: Path | str) -> str:
+    """Write a checkpoint's online backbone as a safetensors file, and return what was written.
+
+    path: as for `load_encoder`. The tensors have the names of torchvision, or of timm for its
+    networks, so that they load there; only the classifier is missing. The file's metadata hold
+    ``arch``, ``mean``, ``std`` and ``checkpoint``. Raises HarlError.
+    """
+    checkpoint, out = open_checkpoint(Path(path)), Path(out)
+    check_output(out, option="OUT", inputs=[checkpoint.path])
+    encoder, config = load_encoder(path)
+    weights = encoder.native.state_dict()
+    metadata = {
+        "arch": config.model.arch,
+        "mean": json.dumps(config.data.mean),
+        "std": json.dumps(config.data.std),
+        "checkpoint": f"{checkpoint.record.run_id} {checkpoint.path.stem}".strip(),
+    }
+    with replacing(out) as temporary:
+        save_tensors(temporary, weights, metadata=metadata)
+    return f"{out}: {len(weights)} tensors of {config.model.arch} from {checkpoint.path}"
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """A backbone's weights from a file without heads, matched with a configuration's backbone."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    """By the names of the backbone's library, see `Backbone.native`."""
+    notes: tuple[str, ...]
+    """The receipt: what matched, and what was left over."""
+
+    def load_into(self, harl: HARL) -> None:
+        """Set the backbones of both networks; the heads stay as they are."""
+        for network in (harl, harl.target):
+            # Only counts of batches may be missing, which old files of torchvision lack.
+            network.backbone.native.load_state_dict(self.weights, strict=False)
+
+
+def open_initial(path: Path, model: ModelConfig) -> Checkpoint | EncoderFile:
+    """Return what ``--init-from`` names: a checkpoint, or an encoder's file of torchvision or timm.
+
+    A file is an encoder's if it is a ``.pth`` or ``.pt``, or a ``.safetensors`` that is no
+    checkpoint's. Raises CheckpointError, also if it does not hold all of the backbone.
+    """
+    if path.suffix in (".pth", ".pt"):
+        return _matched(path, _read_pth(path), model)
+    if path.suffix == ".safetensors" and path.is_file() and not path.with_suffix(".json").exists():
+        try:
+            with safe_open(path, framework="pt") as stream:
+                ours = any(name.startswith("online.") for name in stream.keys())  # noqa: SIM118
+            if not ours:
+                return _matched(path, load_file(path), model)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error})") from error
+    return open_checkpoint(path, verify=True)
+
+
+def _read_pth(path: Path) -> Mapping[Any, Any]:
+    try:
+        # Tensors and containers alone: unpickling anything else could run code.
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} cannot be read as plain weights ({type(error).__name__}: {reason}). Save the "
+            f"network's state_dict() alone, best by safetensors.torch.save_file"
+        ) from error
+    while isinstance(content, Mapping) and (
+        inner := next((content[k] for k in ("state_dict", "model") if k in content), None)
+    ):
+        content = inner
+    return content if isinstance(content, Mapping) else {}
+
+
+def _matched(path: Path, found: Mapping[Any, Any], model: ModelConfig) -> EncoderFile:
+    """Return the tensors of ``found`` that the backbone of ``model`` has, with a receipt."""
+    with torch.device("meta"):
+        expected = build_backbone(model).native.state_dict()
+    tensors = {str(k).removeprefix("module."): t for k, t in found.items() if torch.is_tensor(t)}
+    weights = {
+        name: tensors[name]
+        for name, like in expected.items()
+        if name in tensors and tensors[name].shape == like.shape
+    }
+    missing = [name for name in expected if name not in weights]
+    over = sorted(name for name in tensors if name not in weights)
+    receipt = (
+        f"{path}: {len(weights)} of the {len(expected)} tensors of {model.arch} matched; "
+        f"missing: {_listed(missing)}; left over: {_listed(over)}"
+    )
+    if any(not name.endswith("num_batches_tracked") for name in missing):
+        raise CheckpointError(
+            f"{receipt}. All of the backbone must match: give model.arch, model.width, model.stem "
+            f"as the file's network has them, or another file"
+        )
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds values that are not finite")
+    return EncoderFile(path, weights, (f"{receipt}; the heads start at random",))
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(name[:80] for name in names[:4])
+    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown or "none"

@@ -1,0 +1,84 @@
+"""Residual networks under torchvision's names."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from harl_fast.config import ModelConfig
+from harl_fast.model.backbone import Backbone
+
+ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+"""Residual block and number of blocks per stage."""
+
+
+class ResNet(Backbone):
+    """A ResNet (He et al., arXiv 1512.03385; v1.5 strides) without its pooling and classifier.
+
+    Parameters and buffers carry torchvision's names; with the imagenet stem, width 1 and any
+    ``last_stride`` the state dict loads into torchvision's network, which only lacks ``fc``.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        block, depths = ARCHS[model.arch]
+        base = round(64 * model.width)
+        self.conv1 = _stem_convolution(model.stem, base)
+        self.bn1 = nn.BatchNorm2d(base)
+        self.relu = nn.ReLU(inplace=True)
+        pooled = model.stem == "imagenet"
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pooled else nn.Identity()
+        channels = base
+        strides = (1, 2, 2, model.last_stride)
+        for number, (depth, stride) in enumerate(zip(depths, strides, strict=True)):
+            planes = base * 2**number
+            stage = _stage(block, channels, planes, depth=depth, stride=stride)
+            self.add_module(f"layer{number + 1}", stage)
+            channels = planes * block.expansion
+        self.out_channels = channels
+        _initialise(self, zero_init_residual=model.zero_init_residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the (B, C, h, h) map of (B, 3, S, S) images."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for number in range(1, 5):
+            x = self.get_submodule(f"layer{number}")(x)
+        return x
+
+
+def _stem_convolution(stem: str, channels: int) -> nn.Conv2d:
+    if stem == "imagenet":
+        return nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
+    return nn.Conv2d(3, channels, 3, stride=2 if stem == "small-s2" else 1, padding=1, bias=False)
+
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck],
+    channels: int,
+    planes: int,
+    *,
+    depth: int,
+    stride: int,
+) -> nn.Sequential:
+    out = planes * block.expansion
+    shortcut = None
+    if stride != 1 or channels != out:
+        projection = nn.Conv2d(channels, out, 1, stride=stride, bias=False)
+        shortcut = nn.Sequential(projection, nn.BatchNorm2d(out))
+    first = block(channels, planes, stride, shortcut)
+    return nn.Sequential(first, *(block(out, planes) for _ in range(1, depth)))
+
+
+def _initialise(network: nn.Module, *, zero_init_residual: bool) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+            last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+            nn.init.zeros_(last.weight)

@@ -1,0 +1,188 @@
+"""Encoders that come from, and go to, other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harl_fast.config import ModelConfig, RunConfig
+from harl_fast.engine.checkpoint.format import Checkpoint, write_checkpoint
+from harl_fast.engine.machine import Machine
+from harl_fast.engine.networks import (
+    EncoderFile,
+    export_encoder,
+    load_encoder,
+    open_initial,
+    random_encoder,
+)
+from harl_fast.engine.views import view_geometry
+from harl_fast.errors import CheckpointError, OutputError
+from tests.engine.runs import ask, start
+from tests.engine.support import advance, stepper, tiny_file, weights
+
+RESNET18 = ModelConfig(arch="resnet18")
+
+
+def checkpoint(folder: Path, **model: Any) -> tuple[Checkpoint, dict[str, Tensor]]:
+    """Write a checkpoint of a random encoder; return it and the encoder's tensors."""
+    config = RunConfig(epochs=20, model=ModelConfig.model_validate(model))
+    tensors = random_encoder(config, seed=5).state_dict()
+    written = write_checkpoint(
+        folder / "checkpoints",
+        tensors={f"online.backbone.{name}": tensor for name, tensor in tensors.items()},
+        record={
+            "step": 3,
+            "epoch": 1,
+            "epoch_step": 1,
+            "config": config,
+            "engine": {},
+            "data": {},
+            "run_id": "0123",
+        },
+    )
+    return written, tensors
+
+
+def test_an_exported_encoder_loads_into_torchvision(tmp_path: Path) -> None:
+    _, tensors = checkpoint(tmp_path / "run", arch="resnet50")
+    out = tmp_path / "encoder.safetensors"
+    assert "318 tensors of resnet50" in export_encoder(tmp_path / "run", out)
+    model = torchvision.models.resnet50()
+    missing, unexpected = model.load_state_dict(load_file(out), strict=False)
+    assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
+    assert torch.equal(model.conv1.weight, tensors["conv1.weight"])
+    with safe_open(out, framework="pt") as stream:
+        metadata = stream.metadata()
+    assert metadata["arch"] == "resnet50" and metadata["checkpoint"] == "0123 step-00000003"
+    assert json.loads(metadata["std"]) == [0.229, 0.224, 0.225]
+    assert out.stat().st_mode == (tmp_path / "run" / "checkpoints" / "latest").stat().st_mode
+    # What was exported is what a new run may start from.
+    again = open_initial(out, ModelConfig(arch="resnet50"))
+    assert isinstance(again, EncoderFile) and "318 of the 318 tensors" in again.notes[0]
+
+
+def test_an_export_spares_the_checkpoint_itself(tmp_path: Path) -> None:
+    written, _ = checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
+    with pytest.raises(OutputError, match="belongs to the input"):
+        export_encoder(tmp_path / "run", written.path)
+    assert load_encoder(str(tmp_path / "run"))[1].model.arch == "resnet18"
+
+
+@pytest.mark.parametrize("arch", ["timm:resnet50d", "timm:convnext_tiny"])
+def test_a_checkpoint_of_a_timm_network_loads_and_is_exported(tmp_path: Path, arch: str) -> None:
+    timm = pytest.importorskip("timm", reason="the extra timm is not installed")
+    _, tensors = checkpoint(tmp_path / "run", arch=arch)
+    encoder, _ = load_encoder(tmp_path / "run")
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, tensors[name]), name
+    export_encoder(tmp_path / "run", out := tmp_path / "encoder.safetensors")
+    theirs = timm.create_model(arch.removeprefix("timm:"), pretrained=False)
+    missing, unexpected = theirs.load_state_dict(load_file(out), strict=False)
+    assert not unexpected and all(name.startswith(("fc.", "head.")) for name in missing)
+    full = tmp_path / "full.safetensors"
+    save_file(theirs.state_dict(), full)
+    opened = open_initial(full, ModelConfig(arch=arch))
+    assert isinstance(opened, EncoderFile) and "left over: " in opened.notes[0]
+
+
+@pytest.mark.parametrize("arch", ["timm:convnext_atto", "timm:skresnet18"])
+def test_a_timm_network_steps_alike_in_whole_tensors_and_in_shards(
+    tmp_path: Path, machine: Machine, arch: str
+) -> None:
+    """convnext has no BatchNorm, and scales of layers that LARS must leave out."""
+    pytest.importorskip("timm", reason="the extra timm is not installed")
+    plain = ("model.width=1", "model.last_stride=2", "data.size_schedule=64", "optim.lr=0.1")
+    config = (f"model.arch={arch}", *plain)
+    ends = []
+    for stage in (0, 1):
+        run = stepper(machine, tmp_path, stage=stage, config=config)
+        run.state.loader.set_views(view_geometry(run.state.config))
+        before = weights(run)
+        advance(run, 2)
+        after = weights(run)
+        moved = [name for name in before if not torch.equal(after[name], before[name])]
+        assert {n for n, p in after.items() if p.ndim > 1} <= set(moved)  # what LARS adapts
+        ends.append(after)
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["resnet18.pth", "nested.pt", "resnet18.safetensors"])
+def test_a_file_of_torchvision_starts_both_networks(
+    tmp_path: Path, machine: Machine, kind: str
+) -> None:
+    theirs = torchvision.models.resnet18().state_dict()
+    path = tmp_path / kind
+    if kind == "nested.pt":
+        old = {f"module.{k}": t for k, t in theirs.items() if not k.endswith("tracked")}
+        torch.save({"state_dict": old, "epoch": 90}, path)
+    elif kind.endswith(".pth"):
+        torch.save(theirs, path)
+    else:
+        save_file(theirs, path)
+    overrides = ("model.width=1", "data.colour=device")
+    asked = ask(config=str(tiny_file(tmp_path)), overrides=overrides, resume=False, init_from=path)
+    begun, parts = start(tmp_path / "run", machine, asked=asked)
+    (receipt,) = begun.notes
+    assert f"of the {len(theirs) - 2} tensors of resnet18 matched" in receipt
+    assert "left over: fc.bias, fc.weight" in receipt and "heads start at random" in receipt
+    missing = "bn1.num_batches_tracked" if kind == "nested.pt" else "missing: none"
+    assert missing in receipt
+    for network in (parts.harl, parts.harl.target):
+        weight = network.backbone.get_parameter("layer4.1.conv2.weight")
+        assert torch.equal(weight.detach().cpu(), theirs["layer4.1.conv2.weight"])
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert provenance["starts"][0]["init_from"] == str(path)
+
+
+def wrong_file(path: Path, kind: str) -> None:
+    theirs = torchvision.models.resnet18().state_dict()
+    if kind == "other shapes":
+        torch.save(torchvision.models.resnet50().state_dict(), path)
+    elif kind == "nothing":
+        torch.save({"weight": torch.zeros(2)}, path)
+    elif kind == "one missing":
+        torch.save({k: t for k, t in theirs.items() if k != "layer2.0.conv1.weight"}, path)
+    elif kind == "not finite":
+        theirs["conv1.weight"][0, 0, 0, 0] = torch.nan
+        torch.save(theirs, path)
+    elif kind == "code":
+        torch.save(torchvision.models.resnet18(), path)
+    elif kind == "garbage":
+        path.write_bytes(b"\xff" * 100)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("other shapes", r"of the 120 tensors of resnet18 matched.*All of the backbone must match"),
+        ("nothing", r"0 of the 120 tensors"),
+        ("one missing", r"119 of the 120 .*missing: layer2\.0\.conv1\.weight"),
+        ("not finite", r"conv1\.weight holds values that are not finite"),
+        ("code", r"cannot be read as plain weights .*state_dict\(\)"),
+        ("garbage", "cannot be read as plain weights"),
+        ("absent", "cannot be read as plain weights"),
+    ],
+)
+def test_a_file_that_does_not_serve_is_refused(tmp_path: Path, kind: str, named: str) -> None:
+    path = tmp_path / "weights.pth"
+    wrong_file(path, kind)
+    with pytest.raises(CheckpointError, match=named):
+        open_initial(path, RESNET18)
+
+
+def test_checkpoints_are_told_from_other_files(tmp_path: Path) -> None:
+    written, _ = checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
+    for path in (tmp_path / "run", written.path):
+        assert open_initial(path, RESNET18) == written
+    written.path.with_suffix(".json").unlink()
+    with pytest.raises(CheckpointError, match=r"step-00000003\.json"):
+        open_initial(written.path, RESNET18)
