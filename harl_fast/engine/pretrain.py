@@ -180,6 +180,7 @@ def prepare(start: Start, machine: Machine, *, loader: BetonLoader, data: Path) 
 
     Raises HarlError; CheckpointError if the folder cannot be written to.
     """
+    from harl_fast.engine.resume import check_data
     from harl_fast.engine.trainer import build
 
     state = build(
@@ -198,19 +199,17 @@ def prepare(start: Start, machine: Machine, *, loader: BetonLoader, data: Path) 
             start.notes.append(state.schedule.extension_text(record.step, epochs_before=before))
     if machine.rank == 0:
         facts = {"count": loader.manifest.count, "beton_sha256": loader.manifest.beton_sha256}
+        begun = start.folder.config.exists()
+        # Before a first checkpoint, which would know the container, provenance.json does.
+        known = read_provenance(start.folder.provenance).data if begun else {}
+        check_data(known.get("beton_sha256"), loader.manifest.beton_sha256)
         note_beginning(start, facts, ranks=machine.ranks, manifest=data / "train.json")
     return state
 
 
 def note_beginning(start: Start, data: dict[str, Any], *, ranks: int, manifest: Path) -> None:
     """Write what a start writes before its first step. Raises CheckpointError if it cannot be."""
-    from harl_fast.engine.resume import check_data
-
     folder = start.folder
-    if folder.config.exists():  # resumed, perhaps before a first checkpoint, which would know it
-        check_data(
-            read_provenance(folder.provenance).data.get("beton_sha256"), data["beton_sha256"]
-        )
     for text in start.notes:
         tell(f"{text}\n", sys.stderr)
     with required(folder.path):
