@@ -29,6 +29,9 @@ from harl_fast.optim.build import build_optimizer
 from harl_fast.section import validated
 from preprocess.masks import MASK_METHODS, find_mask
 from preprocess.masks.registry import find_method, method_facts, parse_spec
+from tests.betons import plain_item, write_beton
+from tests.engine.support import BATCH, STEPS, tiny_file
+from tests.launch.jobs import deepspeed, run
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLES = (AUGMENTATIONS, BACKBONES, LOSS_TERMS, MASK_METHODS, SINKS)
@@ -159,6 +162,27 @@ def test_a_key_is_checked_reaches_its_component_and_is_documented(
     spec.loader.exec_module(page)
     row = "| `loss.ring` | `0.0` | number ≥ 0, ≤ 1 | Weight of the object's outline. |"
     assert row in page.tables(section, "loss.")
+
+
+@pytest.mark.slow
+def test_a_run_started_by_a_script_of_ones_own_takes_them_all(load: Import, tmp_path: Path) -> None:
+    write_beton(tmp_path / "train.beton", plain_item, count=100)
+    added = ("model.arch=tiny", "loss.extra.ring=0.25", "data.views.0.augment.shade=0.3")
+    result = run(
+        [
+            *(*deepspeed(1), tmp_path / "my_pretrain.py", "--data", tmp_path, "--run"),
+            *(tmp_path / "run", "--deepspeed_config", "ds_configs/cpu.json"),
+            *("--config", tiny_file(tmp_path), "--engine-set", f"train_batch_size={BATCH}"),
+            *(word for setting in added for word in ("--set", setting)),
+        ],
+        log=tmp_path / "log",
+    )
+    assert result.code == 0, result.text
+    lines = (tmp_path / "run" / "losses.txt").read_text().splitlines()
+    assert lines[-1].split()[0] == str(2 * STEPS)
+    assert '"loss/ring"' in (tmp_path / "run" / "metrics.jsonl").read_text()
+    load("my_backbone")
+    assert load_encoder(tmp_path / "run")[0].out_channels == 8
 
 
 def test_the_page_has_an_example_of_each_kind() -> None:
