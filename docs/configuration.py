@@ -23,7 +23,8 @@ Written by `python docs/configuration.py` from the sections in `harl_fast/config
 
 A run has two files. Any key can be overridden on the command line: `SET="optim.lr=0.3"` (`--set`)
 for the method, `--engine-set train_batch_size=256` for the engine. List items go by number:
-`data.views.0.size_px=96`. An unknown key is an error that names the nearest one.
+`data.views.0.size_px=96`. An unknown key is an error that names the nearest one, or what it is
+called here. 10^6 and 4/3 below stand for plain numbers; write those.
 """
 
 
