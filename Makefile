@@ -34,6 +34,8 @@ RANKS = $(if $(filter %/cpu.json,$(DS_CONFIG)),1)
 SET =
 RESUME =
 CKPT = $(RUN)
+# What `export` writes.
+ENCODER = encoder.safetensors
 RANDOM =
 COUNT = 8
 TESTS = tests
@@ -65,6 +67,7 @@ TAKES_masks-train = DATA MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
 TAKES_demo = EPOCHS ARGS
 TAKES_lineval = CKPT RUN DATA DATASET OUT RANDOM EPOCHS WORKERS ARGS
+TAKES_export = CKPT RUN DATA DATASET OUT ENCODER
 TAKES_preview = DATA DATASET OUT RUN CONFIG COUNT SET ARGS
 TAKES_bench-loader = DATA ARGS
 TAKES_bench-step = DATA ARGS
@@ -85,8 +88,8 @@ export PATH := $(BIN):$(PATH)
 # An option whose variable is set: $(call option,--max-resolution,$(MAX_RESOLUTION))
 option = $(if $(2),$(1) "$(2)")
 
-.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval preview bench \
-	bench-loader bench-masks bench-step clean
+.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval export preview \
+	bench bench-loader bench-masks bench-step clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
@@ -157,6 +160,9 @@ lineval: setup ## Judge CKPT's features on DATA or OUT [RANDOM=1: a random encod
 	"$(BIN)/python" launch/lineval.py --ckpt "$(CKPT)" --data "$(or $(DATA),$(OUT))" \
 		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) \
 		$(call option,--workers,$(WORKERS)) $(ARGS)
+
+export: setup ## Write CKPT's encoder under torchvision's or timm's names, to ENCODER [CKPT=] [ENCODER=]
+	"$(BIN)/python" launch/export.py "$(CKPT)" "$(ENCODER)"
 
 # CONFIG= or RUN= as given, else the configuration of the set's run if there is one.
 PREVIEWED = $(if $(filter file,$(origin CONFIG)),$(if $(filter file,$(origin RUN)),$(wildcard \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,26 @@ Written by `python docs/configuration.py` from the sections in `harl_fast/config
 
 A run has two files. Any key can be overridden on the command line: `SET="optim.lr=0.3"` (`--set`)
 for the method, `--engine-set train_batch_size=256` for the engine. List items go by number:
-`data.views.0.size_px=96`. An unknown key is an error that names the nearest one.
+`data.views.0.size_px=96`. An unknown key is an error that names the nearest one, or what it is
+called here. 10^6 and 4/3 below stand for plain numbers; write those.
 """
+
+
+def number(value: float) -> str:
+    """Return a limit as people write it: 2^63, 10^6, 4/3."""
+    if value == int(value):
+        powers = (f"{base}^{n}" for base in (10, 2) for n in range(64) if base**n == value >= 10**5)
+        return next(powers, str(int(value)))
+    long = len(repr(value)) > 12
+    return str(Fraction(value).limit_denominator(100)) if long else f"{value:g}"
+
+
+def text_of(default: Any) -> str:
+    """Return a default as JSON; 4/3 stands for what has no end in decimal digits."""
+    if isinstance(default, list | tuple):
+        return f"[{', '.join(map(text_of, default))}]"
+    long = isinstance(default, float) and len(repr(default)) > 12
+    return number(default) if long else json.dumps(default)
 
 
 def values(schema: dict[str, Any]) -> str:
@@ -41,7 +60,7 @@ def values(schema: dict[str, Any]) -> str:
     names |= {"string": "text", "array": "list", "object": "mapping"}
     kind = schema.get("type", "")
     bounds = [
-        f"{sign} {schema[key]:g}"
+        f"{sign} {number(schema[key])}"
         for key, sign in (
             ("minimum", "≥"),
             ("exclusiveMinimum", ">"),
@@ -60,7 +79,7 @@ def rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         if section(field.annotation) is not None or name == "views":
             continue
-        default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+        default = "required" if field.is_required() else f"`{text_of(field.default)}`"
         about = " ".join((field.description or "").split()).replace("|", "\\|")
         yield f"| `{prefix}{name}` | {default} | {values(schema[name])} | {about} |"
 

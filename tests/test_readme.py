@@ -23,7 +23,7 @@ SHORTER = {
     "make masks": "",
     "make pretrain": "EPOCHS=3",
     "make lineval": "EPOCHS=5",
-    ".venv/bin/python launch/export.py": "",
+    "make export": "",
 }
 """What is added to each command, by its first two words."""
 
