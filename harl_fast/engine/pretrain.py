@@ -71,10 +71,10 @@ def pretrain(
             open_run_folder(run, resume=resume)  # what was found may have changed until now
             # torch, FFCV, numba and DeepSpeed take seconds; refusals above need not wait for them.
             from harl_fast.engine.build import build_loader
-            from harl_fast.engine.start import Asked, decide
+            from harl_fast.engine.start import Request, decide
 
-            asked = Asked(config_name, config_overrides, resume, init_from, allow_change)
-            start = decide(folder, engine_config, asked)
+            request = Request(config_name, config_overrides, resume, init_from, allow_change)
+            start = decide(folder, engine_config, request)
             start.notes.extend([told] if told else [])
             loader = build_loader(
                 start.config, engine_config, machine, data=data, epoch=start.epoch

@@ -80,14 +80,6 @@ def check_data(known: object, beton_sha256: str) -> None:
         )
 
 
-def free_with_ranks(before: Batches, now: Batches) -> tuple[str, ...]:
-    """Return the engine's keys that may follow from another number of ranks.
-
-    BatchNorm normalises over each micro batch, so that its size touches the result.
-    """
-    return () if before.ranks == now.ranks else ("train_micro_batch_size_per_gpu",)
-
-
 def seen_text(sync_bn: str, batches: Batches) -> str:
     """Return over how many images BatchNorm normalises, under a ``model.sync_bn``."""
     micro, together = batches.batch_micro, batches.batch_micro * batches.ranks
