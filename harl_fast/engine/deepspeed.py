@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -23,7 +25,9 @@ from deepspeed.utils import groups as ds_groups
 from deepspeed.utils import logger as ds_logger
 
 from harl_fast.engine.machine import Machine
+from harl_fast.engine.side import append_whole
 from harl_fast.errors import ConfigError
+from harl_fast.files import tell
 from harl_fast.optim.lars import LARS
 from harl_fast.optim.layout import GroupLayout, Segment, flat_layout
 
@@ -32,12 +36,13 @@ Engine: TypeAlias = deepspeed.DeepSpeedEngine
 _host_group: Any = None  # all ranks over gloo; made by `start`
 
 
-def start(machine: Machine, *, timeout_minutes: float) -> None:
+def start(machine: Machine, *, timeout_minutes: float, log: Path | None = None) -> None:
     """Join this rank to the others; call once per process.
 
     timeout_minutes: longest wait for another rank in any collective before this rank fails.
+    log: file for DeepSpeed's own lines, of which the terminal then shows errors only.
     """
-    _quiet()
+    _log_to(log)
     # A shared-memory collective that only DeepSpeed's inference uses: on CPU it would be compiled
     # for 21 s at the first start and leave 66 MB per rank in /dev/shm at each.
     deepspeed.ops.__compatible_ops__ = {}
@@ -133,7 +138,9 @@ class FlatGroup:
 def flat_groups(engine: Engine) -> list[FlatGroup]:
     """Return the flat layout of each parameter group; checked against DeepSpeed's own mapping."""
     zero = engine.optimizer
-    assert not zero.round_robin_gradients and not zero.parameter_alignment  # refused in `dskeys`
+    assert (
+        not zero.round_robin_gradients and not zero.parameter_alignment
+    )  # refused in `deepspeed_keys`
     found = []
     for index, parameters in enumerate(zero.bit16_groups):
         group = FlatGroup(
@@ -273,8 +280,28 @@ def gather_floats(values: Sequence[float]) -> list[list[float]]:
     return [part.tolist() for part in parts]
 
 
-def _quiet() -> None:
-    ds_logger.setLevel(logging.WARNING)
-    # LARS under ZeRO 1 and 2 is proven equal to stage 0 by tests/launch.
-    ds_logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+class _LogFile(logging.Handler):
+    """Appends lines to a file, or tells them where it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(module)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        line = f"{self.format(record)}\n"
+        try:
+            append_whole(self._path, line.encode())
+        except OSError:
+            tell(line, sys.stderr)
+
+
+def _log_to(path: Path | None) -> None:
+    """Keep all but errors of DeepSpeed off the terminal; ``path`` gets its every line."""
+    for handler in ds_logger.handlers:
+        handler.setLevel(logging.ERROR)
+    if path is not None:
+        ds_logger.setLevel(logging.INFO)
+        ds_logger.addHandler(_LogFile(path))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

@@ -79,7 +79,8 @@ def pretrain(
             loader = build_loader(
                 start.config, engine_config, machine, data=data, epoch=start.epoch
             )
-            _meet(machine, engine_config, step=start.step)
+            log = folder.deepspeed if machine.rank == 0 else None
+            _meet(machine, engine_config, step=start.step, log=log)
             state = prepare(start, machine, loader=loader, data=data)
             stop.starting = False
         except Leaving:
@@ -157,15 +158,16 @@ def _meet(
     engine_config: EngineConfig,
     *,
     step: int = 0,
+    log: Path | None = None,
     refusal: HarlError | None = None,
 ) -> None:
     """Join this rank to the others. Raises HarlError on all of them if one must not go on.
 
-    step: where this rank would start from.
+    step: where this rank would start from. log: file for DeepSpeed's lines.
     """
     from harl_fast.engine import deepspeed as ds
 
-    ds.start(machine, timeout_minutes=engine_config.file.harl_fast.timeout_minutes)
+    ds.start(machine, timeout_minutes=engine_config.file.harl_fast.timeout_minutes, log=log)
     if ds.any_rank(refusal is not None):
         raise refusal or CheckpointError("rank 0 cannot have the run folder; its message says why")
     if ds.max_over_ranks(step) != -ds.max_over_ranks(-step):

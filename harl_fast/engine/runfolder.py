@@ -43,6 +43,8 @@ class RunFolder:
     """One JSON record per step without effect: its number and its samples' ids by rank."""
     status = _Inside("run.json")
     """What the run is doing, see `monitor.runjson`."""
+    deepspeed = _Inside("deepspeed.log")
+    """What DeepSpeed logs on rank 0."""
     provenance = _Inside("provenance.json")
     """See `engine.provenance`."""
     lock = _Inside(FOLDER_LOCK)
@@ -122,7 +124,8 @@ def write_configs(folder: RunFolder, config: RunConfig, engine: EngineConfig) ->
 
 def _before_a_run(path: Path) -> bool:
     """Return whether a process that ended before `write_configs` was done left this."""
-    return path.name in ("engine.json", "provenance.json", "preempted", "run.json") or (
+    names = ("deepspeed.log", "engine.json", "provenance.json", "preempted", "run.json")
+    return path.name in names or (
         path.name.startswith(".") and path.name.endswith((".tmp", ".lock"))
     )
 
