@@ -280,6 +280,11 @@ def tell(text: str, stream: TextIO) -> None:
                 os.dup2(nowhere.fileno(), stream.fileno())
 
 
+def to_stderr(text: str) -> None:
+    """Print a line on standard error, as `tell` does."""
+    tell(f"{text}\n", sys.stderr)
+
+
 class LiveLine:
     """The last line of a terminal, rewritten in place; without a terminal nothing is shown."""
 

@@ -15,10 +15,10 @@ from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 from harl_fast.errors import ConfigError, HarlError, explain, one_line, shown
-from harl_fast.files import tell
+from harl_fast.files import to_stderr
 from harl_fast.supervision import heeds_hangup
 
-_INTERRUPTED = "interrupted: no file is left half-written\n"
+_INTERRUPTED = "interrupted: no file is left half-written"
 _CLEAN_UP_S = 10.0
 _OF_IMPORTS = (ValueError, KeyError, RuntimeError)
 """What imports raise where an environment variable holds what a library does not take."""
@@ -67,7 +67,7 @@ def _complain(message: str) -> None:
         message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     first, *others = message.split("\n")
     text = "\n  ".join([f"error: {first}", *(line.strip() for line in others)])
-    tell(f"{text}\n", sys.stderr)
+    to_stderr(text)
 
 
 def run_main(main: Callable[[], int]) -> None:
@@ -109,7 +109,7 @@ def head(module: str, parse: Callable[[None], object]) -> Iterator[None]:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    tell(_INTERRUPTED, sys.stderr)
+    to_stderr(_INTERRUPTED)
     os._exit(130)
 
 
@@ -137,7 +137,7 @@ def _outcome(main: Callable[[], int]) -> int:
             _complain(text)
             code = 2
         except KeyboardInterrupt:
-            tell(_INTERRUPTED, sys.stderr)
+            to_stderr(_INTERRUPTED)
             code = 130
         _settle_output()
     return code
@@ -182,7 +182,7 @@ def _tell_early_interrupt(
 ) -> None:
     """Tell of an interrupt before `run_main` in one line: a program's imports take seconds."""
     if issubclass(kind, KeyboardInterrupt):
-        tell(_INTERRUPTED, sys.stderr)
+        to_stderr(_INTERRUPTED)
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from deepspeed.utils import logger as ds_logger
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.side import append_whole
 from harl_fast.errors import ConfigError
-from harl_fast.files import tell
+from harl_fast.files import to_stderr
 from harl_fast.optim.lars import LARS
 from harl_fast.optim.layout import GroupLayout, Segment, flat_layout
 
@@ -290,11 +289,11 @@ class _LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        line = f"{self.format(record)}\n"
+        line = self.format(record)
         try:
-            append_whole(self._path, line.encode())
+            append_whole(self._path, f"{line}\n".encode())
         except OSError:
-            tell(line, sys.stderr)
+            to_stderr(line)
 
 
 def _log_to(path: Path | None) -> None:

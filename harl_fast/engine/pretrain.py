@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from harl_fast.engine.runfolder import RunFolder, begin, mark, open_run_folder, 
 from harl_fast.engine.side import SideOutputs, required
 from harl_fast.engine.stop import Leaving, StopSignal
 from harl_fast.errors import CheckpointError, HarlError
-from harl_fast.files import tell
+from harl_fast.files import to_stderr
 from harl_fast.lock import Lock, locked
 from harl_fast.supervision import supervisors
 
@@ -70,8 +69,8 @@ def pretrain(
             lock = _take(folder, machine, engine_config, held)
             open_run_folder(run, resume=resume)  # what was found may have changed until now
             # torch, FFCV, numba and DeepSpeed take seconds; refusals above need not wait for them.
-            from harl_fast.engine.build import build_loader
             from harl_fast.engine.start import Request, decide
+            from harl_fast.engine.views import build_loader
 
             request = Request(config_name, config_overrides, resume, init_from, allow_change)
             start = decide(folder, engine_config, request)
@@ -214,7 +213,7 @@ def note_beginning(start: Start, data: dict[str, Any], *, ranks: int, manifest: 
             read_provenance(folder.provenance).data.get("beton_sha256"), data["beton_sha256"]
         )
     for text in start.notes:
-        tell(f"{text}\n", sys.stderr)
+        to_stderr(text)
     with required(folder.path):
         begin(folder, step=start.step)
         note_start(
@@ -236,11 +235,8 @@ def _leave(folder: RunFolder, *, reason: str) -> None:
     from harl_fast.engine.monitor.runjson import RunJson
     from harl_fast.engine.monitor.sink import RunInfo
 
-    def warn(text: str) -> None:
-        tell(f"{text}\n", sys.stderr)
-
     step = latest_step(folder.checkpoints)
-    warn(f"stopped by {reason} before the first step")
+    to_stderr(f"stopped by {reason} before the first step")
     mark(folder.preempted, step=step, reason=reason)
-    status = RunJson(RunInfo(folder, first_step=step), SideOutputs(warn))
+    status = RunJson(RunInfo(folder, first_step=step), SideOutputs(to_stderr))
     status.state("preempted", reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from harl_fast.config import RunConfig, dump_config, load_config, override_confi
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.side import required
 from harl_fast.errors import CheckpointError, ConfigError
-from harl_fast.files import read_regular, tell, write_json, write_text
+from harl_fast.files import read_regular, to_stderr, write_json, write_text
 from harl_fast.host import utc_time
 from harl_fast.lock import FOLDER_LOCK
 
@@ -181,12 +180,11 @@ def _trim(path: Path, *, step: int) -> None:
         # The last may be the half line of a killed process.
         damaged = sum(at is None for at, _ in lines[:-1])
         if damaged:
-            text = f"warning: {path}: {damaged} lines that are no records are left out"
-            tell(f"{text}\n", sys.stderr)
+            to_stderr(f"warning: {path}: {damaged} lines that are no records are left out")
         if len(kept) < len(lines):
             write_text(path, b"".join(kept).decode())
     except OSError as error:
-        tell(f"warning: {path} cannot be trimmed to step {step}: {error}\n", sys.stderr)
+        to_stderr(f"warning: {path} cannot be trimmed to step {step}: {error}")
 
 
 def _tree(path: Path) -> dict[str, Any]:

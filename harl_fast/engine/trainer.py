@@ -17,7 +17,6 @@ from torch import Tensor
 from harl_fast.config import RunConfig
 from harl_fast.data.loader import Batch, BetonLoader
 from harl_fast.engine import deepspeed as ds
-from harl_fast.engine.build import build_photometric, compile_networks
 from harl_fast.engine.checkpoint.format import Checkpoint, last_before
 from harl_fast.engine.checkpoint.state import collect_state, load_networks, load_rest, record_of
 from harl_fast.engine.checkpoint.writer import Saver
@@ -26,14 +25,21 @@ from harl_fast.engine.machine import Machine, keep_freed_memory
 from harl_fast.engine.monitor.metrics import Meter
 from harl_fast.engine.monitor.monitor import Monitor, Sheet
 from harl_fast.engine.monitor.nonfinite import NonfiniteLog
-from harl_fast.engine.networks import EncoderFile, build_model
+from harl_fast.engine.networks import EncoderFile, build_model, compile_networks
 from harl_fast.engine.precision import Autocast, LossScale
 from harl_fast.engine.resume import check_position
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.schedule import Schedule
 from harl_fast.engine.state import TrainState
 from harl_fast.engine.stop import StopAction, StopSignal, TimeLimit
-from harl_fast.engine.views import colouring, sizes_in, sizes_text, view_geometry, views_at
+from harl_fast.engine.views import (
+    build_photometric,
+    colouring,
+    sizes_in,
+    sizes_text,
+    view_geometry,
+    views_at,
+)
 from harl_fast.errors import HarlError
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.optim.build import build_optimizer, init_momentum

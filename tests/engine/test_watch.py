@@ -18,7 +18,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from harl_fast.config import RunConfig
-from harl_fast.engine.build import build_loader
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.monitor.monitor import Sheet
@@ -27,6 +26,7 @@ from harl_fast.engine.monitor.tensorboard import TAGS
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.stop import StopSignal
 from harl_fast.engine.trainer import Stepper, Trainer, build
+from harl_fast.engine.views import build_loader
 from harl_fast.errors import DataError
 from harl_fast.optim.lars import LARS
 from harl_fast.supervision import Process

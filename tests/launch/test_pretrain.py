@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-import harl_fast.engine.build
+import harl_fast.engine.views
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.stop import LOST
 from harl_fast.program import run_main
@@ -288,7 +288,7 @@ def test_a_signal_during_the_start_leaves_at_once(
     """And the folder is as good as empty: the same command starts the run."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(
-        harl_fast.engine.build, "build_loader", lambda *a, **k: os.kill(os.getpid(), number)
+        harl_fast.engine.views, "build_loader", lambda *a, **k: os.kill(os.getpid(), number)
     )
     command = [str(part) for part in (*arguments(tmp_path, tmp_path), *new_run(tmp_path))]
     for _ in range(2):
