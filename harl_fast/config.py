@@ -43,7 +43,7 @@ Ratio = Annotated[float, Field(ge=0.01, le=100.0)]
 Sigma = Annotated[float, Field(ge=0.01, le=1000.0)]
 Deviation = Annotated[float, Field(ge=0.01, le=1.0)]
 Schedule = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]
-"""A course over the run as text; a plain number is one, too."""
+"""A value over the run as text; a plain number is one, too."""
 
 
 def crop_rule(text: str) -> tuple[str, float]:
@@ -253,7 +253,7 @@ class OptimConfig(Section):
     trust: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
     """LARS trust coefficient."""
     formula: Literal["byol", "simclr", "solo-learn"] = "byol"
-    """Which published LARS, see `optim.lars`."""
+    """Which published LARS, see `harl_fast.optim.formula`."""
 
 
 class LogConfig(Section):

@@ -273,10 +273,8 @@ def gather_floats(values: Sequence[float]) -> list[list[float]]:
     """Return every rank's values, from host to host; all ranks must call it with as many."""
     if dist.get_world_size() == 1:
         return [list(values)]
-    own = torch.tensor(values, dtype=torch.float64)
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own, group=_host_group)
-    return [part.tolist() for part in parts]
+    found: list[list[float]] = gather_rows(torch.tensor(values, dtype=torch.float64)).tolist()
+    return found
 
 
 class _LogFile(logging.Handler):

@@ -204,8 +204,11 @@ def open_checkpoint(path: Path, *, verify: bool = False) -> Checkpoint:
     """
     file, notes = _tensor_file(Path(path))
     record = _read_record(file)
+    digest = ""
     try:
         size = file.stat().st_size
+        if verify and size == record.tensors_bytes and record.tensors_sha256:
+            digest = sha256_file(file)
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror}. {_other(file)}") from error
     if size != record.tensors_bytes:
@@ -218,19 +221,12 @@ def open_checkpoint(path: Path, *, verify: bool = False) -> Checkpoint:
             f"warning: {file} is older than checksums of checkpoints: that its tensors are "
             f"unchanged is not known",
         )
-    elif verify and _sha256(file) != record.tensors_sha256:
+    elif verify and digest != record.tensors_sha256:
         raise CheckpointError(
             f"{file} has another SHA-256 than its record says: it was changed or damaged after "
             f"it was written. {_other(file)}"
         )
     return Checkpoint(file, record, notes)
-
-
-def _sha256(file: Path) -> str:
-    try:
-        return sha256_file(file)
-    except OSError as error:
-        raise CheckpointError(f"{file}: {error.strerror}. {_other(file)}") from error
 
 
 def _read_record(file: Path) -> Record:
