@@ -32,7 +32,7 @@ def build_model(config: RunConfig) -> HARL:
 
 
 def compile_networks(harl: HARL, *, sizes: int) -> None:
-    """Compile both networks, for each of so many sizes of views once: static code is faster."""
+    """Compile both networks, once per size of views: code of fixed shapes is faster."""
     # Online and target share their functions, of which torch keeps 8 versions by default and then
     # runs uncompiled: from a fifth size on.
     limits = torch._dynamo.config

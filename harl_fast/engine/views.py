@@ -17,7 +17,7 @@ from harl_fast.model.backbones import feature_size
 from harl_fast.schedules import size_schedule
 
 FEWEST_CELLS = 4
-"""Cells a side of a feature map below which a mask hardly tells foreground from background."""
+"""Side of a feature map in cells, below which masks hardly separate foreground from background."""
 
 
 def views_at(config: RunConfig, *, epoch: int = 0) -> tuple[ViewConfig, ...]:
@@ -71,7 +71,7 @@ def small_map_text(config: RunConfig) -> str:
     if config.model.stem != "small":
         remedies.insert(0, "set model.stem=small")
     if config.model.last_stride > 1:
-        remedies.insert(0, "set model.last_stride=1 (twice as many a side)")
+        remedies.insert(0, "set model.last_stride=1 (twice as many per side)")
     sizes = " and ".join(f"{side} x {side} cells at {size} px" for size, side in small.items())
     return (
         f"warning: feature maps have {sizes}, and masks tell little on fewer than "

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -27,6 +27,7 @@ from harl_fast.engine.views import loader_colours, small_map_text
 from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
 from harl_fast.optim.lars import LARS
+from harl_fast.textfile import nodes
 
 
 class Sheet(Protocol):
@@ -248,7 +249,11 @@ def _run_info(state: TrainState, folder: RunFolder, *, step: int, quiet: bool) -
             "config/engine": json.dumps(engine.record(), indent=2),
         },
         hparams={
-            **_flat(method),
+            **{
+                key: value
+                for key, _, value in nodes(method)
+                if isinstance(value, int | float | str)
+            },
             "batch_global": engine.batches.batch_global,
             "precision": engine.precision,
         },
@@ -266,17 +271,6 @@ def _supply(state: TrainState) -> Supply:
         loader_colours=loader_colours(config, state.device),
         on_gpu=state.device.type == "cuda",
     )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float | str | bool]:
-    """Return a section's values by dotted key."""
-    found: dict[str, float | str | bool] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value if isinstance(value, int | float | str) else str(value)
-    return found
 
 
 def _range(name: str, values: list[float]) -> dict[str, float]:

@@ -31,7 +31,7 @@ class RunInfo:
     """Steps done before this start."""
     batch_global: int = 1
     quiet: bool = False
-    """Print warnings and one line an epoch only."""
+    """Print warnings and one line per epoch only."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """The configurations by name."""
     hparams: Mapping[str, float | str | bool] = field(default_factory=dict)
