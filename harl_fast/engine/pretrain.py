@@ -68,7 +68,7 @@ def pretrain(
             stop.starting = True
             lock = _take(folder, machine, engine_config, held)
             open_run_folder(run, resume=resume)  # what was found may have changed until now
-            # torch, FFCV, numba and DeepSpeed take seconds; refusals above need not wait for them.
+            # FFCV, numba and DeepSpeed take seconds, which the refusals above need not wait for.
             from harl_fast.engine.start import Request, decide
             from harl_fast.engine.views import build_loader
 

@@ -81,7 +81,12 @@ def extract(
             f"{label}: {total} samples were announced, at least one is needed, and the loader "
             f"yielded {done}; write the container again with `make beton`"
         )
-    _check_finite(features, label=label)
+    bad = int((~torch.isfinite(features).all(1)).sum())
+    if bad:
+        raise CheckpointError(
+            f"{label}: {bad} of {total} samples have features that are not finite. The encoder "
+            f"diverged: take an earlier checkpoint, or lower optim.lr and train again."
+        )
     return FeatureSet(features, labels)
 
 
@@ -93,12 +98,3 @@ def _evaluating(encoder: nn.Module) -> Iterator[None]:
         yield
     finally:
         encoder.train(training)
-
-
-def _check_finite(features: Tensor, *, label: str) -> None:
-    bad = int((~torch.isfinite(features).all(1)).sum())
-    if bad:
-        raise CheckpointError(
-            f"{label}: {bad} of {features.shape[0]} samples have features that are not finite. "
-            f"The encoder diverged: take an earlier checkpoint, or lower optim.lr and train again."
-        )

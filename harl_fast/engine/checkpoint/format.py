@@ -202,7 +202,11 @@ def open_checkpoint(path: Path, *, verify: bool = False) -> Checkpoint:
     reads the whole file. Raises CheckpointError if it is missing, incomplete, changed, or of
     another format.
     """
-    file, notes = _tensor_file(Path(path))
+    path, notes = Path(path), tuple[str, ...]()
+    if path.suffix in (".safetensors", ".json"):
+        file = path.with_suffix(".safetensors")
+    else:
+        file, notes = _latest(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     record = _read_record(file)
     digest = ""
     try:
@@ -263,13 +267,6 @@ def _seal(tree: dict[str, Any]) -> str:
     """Return the SHA-256 of a record's other fields, whatever order they are in."""
     rest = {key: value for key, value in tree.items() if key != "record_sha256"}
     return tree_sha256(rest)
-
-
-def _tensor_file(path: Path) -> tuple[Path, tuple[str, ...]]:
-    """Return the file that a path leads to, and what is to be told of the way."""
-    if path.suffix in (".safetensors", ".json"):
-        return path.with_suffix(".safetensors"), ()
-    return _latest(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
 
 
 def _tensor_files(folder: Path) -> list[Path]:

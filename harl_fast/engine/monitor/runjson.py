@@ -9,7 +9,7 @@ import socket
 import time
 from typing import Any
 
-from harl_fast.engine.monitor.sink import FINAL, LogRecord, Progress, RunInfo, Sink, State
+from harl_fast.engine.monitor.sink import LogRecord, Progress, RunInfo, Sink, State
 from harl_fast.engine.side import SideOutputs
 from harl_fast.host import utc_time
 
@@ -48,9 +48,8 @@ class RunJson(Sink):
         self._write()
 
     def state(self, state: State, reason: str = "") -> None:
-        """Change the state and write the file; a final state stays."""
-        if self._fields["state"] not in FINAL:
-            self._fields |= {"state": state, "reason": reason}
+        """Change the state and write the file."""
+        self._fields |= {"state": state, "reason": reason}
         self._write()
 
     def write(self, record: LogRecord) -> None:
