@@ -117,10 +117,7 @@ class ViewConfig(Section):
 class DataConfig(Section):
     """The loader and its views."""
 
-    views: tuple[ViewConfig, ViewConfig] = (
-        ViewConfig(),
-        ViewConfig(blur_p=0.1, solarize_p=0.2),
-    )
+    views: tuple[ViewConfig, ViewConfig] = (ViewConfig(), ViewConfig(blur_p=0.1, solarize_p=0.2))
     """The two policies T and T' (BYOL, appendix B: asymmetric blur and solarize)."""
     size_schedule: ScheduleText = ""
     """Side of all views by epoch: a number of pixels or steps:160,0.7:192,0.85:224 with times as

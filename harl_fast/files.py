@@ -215,11 +215,7 @@ class UnusualFileError(OSError):
     """A pipe, socket, device or folder under a file's name, or a file beyond a limit."""
 
 
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-)
+_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
 
 
 def open_regular(path: Path, *, limit: int | None = None) -> BinaryIO:

@@ -90,13 +90,7 @@ def pretrain(
                 os._exit(0)  # an orderly end would wait for ranks that may wait for this one
             return 0
         return _train(
-            start,
-            state,
-            quiet=quiet,
-            sheet=sheet,
-            time_limit_s=time_limit_s,
-            stop=stop,
-            lock=lock,
+            start, state, quiet=quiet, sheet=sheet, time_limit_s=time_limit_s, stop=stop, lock=lock
         )
 
 

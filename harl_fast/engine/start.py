@@ -158,11 +158,7 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, request: Request) 
     check_identity(weights, known.run_id)
     record, notes = weights.record, [*weights.notes]
     config = run_config(
-        folder,
-        name=request.config,
-        overrides=request.overrides,
-        resume=True,
-        record=record.config,
+        folder, name=request.config, overrides=request.overrides, resume=True, record=record.config
     )
     pairs = (record.config, recorded_engine(weights)), (config, engine_config)
     changes = _allowed_changes(request, *pairs, where=str(weights.path))
