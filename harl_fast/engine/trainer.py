@@ -93,16 +93,16 @@ def build(
         scale.attach(optimizer)
     photometric = build_photometric(config, machine)
     state = TrainState(
-        config,
-        engine_config,
-        machine,
-        loader,
-        photometric,
-        harl,
-        optimizer,
-        engine,
-        scale,
-        schedule,
+        config=config,
+        engine_config=engine_config,
+        machine=machine,
+        loader=loader,
+        photometric=photometric,
+        harl=harl,
+        optimizer=optimizer,
+        engine=engine,
+        scale=scale,
+        schedule=schedule,
     )
     if resume and isinstance(weights, Checkpoint):
         load_rest(state, weights)
@@ -386,5 +386,5 @@ class Trainer:
         code = INTERRUPTED if action == StopAction.INTERRUPT and not done else 0
         if not written:
             code, text = UNSAVED, f"{text}. ITS LAST CHECKPOINT WAS NOT WRITTEN: see above"
-        self.sinks.info(text, always=True)
+        self.sinks.warn(text)
         return RunResult(code=code, step=step, done=done, reason=reason)

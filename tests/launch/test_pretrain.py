@@ -65,6 +65,7 @@ def test_two_ranks_train_to_the_end_and_leave_nothing(tmp_path: Path, data: Path
     assert len(result.lines("epoch 1/2 step 2  loss ")) == 1  # rank 0 alone speaks
     assert len(result.lines("done: 2 epochs")) == 1
     assert result.lines("untested optimizer") == result.lines("built successfully") == []
+    assert "untested optimizer" in (tmp_path / "run" / "deepspeed.log").read_text()
     assert steps_of(tmp_path) == [2, 4, 6, 8, 10, 12]
     record = open_checkpoint(tmp_path / "run").record
     assert (record.step, record.epoch, record.epoch_step) == (2 * STEPS, 2, 0)

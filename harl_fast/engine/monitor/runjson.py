@@ -53,7 +53,7 @@ class RunJson(Sink):
         self._write()
 
     def write(self, record: LogRecord) -> None:
-        """Take the record's figures and alarms."""
+        """Receive the record's figures and alarms."""
         figures = record.figures
         self._update(
             warnings=sorted(record.alarms),
@@ -62,7 +62,7 @@ class RunJson(Sink):
         )
 
     def progress(self, progress: Progress) -> None:
-        """Take step and speed."""
+        """Receive step and speed."""
         timed = {"img_s": progress.img_s, "eta_s": progress.eta_s} if progress.img_s else {}
         self._update(epoch=progress.epoch, step=progress.step, **timed)
 

@@ -157,9 +157,9 @@ class Sinks:
         if not self._sinks and not self._silent:  # not open yet, or closed
             to_stderr(text)
 
-    def info(self, text: str, *, always: bool = False) -> None:
-        """Print a line unless quiet. always: then too, as what ends the run."""
-        if always or not self.run.quiet:
+    def info(self, text: str) -> None:
+        """Print a line unless quiet."""
+        if not self.run.quiet:
             self.warn(text)
 
     def state(self, state: State, *, reason: str = "") -> None:
@@ -174,7 +174,7 @@ class Sinks:
                 sink.state(state, reason)
 
     def progress(self, *, epoch: int, step: int) -> None:
-        """Take that a step of ``epoch`` (from 1) is done; told when that is due.
+        """Note that a step of ``epoch`` (from 1) is done; tell the sinks when that is due.
 
         Nothing is asked of the device.
         """
