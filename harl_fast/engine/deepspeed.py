@@ -39,9 +39,9 @@ def start(machine: Machine, *, timeout_minutes: float, log: Path | None = None) 
     """Join this rank to the others; call once per process.
 
     timeout_minutes: longest wait for another rank in any collective before this rank fails.
-    log: file for DeepSpeed's own lines, of which the terminal then shows errors only.
+    log: file for DeepSpeed's own lines of rank 0; the terminal shows its errors only.
     """
-    _log_to(log)
+    _log_to(log if machine.rank == 0 else None)
     # A shared-memory collective that only DeepSpeed's inference uses: on CPU it would be compiled
     # for 21 s at the first start and leave 66 MB per rank in /dev/shm at each.
     deepspeed.ops.__compatible_ops__ = {}

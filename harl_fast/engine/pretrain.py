@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harl_fast.engine.config import EngineConfig, read_engine_file, resume_engine_file, settle
+from harl_fast.engine.config import EngineConfig, run_engine_file, settle
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
 from harl_fast.engine.provenance import note_start, read_provenance
 from harl_fast.engine.runfolder import RunFolder, begin, mark, open_run_folder, write_configs
@@ -48,18 +48,12 @@ def pretrain(
     """
     watched = supervisors()
     machine = this_machine()
-    with (
-        leader_reports(machine),
-        StopSignal(supervisors=watched) as stop,
-        contextlib.ExitStack() as held,
-    ):
-        folder, told = RunFolder(run), ""
-        if resume:
-            file, told = resume_engine_file(
-                engine_file, own=folder.engine, overrides=engine_overrides, ranks=machine.ranks
-            )
-        else:
-            file = read_engine_file(engine_file, overrides=engine_overrides)
+    with leader_reports(machine), StopSignal(supervisors=watched) as stop, ExitStack() as held:
+        folder = RunFolder(run)
+        own = folder.engine if resume else None
+        file, told = run_engine_file(
+            engine_file, own=own, overrides=engine_overrides, ranks=machine.ranks
+        )
         check_machine(file.harl_fast, machine, source=str(engine_file))
         engine_config = settle(file, ranks=machine.ranks, source=str(engine_file))
         open_run_folder(run, resume=resume)
@@ -78,8 +72,7 @@ def pretrain(
             loader = build_loader(
                 start.config, engine_config, machine, data=data, epoch=start.epoch
             )
-            log = folder.deepspeed if machine.rank == 0 else None
-            _meet(machine, engine_config, step=start.step, log=log)
+            _meet(machine, engine_config, step=start.step, log=folder.deepspeed)
             state = prepare(start, machine, loader=loader, data=data)
             stop.starting = False
         except Leaving:
@@ -129,7 +122,7 @@ def _train(
 
 
 def _take(
-    folder: RunFolder, machine: Machine, engine_config: EngineConfig, held: contextlib.ExitStack
+    folder: RunFolder, machine: Machine, engine_config: EngineConfig, held: ExitStack
 ) -> Lock | None:
     """Hold the run folder's lock until ``held`` is closed and return it; None but on rank 0.
 
@@ -156,7 +149,7 @@ def _meet(
 ) -> None:
     """Join this rank to the others. Raises HarlError on all of them if one must not go on.
 
-    step: where this rank would start from. log: file for DeepSpeed's lines.
+    step: where this rank would start from. log: file for what DeepSpeed logs on rank 0.
     """
     from harl_fast.engine import deepspeed as ds
 
