@@ -14,7 +14,7 @@ Number = TypeVar("Number", int, float)
 
 SEED_MAX = 2**31 - 1
 """Largest seed; every generator behind the project takes it."""
-_INT = re.compile(r"[-+]?[0-9]+")
+_INT = re.compile(r"[-+]?[0-9]{1,4000}")  # Python reads no more than 4300 digits
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|-?(nan|inf)")
 
 
