@@ -33,9 +33,9 @@ def windows(settings: Mapping[str, Any]) -> Iterator[dict[str, float]]:
     """
     from benchmarks import step_setup as setup
     from harl_fast.engine import deepspeed as ds
-    from harl_fast.engine.build import build_loader
     from harl_fast.engine.machine import this_machine
     from harl_fast.engine.trainer import Stepper, build
+    from harl_fast.engine.views import build_loader
 
     setup.quiet_threads(dict(settings))
     machine = this_machine()

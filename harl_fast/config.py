@@ -42,8 +42,8 @@ CropShare = Annotated[float, Field(ge=1e-4, le=1.0)]
 Ratio = Annotated[float, Field(ge=0.01, le=100.0)]
 Sigma = Annotated[float, Field(ge=0.01, le=1000.0)]
 Deviation = Annotated[float, Field(ge=0.01, le=1.0)]
-Schedule = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]
-"""A course over the run as text; a plain number is one, too."""
+ScheduleText = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]
+"""A value over the run as text; a plain number is one, too."""
 
 
 def crop_rule(text: str) -> tuple[str, float]:
@@ -117,12 +117,9 @@ class ViewConfig(Section):
 class DataConfig(Section):
     """The loader and its views."""
 
-    views: tuple[ViewConfig, ViewConfig] = (
-        ViewConfig(),
-        ViewConfig(blur_p=0.1, solarize_p=0.2),
-    )
+    views: tuple[ViewConfig, ViewConfig] = (ViewConfig(), ViewConfig(blur_p=0.1, solarize_p=0.2))
     """The two policies T and T' (BYOL, appendix B: asymmetric blur and solarize)."""
-    size_schedule: Schedule = ""
+    size_schedule: ScheduleText = ""
     """Side of all views by epoch: a number of pixels or steps:160,0.7:192,0.85:224 with times as
     shares of all epochs; constant within an epoch. Empty: each view's own size_px."""
     order: Literal["random", "quasi"] = "random"
@@ -202,9 +199,9 @@ class LossConfig(Section):
         "byol+f_loss"
     )
     """Which terms: the whole image (byol), foreground (f_loss), background (b_loss)."""
-    alpha: Schedule = "cosine:0.6:1.0"
+    alpha: ScheduleText = "cosine:0.6:1.0"
     """Foreground's share against background: a number, cosine:START:END or steps:V0,T1:V1,..."""
-    beta: Schedule = "cosine:0.6:0.3"
+    beta: ScheduleText = "cosine:0.6:0.3"
     """The whole image's share against the regions, in the same forms."""
     mask: Literal["soft", "area", "any"] = "soft"
     """A cell's weight: its coverage; 1 if coverage >= mask_threshold; 1 if touched at all."""
@@ -253,7 +250,7 @@ class OptimConfig(Section):
     trust: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
     """LARS trust coefficient."""
     formula: Literal["byol", "simclr", "solo-learn"] = "byol"
-    """Which published LARS, see `optim.lars`."""
+    """Which published LARS, see `harl_fast.optim.formula`."""
 
 
 class LogConfig(Section):

@@ -215,11 +215,7 @@ class UnusualFileError(OSError):
     """A pipe, socket, device or folder under a file's name, or a file beyond a limit."""
 
 
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-)
+_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
 
 
 def open_regular(path: Path, *, limit: int | None = None) -> BinaryIO:
@@ -278,6 +274,11 @@ def tell(text: str, stream: TextIO) -> None:
             # For good. Libraries that write there, and the interpreter at its end, would fail too.
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def to_stderr(text: str) -> None:
+    """Print a line on standard error, as `tell` does."""
+    tell(f"{text}\n", sys.stderr)
 
 
 class LiveLine:

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harl_fast.errors import HarlError, OutputError, explain
-from harl_fast.files import tell
+from harl_fast.files import to_stderr
 from harl_fast.host import utc_time
 from harl_fast.supervision import Process, boot_id, pid_namespace, stat_fields
 
@@ -177,7 +177,7 @@ def _take(path: Path, own: Owner, *, output: Path) -> None:
         try:
             if _read(path) == other:
                 os.replace(right, path)
-                tell(f"note: {path} is taken over from {other}, which is gone\n", sys.stderr)
+                to_stderr(f"note: {path} is taken over from {other}, which is gone")
                 return
         finally:
             right.unlink(missing_ok=True)
@@ -193,7 +193,7 @@ def _release(path: Path, own: Owner, *, with_folder: bool) -> None:
     except FileNotFoundError:
         pass  # the work has removed the folder itself
     except (OSError, HarlError) as error:
-        tell(f"warning: {path} cannot be removed ({error}); delete it\n", sys.stderr)
+        to_stderr(f"warning: {path} cannot be removed ({error}); delete it")
 
 
 def _read(path: Path) -> Owner | None:

@@ -10,10 +10,11 @@ from typing import TypeVar
 from harl_fast.errors import HarlError, shown
 
 Value = TypeVar("Value")
+Number = TypeVar("Number", int, float)
 
 SEED_MAX = 2**31 - 1
 """Largest seed; every generator behind the project takes it."""
-_INT = re.compile(r"[-+]?[0-9]+")
+_INT = re.compile(r"[-+]?[0-9]{1,4000}")  # Python reads no more than 4300 digits
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|-?(nan|inf)")
 
 
@@ -51,29 +52,15 @@ def checked(read: Callable[[str], Value]) -> Callable[[str], Value]:
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
     """Return an argparse type: a whole number from low to high."""
-
-    def read(text: str) -> int:
-        try:
-            value = to_int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{shown(value)} is not from {low} to {high}")
-        return value
-
-    return read
+    return checked(lambda text: _within(to_int(text), low, high, f"{low} to {high}"))
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
     """Return an argparse type: a finite number from low to high."""
+    return checked(lambda text: _within(to_float(text), low, high, f"{low:g} to {high:g}"))
 
-    def read(text: str) -> float:
-        try:
-            value = to_float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{shown(text)} is no number") from None
-        if not low <= value <= high:  # also true for NaN
-            raise argparse.ArgumentTypeError(f"{shown(value)} is not from {low:g} to {high:g}")
-        return value
 
-    return read
+def _within(value: Number, low: float, high: float, bounds: str) -> Number:
+    if not low <= value <= high:  # also true for NaN
+        raise ValueError(f"{shown(value)} is not from {bounds}")
+    return value

@@ -15,10 +15,10 @@ from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 from harl_fast.errors import ConfigError, HarlError, explain, one_line, shown
-from harl_fast.files import tell
-from harl_fast.supervision import heeds_hangup
+from harl_fast.files import to_stderr
+from harl_fast.supervision import answering
 
-_INTERRUPTED = "interrupted: no file is left half-written\n"
+_INTERRUPTED = "interrupted: no file is left half-written"
 _CLEAN_UP_S = 10.0
 _OF_IMPORTS = (ValueError, KeyError, RuntimeError)
 """What imports raise where an environment variable holds what a library does not take."""
@@ -67,7 +67,7 @@ def _complain(message: str) -> None:
         message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     first, *others = message.split("\n")
     text = "\n  ".join([f"error: {first}", *(line.strip() for line in others)])
-    tell(f"{text}\n", sys.stderr)
+    to_stderr(text)
 
 
 def run_main(main: Callable[[], int]) -> None:
@@ -92,24 +92,20 @@ def head(module: str, parse: Callable[[None], object]) -> Iterator[None]:
     if module != "__main__":
         yield
         return
-    numbers = [signal.SIGINT, signal.SIGTERM, *[signal.SIGHUP] * heeds_hangup()]
-    before = [(number, signal.signal(number, _leave)) for number in numbers]
-    try:
-        if code := _outcome(lambda: 0 * bool(parse(None))):
-            sys.exit(code)
-        yield
-    except _OF_IMPORTS as error:
-        if not (text := _of_environment(error)):
-            raise
-        _complain(text)
-        sys.exit(2)
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+    with answering(signal.SIGINT, signal.SIGTERM, by=_leave):
+        try:
+            if code := _outcome(lambda: 0 * bool(parse(None))):
+                sys.exit(code)
+            yield
+        except _OF_IMPORTS as error:
+            if not (text := _of_environment(error)):
+                raise
+            _complain(text)
+            sys.exit(2)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    tell(_INTERRUPTED, sys.stderr)
+    to_stderr(_INTERRUPTED)
     os._exit(130)
 
 
@@ -137,7 +133,7 @@ def _outcome(main: Callable[[], int]) -> int:
             _complain(text)
             code = 2
         except KeyboardInterrupt:
-            tell(_INTERRUPTED, sys.stderr)
+            to_stderr(_INTERRUPTED)
             code = 130
         _settle_output()
     return code
@@ -182,7 +178,7 @@ def _tell_early_interrupt(
 ) -> None:
     """Tell of an interrupt before `run_main` in one line: a program's imports take seconds."""
     if issubclass(kind, KeyboardInterrupt):
-        tell(_INTERRUPTED, sys.stderr)
+        to_stderr(_INTERRUPTED)
     else:
         sys.__excepthook__(kind, error, trace)
 
@@ -209,7 +205,7 @@ def _interrupts() -> Iterator[None]:
 
     Code that is imported may swallow the exception. Then a signal some seconds later serves.
     """
-    numbers, raised_s = [signal.SIGTERM, *[signal.SIGHUP] * heeds_hangup()], -math.inf
+    raised_s = -math.inf
 
     def interrupt(_: int, frame: FrameType | None) -> None:
         nonlocal raised_s
@@ -217,12 +213,8 @@ def _interrupts() -> Iterator[None]:
             raised_s = time.monotonic()
             raise KeyboardInterrupt
 
-    before = [(number, signal.signal(number, interrupt)) for number in numbers]
-    try:
+    with answering(signal.SIGTERM, by=interrupt):
         yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

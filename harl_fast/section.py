@@ -48,11 +48,7 @@ def _kinds(annotation: Any) -> set[type]:
 
 
 def validated(
-    model: type[Any],
-    tree: dict[str, Any],
-    *,
-    where: str,
-    synonyms: Mapping[str, str] | None = None,
+    model: type[Any], tree: dict[str, Any], *, where: str, synonyms: Mapping[str, str] | None = None
 ) -> Any:
     """Return ``model`` filled from ``tree``, or raise ConfigError with one line per mistake.
 

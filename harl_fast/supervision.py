@@ -8,9 +8,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 GUARD = "HARL_FAST_GUARD"
 """Environment variable in which launch/guard.py names its own process to the ranks."""
@@ -97,9 +98,7 @@ def run_below(command: Sequence[str], *, cwd: Path) -> int:
     clean-up is done when this raises KeyboardInterrupt. It gets SIGTERM if this process is killed.
     """
     got: list[int] = []
-    numbers = [signal.SIGINT, signal.SIGTERM, *[signal.SIGHUP] * heeds_hangup()]
-    before = [(one, signal.signal(one, lambda number, _: got.append(number))) for one in numbers]
-    try:
+    with answering(signal.SIGINT, signal.SIGTERM, by=lambda number, _: got.append(number)):
         child = subprocess.Popen(
             command,
             cwd=cwd,
@@ -112,9 +111,6 @@ def run_below(command: Sequence[str], *, cwd: Path) -> int:
             while handed < len(got):
                 child.send_signal(got[handed])
                 handed += 1
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
     if got:
         raise KeyboardInterrupt
     return code
@@ -128,6 +124,18 @@ def end_with_parent(number: int) -> None:
 def adopt_orphans() -> None:
     """Become the parent of any process below this one whose own parent ends."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+@contextlib.contextmanager
+def answering(*numbers: int, by: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Answer signals by a function for a while: these, and SIGHUP unless nohup had it ignored."""
+    every = [*numbers, *[signal.SIGHUP] * heeds_hangup()]
+    before = [(number, signal.signal(number, by)) for number in every]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def heeds_hangup() -> bool:

@@ -235,7 +235,7 @@ def tree_sha256(tree: dict[str, Any]) -> str:
 
 
 def _checked(value: Any, *, where: str, error: type[HarlError]) -> Any:
-    for key, depth, node in _nodes(value):
+    for key, depth, node in nodes(value):
         if depth > DEEPEST:
             raise error(f"{where}: nested more than {DEEPEST} levels deep")
         if isinstance(node, float) and not math.isfinite(node):
@@ -244,15 +244,16 @@ def _checked(value: Any, *, where: str, error: type[HarlError]) -> Any:
     return value
 
 
-def _nodes(value: Any) -> Iterator[tuple[str, int, Any]]:
-    """Yield each value within one, with its dotted key and depth, without recursion."""
+def nodes(value: Any) -> Iterator[tuple[str, int, Any]]:
+    """Yield each value within a tree, in order, with its dotted key and depth; no recursion."""
     waiting = [("", 0, value)]
     while waiting:
         key, depth, node = waiting.pop()
         yield key, depth, node
-        if isinstance(node, dict | list):
+        if isinstance(node, dict | list | tuple):
             inner = node.items() if isinstance(node, dict) else enumerate(node)
-            waiting += [(f"{key}.{name}".lstrip("."), depth + 1, one) for name, one in inner]
+            below = [(f"{key}.{name}".lstrip("."), depth + 1, one) for name, one in inner]
+            waiting += reversed(below)
 
 
 def _kind(value: Any) -> str:

@@ -12,7 +12,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse and export; return the exit code."""
     parser = argparse.ArgumentParser(
         description="Write a checkpoint's encoder as a safetensors file with the tensor names of "
-        "torchvision, or of timm for its networks. Only the classifier is missing.",
+        "torchvision, or of timm for its networks. Only the classifier is missing."
     )
     parser.add_argument("ckpt", type=Path, metavar="CKPT", help="run folder or checkpoint")
     parser.add_argument("out", type=Path, metavar="OUT", help="such as encoder.safetensors")

@@ -14,7 +14,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
     parser = argparse.ArgumentParser(
         description="Train linear heads on an encoder's frozen features of train.beton and report "
-        "their accuracy, and k-NN's, on val.beton.",
+        "their accuracy, and k-NN's, on val.beton."
     )
     parser.add_argument("--ckpt", type=Path, required=True, help="run folder or checkpoint")
     parser.add_argument(

@@ -231,16 +231,17 @@ def read_engine_file(path: Path, *, overrides: Sequence[str] = ()) -> EngineFile
     return _checked(read_json(path, hjson_too=True), overrides, where=str(path))
 
 
-def resume_engine_file(
-    path: Path, *, own: Path, overrides: Sequence[str], ranks: int
+def run_engine_file(
+    path: Path, *, own: Path | None, overrides: Sequence[str], ranks: int
 ) -> tuple[EngineFile, str]:
-    """Return the engine file of a run that is resumed, and what is to be told of it.
+    """Return the engine file of a run, and what is to be told of it.
 
-    What decides a run's result comes from its own engine.json, so that overrides of its first
-    start need not be given again; the rest from ``path``. On another number of ranks the micro
-    batch follows from ``path`` too. Raises ConfigError.
+    own: the engine.json of a run that is resumed; None for a new one. It decides what touches the
+    run's result, so that overrides of the first start need not be given again; the rest comes from
+    ``path``. On another number of ranks the micro batch follows from ``path`` too. Raises
+    ConfigError.
     """
-    if not own.exists():
+    if own is None or not own.exists():
         return read_engine_file(path, overrides=overrides), ""
     try:
         kept = _checked(read_json(own), (), where=str(own)).model_dump(

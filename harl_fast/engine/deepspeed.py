@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -23,7 +24,9 @@ from deepspeed.utils import groups as ds_groups
 from deepspeed.utils import logger as ds_logger
 
 from harl_fast.engine.machine import Machine
+from harl_fast.engine.side import append_whole
 from harl_fast.errors import ConfigError
+from harl_fast.files import to_stderr
 from harl_fast.optim.lars import LARS
 from harl_fast.optim.layout import GroupLayout, Segment, flat_layout
 
@@ -32,12 +35,13 @@ Engine: TypeAlias = deepspeed.DeepSpeedEngine
 _host_group: Any = None  # all ranks over gloo; made by `start`
 
 
-def start(machine: Machine, *, timeout_minutes: float) -> None:
+def start(machine: Machine, *, timeout_minutes: float, log: Path | None = None) -> None:
     """Join this rank to the others; call once per process.
 
     timeout_minutes: longest wait for another rank in any collective before this rank fails.
+    log: file for DeepSpeed's own lines of rank 0; the terminal shows its errors only.
     """
-    _quiet()
+    _log_to(log if machine.rank == 0 else None)
     # A shared-memory collective that only DeepSpeed's inference uses: on CPU it would be compiled
     # for 21 s at the first start and leave 66 MB per rank in /dev/shm at each.
     deepspeed.ops.__compatible_ops__ = {}
@@ -133,7 +137,9 @@ class FlatGroup:
 def flat_groups(engine: Engine) -> list[FlatGroup]:
     """Return the flat layout of each parameter group; checked against DeepSpeed's own mapping."""
     zero = engine.optimizer
-    assert not zero.round_robin_gradients and not zero.parameter_alignment  # refused in `dskeys`
+    assert (
+        not zero.round_robin_gradients and not zero.parameter_alignment
+    )  # refused in `deepspeed_keys`
     found = []
     for index, parameters in enumerate(zero.bit16_groups):
         group = FlatGroup(
@@ -267,14 +273,32 @@ def gather_floats(values: Sequence[float]) -> list[list[float]]:
     """Return every rank's values, from host to host; all ranks must call it with as many."""
     if dist.get_world_size() == 1:
         return [list(values)]
-    own = torch.tensor(values, dtype=torch.float64)
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own, group=_host_group)
-    return [part.tolist() for part in parts]
+    found: list[list[float]] = gather_rows(torch.tensor(values, dtype=torch.float64)).tolist()
+    return found
 
 
-def _quiet() -> None:
-    ds_logger.setLevel(logging.WARNING)
-    # LARS under ZeRO 1 and 2 is proven equal to stage 0 by tests/launch.
-    ds_logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+class _LogFile(logging.Handler):
+    """Appends lines to a file, or tells them where it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(module)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        line = self.format(record)
+        try:
+            append_whole(self._path, f"{line}\n".encode())
+        except OSError:
+            to_stderr(line)
+
+
+def _log_to(path: Path | None) -> None:
+    """Keep all but errors of DeepSpeed off the terminal; ``path`` gets its every line."""
+    for handler in ds_logger.handlers:
+        handler.setLevel(logging.ERROR)
+    if path is not None:
+        ds_logger.setLevel(logging.INFO)
+        ds_logger.addHandler(_LogFile(path))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

@@ -3,93 +3,55 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 from harl_fast.errors import ConfigError, shown
 
-_REMOVED = dict.fromkeys(
-    (
-        "amp",
-        "compression_training",
-        "curriculum_learning",
-        "eigenvalue",
-        "elasticity",
-        "graph_harvesting",
-        "nebula",
-        "progressive_layer_drop",
-        "quantize_training",
-        "sparse_attention",
-        "sparse_gradients",
+_REFUSED = {
+    "amp compression_training curriculum_learning eigenvalue elasticity graph_harvesting nebula "
+    "progressive_layer_drop quantize_training sparse_attention sparse_gradients": (
+        "DeepSpeed 0.19 removed it. Delete the section"
     ),
-    "DeepSpeed 0.19 removed it. Delete the section",
-)
-_OWN_LOGS = dict.fromkeys(
-    ("comet", "csv_monitor", "tensorboard", "wandb"),
-    "the run folder already holds tensorboard/ and metrics.jsonl, with more than DeepSpeed logs. "
-    "Delete the section",
-)
-_MEAN = dict.fromkeys(
-    ("gradient_allreduce_op", "gradient_predivide_factor", "prescale_gradients"),
-    "learning rates assume the plain mean over ranks. Delete it",
-)
-_TOP: dict[str, str] = {
-    **_REMOVED,
-    **_OWN_LOGS,
-    **_MEAN,
-    "optimizer": "the optimizer belongs to the method's YAML, section optim: optim.name, optim.lr, "
-    "optim.weight_decay (--set optim.lr=0.3). Delete the section",
-    "scheduler": "the learning rate's schedule belongs to the method's YAML: optim.warmup_epochs, "
-    "then a half cosine (--set optim.warmup_epochs=5). Delete the section",
+    "comet csv_monitor tensorboard wandb": (
+        "the run folder already holds tensorboard/ and metrics.jsonl, with more than DeepSpeed "
+        "logs. Delete the section"
+    ),
+    "gradient_allreduce_op gradient_predivide_factor prescale_gradients": (
+        "learning rates assume the plain mean over ranks. Delete it"
+    ),
+    "optimizer": (
+        "the optimizer belongs to the method's YAML, section optim: optim.name, optim.lr, "
+        "optim.weight_decay (--set optim.lr=0.3). Delete the section"
+    ),
+    "scheduler": (
+        "the learning rate's schedule belongs to the method's YAML: optim.warmup_epochs, then a "
+        "half cosine (--set optim.warmup_epochs=5). Delete the section"
+    ),
     "bfloat16": "it is the old name. Write bf16",
     "managed_gradient_accumulation": "harl_fast counts micro steps with DeepSpeed. Delete it",
+    "zero_optimization.*offload* zero_optimization.zenflow": (
+        "the optimizer state takes 0.2 GB, so that moving it off the device only costs time. "
+        "Delete it"
+    ),
+    "zero_optimization.stage3_* zero_optimization.zero_* zero_optimization.leaf_module "
+    "zero_optimization.memory_efficient_linear zero_optimization.override_module_apply "
+    "zero_optimization.sub_group_size": (
+        "it belongs to stage 3, which harl_fast refuses. Delete it"
+    ),
+    "zero_optimization.elastic_checkpoint zero_optimization.load_from_fp32_weights": (
+        "harl_fast's checkpoints fit any stage and rank count by themselves. Delete it"
+    ),
+    "bf16.immediate_grad_update": "gradients stay fp32. Delete it",
+    "bf16.check_grad_overflow": "LARS rejects non-finite gradients by itself. Delete it",
 }
-
-_OFFLOAD = "the optimizer state takes 0.2 GB, so that moving it off the device only costs time"
-_STAGE3 = "it belongs to stage 3, which harl_fast refuses"
-_ZERO: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "cpu_offload",
-            "cpu_offload_param",
-            "cpu_offload_use_pin_memory",
-            "offload_optimizer",
-            "offload_param",
-            "zenflow",
-        ),
-        _OFFLOAD + ". Delete it",
-    ),
-    **dict.fromkeys(
-        (
-            "leaf_module",
-            "memory_efficient_linear",
-            "override_module_apply",
-            "sub_group_size",
-            "zero_hpz_partition_size",
-            "zero_quantized_gradients",
-            "zero_quantized_nontrainable_weights",
-            "zero_quantized_weights",
-        ),
-        _STAGE3 + ". Delete it",
-    ),
-    **dict.fromkeys(
-        ("elastic_checkpoint", "load_from_fp32_weights"),
-        "harl_fast's checkpoints fit any stage and rank count by themselves. Delete it",
-    ),
-}
+"""Reasons by keys, with their sections and * for any letters."""
 
 _NARROW = (
     "gradients are reduced in communication_data_type. Delete it, and set communication_data_type "
     'to "bf16" for a narrow reduction'
 )
-_SECTIONS: dict[str, dict[str, str]] = {
-    "zero_optimization": _ZERO,
-    "bf16": {
-        "immediate_grad_update": "gradients stay fp32. Delete it",
-        "check_grad_overflow": "LARS rejects non-finite gradients by itself. Delete it",
-    },
-}
-
 _VALUES: dict[tuple[str, str], tuple[Callable[[Any], bool], str]] = {
     ("zero_optimization", "stage"): (
         lambda stage: stage == 3,
@@ -126,21 +88,21 @@ def refuse_keys(tree: dict[str, Any], *, where: str) -> None:
 
     where: the file's name. Keys unknown to DeepSpeed pass; the schema rejects them.
     """
-    for key in tree:
-        if key in _TOP:
-            raise ConfigError(f"{where}: {key}: {_TOP[key]}")
     if isinstance(tree.get("zero_optimization"), bool):
         stage = int(tree["zero_optimization"])
         raise ConfigError(f'{where}: zero_optimization: write {{"stage": {stage}}}')
+    for key in _dotted(tree):
+        for patterns, reason in _REFUSED.items():
+            if any(fnmatchcase(key, pattern) for pattern in patterns.split()):
+                raise ConfigError(f"{where}: {key}: {reason}")
+
+
+def _dotted(tree: dict[str, Any]) -> Iterator[str]:
+    """Yield all keys, then those within sections as ``section.key``."""
+    yield from tree
     for section, values in tree.items():
-        if not isinstance(values, dict):
-            continue
-        for key in values:
-            reason = _SECTIONS.get(section, {}).get(key)
-            if section == "zero_optimization" and key.startswith("stage3_"):
-                reason = _STAGE3 + ". Delete it"
-            if reason:
-                raise ConfigError(f"{where}: {section}.{key}: {reason}")
+        if isinstance(values, dict):
+            yield from (f"{section}.{key}" for key in values)
 
 
 def refuse_values(tree: dict[str, Any], *, where: str) -> None:

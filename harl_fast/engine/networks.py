@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from harl_fast.config import ModelConfig, RunConfig
 from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint, save_tensors
 from harl_fast.errors import CheckpointError
-from harl_fast.files import check_output, replacing, tell
+from harl_fast.files import check_output, replacing, to_stderr
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.harl import HARL
@@ -30,6 +29,17 @@ def build_model(config: RunConfig) -> HARL:
         torch.manual_seed(config.seed + 1)  # the backbone draws from `seed` itself
         encoder = random_encoder(config, seed=config.seed).train()
         return HARL(config.model, config.loss, backbone=encoder)
+
+
+def compile_networks(harl: HARL, *, sizes: int) -> None:
+    """Compile both networks, once per size of views: code of fixed shapes is faster."""
+    # Online and target share their functions, of which torch keeps 8 versions by default and then
+    # runs uncompiled: from a fifth size on.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 2 * sizes + 2)
+    for network in (harl, harl.target):
+        for child in network.children():
+            child.compile(dynamic=False)
 
 
 def random_encoder(config: RunConfig, *, seed: int) -> Backbone:
@@ -48,7 +58,7 @@ def load_encoder(path: Path | str) -> tuple[Backbone, RunConfig]:
     """
     checkpoint = open_checkpoint(Path(path), verify=True)
     for note in checkpoint.notes:
-        tell(f"{note}\n", sys.stderr)
+        to_stderr(note)
     config = checkpoint.record.config
     encoder = random_encoder(config, seed=0)
     try:

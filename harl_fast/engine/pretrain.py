@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harl_fast.engine.config import EngineConfig, read_engine_file, resume_engine_file, settle
+from harl_fast.engine.config import EngineConfig, run_engine_file, settle
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
 from harl_fast.engine.provenance import note_start, read_provenance
 from harl_fast.engine.runfolder import RunFolder, begin, mark, open_run_folder, write_configs
 from harl_fast.engine.side import SideOutputs, required
 from harl_fast.engine.stop import Leaving, StopSignal
 from harl_fast.errors import CheckpointError, HarlError
-from harl_fast.files import tell
+from harl_fast.files import to_stderr
 from harl_fast.lock import Lock, locked
 from harl_fast.supervision import supervisors
 
@@ -49,18 +48,12 @@ def pretrain(
     """
     watched = supervisors()
     machine = this_machine()
-    with (
-        leader_reports(machine),
-        StopSignal(supervisors=watched) as stop,
-        contextlib.ExitStack() as held,
-    ):
-        folder, told = RunFolder(run), ""
-        if resume:
-            file, told = resume_engine_file(
-                engine_file, own=folder.engine, overrides=engine_overrides, ranks=machine.ranks
-            )
-        else:
-            file = read_engine_file(engine_file, overrides=engine_overrides)
+    with leader_reports(machine), StopSignal(supervisors=watched) as stop, ExitStack() as held:
+        folder = RunFolder(run)
+        own = folder.engine if resume else None
+        file, told = run_engine_file(
+            engine_file, own=own, overrides=engine_overrides, ranks=machine.ranks
+        )
         check_machine(file.harl_fast, machine, source=str(engine_file))
         engine_config = settle(file, ranks=machine.ranks, source=str(engine_file))
         open_run_folder(run, resume=resume)
@@ -69,17 +62,17 @@ def pretrain(
             stop.starting = True
             lock = _take(folder, machine, engine_config, held)
             open_run_folder(run, resume=resume)  # what was found may have changed until now
-            # torch, FFCV, numba and DeepSpeed take seconds; refusals above need not wait for them.
-            from harl_fast.engine.build import build_loader
-            from harl_fast.engine.start import Asked, decide
+            # FFCV, numba and DeepSpeed take seconds, which the refusals above need not wait for.
+            from harl_fast.engine.start import Request, decide
+            from harl_fast.engine.views import build_loader
 
-            asked = Asked(config_name, config_overrides, resume, init_from, allow_change)
-            start = decide(folder, engine_config, asked)
+            request = Request(config_name, config_overrides, resume, init_from, allow_change)
+            start = decide(folder, engine_config, request)
             start.notes.extend([told] if told else [])
             loader = build_loader(
                 start.config, engine_config, machine, data=data, epoch=start.epoch
             )
-            _meet(machine, engine_config, step=start.step)
+            _meet(machine, engine_config, step=start.step, log=folder.deepspeed)
             state = prepare(start, machine, loader=loader, data=data)
             stop.starting = False
         except Leaving:
@@ -90,13 +83,7 @@ def pretrain(
                 os._exit(0)  # an orderly end would wait for ranks that may wait for this one
             return 0
         return _train(
-            start,
-            state,
-            quiet=quiet,
-            sheet=sheet,
-            time_limit_s=time_limit_s,
-            stop=stop,
-            lock=lock,
+            start, state, quiet=quiet, sheet=sheet, time_limit_s=time_limit_s, stop=stop, lock=lock
         )
 
 
@@ -135,7 +122,7 @@ def _train(
 
 
 def _take(
-    folder: RunFolder, machine: Machine, engine_config: EngineConfig, held: contextlib.ExitStack
+    folder: RunFolder, machine: Machine, engine_config: EngineConfig, held: ExitStack
 ) -> Lock | None:
     """Hold the run folder's lock until ``held`` is closed and return it; None but on rank 0.
 
@@ -157,15 +144,16 @@ def _meet(
     engine_config: EngineConfig,
     *,
     step: int = 0,
+    log: Path | None = None,
     refusal: HarlError | None = None,
 ) -> None:
     """Join this rank to the others. Raises HarlError on all of them if one must not go on.
 
-    step: where this rank would start from.
+    step: where this rank would start from. log: file for what DeepSpeed logs on rank 0.
     """
     from harl_fast.engine import deepspeed as ds
 
-    ds.start(machine, timeout_minutes=engine_config.file.harl_fast.timeout_minutes)
+    ds.start(machine, timeout_minutes=engine_config.file.harl_fast.timeout_minutes, log=log)
     if ds.any_rank(refusal is not None):
         raise refusal or CheckpointError("rank 0 cannot have the run folder; its message says why")
     if ds.max_over_ranks(step) != -ds.max_over_ranks(-step):
@@ -211,7 +199,7 @@ def note_beginning(start: Start, data: dict[str, Any], *, ranks: int, manifest: 
     """Write what a start writes before its first step. Raises CheckpointError if it cannot be."""
     folder = start.folder
     for text in start.notes:
-        tell(f"{text}\n", sys.stderr)
+        to_stderr(text)
     with required(folder.path):
         begin(folder, step=start.step)
         note_start(
@@ -233,11 +221,8 @@ def _leave(folder: RunFolder, *, reason: str) -> None:
     from harl_fast.engine.monitor.runjson import RunJson
     from harl_fast.engine.monitor.sink import RunInfo
 
-    def warn(text: str) -> None:
-        tell(f"{text}\n", sys.stderr)
-
     step = latest_step(folder.checkpoints)
-    warn(f"stopped by {reason} before the first step")
+    to_stderr(f"stopped by {reason} before the first step")
     mark(folder.preempted, step=step, reason=reason)
-    status = RunJson(RunInfo(folder, first_step=step), SideOutputs(warn))
+    status = RunJson(RunInfo(folder, first_step=step), SideOutputs(to_stderr))
     status.state("preempted", reason)

@@ -40,7 +40,7 @@ def code_version() -> str:
     return " ".join([harl_fast.__version__, answer.stdout.strip()]).strip()
 
 
-class Start(BaseModel):
+class PastStart(BaseModel):
     """What is noted of one start of a run; only what is read back is checked."""
 
     model_config = ConfigDict(extra="allow")
@@ -60,7 +60,7 @@ class Provenance(BaseModel):
     """Random digits drawn at the run's first start, which every checkpoint of it carries too;
     runs of older versions have none before they are resumed."""
     data: dict[str, Any] = {}
-    starts: list[Start] = []
+    starts: list[PastStart] = []
 
 
 def new_run_id() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from harl_fast.engine.config import (
 from harl_fast.engine.provenance import first_reason
 from harl_fast.engine.schedule import Schedule
 from harl_fast.errors import CheckpointError, ConfigError, nearest
+from harl_fast.textfile import nodes
 
 _FREE = ("log", "data.workers", "data.batches_ahead", "data.damaged", "data.check")
 """Keys and sections that a resumed run may change: they touch no sound sample and no weight."""
@@ -80,14 +81,6 @@ def check_data(known: object, beton_sha256: str) -> None:
         )
 
 
-def free_with_ranks(before: Batches, now: Batches) -> tuple[str, ...]:
-    """Return the engine's keys that may follow from another number of ranks.
-
-    BatchNorm normalises over each micro batch, so that its size touches the result.
-    """
-    return () if before.ranks == now.ranks else ("train_micro_batch_size_per_gpu",)
-
-
 def seen_text(sync_bn: str, batches: Batches) -> str:
     """Return over how many images BatchNorm normalises, under a ``model.sync_bn``."""
     micro, together = batches.batch_micro, batches.batch_micro * batches.ranks
@@ -110,8 +103,8 @@ def refuse_changes(
     may. Raises ConfigError listing all other changes but the free ones, and for a name in
     ``allowed`` that is no key.
     """
+    keys = {key for tree in (before, now) for key, _, _ in nodes(tree) if key}
     for name in allowed:
-        keys = {*_names(before), *_names(now)}
         if name not in keys:
             raise ConfigError(f"--allow-change {name!r} is no key{nearest(name, keys)}")
     found = changed(before, now)
@@ -182,12 +175,3 @@ def changed(before: Any, after: Any, key: str = "") -> Changes:
 
 def _within(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def _names(tree: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of all keys and sections."""
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-    for key, value in items:
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping | list | tuple):
-            yield from _names(value, f"{prefix}{key}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from harl_fast.config import RunConfig, dump_config, load_config, override_confi
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.side import required
 from harl_fast.errors import CheckpointError, ConfigError
-from harl_fast.files import read_regular, tell, write_json, write_text
+from harl_fast.files import read_regular, to_stderr, write_json, write_text
 from harl_fast.host import utc_time
 from harl_fast.lock import FOLDER_LOCK
 
@@ -43,6 +42,8 @@ class RunFolder:
     """One JSON record per step without effect: its number and its samples' ids by rank."""
     status = _Inside("run.json")
     """What the run is doing, see `monitor.runjson`."""
+    deepspeed = _Inside("deepspeed.log")
+    """What DeepSpeed logs on rank 0."""
     provenance = _Inside("provenance.json")
     """See `engine.provenance`."""
     lock = _Inside(FOLDER_LOCK)
@@ -122,7 +123,8 @@ def write_configs(folder: RunFolder, config: RunConfig, engine: EngineConfig) ->
 
 def _before_a_run(path: Path) -> bool:
     """Return whether a process that ended before `write_configs` was done left this."""
-    return path.name in ("engine.json", "provenance.json", "preempted", "run.json") or (
+    names = ("deepspeed.log", "engine.json", "provenance.json", "preempted", "run.json")
+    return path.name in names or (
         path.name.startswith(".") and path.name.endswith((".tmp", ".lock"))
     )
 
@@ -178,12 +180,11 @@ def _trim(path: Path, *, step: int) -> None:
         # The last may be the half line of a killed process.
         damaged = sum(at is None for at, _ in lines[:-1])
         if damaged:
-            text = f"warning: {path}: {damaged} lines that are no records are left out"
-            tell(f"{text}\n", sys.stderr)
+            to_stderr(f"warning: {path}: {damaged} lines that are no records are left out")
         if len(kept) < len(lines):
             write_text(path, b"".join(kept).decode())
     except OSError as error:
-        tell(f"warning: {path} cannot be trimmed to step {step}: {error}\n", sys.stderr)
+        to_stderr(f"warning: {path} cannot be trimmed to step {step}: {error}")
 
 
 def _tree(path: Path) -> dict[str, Any]:

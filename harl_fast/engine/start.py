@@ -21,7 +21,6 @@ from harl_fast.engine.resume import (
     change_text,
     check_identity,
     first_engine,
-    free_with_ranks,
     recorded_engine,
     refuse_changes,
     seen_text,
@@ -32,7 +31,7 @@ from harl_fast.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What the command line asks for."""
 
     config: str | None
@@ -42,11 +41,6 @@ class Asked:
     init_from: Path | None
     allow_change: Sequence[str]
     """Keys and sections of `resume.settings` that may differ from those before."""
-
-    def allowed(self, *, epochs: int, before: int) -> list[str]:
-        """Return the keys that may change; a number of epochs given may extend the run."""
-        longer = epochs > before and any(text.startswith("epochs=") for text in self.overrides)
-        return [*self.allow_change, *(["epochs"] if longer else [])]
 
 
 @dataclass(frozen=True)
@@ -90,94 +84,89 @@ class Start:
         return self.record.skipped if self.record is not None else 0
 
 
-def decide(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> Start:
+def decide(folder: RunFolder, engine_config: EngineConfig, request: Request) -> Start:
     """Return what a start is to do; nothing is written.
 
     Raises HarlError if a run to be resumed would not go on as it began, or its files are damaged.
     """
-    if asked.resume:
-        first = is_before_the_first(folder.checkpoints)
-        return (_begin_again if first else _continue)(folder, engine_config, asked)
-    config = run_config(folder, name=asked.config, overrides=asked.overrides, resume=False)
-    weights = None if asked.init_from is None else open_initial(asked.init_from, config.model)
+    if not request.resume:
+        config = run_config(folder, name=request.config, overrides=request.overrides, resume=False)
+        return _first_start(folder, config, engine_config, init_from=request.init_from)
+    first = is_before_the_first(folder.checkpoints)
+    return (_begin_again if first else _continue)(folder, engine_config, request)
+
+
+def _first_start(
+    folder: RunFolder,
+    config: RunConfig,
+    engine_config: EngineConfig,
+    *,
+    init_from: Path | None,
+    changes: Changes | None = None,
+    notes: Sequence[str] = (),
+) -> Start:
+    """Return a start from step 0, with the weights of ``init_from`` if it is given."""
+    weights = None if init_from is None else open_initial(init_from, config.model)
     return Start(
         folder=folder,
         config=config,
         engine_config=engine_config,
         run_id=read_provenance(folder.provenance).run_id or new_run_id(),
         weights=weights,
-        init_from=asked.init_from,
-        notes=[] if weights is None else [*weights.notes],
+        init_from=init_from,
+        changes=changes,
+        notes=[*notes, *(() if weights is None else weights.notes)],
     )
 
 
-def _begin_again(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> Start:
+def _begin_again(folder: RunFolder, engine_config: EngineConfig, request: Request) -> Start:
     """Return the start of a run that ended before its first checkpoint was complete.
 
     Raises CheckpointError if it did not, so that its checkpoints were lost.
     """
-    known = read_provenance(folder.provenance)
+    starts = read_provenance(folder.provenance).starts
     before = run_config(folder, name=None, overrides=(), resume=True)
     signs = list(signs_of_a_save(folder, checkpoint_epochs=before.log.checkpoint_epochs))
     # Earlier starts may be of a run that was taken away: a start at step 0 has looked for that.
-    if known.starts and known.starts[-1].step > 0:
-        signs.append(f"{folder.provenance.name} has a start from step {known.starts[-1].step}")
+    if starts and starts[-1].step > 0:
+        signs.append(f"{folder.provenance.name} has a start from step {starts[-1].step}")
     if signs:
         raise CheckpointError(
             f"{folder.checkpoints} holds no complete checkpoint, but the run had one: "
             f"{'; '.join(signs)}. Bring the checkpoints back, or start again in a new folder"
         )
-    config = run_config(folder, name=asked.config, overrides=asked.overrides, resume=True)
+    config = run_config(folder, name=request.config, overrides=request.overrides, resume=True)
     # A folder of an older version, or a start that was killed in between, may lack engine.json.
     engine_before = first_engine(folder.engine) if folder.engine.exists() else engine_config
-    changes = refuse_changes(
-        settings(before, engine_before),
-        settings(config, engine_config),
-        allowed=asked.allowed(epochs=config.epochs, before=before.epochs),
-        where=str(folder.path),
-        free=free_with_ranks(engine_before.batches, engine_config.batches),
-    )
-    source = known.starts[0].init_from if known.starts else None
-    weights = None if source is None else open_initial(Path(source), config.model)
-    note = f"{folder.path} has no complete checkpoint yet: the run begins again"
-    return Start(
-        folder=folder,
-        config=config,
-        engine_config=engine_config,
-        run_id=known.run_id or new_run_id(),
-        weights=weights,
+    pairs = (before, engine_before), (config, engine_config)
+    changes = _allowed_changes(request, *pairs, where=str(folder.path))
+    source = starts[0].init_from if starts else None
+    return _first_start(
+        folder,
+        config,
+        engine_config,
         init_from=None if source is None else Path(source),
         changes=changes,
-        notes=[note, *(() if weights is None else weights.notes)],
+        notes=[f"{folder.path} has no complete checkpoint yet: the run begins again"],
     )
 
 
-def _continue(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> Start:
+def _continue(folder: RunFolder, engine_config: EngineConfig, request: Request) -> Start:
     """Return the start of a run that goes on after its latest checkpoint."""
     known = read_provenance(folder.provenance)
     weights = open_checkpoint(folder.checkpoints, verify=True)
     check_identity(weights, known.run_id)
-    record = weights.record
+    record, notes = weights.record, [*weights.notes]
     config = run_config(
-        folder, name=asked.config, overrides=asked.overrides, resume=True, record=record.config
+        folder, name=request.config, overrides=request.overrides, resume=True, record=record.config
     )
-    engine_before = recorded_engine(weights)
-    changes = refuse_changes(
-        settings(record.config, engine_before),
-        settings(config, engine_config),
-        allowed=asked.allowed(epochs=config.epochs, before=record.config.epochs),
-        where=str(weights.path),
-        free=free_with_ranks(engine_before.batches, engine_config.batches),
-    )
-    allowed = f"changed after step {record.step}: {change_text(changes)}"
-    seen = [
-        seen_text(sync_bn, batches)
-        for sync_bn, batches in (
-            (record.config.model.sync_bn, engine_before.batches),
-            (config.model.sync_bn, engine_config.batches),
-        )
-    ]
-    told = f"BatchNorm sees {seen[0]} -> {seen[1]} at once after step {record.step}"
+    pairs = (record.config, recorded_engine(weights)), (config, engine_config)
+    changes = _allowed_changes(request, *pairs, where=str(weights.path))
+    if changes:
+        notes.append(f"changed after step {record.step}: {change_text(changes)}")
+    seen = [seen_text(each.model.sync_bn, engine.batches) for each, engine in pairs]
+    if seen[0] != seen[1]:
+        notes.append(f"BatchNorm sees {seen[0]} -> {seen[1]} at once after step {record.step}")
     return Start(
         folder=folder,
         config=config,
@@ -186,9 +175,27 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, asked: Asked) -> S
         weights=weights,
         resume=True,
         changes=changes,
-        notes=[
-            *weights.notes,
-            *([allowed] if changes else []),
-            *([told] if seen[0] != seen[1] else []),
-        ],
+        notes=notes,
+    )
+
+
+def _allowed_changes(
+    request: Request,
+    before: tuple[RunConfig, EngineConfig],
+    now: tuple[RunConfig, EngineConfig],
+    *,
+    where: str,
+) -> Changes:
+    """Return what differs from the run so far as the user allows it; see `refuse_changes`."""
+    longer = now[0].epochs > before[0].epochs  # which ``--epochs`` alone allows
+    given = longer and any(text.startswith("epochs=") for text in request.overrides)
+    # BatchNorm normalises over each micro batch, whose size touches the result; on another number
+    # of ranks it may have to change.
+    same_ranks = before[1].batches.ranks == now[1].batches.ranks
+    return refuse_changes(
+        settings(*before),
+        settings(*now),
+        allowed=[*request.allow_change, *(["epochs"] if given else [])],
+        where=where,
+        free=() if same_ranks else ("train_micro_batch_size_per_gpu",),
     )

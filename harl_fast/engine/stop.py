@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from types import FrameType, TracebackType
+from types import FrameType
 
 from harl_fast.errors import shown
 from harl_fast.options import to_float
@@ -84,12 +84,7 @@ class StopSignal:
             threading.Thread(target=self._look, name="supervisors", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]

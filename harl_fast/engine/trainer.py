@@ -17,7 +17,6 @@ from torch import Tensor
 from harl_fast.config import RunConfig
 from harl_fast.data.loader import Batch, BetonLoader
 from harl_fast.engine import deepspeed as ds
-from harl_fast.engine.build import build_photometric, compile_networks
 from harl_fast.engine.checkpoint.format import Checkpoint, last_before
 from harl_fast.engine.checkpoint.state import collect_state, load_networks, load_rest, record_of
 from harl_fast.engine.checkpoint.writer import Saver
@@ -26,14 +25,21 @@ from harl_fast.engine.machine import Machine, keep_freed_memory
 from harl_fast.engine.monitor.metrics import Meter
 from harl_fast.engine.monitor.monitor import Monitor, Sheet
 from harl_fast.engine.monitor.nonfinite import NonfiniteLog
-from harl_fast.engine.networks import EncoderFile, build_model
+from harl_fast.engine.networks import EncoderFile, build_model, compile_networks
 from harl_fast.engine.precision import Autocast, LossScale
 from harl_fast.engine.resume import check_position
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.schedule import Schedule
 from harl_fast.engine.state import TrainState
 from harl_fast.engine.stop import StopAction, StopSignal, TimeLimit
-from harl_fast.engine.views import colouring, sizes_in, sizes_text, view_geometry, views_at
+from harl_fast.engine.views import (
+    build_photometric,
+    colouring,
+    sizes_in,
+    sizes_text,
+    view_geometry,
+    views_at,
+)
 from harl_fast.errors import HarlError
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.optim.build import build_optimizer, init_momentum
@@ -87,16 +93,16 @@ def build(
         scale.attach(optimizer)
     photometric = build_photometric(config, machine)
     state = TrainState(
-        config,
-        engine_config,
-        machine,
-        loader,
-        photometric,
-        harl,
-        optimizer,
-        engine,
-        scale,
-        schedule,
+        config=config,
+        engine_config=engine_config,
+        machine=machine,
+        loader=loader,
+        photometric=photometric,
+        harl=harl,
+        optimizer=optimizer,
+        engine=engine,
+        scale=scale,
+        schedule=schedule,
     )
     if resume and isinstance(weights, Checkpoint):
         load_rest(state, weights)
@@ -225,6 +231,7 @@ class Trainer:
         self.monitor = Monitor(
             state, self.stepper.meter, folder, step=step, quiet=quiet, sheet=sheet
         )
+        self.sinks = self.monitor.sinks
         self._run_id, self._still_held = run_id, still_held
         self.result: RunResult | None = None
         self.stop = StopSignal() if stop is None else stop
@@ -236,7 +243,7 @@ class Trainer:
                 folder.checkpoints,
                 keep_last=log.keep_last,
                 keep_every_epochs=log.keep_every_epochs,
-                warn=self.monitor.warn,
+                warn=self.sinks.warn,
             )
         size = 12 * sum(parameter.numel() for parameter in state.harl.parameters())
         self._limit = TimeLimit(time_limit_s, state_bytes=size)
@@ -251,7 +258,7 @@ class Trainer:
         """
         schedule, action = self.state.schedule, StopAction.CONTINUE
         saving = contextlib.nullcontext() if self._saver is None else self._saver
-        with saving, self.monitor, self._listening:
+        with saving, self.sinks, self._listening:
             self.monitor.introduce()
             for epoch in range(self.stepper.step // schedule.steps_per_epoch, schedule.epochs):
                 action = self._epoch(epoch)
@@ -296,9 +303,7 @@ class Trainer:
         colour = colouring(config, state.device, epoch=epoch)
         seconds = state.loader.set_views(views, colour=colour)
         again = "; torch.compile will compile again for them" if config.model.compile else ""
-        self.monitor.info(
-            f"epoch {epoch + 1}: views of {sizes_text(views)} ({seconds:.1f} s){again}"
-        )
+        self.sinks.info(f"epoch {epoch + 1}: views of {sizes_text(views)} ({seconds:.1f} s){again}")
 
     def _agree(self) -> StopAction:
         """Return what all ranks do after this step; all must call it."""
@@ -314,7 +319,7 @@ class Trainer:
     def _check_skipped(self) -> None:
         """Tell of steps without effect, and raise HarlError after too many of them in a row."""
         log, folder = self.stepper.nonfinite, self.folder
-        self.monitor.skipped(log.drain())
+        self.sinks.skipped(log.drain())
         if log.streak < self.state.config.log.max_skipped:
             return
         if self._saver is not None:
@@ -332,7 +337,7 @@ class Trainer:
         """Begin to write a checkpoint unless this step has one; all ranks must call it."""
         step = self.stepper.step
         if ds.any_rank(not self._still_held()):
-            self.monitor.files.close()
+            self.sinks.files.close()
             raise HarlError(
                 f"{self.folder.path} is no longer this run's: while it trained, the folder was "
                 f"deleted or moved, or its lock deleted or taken over. The run stops at step "
@@ -342,7 +347,7 @@ class Trainer:
         if step == self._saved:
             return
         self._check_skipped()
-        self.monitor.state("saving")
+        self.sinks.state("saving")
         tensors = collect_state(self.state)
         if self._saver is not None:
             skipped = int(self.stepper.skipped)
@@ -371,15 +376,15 @@ class Trainer:
             reason = "done"
             text = f"done: {schedule.epochs} epochs, {schedule.total} steps; "
             text += f"weights: {self.folder.checkpoints}"
-            self.monitor.state("finished" if written else "failed")
+            self.sinks.state("finished" if written else "failed")
         else:
             late = action == StopAction.LEAVE and not self.stop.number and self._limit.passed
             reason = self.stop.reason or ("time limit" if late else "another rank's signal")
             name = reason.replace("SIGINT", "Ctrl-C")
             text = f"stopped by {name} at step {step}; --resume continues there"
-            self.monitor.state("preempted" if written else "failed", reason=reason)
+            self.sinks.state("preempted" if written else "failed", reason=reason)
         code = INTERRUPTED if action == StopAction.INTERRUPT and not done else 0
         if not written:
             code, text = UNSAVED, f"{text}. ITS LAST CHECKPOINT WAS NOT WRITTEN: see above"
-        self.monitor.info(text, always=True)
+        self.sinks.warn(text)
         return RunResult(code=code, step=step, done=done, reason=reason)

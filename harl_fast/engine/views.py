@@ -1,17 +1,23 @@
-"""How views are cut and coloured in each epoch of a run, and by whom."""
+"""How views are cut and coloured in each epoch of a run, and who does it: loader and device."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
 from harl_fast.config import RunConfig, ViewConfig
-from harl_fast.data.views.color_device import Colouring
+from harl_fast.data.loader import BetonLoader
+from harl_fast.data.views.color_device import Colouring, Photometric
 from harl_fast.data.views.crop import ViewGeometry
+from harl_fast.engine.config import EngineConfig
+from harl_fast.engine.machine import Machine
+from harl_fast.errors import ConfigError
 from harl_fast.model.backbones import feature_size
 from harl_fast.schedules import size_schedule
 
 FEWEST_CELLS = 4
-"""Cells a side of a feature map below which a mask hardly tells foreground from background."""
+"""Side of a feature map in cells, below which masks hardly separate foreground from background."""
 
 
 def views_at(config: RunConfig, *, epoch: int = 0) -> tuple[ViewConfig, ...]:
@@ -65,7 +71,7 @@ def small_map_text(config: RunConfig) -> str:
     if config.model.stem != "small":
         remedies.insert(0, "set model.stem=small")
     if config.model.last_stride > 1:
-        remedies.insert(0, "set model.last_stride=1 (twice as many a side)")
+        remedies.insert(0, "set model.last_stride=1 (twice as many per side)")
     sizes = " and ".join(f"{side} x {side} cells at {size} px" for size, side in small.items())
     return (
         f"warning: feature maps have {sizes}, and masks tell little on fewer than "
@@ -85,3 +91,52 @@ def colouring(config: RunConfig, device: torch.device, *, epoch: int = 0) -> Col
     if not loader_colours(config, device):
         return None
     return Colouring(views_at(config, epoch=epoch), mean=config.data.mean, std=config.data.std)
+
+
+def build_loader(
+    config: RunConfig, engine_config: EngineConfig, machine: Machine, *, data: Path, epoch: int = 0
+) -> BetonLoader:
+    """Return this rank's loader of the folder's train.beton, ready for the views of an epoch.
+
+    Raises ConfigError or DataError.
+    """
+    _check_batch(config, engine_config)
+    return BetonLoader(
+        data / "train.beton",
+        views=view_geometry(config, epoch=epoch),
+        batch_global=engine_config.batches.batch_global,
+        batch_micro=engine_config.batches.batch_micro,
+        rank=machine.rank,
+        world=machine.ranks,
+        seed=config.seed,
+        workers=config.data.workers,
+        ranks_here=machine.ranks_here,
+        batches_ahead=config.data.batches_ahead,
+        order=config.data.order,
+        damaged=config.data.damaged,
+        check=config.data.check,
+        colour=colouring(config, machine.device, epoch=epoch),
+    )
+
+
+def _check_batch(config: RunConfig, engine_config: EngineConfig) -> None:
+    """Raise ConfigError if a BatchNorm would see a single value per channel."""
+    batches, sync_bn = engine_config.batches, config.model.sync_bn
+    if batches.batch_micro > 1 or (batches.ranks > 1 and sync_bn == "all"):
+        return
+    one_cell = any(view.cells == 1 for view in view_geometry(config))
+    if batches.ranks == 1 or sync_bn == "none" or one_cell:
+        raise ConfigError(
+            f"{engine_config.source}: {batches}: BatchNorm needs 2 or more images to tell their "
+            f"spread. Use --engine-set train_micro_batch_size_per_gpu=2 or more, or on several "
+            f"ranks --set model.sync_bn=all"
+        )
+
+
+def build_photometric(config: RunConfig, machine: Machine) -> Photometric | None:
+    """Return what colours and normalises views on the device; None where the loader does."""
+    if loader_colours(config, machine.device):
+        return None
+    data = config.data
+    colour = Photometric(views_at(config), mean=data.mean, std=data.std, seed=config.seed)
+    return colour.to(machine.device)

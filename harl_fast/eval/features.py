@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +14,16 @@ from harl_fast.errors import CheckpointError, DataError
 from harl_fast.files import Progress
 from harl_fast.model.pool import global_mean
 
-
-class LabelledViews(Protocol):
-    """The part of a loader's batch that is read here."""
-
-    @property
-    def views(self) -> Sequence[Tensor]:
-        """One (B, S, S, 3) uint8 tensor a view; the first is used."""
-
-    @property
-    def labels(self) -> Tensor:
-        """(B,) int64."""
+if TYPE_CHECKING:
+    from harl_fast.data.loader import Batch
 
 
 class SizedLoader(Protocol):
-    """An iterable of batches that knows how many samples it yields in all."""
+    """An iterable of batches, (B, S, S, 3) uint8 views, that knows how many samples it yields."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[LabelledViews]: ...
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,12 @@ def extract(
             f"{label}: {total} samples were announced, at least one is needed, and the loader "
             f"yielded {done}; write the container again with `make beton`"
         )
-    _check_finite(features, label=label)
+    bad = int((~torch.isfinite(features).all(1)).sum())
+    if bad:
+        raise CheckpointError(
+            f"{label}: {bad} of {total} samples have features that are not finite. The encoder "
+            f"diverged: take an earlier checkpoint, or lower optim.lr and train again."
+        )
     return FeatureSet(features, labels)
 
 
@@ -102,12 +98,3 @@ def _evaluating(encoder: nn.Module) -> Iterator[None]:
         yield
     finally:
         encoder.train(training)
-
-
-def _check_finite(features: Tensor, *, label: str) -> None:
-    bad = int((~torch.isfinite(features).all(1)).sum())
-    if bad:
-        raise CheckpointError(
-            f"{label}: {bad} of {features.shape[0]} samples have features that are not finite. "
-            f"The encoder diverged: take an earlier checkpoint, or lower optim.lr and train again."
-        )

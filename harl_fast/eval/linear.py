@@ -171,7 +171,7 @@ def _train(
     recipe: _Recipe,
     progress: Progress,
 ) -> tuple[Standardiser, Heads]:
-    """Return the standardiser of the given rows and one trained head a grid point.
+    """Return the standardiser of the given rows and one trained head per grid point.
 
     SGD with Nesterov momentum (torch.optim.SGD's form) from zero weights, the rate falling to zero
     by a half cosine over all steps, decay on weights only. The gradient of softmax cross entropy is

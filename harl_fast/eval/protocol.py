@@ -133,7 +133,7 @@ class Evaluator:
 
 
 def table(results: Mapping[str, Evaluation], *, chance: float) -> str:
-    """Return the results as aligned text, one line an encoder and method, in percent."""
+    """Return the results as aligned text, one line per encoder and method, in percent."""
     lines = [f"{'encoder':<12} {'method':<8} {'top-1':>7} {'top-5':>7} {'per class':>10}"]
     for name, result in results.items():
         for method, m in (("linear", result.linear.metrics), ("k-NN", result.knn)):

@@ -62,7 +62,7 @@ def _scores(
     penalties: Sequence[float],
     device: torch.device,
 ) -> list[Tensor]:
-    """Return one (M, classes) float64 score of the queries (M, D) a penalty."""
+    """Return the (M, classes) float64 scores of the queries (M, D), one per penalty."""
     features = data.features.to(device).double()
     shift = standardiser(features)
     x, q = shift(features), shift(queries.to(device).double())

@@ -121,14 +121,12 @@ class HARL(nn.Module):
         }
         loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
         logs = {f"loss/{term}": value.detach() for term, value in terms.items()}
-        foreground = torch.stack([has_area(grid, min_area=self.loss.min_area) for grid in fg]).all(
-            0
-        )
         if self.watched:
             spread = {"z_std": z[:, 0], "p_std": p[:, 0], "h_std": h}
             logs |= {name: _spread(x.detach().flatten(0, 1)) for name, x in spread.items()}
         logs["fg"] = torch.stack([grid.detach().mean() for grid in cells]).mean()
-        logs["empty"] = 1.0 - foreground.float().mean()
+        both = torch.stack([has_area(grid, min_area=self.loss.min_area) for grid in fg]).all(0)
+        logs["empty"] = 1.0 - both.float().mean()
         return loss, logs
 
     def _pooled(

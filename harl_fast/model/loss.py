@@ -44,11 +44,6 @@ LOSS_TERMS = {
 """All terms by name; the loss, its weights and the reports go through them in this order."""
 
 
-def term_keys() -> list[str]:
-    """Return the keys under which the values of all terms are reported."""
-    return [f"loss/{name}" for name in LOSS_TERMS]
-
-
 def term_weights(loss: LossConfig, *, alpha: float, beta: float) -> dict[str, float]:
     """Return the weight of each term; those of "whole", "fg" and "bg" sum to 1.
 

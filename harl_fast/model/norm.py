@@ -14,7 +14,7 @@ from harl_fast.model.precision import widened, without_autocast
 class GroupedBatchNorm1d(nn.BatchNorm1d):
     """BatchNorm1d that normalises each group of consecutive rows by the group's own statistics.
 
-    In training the outputs and gradients equal those of one call a group. The running statistics
+    In training the outputs and gradients equal those of one call per group. The running statistics
     move once, by the mean of the groups' statistics. With ``synced`` the statistics of each group
     are those over all ranks of the default process group, which must hold equally many rows.
     """
@@ -40,7 +40,7 @@ class GroupedBatchNorm1d(nn.BatchNorm1d):
 
     def _local(self, grouped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normalised (G, B, D) rows, and mean and biased variance (G, D)."""
-        # torch's kernel a group: on CPU four times as fast as var_mean and arithmetic on all.
+        # torch's kernel per group: on CPU four times as fast as var_mean and arithmetic on all.
         parts = [
             torch.native_batch_norm(part, self.weight, self.bias, None, None, True, 0.0, self.eps)
             for part in grouped.unbind()

@@ -36,7 +36,7 @@ class LARS(torch.optim.Optimizer):
     applied: Tensor
     """0-d bool: whether every call of `step` since `begin_step` was applied. Made False between
     the two by a caller that has seen a broken gradient, it rejects the whole step: where `step` is
-    called once a group, only such a check of all gradients keeps the first groups from moving."""
+    called once per group, only such a check of all gradients keeps the first groups from moving."""
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ class LARS(torch.optim.Optimizer):
     def bind(self, layouts: Sequence[GroupLayout]) -> None:
         """Declare that each group's one tensor is a flat shard laid out as the layout says.
 
-        layouts: one a group, in the order of ``param_groups``. Groups are remembered by their
-        ``name``: ZeRO calls `step` once a group, with ``param_groups`` cut down to that group.
+        layouts: one per group, in the order of ``param_groups``. Groups are remembered by their
+        ``name``: ZeRO calls `step` once per group, with ``param_groups`` cut down to that group.
         """
         plans = {}
         for group, layout in zip(self.param_groups, layouts, strict=True):
@@ -132,7 +132,7 @@ class LARS(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update the tensors of all groups in ``param_groups``; see the class.
 
-        With several calls a step (one a group), a call after one that was not applied is not
+        With several calls per step (one per group), a call after one that was not applied is not
         applied either, but an earlier one stands; see ``applied``.
         """
         names = {group["name"] for group in self.param_groups}

@@ -1,6 +1,6 @@
 """LARS on a CPU in two passes over memory, where a step waits for memory and for nothing else.
 
-Done operation by operation over all tensors, a step moves about 56 bytes a weight. Here one pass
+Done operation by operation over all tensors, a step moves about 56 bytes per weight. Here one pass
 reads weights and gradients for all three norms, and one moves weights and momentum: 28 bytes.
 The loops are compiled within a second of the first step, too little to keep their code in files.
 """
@@ -28,7 +28,7 @@ _FAST = {"reassoc", "contract", "nsz"}
 """What lets a sum run in vectors. A NaN or an infinity stays one: they decide over the step."""
 _BLOCK = 1 << 12
 """Elements whose squares are added in float32, in the lanes of vectors: wrong by about 1e-6."""
-_PIECE = 1 << 19
+_CHUNK = 1 << 19
 """Elements that a thread takes at a time. Sums do not depend on the number of threads."""
 
 
@@ -89,9 +89,9 @@ def sweep_of(
     tensors = (plan.segments(each) for each in (weights, grads, buffers))
     for number, segment in enumerate(zip(*tensors, strict=True)):
         flat = [on_host(t.as_strided((t.numel(),), (1,))) for t in segment]
-        for start in range(0, flat[0].size, _PIECE):
+        for start in range(0, flat[0].size, _CHUNK):
             numbers.append(number)
-            parts.append([elements[start : start + _PIECE] for elements in flat])
+            parts.append([elements[start : start + _CHUNK] for elements in flat])
     return Sweep(plan.n_params, plan.owners[numbers], parts)
 
 

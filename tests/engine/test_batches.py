@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harl_fast.engine.build import build_loader
 from harl_fast.engine.machine import Machine
+from harl_fast.engine.views import build_loader
 from harl_fast.errors import ConfigError, DataError
 from harl_fast.model import norm
 from harl_fast.model.norm import GroupedBatchNorm1d

@@ -19,7 +19,7 @@ from harl_fast.engine.config import (
     ZeroSection,
     divide_batch,
     read_engine_file,
-    resume_engine_file,
+    run_engine_file,
     settle,
 )
 from harl_fast.engine.deepspeed_keys import refuse_keys
@@ -316,7 +316,7 @@ def resumed(tmp_path: Path, *overrides: str, ranks: int = 1) -> tuple[EngineFile
     begun = read_engine_file(given, overrides=["train_batch_size=48", "bf16.enabled=true"])
     stage = begun.model_copy(update={"zero_optimization": ZeroSection(stage=1)})
     own.write_text(json.dumps(settle(stage, ranks=1, source="x").record()))
-    return resume_engine_file(given, own=own, overrides=overrides, ranks=ranks)
+    return run_engine_file(given, own=own, overrides=overrides, ranks=ranks)
 
 
 def test_a_resumed_run_keeps_what_decides_its_result(tmp_path: Path) -> None:
@@ -340,9 +340,9 @@ def test_a_damaged_engine_file_of_a_run_can_be_deleted(tmp_path: Path) -> None:
     given.write_text(json.dumps(MINIMAL))
     own.write_text("{")
     with pytest.raises(ConfigError, match=r"engine\.json.*delete it"):
-        resume_engine_file(given, own=own, overrides=(), ranks=1)
+        run_engine_file(given, own=own, overrides=(), ranks=1)
     own.unlink()
-    assert resume_engine_file(given, own=own, overrides=(), ranks=1)[0].train_batch_size == 64
+    assert run_engine_file(given, own=own, overrides=(), ranks=1)[0].train_batch_size == 64
 
 
 def test_the_file_for_any_cards_takes_any_number_of_them() -> None:

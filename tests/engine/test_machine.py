@@ -7,6 +7,7 @@ import platform
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -184,3 +185,32 @@ def test_variables_that_name_no_rank_or_port_are_named(
         monkeypatch.setenv(key, value)
     with pytest.raises(ConfigError, match=words):
         this_machine()
+
+
+LOGGING = """
+import sys
+from pathlib import Path
+from harl_fast.engine import deepspeed as ds
+
+ds._log_to(Path(sys.argv[1]))
+for level in ("info", "warning", "error"):
+    getattr(ds.ds_logger, level)(f"a line of level {level}")
+"""
+
+
+def test_deepspeeds_lines_go_to_a_file_and_errors_to_the_terminal_too(tmp_path: Path) -> None:
+    levels = ("info", "warning", "error")
+
+    def told(log: Path) -> tuple[list[str], list[str]]:
+        command = [sys.executable, "-c", LOGGING, str(log)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        return tuple(  # type: ignore[return-value]
+            [level for level in levels if f"a line of level {level}" in text]
+            for text in (result.stdout, result.stderr)
+        )
+
+    log = tmp_path / "deepspeed.log"
+    assert told(log) == (["error"], [])
+    assert [line.split()[-1] for line in log.read_text().splitlines()][-3:] == list(levels)
+    # What cannot be written is not lost.
+    assert told(tmp_path / "none" / "deepspeed.log") == (["error"], list(levels))

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from harl_fast.engine.build import build_loader
 from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
 from harl_fast.engine.checkpoint.state import collect_state
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.resume import recorded_engine, refuse_changes, settings
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.trainer import UNSAVED, RunResult, Stepper, Trainer, build
+from harl_fast.engine.views import build_loader
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
 from harl_fast.lock import locked
 from tests.engine.support import (

@@ -105,7 +105,7 @@ def test_metrics_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
 def test_what_a_killed_start_leaves_is_no_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
-    for name in ("engine.json", "provenance.json", ".config.yaml.17.tmp"):
+    for name in ("deepspeed.log", "engine.json", "provenance.json", ".config.yaml.17.tmp"):
         (folder.path / name).write_text("{}")
     assert open_run_folder(folder.path, resume=False) == folder
     with pytest.raises(CheckpointError, match="holds no run"):

@@ -15,12 +15,18 @@ from harl_fast.data.loader import Batch
 from harl_fast.data.order import chunk_length
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
-from harl_fast.engine.build import build_loader
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.trainer import Stepper, Trainer, build
-from harl_fast.engine.views import loader_colours, sizes_in, small_map_text, view_geometry, views_at
+from harl_fast.engine.views import (
+    build_loader,
+    loader_colours,
+    sizes_in,
+    small_map_text,
+    view_geometry,
+    views_at,
+)
 from harl_fast.errors import ConfigError
 from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, tiny_config
 from tests.engine.test_pretraining import assert_same, prepare, stop_at

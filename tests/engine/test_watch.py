@@ -18,7 +18,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from harl_fast.config import RunConfig
-from harl_fast.engine.build import build_loader
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.monitor.monitor import Sheet
@@ -27,6 +26,7 @@ from harl_fast.engine.monitor.tensorboard import TAGS
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.stop import StopSignal
 from harl_fast.engine.trainer import Stepper, Trainer, build
+from harl_fast.engine.views import build_loader
 from harl_fast.errors import DataError
 from harl_fast.optim.lars import LARS
 from harl_fast.supervision import Process
@@ -126,7 +126,7 @@ def test_a_failing_probe_or_sheet_is_told_and_training_goes_on(
     run = prepare(machine, tmp_path, loader=loader, config=PROBED, sheet=broken)
     run.monitor._probe = broken  # type: ignore[assignment]
     before = [m.training for m in run.state.harl.modules()]
-    with run.monitor:
+    with run.sinks:
         run.monitor.epoch(2)
     printed = capsys.readouterr().err
     assert "warning: the online probe failed (TypeError" in printed
@@ -186,7 +186,7 @@ def test_ratios_and_norms_are_those_of_the_formula(
     optimizer.register_step_pre_hook(look)
     for number in range(2):
         run.stepper.advance([FakeLoader().batch(number)], epoch=0)
-        with run.monitor:
+        with run.sinks:
             run.monitor.step(run.stepper.step, epoch=0)
     (record,) = records(tmp_path)
     expected = []

@@ -19,8 +19,6 @@ from pathlib import Path
 from types import BuiltinFunctionType
 from typing import Any
 
-import harl_fast.engine.build
-import harl_fast.engine.trainer  # noqa: F401  # imported before the forks, as all that it imports
 from harl_fast.engine.trainer import Stepper
 from harl_fast.program import run_main
 from launch.pretrain import main

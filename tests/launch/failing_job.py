@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-import harl_fast.engine.build
+import harl_fast.engine.views
 from harl_fast.engine.trainer import Stepper
 from harl_fast.program import run_main
 from launch.pretrain import main
@@ -33,7 +33,7 @@ def sabotage(way: str) -> None:
 
     Stepper.advance = patched  # type: ignore[method-assign]
     stand_in = FakeLoader(micro=BATCH // 2)
-    harl_fast.engine.build.build_loader = lambda *args, **kwargs: stand_in  # type: ignore[assignment,return-value]
+    harl_fast.engine.views.build_loader = lambda *args, **kwargs: stand_in  # type: ignore[assignment,return-value]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import harl_fast.engine.build
+import harl_fast.engine.views
 from harl_fast.engine.runfolder import RunFolder, write_configs
 from harl_fast.lock import locked
 from tests.engine.support import BATCH, CPU, FakeLoader, engine_config, tiny_config
@@ -18,7 +18,7 @@ from tests.launch.attempts import attempt
 def main(out: Path) -> None:
     """Hold the folder, and let the two try."""
     stand_in = FakeLoader(micro=BATCH // 2)
-    harl_fast.engine.build.build_loader = lambda *args, **kwargs: stand_in  # type: ignore[assignment,return-value]
+    harl_fast.engine.views.build_loader = lambda *args, **kwargs: stand_in  # type: ignore[assignment,return-value]
     folder = RunFolder(out / "run")
     write_configs(folder, tiny_config(out), engine_config())
     command = ["--deepspeed_config", CPU, "--data", out, "--run", folder.path, "--resume"]

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-import harl_fast.engine.build
+import harl_fast.engine.views
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.stop import LOST
 from harl_fast.program import run_main
@@ -65,6 +65,7 @@ def test_two_ranks_train_to_the_end_and_leave_nothing(tmp_path: Path, data: Path
     assert len(result.lines("epoch 1/2 step 2  loss ")) == 1  # rank 0 alone speaks
     assert len(result.lines("done: 2 epochs")) == 1
     assert result.lines("untested optimizer") == result.lines("built successfully") == []
+    assert "untested optimizer" in (tmp_path / "run" / "deepspeed.log").read_text()
     assert steps_of(tmp_path) == [2, 4, 6, 8, 10, 12]
     record = open_checkpoint(tmp_path / "run").record
     assert (record.step, record.epoch, record.epoch_step) == (2 * STEPS, 2, 0)
@@ -288,7 +289,7 @@ def test_a_signal_during_the_start_leaves_at_once(
     """And the folder is as good as empty: the same command starts the run."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(
-        harl_fast.engine.build, "build_loader", lambda *a, **k: os.kill(os.getpid(), number)
+        harl_fast.engine.views, "build_loader", lambda *a, **k: os.kill(os.getpid(), number)
     )
     command = [str(part) for part in (*arguments(tmp_path, tmp_path), *new_run(tmp_path))]
     for _ in range(2):

@@ -202,10 +202,17 @@ def open_checkpoint(path: Path, *, verify: bool = False) -> Checkpoint:
     reads the whole file. Raises CheckpointError if it is missing, incomplete, changed, or of
     another format.
     """
-    file, notes = _tensor_file(Path(path))
+    path, notes = Path(path), tuple[str, ...]()
+    if path.suffix in (".safetensors", ".json"):
+        file = path.with_suffix(".safetensors")
+    else:
+        file, notes = _latest(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     record = _read_record(file)
+    digest = ""
     try:
         size = file.stat().st_size
+        if verify and size == record.tensors_bytes and record.tensors_sha256:
+            digest = sha256_file(file)
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror}. {_other(file)}") from error
     if size != record.tensors_bytes:
@@ -218,19 +225,12 @@ def open_checkpoint(path: Path, *, verify: bool = False) -> Checkpoint:
             f"warning: {file} is older than checksums of checkpoints: that its tensors are "
             f"unchanged is not known",
         )
-    elif verify and _sha256(file) != record.tensors_sha256:
+    elif verify and digest != record.tensors_sha256:
         raise CheckpointError(
             f"{file} has another SHA-256 than its record says: it was changed or damaged after "
             f"it was written. {_other(file)}"
         )
     return Checkpoint(file, record, notes)
-
-
-def _sha256(file: Path) -> str:
-    try:
-        return sha256_file(file)
-    except OSError as error:
-        raise CheckpointError(f"{file}: {error.strerror}. {_other(file)}") from error
 
 
 def _read_record(file: Path) -> Record:
@@ -267,13 +267,6 @@ def _seal(tree: dict[str, Any]) -> str:
     """Return the SHA-256 of a record's other fields, whatever order they are in."""
     rest = {key: value for key, value in tree.items() if key != "record_sha256"}
     return tree_sha256(rest)
-
-
-def _tensor_file(path: Path) -> tuple[Path, tuple[str, ...]]:
-    """Return the file that a path leads to, and what is to be told of the way."""
-    if path.suffix in (".safetensors", ".json"):
-        return path.with_suffix(".safetensors"), ()
-    return _latest(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
 
 
 def _tensor_files(folder: Path) -> list[Path]:

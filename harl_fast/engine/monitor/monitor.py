@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -27,6 +27,7 @@ from harl_fast.engine.views import loader_colours, small_map_text
 from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
 from harl_fast.optim.lars import LARS
+from harl_fast.textfile import nodes
 
 
 class Sheet(Protocol):
@@ -39,7 +40,7 @@ class Sheet(Protocol):
         """Write the PNG ``out``; ``epoch`` counts from 0."""
 
 
-class Monitor(Sinks):
+class Monitor:
     """Called after every step and every epoch; asks nothing of the device between log lines.
 
     `step` decides which steps are logged, and arms what measures them one step ahead: spreads in
@@ -58,8 +59,8 @@ class Monitor(Sinks):
     ) -> None:
         """step: optimizer steps done before."""
         run = _run_info(state, folder, step=step, quiet=quiet)
-        super().__init__(run, silent=state.machine.rank > 0, supply=_supply(state))
-        self._train, self._meter, self._sheet = state, meter, sheet
+        self.sinks = Sinks(run, silent=state.machine.rank > 0, supply=_supply(state))
+        self._state, self._meter, self._sheet = state, meter, sheet
         self._norms = StepNorms(state.optimizer)
         self._step = self._began = self._logged = step
         self._train_s = 0.0
@@ -68,19 +69,19 @@ class Monitor(Sinks):
 
     def introduce(self) -> None:
         """Say what is about to run."""
-        state, schedule = self._train, self._train.schedule
-        self.info(
-            f"{self.run.folder.path}: {state.config.model.arch} on {state.device.type}, "
+        state, schedule = self._state, self._state.schedule
+        self.sinks.info(
+            f"{self.sinks.run.folder.path}: {state.config.model.arch} on {state.device.type}, "
             f"{state.engine_config.precision}, ZeRO stage {state.engine_config.stage}; "
             f"{state.engine_config.batches}; {state.loader.manifest.count:,} images, "
             f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps, "
             f"peak lr {schedule.lr_peak:.4g}"
         )
         if warning := small_map_text(state.config):
-            self.warn(warning)
+            self.sinks.warn(warning)
         if self._began:
-            self.info(f"resuming after step {self._began}")
-        self.state("warming")
+            self.sinks.info(f"resuming after step {self._began}")
+        self.sinks.state("warming")
 
     def step(self, step: int, *, epoch: int) -> bool:
         """Tell that the ``step``-th step (from 1) of ``epoch`` (from 0) is done; all ranks must.
@@ -92,7 +93,7 @@ class Monitor(Sinks):
         if due:
             self._log(epoch)
         else:
-            self.progress(epoch=epoch + 1, step=step)
+            self.sinks.progress(epoch=epoch + 1, step=step)
         self._arm()
         return due
 
@@ -102,13 +103,13 @@ class Monitor(Sinks):
         stopping: whether the run was asked to stop, which ends a probe early. A failure is told
         and training goes on: no picture is worth a run.
         """
-        start, log = time.monotonic(), self._train.config.log
+        start, log = time.monotonic(), self._state.config.log
         if log.probe_epochs and done % log.probe_epochs == 0:
-            with averaged_statistics(self._train.harl.backbone):
+            with averaged_statistics(self._state.harl.backbone):
                 if self._probe is not None:
                     self._guarded("online probe", lambda: self._run_probe(done, stopping))
         drawing = log.sheet_epochs > 0 and done % log.sheet_epochs == 0 and not stopping()
-        if drawing and self._sheet is not None and self._train.machine.rank == 0:
+        if drawing and self._sheet is not None and self._state.machine.rank == 0:
             self._guarded("contact sheet", lambda: self._draw(done))
         took = time.monotonic() - start
         self._train_s += took
@@ -116,14 +117,14 @@ class Monitor(Sinks):
 
     def _due(self, step: int) -> bool:
         """Return whether the ``step``-th step, from 1, is logged."""
-        every, epoch = self._train.config.log.every_steps, self._train.schedule.steps_per_epoch
+        every, epoch = self._state.config.log.every_steps, self._state.schedule.steps_per_epoch
         return step % every == 0 or step % epoch == 0
 
     def _arm(self) -> None:
-        self._train.harl.watched = self._norms.armed = self._due(self._step + 1)
+        self._state.harl.watched = self._norms.armed = self._due(self._step + 1)
 
     def _log(self, epoch: int) -> None:
-        step, schedule = self._step, self._train.schedule
+        step, schedule = self._step, self._state.schedule
         self._meter.add(self._norms.take())
         figures = self._meter.take()
         steps, self._logged = step - self._logged, step
@@ -134,8 +135,8 @@ class Monitor(Sinks):
         host = self._host_figures(figures.pop("wait_s"), elapsed)
         for name in ("weight", "update"):  # squares, of a rank's shards under ZeRO
             if f"{name}_sq" in figures:
-                sharded = self._train.engine.zero_optimization_stage() > 0
-                ranks = self._train.machine.ranks if sharded else 1  # the meter took their mean
+                sharded = self._state.engine.zero_optimization_stage() > 0
+                ranks = self._state.machine.ranks if sharded else 1  # the meter took their mean
                 figures[f"{name}_norm"] = math.sqrt(ranks * figures.pop(f"{name}_sq"))
         ratios = self._ratios()
         record = {
@@ -149,18 +150,18 @@ class Monitor(Sinks):
             "tau": settings.tau,
             "alpha": settings.alpha,
             "beta": settings.beta,
-            "img_s": steps * self.run.batch_global / elapsed,
+            "img_s": steps * self.sinks.run.batch_global / elapsed,
             "step_s": elapsed / steps,
             **host,
             "eta_s": per_step * (schedule.total - step),
         }
         ends_epoch = step % schedule.steps_per_epoch == 0
-        self.write(record, ratios=ratios, ends_epoch=ends_epoch)
+        self.sinks.write(record, ratios=ratios, ends_epoch=ends_epoch)
 
     def _host_figures(self, wait_s: float, elapsed: float) -> dict[str, float]:
         """Return what the hosts know: waiting as share and seconds, memory, damaged samples."""
-        cuda = torch.cuda.max_memory_allocated() / 1e9 if self._train.device.type == "cuda" else 0.0
-        damaged = self._train.loader.damage.count
+        cuda = torch.cuda.max_memory_allocated() / 1e9 if self._state.device.type == "cuda" else 0.0
+        damaged = self._state.loader.damage.count
         own = [wait_s, wait_s / elapsed, _host_gb(), cuda, damaged]
         waits, shares, host, cuda_gb, damaged_by_rank = zip(*gather_floats(own), strict=True)
         return {
@@ -174,8 +175,8 @@ class Monitor(Sinks):
 
     def _ratios(self) -> list[float]:
         """Return the last step's trust ratio of each tensor that LARS adapts."""
-        optimizer = self._train.optimizer
-        if not isinstance(optimizer, LARS) or self._train.machine.rank > 0:
+        optimizer = self._state.optimizer
+        if not isinstance(optimizer, LARS) or self._state.machine.rank > 0:
             return []
         adapted = {group["name"] for group in optimizer.param_groups if group["lars"]}
         found = [ratio for name, ratio in optimizer.ratios().items() if name in adapted]
@@ -183,17 +184,17 @@ class Monitor(Sinks):
 
     def _open_probe(self) -> Probe | None:
         """Return rank 0's probe if one is wanted; say so at the start if the data cannot serve."""
-        state = self._train
+        state = self._state
         if not state.config.log.probe_epochs or state.machine.rank > 0:
             return None
         threads = decoding_threads(state.config.data.workers, ranks_here=state.machine.ranks_here)
         try:
             probe = Probe(state.loader.path, state.config, device=state.device, threads=threads)
         except DataError as error:
-            self.warn(f"warning: no online probe: {error}")
+            self.sinks.warn(f"warning: no online probe: {error}")
             return None
         if probe.held_out:
-            self.info(
+            self.sinks.info(
                 "online probe: no val.beton beside train.beton, so a third of its images is held "
                 "out"
             )
@@ -201,21 +202,21 @@ class Monitor(Sinks):
 
     def _run_probe(self, done: int, stopping: Callable[[], bool]) -> None:
         assert self._probe is not None
-        self.state("probing")
-        autocast = AUTOCAST.get(self._train.engine_config.precision)
+        self.sinks.state("probing")
+        autocast = AUTOCAST.get(self._state.engine_config.precision)
         try:
-            found = self._probe(self._train.harl.backbone, autocast=autocast, stopping=stopping)
+            found = self._probe(self._state.harl.backbone, autocast=autocast, stopping=stopping)
         except ProbeStopped:
             return
         finally:
-            self.state("training")
-        self.write_probe({"epoch": done, "step": self._step, **found})
+            self.sinks.state("training")
+        self.sinks.write_probe({"epoch": done, "step": self._step, **found})
 
     def _draw(self, done: int) -> None:
         assert self._sheet is not None
-        out = self.run.folder.path / "sheets" / f"epoch-{done:04d}.png"
-        state, sheet = self._train, self._sheet
-        self.image(
+        out = self.sinks.run.folder.path / "sheets" / f"epoch-{done:04d}.png"
+        state, sheet = self._state, self._sheet
+        self.sinks.image(
             "views",
             out,
             step=self._step,
@@ -227,7 +228,7 @@ class Monitor(Sinks):
             work()
         # Whatever fails here has touched no weight; out of memory, a full disk, a damaged sample.
         except Exception as error:  # noqa: BLE001
-            self.warn(
+            self.sinks.warn(
                 f"warning: the {name} failed ({type(error).__name__}: {error}); training goes on. "
                 f"log.{name.split()[-1]}_epochs=0 turns it off"
             )
@@ -248,7 +249,11 @@ def _run_info(state: TrainState, folder: RunFolder, *, step: int, quiet: bool) -
             "config/engine": json.dumps(engine.record(), indent=2),
         },
         hparams={
-            **_flat(method),
+            **{
+                key: value
+                for key, _, value in nodes(method)
+                if isinstance(value, int | float | str)
+            },
             "batch_global": engine.batches.batch_global,
             "precision": engine.precision,
         },
@@ -266,17 +271,6 @@ def _supply(state: TrainState) -> Supply:
         loader_colours=loader_colours(config, state.device),
         on_gpu=state.device.type == "cuda",
     )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float | str | bool]:
-    """Return a section's values by dotted key."""
-    found: dict[str, float | str | bool] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value if isinstance(value, int | float | str) else str(value)
-    return found
 
 
 def _range(name: str, values: list[float]) -> dict[str, float]:

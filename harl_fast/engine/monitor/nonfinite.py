@@ -58,7 +58,7 @@ class NonfiniteLog:
         self._steps.append(_Step(number, torch.cat([part.cpu() for part in ids]), applied, scale))
 
     def drain(self) -> list[SkippedStep]:
-        """Return the steps without effect since the last call, equal on all ranks, and judge all.
+        """Return the steps without effect since the last call, equal on all ranks; update `streak`.
 
         Waits for the device, once. All ranks must call it at the same step.
         """

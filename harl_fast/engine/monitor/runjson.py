@@ -9,7 +9,7 @@ import socket
 import time
 from typing import Any
 
-from harl_fast.engine.monitor.sink import FINAL, LogRecord, Progress, RunInfo, Sink, State
+from harl_fast.engine.monitor.sink import LogRecord, Progress, RunInfo, Sink, State
 from harl_fast.engine.side import SideOutputs
 from harl_fast.host import utc_time
 
@@ -48,13 +48,12 @@ class RunJson(Sink):
         self._write()
 
     def state(self, state: State, reason: str = "") -> None:
-        """Change the state and write the file; a final state stays."""
-        if self._fields["state"] not in FINAL:
-            self._fields |= {"state": state, "reason": reason}
+        """Change the state and write the file."""
+        self._fields |= {"state": state, "reason": reason}
         self._write()
 
     def write(self, record: LogRecord) -> None:
-        """Take the record's figures and alarms."""
+        """Receive the record's figures and alarms."""
         figures = record.figures
         self._update(
             warnings=sorted(record.alarms),
@@ -63,7 +62,7 @@ class RunJson(Sink):
         )
 
     def progress(self, progress: Progress) -> None:
-        """Take step and speed."""
+        """Receive step and speed."""
         timed = {"img_s": progress.img_s, "eta_s": progress.eta_s} if progress.img_s else {}
         self._update(epoch=progress.epoch, step=progress.step, **timed)
 

@@ -31,7 +31,7 @@ class RunInfo:
     """Steps done before this start."""
     batch_global: int = 1
     quiet: bool = False
-    """Print warnings and one line an epoch only."""
+    """Print warnings and one line per epoch only."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """The configurations by name."""
     hparams: Mapping[str, float | str | bool] = field(default_factory=dict)
@@ -76,25 +76,25 @@ class Sink:
         self.run, self.files = run, files
 
     def write(self, record: LogRecord) -> None:
-        """Take what was measured since the last record."""
+        """Receive what was measured since the last record."""
 
     def write_probe(self, figures: Figures) -> None:
-        """Take what an online probe found: epoch, step, probe_knn, probe_linear, probe_s."""
+        """Receive what an online probe found: epoch, step, probe_knn, probe_linear, probe_s."""
 
     def progress(self, progress: Progress) -> None:
-        """Take where the run is, about twice a second; ask nothing of the device."""
+        """Receive where the run is, about twice a second; ask nothing of the device."""
 
     def state(self, state: State, reason: str = "") -> None:
-        """Take what the run is doing from now on."""
+        """Receive what the run is doing from now on."""
 
     def message(self, text: str) -> None:
-        """Take a line for the user."""
+        """Receive a line for the user."""
 
     def skipped(self, steps: Sequence[SkippedStep]) -> None:
-        """Take steps without effect."""
+        """Receive steps without effect."""
 
     def image(self, name: str, png: Path, *, step: int) -> None:
-        """Take a picture that was drawn."""
+        """Receive a picture that was drawn."""
 
     def close(self) -> None:
         """End; the last state was final."""

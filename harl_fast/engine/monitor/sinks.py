@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from harl_fast.engine.monitor.alarms import Health, Supply
 from harl_fast.engine.monitor.nonfinite import SkippedStep
@@ -17,7 +16,7 @@ from harl_fast.engine.monitor.runjson import RunJson
 from harl_fast.engine.monitor.sink import FINAL, Figures, LogRecord, Progress, RunInfo, Sink, State
 from harl_fast.engine.monitor.tensorboard import TensorBoard
 from harl_fast.engine.side import SideOutputs
-from harl_fast.files import LiveLine, format_seconds, tell
+from harl_fast.files import LiveLine, format_seconds, to_stderr
 
 _PROGRESS_PERIOD_S = 0.5
 
@@ -82,7 +81,7 @@ class Console(Sink):
     def message(self, text: str) -> None:
         """Print a line."""
         self._line.clear()
-        tell(f"{text}\n", sys.stderr)
+        to_stderr(text)
 
     def close(self) -> None:
         """Clear the progress line."""
@@ -140,12 +139,7 @@ class Sinks:
             self._sinks = [sink(self.run, self.files) for sink in SINKS.values()]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if kind is not None:
             interrupted = issubclass(kind, KeyboardInterrupt)
             why = "interrupted twice" if interrupted else f"{kind.__name__}: {error}"
@@ -161,11 +155,11 @@ class Sinks:
         for sink in self._sinks:
             sink.message(text)
         if not self._sinks and not self._silent:  # not open yet, or closed
-            tell(f"{text}\n", sys.stderr)
+            to_stderr(text)
 
-    def info(self, text: str, *, always: bool = False) -> None:
-        """Print a line unless quiet. always: then too, as what ends the run."""
-        if always or not self.run.quiet:
+    def info(self, text: str) -> None:
+        """Print a line unless quiet."""
+        if not self.run.quiet:
             self.warn(text)
 
     def state(self, state: State, *, reason: str = "") -> None:
@@ -180,7 +174,7 @@ class Sinks:
                 sink.state(state, reason)
 
     def progress(self, *, epoch: int, step: int) -> None:
-        """Take that a step of ``epoch`` (from 1) is done; told when that is due.
+        """Note that a step of ``epoch`` (from 1) is done; tell the sinks when that is due.
 
         Nothing is asked of the device.
         """

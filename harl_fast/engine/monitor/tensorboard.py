@@ -60,7 +60,7 @@ TAGS = {
 A loss term ``loss/NAME`` keeps its name. TensorBoard itself sorts tags by name; the order shows in
 its Custom Scalars.
 """
-JUDGED = ("loss", "probe_knn", "probe_linear")
+HPARAM_METRICS = ("loss", "probe_knn", "probe_linear")
 """What the table of runs (HParams) shows beside each run's settings: its last value."""
 
 
@@ -84,8 +84,8 @@ class TensorBoard(Sink):
             Event(wall_time=time.time(), file_version="brain.Event:2"),
             Event(wall_time=time.time(), step=run.first_step + 1, session_log=start),
         ]
-        judged = {TAGS[key][0]: math.nan for key in JUDGED}
-        *begun, self._ended = summaries.hparams(dict(run.hparams), judged)
+        metrics = {TAGS[key][0]: math.nan for key in HPARAM_METRICS}
+        *begun, self._ended = summaries.hparams(dict(run.hparams), metrics)
         for summary in (*begun, summaries.custom_scalars(_layout())):
             self._add(summary)
         for name, text in run.texts.items():  # indented, for line breaks to be kept
