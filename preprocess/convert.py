@@ -1,4 +1,4 @@
-"""What a worker does with an image: decode, shrink, mask, encode. One decode an image, no state."""
+"""What a worker does with an image: decode it once, shrink, mask, encode."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 
 from harl_fast.data.container.fields import MODE_JPG, pack_mask, resize_mask
+from preprocess.arrays import Pixels
 from preprocess.encode import DEFAULT_STORE, Store, encode
-from preprocess.images import Decoded, Pixels, UnusableImageError, decode_image, shrink
+from preprocess.images import Decoded, decode_image, shrink
 from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks
 from preprocess.masks.spec import MethodSpec
 from preprocess.passthrough import NotTakenError, Taken, take_jpeg
-from preprocess.reading import DEFAULT_READING, Reading
+from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.sources import Rejected
 
 

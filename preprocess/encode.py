@@ -11,13 +11,13 @@ from harl_fast.data.container.fields import MODE_JPG, MODE_NAMES, MODE_RAW, MODE
 from harl_fast.errors import shown
 from harl_fast.options import to_float
 from harl_fast.rng import STORE, uniforms
-from preprocess.images import Pixels
+from preprocess.arrays import Pixels
 
 STORES = {
     "jpg": "re-encoded JPEG; the loader decodes only the part its crops need",
     "passthrough": "a JPEG file's own bytes where the loader reads them, else jpg; loses nothing",
-    "raw": "RGB, 3 bytes a pixel; no decoding",
-    "yuv420": "planar YCbCr, 1.5 bytes a pixel; no decoding, half the colour resolution as in jpg",
+    "raw": "RGB, 3 bytes per pixel; no decoding",
+    "yuv420": "planar YCbCr, 1.5 bytes per pixel; no decoding, half the colour resolution",
     "mix": "mix:P or mix:P:yuv420, a share P (0 < P < 1) raw or yuv420, the rest jpg",
 }
 """Kinds of stores and what each is."""

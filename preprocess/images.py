@@ -13,26 +13,18 @@ from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from harl_fast.data.container.integrity import MOST_PIXELS
 from harl_fast.files import UnusualFileError, open_regular
+from preprocess.arrays import Mask, Pixels
 from preprocess.checksums import check_sums
 from preprocess.colours import deep_grey, to_rgb
 from preprocess.listing import TIFF_STARTS
 from preprocess.png import Chunks
-from preprocess.reading import (
-    DEFAULT_READING,
-    NO_EXIF,
-    Pixels,
-    Reading,
-    UnusableImageError,
-)
+from preprocess.reading import DEFAULT_READING, NO_EXIF, Reading, UnusableImageError
 from preprocess.soundness import load_judged
 from preprocess.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT
-
-Mask = npt.NDArray[np.bool_]
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF")
 """The only decoders Pillow may pick, by content: a file named .jpg must not start Ghostscript."""
@@ -101,7 +93,7 @@ class Decoded:
 
 
 @contextlib.contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
     """Yield an opened image within the limits, which has what it states, see `checksums`.
 
     What goes wrong then, in loading too, is an `UnusableImageError`.
@@ -130,7 +122,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise UnusableImageError(f"{type(error).__name__}: {error}") from error
 
 
-def _identified(stream: BinaryIO) -> Image.Image:
+def _identified(stream: BinaryIO) -> ImageFile.ImageFile:
     try:
         return Image.open(stream, formats=FORMATS)
     except UnidentifiedImageError:
@@ -162,14 +154,14 @@ def decode_image(path: Path, *, side_px: int, reading: Reading = DEFAULT_READING
         return _decode(image, side_px, reading)
 
 
-def _decode(image: Image.Image, side_px: int, reading: Reading) -> Decoded:
-    size, tiff = image.size, image.format == "TIFF"
+def _decode(opened: ImageFile.ImageFile, side_px: int, reading: Reading) -> Decoded:
+    size, tiff = opened.size, opened.format == "TIFF"
     orientation, problem = 1, ""
     if tiff:  # Pillow turns it upright in load() and forgets that it did
-        orientation, problem = read_orientation(image)
-        size = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
-    image.draft(None, (side_px, side_px))
-    image, warning = load_judged(image, size)
+        orientation, problem = read_orientation(opened)
+        size = opened.tag_v2[256], opened.tag_v2[257]  # type: ignore[attr-defined]
+    opened.draft(None, (side_px, side_px))
+    image, warning = load_judged(opened, size)
     if warning and not reading.keep_warned:
         raise UnusableImageError(warning)
     image.load()

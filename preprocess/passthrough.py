@@ -12,9 +12,10 @@ from PIL import Image
 from harl_fast.data.views.jpeg import OK, decode_jpeg, parse_jpeg
 from harl_fast.data.views.jpegheader import HEIGHT, LAYOUT, REASON, REASONS, WIDTH
 from harl_fast.files import open_regular
+from preprocess.arrays import Pixels
 from preprocess.encode import largest_image
 from preprocess.icc import is_srgb
-from preprocess.images import FILE_LIMIT, Pixels, orientation_of
+from preprocess.images import FILE_LIMIT, orientation_of
 
 
 class NotTakenError(Exception):
@@ -63,7 +64,7 @@ def _check_by_pillow(data: bytes, size: tuple[int, int], *, icc: bool) -> None:
             seen = image.size
             plain = image.format == "JPEG" and orientation_of(image) == 1
             profile = image.info.get("icc_profile") if icc else None
-            foreign = bool(profile) and not is_srgb(profile, image.mode)
+            foreign = bool(profile and not is_srgb(profile, image.mode))
     except Exception as error:
         # Pillow raises nearly anything on damaged files; what it is, decoding for the store tells.
         raise NotTakenError("no JPEG to Pillow") from error

@@ -74,6 +74,7 @@ with head(__name__, parse):
     from harl_fast.engine.views import sizes_text, view_geometry
     from harl_fast.jit import require_compiler
     from harl_fast.viz import contact_sheet, occupancy_chart, write_png
+    from preprocess.arrays import Map, Mask, Pixels
     from preprocess.masks import gallery
     from preprocess.masks.registry import open_method, parse_spec, to_mask
 
@@ -83,7 +84,7 @@ def finder(spec: str) -> gallery.Find:
     method = parse_spec(spec)
     maps = open_method(method)
 
-    def find(images: Sequence[gallery.Pixels]) -> list[tuple[gallery.Mask, gallery.Map]]:
+    def find(images: Sequence[Pixels]) -> list[tuple[Mask, Map]]:
         return [(to_mask(method, soft)[0], soft) for soft in maps(images)]
 
     return find

@@ -342,7 +342,7 @@ def _imagenette(library: Any, cache: Path) -> Source:
 
 def _flowers102(library: Any, cache: Path) -> Source:
     parts = {s: library.Flowers102(cache, split=s, download=True) for s in ("train", "val", "test")}
-    # Ten training images a class are few; the official validation images join them.
+    # Ten training images per class are few; the official validation images join them.
     train = [
         pair
         for split in ("train", "val")

@@ -159,7 +159,7 @@ def _names(beton: Path, manifest: Manifest) -> list[str]:
 def _rows(
     beton: Path, manifest: Manifest, sums: npt.NDArray[np.uint64 | np.uint32] | None
 ) -> npt.NDArray[np.void]:
-    """Return a `ROW` a sample."""
+    """Return a `ROW` per sample."""
     reader = open_reader(beton)
     table = np.sort(reader.alloc_table, order="ptr")
     rows = np.zeros(manifest.count, ROW)

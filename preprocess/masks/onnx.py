@@ -32,7 +32,7 @@ class OnnxNetwork:
     ) -> None:
         self._session = session
         self._size, self._scale = size, scale
-        self._mean, self._std = np.float32(mean), np.float32(std)
+        self._mean, self._std = np.array(mean, np.float32), np.array(std, np.float32)
         self._input = session.get_inputs()[0].name
         self._output = session.get_outputs()[output].name
         # A batch size that the file fixes, mostly 1, against one that it leaves open.

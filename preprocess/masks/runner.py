@@ -18,7 +18,7 @@ from harl_fast.data.container.fields import pack_mask, resize_mask, unpack_mask
 from harl_fast.errors import one_line
 from harl_fast.files import Progress
 from preprocess.arrays import Map, Mask, Pixels
-from preprocess.images import Frame, UnusableImageError, decode_image, read_mask, shrink
+from preprocess.images import Frame, decode_image, read_mask, shrink
 from preprocess.masks import cache
 from preprocess.masks.binary import centre_ellipse
 from preprocess.masks.cachefile import CachedMask, Fingerprint, write_masks
@@ -26,7 +26,7 @@ from preprocess.masks.controls import CANVAS_PX, flip_cells, to_canvas
 from preprocess.masks.registry import CHUNK, INPUT_PX, check_maps, open_method, to_mask
 from preprocess.masks.spec import MethodSpec
 from preprocess.pool import ordered_map
-from preprocess.reading import DEFAULT_READING, Reading
+from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.sources import Split
 
 
@@ -270,6 +270,7 @@ def _made(
     workers: int,
 ) -> Iterator[CachedMask]:
     """Make the files ``todo`` and yield their masks."""
+    assert split.root is not None
     if not todo:
         return
     size, images = cache.FILE_IMAGES, len(split.names)

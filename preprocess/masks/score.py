@@ -103,7 +103,7 @@ def colour_separation(image: Pixels, mask: Mask) -> float:
     inside = stretch(mask, side, side)
     if inside.all() or not inside.any():
         return 0.0
-    words = (small // (256 // bins)).astype(np.int64) @ [bins * bins, bins, 1]
+    words = (small // (256 // bins)).astype(np.int64) @ np.array([bins * bins, bins, 1])
     shared = np.minimum(*(_smooth(words[part], bins) for part in (inside, ~inside)))
     return 1.0 - float(shared.sum())
 

@@ -52,7 +52,7 @@ def test_a_conversion_ends_with_sizes_and_rates(
     shown = capsys.readouterr().out
     facts = read_manifest(tmp_path / "out/train.beton").store
     each = facts["modes"][store]["bytes"] / 8
-    assert f"store {store}: {each / 1e3:,.1f} kB an image" in shown
+    assert f"store {store}: {each / 1e3:,.1f} kB per image" in shown
     assert f"6,000 images/s read {6000 * each / 1e9:,.2f} GB/s" in shown
     assert "not measured" in shown
 

@@ -12,8 +12,16 @@ import pytest
 from PIL import Image, ImageCms
 
 from preprocess import colours
-from preprocess.images import Pixels, UnusableImageError, decode_image, read_mask
-from preprocess.reading import CONVERTED, UNUSABLE, GreyRange, Reading, parse_range
+from preprocess.arrays import Pixels
+from preprocess.images import decode_image, read_mask
+from preprocess.reading import (
+    CONVERTED,
+    UNUSABLE,
+    GreyRange,
+    Reading,
+    UnusableImageError,
+    parse_range,
+)
 from tests.preprocess.support import photo, save
 
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3

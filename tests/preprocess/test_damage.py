@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.images import Pixels, UnusableImageError, decode_image
-from preprocess.reading import NO_EXIF
+from preprocess.arrays import Pixels
+from preprocess.images import decode_image
+from preprocess.reading import NO_EXIF, UnusableImageError
 from tests.preprocess.support import photo
 
 PLACES = 20

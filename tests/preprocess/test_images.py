@@ -13,15 +13,9 @@ import pytest
 from ffcv.fields.rgb_image import resizer
 from PIL import Image
 
-from preprocess.images import (
-    PIXEL_LIMIT,
-    Pixels,
-    UnusableImageError,
-    decode_image,
-    read_mask,
-    shrink,
-    stored_size,
-)
+from preprocess.arrays import Pixels
+from preprocess.images import PIXEL_LIMIT, decode_image, read_mask, shrink, stored_size
+from preprocess.reading import UnusableImageError
 from tests.preprocess.support import photo, same_colours, save
 
 PHOTO = photo(3)

@@ -16,10 +16,11 @@ from PIL import Image
 from harl_fast.errors import DataError
 from harl_fast.files import UnusualFileError, open_regular, sha256_file
 from preprocess import images
-from preprocess.images import PIXEL_LIMITS, UnusableImageError, decode_image, read_mask
+from preprocess.images import PIXEL_LIMITS, decode_image, read_mask
 from preprocess.listing import DEPTH, list_images
 from preprocess.masks.cachefile import Fingerprint
 from preprocess.passthrough import NotTakenError, take_jpeg
+from preprocess.reading import UnusableImageError
 from tests.preprocess.support import photo, save
 
 PEAK = """

@@ -88,6 +88,7 @@ class Conv(nn.Module):
 
     def fold(self) -> None:
         """Put the normalisation's scale and shift into the convolution, for inference."""
+        assert isinstance(self.norm, nn.BatchNorm2d)
         self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
 
 
@@ -185,7 +186,7 @@ def agreed(pixels: Pixels, own: Map, taught: Map) -> Map:
     pixels: (S, S, 3) uint8. own, taught: the network's and the ensemble's mean map, of any sides.
     Returns (128, 128) float32 in [0, 1].
     """
-    return outlined(pixels, (resized(own, SIDE) + resized(taught, SIDE)) / 2)
+    return outlined(pixels, (resized(own, SIDE) + resized(taught, SIDE)) / np.float32(2))
 
 
 def square(rgb: Pixels, side: int) -> Pixels:
@@ -262,7 +263,7 @@ def load_network(path: Path, *, bfloat16: bool | None = None) -> Network:
     bfloat16: compute in it; None means where the processor does it natively.
     """
     net, metadata = read_network(path)
-    net = net.fold().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.fold().to(memory_format=torch.channels_last)
     return Network(net, metadata, native_bfloat16() if bfloat16 is None else bfloat16)
 
 
