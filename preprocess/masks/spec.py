@@ -109,9 +109,8 @@ def _resolved(tree: Any, parameters: Callable[[str], type[Section]], *, where: s
         if field.annotation is MethodSpec:
             base = given.get(key, field.default)
             given = {**given, key: _resolved(base, parameters, where=where)}
-    if _required(model) and _required(model) not in given:
-        key = _required(model)
-        raise ConfigError(f"{where} lacks its {key}: write {{{name}: {key.upper()}}}")
+    if (required := _required(model)) and required not in given:
+        raise ConfigError(f"{where} lacks its {required}: write {{{name}: {required.upper()}}}")
     checked = validated(model, given, where=where)
     values = {key: getattr(checked, key) for key in fields}
     return MethodSpec(str(name), tuple(values.items()), _canonical(str(name), values, model))
@@ -122,7 +121,14 @@ def _required(model: type[Section]) -> str:
     return next((key for key, field in model.model_fields.items() if field.is_required()), "")
 
 
-def _older_arguments(rest: str, model: type[Section], *, where: str) -> dict[str, str]:
+class _Word(str):
+    """A value of the older form, in which numbers and switches are words as well.
+
+    A `Section` refuses them as plain texts, which somebody has quoted.
+    """
+
+
+def _older_arguments(rest: str, model: type[Section], *, where: str) -> dict[str, _Word]:
     """Return the arguments of ``value,key=value,...``, split at commas outside parentheses."""
     depth, words = 0, [""] if rest else []
     for sign in rest:
@@ -141,7 +147,7 @@ def _older_arguments(rest: str, model: type[Section], *, where: str) -> dict[str
         if place == 0 and _required(model) and not (mark and key in model.model_fields):
             key, value = _required(model), word
         inner = value.startswith("(") and value.endswith(")")
-        given[key] = value[1:-1] if inner else value
+        given[key] = _Word(value[1:-1] if inner else value)
     return given
 
 
