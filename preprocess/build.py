@@ -122,7 +122,7 @@ def build(
     with replacing_together(out, last=[f"{name}.json" for name in lists]) as fresh:
         for name, mask_list in lists.items():
             beton = fresh / f"{name}.beton"
-            tally = _convert_split(beton, name, mask_list, settings, workers=workers)
+            tally = _convert_split(beton, mask_list, settings, workers=workers)
             manifest = _describe(beton, source, tally, mask_list, settings)
             written.append((manifest, tally, mask_list))
     for manifest, tally, mask_list in written:
@@ -195,11 +195,9 @@ def _check_cache(masks: MaskList, settings: Settings) -> None:
         )
 
 
-def _convert_split(
-    path: Path, name: str, masks: MaskList, settings: Settings, *, workers: int
-) -> Tally:
+def _convert_split(path: Path, masks: MaskList, settings: Settings, *, workers: int) -> Tally:
     """Write one container to ``path`` and return what became of the images."""
-    split = masks.split
+    split, name = masks.split, path.stem
     count = len(split.names)
     tally = Tally(list(split.rejected))
     results = ordered_map(

@@ -69,6 +69,7 @@ with head(__name__, parse):
     import numpy as np
 
     from harl_fast.data.container.fields import open_reader
+    from harl_fast.data.container.integrity import IMAGE
     from harl_fast.data.container.manifest import check_container, read_manifest
     from harl_fast.data.occupancy import occupancy, occupancy_text
     from harl_fast.engine.views import sizes_text, view_geometry
@@ -126,7 +127,7 @@ def fitting(beton: Path) -> list[str]:
     Raises `DataError` when the container is not sound.
     """
     check_container(beton, read_manifest(beton))
-    images = open_reader(beton).metadata["f0"]
+    images = open_reader(beton).metadata[IMAGE]
     side = float(np.median(np.sqrt(images["height"].astype(float) * images["width"])))
     size_px = min(max(32, round(side / 32) * 32), 224)
     stem = "imagenet" if size_px >= 128 else "small-s2" if size_px >= 64 else "small"

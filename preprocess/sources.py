@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line
+from preprocess.arrays import Pixels
 from preprocess.listing import Listing, list_images
 
 ONE_FORM = "Give both the composed form, say by `convmv -f utf8 -t utf8 --nfc -r --notest FOLDER`"
@@ -38,16 +39,15 @@ class Split:
     labels: list[int]
     root: Path | None = None
     """Folder that the names are relative to; None if the pixels are in memory."""
-    pixels: npt.NDArray[np.uint8] | None = None
+    pixels: Pixels | None = None
     """(N, H, W, 3) uint8 instead of files."""
     rejected: list[Rejected] = field(default_factory=list)
     """Files that are no images by their name."""
 
-    def image(self, index: int) -> Path | npt.NDArray[np.uint8]:
+    def image(self, index: int) -> Path | Pixels:
         """Return one image's file or its (H, W, 3) pixels."""
         if self.pixels is not None:
-            pixels: npt.NDArray[np.uint8] = self.pixels[index]
-            return pixels
+            return np.asarray(self.pixels[index], np.uint8)
         assert self.root is not None
         return self.root / self.names[index]
 
@@ -362,7 +362,7 @@ def _pets(library: Any, cache: Path) -> Source:
     return _by_path("pets", list(parts["train"].classes), pairs, cache)
 
 
-def _in_memory(split: str, pixels: npt.NDArray[np.uint8], labels: list[int]) -> Split:
+def _in_memory(split: str, pixels: Pixels, labels: list[int]) -> Split:
     names = [f"{split}/{index:06d}" for index in range(len(labels))]
     return Split(names, [int(label) for label in labels], pixels=pixels)
 

@@ -194,14 +194,6 @@ def _stroke(path: Points, half_width: float | Points) -> Points:
 
 
 SHAPES: dict[str, Callable[[Draw], Shape]] = {
-    "crescent": crescent,
-    "cross": cross,
-    "fish": fish,
-    "gear": gear,
-    "leaf": leaf,
-    "mug": mug,
-    "ring": ring,
-    "spiral": spiral,
-    "star": star,
-    "tree": tree,
+    shape.__name__: shape
+    for shape in (crescent, cross, fish, gear, leaf, mug, ring, spiral, star, tree)
 }

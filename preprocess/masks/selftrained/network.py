@@ -166,18 +166,16 @@ class Network:
         Runs on one thread, in batches of at most `BATCH`; batches change a map by rounding only.
         """
         maps: list[Map] = []
+        side = self.net.architecture.side
         with one_thread():
             for start in range(0, len(images), BATCH):
-                maps += self._batch(images[start : start + BATCH])
+                some = images[start : start + BATCH]
+                squares = np.stack([square(image, side) for image in some])
+                votes = np.stack([opinions(image) for image in some])
+                heard = np.stack([[resized(m, side // 2) for m in one] for one in votes])
+                soft = predict(self.net, squares, heard, bfloat16=self.bfloat16)
+                maps += map(agreed, squares, soft, votes.mean(axis=1))
         return maps
-
-    def _batch(self, images: Sequence[Pixels]) -> list[Map]:
-        side = self.net.architecture.side
-        squares = np.stack([square(image, side) for image in images])
-        maps = np.stack([opinions(image) for image in images])
-        heard = np.stack([[resized(m, side // 2) for m in one] for one in maps])
-        soft = predict(self.net, squares, heard, bfloat16=self.bfloat16)
-        return [agreed(*one) for one in zip(squares, soft, maps.mean(axis=1), strict=True)]
 
 
 def agreed(pixels: Pixels, own: Map, taught: Map) -> Map:
