@@ -30,7 +30,7 @@ class Grey(NamedTuple):
     """Of the values as the file means them."""
     least: float
     greatest: float
-    """Of the file's type; for 12 bits 0 and 4095. Both 0 for floating point, which has no such."""
+    """Of the file's type; for 12 bits 0 and 4095. Both 0 for floating point, which has none."""
     inverted: bool
     """Whether the least value is white."""
 
