@@ -48,7 +48,7 @@ def advise(source: Source, settings: Settings, manifest: Manifest) -> Iterator[s
     sizes = {name: per_pixel * facts["pixels"] for name, per_pixel in PIXEL_BYTES.items()}
     if facts["kind"] == "jpg":
         sizes["jpg"] = stored
-    elif (per_pixel := _jpg_bytes_a_pixel(split, settings)) is not None:
+    elif (per_pixel := _jpg_bytes_per_pixel(split, settings)) is not None:
         sizes["jpg"] = per_pixel * facts["pixels"]
     listed = ", ".join(
         f"{name} {sizes[name] / 1e9:,.2f} GB" for name in MODE_NAMES if name in sizes
@@ -124,7 +124,7 @@ def _loader_cost_us(path: Path) -> float:
     return 1e6 * min(seconds[1:])
 
 
-def _jpg_bytes_a_pixel(split: Split, settings: Settings) -> float | None:
+def _jpg_bytes_per_pixel(split: Split, settings: Settings) -> float | None:
     plain = replace(settings, store=Store("jpg"), mask_method=parse_spec("full"))
     some = _subset(split, SAMPLE // 2)
     tasks = [Task(name, 0, some.image(row)) for row, name in enumerate(some.names)]

@@ -116,7 +116,9 @@ def build(
     }
     for name, mask_list in lists.items():
         _check_cache(mask_list, settings)
-        for path in _files_of(out / f"{name}.beton"):
+        beton = out / f"{name}.beton"
+        beside = (manifest_path, names_path, sums_path, _report_path)
+        for path in (beton, *(place(beton) for place in beside)):
             check_output(path, option="--out")
     written = []
     with replacing_together(out, last=[f"{name}.json" for name in lists]) as fresh:
@@ -130,12 +132,6 @@ def build(
         for line in _lost_classes(mask_list.split, tally, source.classes):
             print(line)
     return [manifest for manifest, _, _ in written]
-
-
-def _files_of(beton: Path) -> list[Path]:
-    """Return all files that a split gets."""
-    beside = (manifest_path, names_path, sums_path, _report_path)
-    return [beton, *(place(beton) for place in beside)]
 
 
 def _report_path(beton: Path) -> Path:
@@ -164,7 +160,11 @@ def _describe(
         beton_sha256=sha256_file(beton),
         names_sha256=write_names(beton, tally.names),
         created=utc_time(),
-        tool_versions=_versions(),
+        tool_versions={
+            "harl_fast": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in TOOLS},
+        },
         tables_sha256=tables_sha256(beton),
         sums_sha256=write_sums(beton, tally.sums),
     )
@@ -298,11 +298,6 @@ def _report(tally: Tally) -> dict[str, Any]:
         "masks_replaced": listed(tally.replaced),
         "warned": listed(tally.warned),
     }
-
-
-def _versions() -> dict[str, str]:
-    tools = {name: version(name) for name in TOOLS}
-    return {"harl_fast": __version__, "python": platform.python_version(), **tools}
 
 
 def _lost_classes(split: Split, tally: Tally, classes: list[str]) -> Iterator[str]:

@@ -77,7 +77,7 @@ ROW = np.dtype(
 
 
 @dataclass(frozen=True)
-class Damage:
+class Finding:
     """One damaged sample."""
 
     id: int
@@ -99,7 +99,7 @@ class Verdict:
     """Every sample was decoded."""
     sums: bool = False
     """Every sample's bytes were compared with the checksum taken when it was written."""
-    damaged: list[Damage] = field(default_factory=list)
+    damaged: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -132,7 +132,7 @@ def verify(beton: Path, *, deep: bool, workers: int) -> Verdict:
             verdict.decoded, verdict.sums = True, sums is not None
             kind = None if sums is None else sums.dtype
             for sample, problems in _damaged(beton, manifest, rows, kind, workers):
-                verdict.damaged.append(Damage(sample, names[sample], problems))
+                verdict.damaged.append(Finding(sample, names[sample], problems))
     except DataError as error:
         verdict.refused = str(error)
     except OSError as error:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harl_fast.data.container.fields import pack_mask, resize_mask, unpack_mask
+from harl_fast.data.container.fields import pack_mask, unpack_mask
 from harl_fast.errors import one_line
 from harl_fast.files import Progress
 from preprocess.arrays import Map, Mask, Pixels
@@ -208,7 +208,7 @@ def make_masks(
     for place, one in enumerate(made):
         if not one.problem:
             mask, stand_in, problem = next(found)
-            bits = pack_mask(resize_mask(mask, size=CANVAS_PX)).tobytes()
+            bits = pack_mask(to_canvas(mask)).tobytes()
             made[place] = one._replace(bits=bits, stand_in=stand_in, problem=problem)
     return made
 
