@@ -53,7 +53,7 @@ def advise(source: Source, settings: Settings, manifest: Manifest) -> Iterator[s
     listed = ", ".join(
         f"{name} {sizes[name] / 1e9:,.2f} GB" for name in MODE_NAMES if name in sizes
     )
-    yield f"  the images as {listed} (estimated from their pixels, but for the store written)"
+    yield f"  the images as {listed} (estimated from their pixels, except for the store written)"
     costs: dict[str, float] = {}
     if manifest.count >= LEAST_COUNT:
         yield "  measuring the stores (the first time on a machine compiles the loader: minutes)"

@@ -62,7 +62,7 @@ def describe(
     return {
         **unusual,
         "format": FORMAT,
-        "spec": str(spec) if "file" not in dict(spec.parameters) else spec.name,
+        "spec": spec.name if "file" in spec else str(spec),
         "method": method_facts(spec),
         "max_resolution": max_resolution,
         "frame": f"the upright image, shrunk to max_resolution, then to {INPUT_PX} px at most",

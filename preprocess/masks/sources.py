@@ -133,7 +133,7 @@ def _unwrapped(
 ) -> tuple[MethodSpec, npt.NDArray[np.int64], tuple[tuple[MethodSpec, Any], ...]]:
     """Return the method below all controls, whose mask each image gets, and the flips."""
     partners, flips = np.arange(count), []
-    while "base" in dict(spec.parameters):
+    while "base" in spec:
         if spec.name == "shuffled":
             partners = derangement(count, seed=spec["seed"])[partners]
         else:

@@ -46,6 +46,10 @@ class MethodSpec:
     def __str__(self) -> str:
         return self.text
 
+    def __contains__(self, key: str) -> bool:
+        """Return whether the method has a parameter of this name."""
+        return key in dict(self.parameters)
+
     def __getitem__(self, key: str) -> Any:
         """Return a parameter's value."""
         return dict(self.parameters)[key]
