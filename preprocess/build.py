@@ -336,7 +336,9 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -
     rate = manifest.count / max(tally.seconds, 1e-9)
     print(f"  {manifest.beton_bytes / 1e6:,.1f} MB, {rate:,.0f} images/s: {beton}")
     if damaged := sum(item.reason.startswith(DAMAGED) for item in tally.rejected):
-        print(f"  {damaged:,} of the skipped files are damaged; --keep-warned keeps such files")
+        print(
+            f"  {damaged:,} of the skipped files are damaged; --keep-warned keeps JPEGs and WebPs"
+        )
     listing = _report_path(beton)
     for what, items in (
         ("skipped files", tally.rejected),

@@ -126,13 +126,10 @@ def _required(model: type[Section]) -> str:
 
 
 class _Word(str):
-    """A value of the older form, in which numbers and switches are words as well.
-
-    A `Section` refuses them as plain texts, which somebody has quoted.
-    """
+    """A number or switch in the older form: a `Section` refuses plain text for one, as quoted."""
 
 
-def _older_arguments(rest: str, model: type[Section], *, where: str) -> dict[str, _Word]:
+def _older_arguments(rest: str, model: type[Section], *, where: str) -> dict[str, str]:
     """Return the arguments of ``value,key=value,...``, split at commas outside parentheses."""
     depth, words = 0, [""] if rest else []
     for sign in rest:
@@ -151,7 +148,9 @@ def _older_arguments(rest: str, model: type[Section], *, where: str) -> dict[str
         if place == 0 and _required(model) and not (mark and key in model.model_fields):
             key, value = _required(model), word
         inner = value.startswith("(") and value.endswith(")")
-        given[key] = _Word(value[1:-1] if inner else value)
+        value = value[1:-1] if inner else value
+        is_text = key in model.model_fields and model.model_fields[key].annotation is str
+        given[key] = value if is_text else _Word(value)
     return given
 
 
