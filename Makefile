@@ -106,7 +106,7 @@ doctor: ## Say what this machine has, what is missing and what to do [DATA=<cont
 lint: setup ## Check style, types, spelling and the documentation's links (ruff, mypy, codespell, mkdocs)
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
-	"$(BIN)/mypy" harl_fast
+	"$(BIN)/mypy" harl_fast preprocess launch
 	"$(BIN)/codespell"
 	"$(BIN)/python" docs/configuration.py --check
 	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --strict --quiet

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import mask_report, mask_sets, mask_storage
 from benchmarks.mask_methods import Contender, contenders
+from benchmarks.mask_score import Score, score
 from benchmarks.mask_sets import HALVES, Case, half
 from benchmarks.process import machine_facts
 from benchmarks.results import write_results
@@ -24,7 +25,6 @@ from harl_fast.options import SEED_MAX, whole_number
 from harl_fast.program import run_main
 from preprocess.arrays import Mask, Pixels
 from preprocess.masks.registry import CHUNK
-from preprocess.masks.score import Score, score
 
 SPEED_PX, SPEED_COUNT, TURN_S = 300, 48, 0.5
 """Longest side and number of pictures for the clock; a turn goes on for this much CPU time."""

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     if (ROOT / args.run / "config.yaml").exists():
         discard_folder(ROOT / args.run)  # an earlier run; the trainer refuses any other content
     chosen = ["--run", args.run, *([] if args.epochs is None else ["--epochs", str(args.epochs)])]
-    launcher = [Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1"]
+    launcher = (Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1")
     pretrain = ["launch/pretrain.py", "--deepspeed_config", args.engine, "--config", "demo"]
     run("launch/guard.py", sys.executable, *launcher, *pretrain, "--data", args.data, *chosen)
     drawn = ["--config", args.run / "config.yaml", "--out", args.run / SHEET]

@@ -24,14 +24,14 @@ from preprocess.masks.registry import parse_spec
 from preprocess.sources import Source, Split
 
 RATES = (6_000, 10_000)
-"""Images a second that eight A100 train on, eager and compiled."""
+"""Images per second that eight A100 train on, eager and compiled."""
 CACHE_SHARE = 0.8
 """Share of the available memory that a container may take: training needs some as well."""
 PIXEL_BYTES = {"raw": 3.0, "yuv420": 1.5}
 LEAST_COUNT = 1000
 """Smaller sets are not measured: that would take longer than their conversion."""
 SAMPLE, BATCH, PASSES = 128, 32, 3
-"""Images measured, images a batch, and passes of which the fastest counts."""
+"""Images measured, images per batch, and passes of which the fastest counts."""
 
 
 def advise(source: Source, settings: Settings, manifest: Manifest) -> Iterator[str]:
@@ -43,25 +43,25 @@ def advise(source: Source, settings: Settings, manifest: Manifest) -> Iterator[s
     stored = sum(mode["bytes"] for mode in facts["modes"].values())
     each = stored / manifest.count
     rates = ", ".join(f"{rate:,} images/s read {rate * each / 1e9:,.2f} GB/s" for rate in RATES)
-    yield f"store {facts['kind']}: {each / 1e3:,.1f} kB an image; {rates}"
+    yield f"store {facts['kind']}: {each / 1e3:,.1f} kB per image; {rates}"
     split = source.splits[manifest.split]
     sizes = {name: per_pixel * facts["pixels"] for name, per_pixel in PIXEL_BYTES.items()}
     if facts["kind"] == "jpg":
         sizes["jpg"] = stored
-    elif (per_pixel := _jpg_bytes_a_pixel(split, settings)) is not None:
+    elif (per_pixel := _jpg_bytes_per_pixel(split, settings)) is not None:
         sizes["jpg"] = per_pixel * facts["pixels"]
     listed = ", ".join(
         f"{name} {sizes[name] / 1e9:,.2f} GB" for name in MODE_NAMES if name in sizes
     )
-    yield f"  the images as {listed} (estimated from their pixels, but for the store written)"
+    yield f"  the images as {listed} (estimated from their pixels, except for the store written)"
     costs: dict[str, float] = {}
     if manifest.count >= LEAST_COUNT:
         yield "  measuring the stores (the first time on a machine compiles the loader: minutes)"
         costs = measure(source, settings, manifest.split)
         shown = ", ".join(f"{name} {cost:,.0f}" for name, cost in costs.items()) or "no store"
         yield (
-            f"  microseconds an image and core for two 224 px views, measured just now through the "
-            f"loader on {SAMPLE} images in memory: {shown}"
+            f"  microseconds per image and core for two 224 px views, measured just now through "
+            f"the loader on {SAMPLE} images in memory: {shown}"
         )
     yield f"  {recommend(sizes, costs, available_bytes())}"
 
@@ -69,7 +69,7 @@ def advise(source: Source, settings: Settings, manifest: Manifest) -> Iterator[s
 def recommend(sizes: Mapping[str, float], costs: Mapping[str, float], memory: int | None) -> str:
     """Return one sentence on which store is favoured, and why.
 
-    sizes: bytes of the set in each store. costs: microseconds an image; stores not measured are
+    sizes: bytes of the set in each store. costs: microseconds per image; stores not measured are
     absent. memory: bytes available, None if unknown. An uncompressed store is worth its size only
     while the file stays in the page cache, since disks deliver less than it is read at.
     """
@@ -124,7 +124,7 @@ def _loader_cost_us(path: Path) -> float:
     return 1e6 * min(seconds[1:])
 
 
-def _jpg_bytes_a_pixel(split: Split, settings: Settings) -> float | None:
+def _jpg_bytes_per_pixel(split: Split, settings: Settings) -> float | None:
     plain = replace(settings, store=Store("jpg"), mask_method=parse_spec("full"))
     some = _subset(split, SAMPLE // 2)
     tasks = [Task(name, 0, some.image(row)) for row, name in enumerate(some.names)]

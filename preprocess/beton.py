@@ -15,13 +15,13 @@ from harl_fast.host import usable_cores
 from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.options import SEED_MAX, checked, whole_number
 from harl_fast.program import head, run_main
+from preprocess import masks
 from preprocess.demo.shapes import SHAPES
 from preprocess.reading import add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
 
 if TYPE_CHECKING:
     from preprocess.encode import Store
-    from preprocess.masks.spec import MethodSpec
 
 MASK_SIZE_PX = 128
 """Methods make masks of 64 or 128 px, which this holds as they are. Halving the latter costs 2 to 3
@@ -58,7 +58,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--mask-method",
-        type=checked(_method),
+        type=checked(lambda text: masks.parse_spec(text)),  # imported when it is used
         metavar="METHOD",
         default="heuristic",
         help="heuristic, or another {name: {key: value}} of docs/masks.md; with --masks for images "
@@ -87,14 +87,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _method(text: str) -> MethodSpec:
-    from preprocess.masks.registry import parse_spec  # takes seconds, as does the next
-
-    return parse_spec(text)
-
-
 def _store(text: str) -> Store:
-    from preprocess.encode import parse_store
+    from preprocess.encode import parse_store  # takes seconds
 
     return parse_store(text)
 
@@ -140,8 +134,8 @@ def main(argv: list[str] | None = None) -> int:
         _check_apart(args.out, args.data)
     check_output(args.out, option="--out", folder=True)
     with locked(args.out / FOLDER_LOCK, output=args.out):
-        source, masks = _source(args)
-        manifests = build(source, args.out, settings, masks=masks, workers=args.workers)
+        source, given = _source(args)
+        manifests = build(source, args.out, settings, masks=given, workers=args.workers)
     try:
         for line in advise(source, settings, manifests[0]):
             print(line, flush=True)

@@ -116,13 +116,15 @@ def build(
     }
     for name, mask_list in lists.items():
         _check_cache(mask_list, settings)
-        for path in _files_of(out / f"{name}.beton"):
+        beton = out / f"{name}.beton"
+        beside = (manifest_path, names_path, sums_path, _report_path)
+        for path in (beton, *(place(beton) for place in beside)):
             check_output(path, option="--out")
     written = []
     with replacing_together(out, last=[f"{name}.json" for name in lists]) as fresh:
         for name, mask_list in lists.items():
             beton = fresh / f"{name}.beton"
-            tally = _convert_split(beton, name, mask_list, settings, workers=workers)
+            tally = _convert_split(beton, mask_list, settings, workers=workers)
             manifest = _describe(beton, source, tally, mask_list, settings)
             written.append((manifest, tally, mask_list))
     for manifest, tally, mask_list in written:
@@ -130,12 +132,6 @@ def build(
         for line in _lost_classes(mask_list.split, tally, source.classes):
             print(line)
     return [manifest for manifest, _, _ in written]
-
-
-def _files_of(beton: Path) -> list[Path]:
-    """Return all files that a split gets."""
-    beside = (manifest_path, names_path, sums_path, _report_path)
-    return [beton, *(place(beton) for place in beside)]
 
 
 def _report_path(beton: Path) -> Path:
@@ -164,7 +160,11 @@ def _describe(
         beton_sha256=sha256_file(beton),
         names_sha256=write_names(beton, tally.names),
         created=utc_time(),
-        tool_versions=_versions(),
+        tool_versions={
+            "harl_fast": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in TOOLS},
+        },
         tables_sha256=tables_sha256(beton),
         sums_sha256=write_sums(beton, tally.sums),
     )
@@ -195,11 +195,9 @@ def _check_cache(masks: MaskList, settings: Settings) -> None:
         )
 
 
-def _convert_split(
-    path: Path, name: str, masks: MaskList, settings: Settings, *, workers: int
-) -> Tally:
+def _convert_split(path: Path, masks: MaskList, settings: Settings, *, workers: int) -> Tally:
     """Write one container to ``path`` and return what became of the images."""
-    split = masks.split
+    split, name = masks.split, path.stem
     count = len(split.names)
     tally = Tally(list(split.rejected))
     results = ordered_map(
@@ -302,11 +300,6 @@ def _report(tally: Tally) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
-    tools = {name: version(name) for name in TOOLS}
-    return {"harl_fast": __version__, "python": platform.python_version(), **tools}
-
-
 def _lost_classes(split: Split, tally: Tally, classes: list[str]) -> Iterator[str]:
     """Yield a line on each class of which no image could be read."""
     lost = sorted(set(split.labels) - set(tally.labels))
@@ -343,7 +336,9 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -
     rate = manifest.count / max(tally.seconds, 1e-9)
     print(f"  {manifest.beton_bytes / 1e6:,.1f} MB, {rate:,.0f} images/s: {beton}")
     if damaged := sum(item.reason.startswith(DAMAGED) for item in tally.rejected):
-        print(f"  {damaged:,} of the skipped files are damaged; --keep-warned keeps such files")
+        print(
+            f"  {damaged:,} of the skipped files are damaged; --keep-warned keeps JPEGs and WebPs"
+        )
     listing = _report_path(beton)
     for what, items in (
         ("skipped files", tally.rejected),

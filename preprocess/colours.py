@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
+from preprocess.arrays import Pixels
 from preprocess.icc import SPACES, convert_profile
-from preprocess.reading import GreyRange, Pixels, Reading, UnusableImageError
+from preprocess.reading import GreyRange, Reading, UnusableImageError
 from preprocess.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, WHITE_IS_ZERO
 
 STRIP_PIXELS = 1 << 20
@@ -29,7 +30,7 @@ class Grey(NamedTuple):
     """Of the values as the file means them."""
     least: float
     greatest: float
-    """Of the file's type; for 12 bits 0 and 4095. Both 0 for floating point, which has no such."""
+    """Of the file's type; for 12 bits 0 and 4095. Both 0 for floating point, which has none."""
     inverted: bool
     """Whether the least value is white."""
 
@@ -103,8 +104,10 @@ def _conversion(
     return convert
 
 
-def _greatest_alpha(image: Image.Image) -> float:
-    return max(strip.getchannel("A").getextrema()[1] for _, strip in _strips(image, rows=256))
+def _greatest_alpha(image: Image.Image) -> int:
+    return max(
+        int(np.asarray(strip.getchannel("A")).max()) for _, strip in _strips(image, rows=256)
+    )
 
 
 def _plain(image: Image.Image, *, adobe: bool) -> Image.Image:
@@ -150,7 +153,9 @@ def _levels(values: Values, ends: tuple[float, float], inverted: bool) -> Pixels
     scale = 255 / (high - low) if high > low else 0.0  # a single value is black
     with np.errstate(invalid="ignore"):  # NaN, made black below
         steps = (values.astype(np.float64) - low) * scale
-    levels = np.rint(np.nan_to_num(steps, posinf=255.0, neginf=0.0).clip(0, 255)).astype(np.uint8)
+    levels: Pixels = np.rint(np.nan_to_num(steps, posinf=255.0, neginf=0.0).clip(0, 255)).astype(
+        np.uint8
+    )
     return 255 - levels if inverted else levels
 
 

@@ -1,4 +1,4 @@
-"""What a worker does with an image: decode, shrink, mask, encode. One decode an image, no state."""
+"""What a worker does with an image: decode it once, shrink, mask, encode."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import numpy as np
 
 from harl_fast.data.container.fields import MODE_JPG, pack_mask, resize_mask
+from preprocess.arrays import Pixels
 from preprocess.encode import DEFAULT_STORE, Store, encode
-from preprocess.images import Decoded, Pixels, UnusableImageError, decode_image, shrink
+from preprocess.images import decode_image, shrink
 from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks
 from preprocess.masks.spec import MethodSpec
-from preprocess.passthrough import NotTakenError, Taken, take_jpeg
-from preprocess.reading import DEFAULT_READING, Reading
+from preprocess.passthrough import NotTakenError, take_jpeg
+from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.sources import Rejected
 
 
@@ -93,22 +93,18 @@ def _draft(task: Task, settings: Settings) -> tuple[Sample | Rejected, LazyImage
 
     A refused task has no origin.
     """
-    side_px, store = settings.max_resolution, settings.store
-    taken, refusal = None, ""
-    if store.kind == "passthrough":
-        taken, refusal = _take(task, settings)
+    side_px, taken, refusal = settings.max_resolution, None, ""
+    if settings.store.kind == "passthrough":
+        try:
+            taken = take_jpeg(task.image, side_px=side_px, icc=settings.reading.icc)
+        except NotTakenError as error:
+            refusal = str(error)
     try:
-        if taken is not None:
-            decoded = Decoded(taken.rgb, 1, taken.rgb.shape[1::-1])
-            mode, image, rgb = MODE_JPG, taken.data, taken.rgb
-        else:
-            if isinstance(task.image, np.ndarray):
-                decoded = Decoded(task.image, 1, task.image.shape[1::-1])
-            else:
-                decoded = decode_image(task.image, side_px=side_px, reading=settings.reading)
-            rgb = shrink(decoded.rgb, side_px=side_px)
-            mode = store.mode(task.position)
-            image = encode(rgb, mode, quality=settings.quality)
+        source = task.image if taken is None else taken.rgb
+        decoded = decode_image(source, side_px=side_px, reading=settings.reading)
+        rgb = shrink(decoded.rgb, side_px=side_px)
+        mode = settings.store.mode(task.position) if taken is None else MODE_JPG
+        image = encode(rgb, mode, quality=settings.quality) if taken is None else taken.data
     except UnusableImageError as error:
         return Rejected(task.name, str(error)), None
     wanted = task.mask or MaskRequest(task.name, task.image)
@@ -137,13 +133,3 @@ def _draft(task: Task, settings: Settings) -> tuple[Sample | Rejected, LazyImage
 def _masked(sample: Sample, found: MaskResult, settings: Settings) -> Sample:
     mask = pack_mask(resize_mask(found.mask, size=settings.mask_size)).tobytes()
     return sample._replace(mask=mask, stand_in=found.stand_in, mask_problem=found.problem)
-
-
-def _take(task: Task, settings: Settings) -> tuple[Taken | None, str]:
-    """Return a file's own bytes if they can be stored, else why not."""
-    if isinstance(task.image, np.ndarray):
-        return None, "no file"
-    try:
-        return take_jpeg(task.image, side_px=settings.max_resolution, icc=settings.reading.icc), ""
-    except NotTakenError as refusal:
-        return None, str(refusal)

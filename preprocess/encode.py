@@ -11,16 +11,12 @@ from harl_fast.data.container.fields import MODE_JPG, MODE_NAMES, MODE_RAW, MODE
 from harl_fast.errors import shown
 from harl_fast.options import to_float
 from harl_fast.rng import STORE, uniforms
-from preprocess.images import Pixels
+from preprocess.arrays import Pixels
 
-STORES = {
-    "jpg": "re-encoded JPEG; the loader decodes only the part its crops need",
-    "passthrough": "a JPEG file's own bytes where the loader reads them, else jpg; loses nothing",
-    "raw": "RGB, 3 bytes a pixel; no decoding",
-    "yuv420": "planar YCbCr, 1.5 bytes a pixel; no decoding, half the colour resolution as in jpg",
-    "mix": "mix:P or mix:P:yuv420, a share P (0 < P < 1) raw or yuv420, the rest jpg",
-}
-"""Kinds of stores and what each is."""
+STORES = ("jpg", "passthrough", "raw", "yuv420", "mix")
+"""Kinds of stores: JPEG encoded here, of which the loader decodes only what its crops need; a JPEG
+file's own bytes where the loader reads them, else jpg; RGB, 3 bytes per pixel; planar YCbCr with
+half the colour resolution, 1.5 bytes per pixel; a share of raw or yuv420, the rest jpg."""
 
 MCU_PX = 16
 """Side of a JPEG's minimum coded unit under 4:2:0 sampling."""
@@ -33,7 +29,7 @@ class Store:
     """A store as the command line names it."""
 
     kind: str
-    """A key of `STORES`."""
+    """One of `STORES`."""
     share: float = 0.0
     """Of a mix: the share of uncompressed samples."""
     open_mode: int = MODE_RAW
@@ -106,10 +102,7 @@ def restart_interval(width: int) -> int:
     at 500 x 400 px and quality 90: 1.2 % more bytes.
     """
     row = -(-width // MCU_PX)
-    return next(
-        (count for count in range(LEAST_INTERVAL, row) if row % count == 0),
-        row,
-    )
+    return next((count for count in range(LEAST_INTERVAL, row) if row % count == 0), row)
 
 
 def encode_jpeg(rgb: Pixels, *, quality: int) -> bytes:
@@ -131,15 +124,9 @@ def encode_jpeg(rgb: Pixels, *, quality: int) -> bytes:
 
 
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
-_CHROMA = (
-    np.array(
-        [
-            [-_RED / (1 - _BLUE), -_GREEN / (1 - _BLUE), 1.0],
-            [1.0, -_GREEN / (1 - _RED), -_BLUE / (1 - _RED)],
-        ]
-    )
-    / 2
-)
+_CB = (-_RED / (1 - _BLUE), -_GREEN / (1 - _BLUE), 1.0)
+_CR = (1.0, -_GREEN / (1 - _RED), -_BLUE / (1 - _RED))
+_CHROMA = np.array([_CB, _CR]) / 2
 """Cb and Cr of full-range RGB, but for the offset of 128 (JFIF 1.02)."""
 
 

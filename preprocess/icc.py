@@ -8,7 +8,8 @@ import io
 import numpy as np
 from PIL import Image, ImageCms
 
-from preprocess.reading import CONVERTED, UNUSABLE, Pixels
+from preprocess.arrays import Pixels
+from preprocess.reading import CONVERTED, UNUSABLE
 
 NEAR = 2
 """A profile whose conversion moves no tested colour by more levels than this is sRGB: the usual

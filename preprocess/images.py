@@ -13,26 +13,17 @@ from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from harl_fast.data.container.integrity import MOST_PIXELS
 from harl_fast.files import UnusualFileError, open_regular
-from preprocess.checksums import check_sums
+from preprocess.arrays import Mask, Pixels
 from preprocess.colours import deep_grey, to_rgb
 from preprocess.listing import TIFF_STARTS
-from preprocess.png import Chunks
-from preprocess.reading import (
-    DEFAULT_READING,
-    NO_EXIF,
-    Pixels,
-    Reading,
-    UnusableImageError,
-)
+from preprocess.png import Chunks, check_png
+from preprocess.reading import DEFAULT_READING, NO_EXIF, Reading, UnusableImageError
 from preprocess.soundness import load_judged
-from preprocess.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT
-
-Mask = npt.NDArray[np.bool_]
+from preprocess.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, check_tiff
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF")
 """The only decoders Pillow may pick, by content: a file named .jpg must not start Ghostscript."""
@@ -86,25 +77,22 @@ class Decoded:
 
     rgb: Pixels
     """(H, W, 3) uint8, upright. A large JPEG comes reduced by 2, 4 or 8."""
-    orientation: int
-    file_size: tuple[int, int]
-    """As in `Frame`."""
+    frame: Frame
     remarks: tuple[str, ...] = ()
     """What was done to the pixels or could not be, such as `reading.CONVERTED`."""
     warning: str = ""
     """What is damaged in an image that was kept all the same."""
 
-    @property
-    def frame(self) -> Frame:
-        """How the file held the image, without its pixels."""
-        return Frame(self.orientation, self.file_size)
-
 
 @contextlib.contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
-    """Yield an opened image within the limits, which has what it states, see `checksums`.
+def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """Yield an opened image within the limits, which has the bytes and checksums that it states.
 
-    What goes wrong then, in loading too, is an `UnusableImageError`.
+    PNG states a checksum per chunk and one of its pixels, and deflated TIFF one per strip or tile;
+    both state how many bytes their pixels take, and so does an uncompressed TIFF. JPEG and WebP are
+    judged as they are decoded, see `soundness`. BMP, GIF, and JPEG, fax, LZW and PackBits inside
+    TIFF have no checksum here: a missing end is noticed, and so is code that cannot be; other wrong
+    pixels are not. What goes wrong, in loading too, is an `UnusableImageError`.
     """
     try:
         with warnings.catch_warnings(), open_regular(path, limit=FILE_LIMIT) as stream:
@@ -116,7 +104,12 @@ def open_image(path: Path) -> Iterator[Image.Image]:
                     raise UnusableImageError(
                         f"{width} x {height} pixels, more than {limit:,}: scale it down"
                     )
-                check_sums(image, stream)
+                start = stream.tell()
+                if image.format == "PNG":
+                    check_png(stream)
+                elif image.format == "TIFF":
+                    check_tiff(image, stream)
+                stream.seek(start)
                 yield image
     except (UnusableImageError, MemoryError):
         raise
@@ -130,7 +123,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise UnusableImageError(f"{type(error).__name__}: {error}") from error
 
 
-def _identified(stream: BinaryIO) -> Image.Image:
+def _identified(stream: BinaryIO) -> ImageFile.ImageFile:
     try:
         return Image.open(stream, formats=FORMATS)
     except UnidentifiedImageError:
@@ -152,24 +145,29 @@ def _identified(stream: BinaryIO) -> Image.Image:
     )
 
 
-def decode_image(path: Path, *, side_px: int, reading: Reading = DEFAULT_READING) -> Decoded:
+def decode_image(
+    image: Path | Pixels, *, side_px: int, reading: Reading = DEFAULT_READING
+) -> Decoded:
     """Return a file's first frame as upright RGB; `UnusableImageError` if it is unreadable.
 
-    side_px: the longest side wanted later; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as
-    long as both sides stay at least this large (12 megapixel photos: 4 times as fast).
+    image: a file, or (H, W, 3) pixels, which come back as they are. side_px: the longest side
+    wanted later; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as both sides stay at
+    least this large (12 megapixel photos: 4 times as fast).
     """
-    with open_image(path) as image:
-        return _decode(image, side_px, reading)
+    if isinstance(image, np.ndarray):
+        return Decoded(image, Frame(1, image.shape[1::-1]))
+    with open_image(image) as opened:
+        return _decode(opened, side_px, reading)
 
 
-def _decode(image: Image.Image, side_px: int, reading: Reading) -> Decoded:
-    size, tiff = image.size, image.format == "TIFF"
+def _decode(opened: ImageFile.ImageFile, side_px: int, reading: Reading) -> Decoded:
+    size, tiff = opened.size, opened.format == "TIFF"
     orientation, problem = 1, ""
     if tiff:  # Pillow turns it upright in load() and forgets that it did
-        orientation, problem = read_orientation(image)
-        size = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
-    image.draft(None, (side_px, side_px))
-    image, warning = load_judged(image, size)
+        orientation, problem = read_orientation(opened)
+        size = opened.tag_v2[256], opened.tag_v2[257]  # type: ignore[attr-defined]
+    opened.draft(None, (side_px, side_px))
+    image, warning = load_judged(opened, size)
     if warning and not reading.keep_warned:
         raise UnusableImageError(warning)
     image.load()
@@ -178,7 +176,8 @@ def _decode(image: Image.Image, side_px: int, reading: Reading) -> Decoded:
     rgb, remark = to_rgb(image, reading)
     if not tiff and orientation != 1:
         rgb = TURNS[orientation](rgb)
-    return Decoded(rgb, orientation, size, tuple(filter(None, (problem, remark))), warning)
+    remarks = tuple(filter(None, (problem, remark)))
+    return Decoded(rgb, Frame(orientation, size), remarks, warning)
 
 
 def read_orientation(image: Image.Image) -> tuple[int, str]:
@@ -191,11 +190,6 @@ def read_orientation(image: Image.Image) -> tuple[int, str]:
     except EXIF_ERRORS:
         return 1, NO_EXIF
     return (int(value) if value in TURNS else 1), ""
-
-
-def orientation_of(image: Image.Image) -> int:
-    """Return what `read_orientation` does without the remark."""
-    return read_orientation(image)[0]
 
 
 def stored_size(height: int, width: int, *, side_px: int) -> tuple[int, int]:
@@ -221,11 +215,11 @@ def shrink(rgb: Pixels, *, side_px: int) -> Pixels:
     )
 
 
-def read_mask(path: Path, *, orientation: int, file_size: tuple[int, int]) -> Mask:
+def read_mask(path: Path, frame: Frame) -> Mask:
     """Return a mask file as (H, W) bool in the frame of the upright image.
 
-    Non-zero is foreground. A mask with the proportions of the file as stored gets the image's
-    EXIF turn, one with those of the upright image stays; anything else is an error.
+    frame: of its image. Non-zero is foreground. A mask with the proportions of the file as stored
+    gets the image's EXIF turn, one with those of the upright image stays; else it is an error.
     """
     with open_image(path) as image:
         image.load()
@@ -235,7 +229,7 @@ def read_mask(path: Path, *, orientation: int, file_size: tuple[int, int]) -> Ma
             raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
         values = np.asarray(image) != 0
     mask = np.asarray(np.atleast_3d(values).any(axis=2), np.bool_)
-    size = mask.shape[1::-1]
+    size, (orientation, file_size) = mask.shape[1::-1], frame
     if _same_shape(size, file_size):
         return TURNS[orientation](mask.view(np.uint8)).view(np.bool_) if orientation > 1 else mask
     if orientation >= 5 and _same_shape(size, file_size[::-1]):

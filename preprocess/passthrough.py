@@ -12,9 +12,10 @@ from PIL import Image
 from harl_fast.data.views.jpeg import OK, decode_jpeg, parse_jpeg
 from harl_fast.data.views.jpegheader import HEIGHT, LAYOUT, REASON, REASONS, WIDTH
 from harl_fast.files import open_regular
+from preprocess.arrays import Pixels
 from preprocess.encode import largest_image
 from preprocess.icc import is_srgb
-from preprocess.images import FILE_LIMIT, Pixels, orientation_of
+from preprocess.images import FILE_LIMIT, read_orientation
 
 
 class NotTakenError(Exception):
@@ -29,15 +30,17 @@ class Taken:
     rgb: Pixels
 
 
-def take_jpeg(path: Path, *, side_px: int, icc: bool = True) -> Taken:
+def take_jpeg(image: Path | Pixels, *, side_px: int, icc: bool = True) -> Taken:
     """Return the bytes of a JPEG file that the loader reads as they are; else `NotTakenError`.
 
     It has at most ``side_px`` on its longest side, is upright, has one size for all that read it,
     and decodes without any of libjpeg's warnings (see `soundness`). icc: refuse files with a colour
     profile that would change their pixels.
     """
+    if isinstance(image, np.ndarray):
+        raise NotTakenError("no file")
     try:
-        with open_regular(path, limit=FILE_LIMIT) as stream:
+        with open_regular(image, limit=FILE_LIMIT) as stream:
             data = stream.read()
     except OSError:
         raise NotTakenError("unreadable") from None
@@ -61,9 +64,9 @@ def _check_by_pillow(data: bytes, size: tuple[int, int], *, icc: bool) -> None:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             seen = image.size
-            plain = image.format == "JPEG" and orientation_of(image) == 1
+            plain = image.format == "JPEG" and read_orientation(image)[0] == 1
             profile = image.info.get("icc_profile") if icc else None
-            foreign = bool(profile) and not is_srgb(profile, image.mode)
+            foreign = bool(profile and not is_srgb(profile, image.mode))
     except Exception as error:
         # Pillow raises nearly anything on damaged files; what it is, decoding for the store tells.
         raise NotTakenError("no JPEG to Pillow") from error

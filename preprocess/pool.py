@@ -24,10 +24,10 @@ TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
 PRELOAD = ["preprocess.convert", "preprocess.demo.render"]
-"""Imported once, in the process that workers are forked from: ffcv brings torch, 3 s a process."""
+"""Imported once, in the process that workers are forked from: ffcv brings torch, 3 s each."""
 
 TASKS_AHEAD = 4
-"""Finished tasks a worker may be ahead of the consumer; it bounds the memory in flight."""
+"""How many finished tasks a worker may be ahead of the consumer; it bounds the memory in flight."""
 
 
 @dataclass

@@ -69,11 +69,13 @@ with head(__name__, parse):
     import numpy as np
 
     from harl_fast.data.container.fields import open_reader
+    from harl_fast.data.container.integrity import IMAGE
     from harl_fast.data.container.manifest import check_container, read_manifest
     from harl_fast.data.occupancy import occupancy, occupancy_text
     from harl_fast.engine.views import sizes_text, view_geometry
     from harl_fast.jit import require_compiler
     from harl_fast.viz import contact_sheet, occupancy_chart, write_png
+    from preprocess.arrays import Map, Mask, Pixels
     from preprocess.masks import gallery
     from preprocess.masks.registry import open_method, parse_spec, to_mask
 
@@ -83,7 +85,7 @@ def finder(spec: str) -> gallery.Find:
     method = parse_spec(spec)
     maps = open_method(method)
 
-    def find(images: Sequence[gallery.Pixels]) -> list[tuple[gallery.Mask, gallery.Map]]:
+    def find(images: Sequence[Pixels]) -> list[tuple[Mask, Map]]:
         return [(to_mask(method, soft)[0], soft) for soft in maps(images)]
 
     return find
@@ -125,7 +127,7 @@ def fitting(beton: Path) -> list[str]:
     Raises `DataError` when the container is not sound.
     """
     check_container(beton, read_manifest(beton))
-    images = open_reader(beton).metadata["f0"]
+    images = open_reader(beton).metadata[IMAGE]
     side = float(np.median(np.sqrt(images["height"].astype(float) * images["width"])))
     size_px = min(max(32, round(side / 32) * 32), 224)
     stem = "imagenet" if size_px >= 128 else "small-s2" if size_px >= 64 else "small"

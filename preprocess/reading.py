@@ -7,12 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from harl_fast.options import checked, to_float
-
-Pixels = npt.NDArray[np.uint8]
 
 CONVERTED = "colour profile converted to sRGB"
 UNUSABLE = "colour profile unusable, pixels taken as they are"

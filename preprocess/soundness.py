@@ -27,7 +27,7 @@ import ctypes
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from harl_fast.data.views.jpeg import ANOTHER_SIZE, decode_pixels, jpeg_error
 from preprocess.png import deep_transparency
@@ -44,7 +44,7 @@ _FRAME_HEAD = 8 + 16
 """Bytes of an animation's chunk ANMF before the chunks of its frame."""
 
 
-def load_judged(image: Image.Image, file_size: tuple[int, int]) -> tuple[Image.Image, str]:
+def load_judged(image: ImageFile.ImageFile, file_size: tuple[int, int]) -> tuple[Image.Image, str]:
     """Return an opened image loaded, at the size it was drafted for, and what is damaged or "".
 
     file_size: (width, height) before it was drafted. A damaged image is returned as it came, to be
@@ -70,7 +70,7 @@ def load_judged(image: Image.Image, file_size: tuple[int, int]) -> tuple[Image.I
     return image, ""
 
 
-def _load_jpeg(image: Image.Image, file_size: tuple[int, int]) -> tuple[Image.Image, str]:
+def _load_jpeg(image: ImageFile.ImageFile, file_size: tuple[int, int]) -> tuple[Image.Image, str]:
     data = np.frombuffer(_file_bytes(image), np.uint8)
     channels, pixel_format = _PIXELS[image.mode]
     pixels = np.empty((image.height, image.width, channels), np.uint8)
@@ -87,7 +87,7 @@ def _load_jpeg(image: Image.Image, file_size: tuple[int, int]) -> tuple[Image.Im
     return loaded, ""
 
 
-def _file_bytes(image: Image.Image) -> bytes:
+def _file_bytes(image: ImageFile.ImageFile) -> bytes:
     assert image.fp is not None
     image.fp.seek(0)
     return image.fp.read()

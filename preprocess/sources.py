@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line
+from preprocess.arrays import Pixels
 from preprocess.listing import Listing, list_images
 
 ONE_FORM = "Give both the composed form, say by `convmv -f utf8 -t utf8 --nfc -r --notest FOLDER`"
@@ -38,16 +39,15 @@ class Split:
     labels: list[int]
     root: Path | None = None
     """Folder that the names are relative to; None if the pixels are in memory."""
-    pixels: npt.NDArray[np.uint8] | None = None
+    pixels: Pixels | None = None
     """(N, H, W, 3) uint8 instead of files."""
     rejected: list[Rejected] = field(default_factory=list)
     """Files that are no images by their name."""
 
-    def image(self, index: int) -> Path | npt.NDArray[np.uint8]:
+    def image(self, index: int) -> Path | Pixels:
         """Return one image's file or its (H, W, 3) pixels."""
         if self.pixels is not None:
-            pixels: npt.NDArray[np.uint8] = self.pixels[index]
-            return pixels
+            return np.asarray(self.pixels[index], np.uint8)
         assert self.root is not None
         return self.root / self.names[index]
 
@@ -311,28 +311,27 @@ def torchvision_source(name: str, cache: Path) -> Source:
 
 # The library is an argument, so that `DATASETS` can be read without importing it. Its data set
 # classes are untyped, hence Any.
-def _arrays(kind: str) -> Callable[[Any, Path], Source]:
+def _cifar(kind: str) -> Callable[[Any, Path], Source]:
     def read(library: Any, cache: Path) -> Source:
-        parts = {
-            split: getattr(library, kind)(cache, train=split == "train", download=True)
-            for split in ("train", "val")
+        train, val = (
+            getattr(library, kind)(cache, train=first, download=True) for first in (True, False)
+        )
+        splits = {
+            "train": _in_memory("train", train.data, train.targets),
+            "val": _in_memory("val", val.data, val.targets),
         }
-        splits = {split: _in_memory(split, p.data, p.targets) for split, p in parts.items()}
-        return Source(kind.lower(), list(parts["train"].classes), splits)
+        return Source(kind.lower(), list(train.classes), splits)
 
     return read
 
 
 def _stl10(library: Any, cache: Path) -> Source:
-    parts = {
-        split: library.STL10(cache, split=theirs, download=True)
-        for split, theirs in (("train", "train"), ("val", "test"))
-    }
+    train, val = (library.STL10(cache, split=name, download=True) for name in ("train", "test"))
     splits = {
-        split: _in_memory(split, part.data.transpose(0, 2, 3, 1), part.labels.tolist())
-        for split, part in parts.items()
+        split: _in_memory(split, part.data.transpose(0, 2, 3, 1), part.labels)
+        for split, part in (("train", train), ("val", val))
     }
-    return Source("stl10", list(parts["train"].classes), splits)
+    return Source("stl10", list(train.classes), splits)
 
 
 def _imagenette(library: Any, cache: Path) -> Source:
@@ -341,16 +340,11 @@ def _imagenette(library: Any, cache: Path) -> Source:
 
 
 def _flowers102(library: Any, cache: Path) -> Source:
-    parts = {s: library.Flowers102(cache, split=s, download=True) for s in ("train", "val", "test")}
-    # Ten training images a class are few; the official validation images join them.
-    train = [
-        pair
-        for split in ("train", "val")
-        for pair in zip(parts[split]._image_files, parts[split]._labels, strict=True)
-    ]
-    val = list(zip(parts["test"]._image_files, parts["test"]._labels, strict=True))
+    parts = (library.Flowers102(cache, split=s, download=True) for s in ("train", "val", "test"))
+    train, val, test = (list(zip(p._image_files, p._labels, strict=True)) for p in parts)
+    # Ten training images per class are few; the official validation images join them.
     classes = [f"flower{number + 1:03d}" for number in range(102)]
-    return _by_path("flowers102", classes, {"train": train, "val": val}, cache)
+    return _by_path("flowers102", classes, {"train": train + val, "val": test}, cache)
 
 
 def _pets(library: Any, cache: Path) -> Source:
@@ -362,7 +356,7 @@ def _pets(library: Any, cache: Path) -> Source:
     return _by_path("pets", list(parts["train"].classes), pairs, cache)
 
 
-def _in_memory(split: str, pixels: npt.NDArray[np.uint8], labels: list[int]) -> Split:
+def _in_memory(split: str, pixels: Pixels, labels: list[int]) -> Split:
     names = [f"{split}/{index:06d}" for index in range(len(labels))]
     return Split(names, [int(label) for label in labels], pixels=pixels)
 
@@ -389,8 +383,8 @@ class _Known:
 
 
 DATASETS = {
-    "cifar10": _Known(_arrays("CIFAR10"), (50_000, 10_000)),
-    "cifar100": _Known(_arrays("CIFAR100"), (50_000, 10_000)),
+    "cifar10": _Known(_cifar("CIFAR10"), (50_000, 10_000)),
+    "cifar100": _Known(_cifar("CIFAR100"), (50_000, 10_000)),
     "imagenette": _Known(_imagenette, (9_469, 3_925)),
     "stl10": _Known(_stl10, (5_000, 8_000)),
     "flowers102": _Known(_flowers102, (2_040, 6_149)),

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output, format_seconds, sha256_file, write_json
@@ -46,7 +45,9 @@ with head(__name__, parse):
 
     from harl_fast.data.container.checksum import Kind, stored_sum
     from harl_fast.data.container.fields import open_reader
+    from harl_fast.data.container.integrity import IMAGE, MASK
     from harl_fast.data.container.manifest import (
+        REMEDY,
         Manifest,
         check_container,
         names_path,
@@ -76,7 +77,7 @@ ROW = np.dtype(
 
 
 @dataclass(frozen=True)
-class Damage:
+class Finding:
     """One damaged sample."""
 
     id: int
@@ -98,7 +99,7 @@ class Verdict:
     """Every sample was decoded."""
     sums: bool = False
     """Every sample's bytes were compared with the checksum taken when it was written."""
-    damaged: list[Damage] = field(default_factory=list)
+    damaged: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -131,7 +132,7 @@ def verify(beton: Path, *, deep: bool, workers: int) -> Verdict:
             verdict.decoded, verdict.sums = True, sums is not None
             kind = None if sums is None else sums.dtype
             for sample, problems in _damaged(beton, manifest, rows, kind, workers):
-                verdict.damaged.append(Damage(sample, names[sample], problems))
+                verdict.damaged.append(Finding(sample, names[sample], problems))
     except DataError as error:
         verdict.refused = str(error)
     except OSError as error:
@@ -145,28 +146,25 @@ def _names(beton: Path, manifest: Manifest) -> list[str]:
     if not path.is_file() or sha256_file(path) != manifest.names_sha256:
         raise DataError(
             f"{path} is missing or belongs to another run. Copy the files of a container "
-            f"together, or write it again with `make beton`"
+            f"together, or: {REMEDY}"
         )
     names = path.read_text(encoding="utf-8", errors="backslashreplace").split("\n")[:-1]
     if len(names) != manifest.count:
-        raise DataError(
-            f"{path} has {len(names):,} lines for {manifest.count:,} samples; write the container "
-            f"again with `make beton`"
-        )
+        raise DataError(f"{path} has {len(names):,} lines for {manifest.count:,} samples. {REMEDY}")
     return names
 
 
 def _rows(
     beton: Path, manifest: Manifest, sums: npt.NDArray[np.uint64 | np.uint32] | None
 ) -> npt.NDArray[np.void]:
-    """Return a `ROW` a sample."""
+    """Return a `ROW` per sample."""
     reader = open_reader(beton)
     table = np.sort(reader.alloc_table, order="ptr")
     rows = np.zeros(manifest.count, ROW)
     rows["id"] = np.arange(manifest.count)
     for name in ("mode", "height", "width"):
-        rows[name] = reader.metadata["f0"][name]
-    for part, column in enumerate(("f0", "f1")):
+        rows[name] = reader.metadata[IMAGE][name]
+    for part, column in enumerate((IMAGE, MASK)):
         place = reader.metadata[column]["data_ptr"]
         rows["place"][:, part] = place
         rows["size"][:, part] = table["size"][np.searchsorted(table["ptr"], place)]
@@ -182,21 +180,17 @@ def _damaged(
     size = int(open_reader(beton).handlers["mask"].size)
     judge = functools.partial(judge_rows, beton=beton, mask_bytes=size * size // 8, kind=kind)
     chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    with contextlib.ExitStack() as stack:
-        if workers > 1 and len(chunks) > 1:
-            pool = ordered_map(
-                judge,
-                chunks,
-                workers=min(workers, len(chunks)),
-                describe=lambda chunk: f"samples {chunk['id'][0]} to {chunk['id'][-1]} of {beton}",
-            )
-            found: Iterator[list[tuple[int, list[str]]]] = stack.enter_context(
-                contextlib.closing(pool)
-            )
-        else:
-            found = map(judge, chunks)
-        label = f"decoding {beton.name}"
-        progress = stack.enter_context(Progress(manifest.count, label=label))
+    if workers > 1 and len(chunks) > 1:
+        found = ordered_map(
+            judge,
+            chunks,
+            workers=min(workers, len(chunks)),
+            describe=lambda chunk: f"samples {chunk['id'][0]} to {chunk['id'][-1]} of {beton}",
+        )
+    else:
+        found = (judge(chunk) for chunk in chunks)
+    progress = Progress(manifest.count, label=f"decoding {beton.name}")
+    with contextlib.closing(found), progress:
         for chunk, bad in zip(chunks, found, strict=True):
             yield from bad
             progress.advance(len(chunk))
@@ -277,12 +271,9 @@ def main(argv: list[str] | None = None) -> int:
         verdicts.append(verify(beton, deep=args.deep, workers=args.workers))
         _print(verdicts[-1])
     if args.report:
-        write_json(args.report, [_listed(verdict) for verdict in verdicts])
+        listed = [{**asdict(one), "sound": one.code == SOUND} for one in verdicts]
+        write_json(args.report, listed)
     return max(verdict.code for verdict in verdicts)
-
-
-def _listed(verdict: Verdict) -> dict[str, Any]:
-    return {**asdict(verdict), "sound": verdict.code == SOUND}
 
 
 if __name__ == "__main__":

@@ -83,7 +83,9 @@ class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
         count = 0
         with naming(Path(self.fname)), allocator:
             for sample in samples:
-                row = (sample, _stored_mask(sample), sample.label)
+                packed = np.frombuffer(sample.mask, np.uint8)
+                mask = StoredMask(packed, sample.height, sample.width)
+                row = (sample, mask, sample.label)
                 handle_sample(row, count, names, metadata, allocator, self.fields)
                 table[2 * count : 2 * count + 2] = allocator.allocations
                 allocator.allocations.clear()  # as tuples they would take 0.4 GB for ImageNet
@@ -105,21 +107,14 @@ def container_writer(
 
     yuv420: whether samples may be stored that way, which plain FFCV must then refuse.
     """
-    fields = (_encoded_image_field(yuv420=yuv420), BitMaskField(mask_size), IntField())
+    image = StoredImageField() if yuv420 else RGBImageField()
+    # Not by a subclass: FFCV records a field's exact class, and plain FFCV would not read it.
+    image.encode = _store_image
+    fields = (image, BitMaskField(mask_size), IntField())
     page = LEAST_PAGE
     while page < largest_image(max_resolution) + mask_size**2 // 8:  # a sample lies in one page
         page *= 2
     return StreamWriter(str(path), dict(zip(FIELDS, fields, strict=True)), page_size=page)
-
-
-def _encoded_image_field(*, yuv420: bool) -> RGBImageField:
-    """Return an image field that takes samples encoded already.
-
-    FFCV records a field by its exact class: a subclass is not readable by plain FFCV.
-    """
-    field = StoredImageField() if yuv420 else RGBImageField()
-    field.encode = _store_image
-    return field
 
 
 def _store_image(
@@ -127,11 +122,8 @@ def _store_image(
     sample: Sample,
     malloc: Callable[[int], tuple[int, npt.NDArray[np.uint8]]],
 ) -> None:
+    """Store a sample's encoded picture; for `encode` of an image field."""
     destination["mode"] = sample.mode
     destination["height"], destination["width"] = sample.height, sample.width
     destination["data_ptr"], storage = malloc(len(sample.image))
     storage[:] = np.frombuffer(sample.image, np.uint8)
-
-
-def _stored_mask(sample: Sample) -> StoredMask:
-    return StoredMask(np.frombuffer(sample.mask, np.uint8), sample.height, sample.width)

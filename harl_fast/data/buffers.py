@@ -105,7 +105,7 @@ class Buffers:
 
 
 def _empty(shape: tuple[int, ...], kind: torch.dtype) -> npt.NDArray[Any]:
-    """Return memory, page-locked where there is a GPU: it copies such while the host goes on."""
+    """Return memory, page-locked where there is a GPU: copies then overlap with the host's work."""
     if torch.cuda.is_available():
         try:
             return torch.empty(shape, dtype=kind, pin_memory=True).numpy()

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 def compared_sums(path: Path, manifest: Manifest) -> npt.NDArray[np.uint64] | None:
     """Return the (N, 2) sums that samples are compared with as they are read, or None, and say so.
 
-    Containers written before have none, or such as take too long. Raises DataError when the file
+    Older containers have none, or CRC-32, which would take too long. Raises DataError when the file
     of sums is not the container's.
     """
     sums = read_sums(path, manifest)

@@ -46,17 +46,18 @@ class Batch(NamedTuple):
 def decoding_threads(workers: int, *, ranks_here: int = 1) -> int:
     """Return how many threads one rank decodes with.
 
-    workers: the wish; 0 divides the cores this process may use among the ranks of this machine.
-    numba's own limit (NUMBA_NUM_THREADS) caps the answer. Raises ConfigError for a negative wish.
+    workers: threads asked for; 0 divides the cores that this process may use among the ranks of
+    this machine. numba's own limit (NUMBA_NUM_THREADS) caps the answer. Raises ConfigError for a
+    negative number.
     """
     if workers < 0:
         raise ConfigError(f"workers: {workers}; give a number of threads, or 0 to divide the cores")
-    wish = workers or max(1, usable_cores() // ranks_here)
-    return min(wish, int(numba.config.NUMBA_NUM_THREADS))
+    asked = workers or max(1, usable_cores() // ranks_here)
+    return min(asked, int(numba.config.NUMBA_NUM_THREADS))
 
 
 class _Reading:
-    """What must end with a loader: the pass under way and the memory. It knows no loader."""
+    """What a loader releases: the running pass and the memory. Its finalizer may hold this only."""
 
     def __init__(self, decoder: Decoder, buffers: Buffers) -> None:
         self.decoder, self.buffers = decoder, buffers

@@ -52,7 +52,7 @@ class GlobalOrder:
 
     The set of samples in global step k of an epoch is a function of (seed, epoch, k, batch_global,
     and kind with its chunk and window) alone. The tail that does not fill a global batch is left
-    out; a new permutation an epoch leaves out another one. Raises ConfigError for what cannot be.
+    out; each epoch's permutation leaves out another one. Raises ConfigError for what cannot be.
     """
 
     count: int

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.rng import SYNTHESIS, stream
+from preprocess.arrays import Mask, Pixels
 from preprocess.demo.scenes import Picture, Plane, background, blur, colour, mix, noise
 from preprocess.demo.shapes import SHAPES, Points, Shape
 
@@ -22,8 +23,8 @@ SCENE, OBJECT, CAMERA = 0, 1, 2
 class Rendered:
     """An image (S, S, 3) uint8 and the mask (S, S) bool of pixels at least half object."""
 
-    image: npt.NDArray[np.uint8]
-    mask: npt.NDArray[np.bool_]
+    image: Pixels
+    mask: Mask
 
 
 def render(seed: int, index: int, *, kind: str, split: int, side: int) -> Rendered:
@@ -102,9 +103,7 @@ def _filled(shape: Shape, pose: npt.NDArray[np.float64], side: int) -> tuple[Pla
     return cover / np.float32(255), shade / np.float32(100)
 
 
-def _fill(
-    plane: npt.NDArray[np.uint8], outline: Points, pose: npt.NDArray[np.float64], value: int
-) -> None:
+def _fill(plane: Pixels, outline: Points, pose: npt.NDArray[np.float64], value: int) -> None:
     points = (outline @ pose[:, :2].T + pose[:, 2]) * SUPERSAMPLING - 0.5
     cv2.fillPoly(plane, [np.round(points * 16).astype(np.int32)], value, shift=4)
 
@@ -127,7 +126,7 @@ def _shifted_blur(cover: Plane, shift: npt.NDArray[np.float64], sigma: float) ->
     return blur(np.asarray(moved, np.float32), sigma)
 
 
-def _photograph(picture: Picture, draw: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _photograph(picture: Picture, draw: np.random.Generator) -> Pixels:
     """Return the picture as a camera has it: exposure, white balance, vignette, blur, noise."""
     side = len(picture)
     gain = draw.uniform(0.8, 1.15) * draw.uniform(0.92, 1.08, 3).astype(np.float32)

@@ -136,15 +136,8 @@ def _litter(draw: Draw, side: int) -> Picture:
     return picture
 
 
-SCENES: tuple[Callable[[Draw, int], Picture], ...] = (
-    _texture,
-    _horizon,
-    _horizon,
-    _grain,
-    _tiles,
-    _bokeh,
-    _litter,
-)
+SCENES: tuple[Callable[[Draw, int], Picture], ...]
+SCENES = (_texture, _horizon, _horizon, _grain, _tiles, _bokeh, _litter)
 
 
 def background(draw: Draw, side: int) -> Picture:

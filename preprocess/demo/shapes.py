@@ -186,7 +186,7 @@ def _arc(radius: float, start: float, stop: float, half_width: float) -> Points:
 
 
 def _stroke(path: Points, half_width: float | Points) -> Points:
-    """Return the outline of a line of the given half width (a number, or one a point)."""
+    """Return the outline of a line of the given half width (a number, or one per point)."""
     along = np.gradient(path, axis=0)
     along /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
     offset = np.stack([-along[:, 1], along[:, 0]], 1) * np.reshape(half_width, (-1, 1))
@@ -194,14 +194,6 @@ def _stroke(path: Points, half_width: float | Points) -> Points:
 
 
 SHAPES: dict[str, Callable[[Draw], Shape]] = {
-    "crescent": crescent,
-    "cross": cross,
-    "fish": fish,
-    "gear": gear,
-    "leaf": leaf,
-    "mug": mug,
-    "ring": ring,
-    "spiral": spiral,
-    "star": star,
-    "tree": tree,
+    shape.__name__: shape
+    for shape in (crescent, cross, fish, gear, leaf, mug, ring, spiral, star, tree)
 }

@@ -6,18 +6,15 @@ import argparse
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harl_fast.errors import ConfigError, DataError, shown
 from harl_fast.files import check_output
 from harl_fast.host import usable_cores
 from harl_fast.options import checked, whole_number
 from harl_fast.program import head, run_main
+from preprocess import masks
 from preprocess.reading import add_reading, reading_of
 from preprocess.sources import folder_source
-
-if TYPE_CHECKING:
-    from preprocess.masks.spec import MethodSpec
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +31,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="CACHE", help="folder of the masks")
     add(
         "--mask-method",
-        type=checked(_method),
+        type=checked(lambda text: masks.parse_spec(text)),  # imported when it is used
         metavar="METHOD",
         default="heuristic",
         help="name, or {name: {key: value, ...}}, of docs/masks.md; default %(default)s",
@@ -60,12 +57,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _method(text: str) -> MethodSpec:
-    from preprocess.masks.registry import parse_spec  # takes seconds
-
-    return parse_spec(text)
-
-
 def _shard(text: str) -> tuple[int, int]:
     part, mark, parts = text.partition("/")
     digits = part.isdecimal() and parts.isdecimal() and len(text) < 20
@@ -80,6 +71,7 @@ with head(__name__, parse):
     from preprocess.masks.registry import SUPERVISION, find_method, supervision, try_method
     from preprocess.masks.runner import fill_split, make_masks
     from preprocess.masks.sources import FALLBACK
+    from preprocess.masks.spec import MethodSpec
 
 
 def main(argv: list[str] | None = None) -> int:

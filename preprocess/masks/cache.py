@@ -23,8 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from harl_fast.data.order import spread
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress
 from harl_fast.lock import holder, locked, write_new
@@ -45,7 +44,7 @@ KEPT_FILES = 64
 NO_FILE = Fingerprint(-1, 0, 0)
 """Fits no file: an image that was listed and could not be opened is tried again."""
 SAMPLE = 200
-"""Images whose files are compared at opening; a cache that fits none of them is refused."""
+"""A cache or mask tree that fits none of this many images is taken for the wrong one."""
 
 
 _SHARD_LOCK = re.compile(r"\.shard-([0-9]{1,9})-of-([1-9][0-9]{0,8})\.lock")
@@ -63,7 +62,7 @@ def describe(
     return {
         **unusual,
         "format": FORMAT,
-        "spec": str(spec) if "file" not in dict(spec.parameters) else spec.name,
+        "spec": spec.name if "file" in spec else str(spec),
         "method": method_facts(spec),
         "max_resolution": max_resolution,
         "frame": f"the upright image, shrunk to max_resolution, then to {INPUT_PX} px at most",
@@ -174,7 +173,7 @@ def stale(path: Path, names: list[str], root: Path, *, key: str) -> str:
     return f"{changed[0]} changed" if changed else ""
 
 
-def tidy(folder: Path, own: list[int], *, count: int) -> None:
+def tidy(folder: Path, own: range, *, count: int) -> None:
     """Remove what a killed run was writing of its own files, and files from number ``count`` on."""
     numbers = {f"{number:06d}" for number in own}
     for path in folder.glob(".*.safetensors.*.tmp"):
@@ -193,10 +192,10 @@ class CacheReader:
         self._key = key_of(info)
         self._places: dict[str, tuple[int, int]] = {}
         wanted = set(split.names)
-        base = folder / _split_folder(folder, split)
+        base = folder / _split_folder(split)
         self._files = sorted(base.glob("*.safetensors"))
         self.damaged: list[str] = []
-        self._read = functools.lru_cache(KEPT_FILES)(self._masks)
+        self._read = functools.lru_cache(KEPT_FILES)(functools.partial(read_masks, key=self._key))
         with Progress(len(self._files), label=f"reading {base}", unit="files") as progress:
             for number, path in enumerate(self._files):
                 try:
@@ -219,15 +218,12 @@ class CacheReader:
             return None, f"{name} has no mask in the cache"
         number, place = self._places[name]
         try:
-            return self._read(number)[place], ""
+            return self._read(self._files[number])[place], ""
         except DamagedError as error:
             return None, f"the cache's {self._files[number].name} {error}"
 
-    def _masks(self, number: int) -> list[CachedMask]:
-        return read_masks(self._files[number], key=self._key)
 
-
-def _split_folder(folder: Path, split: Split) -> str:
+def _split_folder(split: Split) -> str:
     """Return the folder of a split's masks; test/ is the val split's other name."""
     return "train" if split.names[0].startswith("train/") else "val"
 
@@ -239,7 +235,7 @@ def open_cache(folder: Path, split: Split) -> CacheReader | None:
     """
     info = read_info(folder)
     reader = CacheReader(folder, split, info)
-    name = _split_folder(folder, split)
+    name = _split_folder(split)
     if not len(reader) and name != "train":
         print(f"{folder} has no mask of the {name} images")
         return None
@@ -250,8 +246,7 @@ def open_cache(folder: Path, split: Split) -> CacheReader | None:
             f"leave --masks out"
         )
     known = [n for n in split.names if n in reader]
-    rows = np.unique(np.linspace(0, len(known) - 1, SAMPLE).astype(int))
-    some = [reader.find(known[row])[0] for row in rows]
+    some = [reader.find(known[row])[0] for row in spread(len(known), SAMPLE)]
     if not any(mask and mask.image.fits(split.root / mask.name) for mask in some):
         raise DataError(
             f"{folder} was made from other images: {known[0]} and all {len(some)} compared have "

@@ -87,7 +87,7 @@ def write_masks(path: Path, masks: list[CachedMask], *, key: str) -> None:
     """
     bits = b"".join(mask.bits or bytes(_BYTES) for mask in masks)
     states = [(STAND_IN if m.stand_in else SOUND) if m.bits else UNREADABLE for m in masks]
-    tensors = {
+    tensors: dict[str, npt.NDArray[Any]] = {
         "bits": np.frombuffer(bits, np.uint8).reshape(len(masks), _BYTES),
         "state": np.array(states, np.uint8),
         "files": np.array([mask.image for mask in masks], np.int64).reshape(len(masks), 3),
@@ -149,7 +149,7 @@ def _texts(text: Any) -> list[str]:
     return found
 
 
-def _digest(tensors: dict[str, npt.NDArray[np.generic]], texts: dict[str, str]) -> str:
+def _digest(tensors: dict[str, npt.NDArray[Any]], texts: dict[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())

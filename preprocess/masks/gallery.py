@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
 
 from harl_fast import drawing
 from harl_fast.data.container.manifest import read_manifest
@@ -20,11 +19,12 @@ from harl_fast.data.order import spread
 from harl_fast.drawing import OUTLINE, Colour, Row, fitted, outline, resized, tile
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress
-from preprocess.images import UnusableImageError, decode_image, open_image, shrink
+from preprocess.arrays import Map, Mask, Pixels
+from preprocess.images import decode_image, open_image, shrink
 from preprocess.listing import SUFFIXES, list_images
 from preprocess.masks.registry import CHUNK
 from preprocess.masks.score import colour_separation, coverage, iou, soft_jaccard, stretch
-from preprocess.reading import DEFAULT_READING, Reading
+from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 
 _TRUE_OUTLINE = (0, 220, 255)
 _HIT, _ADDED, _MISSED = (235, 235, 235), (230, 60, 40), (40, 110, 240)
@@ -33,9 +33,6 @@ _OUTSIDE = (120, 40, 140)
 LONGEST_PX = 512
 """Images are shrunk to this longest side, as `make beton` stores them by default."""
 
-Pixels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Map = npt.NDArray[np.float32]
 Find = Callable[[Sequence[Pixels]], list[tuple[Mask, Map]]]
 """Images (H, W, 3) uint8 to their masks (S, S) bool and soft maps (S', S') in [0, 1]."""
 

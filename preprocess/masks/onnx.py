@@ -17,54 +17,6 @@ MAP_PX = 128
 """Side of the maps: the network's output, averaged down where it is larger."""
 
 
-class OnnxNetwork:
-    """A network from (N, 3, size, size) float32 to one map per image, (N, 1, h, w) or (N, h, w)."""
-
-    def __init__(
-        self,
-        session: Any,  # onnxruntime.InferenceSession, which has no types
-        *,
-        size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        scale: str,
-        output: int,
-    ) -> None:
-        self._session = session
-        self._size, self._scale = size, scale
-        self._mean, self._std = np.float32(mean), np.float32(std)
-        self._input = session.get_inputs()[0].name
-        self._output = session.get_outputs()[output].name
-        # A batch size that the file fixes, mostly 1, against one that it leaves open.
-        first = session.get_inputs()[0].shape[0]
-        self._batch = first if isinstance(first, int) and first > 0 else 0
-
-    def maps(self, images: Sequence[Pixels]) -> list[Map]:
-        """Return each image's map: square float32 of at most 128 px, stretched to [0, 1].
-
-        The stretch by the map's own least and largest value is what u2netp's authors do; a map
-        without contrast becomes zero.
-        """
-        ready = np.stack([self._prepared(rgb) for rgb in images])
-        step = self._batch or len(ready)
-        softs: list[Map] = []
-        for start in range(0, len(ready), step):
-            part = ready[start : start + step]
-            full = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
-            found = self._session.run([self._output], {self._input: full})[0]
-            softs += [_stretched(one) for one in found[: len(part)]]
-        return softs
-
-    def _prepared(self, rgb: Pixels) -> Map:
-        """Return (3, size, size): resized, divided by 255 or by its own maximum, normalised."""
-        shrinks = min(rgb.shape[:2]) >= self._size
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        small = cv2.resize(rgb, (self._size, self._size), interpolation=how).astype(np.float32)
-        top = np.float32(255) if self._scale == "255" else max(small.max(), np.float32(1e-6))
-        normal = (small / top - self._mean) / self._std
-        return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
-
-
 _Mean = Annotated[tuple[Annotated[float, Field(ge=-1000, le=1000)], ...], NUMBERS]
 _Std = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1000)], ...], NUMBERS]
 
@@ -78,8 +30,11 @@ def open_onnx(
     scale: Annotated[Literal["max", "255"], BeforeValidator(str)] = "max",
     output: Annotated[int, Field(ge=0, le=1000)] = 0,
 ) -> Callable[[Sequence[Pixels]], list[Map]]:
-    """Return the `OnnxNetwork.maps` of a file.
+    """Return what runs a file's network on images of any sizes.
 
+    The network takes (N, 3, size, size) float32 and gives one map per image, (N, 1, h, w) or
+    (N, h, w). Each map returned is square float32 of at most 128 px, stretched to [0, 1] by its own
+    least and largest value, as u2netp's authors do; one without contrast becomes zero.
     Raises `DataError` without onnxruntime and for files that are no such network, `ConfigError`
     for parameters that do not fit it.
     """
@@ -89,6 +44,35 @@ def open_onnx(
                 f"onnx:{file}: {key} has {len(values)} numbers; give [r, g, b], or one"
             )
     session = _session(file)
+    _check_interface(session, file=file, size=size, output=output)
+    takes, gives = session.get_inputs()[0], session.get_outputs()[output].name
+    # A batch size that the file fixes, mostly 1, against one that it leaves open.
+    batch = takes.shape[0] if isinstance(takes.shape[0], int) and takes.shape[0] > 0 else 0
+    middle, spread = np.array(mean, np.float32), np.array(std, np.float32)
+
+    def prepared(rgb: Pixels) -> Map:
+        """Return (3, size, size): resized, divided by 255 or by its own maximum, normalised."""
+        how = cv2.INTER_AREA if min(rgb.shape[:2]) >= size else cv2.INTER_LINEAR
+        small = cv2.resize(rgb, (size, size), interpolation=how).astype(np.float32)
+        top = np.float32(255) if scale == "255" else max(small.max(), np.float32(1e-6))
+        normal = (small / top - middle) / spread
+        return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
+
+    def maps(images: Sequence[Pixels]) -> list[Map]:
+        ready = np.stack([prepared(rgb) for rgb in images])
+        step = batch or len(ready)
+        softs: list[Map] = []
+        for start in range(0, len(ready), step):
+            part = ready[start : start + step]
+            full = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
+            found = session.run([gives], {takes.name: full})[0]
+            softs += [_stretched(one) for one in found[: len(part)]]
+        return softs
+
+    return maps
+
+
+def _check_interface(session: Any, *, file: str, size: int, output: int) -> None:
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if output >= len(outputs):
         raise ConfigError(f"onnx:{file}: output={output}, but it has only {len(outputs)} outputs")
@@ -107,11 +91,9 @@ def open_onnx(
             )
     if inputs[0].type != "tensor(float)":
         raise DataError(f"onnx:{file} takes {inputs[0].type}; export it with float32 inputs")
-    network = OnnxNetwork(session, size=size, mean=mean, std=std, scale=scale, output=output)
-    return network.maps
 
 
-def _session(file: str) -> Any:
+def _session(file: str) -> Any:  # onnxruntime has no types
     try:
         import onnxruntime
     except ImportError as error:

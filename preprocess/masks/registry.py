@@ -204,7 +204,8 @@ def open_method(spec: MethodSpec) -> MapFunction:
             f"mask method {spec}: {method.about}; it does not make masks from images. It works in "
             f"`python -m preprocess.beton --mask-method`"
         )
-    _checked_file(spec)
+    if "file" in spec:
+        _checked_file(spec)
     return method.open(**dict(spec.parameters))
 
 
@@ -266,22 +267,19 @@ def method_facts(spec: MethodSpec) -> dict[str, Any]:
         else:
             parameters[key] = list(value) if isinstance(value, tuple) else value
     facts = {"method": spec.name, "parameters": parameters, "supervision": supervision(spec)}
-    if "file" in parameters:
+    if "file" in spec:
         facts["sha256"] = sha256_file(_checked_file(spec))
     return {**facts, "version": _version(find_method(spec.name).module)}
 
 
 def supervision(spec: MethodSpec) -> str:
     """Return a method's key of `SUPERVISION`."""
-    parameters = dict(spec.parameters)
-    if "base" in parameters:
-        return supervision(parameters["base"])
-    return find_method(spec.name).supervision
+    return supervision(spec["base"]) if "base" in spec else find_method(spec.name).supervision
 
 
 def _checked_file(spec: MethodSpec) -> Path:
-    path = Path(dict(spec.parameters).get("file", "."))
-    if "file" in dict(spec.parameters) and not path.is_file():
+    path = Path(spec["file"])
+    if not path.is_file():
         raise DataError(
             f"mask method {spec}: there is no file {path}; {find_method(spec.name).remedy}"
         )

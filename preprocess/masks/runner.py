@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harl_fast.data.container.fields import pack_mask, resize_mask, unpack_mask
+from harl_fast.data.container.fields import pack_mask, unpack_mask
 from harl_fast.errors import one_line
 from harl_fast.files import Progress
 from preprocess.arrays import Map, Mask, Pixels
-from preprocess.images import Frame, UnusableImageError, decode_image, read_mask, shrink
+from preprocess.images import Frame, decode_image, read_mask, shrink
 from preprocess.masks import cache
 from preprocess.masks.binary import centre_ellipse
 from preprocess.masks.cachefile import CachedMask, Fingerprint, write_masks
@@ -26,7 +26,7 @@ from preprocess.masks.controls import CANVAS_PX, flip_cells, to_canvas
 from preprocess.masks.registry import CHUNK, INPUT_PX, check_maps, open_method, to_mask
 from preprocess.masks.spec import MethodSpec
 from preprocess.pool import ordered_map
-from preprocess.reading import DEFAULT_READING, Reading
+from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.sources import Split
 
 
@@ -80,9 +80,7 @@ class LazyImage:
 
         The pixels that a file decodes to are not kept: a chunk of images may be large.
         """
-        self.request = request
-        self._side_px = side_px
-        self._reading = reading
+        self.request, self._side_px, self._reading = request, side_px, reading
         self._frame = frame
         self._rgb = None if rgb is None else shrink(rgb, side_px=INPUT_PX)
 
@@ -101,13 +99,9 @@ class LazyImage:
         return self._rgb
 
     def _load(self) -> None:
-        image = self.request.image
-        if isinstance(image, np.ndarray):
-            self._frame, rgb = Frame(1, image.shape[1::-1]), image
-        else:
-            decoded = decode_image(image, side_px=self._side_px, reading=self._reading)
-            self._frame, rgb = decoded.frame, decoded.rgb
-        self._rgb = shrink(shrink(rgb, side_px=self._side_px), side_px=INPUT_PX)
+        decoded = decode_image(self.request.image, side_px=self._side_px, reading=self._reading)
+        self._frame = decoded.frame
+        self._rgb = shrink(shrink(decoded.rgb, side_px=self._side_px), side_px=INPUT_PX)
 
 
 def find_masks(images: Sequence[LazyImage], methods: Sequence[MethodSpec]) -> list[MaskResult]:
@@ -149,11 +143,9 @@ def _existing(image: LazyImage) -> MaskResult | str:
     request, cached = image.request, image.request.cached
     if request.file is not None:
         try:
-            frame = image.frame()
-            mask = read_mask(request.file, orientation=frame.orientation, file_size=frame.file_size)
+            return MaskResult(read_mask(request.file, image.frame()), False, "")
         except UnusableImageError as error:
             return str(error)
-        return MaskResult(mask, False, "")
     if cached is None:
         return request.lacking
     if not isinstance(request.image, Path) or not cached.image.fits(request.image):
@@ -216,7 +208,7 @@ def make_masks(
     for place, one in enumerate(made):
         if not one.problem:
             mask, stand_in, problem = next(found)
-            bits = pack_mask(resize_mask(mask, size=CANVAS_PX)).tobytes()
+            bits = pack_mask(to_canvas(mask)).tobytes()
             made[place] = one._replace(bits=bits, stand_in=stand_in, problem=problem)
     return made
 
@@ -242,60 +234,56 @@ def fill_split(
     assert split.root is not None
     size = cache.FILE_IMAGES
     count = -(-len(split.names) // size)
-    own = [number for number in range(count) if number % shard[1] == shard[0] - 1]
-    todo, reasons = [], Counter[str]()
+    own = range(shard[0] - 1, count, shard[1])
+    todo: dict[Path, list[str]] = {}
+    reasons = Counter[str]()
     for number in own:
+        path = cache.file_path(folder, name, number)
         names = split.names[number * size : (number + 1) * size]
-        why = cache.stale(cache.file_path(folder, name, number), names, split.root, key=key)
-        if why:
-            todo.append(number)
+        if why := cache.stale(path, names, split.root, key=key):
+            todo[path] = names
             reasons[why] += why != "missing"
     for why, files in (+reasons).items():
         print(f"{name}: made again: {files} file(s): {one_line(why)}")
     cache.tidy(folder / name, own, count=count)
-    masks = _made(folder, name, split, make, todo=todo, key=key, workers=workers)
+    masks = _made(todo, split.root, make, label=f"masks of {name}", key=key, workers=workers)
     _summarise(name, masks, kept=len(own) - len(todo), files=len(own))
     if count > len(own):
         print(f"  {count - len(own)} files belong to other shards")
 
 
 def _made(
-    folder: Path,
-    name: str,
-    split: Split,
+    files: dict[Path, list[str]],
+    root: Path,
     make: MakeMasks,
     *,
-    todo: list[int],
+    label: str,
     key: str,
     workers: int,
 ) -> Iterator[CachedMask]:
-    """Make the files ``todo`` and yield their masks."""
-    if not todo:
+    """Write each file with the masks of the images named, and yield these masks."""
+    if not files:
         return
-    size, images = cache.FILE_IMAGES, len(split.names)
-    ends = {number: min((number + 1) * size, images) for number in todo}
     chunks = [
-        range(start, min(start + CHUNK, end))
-        for number, end in ends.items()
-        for start in range(number * size, end, CHUNK)
+        names[start : start + CHUNK]
+        for names in files.values()
+        for start in range(0, len(names), CHUNK)
     ]
     results = ordered_map(
         make,
-        ([(split.names[i], split.root / split.names[i]) for i in chunk] for chunk in chunks),
+        ([(name, root / name) for name in chunk] for chunk in chunks),
         workers=min(workers, len(chunks)),
         describe=lambda task: f"{task[0][0]} to {task[-1][0]}",
     )
-    total = sum(len(chunk) for chunk in chunks)
-    with contextlib.closing(results), Progress(total, label=f"masks of {name}") as progress:
-        masks: list[CachedMask] = []
-        for chunk, made in zip(chunks, results, strict=True):
-            masks += made
-            number = chunk.start // size
-            if chunk.stop == ends[number]:
-                write_masks(cache.file_path(folder, name, number), masks, key=key)
-                yield from masks
-                masks = []
-            progress.advance(len(chunk))
+    with contextlib.closing(results), Progress(sum(map(len, chunks)), label=label) as progress:
+        for path, names in files.items():
+            masks: list[CachedMask] = []
+            while len(masks) < len(names):
+                made = next(results)
+                masks += made
+                progress.advance(len(made))
+            write_masks(path, masks, key=key)
+            yield from masks
 
 
 def _summarise(name: str, masks: Iterator[CachedMask], *, kept: int, files: int) -> None:

@@ -1,51 +1,15 @@
-"""How well masks and soft maps agree with true masks: the figures of benchmark and gallery."""
+"""How well masks agree with true masks, or divide an image without one."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.arrays import Map, Mask, Pixels
+from preprocess.arrays import Mask, Pixels
 
-BETA2 = 0.3
-"""Weight of recall against precision in F-beta, usual for saliency (Achanta et al., CVPR 2009)."""
 CELLS = 7
 """Side of the last feature map of a ResNet at 224 px."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """The figures of one mask, or their means over many; all in [0, 1]."""
-
-    iou: float
-    """Intersection over union of the binary masks, at the truth's size."""
-    fbeta: float
-    """(1 + b) P R / (b P + R) of the binary mask, with b = `BETA2`."""
-    mae: float
-    """Mean absolute difference of soft map and truth, at the truth's size."""
-    cells: float
-    """Sum of min over sum of max of the two masks' coverages of `CELLS` x `CELLS` cells."""
-
-
-def score(mask: Mask, soft: Map, truth: Mask) -> Score:
-    """Return the figures of a mask and its soft map against the truth.
-
-    mask: (S, S) bool and soft: (S', S') float32 in [0, 1], both over the whole image, of any
-    size; truth: (H, W) bool at least `CELLS` pixels per side.
-    """
-    height, width = truth.shape
-    at_truth = stretch(mask, height, width)
-    how = cv2.INTER_AREA if width < soft.shape[1] else cv2.INTER_LINEAR
-    smooth = cv2.resize(soft, (width, height), interpolation=how)
-    return Score(
-        iou(at_truth, truth),
-        fbeta(at_truth, truth),
-        float(np.abs(smooth.astype(np.float64) - truth).mean()),
-        soft_jaccard(coverage(mask), coverage(truth)),
-    )
 
 
 def stretch(mask: Mask, height: int, width: int) -> Mask:
@@ -60,14 +24,6 @@ def iou(mask: Mask, truth: Mask) -> float:
     """Return intersection over union of two masks of one size; 1 if both are empty."""
     union = int((mask | truth).sum())
     return float((mask & truth).sum()) / union if union else 1.0
-
-
-def fbeta(mask: Mask, truth: Mask) -> float:
-    """Return F-beta of two masks of one size; 1 if both are empty, 0 if they only miss."""
-    hits = float((mask & truth).sum())
-    # The definition with precision = hits / mask and recall = hits / truth, multiplied out.
-    weight = BETA2 * float(truth.sum()) + float(mask.sum())
-    return (1 + BETA2) * hits / weight if weight else 1.0
 
 
 def coverage(mask: Mask, *, cells: int = CELLS) -> npt.NDArray[np.float64]:
@@ -103,7 +59,7 @@ def colour_separation(image: Pixels, mask: Mask) -> float:
     inside = stretch(mask, side, side)
     if inside.all() or not inside.any():
         return 0.0
-    words = (small // (256 // bins)).astype(np.int64) @ [bins * bins, bins, 1]
+    words = (small // (256 // bins)).astype(np.int64) @ np.array([bins * bins, bins, 1])
     shared = np.minimum(*(_smooth(words[part], bins) for part in (inside, ~inside)))
     return 1.0 - float(shared.sum())
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from harl_fast.errors import ConfigError, DataError
 from harl_fast.textfile import dump_yaml
-from preprocess.masks.cache import CacheReader, is_cache, open_cache
+from preprocess.masks.cache import SAMPLE, CacheReader, is_cache, open_cache
 from preprocess.masks.controls import derangement
 from preprocess.masks.registry import (
     SUPERVISION,
@@ -26,8 +26,6 @@ from preprocess.sources import Split
 
 FALLBACK = parse_spec("heuristic")
 """Serves where another method fails on an image; where it fails itself, the centre ellipse does."""
-MASK_SAMPLE = 200
-"""A mask tree or cache without a mask for any of this many images is taken for the wrong one."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def _unwrapped(
 ) -> tuple[MethodSpec, npt.NDArray[np.int64], tuple[tuple[MethodSpec, Any], ...]]:
     """Return the method below all controls, whose mask each image gets, and the flips."""
     partners, flips = np.arange(count), []
-    while "base" in dict(spec.parameters):
+    while "base" in spec:
         if spec.name == "shuffled":
             partners = derangement(count, seed=spec["seed"])[partners]
         else:
@@ -146,7 +144,7 @@ def _unwrapped(
 
 def _tree(folder: Path, split: Split, classes: list[str]) -> MaskTree | None:
     tree = open_tree(folder, split.names[0], classes)
-    some = split.names[:MASK_SAMPLE]
+    some = split.names[:SAMPLE]
     if tree is not None and not any(tree.path(name).is_file() for name in some):
         raise DataError(
             f"none of the first {len(some)} images of {Path(some[0]).parts[0]} has a mask file: "

@@ -46,6 +46,10 @@ class MethodSpec:
     def __str__(self) -> str:
         return self.text
 
+    def __contains__(self, key: str) -> bool:
+        """Return whether the method has a parameter of this name."""
+        return key in dict(self.parameters)
+
     def __getitem__(self, key: str) -> Any:
         """Return a parameter's value."""
         return dict(self.parameters)[key]
@@ -109,9 +113,8 @@ def _resolved(tree: Any, parameters: Callable[[str], type[Section]], *, where: s
         if field.annotation is MethodSpec:
             base = given.get(key, field.default)
             given = {**given, key: _resolved(base, parameters, where=where)}
-    if _required(model) and _required(model) not in given:
-        key = _required(model)
-        raise ConfigError(f"{where} lacks its {key}: write {{{name}: {key.upper()}}}")
+    if (required := _required(model)) and required not in given:
+        raise ConfigError(f"{where} lacks its {required}: write {{{name}: {required.upper()}}}")
     checked = validated(model, given, where=where)
     values = {key: getattr(checked, key) for key in fields}
     return MethodSpec(str(name), tuple(values.items()), _canonical(str(name), values, model))
@@ -120,6 +123,10 @@ def _resolved(tree: Any, parameters: Callable[[str], type[Section]], *, where: s
 def _required(model: type[Section]) -> str:
     """Return the first parameter without a default, or an empty text."""
     return next((key for key, field in model.model_fields.items() if field.is_required()), "")
+
+
+class _Word(str):
+    """A number or switch in the older form: a `Section` refuses plain text for one, as quoted."""
 
 
 def _older_arguments(rest: str, model: type[Section], *, where: str) -> dict[str, str]:
@@ -141,7 +148,9 @@ def _older_arguments(rest: str, model: type[Section], *, where: str) -> dict[str
         if place == 0 and _required(model) and not (mark and key in model.model_fields):
             key, value = _required(model), word
         inner = value.startswith("(") and value.endswith(")")
-        given[key] = value[1:-1] if inner else value
+        value = value[1:-1] if inner else value
+        is_text = key in model.model_fields and model.model_fields[key].annotation is str
+        given[key] = value if is_text else _Word(value)
     return given
 
 

@@ -14,11 +14,11 @@ from benchmarks import mask_sets, mask_storage, masks
 from benchmarks.composites import composite
 from benchmarks.mask_methods import centre_otsu, contenders, grabcut
 from benchmarks.mask_report import check_rows, cost_table, missed, score_table, verdicts
+from benchmarks.mask_score import Score
 from benchmarks.mask_sets import Case
 from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.errors import DataError
 from harl_fast.files import Progress
-from preprocess.masks.score import Score
 from tests.preprocess.support import photo, save
 
 

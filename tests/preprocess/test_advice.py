@@ -52,7 +52,7 @@ def test_a_conversion_ends_with_sizes_and_rates(
     shown = capsys.readouterr().out
     facts = read_manifest(tmp_path / "out/train.beton").store
     each = facts["modes"][store]["bytes"] / 8
-    assert f"store {store}: {each / 1e3:,.1f} kB an image" in shown
+    assert f"store {store}: {each / 1e3:,.1f} kB per image" in shown
     assert f"6,000 images/s read {6000 * each / 1e9:,.2f} GB/s" in shown
     assert "not measured" in shown
 
@@ -63,7 +63,7 @@ def test_the_estimate_of_jpg_is_its_conversion(tmp_path: Path) -> None:
     assert beton.main(arguments) == 0
     facts = read_manifest(tmp_path / "out/train.beton").store
     split = folder_source(data).splits["train"]
-    per_pixel = advice._jpg_bytes_a_pixel(split, Settings(512, 90, 64, parse_spec("full")))
+    per_pixel = advice._jpg_bytes_per_pixel(split, Settings(512, 90, 64, parse_spec("full")))
     assert per_pixel is not None  # all eight images are in the sample
     assert per_pixel * facts["pixels"] == pytest.approx(facts["modes"]["jpg"]["bytes"])
 

@@ -12,8 +12,16 @@ import pytest
 from PIL import Image, ImageCms
 
 from preprocess import colours
-from preprocess.images import Pixels, UnusableImageError, decode_image, read_mask
-from preprocess.reading import CONVERTED, UNUSABLE, GreyRange, Reading, parse_range
+from preprocess.arrays import Pixels
+from preprocess.images import Frame, decode_image, read_mask
+from preprocess.reading import (
+    CONVERTED,
+    UNUSABLE,
+    GreyRange,
+    Reading,
+    UnusableImageError,
+    parse_range,
+)
 from tests.preprocess.support import photo, save
 
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
@@ -157,7 +165,7 @@ def test_a_ranges_name_gives_it_back() -> None:
 def test_a_deep_tiff_is_no_mask(tmp_path: Path) -> None:
     path = tiff(tmp_path / "m.png", ramp(0, 1, "u2"), bits=16, white_is_zero=True)
     with pytest.raises(UnusableImageError, match="save 8-bit grey"):
-        read_mask(path, orientation=1, file_size=(WIDTH, HEIGHT))
+        read_mask(path, Frame(1, (WIDTH, HEIGHT)))
 
 
 # Display P3: its primaries as XYZ at D50 (ICC registry, "Display P3"), with sRGB's curve.

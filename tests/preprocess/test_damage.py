@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.images import Pixels, UnusableImageError, decode_image
-from preprocess.reading import NO_EXIF
+from preprocess.arrays import Pixels
+from preprocess.images import decode_image
+from preprocess.reading import NO_EXIF, UnusableImageError
 from tests.preprocess.support import photo
 
 PLACES = 20
@@ -94,4 +95,4 @@ def test_a_broken_exif_block_means_upright_and_is_remarked(tmp_path: Path, suffi
     Image.fromarray(PICTURE).save(path, exif=b"Exif\0\0garbage, none of TIFF's", lossless=True)
     got = decode_image(path, side_px=512)
     np.testing.assert_array_equal(got.rgb, PICTURE)
-    assert got.orientation == 1 and got.remarks == (NO_EXIF,)
+    assert got.frame.orientation == 1 and got.remarks == (NO_EXIF,)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from harl_fast.data.container.fields import MODE_JPG, MODE_RAW, MODE_YUV420, stored_bytes
+from preprocess.arrays import Pixels
 from preprocess.encode import (
     Store,
     encode,
@@ -17,7 +18,6 @@ from preprocess.encode import (
     parse_store,
     restart_interval,
 )
-from preprocess.images import Pixels
 from tests.preprocess.support import photo, same_colours
 
 SIZES = [(1, 1), (17, 23), (1, 40), (40, 1), (2, 2), (48, 64), (63, 129)]

@@ -13,15 +13,9 @@ import pytest
 from ffcv.fields.rgb_image import resizer
 from PIL import Image
 
-from preprocess.images import (
-    PIXEL_LIMIT,
-    Pixels,
-    UnusableImageError,
-    decode_image,
-    read_mask,
-    shrink,
-    stored_size,
-)
+from preprocess.arrays import Pixels
+from preprocess.images import PIXEL_LIMIT, Frame, decode_image, read_mask, shrink, stored_size
+from preprocess.reading import UnusableImageError
 from tests.preprocess.support import photo, same_colours, save
 
 PHOTO = photo(3)
@@ -155,8 +149,8 @@ def test_every_exif_orientation_is_turned_upright(
     path = save(np.ascontiguousarray(rows), tmp_path / f"x.{suffix}", exif=exif(orientation))
     got = decode_image(path, side_px=512)
     np.testing.assert_array_equal(got.rgb, PHOTO)
-    assert got.file_size == rows.shape[1::-1]
-    assert got.orientation == orientation
+    assert got.frame.file_size == rows.shape[1::-1]
+    assert got.frame.orientation == orientation
 
 
 @pytest.mark.parametrize("orientation", STORED_ROWS)
@@ -165,24 +159,24 @@ def test_a_mask_of_the_stored_frame_turns_with_its_image(tmp_path: Path, orienta
     rows = np.ascontiguousarray(STORED_ROWS[orientation](mask))
     size = (rows.shape[1], rows.shape[0])
     path = save(rows.astype(np.uint8), tmp_path / "mask.png")  # any non-zero level is foreground
-    np.testing.assert_array_equal(read_mask(path, orientation=orientation, file_size=size), mask)
+    np.testing.assert_array_equal(read_mask(path, Frame(orientation, size)), mask)
 
 
 def test_a_mask_that_is_upright_already_stays(tmp_path: Path) -> None:
     mask = GREY > 120
     path = save(mask, tmp_path / "mask.png")
-    np.testing.assert_array_equal(read_mask(path, orientation=6, file_size=(48, 64)), mask)
+    np.testing.assert_array_equal(read_mask(path, Frame(6, (48, 64))), mask)
 
 
 def test_masks_that_do_not_fit_or_mean_nothing_are_refused(tmp_path: Path) -> None:
     square = save(np.ones((64, 64), np.uint8), tmp_path / "square.png")
     with pytest.raises(UnusableImageError, match="64 x 64 pixels, its image 64 x 48"):
-        read_mask(square, orientation=1, file_size=(64, 48))
+        read_mask(square, Frame(1, (64, 48)))
     rgba = save(np.ones((48, 64, 4), np.uint8), tmp_path / "rgba.png")
     with pytest.raises(UnusableImageError, match="mode RGBA"):
-        read_mask(rgba, orientation=1, file_size=(64, 48))
+        read_mask(rgba, Frame(1, (64, 48)))
     with pytest.raises(UnusableImageError, match="FileNotFoundError"):
-        read_mask(tmp_path / "none.png", orientation=1, file_size=(64, 48))
+        read_mask(tmp_path / "none.png", Frame(1, (64, 48)))
 
 
 def test_a_large_jpeg_is_decoded_reduced_and_keeps_its_look(tmp_path: Path) -> None:

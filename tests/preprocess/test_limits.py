@@ -16,10 +16,11 @@ from PIL import Image
 from harl_fast.errors import DataError
 from harl_fast.files import UnusualFileError, open_regular, sha256_file
 from preprocess import images
-from preprocess.images import PIXEL_LIMITS, UnusableImageError, decode_image, read_mask
+from preprocess.images import PIXEL_LIMITS, Frame, decode_image, read_mask
 from preprocess.listing import DEPTH, list_images
 from preprocess.masks.cachefile import Fingerprint
 from preprocess.passthrough import NotTakenError, take_jpeg
+from preprocess.reading import UnusableImageError
 from tests.preprocess.support import photo, save
 
 PEAK = """
@@ -103,7 +104,7 @@ def test_only_regular_files_are_opened(
     with pytest.raises(UnusableImageError, match=f"{name}, not a regular file"):
         decode_image(path, side_px=64)
     with pytest.raises(UnusableImageError, match=f"{name}, not a regular file"):
-        read_mask(path, orientation=1, file_size=(4, 4))
+        read_mask(path, Frame(1, (4, 4)))
     with pytest.raises(NotTakenError):
         take_jpeg(path, side_px=64)
     for read in (Fingerprint.of, sha256_file, open_regular):

@@ -94,7 +94,7 @@ def test_a_network_beats_the_noise_it_learns_from() -> None:
     with Progress(90 * 12, label="test") as progress:
         net = train(training_set, recipe, refresh=lambda *_: training_set, progress=progress)
     others, exact = demo(40, split=1)
-    # The network alone, without its committee, whose own maps would help here.
+    # The network alone, without its ensemble, whose own maps would help here.
     silence = np.full((40, len(MEMBERS), SIDE // 2, SIDE // 2), UNHEARD / 255, np.float32)
     maps = predict(net.fold(), others, silence, bfloat16=False)
     masks = [binarize(resized(soft, SIDE))[0] for soft in maps]
@@ -131,13 +131,13 @@ def test_pasted_objects_have_exact_targets() -> None:
     assert found > 20
 
 
-def test_lessons_are_the_same_whoever_draws_them() -> None:
+def test_batches_are_the_same_whoever_draws_them() -> None:
     images, truths = demo(8, split=0)
-    drawer = BatchSampler(Augmenter(taught(images, halved(truths)), Variety()))
-    draft = BatchSpec(np.arange(8), (0, 1, 2))
-    here = drawer(draft)
+    sampler = BatchSampler(Augmenter(taught(images, halved(truths)), Variety()))
+    spec = BatchSpec(np.arange(8), (0, 1, 2))
+    here = sampler(spec)
     with contextlib.closing(
-        ordered_map(drawer, [draft], workers=1, describe=lambda _: "a draft")
+        ordered_map(sampler, [spec], workers=1, describe=lambda _: "a spec")
     ) as results:
         (there,) = results
     for a, b in zip(here, there, strict=True):
@@ -226,7 +226,7 @@ def test_an_outline_moves_to_the_edges() -> None:
     assert np.mean(after) > np.mean(before) + 0.03, (np.mean(before), np.mean(after))
 
 
-def test_the_committee_agrees_on_the_obvious_and_on_nothing_in_nothing() -> None:
+def test_the_ensemble_agrees_on_the_obvious_and_on_nothing_in_nothing() -> None:
     plain = np.full((96, 96, 3), (40, 90, 160), np.uint8)
     assert vote(plain).agreement == 0.0
     plain[30:70, 36:64] = (220, 60, 30)

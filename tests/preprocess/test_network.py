@@ -93,7 +93,7 @@ def test_predictions_are_the_unfolded_networks_probabilities(net: MaskNet, file:
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-def test_a_map_joins_the_network_with_its_committee(file: Path) -> None:
+def test_a_map_joins_the_network_with_its_ensemble(file: Path) -> None:
     image = pictures(1)[0]
     network = load_network(file, bfloat16=False)
     maps = np.stack(opinions(image))

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess.images import Pixels, UnusableImageError, decode_image
-from preprocess.reading import UNUSABLE
+from preprocess.arrays import Pixels
+from preprocess.images import decode_image
+from preprocess.reading import UNUSABLE, UnusableImageError
 from tests.preprocess.support import photo
 
 Chunk = tuple[bytes, bytes]

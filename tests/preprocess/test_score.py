@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import fbeta_score, jaccard_score, mean_absolute_error
 
-from preprocess.masks.score import (
-    BETA2,
-    coverage,
-    fbeta,
-    iou,
-    score,
-    soft_jaccard,
-    stretch,
-)
+from benchmarks.mask_score import BETA2, fbeta, score
+from preprocess.masks.score import coverage, iou, soft_jaccard, stretch
 
 
 @pytest.mark.parametrize(("share", "true_share"), [(0.1, 0.4), (0.5, 0.5), (0.9, 0.02)])

@@ -13,9 +13,9 @@ from PIL import Image
 from preprocess import beton as converter
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.encode import parse_store
-from preprocess.images import UnusableImageError, decode_image
+from preprocess.images import decode_image
 from preprocess.masks import parse_spec
-from preprocess.reading import Reading
+from preprocess.reading import Reading, UnusableImageError
 from preprocess.sources import Rejected
 from tests.betons import smooth_noise
 

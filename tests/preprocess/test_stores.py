@@ -21,8 +21,8 @@ from harl_fast.data.container.fields import (
 )
 from harl_fast.data.container.manifest import check_container, read_manifest
 from preprocess import beton
+from preprocess.arrays import Pixels
 from preprocess.encode import restart_interval
-from preprocess.images import Pixels
 from preprocess.writer import container_writer
 from tests.preprocess.support import image_folder, photo, same_colours, save
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess.images import Pixels, UnusableImageError, decode_image
+from preprocess.arrays import Pixels
+from preprocess.images import decode_image
+from preprocess.reading import UnusableImageError
 from tests.preprocess.support import photo
 
 RAW, DEFLATE, LZW, PACKBITS = 1, 8, 5, 32773

@@ -1,4 +1,4 @@
-"""The checksum of a sample's stored bytes: XXH64, at some 10 GB/s a core without special code.
+"""The checksum of a sample's stored bytes: XXH64, at some 10 GB/s per core without special code.
 
 The image and the mask are summed one by one, as they lie in the container. The verifier and the
 loader compare the same sums. Containers written before have CRC-32, which only the verifier
@@ -15,7 +15,7 @@ import numpy as np
 
 from harl_fast.jit import njit
 
-Kind = np.dtype[np.uint64] | np.dtype[np.uint32]
+Kind = np.dtype[np.uint64 | np.uint32]
 
 CHECKED: Kind = np.dtype("<u8")
 """dtype of the sums that the loader compares: XXH64."""

@@ -1,7 +1,7 @@
 """What lies beside a container: its manifest and its sample names, and the checks at opening.
 
 ``train.beton`` has ``train.json`` (the manifest) and ``train.names.txt`` (one source-relative
-path a sample, in sample order) in the same folder.
+path per sample, in sample order) in the same folder.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Manifest:
     """ISO 8601, UTC."""
     tool_versions: dict[str, str]
     tables_sha256: str = ""
-    """Of `tables.tables_sha256`. Empty, like the next, in containers from before these checks."""
+    """`integrity.tables_sha256`; empty, like the next, in containers from before these checks."""
     sums_sha256: str = ""
     """Of ``<split>.sums.npy``, see `write_sums`."""
 

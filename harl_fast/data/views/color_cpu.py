@@ -277,7 +277,7 @@ def _blurred(flat, params, found, scale, offset, chunk, work, out):
 
     found: what `colour_view` has found out: where to start, the mean luminance, the blur's reach
     and sum of weights, grey, solarize. chunk: (3, n) whole rows. work: uint16 scratch.
-    A row's planes lie one after the other in one line, so that a loop over taps runs once a row.
+    A row's planes lie one after the other in one line, so that a loop over taps runs once per row.
     """
     place, middle, reach, total, grey, invert = found
     side, step, used = out.shape[0], chunk.shape[1], 1 if grey else 3

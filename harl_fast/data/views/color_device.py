@@ -90,7 +90,7 @@ class Colouring:
         return policy_table(self.policies, self.mean, self.std)
 
     def check(self, views: Sequence[ViewGeometry]) -> None:
-        """Raise ConfigError unless there is one policy a view, of the view's size."""
+        """Raise ConfigError unless there is one policy per view, of the view's size."""
         sizes, wanted = [p.size_px for p in self.policies], [v.size_px for v in views]
         if sizes != wanted:
             raise ConfigError(f"colours are for views of {sizes} px, the views have {wanted} px")

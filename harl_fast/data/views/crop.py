@@ -59,7 +59,7 @@ class ViewGeometry:
     def __post_init__(self) -> None:
         if self.size_px < 1 or self.cells < 1:
             raise ConfigError(
-                f"a view of {self.size_px} px with {self.cells} cells a side; both must be positive"
+                f"a view of {self.size_px} px with {self.cells} cells per side; use 1 or more"
             )
         if not 0.0 <= self.centre <= 1.0:
             raise ConfigError(f"centre crop: share {self.centre} of the shorter side; use 0 to 1")

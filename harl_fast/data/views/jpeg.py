@@ -194,7 +194,7 @@ def _find_segments(data, at, starts):
 def _cut_out(data, layout, starts, area, excerpt):
     """Write the JPEG of some restart segments to ``excerpt``; return its length in bytes.
 
-    area: segments a picture row, first and past-the-last row, first and past-the-last segment of
+    area: segments per picture row, first and past-the-last row, first and past-the-last segment of
     each row, and the excerpt's height and width in pixels.
     """
     across, row0, row1, column0, column1, height, width = area

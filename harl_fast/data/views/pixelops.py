@@ -144,7 +144,7 @@ def reach_of(sigma, radius):
 
 @njit(cache=True, nogil=True)
 def fill_weights(sigma, total, out):
-    """Fill ``out`` (reach + 1, n) uint16, a line of equal weights a tap, in units of 1 / 65536.
+    """Fill ``out`` (reach + 1, n) uint16, one line of equal weights per tap, in units of 1 / 65536.
 
     The centre's weight is first, then that of each pair. Lines instead of numbers, because LLVM
     multiplies 16 bits by 16 in one instruction only if both factors are vectors from memory.
@@ -159,7 +159,7 @@ def fill_weights(sigma, total, out):
 
 @njit(cache=True, nogil=True, fastmath=True)
 def to_fixed(source, target):
-    """Fill uint16 ``target`` with ``source`` in `FIXED` units a level, rounded."""
+    """Fill uint16 ``target`` with ``source`` in `FIXED` units per level, rounded."""
     for i in range(target.shape[0]):
         target[i] = np.uint16(np.int32(source[i] * _FIXED + _HALF))
 

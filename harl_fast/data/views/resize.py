@@ -178,7 +178,7 @@ def transpose(strip, width, turned):
 
 @njit(cache=True)
 def reduce_columns(turned, origin, step, first, count, weights, out):
-    """Fill ``out`` (out columns, rows) uint16 in 8.8 from ``turned``, one line a source column.
+    """Fill ``out`` (out columns, rows) uint16 in 8.8 from ``turned``, one line per source column.
 
     Column c of the plane lies at line (c - origin) * step; interleaved channels have step 3.
     """
@@ -285,10 +285,10 @@ def reduce_planes(planes, step, origin, factors, limits, placed, side, words, pa
     """Resize a box of planes: fill ``parts`` (N * step, padded S, padded S) uint16, by columns.
 
     planes: (N, rows, columns * step) uint8 with ``step`` interleaved channels, whose first row and
-    column are the picture's plane pixel ``origin`` (y, x). factors: pixels a plane pixel stands
-    for, down and across. limits: the whole plane's height and width in its own pixels. placed: a
-    view as `geometry.draw_view` returns it. side: S. words: (`words_size`,) uint16 scratch. parts:
-    uint16; no slices of it, since numba would take their lines for scattered memory.
+    column are the picture's plane pixel ``origin`` (y, x). factors: picture pixels per plane pixel,
+    down and across. limits: the whole plane's height and width in its own pixels. placed: a view as
+    `crop.draw_view` returns it. side: S. words: (`words_size`,) uint16 scratch. parts: uint16; no
+    slices of it, since numba would take their lines for scattered memory.
     """
     top, left, box_h, box_w, flip, vflip = placed
     rows = parts.shape[2]

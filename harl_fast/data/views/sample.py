@@ -77,7 +77,7 @@ class Stored(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory to work in, see `decode.scratch_for`; the first axis counts threads."""
+    """Memory to work in, see `batch.scratch_for`; the first axis counts threads."""
 
     image: Any
     """Bytes of a stored image."""

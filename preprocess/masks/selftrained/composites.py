@@ -89,7 +89,7 @@ class Augmenter:
         pixels = np.stack([sample[0] for sample in samples]).astype(np.float32)
         target = np.stack([sample[1] for sample in samples])
         weight = np.stack([sample[2] for sample in samples])
-        heard = np.stack([sample[3] for sample in samples]).astype(np.float32) / 255
+        heard = np.stack([sample[3] for sample in samples]).astype(np.float32) / np.float32(255)
         return Drawn(_recolour(pixels, draw, self.variety.grey), target, weight, heard)
 
     def _sample(self, index: int, draw: Draw) -> tuple[Pixels, Map, Map, Pixels]:
@@ -143,7 +143,7 @@ class Augmenter:
             left, width = left + width, -width
         box = (left, top, width, height)
         image = _cut(self.training_set.images[index], *box)
-        target = _cut(self.training_set.targets[index], *box).astype(np.float32) / 255
+        target = _cut(self.training_set.targets[index], *box).astype(np.float32) / np.float32(255)
         return image, target, np.stack([_cut(m, *box) for m in self.training_set.opinions[index]])
 
     def _paste(
@@ -164,7 +164,7 @@ class Augmenter:
             width = -width
         box = (middle_x - x * width, middle_y - y * height, width, height)
         donor_image = _cut(self.training_set.images[donor], *box, border=cv2.BORDER_REPLICATE)
-        soft = _cut(self.training_set.targets[donor], *box).astype(np.float32) / 255
+        soft = _cut(self.training_set.targets[donor], *box).astype(np.float32) / np.float32(255)
         inside = _inside(box, side)
         alpha = np.clip(4 * (soft - 0.5) + 0.5, 0, 1) * inside
         fine = cv2.resize(alpha, (self.side, self.side), interpolation=cv2.INTER_LINEAR)
@@ -222,4 +222,4 @@ def _recolour(pixels: Map, draw: Draw, grey: float) -> Pixels:
     offset = middle - contrast[:, None] * middle
     flat = pixels.reshape(count, -1, 3) * contrast[:, None, None] + offset[:, None]
     changed = np.matmul(flat, matrix.transpose(0, 2, 1))
-    return np.clip(changed, 0, 255).reshape(pixels.shape).astype(np.uint8)
+    return np.asarray(np.clip(changed, 0, 255).reshape(pixels.shape), np.uint8)

@@ -18,14 +18,14 @@ import numpy as np
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, naming, replacing
 from preprocess.arrays import Map, Pixels
-from preprocess.images import UnusableImageError, decode_image
+from preprocess.images import decode_image
 from preprocess.listing import SUFFIXES, list_images
 from preprocess.masks.heuristic.method import heuristic_map
 from preprocess.masks.registry import CHUNK
 from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION, Vote, vote
 from preprocess.masks.selftrained.network import square
 from preprocess.pool import ordered_map
-from preprocess.reading import DEFAULT_READING, Reading
+from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.sources import Rejected
 
 FEWEST = 16

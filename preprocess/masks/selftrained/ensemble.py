@@ -53,7 +53,7 @@ def vivid(rgb: Pixels) -> Pixels:
     """Return pixels at twice the distance from their grey."""
     colours = rgb.astype(np.int16)
     grey = colours.mean(axis=2, keepdims=True)
-    return np.clip(2 * colours - grey, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(2 * colours - grey, 0, 255), np.uint8)
 
 
 _GAMMA = np.rint(255 * np.sqrt(np.arange(256) / 255)).astype(np.uint8)

@@ -88,6 +88,7 @@ class Conv(nn.Module):
 
     def fold(self) -> None:
         """Put the normalisation's scale and shift into the convolution, for inference."""
+        assert isinstance(self.norm, nn.BatchNorm2d)
         self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
 
 
@@ -165,18 +166,16 @@ class Network:
         Runs on one thread, in batches of at most `BATCH`; batches change a map by rounding only.
         """
         maps: list[Map] = []
+        side = self.net.architecture.side
         with one_thread():
             for start in range(0, len(images), BATCH):
-                maps += self._batch(images[start : start + BATCH])
+                some = images[start : start + BATCH]
+                squares = np.stack([square(image, side) for image in some])
+                votes = np.stack([opinions(image) for image in some])
+                heard = np.stack([[resized(m, side // 2) for m in one] for one in votes])
+                soft = predict(self.net, squares, heard, bfloat16=self.bfloat16)
+                maps += map(agreed, squares, soft, votes.mean(axis=1))
         return maps
-
-    def _batch(self, images: Sequence[Pixels]) -> list[Map]:
-        side = self.net.architecture.side
-        squares = np.stack([square(image, side) for image in images])
-        maps = np.stack([opinions(image) for image in images])
-        heard = np.stack([[resized(m, side // 2) for m in one] for one in maps])
-        soft = predict(self.net, squares, heard, bfloat16=self.bfloat16)
-        return [agreed(*one) for one in zip(squares, soft, maps.mean(axis=1), strict=True)]
 
 
 def agreed(pixels: Pixels, own: Map, taught: Map) -> Map:
@@ -185,7 +184,7 @@ def agreed(pixels: Pixels, own: Map, taught: Map) -> Map:
     pixels: (S, S, 3) uint8. own, taught: the network's and the ensemble's mean map, of any sides.
     Returns (128, 128) float32 in [0, 1].
     """
-    return outlined(pixels, (resized(own, SIDE) + resized(taught, SIDE)) / 2)
+    return outlined(pixels, (resized(own, SIDE) + resized(taught, SIDE)) / np.float32(2))
 
 
 def square(rgb: Pixels, side: int) -> Pixels:
@@ -262,7 +261,7 @@ def load_network(path: Path, *, bfloat16: bool | None = None) -> Network:
     bfloat16: compute in it; None means where the processor does it natively.
     """
     net, metadata = read_network(path)
-    net = net.fold().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.fold().to(memory_format=torch.channels_last)
     return Network(net, metadata, native_bfloat16() if bfloat16 is None else bfloat16)
 
 

@@ -30,7 +30,8 @@ LEAST_TRUST = 0.05
 
 def _trust(agreement: Map, ends: tuple[float, float]) -> Map:
     start, full = ends
-    return np.clip((agreement - start) / (full - start), LEAST_TRUST, 1).astype(np.float32)
+    trust: Map = np.clip((agreement - start) / (full - start), LEAST_TRUST, 1).astype(np.float32)
+    return trust
 
 
 def first_targets(dataset: Dataset) -> TrainingSet:
@@ -71,11 +72,11 @@ def refresh(
 
 def all_maps(net: MaskNet, training_set: TrainingSet, *, bfloat16: bool) -> Map:
     """Return the network's (N, S/2, S/2) maps of all images, each the mean with its mirror's."""
-    folded = copy.deepcopy(net).fold().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    folded = copy.deepcopy(net).fold().to(memory_format=torch.channels_last)
     maps = []
     for start in range(0, len(training_set.images), BATCH):
         squares = training_set.images[start : start + BATCH]
-        heard = training_set.opinions[start : start + BATCH].astype(np.float32) / 255
+        heard = training_set.opinions[start : start + BATCH].astype(np.float32) / np.float32(255)
         plain = predict(folded, squares, heard, bfloat16=bfloat16)
         mirrored = predict(folded, squares[:, :, ::-1], heard[..., ::-1], bfloat16=bfloat16)
         maps.append((plain + mirrored[..., ::-1]) / 2)

@@ -75,7 +75,9 @@ def main(argv: list[str] | None = None) -> int:
 def make_network(args: argparse.Namespace) -> None:
     """Write the network that the command line asks for."""
     start = time.monotonic()
-    recipe = shortened(Recipe(seed=args.seed), args.length)
+    recipe = Recipe(seed=args.seed)
+    steps = tuple(max(1, round(args.length * steps)) for steps in recipe.steps)
+    recipe = replace(recipe, steps=steps)
     files = image_files(args.data, most=args.images, seed=args.seed)
     cache = args.out.with_suffix(".votes.npz")
     side, reading = recipe.architecture.side, reading_of(args)
@@ -98,11 +100,6 @@ def make_network(args: argparse.Namespace) -> None:
     )
     print(f"use it: make beton DATA=... MASK_METHOD='{{selftrained: {args.out}}}'", flush=True)
     print(f"{cache} holds the votes for another run; it may be deleted", flush=True)
-
-
-def shortened(recipe: Recipe, length: float) -> Recipe:
-    """Return a recipe with ``length`` times as many steps in each round, at least one."""
-    return replace(recipe, steps=tuple(max(1, round(length * steps)) for steps in recipe.steps))
 
 
 def facts(recipe: Recipe, dataset: Dataset, *, threads: int) -> dict[str, Any]:

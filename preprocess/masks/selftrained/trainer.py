@@ -90,7 +90,7 @@ def train(
     workers: processes that draw the batches; 0 draws them in this one. The result is the same.
     """
     torch.manual_seed(recipe.seed)
-    net = MaskNet(recipe.architecture).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = MaskNet(recipe.architecture).to(memory_format=torch.channels_last)
     mean = copy.deepcopy(net).eval()
     for number, steps in enumerate(recipe.steps):
         if number:
