@@ -183,7 +183,7 @@ def test_a_terminal_shows_a_line_that_makes_room_for_others(
 ) -> None:
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((200, 20)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((200, 20)))
     monkeypatch.setattr("harl_fast.engine.monitor.sinks.time.monotonic", lambda: 1000.0)
     run = RunInfo(RunFolder(tmp_path), epochs=100, total=5000, batch_global=64)
     with Sinks(run) as sinks:
@@ -206,7 +206,7 @@ def test_a_terminal_shows_a_line_that_makes_room_for_others(
 
 
 def test_a_line_is_cut_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((30, 20)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((30, 20)))
     screen = Terminal()
     line = LiveLine(screen)
     line.show("x" * 100)
