@@ -85,7 +85,8 @@ def outcome(folder: Path) -> str:
     try:
         opened = open_run_folder(folder, resume=True)
         begun = decide(opened, engine_config(), ask())
-        note_beginning(begun, {}, ranks=1, manifest=folder / "train.json")
+        facts = {"beton_sha256": "0" * 64}  # as `FakeLoader` says
+        note_beginning(begun, facts, ranks=1, manifest=folder / "train.json")
     except HarlError as error:
         return str(error)
     return ""
