@@ -73,7 +73,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--range",
         type=checked(parse_range),
-        default=GreyRange(),
+        default="full",
         metavar="RANGE",
         help="which values of greys of over 8 bits are black and white: full (of the file's type), "
         "minmax (of each image) or LOW:HIGH; default full",
