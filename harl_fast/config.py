@@ -170,7 +170,9 @@ class ModelConfig(Section):
     """resnet18, resnet34, resnet50, resnet101 or resnet152; timm:NAME, a network of timm whose
     `forward_features` gives a map; or a name that was added to `harl_fast.model.backbones`. The
     four keys below are the ResNets' alone."""
-    width: Annotated[float, Field(ge=1 / 64, le=16.0)] = 1.0
+    # With fewer than 8 channels a convolution's backward pass in torch 2.14's oneDNN writes outside
+    # its memory (1 x 1, stride 2, channels-last; seen on AVX2).
+    width: Annotated[float, Field(ge=1 / 8, le=16.0)] = 1.0
     """Multiplier of all channel counts."""
     stem: Literal["imagenet", "small", "small-s2"] = "imagenet"
     """imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1; small-s2: 3x3 stride 2."""
