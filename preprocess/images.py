@@ -219,10 +219,13 @@ def read_mask(path: Path, frame: Frame) -> Mask:
     """Return a mask file as (H, W) bool in the frame of the upright image.
 
     frame: of its image. Non-zero is foreground. A mask with the proportions of the file as stored
-    gets the image's EXIF turn, one with those of the upright image stays; else it is an error.
+    gets the image's EXIF turn, one with those of the upright image stays; else it is an error, as
+    is any damage. Pixels with a palette count by their index.
     """
-    with open_image(path) as image:
-        image.load()
+    with open_image(path) as opened:
+        image, warning = load_judged(opened, opened.size)
+        if warning:
+            raise UnusableImageError(warning)
         if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
             image.format == "TIFF" and deep_grey(image) is not None
         ):

@@ -36,7 +36,7 @@ class Listing:
     strange: dict[str, str] = field(default_factory=dict)
     """Other files, and why each is no image."""
     folders: list[str] = field(default_factory=list)
-    """Those of the first level, sorted."""
+    """Those of the first level, and dead links there, which may have led to some; sorted."""
     passed_over: list[str] = field(default_factory=list)
     """Hidden and system files and folders."""
     circles: list[str] = field(default_factory=list)
@@ -74,6 +74,7 @@ def list_images(base: Path) -> Listing:
             if not _is_aside(name):
                 _sort_in(base, start + name, found)
     found.images.sort()
+    found.folders.sort()
     return found
 
 
@@ -87,7 +88,11 @@ def _sort_in(base: Path, path: str, found: Listing) -> None:
         found.images.append(path)
         return
     reason = f"not an image by its name; allowed: {' '.join(sorted(SUFFIXES))}"
-    if not suffix:
+    if os.path.islink(base / path) and not os.path.exists(base / path):
+        reason = "a link that leads to nothing that can be read"
+        if "/" not in path:
+            found.folders.append(path)
+    elif not suffix:
         try:
             with open_regular(base / path) as stream:
                 head = stream.read(12)

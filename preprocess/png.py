@@ -98,12 +98,15 @@ def deep_transparency(image: Image.Image, file: bytes) -> None:
 
 def check_png(stream: BinaryIO) -> None:
     """Raise `UnusableImageError` unless a PNG's chunks have their checksums and fit its header."""
-    pixels, has_palette = Inflation(-1), True
+    pixels, has_palette, size = Inflation(-1), True, b""
     for number, (kind, data) in enumerate(_blocks(stream)):
         if (kind == b"IHDR") != (number == 0):
             raise UnusableImageError("damaged: the PNG does not have one header, at its start")
         if kind == b"IHDR":
             pixels, has_palette = Inflation(_bytes_of_pixels(data)), data[9] != _INDEXED
+            size = data[:8]
+        elif kind == b"fcTL" and not pixels.size and data[4:20] != size + bytes(8):
+            raise UnusableImageError("damaged: the PNG's first frame is not as large as the PNG")
         elif kind == b"PLTE":
             has_palette = True
         elif kind == b"IDAT":

@@ -48,8 +48,8 @@ def load_judged(image: ImageFile.ImageFile, file_size: tuple[int, int]) -> tuple
     """Return an opened image loaded, at the size it was drafted for, and what is damaged or "".
 
     file_size: (width, height) before it was drafted. A damaged image is returned as it came, to be
-    loaded by Pillow or not at all. Raises `UnusableImageError` for a PNG with colours that its
-    palette lacks.
+    loaded by Pillow or not at all. Raises `UnusableImageError` for pixels of colours that their
+    palette lacks; a transparent one needs no colour.
     """
     if image.format in ("JPEG", "MPO"):
         return _load_jpeg(image, file_size)
@@ -57,16 +57,16 @@ def load_judged(image: ImageFile.ImageFile, file_size: tuple[int, int]) -> tuple
         return image, f"{DAMAGED}a WebP that decodes without the end of its data"
     if image.format == "PNG" and "transparency" in image.info and image.tile[0].args == "RGB;16B":
         deep_transparency(image, _file_bytes(image))
-    if image.format == "PNG" and image.palette is not None:
-        colours = len(image.palette.palette) // 3
-        image.load()
-        greatest = int(np.asarray(image).max())
-        if greatest >= colours:
-            raise UnusableImageError(
-                f"{DAMAGED}a pixel has colour {greatest} of the PNG's palette, which ends at "
-                f"{colours - 1}"
-            )
     image.load()
+    if image.mode == "P":
+        colours = len(image.getpalette() or ()) // 3
+        hidden = image.info.get("transparency")
+        used = [index for index, count in enumerate(image.histogram()) if count and index != hidden]
+        if used and used[-1] >= colours:
+            raise UnusableImageError(
+                f"{DAMAGED}a pixel has colour {used[-1]} of the {image.format}'s palette, which "
+                f"ends at {colours - 1}"
+            )
     return image, ""
 
 

@@ -174,7 +174,9 @@ class _Scan:
         """Return what to say of a class folder that has no image."""
         inside = [path for path in self.listing.strange if path.startswith(f"{name}/")]
         what = "it holds no file"
-        if inside:
+        if name in self.listing.strange:
+            what = f"it is {self.listing.strange[name]}"
+        elif inside:
             first = inside[0]
             reason = self.listing.strange[first]
             what = f"none of its {len(inside):,} files is one ({one_line(first)}: {reason})"

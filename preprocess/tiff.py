@@ -6,7 +6,7 @@ import os
 import zlib
 from typing import Any, BinaryIO, NamedTuple
 
-from PIL import Image
+from PIL import Image, ImagePalette
 
 from harl_fast.data.container.integrity import MOST_PIXELS
 from preprocess.inflate import Inflation
@@ -43,13 +43,16 @@ def check_tiff(image: Image.Image, stream: BinaryIO) -> None:
 
     They lie inside the file; uncompressed ones have bytes enough for their rows; deflated ones
     have enough and not more, and their checksums are right. The deprecated kind of JPEG in TIFF
-    (compression 6) is not judged: its strips need not be stated.
+    (compression 6) is not judged: its strips need not be stated. A palette of no value above 255
+    is taken for one of 8 bits, as libtiff's tools do.
     """
     tags = image.tag_v2  # type: ignore[attr-defined]
     compression = tags.get(_COMPRESSION, _RAW)
     if compression == _OLD_JPEG:
         return
     layout = _layout(tags)
+    if image.mode in ("P", "PA") and max(tags[_COLOUR_MAP]) < 256:
+        image.palette = ImagePalette.raw("RGB;L", bytes(tags[_COLOUR_MAP]))
     file_bytes = stream.seek(0, os.SEEK_END)
     for index, (start, length) in enumerate(_places(tags, layout, file_bytes)):
         plane, number = divmod(index, layout.per_plane)

@@ -147,6 +147,8 @@ def _older_arguments(rest: str, model: type[Section], *, where: str) -> dict[str
         key, mark, value = word.partition("=")
         if place == 0 and _required(model) and not (mark and key in model.model_fields):
             key, value = _required(model), word
+        if key in given:
+            raise ConfigError(f"{where}: the key {shown(key)} stands twice")
         inner = value.startswith("(") and value.endswith(")")
         value = value[1:-1] if inner else value
         is_text = key in model.model_fields and model.model_fields[key].annotation is str

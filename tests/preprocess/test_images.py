@@ -179,6 +179,30 @@ def test_masks_that_do_not_fit_or_mean_nothing_are_refused(tmp_path: Path) -> No
         read_mask(tmp_path / "none.png", Frame(1, (64, 48)))
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_a_damaged_mask_is_refused_as_a_damaged_image_is(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8)
+    path = save(noise, tmp_path / f"mask.{suffix}")
+    assert read_mask(path, Frame(1, (64, 48))).any()
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(data[:middle] + bytes(200) + data[middle + 200 :])
+    with pytest.raises(UnusableImageError, match="damaged: "):
+        read_mask(path, Frame(1, (64, 48)))
+
+
+def test_a_mask_with_a_palette_counts_by_index_and_needs_its_colours(tmp_path: Path) -> None:
+    mask = GREY > 120
+    image = Image.fromarray(mask.astype(np.uint8), "P")
+    image.putpalette([255, 0, 0, 0, 0, 0])
+    image.save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", Frame(1, (64, 48))), mask)
+    image.putpalette([255, 0, 0])
+    image.save(tmp_path / "mask.png", bits=8)
+    with pytest.raises(UnusableImageError, match="colour 1 of the PNG's palette"):
+        read_mask(tmp_path / "mask.png", Frame(1, (64, 48)))
+
+
 def test_a_large_jpeg_is_decoded_reduced_and_keeps_its_look(tmp_path: Path) -> None:
     large = photo(5, height=1024, width=1536)
     path = save(large, tmp_path / "x.jpg", quality=95)

@@ -88,6 +88,8 @@ def test_parameters_are_resolved() -> None:
         ("{full: {}, center: {}}", "or the name alone"),
         ("{full: [}", "not valid YAML"),
         ("no.such.method", "cannot be imported"),
+        ("shuffled:base=center,base=full", "the key 'base' stands twice"),
+        ("noise:0.5,p=0.3", "the key 'p' stands twice"),
         ("shuffled:base=ful", "did you mean 'full'"),
     ],
 )

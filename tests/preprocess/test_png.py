@@ -121,6 +121,21 @@ def test_a_png_has_one_header(path: Path) -> None:
         decode(whole(zlib.compress(ROWS), (b"IHDR", other)), path)
 
 
+@pytest.mark.parametrize("place", [(13, 19, 0, 0), (12, 19, 0, 0), (13, 18, 0, 1)])
+def test_an_animations_first_frame_is_as_large_as_the_picture(
+    path: Path, place: tuple[int, ...]
+) -> None:
+    frame = (b"fcTL", struct.pack(">5I2H2B", 0, *place, 1, 10, 0, 0))
+    later = (b"fcTL", struct.pack(">5I2H2B", 1, 1, 1, 2, 2, 1, 10, 0, 0))
+    after = (later, (b"fdAT", struct.pack(">I", 2) + zlib.compress(bytes(4))))
+    content = whole(zlib.compress(ROWS), (b"acTL", struct.pack(">2I", 2, 0)), frame, after=after)
+    if place == (13, 19, 0, 0):
+        np.testing.assert_array_equal(decode(content, path), PHOTO)
+        return
+    with pytest.raises(UnusableImageError, match="first frame is not as large as the PNG"):
+        decode(content, path)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 def test_a_transparent_grey_of_any_depth_lies_on_white(path: Path, depth: int) -> None:
     values = list(range(0, 1 << depth, max(1, (1 << depth) // 8)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,36 @@ def test_an_animation_is_judged_by_its_first_frame(path: Path, lossless: bool) -
                 decode_image(path, side_px=512)
         else:
             decode_image(path, side_px=512)
+
+
+def indexed_bmp(colours: bytes, index: int) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 8, 0, 4, 0, 0, len(colours) // 4, 0)
+    start = 14 + len(head) + len(colours)
+    file = struct.pack("<2sIHHI", b"BM", start + 4, 0, 0, start)
+    return file + head + colours + bytes([0, index, 0, 0])
+
+
+def indexed_gif(palette: bytes, index: int, *, hidden: int | None = None) -> bytes:
+    flags = 0x80 | ((len(palette) // 3).bit_length() - 2)
+    control = b"" if hidden is None else b"!\xf9\4\1\0\0" + bytes([hidden, 0])
+    codes = 256 | index << 18 | 257 << 27  # 9 bits each: clear, 0, index, end
+    data = bytes([8, 5]) + codes.to_bytes(5, "little") + b"\0;"
+    screen = b"GIF89a" + struct.pack("<HHBBB", 2, 1, flags, 0, 0) + palette
+    return screen + control + struct.pack("<cHHHHB", b",", 0, 0, 2, 1, 0) + data
+
+
+def test_a_colour_beyond_the_palette_of_a_bmp_or_gif_is_damage(path: Path) -> None:
+    for make, palette in (
+        (indexed_bmp, b"\xff\0\0\0\0\xff\0\0"),  # blue and green
+        (indexed_gif, b"\0\0\xff\0\xff\0"),
+    ):
+        path.write_bytes(make(palette, 1))
+        assert decode_image(path, side_px=512).rgb.tolist() == [[[0, 0, 255], [0, 255, 0]]]
+        path.write_bytes(make(palette, 2))
+        with pytest.raises(UnusableImageError, match=r"colour 2 of the \w+'s palette.*ends at 1"):
+            decode_image(path, side_px=512)
+    path.write_bytes(indexed_gif(palette, 200, hidden=200))
+    assert decode_image(path, side_px=512).rgb.tolist() == [[[0, 0, 255], [255, 255, 255]]]
 
 
 def test_a_jpeg_that_libjpeg_refuses_outright_is_refused_for_its_reason(tmp_path: Path) -> None:

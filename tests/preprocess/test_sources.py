@@ -135,6 +135,23 @@ def test_a_class_folder_without_images_is_said_and_is_no_class(tmp_path: Path) -
     assert "val/d has no image: it holds no file; it is no class here" in said
 
 
+@pytest.mark.parametrize("name", ["c", "c.v1"])
+def test_a_class_that_is_a_dead_link_is_said_by_name(tmp_path: Path, name: str) -> None:
+    root = layout(tmp_path, *USUAL)
+    for split in ("train", "val"):
+        (root / split / name).symlink_to(tmp_path / "gone")
+    source = folder_source(root)
+    said = "\n".join(source.notes)
+    for split in ("train", "val"):
+        assert f"{split}/{name} has no image: it is a link that leads to nothing" in said
+        (item,) = source.splits[split].rejected
+        assert item.name == f"{split}/{name}" and "a link that leads to nothing" in item.reason
+    (root / "val" / name).unlink()
+    layout(tmp_path, f"val/{name}/1.jpg")
+    with pytest.raises(DataError, match=rf"class {name}, but train/{name} has no image: it is a"):
+        folder_source(root)
+
+
 def test_all_names_of_jpegs_are_known_and_files_without_a_suffix_by_content(tmp_path: Path) -> None:
     known = [f"train/a/{n}.{s}" for n, s in enumerate(("jfif", "jpe", "JPG", "JFIF", "pjpeg"))]
     layout(tmp_path, *USUAL, *known, "train/a/README")

@@ -182,6 +182,14 @@ def test_uncompressed_planes_of_16_bits_are_refused_by_name(path: Path, order: s
         decode(tiff(tags, data, order=order), path)
 
 
+@pytest.mark.parametrize("scale", [1, 257])
+def test_a_palette_of_8_bits_in_16_has_its_colours(path: Path, scale: int) -> None:
+    channel = [level * scale for level in range(256)]
+    tags = {256: [2], 257: [1], 258: [8], 259: [RAW], 262: [3], 277: [1], 320: channel * 3}
+    tags |= {STRIPS: [8], LENGTHS: [2]}
+    assert decode(tiff(tags, b"\x0a\xc8"), path).tolist() == [[[10] * 3, [200] * 3]]
+
+
 def test_what_contradicts_itself_is_refused(path: Path) -> None:
     tags, data = picture()
     for added, reason in (
