@@ -148,21 +148,22 @@ def test_the_program_draws_a_folder_and_a_container(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = texts_drawn(monkeypatch)
+    monkeypatch.chdir(tmp_path)  # titles too long for the sheet lose their middle
     for number in range(2):
         save(scene(number)[0], tmp_path / f"in/{number}.jpg", quality=95)
     out = tmp_path / "sheet.png"
-    command = ["--masks", str(tmp_path / "in"), "--out", str(out), "--mask-method", "center"]
+    command = ["--masks", "in", "--out", str(out), "--mask-method", "center"]
     assert preview.main(command) == 0
     assert "colour separation of 2 images" in capsys.readouterr().out
-    assert said[0] == f"Masks of {tmp_path / 'in'} by center"
+    assert said[0] == "Masks of in by center"
     assert {"image with outlines", "soft map: black 0, white 1", "inside of the mask"} < {*said}
     assert {text.split()[-1] for text in said if text.startswith("separation")} == {
         "0.jpg", "1.jpg",
     }  # fmt: skip
     said.clear()
-    path = write_beton(tmp_path / "train.beton", plain_item, count=4)
-    assert preview.main(["--masks", str(path), "--out", str(out), "--count", "4"]) == 0
-    assert said[0] == f"Masks stored in {path}" and "soft map: black 0, white 1" not in said
+    write_beton(tmp_path / "train.beton", plain_item, count=4)
+    assert preview.main(["--masks", "train.beton", "--out", str(out), "--count", "4"]) == 0
+    assert said[0] == "Masks stored in train.beton" and "soft map: black 0, white 1" not in said
     assert sum(text.startswith("separation") for text in said) == 4
     with pytest.raises(ConfigError, match="centre"):
         preview.main([*command[:-1], "centre"])
