@@ -101,7 +101,7 @@ def _fits(t: Tensor) -> bool:
 
 
 @numba.njit(nogil=True, fastmath=_FAST)
-def _block_squares(w, g, decay):  # type: ignore[no-untyped-def]
+def _block_squares(w, g, decay):
     ww, gg, dd = np.float32(0), np.float32(0), np.float32(0)
     for i in range(w.size):
         d = g[i] + decay * w[i]
@@ -112,7 +112,7 @@ def _block_squares(w, g, decay):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, fastmath=_FAST)
-def _add_squares(w, g, decay, sums):  # type: ignore[no-untyped-def]
+def _add_squares(w, g, decay, sums):
     """Add the sums of squares of w, g and g + decay w, (n,) float32, to the float64 ``sums``."""
     for i in range(0, w.size, _BLOCK):
         ww, gg, dd = _block_squares(w[i : i + _BLOCK], g[i : i + _BLOCK], np.float32(decay))
@@ -125,7 +125,7 @@ _moved = numba.njit(nogil=True, fastmath=_FAST)(move)
 
 
 @numba.njit(nogil=True, fastmath=_FAST)
-def _move(w, g, v, ratio, decay, momentum, along, ahead):  # type: ignore[no-untyped-def]
+def _move(w, g, v, ratio, decay, momentum, along, ahead):
     """Apply `formula.move` to each element, all float32."""
     for i in range(w.size):
         w[i], v[i] = _moved(w[i], g[i], v[i], ratio, decay, momentum, along, ahead)
