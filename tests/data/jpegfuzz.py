@@ -204,19 +204,19 @@ class Turbo:
     """TurboJPEG's own reading of headers, through ctypes."""
 
     def __init__(self) -> None:
-        self.library = ctypes.CDLL(ffcv._libffcv.__file__)
-        self.library.tjInitDecompress.restype = ctypes.c_void_p
-        self.library.tjDestroy.argtypes = [ctypes.c_void_p]
+        self.turbojpeg = ctypes.CDLL(ffcv._libffcv.__file__)
+        self.turbojpeg.tjInitDecompress.restype = ctypes.c_void_p
+        self.turbojpeg.tjDestroy.argtypes = [ctypes.c_void_p]
 
     def header(self, data: Bytes) -> tuple[int, int, int, int] | None:
         """Return width, height, TJSAMP_* and TJCS_*, or None where it finds no picture."""
         found = [ctypes.c_int(-1) for _ in range(4)]
-        decoder = ctypes.c_void_p(self.library.tjInitDecompress())
+        decoder = ctypes.c_void_p(self.turbojpeg.tjInitDecompress())
         size = ctypes.c_ulong(data.size)
         places = [ctypes.byref(number) for number in found]
         start = ctypes.c_void_p(data.ctypes.data)
-        code = self.library.tjDecompressHeader3(decoder, start, size, *places)
-        self.library.tjDestroy(decoder)
+        code = self.turbojpeg.tjDecompressHeader3(decoder, start, size, *places)
+        self.turbojpeg.tjDestroy(decoder)
         width, height, sampling, colours = (number.value for number in found)
         return None if code or width < 0 else (width, height, sampling, colours)
 
