@@ -30,10 +30,10 @@ class OpenContainer:
     """A container that is open for reading; it must have passed `check_container`.
 
     Samples are read with pread, not through a mapping: touching a mapped page behind the end of a
-    file that was cut meanwhile would end the process by SIGBUS. Measured in
-    CPU time per sample against a mapping (two threads, 800 pictures of 500 x 400, 12 to 30
-    interleaved rounds, a machine that others used too), median ratios: 1.02 with store jpg, 1.02 to
-    1.04 with raw, whose 600 kB per picture are copied once more.
+    file that was cut meanwhile would end the process by SIGBUS. CPU time per sample against a
+    mapping, median ratios: 1.02 with store jpg, 1.02 to 1.04 with raw, whose 600 kB per picture are
+    copied once more (two threads, 800 pictures of 500 x 400, 12 to 30 interleaved rounds, a machine
+    that others used too).
     """
 
     def __init__(self, path: Path, *, sums: npt.NDArray[np.uint64] | None = None) -> None:
