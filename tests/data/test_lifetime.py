@@ -172,17 +172,24 @@ def test_no_switch_of_the_process_is_touched(beton: Path, monkeypatch) -> None:
 
 
 IMPORT = """
+import sys
 import numba, torch
 torch.set_num_threads(2)
 import harl_fast.data
 from ffcv.fields.rgb_image import IMAGE_MODES
+LAYERS = ("tbbpool", "omppool", "workqueue")
+print(*(f"started {name}" for name in LAYERS if f"numba.np.ufunc.{name}" in sys.modules))
 print(torch.get_num_threads(), numba.get_num_threads())
 print(type(IMAGE_MODES).__name__, numba.typed.Dict.__module__)
 """
 
 
-def test_importing_the_data_path_changes_no_thread_count_and_compiles_nothing() -> None:
-    """ffcv sets both to one when it is imported, and fills a typed dictionary, which compiles."""
+def test_importing_the_data_path_changes_no_thread_count_starts_none_and_compiles_nothing() -> None:
+    """ffcv sets both to one when it is imported, and fills a typed dictionary, which compiles.
+
+    Conversion forks its workers of a process that has imported it: with numba's threads in it, that
+    process hung at its exit every few times, and with it every pipe that read its output.
+    """
     done = subprocess.run(
         [sys.executable, "-c", IMPORT],
         cwd=Path(__file__).parents[2],
