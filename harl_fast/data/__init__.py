@@ -14,7 +14,8 @@ def _leave_threads(_count: int) -> None:
 # workers hung at its exit every few times. ffcv also puts two words into a typed dictionary, which
 # compiles for 6 s at every start; no compiled function of ffcv reads it, a plain one will do.
 _kept = numba.typed.Dict, numba.set_num_threads, torch.set_num_threads
-numba.typed.Dict, numba.set_num_threads, torch.set_num_threads = dict, *(_leave_threads,) * 2
+numba.typed.Dict = dict
+numba.set_num_threads = torch.set_num_threads = _leave_threads  # type: ignore[assignment]
 try:
     import ffcv.pipeline.compiler
 finally:

@@ -1,66 +1,23 @@
-"""Where images come from: folders and torchvision's data sets, as one kind of list."""
+"""Image folders: train/ and val/ with a sub-folder per class."""
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line
-from preprocess.arrays import Pixels
 from preprocess.listing import Listing, list_images
+from preprocess.sources.base import Rejected, Source, Split
 
 ONE_FORM = "Give both the composed form, say by `convmv -f utf8 -t utf8 --nfc -r --notest FOLDER`"
 LAYOUT = "expected FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg (or test/)"
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A source file that became no sample, or a mask that was replaced, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Split:
-    """The images of one split, in sample order."""
-
-    names: list[str]
-    """Path of each image relative to the source, the sample's name."""
-    labels: list[int]
-    root: Path | None = None
-    """Folder that the names are relative to; None if the pixels are in memory."""
-    pixels: Pixels | None = None
-    """(N, H, W, 3) uint8 instead of files."""
-    rejected: list[Rejected] = field(default_factory=list)
-    """Files that are no images by their name."""
-
-    def image(self, index: int) -> Path | Pixels:
-        """Return one image's file or its (H, W, 3) pixels."""
-        if self.pixels is not None:
-            return np.asarray(self.pixels[index], np.uint8)
-        assert self.root is not None
-        return self.root / self.names[index]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A labelled image set with a ``train`` and a ``val`` split."""
-
-    name: str
-    classes: list[str]
-    splits: dict[str, Split]
-    notes: list[str] = field(default_factory=list)
-    """Lines for the user on what was left aside, and on class folders without an image."""
 
 
 def folder_source(folder: Path) -> Source:
@@ -278,117 +235,3 @@ def _one_level_down(folder: Path, train: _Scan) -> str:
         f", and that holds folders itself ({shown}). If those are the classes, they lie one level "
         f"too deep: move them from {folder}/train/{name} up to {folder}/train, and likewise in val"
     )
-
-
-def torchvision_source(name: str, cache: Path) -> Source:
-    """Return one of `DATASETS`, downloaded by torchvision into ``cache`` when it is not there.
-
-    Raises `DataError` when the download fails.
-    """
-    import torchvision.datasets  # takes seconds, and folders do not need it
-
-    try:
-        source = DATASETS[name].read(torchvision.datasets, cache)
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"torchvision reads {name} with the package {error.name}, which is not installed: "
-            f"pip install {error.name}"
-        ) from error
-    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise  # of the disk, not of the network
-        raise DataError(
-            f"{name} could not be downloaded into {cache} ({error}). Without network, fetch it "
-            f"elsewhere, unpack it as an image folder and give `--data FOLDER` "
-            f"(make beton DATA=FOLDER); {LAYOUT}"
-        ) from error
-    counts = tuple(len(source.splits[split].names) for split in ("train", "val"))
-    if counts != DATASETS[name].counts:
-        raise DataError(
-            f"{name} in {cache} has {counts} images, {DATASETS[name].counts} are expected: a "
-            f"download was cut short. Delete that folder and run the command again"
-        )
-    return source
-
-
-# The library is an argument, so that `DATASETS` can be read without importing it. Its data set
-# classes are untyped, hence Any.
-def _cifar(kind: str) -> Callable[[Any, Path], Source]:
-    def read(library: Any, cache: Path) -> Source:
-        train, val = (
-            getattr(library, kind)(cache, train=first, download=True) for first in (True, False)
-        )
-        splits = {
-            "train": _in_memory("train", train.data, train.targets),
-            "val": _in_memory("val", val.data, val.targets),
-        }
-        return Source(kind.lower(), list(train.classes), splits)
-
-    return read
-
-
-def _stl10(library: Any, cache: Path) -> Source:
-    train, val = (library.STL10(cache, split=name, download=True) for name in ("train", "test"))
-    splits = {
-        split: _in_memory(split, part.data.transpose(0, 2, 3, 1), part.labels)
-        for split, part in (("train", train), ("val", val))
-    }
-    return Source("stl10", list(train.classes), splits)
-
-
-def _imagenette(library: Any, cache: Path) -> Source:
-    library.Imagenette(cache, split="train", size="320px", download=True)
-    return folder_source(cache / "imagenette2-320")
-
-
-def _flowers102(library: Any, cache: Path) -> Source:
-    parts = (library.Flowers102(cache, split=s, download=True) for s in ("train", "val", "test"))
-    train, val, test = (list(zip(p._image_files, p._labels, strict=True)) for p in parts)
-    # Ten training images per class are few; the official validation images join them.
-    classes = [f"flower{number + 1:03d}" for number in range(102)]
-    return _by_path("flowers102", classes, {"train": train + val, "val": test}, cache)
-
-
-def _pets(library: Any, cache: Path) -> Source:
-    parts = {
-        split: library.OxfordIIITPet(cache, split=theirs, download=True)
-        for split, theirs in (("train", "trainval"), ("val", "test"))
-    }
-    pairs = {s: list(zip(p._images, p._labels, strict=True)) for s, p in parts.items()}
-    return _by_path("pets", list(parts["train"].classes), pairs, cache)
-
-
-def _in_memory(split: str, pixels: Pixels, labels: list[int]) -> Split:
-    names = [f"{split}/{index:06d}" for index in range(len(labels))]
-    return Split(names, [int(label) for label in labels], pixels=pixels)
-
-
-def _by_path(
-    name: str, classes: list[str], pairs: dict[str, list[tuple[Any, int]]], cache: Path
-) -> Source:
-    splits = {
-        split: Split(
-            names=[Path(path).relative_to(cache).as_posix() for path, _ in rows],
-            labels=[int(label) for _, label in rows],
-            root=cache,
-        )
-        for split, rows in pairs.items()
-    }
-    return Source(name, classes, splits)
-
-
-@dataclass(frozen=True)
-class _Known:
-    read: Callable[[Any, Path], Source]
-    counts: tuple[int, int]
-    """Published numbers of training and held-out images."""
-
-
-DATASETS = {
-    "cifar10": _Known(_cifar("CIFAR10"), (50_000, 10_000)),
-    "cifar100": _Known(_cifar("CIFAR100"), (50_000, 10_000)),
-    "imagenette": _Known(_imagenette, (9_469, 3_925)),
-    "stl10": _Known(_stl10, (5_000, 8_000)),
-    "flowers102": _Known(_flowers102, (2_040, 6_149)),
-    "pets": _Known(_pets, (3_680, 3_669)),
-}
