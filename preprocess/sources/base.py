@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,18 @@ class Split:
         assert self.root is not None
         return self.root / self.names[index]
 
+    def subset(self, rows: Sequence[int]) -> Split:
+        """Return some of the images, in the order of ``rows``, without what was rejected."""
+        return replace(
+            self,
+            names=[self.names[row] for row in rows],
+            labels=[self.labels[row] for row in rows],
+            pixels=None if self.pixels is None else self.pixels[np.asarray(rows)],
+            members=None if self.members is None else [self.members[row] for row in rows],
+            mask_files=None if self.mask_files is None else [self.mask_files[row] for row in rows],
+            rejected=[],
+        )
+
 
 @dataclass(frozen=True)
 class Source:
@@ -72,6 +84,9 @@ class Choices:
     None: `VAL_SHARE` of images with labels, none of images without."""
     seed: int = 0
     """Chooses which images are held out."""
+
+
+DEFAULT_CHOICES = Choices()
 
 
 @dataclass(frozen=True)
