@@ -48,7 +48,7 @@ class Split:
         assert self.root is not None
         return self.root / self.names[index]
 
-    def subset(self, rows: Sequence[int]) -> Split:
+    def take(self, rows: Sequence[int]) -> Split:
         """Return some of the images, in the order of ``rows``, without what was rejected."""
         return replace(
             self,

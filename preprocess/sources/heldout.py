@@ -38,8 +38,8 @@ def hold_out(split: Split, choices: Choices) -> tuple[dict[str, Split], list[str
         )
     count = int(held.sum())
     parts = {
-        "train": replace(split.subset(np.flatnonzero(~held).tolist()), rejected=split.rejected),
-        "val": split.subset(np.flatnonzero(held).tolist()),
+        "train": replace(split.take(np.flatnonzero(~held).tolist()), rejected=split.rejected),
+        "val": split.take(np.flatnonzero(held).tolist()),
     }
     what = "images, of each class its share" if labelled else "images"
     return parts, [f"held out as val: {count:,} of {len(held):,} {what} ({share:.3g}); see --val"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harl_fast.data.container.manifest import UNLABELLED
 from harl_fast.errors import DataError, one_line
@@ -66,27 +66,38 @@ def class_source(
         notes += scan.listing.notes(scan.folder or name)
         notes += (f"{scan.without_images(kind)}; it is no class here" for kind in scan.bare)
     if "val" in splits:
-        if choices.val is not None:
-            raise DataError(
-                f"{shown} has a held-out part of its own, {scans['val'].folder}/: leave --val out"
-            )
+        _check_no_share(shown, scans["val"].prefix, choices)
     else:
         splits, said = hold_out(splits["train"], choices)
         notes += said
     return Source(name, classes, splits, notes)
 
 
+def _check_no_share(shown: str, held_out: str, choices: Choices) -> None:
+    if choices.val is not None:
+        raise DataError(f"{shown} has a held-out part of its own, {held_out}: leave --val out")
+
+
 def plain_source(name: str, shown: str, listing: Listing, choices: Choices) -> Source:
-    """Return all images of a tree, without labels; raises `DataError` if there are none."""
+    """Return all images of a tree, without labels; raises `DataError` if there are none.
+
+    If all lie in train/ and in folders of `HELD_OUT`, these are the splits.
+    """
     bare = list(_bare_folders(listing))
     if not listing.images:
         raise DataError(f"{shown} holds no image{f' ({bare[0]})' if bare else ''}")
-    train = Split(
-        names=listing.images,
-        labels=[UNLABELLED] * len(listing.images),
-        rejected=_rejected("", listing),
-    )
-    splits, said = hold_out(train, choices)
+    whole = Split(listing.images, [UNLABELLED] * len(listing.images))
+    held_out = next((part for part in HELD_OUT if part in listing.folders), "")
+    said: list[str] = []
+    tops = [path.partition("/")[0] for path in listing.images]
+    if held_out and "train" in tops and set(tops) <= {"train", *HELD_OUT}:
+        _check_no_share(shown, f"{held_out}/", choices)
+        parts = {"train": "train", "val": held_out}
+        rows = {part: [row for row, top in enumerate(tops) if top == part] for part in tops}
+        splits = {name: whole.take(rows[part]) for name, part in parts.items() if part in rows}
+    else:
+        splits, said = hold_out(whole, choices)
+    splits["train"] = replace(splits["train"], rejected=_rejected("", listing))
     notes = [*listing.notes(name), *bare[:_SHOWN]]
     if len(bare) > _SHOWN:
         notes.append(f"so have {len(bare) - _SHOWN:,} more folders no image: see the report")

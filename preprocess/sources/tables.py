@@ -230,7 +230,7 @@ def _splits(
         return hold_out(whole, choices)
     if choices.val is not None:
         raise DataError(f"{path} has a held-out part of its own: leave --val out")
-    splits = {"train": whole.subset(train), "val": whole.subset(val)}
+    splits = {"train": whole.take(train), "val": whole.take(val)}
     lacking = set(splits["val"].labels) - set(splits["train"].labels)
     if lacking:
         names = sorted({rows[number].label for number in val if whole.labels[number] in lacking})

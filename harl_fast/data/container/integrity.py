@@ -103,11 +103,11 @@ def _wrong_rows(metadata: Table, table: Table, counts: Sequence[int]) -> str:
         "image without area": (height == 0) | (width == 0),
         "image of another size than its bytes": size[places[0]] < least,
         f"image of more than {MOST_PIXELS:,} pixels": height * width > MOST_PIXELS,
-        "label": (label < 0) | (label >= len(counts)),
+        "label": (label < 0) | (label >= len(counts)) if counts else label != -1,
     }
     for what, wrong in checks.items():
         if wrong.any():
             return f"an impossible {what} in sample {int(np.argmax(wrong))}"
-    if np.bincount(label, minlength=len(counts)).tolist() != list(counts):
+    if counts and np.bincount(label, minlength=len(counts)).tolist() != list(counts):
         return "other numbers of samples per class than its manifest says"
     return ""
