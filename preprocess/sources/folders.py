@@ -25,8 +25,8 @@ def fits_folders(folder: Path) -> bool:
 
 
 def fits_classes(folder: Path) -> bool:
-    """Return whether all images lie in folders of the first level, in two of them or more."""
-    if not folder.is_dir() or fits_folders(folder):
+    """Return whether all images lie in two or more folders of the first level, none a train/."""
+    if not folder.is_dir() or (folder / "train").is_dir():
         return False
     kinds, loose = _inner(folder)
     if any(_is_image(file) for file in loose):
