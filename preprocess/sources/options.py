@@ -12,22 +12,13 @@ from preprocess.sources import SOURCES, Choices
 def add_choices(parser: argparse.ArgumentParser) -> None:
     """Add the options that `choices_of` reads."""
     add = parser.add_argument
-    kinds = "; ".join(f"{name}: {reader.about}" for name, reader in SOURCES.items())
-    add(
-        "--source",
-        choices=list(SOURCES),
-        metavar="KIND",
-        help=f"kind of --data where the guess is wrong: {kinds}",
-    )
-    add(
-        "--val",
-        type=checked(parse_share),
-        metavar="SHARE",
-        help="what to hold out of each class where --data has no val/: 5%% or 0.05; default 5%% of "
-        "images with labels, 0 of others",
-    )
-    about = "other seeds hold other images out; default %(default)s"
-    add("--val-seed", type=whole_number(0, SEED_MAX), default=0, metavar="N", help=about)
+    kinds = ", ".join(SOURCES)
+    about = f"what --data is, where the guess is wrong: {kinds}"
+    add("--source", choices=list(SOURCES), metavar="KIND", help=about)
+    about = "share of each class to hold out where there is no val/: 5%% or 0.05"
+    add("--val", type=checked(parse_share), metavar="SHARE", help=about)
+    seed = whole_number(0, SEED_MAX)
+    add("--val-seed", type=seed, default=0, metavar="N", help="others hold out other images")
 
 
 def choices_of(args: argparse.Namespace) -> Choices:
