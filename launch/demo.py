@@ -71,11 +71,9 @@ def summary(data: Path, folder: Path, *, took_s: float) -> str:
     for name in ("pretrained", "random"):
         linear, knn = scores[name]["linear"]["metrics"]["top1"], scores[name]["knn"]["top1"]
         rows[f"{name} encoder"] = f"linear {linear:.1f} %, k-NN {knn:.1f} % (top-1)"
-    rows |= {name: str(folder / name) for name in ("tensorboard", "checkpoints", SHEET)}
+    rows |= {name: one_line(str(folder / name)) for name in ("tensorboard", "checkpoints", SHEET)}
     rows["took"] = format_seconds(took_s)
-    return "\nsummary\n" + "\n".join(
-        f"  {name:20}{one_line(value)}" for name, value in rows.items()
-    )
+    return "\nsummary\n" + "\n".join(f"  {name:20}{value}" for name, value in rows.items())
 
 
 if __name__ == "__main__":
