@@ -231,12 +231,10 @@ def shrink(rgb: Pixels, *, side_px: int) -> Pixels:
     )
 
 
-def read_mask(path: Path, frame: Frame) -> Mask:
-    """Return a mask file as (H, W) bool in the frame of the upright image.
+def load_mask(path: Path) -> Image.Image:
+    """Return a mask file's pixels as Pillow holds them.
 
-    frame: of its image. Non-zero is foreground. A mask with the proportions of the file as stored
-    gets the image's EXIF turn, one with those of the upright image stays; else it is an error, as
-    is any damage, and an EXIF orientation of its own. Pixels with a palette count by their index.
+    Raises `UnusableImageError` for any damage, and for an EXIF orientation other than 1.
     """
     with open_image(path) as opened:
         # As in `_decode`: before a TIFF is loaded, and after any other.
@@ -249,11 +247,22 @@ def read_mask(path: Path, frame: Frame) -> Mask:
             raise UnusableImageError(
                 f"a mask with EXIF orientation {own}: save its pixels upright, without that tag"
             )
-        if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
-            image.format == "TIFF" and deep_grey(image) is not None
-        ):
-            raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
-        values = np.asarray(image) != 0
+        return image
+
+
+def read_mask(path: Path, frame: Frame) -> Mask:
+    """Return a mask file as (H, W) bool in the frame of the upright image.
+
+    frame: of its image. Non-zero is foreground. A mask with the proportions of the file as stored
+    gets the image's EXIF turn, one with those of the upright image stays; else it is an error.
+    Pixels with a palette count by their index. Raises `UnusableImageError`, see `load_mask`.
+    """
+    image = load_mask(path)
+    if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
+        image.format == "TIFF" and deep_grey(image) is not None
+    ):
+        raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
+    values = np.asarray(image) != 0
     mask = np.asarray(np.atleast_3d(values).any(axis=2), np.bool_)
     size, (orientation, file_size) = mask.shape[1::-1], frame
     if _same_shape(size, file_size):
