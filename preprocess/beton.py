@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         for line in advise(source, settings, manifests[0]):
             print(line, flush=True)
     except (DataError, OSError) as error:  # the containers are there
-        print(f"note: no advice on stores: {error}")
+        print(one_line(f"note: no advice on stores: {error}"))
     return 0
 
 
@@ -158,10 +158,10 @@ def _source(args: argparse.Namespace) -> tuple[Source, Path | None]:
     if args.dataset:
         return torchvision_source(args.dataset, args.out / "download"), args.masks
     if args.data:
-        print(f"looking for images in {one_line(str(args.data))}", flush=True)
+        print(one_line(f"looking for images in {args.data}"), flush=True)
         source = folder_source(args.data)
         for note in source.notes:
-            print(f"note: {note}", flush=True)
+            print(one_line(f"note: {note}"), flush=True)
         return source, args.masks
     demo = DemoSettings(args.demo_images, args.demo_classes, args.demo_size, args.demo_seed)
     folder = args.out / "source"

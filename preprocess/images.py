@@ -20,10 +20,23 @@ from harl_fast.files import UnusualFileError, open_regular
 from preprocess.arrays import Mask, Pixels
 from preprocess.colours import deep_grey, to_rgb
 from preprocess.listing import TIFF_STARTS
+from preprocess.palettes import keep_palette
 from preprocess.png import Chunks, check_png
-from preprocess.reading import DEFAULT_READING, NO_EXIF, Reading, UnusableImageError
+from preprocess.reading import (
+    DEFAULT_READING,
+    NO_EXIF,
+    UNNAMED_ALPHA,
+    Reading,
+    UnusableImageError,
+)
 from preprocess.soundness import load_judged
-from preprocess.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, check_tiff
+from preprocess.tiff import (
+    TAG_BITS,
+    TAG_PHOTOMETRIC,
+    TAG_SAMPLE_FORMAT,
+    check_tiff,
+    has_unnamed_alpha,
+)
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF")
 """The only decoders Pillow may pick, by content: a file named .jpg must not start Ghostscript."""
@@ -109,6 +122,8 @@ def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
                     check_png(stream)
                 elif image.format == "TIFF":
                     check_tiff(image, stream)
+                elif image.format in ("BMP", "DIB", "GIF"):
+                    keep_palette(image, stream)
                 stream.seek(start)
                 yield image
     except (UnusableImageError, MemoryError):
@@ -162,10 +177,11 @@ def decode_image(
 
 def _decode(opened: ImageFile.ImageFile, side_px: int, reading: Reading) -> Decoded:
     size, tiff = opened.size, opened.format == "TIFF"
-    orientation, problem = 1, ""
+    orientation, problem, unnamed = 1, "", ""
     if tiff:  # Pillow turns it upright in load() and forgets that it did
         orientation, problem = read_orientation(opened)
         size = opened.tag_v2[256], opened.tag_v2[257]  # type: ignore[attr-defined]
+        unnamed = UNNAMED_ALPHA if has_unnamed_alpha(opened) else ""
     opened.draft(None, (side_px, side_px))
     image, warning = load_judged(opened, size)
     if warning and not reading.keep_warned:
@@ -176,7 +192,7 @@ def _decode(opened: ImageFile.ImageFile, side_px: int, reading: Reading) -> Deco
     rgb, remark = to_rgb(image, reading)
     if not tiff and orientation != 1:
         rgb = TURNS[orientation](rgb)
-    remarks = tuple(filter(None, (problem, remark)))
+    remarks = tuple(filter(None, (problem, unnamed, remark)))
     return Decoded(rgb, Frame(orientation, size), remarks, warning)
 
 
@@ -215,22 +231,38 @@ def shrink(rgb: Pixels, *, side_px: int) -> Pixels:
     )
 
 
+def load_mask(path: Path) -> Image.Image:
+    """Return a mask file's pixels as Pillow holds them.
+
+    Raises `UnusableImageError` for any damage, and for an EXIF orientation other than 1.
+    """
+    with open_image(path) as opened:
+        # As in `_decode`: before a TIFF is loaded, and after any other.
+        own = read_orientation(opened)[0] if opened.format == "TIFF" else 0
+        image, warning = load_judged(opened, opened.size)
+        if warning:
+            raise UnusableImageError(warning)
+        own = own or read_orientation(image)[0]
+        if own != 1:
+            raise UnusableImageError(
+                f"a mask with EXIF orientation {own}: save its pixels upright, without that tag"
+            )
+        return image
+
+
 def read_mask(path: Path, frame: Frame) -> Mask:
     """Return a mask file as (H, W) bool in the frame of the upright image.
 
     frame: of its image. Non-zero is foreground. A mask with the proportions of the file as stored
-    gets the image's EXIF turn, one with those of the upright image stays; else it is an error, as
-    is any damage. Pixels with a palette count by their index.
+    gets the image's EXIF turn, one with those of the upright image stays; else it is an error.
+    Pixels with a palette count by their index. Raises `UnusableImageError`, see `load_mask`.
     """
-    with open_image(path) as opened:
-        image, warning = load_judged(opened, opened.size)
-        if warning:
-            raise UnusableImageError(warning)
-        if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
-            image.format == "TIFF" and deep_grey(image) is not None
-        ):
-            raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
-        values = np.asarray(image) != 0
+    image = load_mask(path)
+    if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
+        image.format == "TIFF" and deep_grey(image) is not None
+    ):
+        raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
+    values = np.asarray(image) != 0
     mask = np.asarray(np.atleast_3d(values).any(axis=2), np.bool_)
     size, (orientation, file_size) = mask.shape[1::-1], frame
     if _same_shape(size, file_size):

@@ -16,6 +16,7 @@ from preprocess.arrays import Pixels
 from preprocess.encode import largest_image
 from preprocess.icc import is_srgb
 from preprocess.images import FILE_LIMIT, read_orientation
+from preprocess.soundness import has_zero_steps
 
 
 class NotTakenError(Exception):
@@ -67,6 +68,7 @@ def _check_by_pillow(data: bytes, size: tuple[int, int], *, icc: bool) -> None:
             plain = image.format == "JPEG" and read_orientation(image)[0] == 1
             profile = image.info.get("icc_profile") if icc else None
             foreign = bool(profile and not is_srgb(profile, image.mode))
+            flat = has_zero_steps(image)
     except Exception as error:
         # Pillow raises nearly anything on damaged files; what it is, decoding for the store tells.
         raise NotTakenError("no JPEG to Pillow") from error
@@ -74,5 +76,7 @@ def _check_by_pillow(data: bytes, size: tuple[int, int], *, icc: bool) -> None:
         raise NotTakenError("of another size to Pillow")
     if not plain:
         raise NotTakenError("EXIF orientation or several pictures")
+    if flat:
+        raise NotTakenError("a quantization table with zeros")
     if foreign:
         raise NotTakenError("a colour profile other than sRGB")

@@ -70,7 +70,19 @@ def load_judged(image: ImageFile.ImageFile, file_size: tuple[int, int]) -> tuple
     return image, ""
 
 
+def has_zero_steps(jpeg: Image.Image) -> bool:
+    """Return whether a table by which an opened JPEG's colours are quantized has zeros.
+
+    There are none by the standard (T.81, B.2.4.1), and libjpeg takes them without a word: what they
+    stand for becomes flat.
+    """
+    tables, layers = jpeg.quantization, jpeg.layer  # type: ignore[attr-defined]
+    return any(0 in tables.get(number, ()) for *_, number in layers)
+
+
 def _load_jpeg(image: ImageFile.ImageFile, file_size: tuple[int, int]) -> tuple[Image.Image, str]:
+    if has_zero_steps(image):
+        return image, f"{DAMAGED}a quantization table of the JPEG has zeros"
     data = np.frombuffer(_file_bytes(image), np.uint8)
     channels, pixel_format = _PIXELS[image.mode]
     pixels = np.empty((image.height, image.width, channels), np.uint8)

@@ -237,7 +237,7 @@ def open_cache(folder: Path, split: Split) -> CacheReader | None:
     reader = CacheReader(folder, split, info)
     name = _split_folder(split)
     if not len(reader) and name != "train":
-        print(f"{folder} has no mask of the {name} images")
+        print(one_line(f"{folder} has no mask of the {name} images"))
         return None
     if split.root is None or not len(reader):
         raise DataError(

@@ -41,7 +41,11 @@ MOST_BYTES = 1 << 26
 """Largest manifest; 20,000 classes take 1 MB."""
 
 _SEAL = "manifest_sha256"
-"""Key of the SHA-256 of all other keys: names and numbers that no checksum of a file covers."""
+"""Key of the SHA-256 of all other keys: names and numbers that no checksum of a file covers.
+
+It guards against accident, not against intent: who edits a manifest can make it anew, or remove it,
+since nothing else tells manifests from before it from later ones.
+"""
 
 REMEDY = "Write the container again with `make beton`."
 
@@ -196,6 +200,11 @@ def read_manifest(beton: Path) -> Manifest:
             f"Give them their names again"
         )
     return manifest
+
+
+def is_sealed(beton: Path) -> bool:
+    """Return whether a container's manifest has a checksum of itself. Raises `DataError`."""
+    return _SEAL in read_json(manifest_path(beton), error=DataError, most_bytes=MOST_BYTES)
 
 
 def check_container(beton: Path, manifest: Manifest) -> None:

@@ -76,7 +76,7 @@ def image_files(folder: Path, *, most: int, seed: int) -> list[Path]:
     base = folder / "train" if (folder / "train").is_dir() else folder
     listing = list_images(base)
     for note in listing.notes(base.name):
-        print(f"note: {note}", flush=True)
+        print(one_line(f"note: {note}"), flush=True)
     files = [base / name for name in listing.images]
     if len(files) < FEWEST:
         raise DataError(
@@ -107,7 +107,7 @@ def gather(
         with replacing(cache) as temporary, naming(cache), open(temporary, "wb") as stream:
             np.savez(stream, key=np.array(key), **vars(found))
     else:
-        print(f"votes on {len(found.images):,} images: taken from {cache}", flush=True)
+        print(one_line(f"votes on {len(found.images):,} images: taken from {cache}"), flush=True)
     return found
 
 
@@ -177,6 +177,6 @@ def _read(cache: Path, key: str) -> Dataset | None:
         OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error,
         NotImplementedError, RuntimeError,  # of zipfile, for kinds that NumPy does not write
     ) as error:  # fmt: skip
-        reason = shown(str(error))
-        print(f"not used: {cache} is damaged ({reason}); its votes are made again", flush=True)
+        what = f"{cache} is damaged ({shown(str(error))}); its votes are made again"
+        print(one_line(f"not used: {what}"), flush=True)
         return None
