@@ -18,12 +18,19 @@ from harl_fast.data.container.fields import pack_mask, unpack_mask
 from harl_fast.errors import one_line
 from harl_fast.files import Progress
 from preprocess.arrays import Map, Mask, Pixels
-from preprocess.images import Frame, decode_image, read_mask, shrink
+from preprocess.images import Frame, decode_image, read_mask, shrink, stored_size
 from preprocess.masks import cache
 from preprocess.masks.binary import centre_ellipse
 from preprocess.masks.cachefile import CachedMask, Fingerprint, write_masks
 from preprocess.masks.controls import CANVAS_PX, flip_cells, to_canvas
-from preprocess.masks.registry import CHUNK, INPUT_PX, check_maps, open_method, to_mask
+from preprocess.masks.registry import (
+    CHUNK,
+    INPUT_PX,
+    check_maps,
+    find_method,
+    open_method,
+    to_mask,
+)
 from preprocess.masks.spec import MethodSpec
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
@@ -98,6 +105,13 @@ class LazyImage:
         assert self._rgb is not None
         return self._rgb
 
+    def blank(self) -> Pixels:
+        """Return black pixels of the shape of `pixels`, for methods that do not look at them."""
+        orientation, (width, height) = self.frame()
+        upright = (width, height) if orientation >= 5 else (height, width)
+        size = stored_size(*stored_size(*upright, side_px=self._side_px), side_px=INPUT_PX)
+        return np.zeros((*size, 3), np.uint8)
+
     def _load(self) -> None:
         decoded = decode_image(self.request.image, side_px=self._side_px, reading=self._reading)
         self._frame = decoded.frame
@@ -160,9 +174,10 @@ def _maps(spec: MethodSpec, images: Sequence[LazyImage]) -> list[Map | str]:
     """Return each image's map, or what went wrong with it alone."""
     answers: list[Map | str | None] = []
     pixels: list[Pixels] = []
+    fixed = find_method(spec.name).fixed
     for image in images:
         try:
-            pixels.append(image.pixels())
+            pixels.append(image.blank() if fixed else image.pixels())
             answers.append(None)
         except UnusableImageError as error:
             answers.append(f"{image.request.name}: {error}")
