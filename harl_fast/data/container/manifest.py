@@ -1,7 +1,8 @@
 """What lies beside a container: its manifest and its sample names, and the checks at opening.
 
 ``train.beton`` has ``train.json`` (the manifest) and ``train.names.txt`` (one source-relative
-path per sample, in sample order) in the same folder.
+path per sample, in sample order) in the same folder. Several containers may form a set, a folder
+``train`` of them, each with its own manifest and names; ``train.json`` then is the set's manifest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,27 @@ MOST_BYTES = 1 << 26
 """Largest manifest; 20,000 classes take 1 MB."""
 
 _SEAL = "manifest_sha256"
-"""Key of the SHA-256 of all other keys: names and numbers that no checksum of a file covers."""
+"""Key of the seal."""
 
 REMEDY = "Write the container again with `make beton`."
 
 
 @dataclass(frozen=True)
+class Shard:
+    """One container of a set, as the set's manifest lists it."""
+
+    file: str
+    """Its name in the set's folder."""
+    count: NonNegativeInt
+    beton_bytes: NonNegativeInt
+    beton_sha256: str
+    manifest_sha256: str
+    """The seal of its own manifest."""
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Everything known about a container without opening it."""
+    """Everything known about a container, or about a set of them, without opening it."""
 
     format_version: int
     split: str
@@ -87,11 +101,34 @@ class Manifest:
     tables_sha256: str = ""
     """`integrity.tables_sha256`; empty, like the next, in containers from before these checks."""
     sums_sha256: str = ""
-    """Of ``<split>.sums.npy``, see `write_sums`."""
+    """Of ``<split>.sums.npy``, see `write_sums`. Of a set, this and the other SHA-256 are those of
+    its shards' hexadecimal digests, one after another."""
+    shards: list[Shard] = field(default_factory=list)
+    """Of a set, in the order in which the sample ids run through them; else empty."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Of a set: created, source, first (sample id) and count of each conversion or addition."""
+    manifest_sha256: str = field(default="", compare=False)
+    """The seal: SHA-256 of all other keys, names and numbers that no checksum of a file covers."""
+
+
+def find_container(folder: Path, split: str) -> Path:
+    """Return ``<split>.beton`` or the set ``<split>/``, whichever is in a folder.
+
+    Raises DataError if both or none are. A folder without containers is no set: it may be where the
+    images came from.
+    """
+    single, several = folder / f"{split}.beton", folder / split
+    found = [single] if single.exists() else []
+    found += [several] if next(several.glob("*.beton"), None) else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(f"{single} and {several}/ are both there: remove the one that is not meant")
+    raise DataError(f"{single} is missing, and there is no set {several}/ of containers. {REMEDY}")
 
 
 def manifest_path(beton: Path) -> Path:
-    """Return where a container's manifest lies."""
+    """Return where the manifest of a container or of a set lies."""
     return beton.with_suffix(".json")
 
 
@@ -100,10 +137,98 @@ def names_path(beton: Path) -> Path:
     return beton.with_suffix(".names.txt")
 
 
-def write_manifest(beton: Path, manifest: Manifest) -> None:
-    """Write the manifest in one atomic step; do it last, since it vouches for the other files."""
+def write_manifest(beton: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest in one atomic step and return it with its seal.
+
+    Do it last: it vouches for the other files.
+    """
     tree = json.loads(json.dumps(dataclasses.asdict(manifest)))  # as it will be read
-    write_json(manifest_path(beton), {**tree, _SEAL: tree_sha256(tree)})
+    del tree[_SEAL]
+    seal = tree_sha256(tree)
+    write_json(manifest_path(beton), {**tree, _SEAL: seal})
+    return dataclasses.replace(manifest, manifest_sha256=seal)
+
+
+def merge_manifests(
+    shards: Sequence[tuple[str, Manifest]], history: Sequence[dict[str, Any]]
+) -> Manifest:
+    """Return the manifest of a set.
+
+    shards: (name in the set's folder, manifest as `write_manifest` or `read_manifest` returned it)
+    in order. Each has the longest list of classes or its beginning. Raises DataError for shards
+    that do not fit together.
+    """
+    manifests = [manifest for _, manifest in shards]
+    classes = max((each.classes for each in manifests), key=len)
+    for name, each in shards:
+        if each.classes != classes[: len(each.classes)] or each.split != manifests[0].split:
+            raise DataError(f"shard {name} has other classes, or another split, than the others")
+        if each.mask["size"] != manifests[0].mask["size"]:
+            raise DataError(
+                f"shard {name} has masks of {each.mask['size']} px, the first one has "
+                f"{manifests[0].mask['size']} px: the masks of a set have one size"
+            )
+    counts = [each.count for each in manifests]
+    totals = [0] * len(classes)
+    for each in manifests:
+        for label, count in enumerate(each.class_counts):
+            totals[label] += count
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        split=manifests[0].split,
+        count=sum(counts),
+        classes=classes,
+        class_counts=totals,
+        source=", ".join(dict.fromkeys(each.source for each in manifests)),
+        mask=_merged([each.mask for each in manifests], counts),
+        store=_merged([each.store for each in manifests], counts),
+        skipped=sum(each.skipped for each in manifests),
+        beton_bytes=sum(each.beton_bytes for each in manifests),
+        beton_sha256=_joint([each.beton_sha256 for each in manifests]),
+        names_sha256=_joint([each.names_sha256 for each in manifests]),
+        created=max(each.created for each in manifests),
+        tool_versions=_merged([each.tool_versions for each in manifests], counts),
+        tables_sha256=_joint([each.tables_sha256 for each in manifests]),
+        sums_sha256=_joint([each.sums_sha256 for each in manifests]),
+        shards=[
+            Shard(name, each.count, each.beton_bytes, each.beton_sha256, each.manifest_sha256)
+            for name, each in shards
+        ],
+        history=list(history),
+    )
+
+
+def _joint(digests: Sequence[str]) -> str:
+    """Return the SHA-256 of hexadecimal digests, or "" if a shard has none."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest() if all(digests) else ""
+
+
+_COUNTS = ("fallbacks", "stand_ins", "pixels", "warned", "passed_through")
+_TALLIES = ("remarks", "reencoded", "modes")
+"""Numbers in a manifest's facts that add up, and what holds nothing but such numbers."""
+
+
+def _merged(
+    facts: Sequence[dict[str, Any]], weights: Sequence[int], *, added: bool = False
+) -> dict[str, Any]:
+    """Return facts of several shards as one: numbers added, shares averaged, the rest as it is.
+
+    What differs becomes the list of its values. weights: samples of each. added: all is numbers.
+    """
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for each in facts for key in each):
+        own = [(each[key], n) for each, n in zip(facts, weights, strict=True) if key in each]
+        values, counts = [value for value, _ in own], [count for _, count in own]
+        if key in _TALLIES or (added and isinstance(values[0], dict)):
+            merged[key] = _merged(values, counts, added=True)
+        elif added or key in _COUNTS:
+            merged[key] = sum(values)
+        elif key.endswith(("_mean", "_share")):
+            merged[key] = sum(value * count for value, count in own) / max(1, sum(counts))
+        else:
+            distinct = [value for row, value in enumerate(values) if value not in values[:row]]
+            merged[key] = distinct[0] if len(distinct) == 1 else distinct
+    return merged
 
 
 def write_names(beton: Path, names: Sequence[str]) -> str:
@@ -160,7 +285,7 @@ def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uin
 
 
 def read_manifest(beton: Path) -> Manifest:
-    """Return a container's manifest; `DataError` if missing, damaged, edited or of another format.
+    """Return the manifest of a container or of a set; `DataError` if missing, damaged or edited.
 
     Manifests that were written before seals have no `_SEAL` and are taken as they are.
     """
@@ -173,7 +298,8 @@ def read_manifest(beton: Path) -> Manifest:
     try:
         tree = read_json(path, error=DataError, most_bytes=MOST_BYTES)
         seal = tree.pop(_SEAL, None)
-        manifest = TypeAdapter(Manifest).validate_python(tree)
+        found = tree_sha256(tree)
+        manifest = TypeAdapter(Manifest).validate_python({**tree, _SEAL: found})
     except DataError as error:
         raise DataError(f"{error}. {REMEDY}") from error
     except ValidationError as error:
@@ -185,7 +311,7 @@ def read_manifest(beton: Path) -> Manifest:
             f"{path} has format {manifest.format_version}, this program reads {FORMAT_VERSION}. "
             f"{REMEDY}"
         )
-    if seal not in (None, tree_sha256(tree)):
+    if seal not in (None, found):
         raise DataError(
             f"{path} was changed after it was written (its SHA-256 differs). Copy it again, or: "
             f"{REMEDY}"
@@ -194,6 +320,27 @@ def read_manifest(beton: Path) -> Manifest:
         raise DataError(
             f"{beton} is of the split {manifest.split} by its manifest: the files were renamed. "
             f"Give them their names again"
+        )
+    if beton.is_dir() != bool(manifest.shards):
+        kinds = ("a single container", "a set of containers")
+        raise DataError(
+            f"{path} describes {kinds[bool(manifest.shards)]}, {beton} is {kinds[beton.is_dir()]}. "
+            f"Copy the files of one conversion together, or: {REMEDY}"
+        )
+    for shard in manifest.shards:
+        if Path(shard.file).name != shard.file:
+            raise DataError(f"{path}: {shown(shard.file)} is no file of the set's folder. {REMEDY}")
+    return manifest
+
+
+def read_shard(folder: Path, shard: Shard) -> Manifest:
+    """Return the manifest of one container of a set; DataError if it is not the one listed."""
+    beton = folder / shard.file
+    manifest = read_manifest(beton)
+    if manifest.manifest_sha256 != shard.manifest_sha256 or manifest.count != shard.count:
+        raise DataError(
+            f"{manifest_path(beton)} is not the one that the set's {manifest_path(folder).name} "
+            f"lists: another conversion's shard. Copy the files of a set together, or: {REMEDY}"
         )
     return manifest
 
