@@ -45,11 +45,11 @@ with head(__name__, parse):
 
     from harl_fast.data.container.checksum import Kind, stored_sum
     from harl_fast.data.container.fields import open_reader
+    from harl_fast.data.container.index import check_container
     from harl_fast.data.container.integrity import IMAGE, MASK
     from harl_fast.data.container.manifest import (
         REMEDY,
         Manifest,
-        check_container,
         names_path,
         read_manifest,
         read_sums,
