@@ -94,7 +94,7 @@ def _wrong_rows(metadata: Table, table: Table, counts: Sequence[int]) -> str:
     for what, wrong in checks.items():
         if wrong.any():
             return f"an impossible {what} in sample {int(np.argmax(wrong))}"
-    if np.bincount(label[label >= 0], minlength=len(counts)).tolist() != list(counts):
+    if counts and np.bincount(label, minlength=len(counts)).tolist() != list(counts):
         return "other numbers of samples per class than its manifest says"
     return ""
 

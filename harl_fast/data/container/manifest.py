@@ -73,7 +73,7 @@ class Manifest:
     count: NonNegativeInt
     """Number of samples."""
     classes: list[str]
-    """Class names; a label is an index into this list."""
+    """Class names; a label is an index into this list. Empty if every label is `UNLABELLED`."""
     class_counts: list[NonNegativeInt]
     """Samples of each class."""
     source: str
@@ -346,6 +346,16 @@ def read_shard(folder: Path, shard: Shard) -> Manifest:
             f"lists: another conversion's shard. Copy the files of a set together, or: {REMEDY}"
         )
     return manifest
+
+
+def check_labelled(beton: Path, manifest: Manifest) -> None:
+    """Raise `DataError` for a container without labels, by which features could be judged."""
+    if not manifest.classes:
+        raise DataError(
+            f"{beton} has no labels, and features are judged by them. Convert images in class "
+            f"folders or a list with a column label (docs/data.md), or judge the features on "
+            f"another set, say `make lineval DATA=<its containers>`"
+        )
 
 
 def sample_name(path: Path, index: int) -> str:
