@@ -19,11 +19,11 @@ import numpy as np
 from harl_fast import __version__
 from harl_fast.data.container.checksum import stored_sum
 from harl_fast.data.container.fields import MODE_NAMES
+from harl_fast.data.container.index import check_container
 from harl_fast.data.container.integrity import tables_sha256
 from harl_fast.data.container.manifest import (
     FORMAT_VERSION,
     Manifest,
-    check_container,
     manifest_path,
     names_path,
     sums_path,
@@ -130,7 +130,7 @@ def build(
             written.append((manifest, tally, mask_list))
     for manifest, tally, mask_list in written:
         _summarise(out / f"{manifest.split}.beton", manifest, tally, mask_list)
-        for line in _lost_classes(mask_list.split, tally, source.classes):
+        for line in _lost(mask_list.split, tally, source.classes):
             print(one_line(line))
     return [manifest for manifest, _, _ in written]
 
@@ -152,7 +152,7 @@ def _describe(
         split=beton.stem,
         count=len(tally.names),
         classes=source.classes,
-        class_counts=np.bincount(tally.labels, minlength=len(source.classes)).tolist(),
+        class_counts=_class_counts(tally.labels, source.classes),
         source=source.name,
         mask=_mask_facts(tally, masks, settings),
         store=_store_facts(tally, settings),
@@ -172,6 +172,10 @@ def _describe(
     write_manifest(beton, manifest)
     check_container(beton, manifest)
     return manifest
+
+
+def _class_counts(labels: list[int], classes: list[str]) -> list[int]:
+    return np.bincount(labels, minlength=len(classes)).tolist() if classes else []
 
 
 def _check_cache(masks: MaskList, settings: Settings) -> None:
@@ -301,15 +305,26 @@ def _report(tally: Tally) -> dict[str, Any]:
     }
 
 
-def _lost_classes(split: Split, tally: Tally, classes: list[str]) -> Iterator[str]:
-    """Yield a line on each class of which no image could be read."""
-    lost = sorted(set(split.labels) - set(tally.labels))
+def _lost(split: Split, tally: Tally, classes: list[str]) -> Iterator[str]:
+    """Yield a line on each class, or folder of images without labels, that lost all its files."""
+
+    def groups(names: list[str], labels: list[int]) -> Iterator[str]:
+        if classes:
+            return (f"class {classes[label]}" for label in labels)
+        return (f"folder {name.rpartition('/')[0] or '.'}" for name in names)
+
+    if len(tally.names) == len(split.names):
+        return
+    lost = set(groups(split.names, split.labels)) - set(groups(tally.names, tally.labels))
+    found: dict[str, list[str]] = {}
+    for name, group in zip(split.names, groups(split.names, split.labels), strict=True):
+        if group in lost:
+            found.setdefault(group, []).append(name)
     reasons = {item.name: item.reason for item in tally.rejected} if lost else {}
-    for label in lost:
-        names = [name for name, own in zip(split.names, split.labels, strict=True) if own == label]
+    for group, names in sorted(found.items()):
         yield (
-            f"  class {classes[label]} is lost: none of its {len(names):,} files could be read "
-            f"(first: {names[0]}: {reasons[names[0]]})"
+            f"  {one_line(group)} is lost: none of its {len(names):,} files could be read "
+            f"(first: {one_line(f'{names[0]}: {reasons[names[0]]}')})"
         )
 
 
@@ -319,9 +334,11 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -
     notes = [f"{one_line(masks.title)} ({SUPERVISION[mask['supervision']]})"]
     for number, what in ((len(tally.replaced), "fall-backs"), (tally.stand_ins, "centre ellipses")):
         notes += [f"{what} {number:,} ({number / manifest.count:.1%})"] if number else []
+    labels = "no labels"
+    if counts:
+        labels = f"{len(counts)} classes of {min(counts):,} to {max(counts):,}"
     print(
-        f"{manifest.split}: {manifest.count:,} images, {len(counts)} classes of {min(counts):,} to "
-        f"{max(counts):,}, {manifest.skipped:,} files skipped"
+        f"{manifest.split}: {manifest.count:,} images, {labels}, {manifest.skipped:,} files skipped"
     )
     print(
         f"  masks: {', '.join(notes)}; "

@@ -69,8 +69,9 @@ with head(__name__, parse):
     import numpy as np
 
     from harl_fast.data.container.fields import open_reader
+    from harl_fast.data.container.index import check_container
     from harl_fast.data.container.integrity import IMAGE
-    from harl_fast.data.container.manifest import check_container, read_manifest
+    from harl_fast.data.container.manifest import read_manifest
     from harl_fast.data.occupancy import occupancy, occupancy_text
     from harl_fast.engine.views import sizes_text, view_geometry
     from harl_fast.jit import require_compiler

@@ -45,12 +45,11 @@ with head(__name__, parse):
 
     from harl_fast.data.container.checksum import Kind, stored_sum
     from harl_fast.data.container.fields import open_reader
+    from harl_fast.data.container.index import check_container
     from harl_fast.data.container.integrity import IMAGE, MASK
     from harl_fast.data.container.manifest import (
         REMEDY,
         Manifest,
-        check_container,
-        is_sealed,
         names_path,
         read_manifest,
         read_sums,
@@ -122,7 +121,7 @@ def verify(beton: Path, *, deep: bool, workers: int) -> Verdict:
     start, verdict = time.monotonic(), Verdict(str(beton))
     try:
         manifest = read_manifest(beton)
-        verdict.samples, verdict.sealed = manifest.count, is_sealed(beton)
+        verdict.samples, verdict.sealed = manifest.count, bool(manifest.manifest_sha256)
         check_container(beton, manifest)
         names = _names(beton, manifest)
         sums = read_sums(beton, manifest)

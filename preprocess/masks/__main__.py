@@ -13,15 +13,17 @@ from harl_fast.options import checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
 from preprocess.reading import add_reading, reading_of
-from preprocess.sources import folder_source
+from preprocess.sources import read_source
+from preprocess.sources.layout import HELD_OUT
+from preprocess.sources.options import add_choices, choices_of
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the checked command line."""
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.masks",
-        description="Make the masks of all images in FOLDER/train and FOLDER/val into a cache, "
-        "which `python -m preprocess.beton --masks CACHE` reads. A run that was stopped continues "
+        description="Make the masks of all images of a source into a cache, which "
+        " `python -m preprocess.beton --masks CACHE` reads. A run that was stopped continues "
         "where it was: run it again.",
         epilog="Exit code: 0 all is there, 2 it cannot be done, 130 interrupted.",
     )
@@ -43,6 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="as in the conversion: longest side of the images that masks are made of; default "
         "%(default)s",
     )
+    add_choices(parser)
     add_reading(parser)
     add(
         "--shard",
@@ -88,9 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     _check_place(args.out, args.data)
     check_output(args.out, option="--out", folder=True)
     try_method(spec)
-    source = folder_source(args.data)
-    for note in source.notes:
-        print(one_line(f"note: {note}"), flush=True)
+    source = read_source(args.data, choices_of(args))
     reading = reading_of(args)
     info = cache.describe(spec, max_resolution=args.max_resolution, reading=reading)
     make = functools.partial(
@@ -111,9 +112,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check_place(out: Path, data: Path) -> None:
-    for split in ("train", "val", "test"):
-        inside = (data / split).resolve()
-        if out.resolve() == inside or inside in out.resolve().parents:
+    split = (data / "train").is_dir()
+    for inside in [data / name for name in ("train", *HELD_OUT)] if split else [data]:
+        if out.resolve() == inside.resolve() or inside.resolve() in out.resolve().parents:
             raise DataError(
                 f"--out {out} lies among the images in {inside}; choose a folder outside"
             )

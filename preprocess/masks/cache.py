@@ -34,6 +34,7 @@ from preprocess.masks.registry import INPUT_PX, SUPERVISION, method_facts
 from preprocess.masks.spec import MethodSpec
 from preprocess.reading import DEFAULT_READING, Reading
 from preprocess.sources import Split
+from preprocess.sources.layout import HELD_OUT
 
 FORMAT = 1
 INFO = "masks.json"
@@ -192,16 +193,21 @@ class CacheReader:
         self._key = key_of(info)
         self._places: dict[str, tuple[int, int]] = {}
         wanted = set(split.names)
-        base = folder / _split_folder(split)
-        self._files = sorted(base.glob("*.safetensors"))
+        # A part that was held out may be another now: those of the other splits come last.
+        own = _split_folder(split)
+        self._files = sorted(
+            folder.glob("*/*.safetensors"), key=lambda path: (path.parent.name != own, path)
+        )
         self.damaged: list[str] = []
         self._read = functools.lru_cache(KEPT_FILES)(functools.partial(read_masks, key=self._key))
-        with Progress(len(self._files), label=f"reading {base}", unit="files") as progress:
+        with Progress(len(self._files), label=f"reading {folder}", unit="files") as progress:
             for number, path in enumerate(self._files):
+                if len(self._places) == len(wanted):
+                    break
                 try:
                     for place, mask in enumerate(read_masks(path, key=self._key)):
                         if mask.name in wanted:
-                            self._places[mask.name] = (number, place)
+                            self._places.setdefault(mask.name, (number, place))
                 except DamagedError as error:
                     self.damaged.append(f"{path} {error}")
                 progress.advance()
@@ -224,8 +230,8 @@ class CacheReader:
 
 
 def _split_folder(split: Split) -> str:
-    """Return the folder of a split's masks; test/ is the val split's other name."""
-    return "train" if split.names[0].startswith("train/") else "val"
+    """Return the folder where a split's masks are likeliest; test/ is val's other name."""
+    return "val" if split.names[0].partition("/")[0] in HELD_OUT else "train"
 
 
 def open_cache(folder: Path, split: Split) -> CacheReader | None:

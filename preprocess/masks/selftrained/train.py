@@ -24,6 +24,7 @@ from harl_fast.lock import lock_beside, locked
 from harl_fast.options import SEED_MAX, number, whole_number
 from harl_fast.program import head, run_main
 from preprocess.reading import add_reading, reading_of
+from preprocess.sources.options import add_choices, choices_of
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -34,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of images; its train/ if it has one")
+    add("--data", type=Path, required=True, help="images; of splits, train")
     add("--out", type=Path, required=True, help="weight file to write, say masks.safetensors")
     images, seed, threads = (whole_number(*ends) for ends in ((1, 10**7), (0, SEED_MAX), (1, 1024)))
     about = "most images used, drawn by seed; default %(default)s"
@@ -45,6 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=seed, default=0, metavar="N", help=about)
     about = "threads and processes; default: all cores"
     add("--threads", type=threads, default=usable_cores(), metavar="N", help=about)
+    add_choices(parser)
     add_reading(parser)
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
@@ -79,7 +81,7 @@ def make_network(args: argparse.Namespace) -> None:
     recipe = Recipe(seed=args.seed)
     steps = tuple(max(1, round(args.length * steps)) for steps in recipe.steps)
     recipe = replace(recipe, steps=steps)
-    files = image_files(args.data, most=args.images, seed=args.seed)
+    files = image_files(args.data, choices_of(args), most=args.images, seed=args.seed)
     cache = args.out.with_suffix(".votes.npz")
     side, reading = recipe.architecture.side, reading_of(args)
     dataset = gather(files, cache, side=side, workers=args.threads, reading=reading)
