@@ -88,6 +88,13 @@ class Choices:
     None: `VAL_SHARE` of images with labels, none of images without."""
     seed: int = 0
     """Chooses which images are held out."""
+    image_column: str | None = None
+    """Of a Parquet file; None leaves it to the guess."""
+    label_column: str | None = None
+    """Of a Parquet file, or the key in a tar shard's JSON; None leaves it to the guess."""
+    scratch: Path | None = None
+    """Folder, to be made and removed by the caller, for what has to be unpacked; None: nothing may
+    be."""
 
 
 DEFAULT_CHOICES = Choices()

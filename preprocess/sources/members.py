@@ -65,6 +65,10 @@ class FileRange(NamedTuple):
         check_size(self.size, limit)
         return io.BytesIO(_read(self.path, self.offset, self.size))
 
+    def head(self, count: int) -> bytes:
+        """Return up to ``count`` bytes of its beginning."""
+        return _read(self.path, self.offset, min(count, self.size))
+
 
 class ZipMember(NamedTuple):
     """A member of a zip archive, which need not read the archive's directory again."""
@@ -86,20 +90,27 @@ class ZipMember(NamedTuple):
 
     def open(self, limit: int) -> BinaryIO:
         check_size(max(self.size, self.packed), limit)
-        mark, *lengths = _ZIP_HEAD.unpack(_read(self.path, self.offset, _ZIP_HEAD.size))
-        if mark != b"PK\3\4":
-            raise UnusualFileError("damaged: the archive has no member where its directory says")
-        start = self.offset + _ZIP_HEAD.size + sum(lengths)
-        data = _read(self.path, start, self.packed)
-        if self.method == DEFLATED:
-            try:
-                # One byte more than it should have shows a member that does not end there.
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.size + 1)
-            except zlib.error as error:
-                raise UnusualFileError(f"damaged: {error}") from error
+        # One byte more than it should have shows a member that does not end there.
+        data = self._unpacked(self.packed, self.size + 1)
         if len(data) != self.size or zlib.crc32(data) != self.crc:
             raise UnusualFileError("damaged: its bytes do not match the archive's checksum")
         return io.BytesIO(data)
+
+    def head(self, count: int) -> bytes:
+        """Return up to ``count`` bytes of its beginning."""
+        return self._unpacked(min(self.packed, 64 + 2 * count), count)
+
+    def _unpacked(self, packed: int, most: int) -> bytes:
+        mark, *lengths = _ZIP_HEAD.unpack(_read(self.path, self.offset, _ZIP_HEAD.size))
+        if mark != b"PK\3\4":
+            raise UnusualFileError("damaged: the archive has no member where its directory says")
+        data = _read(self.path, self.offset + _ZIP_HEAD.size + sum(lengths), packed)
+        if self.method == STORED:
+            return data[:most]
+        try:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, most)
+        except zlib.error as error:
+            raise UnusualFileError(f"damaged: {error}") from error
 
 
 def check_size(size: int, limit: int) -> None:
