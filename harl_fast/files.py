@@ -212,7 +212,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class UnusualFileError(OSError):
-    """A pipe, socket, device or folder under a file's name, or a file beyond a limit."""
+    """A pipe, socket, device or folder under a file's name, or a file beyond a limit.
+
+    Of an image inside another file also what does not read as that file states.
+    """
 
 
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))

@@ -30,6 +30,7 @@ from preprocess.reading import (
     UnusableImageError,
 )
 from preprocess.soundness import load_judged
+from preprocess.sources.members import FileRef, ImageRef
 from preprocess.tiff import (
     TAG_BITS,
     TAG_PHOTOMETRIC,
@@ -97,8 +98,15 @@ class Decoded:
     """What is damaged in an image that was kept all the same."""
 
 
+def open_file(image: FileRef) -> BinaryIO:
+    """Open an image's bytes, wherever they lie; `UnusualFileError` beyond `FILE_LIMIT`."""
+    if isinstance(image, Path):
+        return open_regular(image, limit=FILE_LIMIT)
+    return image.open(FILE_LIMIT)
+
+
 @contextlib.contextmanager
-def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
+def open_image(file: FileRef) -> Iterator[ImageFile.ImageFile]:
     """Yield an opened image within the limits, which has the bytes and checksums that it states.
 
     PNG states a checksum per chunk and one of its pixels, and deflated TIFF one per strip or tile;
@@ -108,7 +116,7 @@ def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
     pixels are not. What goes wrong, in loading too, is an `UnusableImageError`.
     """
     try:
-        with warnings.catch_warnings(), open_regular(path, limit=FILE_LIMIT) as stream:
+        with warnings.catch_warnings(), open_file(file) as stream:
             warnings.simplefilter("ignore")  # remarks on metadata, which does not matter here
             with _identified(stream) as image:
                 width, height = image.size
@@ -160,9 +168,7 @@ def _identified(stream: BinaryIO) -> ImageFile.ImageFile:
     )
 
 
-def decode_image(
-    image: Path | Pixels, *, side_px: int, reading: Reading = DEFAULT_READING
-) -> Decoded:
+def decode_image(image: ImageRef, *, side_px: int, reading: Reading = DEFAULT_READING) -> Decoded:
     """Return a file's first frame as upright RGB; `UnusableImageError` if it is unreadable.
 
     image: a file, or (H, W, 3) pixels, which come back as they are. side_px: the longest side

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from harl_fast.data.views.jpeg import OK, decode_jpeg, judge_jpeg, parse_jpeg
 from harl_fast.data.views.jpegheader import HEIGHT, LAYOUT, REASON, REASONS, WIDTH
-from harl_fast.files import open_regular
 from preprocess.arrays import Pixels
 from preprocess.encode import largest_image
 from preprocess.icc import is_srgb
-from preprocess.images import FILE_LIMIT, read_orientation
+from preprocess.images import open_file, read_orientation
 from preprocess.soundness import has_zero_steps
+from preprocess.sources.members import ImageRef
 
 
 class NotTakenError(Exception):
@@ -33,9 +32,7 @@ class Taken:
     rgb: Pixels | None
 
 
-def take_jpeg(
-    image: Path | Pixels, *, side_px: int, icc: bool = True, pixels: bool = True
-) -> Taken:
+def take_jpeg(image: ImageRef, *, side_px: int, icc: bool = True, pixels: bool = True) -> Taken:
     """Return the bytes of a JPEG file that the loader reads as they are; else `NotTakenError`.
 
     It has at most ``side_px`` on its longest side, is upright, has one size for all that read it,
@@ -46,7 +43,7 @@ def take_jpeg(
     if isinstance(image, np.ndarray):
         raise NotTakenError("no file")
     try:
-        with open_regular(image, limit=FILE_LIMIT) as stream:
+        with open_file(image) as stream:
             data = stream.read()
     except OSError:
         raise NotTakenError("unreadable") from None
