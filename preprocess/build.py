@@ -19,11 +19,11 @@ import numpy as np
 from harl_fast import __version__
 from harl_fast.data.container.checksum import stored_sum
 from harl_fast.data.container.fields import MODE_NAMES
+from harl_fast.data.container.index import check_container
 from harl_fast.data.container.integrity import tables_sha256
 from harl_fast.data.container.manifest import (
     FORMAT_VERSION,
     Manifest,
-    check_container,
     manifest_path,
     names_path,
     sums_path,
@@ -109,7 +109,8 @@ def build(
     one, or containers without manifests, which nothing opens. Returns the manifests.
     """
     for left in sorted(out.glob(".*.tmp")):
-        print(f"note: {left} is left of a run that was killed; delete it if none is going on")
+        what = "is left of a run that was killed; delete it if none is going on"
+        print(one_line(f"note: {left} {what}"))
     lists = {
         name: open_masks(split, source.classes, method=settings.mask_method, given=masks)
         for name, split in source.splits.items()
@@ -131,7 +132,7 @@ def build(
     for manifest, tally, mask_list in written:
         _summarise(out / f"{manifest.split}.beton", manifest, tally, mask_list)
         for line in _lost(mask_list.split, tally, source.classes):
-            print(line)
+            print(one_line(line))
     return [manifest for manifest, _, _ in written]
 
 
@@ -362,7 +363,8 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -
     for remark, count in tally.remarks.most_common():
         print(f"  {remark}: {count:,} files")
     rate = manifest.count / max(tally.seconds, 1e-9)
-    print(f"  {manifest.beton_bytes / 1e6:,.1f} MB, {rate:,.0f} images/s: {beton}")
+    size = f"{manifest.beton_bytes / 1e6:,.1f} MB"
+    print(one_line(f"  {size}, {rate:,.0f} images/s: {beton}"))
     if damaged := sum(item.reason.startswith(DAMAGED) for item in tally.rejected):
         print(
             f"  {damaged:,} of the skipped files are damaged; --keep-warned keeps JPEGs and WebPs"
@@ -374,5 +376,5 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -
         ("masks by fall-back", tally.replaced),
     ):
         if items:
-            first = one_line(f"{items[0].name}: {items[0].reason}")
-            print(f"  {what} and reasons: {listing} (first: {first})")
+            first = f"{items[0].name}: {items[0].reason}"
+            print(one_line(f"  {what} and reasons: {listing} (first: {first})"))

@@ -50,7 +50,8 @@ def fits_images(folder: Path) -> bool:
 
 def _inner(folder: Path) -> tuple[list[str], list[str]]:
     """Return the names of a folder's folders and files, without what is passed over."""
-    folders, files = [], []
+    folders: list[str] = []
+    files: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

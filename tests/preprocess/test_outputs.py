@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from ffcv.memory_allocator import MemoryAllocator
 
-from harl_fast.data.container.manifest import check_container, read_manifest
+from harl_fast.data.container.index import check_container
+from harl_fast.data.container.manifest import read_manifest
 from harl_fast.errors import DataError, OutputError
 from harl_fast.files import LONGEST_TMPDIR
 from preprocess import beton, preview, verify

@@ -1,7 +1,8 @@
-"""What lies beside a container: its manifest and its sample names, and the checks at opening.
+"""What lies beside a container: its manifest, its sample names and their checksums.
 
 ``train.beton`` has ``train.json`` (the manifest) and ``train.names.txt`` (one source-relative
-path per sample, in sample order) in the same folder.
+path per sample, in sample order) in the same folder. Several containers may form a set, a folder
+``train`` of them, each with its own manifest and names; ``train.json`` then is the set's manifest.
 """
 
 from __future__ import annotations
@@ -9,23 +10,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
 from numpy.lib.format import open_memmap
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from harl_fast.data.container.checksum import CHECKED, CRC32
-from harl_fast.data.container.integrity import METADATA_START, impossible, tables_sha256
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import (
     naming,
-    open_regular,
     replacing,
     sha256_file,
     write_json,
@@ -42,15 +41,35 @@ UNLABELLED = -1
 MOST_BYTES = 1 << 26
 """Largest manifest; 20,000 classes take 1 MB."""
 
+_NAMES_BLOCK = 1 << 20
+"""Bytes of names that are looked at together."""
+
 _SEAL = "manifest_sha256"
-"""Key of the SHA-256 of all other keys: names and numbers that no checksum of a file covers."""
+"""Key of the SHA-256 of all other keys: names and numbers that no checksum of a file covers.
+
+It guards against accident, not against intent: who edits a manifest can make it anew, or remove it,
+since nothing else tells manifests from before it from later ones.
+"""
 
 REMEDY = "Write the container again with `make beton`."
 
 
 @dataclass(frozen=True)
+class Shard:
+    """One container of a set, as the set's manifest lists it."""
+
+    file: str
+    """Its name in the set's folder."""
+    count: NonNegativeInt
+    beton_bytes: NonNegativeInt
+    beton_sha256: str
+    manifest_sha256: str
+    """The seal of its own manifest."""
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Everything known about a container without opening it."""
+    """Everything known about a container, or about a set of them, without opening it."""
 
     format_version: int
     split: str
@@ -89,11 +108,34 @@ class Manifest:
     tables_sha256: str = ""
     """`integrity.tables_sha256`; empty, like the next, in containers from before these checks."""
     sums_sha256: str = ""
-    """Of ``<split>.sums.npy``, see `write_sums`."""
+    """Of ``<split>.sums.npy``, see `write_sums`. Of a set, this and the other SHA-256 are those of
+    its shards' hexadecimal digests, one after another."""
+    shards: list[Shard] = field(default_factory=list)
+    """Of a set, in the order in which the sample ids run through them; else empty."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Of a set: created, source, first (sample id) and count of each conversion or addition."""
+    manifest_sha256: str = field(default="", compare=False)
+    """The seal: SHA-256 of all other keys, names and numbers that no checksum of a file covers."""
+
+
+def find_container(folder: Path, split: str) -> Path:
+    """Return ``<split>.beton`` or the set ``<split>/``, whichever is in a folder.
+
+    Raises DataError if both or none are. A folder without containers is no set: it may be where the
+    images came from.
+    """
+    single, several = folder / f"{split}.beton", folder / split
+    found = [single] if single.exists() else []
+    found += [several] if next(several.glob("*.beton"), None) else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(f"{single} and {several}/ are both there: remove the one that is not meant")
+    raise DataError(f"{single} is missing, and there is no set {several}/ of containers. {REMEDY}")
 
 
 def manifest_path(beton: Path) -> Path:
-    """Return where a container's manifest lies."""
+    """Return where the manifest of a container or of a set lies."""
     return beton.with_suffix(".json")
 
 
@@ -102,10 +144,98 @@ def names_path(beton: Path) -> Path:
     return beton.with_suffix(".names.txt")
 
 
-def write_manifest(beton: Path, manifest: Manifest) -> None:
-    """Write the manifest in one atomic step; do it last, since it vouches for the other files."""
+def write_manifest(beton: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest in one atomic step and return it with its seal.
+
+    Do it last: it vouches for the other files.
+    """
     tree = json.loads(json.dumps(dataclasses.asdict(manifest)))  # as it will be read
-    write_json(manifest_path(beton), {**tree, _SEAL: tree_sha256(tree)})
+    del tree[_SEAL]
+    seal = tree_sha256(tree)
+    write_json(manifest_path(beton), {**tree, _SEAL: seal})
+    return dataclasses.replace(manifest, manifest_sha256=seal)
+
+
+def merge_manifests(
+    shards: Sequence[tuple[str, Manifest]], history: Sequence[dict[str, Any]]
+) -> Manifest:
+    """Return the manifest of a set.
+
+    shards: (name in the set's folder, manifest as `write_manifest` or `read_manifest` returned it)
+    in order. Each has the longest list of classes or its beginning. Raises DataError for shards
+    that do not fit together.
+    """
+    manifests = [manifest for _, manifest in shards]
+    classes = max((each.classes for each in manifests), key=len)
+    for name, each in shards:
+        if each.classes != classes[: len(each.classes)] or each.split != manifests[0].split:
+            raise DataError(f"shard {name} has other classes, or another split, than the others")
+        if each.mask["size"] != manifests[0].mask["size"]:
+            raise DataError(
+                f"shard {name} has masks of {each.mask['size']} px, the first one has "
+                f"{manifests[0].mask['size']} px: the masks of a set have one size"
+            )
+    counts = [each.count for each in manifests]
+    totals = [0] * len(classes)
+    for each in manifests:
+        for label, count in enumerate(each.class_counts):
+            totals[label] += count
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        split=manifests[0].split,
+        count=sum(counts),
+        classes=classes,
+        class_counts=totals,
+        source=", ".join(dict.fromkeys(each.source for each in manifests)),
+        mask=_merged([each.mask for each in manifests], counts),
+        store=_merged([each.store for each in manifests], counts),
+        skipped=sum(each.skipped for each in manifests),
+        beton_bytes=sum(each.beton_bytes for each in manifests),
+        beton_sha256=_joint([each.beton_sha256 for each in manifests]),
+        names_sha256=_joint([each.names_sha256 for each in manifests]),
+        created=max(each.created for each in manifests),
+        tool_versions=_merged([each.tool_versions for each in manifests], counts),
+        tables_sha256=_joint([each.tables_sha256 for each in manifests]),
+        sums_sha256=_joint([each.sums_sha256 for each in manifests]),
+        shards=[
+            Shard(name, each.count, each.beton_bytes, each.beton_sha256, each.manifest_sha256)
+            for name, each in shards
+        ],
+        history=list(history),
+    )
+
+
+def _joint(digests: Sequence[str]) -> str:
+    """Return the SHA-256 of hexadecimal digests, or "" if a shard has none."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest() if all(digests) else ""
+
+
+_COUNTS = ("fallbacks", "stand_ins", "pixels", "warned", "passed_through")
+_TALLIES = ("remarks", "reencoded", "modes")
+"""Numbers in a manifest's facts that add up, and what holds nothing but such numbers."""
+
+
+def _merged(
+    facts: Sequence[dict[str, Any]], weights: Sequence[int], *, added: bool = False
+) -> dict[str, Any]:
+    """Return facts of several shards as one: numbers added, shares averaged, the rest as it is.
+
+    What differs becomes the list of its values. weights: samples of each. added: all is numbers.
+    """
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for each in facts for key in each):
+        own = [(each[key], n) for each, n in zip(facts, weights, strict=True) if key in each]
+        values, counts = [value for value, _ in own], [count for _, count in own]
+        if key in _TALLIES or (added and isinstance(values[0], dict)):
+            merged[key] = _merged(values, counts, added=True)
+        elif added or key in _COUNTS:
+            merged[key] = sum(values)
+        elif key.endswith(("_mean", "_share")):
+            merged[key] = sum(value * count for value, count in own) / max(1, sum(counts))
+        else:
+            distinct = [value for row, value in enumerate(values) if value not in values[:row]]
+            merged[key] = distinct[0] if len(distinct) == 1 else distinct
+    return merged
 
 
 def write_names(beton: Path, names: Sequence[str]) -> str:
@@ -162,7 +292,7 @@ def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uin
 
 
 def read_manifest(beton: Path) -> Manifest:
-    """Return a container's manifest; `DataError` if missing, damaged, edited or of another format.
+    """Return the manifest of a container or of a set; `DataError` if missing, damaged or edited.
 
     Manifests that were written before seals have no `_SEAL` and are taken as they are.
     """
@@ -175,7 +305,8 @@ def read_manifest(beton: Path) -> Manifest:
     try:
         tree = read_json(path, error=DataError, most_bytes=MOST_BYTES)
         seal = tree.pop(_SEAL, None)
-        manifest = TypeAdapter(Manifest).validate_python(tree)
+        found = tree_sha256(tree)
+        manifest = TypeAdapter(Manifest).validate_python({**tree, _SEAL: found})
     except DataError as error:
         raise DataError(f"{error}. {REMEDY}") from error
     except ValidationError as error:
@@ -187,7 +318,7 @@ def read_manifest(beton: Path) -> Manifest:
             f"{path} has format {manifest.format_version}, this program reads {FORMAT_VERSION}. "
             f"{REMEDY}"
         )
-    if seal not in (None, tree_sha256(tree)):
+    if seal not in (None, found):
         raise DataError(
             f"{path} was changed after it was written (its SHA-256 differs). Copy it again, or: "
             f"{REMEDY}"
@@ -196,6 +327,27 @@ def read_manifest(beton: Path) -> Manifest:
         raise DataError(
             f"{beton} is of the split {manifest.split} by its manifest: the files were renamed. "
             f"Give them their names again"
+        )
+    if beton.is_dir() != bool(manifest.shards):
+        kinds = ("a single container", "a set of containers")
+        raise DataError(
+            f"{path} describes {kinds[bool(manifest.shards)]}, {beton} is {kinds[beton.is_dir()]}. "
+            f"Copy the files of one conversion together, or: {REMEDY}"
+        )
+    for shard in manifest.shards:
+        if Path(shard.file).name != shard.file:
+            raise DataError(f"{path}: {shown(shard.file)} is no file of the set's folder. {REMEDY}")
+    return manifest
+
+
+def read_shard(folder: Path, shard: Shard) -> Manifest:
+    """Return the manifest of one container of a set; DataError if it is not the one listed."""
+    beton = folder / shard.file
+    manifest = read_manifest(beton)
+    if manifest.manifest_sha256 != shard.manifest_sha256 or manifest.count != shard.count:
+        raise DataError(
+            f"{manifest_path(beton)} is not the one that the set's {manifest_path(folder).name} "
+            f"lists: another conversion's shard. Copy the files of a set together, or: {REMEDY}"
         )
     return manifest
 
@@ -210,74 +362,27 @@ def check_labelled(beton: Path, manifest: Manifest) -> None:
         )
 
 
-def check_container(beton: Path, manifest: Manifest) -> None:
-    """Raise `DataError` unless the container is the one its manifest describes, at little cost.
+def sample_name(path: Path, index: int) -> str:
+    """Return the source-relative path of one sample of a container or a set, for messages.
 
-    Compares size, header, fields, metadata and allocation table, and their checksum if it is
-    known; `preprocess.verify` reads all the bytes. FFCV itself accepts or hangs on most damaged
-    files, so this must come before its reader.
+    The names before it in its file are counted, not read: a tenth of a second for 10 million.
     """
+    if path.is_dir():
+        for shard in read_manifest(path).shards:
+            if index < shard.count:
+                return sample_name(path / shard.file, index)
+            index -= shard.count
+    names, before = names_path(path), index
     try:
-        size = beton.stat().st_size
-        with open_regular(beton) as stream:
-            head = stream.read(METADATA_START)
+        with open(names, "rb") as stream:
+            while block := stream.read(_NAMES_BLOCK):
+                if before > (lines := block.count(b"\n")):
+                    before -= lines
+                    continue
+                skipped = sum(len(line) + 1 for line in block.split(b"\n", before)[:before])
+                stream.seek(skipped - len(block), os.SEEK_CUR)
+                if line := stream.readline():
+                    return line.decode(errors="backslashreplace").rstrip("\n")
     except FileNotFoundError:
-        raise DataError(f"{beton} is missing. {REMEDY}") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{beton} cannot be read ({reason}). Check its rights") from error
-    if size != manifest.beton_bytes:
-        raise DataError(
-            f"{beton} has {size:,} bytes, its manifest says {manifest.beton_bytes:,}: the file is "
-            f"cut short, changed, or another run's. Copy it again, or: {REMEDY}"
-        )
-    if len(head) < METADATA_START:
-        raise DataError(f"{beton} has no FFCV header ({size} bytes). {REMEDY}")
-    header = np.frombuffer(head, dtype=HeaderType, count=1)[0]
-    table = int(header["alloc_table_ptr"])
-    names = _field_names(head) if int(header["num_fields"]) == len(FIELDS) else ()
-    wrong = [
-        (int(header["version"]) != CURRENT_VERSION, f"FFCV format {int(header['version'])}"),
-        (int(header["num_samples"]) != manifest.count, f"{int(header['num_samples'])} samples"),
-        (names != FIELDS, f"{int(header['num_fields'])} fields {', '.join(names)}"),
-        (not METADATA_START < table <= size, f"an allocation table at byte {table:,} of {size:,}"),
-        ((size - table) % ALLOC_TABLE_TYPE.itemsize != 0, "a broken allocation table"),
-    ]
-    for bad, found in wrong:
-        if bad:
-            raise DataError(
-                f"{beton} has {found}; its manifest describes {manifest.count} samples in FFCV "
-                f"format {CURRENT_VERSION} with fields {', '.join(FIELDS)}. {REMEDY}"
-            )
-    if manifest.tables_sha256 and tables_sha256(beton) != manifest.tables_sha256:
-        raise DataError(
-            f"{beton}: its header, metadata or allocation table do not have the manifest's "
-            f"checksum: some of their bytes have changed. Copy it again, or: {REMEDY}"
-        )
-    found = ""
-    if not len(set(manifest.classes)) == len(manifest.classes) == len(manifest.class_counts):
-        found = "class names in its manifest that stand twice or do not fit their counts"
-    counts = manifest.class_counts
-    found = found or impossible(beton, count=manifest.count, counts=counts, table_at=table)
-    if found:
-        raise DataError(f"{beton} has {found}. {REMEDY}")
-
-
-def _field_names(head: bytes) -> tuple[str, ...]:
-    fields = np.frombuffer(head, dtype=FieldDescType, count=len(FIELDS), offset=HeaderType.itemsize)
-    return tuple(
-        row.tobytes().split(b"\0")[0].decode("ascii", "backslashreplace") for row in fields["name"]
-    )
-
-
-def sample_name(beton: Path, index: int) -> str:
-    """Return the source-relative path of one sample, for messages and pictures."""
-    path = names_path(beton)
-    try:
-        with open(path, encoding="utf-8", errors="backslashreplace") as stream:
-            for row, line in enumerate(stream):
-                if row == index:
-                    return line.rstrip("\n")
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing. {REMEDY}") from None
-    raise DataError(f"{path} has no line {index + 1}, the name of sample {index}. {REMEDY}")
+        raise DataError(f"{names} is missing. {REMEDY}") from None
+    raise DataError(f"{names} has no line {index + 1}, the name of sample {index}. {REMEDY}")
