@@ -41,7 +41,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group()
-    about = "folder or list of images, with labels or without, see docs/data.md"
+    about = "folder or list of images, see docs/data.md"
     which.add_argument("--data", type=Path, metavar="FOLDER", help=about)
     which.add_argument(
         "--dataset",

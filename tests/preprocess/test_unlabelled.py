@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from harl_fast.config import load_config
-from harl_fast.data.container.manifest import UNLABELLED, check_container, read_manifest
+from harl_fast.data.container.index import check_container
+from harl_fast.data.container.manifest import UNLABELLED, read_manifest
 from harl_fast.data.container.reader import read_samples
 from harl_fast.data.loader import EvalLoader
 from harl_fast.engine.monitor.probe import Probe
