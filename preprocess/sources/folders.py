@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import open_regular
-from preprocess.listing import HEAD_BYTES, SUFFIXES, is_aside, list_images, not_an_image
+from preprocess.listing import HEAD_BYTES, SUFFIXES, is_aside, list_images, not_an_image, walk
 from preprocess.sources.base import DEFAULT_CHOICES, Choices, Source
 from preprocess.sources.layout import HELD_OUT, LAYOUT, class_source, plain_source
 
@@ -62,12 +62,12 @@ def _inner(folder: Path) -> tuple[list[str], list[str]]:
     return folders, files
 
 
-def _any_image(folder: str | Path, names: list[str]) -> bool:
+def _any_image(folder: Path, names: list[str]) -> bool:
     """Return whether a folder's files of these names have an image among them."""
     if any(os.path.splitext(name)[1].lower() in SUFFIXES for name in names):
         return True
     for name in names:
-        with contextlib.suppress(OSError), open_regular(Path(folder, name)) as stream:
+        with contextlib.suppress(OSError), open_regular(folder / name) as stream:
             if not not_an_image(name, stream.read(HEAD_BYTES)):
                 return True
     return False
@@ -75,9 +75,9 @@ def _any_image(folder: str | Path, names: list[str]) -> bool:
 
 def _holds_image(folder: Path) -> bool:
     """Return whether an image lies anywhere below; stops at the first."""
-    for place, inner, names in os.walk(folder):
+    for place, inner, names in walk(folder, []):
         inner[:] = [name for name in inner if not is_aside(name)]
-        if _any_image(place, [name for name in names if not is_aside(name)]):
+        if _any_image(folder / place, [name for name in names if not is_aside(name)]):
             return True
     return False
 
@@ -179,9 +179,10 @@ def _check_apart(train: Path, val: Path) -> None:
 
 
 def nested(folder: Path) -> Path | None:
-    """Return the folder below that has the train/ folder, if the layout starts further down."""
+    """Return the folder below that has train/ and val/ (or its like), if there is one."""
     for pattern in ("*/train", "*/*/train", "*/*/*/train"):
         for path in sorted(folder.glob(pattern)):
-            if path.is_dir() and _inner(path)[0]:
-                return path.parent
+            inner = path.parent
+            if fits_folders(inner) and any((inner / name).is_dir() for name in HELD_OUT):
+                return inner
     return None

@@ -128,6 +128,8 @@ def list_source(path: Path, choices: Choices) -> Source:
 
 
 def _read(path: Path) -> list[_Row]:
+    if path.suffix.lower() not in _KINDS:
+        raise DataError(f"{path} is no list by its name; give it one of {' '.join(_KINDS)}")
     csv.field_size_limit(1 << 20)
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
@@ -204,7 +206,7 @@ def _classes(path: Path, rows: list[_Row]) -> list[str]:
     _check_all_or_none(path, rows, "label")
     names = sorted({row.label for row in rows} - {""})
     if names and all(name.isascii() and name.isdigit() for name in names):
-        names.sort(key=int)
+        names.sort(key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name))
     if len(names) == 1:
         raise DataError(
             f"{path} has only one label ({one_line(names[0])}); evaluation needs at least two. "

@@ -37,6 +37,7 @@ def test_each_layout_is_known_by_its_names(kind: str, tmp_path: Path) -> None:
         (["a/1.jpg", "b/1.jpg", "b/deep/notes.txt", "README"], "classes"),
         (["train/1.jpg", "train/2.jpg"], "images"),
         (["train/a/1.jpg", "test/1.jpg"], "folders"),
+        (["hobbies/train/steam/1.jpg", "Rome/2.jpg"], "images"),
     ],
 )
 def test_layouts_that_are_nearly_another(names: list[str], kind: str, tmp_path: Path) -> None:
@@ -49,6 +50,17 @@ def test_images_of_unknown_names_are_found_by_their_first_bytes(tmp_path: Path) 
         save(photo(1), tmp_path / name / "x.bmp").rename(tmp_path / name / "x.dat")
     assert SOURCES["classes"].fits(tmp_path)
     assert read_source(tmp_path, Choices(val=0)).splits["train"].names == ["a/x.dat", "b/x.dat"]
+
+
+def test_images_behind_links_are_found_and_a_circle_ends(tmp_path: Path) -> None:
+    layout(tmp_path / "store", "a/b/1.jpg")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/circle").symlink_to(tmp_path / "set")
+    assert not SOURCES["images"].fits(tmp_path / "set")
+    (tmp_path / "set/link").symlink_to(tmp_path / "store")
+    source = read_source(tmp_path / "set", Choices())
+    assert source.splits["train"].names == ["link/a/b/1.jpg"]
+    assert source.notes == ["set: set/circle leads back to where it lies: not followed"]
 
 
 def test_the_guess_is_printed_with_counts(
@@ -89,7 +101,10 @@ def test_two_that_fit_equally_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ([], r"holds nothing that can be read as images. What can be: folders: class folders in"),
         (["notes.txt", ".DS_Store"], r"holds nothing that can be read"),
-        (["x/y/train/a/1.jpg"], r"no train/ folder, but .*x/y has: give that one; --source images"),
+        (
+            ["x/y/train/a/1.jpg", "x/y/val/a/1.jpg"],
+            r"no train/ folder, but .*x/y has: give that one; --source images",
+        ),
     ],
 )
 def test_what_nothing_fits_is_explained(tmp_path: Path, names: list[str], message: str) -> None:

@@ -147,6 +147,22 @@ def test_bad_lists_are_refused_in_one_line(text: str, tmp_path: Path) -> None:
     assert str(caught.value).count("\n") == 0 and "list.csv" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["list", "list.dat"])
+def test_a_list_of_another_name_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("path\na.jpg\n")
+    with pytest.raises(DataError, match=r"no list by its name; give it one of .csv .tsv"):
+        read_source(tmp_path / name, Choices("list"))
+
+
+def test_numbers_of_any_length_are_in_order(tmp_path: Path) -> None:
+    layout(tmp_path, *(f"{n}.jpg" for n in range(5)))
+    labels = ["9" * 5000, "10", "007", "7", "0"]
+    rows = "\n".join(f"{n}.jpg,{label}" for n, label in enumerate(labels))
+    (tmp_path / "list.csv").write_text(f"path,label\n{rows}\n")
+    source = read_source(tmp_path / "list.csv", Choices(val=0))
+    assert source.classes == ["0", "007", "7", "10", "9" * 5000]
+
+
 def test_missing_files_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
     layout(tmp_path, "a.jpg")
     (tmp_path / "list.txt").write_text("a.jpg\n" + "".join(f"gone{n}.jpg\n" for n in range(7)))
@@ -189,3 +205,28 @@ def test_a_list_of_what_is_no_image_leaves_that_to_the_conversion(tmp_path: Path
     (tmp_path / "b.bin").write_bytes(b"x")
     (tmp_path / "list.txt").write_text("a.jpg\nb.bin\n")
     assert read_source(tmp_path / "list.txt", Choices()).splits["train"].names == ["a.jpg", "b.bin"]
+
+
+def test_a_set_of_photos_is_the_same_as_folders_and_as_lists(
+    real_images: Path, tmp_path: Path
+) -> None:
+    folder = read_source(real_images, Choices())
+    rows = [
+        {"path": str(real_images.resolve() / name), "label": label, "split": split}
+        for split, pairs in facts(folder).items()
+        for name, label in pairs
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    listed = read_source(tmp_path / "list.jsonl", Choices())
+    assert listed.classes == folder.classes and facts(listed) == facts(folder)
+    for name, split in listed.splits.items():
+        files = [split.image(row) for row in range(len(split.names))]
+        assert files == [real_images.resolve() / one for one in folder.splits[name].names]
+    plain = read_source(real_images, Choices("images"))
+    assert {name: set(split.names) for name, split in plain.splits.items()} == {
+        name: set(split.names) for name, split in folder.splits.items()
+    }
+    classes = read_source(real_images / "train", Choices(val=0))
+    assert [f"train/{name}" for name, _ in facts(classes)["train"]] == [
+        name for name, _ in facts(folder)["train"]
+    ]
