@@ -272,7 +272,8 @@ class Trainer:
         """Train to the epoch's end, or to where the ranks agree to leave; return what they do."""
         state, stepper, per_epoch = self.state, self.stepper, self.state.schedule.steps_per_epoch
         first = stepper.step - epoch * per_epoch
-        state.loader.load_state_dict({"seed": state.config.seed, "epoch": epoch, "step": first})
+        loader = state.loader
+        loader.load_state_dict({**loader.state_dict(), "epoch": epoch, "step": first})
         self._fit_views(epoch)
         batches = stepper.meter.timed(state.loader)
         for _ in range(first, per_epoch):

@@ -142,6 +142,21 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert_same(whole, parts)
 
 
+@pytest.mark.parametrize("loader_record", [{}, {"seed": 0, "epoch": 1, "step": 0}])
+def test_a_run_from_before_order_versions_keeps_its_order_to_the_end(
+    machine: Machine, tmp_path: Path, data: Path, loader_record: dict[str, int]
+) -> None:
+    loader = build_loader(tiny_config(tmp_path), engine_config(), machine, data=data)
+    assert prepare(machine, tmp_path, loader=loader).run() == 0
+    record = open_checkpoint(tmp_path).record
+    assert record.loader["order_version"] == loader.order.version == 2
+    old = record.model_copy(update={"loader": loader_record, "epoch": 1, "epoch_step": 0})
+    loader.load_state_dict(old.position)
+    later = prepare(machine, tmp_path, loader=loader)
+    assert later.run() == 0
+    assert open_checkpoint(tmp_path).record.loader["order_version"] == loader.order.version == 1
+
+
 @pytest.mark.parametrize(
     ("before", "after", "precision"),
     [(0, 1, "fp32"), (1, 2, "fp32"), (2, 0, "fp32"), (1, 0, "fp16")],
