@@ -8,6 +8,7 @@ path per sample, in sample order) in the same folder. Several containers may for
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -292,6 +293,11 @@ def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uin
     return np.array(sums, order="C")
 
 
+@functools.cache
+def _schema() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
+
+
 def read_manifest(beton: Path) -> Manifest:
     """Return the manifest of a container or of a set; `DataError` if missing, damaged or edited.
 
@@ -307,7 +313,7 @@ def read_manifest(beton: Path) -> Manifest:
         tree = read_json(path, error=DataError, most_bytes=MOST_BYTES)
         seal = tree.pop(_SEAL, None)
         found = tree_sha256(tree)
-        manifest = TypeAdapter(Manifest).validate_python({**tree, _SEAL: found})
+        manifest = _schema().validate_python({**tree, _SEAL: found})
     except DataError as error:
         raise DataError(f"{error}. {REMEDY}") from error
     except ValidationError as error:
