@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from harl_fast.errors import OutputError, explain
+from harl_fast.errors import OutputError, explain, one_line
 
 _CANNOT_SYNC = frozenset(
     {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
@@ -212,7 +212,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class UnusualFileError(OSError):
-    """A pipe, socket, device or folder under a file's name, or a file beyond a limit."""
+    """A pipe, socket, device or folder under a file's name, or a file beyond a limit.
+
+    Of an image inside another file also what does not read as that file states.
+    """
 
 
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
@@ -277,8 +280,8 @@ def tell(text: str, stream: TextIO) -> None:
 
 
 def to_stderr(text: str) -> None:
-    """Print a line on standard error, as `tell` does."""
-    tell(f"{text}\n", sys.stderr)
+    """Print a text on standard error as one line, as `tell` does."""
+    tell(f"{one_line(text)}\n", sys.stderr)
 
 
 class LiveLine:
@@ -311,7 +314,7 @@ class Progress:
     def __init__(
         self, total: int, *, label: str, unit: str = "images", stream: TextIO | None = None
     ) -> None:
-        self.total, self.label, self.unit = total, label, unit
+        self.total, self.label, self.unit = total, one_line(label), unit
         self.done = 0
         self._stream = stream if stream is not None else sys.stderr
         self._line = LiveLine(self._stream)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, one_line
 from harl_fast.files import check_output
 from harl_fast.host import usable_cores
 from harl_fast.lock import FOLDER_LOCK, locked
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         for line in advise(source, settings, manifests[0]):
             print(line, flush=True)
     except (DataError, OSError) as error:  # the containers are there
-        print(f"note: no advice on stores: {error}")
+        print(one_line(f"note: no advice on stores: {error}"))
     return 0
 
 

@@ -109,7 +109,8 @@ def build(
     one, or containers without manifests, which nothing opens. Returns the manifests.
     """
     for left in sorted(out.glob(".*.tmp")):
-        print(f"note: {left} is left of a run that was killed; delete it if none is going on")
+        what = "is left of a run that was killed; delete it if none is going on"
+        print(one_line(f"note: {left} {what}"))
     lists = {
         name: open_masks(split, source.classes, method=settings.mask_method, given=masks)
         for name, split in source.splits.items()
@@ -130,7 +131,7 @@ def build(
     for manifest, tally, mask_list in written:
         _summarise(out / f"{manifest.split}.beton", manifest, tally, mask_list)
         for line in _lost(mask_list.split, tally, source.classes):
-            print(line)
+            print(one_line(line))
     return [manifest for manifest, _, _ in written]
 
 
@@ -351,7 +352,8 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -
     for remark, count in tally.remarks.most_common():
         print(f"  {remark}: {count:,} files")
     rate = manifest.count / max(tally.seconds, 1e-9)
-    print(f"  {manifest.beton_bytes / 1e6:,.1f} MB, {rate:,.0f} images/s: {beton}")
+    size = f"{manifest.beton_bytes / 1e6:,.1f} MB"
+    print(one_line(f"  {size}, {rate:,.0f} images/s: {beton}"))
     if damaged := sum(item.reason.startswith(DAMAGED) for item in tally.rejected):
         print(
             f"  {damaged:,} of the skipped files are damaged; --keep-warned keeps JPEGs and WebPs"
@@ -363,5 +365,5 @@ def _summarise(beton: Path, manifest: Manifest, tally: Tally, masks: MaskList) -
         ("masks by fall-back", tally.replaced),
     ):
         if items:
-            first = one_line(f"{items[0].name}: {items[0].reason}")
-            print(f"  {what} and reasons: {listing} (first: {first})")
+            first = f"{items[0].name}: {items[0].reason}"
+            print(one_line(f"  {what} and reasons: {listing} (first: {first})"))

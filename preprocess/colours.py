@@ -57,6 +57,11 @@ def deep_grey(image: Image.Image) -> Grey | None:
     return Grey(unsigned, 0.0, 2.0**bits - 1, inverted)
 
 
+def is_plain_rgb(image: Image.Image, reading: Reading) -> bool:
+    """Return whether `to_rgb` would return a JPEG's pixels as they are."""
+    return image.mode == "RGB" and not (reading.icc and image.info.get("icc_profile"))
+
+
 def to_rgb(image: Image.Image, reading: Reading) -> tuple[Pixels, str]:
     """Return a loaded image of any mode as (H, W, 3) uint8 RGB, and a remark on its profile.
 

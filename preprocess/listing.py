@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,8 +118,39 @@ def not_an_image(name: str, head: bytes) -> str:
     return f"not an image by its name or first bytes; names that are: {' '.join(sorted(SUFFIXES))}"
 
 
+def list_names(files: Iterable[tuple[str, Callable[[], bytes]]], folders: Iterable[str]) -> Listing:
+    """Return the listing of a tree that lies elsewhere than on disk.
+
+    files: path of each, and what reads its first `HEAD_BYTES`; raises `OSError` if it cannot be
+    read. folders: those of the first level.
+    """
+    found = Listing(folders=sorted(name for name in set(folders) if not is_aside(name)))
+    for path, head in files:
+        parts = path.split("/")
+        aside = next((place for place, part in enumerate(parts) if is_aside(part)), None)
+        if aside is not None:
+            found.passed_over.append("/".join(parts[: aside + 1]))
+            continue
+        try:
+            reason = "" if has_image_suffix(path) else not_an_image(path, head())
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason:
+            found.strange[path] = reason
+        else:
+            found.images.append(path)
+    found.images.sort()
+    found.passed_over = sorted(set(found.passed_over))
+    return found
+
+
+def has_image_suffix(path: str) -> bool:
+    """Return whether a file is taken for an image by its suffix."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES
+
+
 def _sort_in(base: Path, path: str, found: Listing) -> None:
-    if os.path.splitext(path)[1].lower() in SUFFIXES:
+    if has_image_suffix(path):
         found.images.append(path)
         return
     if os.path.islink(base / path) and not os.path.exists(base / path):

@@ -12,6 +12,7 @@ from harl_fast.options import checked, to_float
 CONVERTED = "colour profile converted to sRGB"
 UNUSABLE = "colour profile unusable, pixels taken as they are"
 NO_EXIF = "EXIF unreadable, taken as upright"
+UNNAMED_ALPHA = "a TIFF's fourth value has no name, taken for transparency"
 """Remarks on samples; manifests and summaries count them."""
 
 

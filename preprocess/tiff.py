@@ -16,12 +16,13 @@ TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT = 258, 262, 339
 _WIDTH, _HEIGHT, _COMPRESSION, _FILL_ORDER, _SAMPLES, _PLANAR = 256, 257, 259, 266, 277, 284
 _STRIPS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 278, 279
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
-_COLOUR_MAP, _SUBSAMPLING = 320, 530
+_COLOUR_MAP, _INK_SET, _EXTRA_SAMPLES, _SUBSAMPLING = 320, 332, 338, 530
 """Tags of TIFF 6.0."""
-WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6
+WHITE_IS_ZERO, _RGB, _PALETTE, _INKS, _YCBCR = 0, 2, 3, 5, 6
+_CMYK = 1
 _RAW, _OLD_JPEG, _DEFLATE = 1, 6, (8, 32946)
 _SEPARATE = 2
-"""Values of the tags photometric, compression and planar configuration."""
+"""Values of the tags photometric, ink set, compression and planar configuration."""
 _BLOCK = 1 << 20
 
 
@@ -47,6 +48,10 @@ def check_tiff(image: Image.Image, stream: BinaryIO) -> None:
     is taken for one of 8 bits, as libtiff's tools do.
     """
     tags = image.tag_v2  # type: ignore[attr-defined]
+    if tags.get(TAG_PHOTOMETRIC) == _INKS and tags.get(_INK_SET, _CMYK) != _CMYK:
+        raise UnusableImageError(
+            f"a TIFF of inks that are not CMYK (InkSet {tags[_INK_SET]}): save it as RGB"
+        )
     compression = tags.get(_COMPRESSION, _RAW)
     if compression == _OLD_JPEG:
         return
@@ -71,6 +76,16 @@ def check_tiff(image: Image.Image, stream: BinaryIO) -> None:
             problem = _inflation_problem(stream, length, least, most)
         if problem:
             raise UnusableImageError(f"damaged: {layout.name} {index + 1} of the TIFF {problem}")
+
+
+def has_unnamed_alpha(image: Image.Image) -> bool:
+    """Return whether an opened TIFF has RGB and a fourth value, but no tag that says of what.
+
+    TIFF 6.0 (page 31) wants one. OpenCV writes transparency without, and Pillow reads it as such.
+    """
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    rgb = tags.get(TAG_PHOTOMETRIC) == _RGB
+    return rgb and tags.get(_SAMPLES, 1) > 3 and _EXTRA_SAMPLES not in tags
 
 
 def _layout(tags: Any) -> _Layout:

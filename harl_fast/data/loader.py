@@ -7,6 +7,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
@@ -21,7 +22,7 @@ from harl_fast.data.container.manifest import Manifest, manifest_path
 from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.damage import Check, Damage, Policy, tell_unchecked
 from harl_fast.data.decode import Decoder
-from harl_fast.data.order import GlobalOrder, Kind, chunk_length
+from harl_fast.data.order import VERSIONS, GlobalOrder, Kind, RankSamples, chunk_length
 from harl_fast.data.prefetch import PrefetchThread, check_process
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
@@ -159,7 +160,9 @@ class _Loader:
             raise DataError(f"{self.path} has no sample {unknown[0]}: its ids are 0 to {last}")
         return samples
 
-    def _batches(self, samples: np.ndarray, *, seed: int, epoch: int) -> Iterator[Batch]:
+    def _batches(
+        self, samples: np.ndarray | RankSamples, *, seed: int, epoch: int
+    ) -> Iterator[Batch]:
         check_process(self._process)
         self._reading.stop()
         thread = PrefetchThread(
@@ -223,7 +226,7 @@ class BetonLoader(_Loader):
             world=world,
             seed=seed,
             kind=order,
-            chunk=chunk_length(count=self.manifest.count, total_bytes=self.manifest.beton_bytes),
+            chunk=self._chunk(VERSIONS[-1]),
         )
         self._settings = {
             "batch": batch_micro,
@@ -234,6 +237,11 @@ class BetonLoader(_Loader):
         self.epoch, self.step = 0, 0
         self._within = False  # batches of the current epoch were handed out
         self._micro_steps = batch_global // (batch_micro * world)
+
+    def _chunk(self, version: int) -> int:
+        # Version 1 goes by the file's size, in which a set and one container of its samples differ.
+        total = self.manifest.beton_bytes if version == 1 else self._container.data_bytes
+        return chunk_length(count=self.manifest.count, total_bytes=total)
 
     @property
     def steps(self) -> int:
@@ -287,7 +295,8 @@ class BetonLoader(_Loader):
 
         Damaged samples are no part of it: their replacements follow from the container.
         """
-        return {"seed": self.order.seed, "epoch": self.epoch, "step": self.step, **self._units()}
+        position = {"seed": self.order.seed, "epoch": self.epoch, "step": self.step}
+        return {**position, "order_version": self.order.version, **self._units()}
 
     def _units(self) -> dict[str, int | str]:
         return {
@@ -299,6 +308,7 @@ class BetonLoader(_Loader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a position; nothing that lies before it is decoded.
 
+        The order of samples is that of the position's version from then on: 1 where it names none.
         Raises ConfigError when the position was made under another seed, order, global batch or
         number of samples; positions without the last three are taken at their word.
         """
@@ -318,6 +328,8 @@ class BetonLoader(_Loader):
                 f"epoch {state['epoch']}, step {state['step']} is no position: an epoch has "
                 f"{self.steps} steps"
             )
+        version = state.get("order_version", 1)
+        self.order = replace(self.order, version=version, chunk=self._chunk(version))
         self._reading.stop()
         self.epoch, self.step, self._within = int(state["epoch"]), int(state["step"]), False
 

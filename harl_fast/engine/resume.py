@@ -136,7 +136,7 @@ def check_position(checkpoint: Checkpoint, schedule: Schedule, *, beton_sha256: 
     record, note = checkpoint.record, checkpoint.path.with_suffix(".json")
     check_data(record.data.get("beton_sha256", "none"), beton_sha256)
     expected = divmod(record.step, schedule.steps_per_epoch)
-    loader = record.loader or {"epoch": record.epoch, "step": record.epoch_step, "seed": 0}
+    loader = record.position
     positions = {(record.epoch, record.epoch_step), (loader.get("epoch"), loader.get("step"))}
     if positions != {expected} or not isinstance(loader.get("seed"), int):
         raise CheckpointError(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from pathlib import Path
 
-from harl_fast.errors import ConfigError, DataError, shown
-from harl_fast.files import check_output
+from harl_fast.errors import ConfigError, DataError, one_line, shown
+from harl_fast.files import check_output, to_stderr
 from harl_fast.host import usable_cores
 from harl_fast.options import checked, whole_number
 from harl_fast.program import head, run_main
@@ -98,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     make = functools.partial(
         make_masks, methods=methods, max_resolution=args.max_resolution, reading=reading
     )
-    print(f"masks: {spec} ({SUPERVISION[supervision(spec)]}) into {args.out}", flush=True)
+    what = f"{spec} ({SUPERVISION[supervision(spec)]})"
+    print(one_line(f"masks: {what} into {args.out}"), flush=True)
     sharing = {"key": cache.key_of(info), "shard": args.shard, "workers": args.workers}
     try:
         with cache.locked_shard(args.out, args.shard):
@@ -106,10 +106,7 @@ def main(argv: list[str] | None = None) -> int:
             for name, split in source.splits.items():
                 fill_split(args.out, name, split, make, **sharing)
     except KeyboardInterrupt:
-        print(
-            f"interrupted: finished files stay in {args.out}; the same command continues",
-            file=sys.stderr,
-        )
+        to_stderr(f"interrupted: finished files stay in {args.out}; the same command continues")
         return 130
     return 0
 

@@ -26,6 +26,7 @@ from harl_fast.data.container.manifest import (
 from harl_fast.data.container.reader import OpenContainer, read_samples
 from harl_fast.data.loader import EvalLoader
 from harl_fast.data.occupancy import occupancy
+from harl_fast.data.order import chunk_length
 from harl_fast.errors import DataError
 from tests.betons import plain_item, write_beton, write_checksums
 from tests.data.support import COUNT, VIEWS, by_sample, loader
@@ -75,6 +76,16 @@ def test_seven_shards_deliver_what_one_container_does(beton: Path, whole_set: Pa
     chosen = [59, 3, 31]
     found = by_sample(EvalLoader(whole_set, size_px=32, ids=chosen))
     assert list(found) == chosen and found == by_sample(EvalLoader(beton, size_px=32, ids=chosen))
+
+
+def test_the_quasi_random_order_is_the_same(beton: Path, whole_set: Path) -> None:
+    """Though files of containers are larger together than one: chunks follow from the samples."""
+    loaders = [loader(path, order="quasi") for path in (beton, whole_set)]
+    assert loaders[0].order == loaders[1].order
+    assert loaders[0].manifest.beton_bytes < loaders[1].manifest.beton_bytes
+    one = loaders[0]
+    one.load_state_dict({**one.state_dict(), "order_version": 1})  # as it was before
+    assert one.order.chunk == chunk_length(count=COUNT, total_bytes=one.manifest.beton_bytes)
 
 
 def test_a_position_in_one_continues_in_the_other(beton: Path, whole_set: Path) -> None:

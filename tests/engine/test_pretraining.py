@@ -15,6 +15,7 @@ import torch
 from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
 from harl_fast.engine.checkpoint.state import collect_state
 from harl_fast.engine.machine import Machine
+from harl_fast.engine.pretrain import pretrain
 from harl_fast.engine.resume import recorded_engine, refuse_changes, settings
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.trainer import UNSAVED, RunResult, Stepper, Trainer, build
@@ -22,6 +23,7 @@ from harl_fast.engine.views import build_loader
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
 from harl_fast.lock import locked
 from tests.engine.support import (
+    CPU,
     STEPS,
     FakeLoader,
     assert_rounding_alone,
@@ -30,6 +32,7 @@ from tests.engine.support import (
     disturb_both,
     engine_config,
     tiny_config,
+    tiny_file,
 )
 
 
@@ -53,6 +56,35 @@ def prepare(
     )
     step = weights.record.step if resume and weights is not None else 0
     return Trainer(parts, RunFolder(folder), step=step)
+
+
+REFUSED = {
+    "loss.extra={fgg: 2}": "loss.extra.fgg: no term of that name takes .*: none yet",
+    "loss.alpha=cosine:1": "schedule 'cosine:1': two values must follow cosine",
+    "loss.beta=2": "schedule '2': 2 is outside",
+    "data.size_schedule=steps:32,x": "data.size_schedule 'steps:32,x': 'x' is no TIME:VALUE",
+    "data.views.0.augment={shade: 0.5}": "augment: no operation 'shade'; known are none",
+    "model.arch=resnet50x": "model.arch 'resnet50x' is none of .*; did you mean 'resnet50'",
+    "model.arch=timm:../../x": "model.arch .*timm",
+}
+
+
+@pytest.mark.parametrize("setting", REFUSED)
+def test_what_a_configuration_names_is_known_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=REFUSED[setting]) as caught:
+        pretrain(
+            engine_file=CPU,
+            config_name=str(tiny_file(tmp_path)),
+            config_overrides=["model.width=1", "model.last_stride=2", setting],
+            data=tmp_path / "none",  # would be missed if it were opened
+            run=tmp_path / "run",
+        )
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "run").exists()
 
 
 def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -108,6 +140,21 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert prepare(machine, parts, loader=loader, weights=saved, resume=True).run() == 0
     assert open_checkpoint(parts).record.step == 2 * STEPS
     assert_same(whole, parts)
+
+
+@pytest.mark.parametrize("loader_record", [{}, {"seed": 0, "epoch": 1, "step": 0}])
+def test_a_run_from_before_order_versions_keeps_its_order_to_the_end(
+    machine: Machine, tmp_path: Path, data: Path, loader_record: dict[str, int]
+) -> None:
+    loader = build_loader(tiny_config(tmp_path), engine_config(), machine, data=data)
+    assert prepare(machine, tmp_path, loader=loader).run() == 0
+    record = open_checkpoint(tmp_path).record
+    assert record.loader["order_version"] == loader.order.version == 2
+    old = record.model_copy(update={"loader": loader_record, "epoch": 1, "epoch_step": 0})
+    loader.load_state_dict(old.position)
+    later = prepare(machine, tmp_path, loader=loader)
+    assert later.run() == 0
+    assert open_checkpoint(tmp_path).record.loader["order_version"] == loader.order.version == 1
 
 
 @pytest.mark.parametrize(

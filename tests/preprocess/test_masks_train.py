@@ -42,6 +42,7 @@ from preprocess.masks.selftrained.trainer import (
 )
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING
+from preprocess.sources.base import Choices
 from tests.preprocess.support import photo, save
 
 Mask = npt.NDArray[np.bool_]

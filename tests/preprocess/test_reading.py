@@ -88,8 +88,13 @@ def test_any_name_of_folders_and_files_is_written_escaped(
     arguments = ["--data", str(data), "--out", str(masks), "--workers", "1"]
     assert masks_main(arguments) == 0
     assert masks_main(arguments) == 0  # all is read again and kept
-    assert "1 of them there before" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "1 of them there before" in printed
     write(data, out, "--masks", str(masks))
+    told = capfd.readouterr()
+    lines = f"{printed}{told.out}{told.err}".splitlines()
+    assert any("images/s: " in line and one_line(str(out)) in line for line in lines)
+    assert not [line for line in lines if line.startswith("line and")]
     manifest = read_manifest(out / "train.beton")
     assert manifest.source == one_line(data.name)
     assert manifest.mask["fallbacks"] == 0

@@ -46,7 +46,11 @@ _NAMES_BLOCK = 1 << 20
 """Bytes of names that are looked at together."""
 
 _SEAL = "manifest_sha256"
-"""Key of the seal."""
+"""Key of the SHA-256 of all other keys: names and numbers that no checksum of a file covers.
+
+It guards against accident, not against intent: who edits a manifest can make it anew, or remove it,
+since nothing else tells manifests from before it from later ones.
+"""
 
 REMEDY = "Write the container again with `make beton`."
 

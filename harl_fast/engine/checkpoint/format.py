@@ -68,6 +68,13 @@ class Record(Section):
     record_sha256: str = ""
     """Of all other fields, see `_seal`."""
 
+    @property
+    def position(self) -> dict[str, int | str]:
+        """Where the loader was; older records have no ``loader``."""
+        if self.loader:
+            return self.loader
+        return {"seed": self.config.seed, "epoch": self.epoch, "step": self.epoch_step}
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -103,7 +103,7 @@ def gather(
         with replacing(cache) as temporary, naming(cache), open(temporary, "wb") as stream:
             np.savez(stream, key=np.array(key), **vars(found))
     else:
-        print(f"votes on {len(found.images):,} images: taken from {cache}", flush=True)
+        print(one_line(f"votes on {len(found.images):,} images: taken from {cache}"), flush=True)
     return found
 
 
@@ -173,6 +173,6 @@ def _read(cache: Path, key: str) -> Dataset | None:
         OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error,
         NotImplementedError, RuntimeError,  # of zipfile, for kinds that NumPy does not write
     ) as error:  # fmt: skip
-        reason = shown(str(error))
-        print(f"not used: {cache} is damaged ({reason}); its votes are made again", flush=True)
+        what = f"{cache} is damaged ({shown(str(error))}); its votes are made again"
+        print(one_line(f"not used: {what}"), flush=True)
         return None

@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from harl_fast.errors import one_line
 from harl_fast.files import Progress, check_output, format_seconds
 from harl_fast.host import usable_cores
 from harl_fast.lock import lock_beside, locked
@@ -97,11 +98,12 @@ def make_network(args: argparse.Namespace) -> None:
         net = train(first, recipe, refresh=again, progress=progress, workers=workers)
     save_network(net, args.out, facts(recipe, dataset, threads=args.threads))
     took = format_seconds(time.monotonic() - start)
-    print(
-        f"{args.out}: a mask network trained on {count:,} images in {took}; no labels", flush=True
-    )
-    print(f"use it: make beton DATA=... MASK_METHOD='{{selftrained: {args.out}}}'", flush=True)
-    print(f"{cache} holds the votes for another run; it may be deleted", flush=True)
+    for line in (
+        f"{args.out}: a mask network trained on {count:,} images in {took}; no labels",
+        f"use it: make beton DATA=... MASK_METHOD='{{selftrained: {args.out}}}'",
+        f"{cache} holds the votes for another run; it may be deleted",
+    ):
+        print(one_line(line), flush=True)
 
 
 def facts(recipe: Recipe, dataset: Dataset, *, threads: int) -> dict[str, Any]:
