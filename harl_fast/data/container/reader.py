@@ -69,7 +69,7 @@ class OpenContainer:
     @property
     def data_bytes(self) -> int:
         """Bytes of all stored images and masks."""
-        rows, mask_bytes = self.stored.rows, self.stored.mask_size**2 // 8
+        rows, mask_bytes = self.index.rows, self.index.files[0].mask_size ** 2 // 8
         return int(rows["size"].sum(dtype=np.int64)) + len(rows) * mask_bytes
 
     def _facts(self, number: int) -> tuple[int, int]:
