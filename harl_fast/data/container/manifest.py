@@ -340,10 +340,11 @@ def read_manifest(beton: Path) -> Manifest:
             f"Give them their names again"
         )
     if beton.is_dir() != bool(manifest.shards):
-        kinds = ("a single container", "a set of containers")
+        described = "a set of containers" if manifest.shards else "a single container"
+        found = "a folder" if beton.is_dir() else "a file, or missing"
         raise DataError(
-            f"{path} describes {kinds[bool(manifest.shards)]}, {beton} is {kinds[beton.is_dir()]}. "
-            f"Copy the files of one conversion together, or: {REMEDY}"
+            f"{path} describes {described}, {beton} is {found}. Copy the files of one conversion "
+            f"together, or: {REMEDY}"
         )
     for shard in manifest.shards:
         if Path(shard.file).name != shard.file:
