@@ -21,7 +21,7 @@ from harl_fast.engine.checkpoint.format import Checkpoint, last_before
 from harl_fast.engine.checkpoint.state import collect_state, load_networks, load_rest, record_of
 from harl_fast.engine.checkpoint.writer import Saver
 from harl_fast.engine.config import EngineConfig
-from harl_fast.engine.machine import Machine, keep_freed_memory
+from harl_fast.engine.machine import Machine, keep_freed_memory, needing_all_ranks
 from harl_fast.engine.monitor.metrics import Meter
 from harl_fast.engine.monitor.monitor import Monitor, Sheet
 from harl_fast.engine.monitor.nonfinite import NonfiniteLog
@@ -259,7 +259,7 @@ class Trainer:
         """
         schedule, action = self.state.schedule, StopAction.CONTINUE
         saving = contextlib.nullcontext() if self._saver is None else self._saver
-        with saving, self.sinks, self._listening:
+        with saving, self.sinks, self._listening, needing_all_ranks(self.state.machine):
             self.monitor.introduce()
             for epoch in range(self.stepper.step // schedule.steps_per_epoch, schedule.epochs):
                 action = self._epoch(epoch)
@@ -389,5 +389,7 @@ class Trainer:
         code = INTERRUPTED if action == StopAction.INTERRUPT and not done else 0
         if not written:
             code, text = UNSAVED, f"{text}. ITS LAST CHECKPOINT WAS NOT WRITTEN: see above"
+        if 0 < step == int(self.stepper.skipped):
+            text += f". NO STEP HAD ANY EFFECT: none was finite, see {self.folder.skipped}"
         self.sinks.warn(text)
         return RunResult(code=code, step=step, done=done, reason=reason)

@@ -61,7 +61,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _shard(text: str) -> tuple[int, int]:
     part, mark, parts = text.partition("/")
-    digits = part.isdecimal() and parts.isdecimal() and len(text) < 20
+    digits = text.isascii() and part.isdecimal() and parts.isdecimal() and len(text) < 20
     if not (mark and digits and 1 <= int(part) <= int(parts)):
         raise ValueError(f"{shown(text)} is not I/N with 1 <= I <= N, such as 2/8")
     return int(part), int(parts)

@@ -343,6 +343,21 @@ def test_a_streak_of_broken_steps_ends_the_run_and_keeps_the_checkpoint_from_bef
     assert [line["ids_by_rank"] for line in lines] == [[ids] for ids in expected]
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_run_in_which_no_step_had_an_effect_says_so_at_its_end(
+    machine: Machine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    first: int,
+) -> None:
+    run = prepare(machine, tmp_path, config=("log.max_skipped=1000",))
+    poison(monkeypatch, first=first)
+    assert run.run() == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("done: ") and ("NO STEP HAD ANY EFFECT" in last) == (first == 1)
+
+
 @pytest.mark.parametrize("loss", ["deleted", "taken over"])
 @pytest.mark.parametrize("step", [3, 2 * STEPS])
 def test_a_run_whose_folder_is_lost_stops_and_writes_nothing(
