@@ -17,7 +17,7 @@ from harl_fast.options import SEED_MAX, checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
 from preprocess.demo.shapes import SHAPES
-from preprocess.reading import add_pages, add_reading, reading_of
+from preprocess.reading import add_pages_and_channels, add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, read_source, torchvision_source
 from preprocess.sources.options import add_choices, choices_of
 
@@ -78,7 +78,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     number("--quality", 1, 100, default=90, about="JPEG quality")
     add_choices(parser)
     add_reading(parser)
-    add_pages(parser)
+    add_pages_and_channels(parser)
     number("--workers", 1, 1024, default=usable_cores(), about="processes")
     _add_demo_set(parser)
     args = parser.parse_args(argv)

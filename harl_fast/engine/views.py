@@ -116,6 +116,7 @@ def build_loader(
         damaged=config.data.damaged,
         check=config.data.check,
         colour=colouring(config, machine.device, epoch=epoch),
+        channels=config.model.in_channels,
     )
 
 

@@ -54,7 +54,7 @@ class Evaluator:
         """Open ``train.beton`` and ``val.beton``; DataError without labels or with other classes.
 
         size_px: side of the central square that the encoder sees. mean, std: the normalisation it
-        was trained with.
+        was trained with, one value per channel of its images.
         """
         containers = {split: Path(folder) / f"{split}.beton" for split in ("train", "val")}
         check_labelled(containers["train"], read_manifest(containers["train"]))
@@ -64,7 +64,9 @@ class Evaluator:
                 f"with `make beton DATA=<images> VAL=5% OUT={folder}`"
             )
         self._loaders = {
-            split: EvalLoader(beton, size_px=size_px, batch=batch, workers=workers)
+            split: EvalLoader(
+                beton, size_px=size_px, batch=batch, workers=workers, channels=len(mean)
+            )
             for split, beton in containers.items()
         }
         train, val = (loader.manifest.classes for loader in self._loaders.values())
@@ -89,7 +91,7 @@ class Evaluator:
         autocast: torch.dtype | None = None,
         label: str = "",
     ) -> Evaluation:
-        """Return the accuracies of one encoder, (B, 3, S, S) to (B, D, h, w), on the device.
+        """Return the accuracies of one encoder, (B, C, S, S) to (B, D, h, w), on the device.
 
         epochs: passes of the linear heads over the features. label: name on the progress lines.
         """
