@@ -132,6 +132,8 @@ class DataConfig(Section):
     check: Literal["checksum", "none"] = "checksum"
     """checksum: each sample's stored bytes are compared with the checksum taken when they were
     written, as they are read; a sample that differs is damaged."""
+    skip_broken: bool = False
+    """Train without those containers of a set that are missing, cut short or changed."""
     colour: Literal["auto", "loader", "device"] = "auto"
     """Who colours the views: the loader's threads, the device in batches, or what suits it."""
     mean: Annotated[tuple[Share, ...], Field(min_length=1, max_length=3)] = RGB_MEAN

@@ -121,6 +121,7 @@ def build(
         beside = (manifest_path, names_path, sums_path, _report_path)
         for path in (beton, *(place(beton) for place in beside)):
             check_output(path, option="--out")
+    _check_leftover(out, source)
     written = []
     with replacing_together(out, last=[f"{name}.json" for name in lists]) as fresh:
         for name, mask_list in lists.items():
@@ -133,6 +134,16 @@ def build(
         for line in _lost(mask_list.split, tally, source.classes):
             print(one_line(line))
     return [manifest for manifest, _, _ in written]
+
+
+def _check_leftover(out: Path, source: Source) -> None:
+    """Raise `DataError` if an older val would stay beside the new train."""
+    val = out / "val.beton"
+    if "val" not in source.splits and (val.exists() or manifest_path(val).exists()):
+        raise DataError(
+            f"{val} is of an earlier conversion, and this source has no held-out part: delete it, "
+            f"give --val a share, or choose another --out"
+        )
 
 
 def _report_path(beton: Path) -> Path:

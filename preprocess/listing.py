@@ -81,7 +81,7 @@ def list_images(base: Path) -> Listing:
     their images would be samples twice, mostly of two classes.
     """
     found = Listing()
-    for folder, inner, names in _folders(base, found.circles):
+    for folder, inner, names in walk(base, found.circles):
         start = f"{folder}/" if folder else ""
         for name in (*inner, *names):
             if is_aside(name):
@@ -115,7 +115,7 @@ def not_an_image(name: str, head: bytes) -> str:
     bmp = head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS
     if head.startswith(STARTS) or webp or bmp:
         return ""
-    return f"not an image by its name or first bytes; names that are: {' '.join(sorted(SUFFIXES))}"
+    return "not an image by its name or first bytes; JPEG, PNG, BMP, WebP, TIFF and GIF are"
 
 
 def list_names(files: Iterable[tuple[str, Callable[[], bytes]]], folders: Iterable[str]) -> Listing:
@@ -169,7 +169,7 @@ def _sort_in(base: Path, path: str, found: Listing) -> None:
         found.images.append(path)
 
 
-def _folders(base: Path, circles: list[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+def walk(base: Path, circles: list[str]) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield each folder's path below ``base``, its folders, which may be altered, and its files."""
 
     def fail(error: OSError) -> None:

@@ -22,7 +22,7 @@ from harl_fast.data.container.manifest import Manifest, manifest_path
 from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.damage import Check, Damage, Policy, tell_unchecked
 from harl_fast.data.decode import Decoder
-from harl_fast.data.order import GlobalOrder, Kind, RankSamples, chunk_length
+from harl_fast.data.order import VERSIONS, GlobalOrder, Kind, RankSamples, chunk_length
 from harl_fast.data.prefetch import PrefetchThread, check_process
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
@@ -234,7 +234,7 @@ class BetonLoader(_Loader):
             world=world,
             seed=seed,
             kind=order,
-            chunk=chunk_length(count=self.manifest.count, total_bytes=self.manifest.beton_bytes),
+            chunk=self._chunk(VERSIONS[-1]),
         )
         self._settings = {
             "batch": batch_micro,
@@ -246,6 +246,11 @@ class BetonLoader(_Loader):
         self.epoch, self.step = 0, 0
         self._within = False  # batches of the current epoch were handed out
         self._micro_steps = batch_global // (batch_micro * world)
+
+    def _chunk(self, version: int) -> int:
+        # Version 1 goes by the file's size, in which a set and one container of its samples differ.
+        total = self.manifest.beton_bytes if version == 1 else self._container.data_bytes
+        return chunk_length(count=self.manifest.count, total_bytes=total)
 
     @property
     def steps(self) -> int:
@@ -332,7 +337,8 @@ class BetonLoader(_Loader):
                 f"epoch {state['epoch']}, step {state['step']} is no position: an epoch has "
                 f"{self.steps} steps"
             )
-        self.order = replace(self.order, version=state.get("order_version", 1))
+        version = state.get("order_version", 1)
+        self.order = replace(self.order, version=version, chunk=self._chunk(version))
         self._reading.stop()
         self.epoch, self.step, self._within = int(state["epoch"]), int(state["step"]), False
 

@@ -200,13 +200,13 @@ class CacheReader:
         wanted = set(split.names)
         # A part that was held out may be another now: those of the other splits come last.
         own = _split_folder(split)
-        self._files = sorted(
+        self.files = sorted(
             folder.glob("*/*.safetensors"), key=lambda path: (path.parent.name != own, path)
         )
         self.damaged: list[str] = []
         self._read = functools.lru_cache(KEPT_FILES)(functools.partial(read_masks, key=self._key))
-        with Progress(len(self._files), label=f"reading {folder}", unit="files") as progress:
-            for number, path in enumerate(self._files):
+        with Progress(len(self.files), label=f"reading {folder}", unit="files") as progress:
+            for number, path in enumerate(self.files):
                 if len(self._places) == len(wanted):
                     break
                 try:
@@ -229,9 +229,9 @@ class CacheReader:
             return None, f"{name} has no mask in the cache"
         number, place = self._places[name]
         try:
-            return self._read(self._files[number])[place], ""
+            return self._read(self.files[number])[place], ""
         except DamagedError as error:
-            return None, f"the cache's {self._files[number].name} {error}"
+            return None, f"the cache's {self.files[number].name} {error}"
 
 
 def _split_folder(split: Split) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harl_fast.errors import DataError, one_line
-from preprocess.sources import folders, tables
+from preprocess.sources import archives, folders, parquet, tables, tarshards
 from preprocess.sources.base import Choices, Reader, Rejected, Source, Split
 from preprocess.sources.folders import folder_source
 from preprocess.sources.torchvision import DATASETS, torchvision_source
@@ -15,12 +15,17 @@ SOURCES: dict[str, Reader] = {
         "class folders in train/ and val/ or test/", folders.fits_folders, folders.folder_source
     ),
     "classes": Reader("a folder per class", folders.fits_classes, folders.class_folders),
-    "images": Reader(
-        "a folder of images without labels", folders.fits_images, folders.plain_folder
-    ),
+    "images": Reader("images in any folders", folders.fits_images, folders.plain_folder),
     "list": Reader(
         "a list of images (CSV, TSV, JSON lines or paths)", tables.fits_list, tables.list_source
     ),
+    "tar": Reader("tar shards of WebDataset", tarshards.fits_shards, tarshards.shard_source),
+    "parquet": Reader(
+        "Parquet files, or a data set saved by Hugging Face",
+        parquet.fits_tables,
+        parquet.table_source,
+    ),
+    "archive": Reader("a .zip or .tar of folders", archives.fits_archive, archives.archive_source),
 }
 """The kinds of sources by the names that ``--source`` takes."""
 
@@ -47,19 +52,19 @@ def read_source(path: Path, choices: Choices) -> Source:
     kind = choices.source or _guess(path)
     print(f"looking for images in {shown}", flush=True)
     source = SOURCES[kind].read(path, choices)
-    counts = ", ".join(f"{name} {len(split.names):,}" for name, split in source.splits.items())
-    classes = f"in {len(source.classes):,} classes" if source.classes else "without labels"
+    counts = " and ".join(f"{len(part.names):,} {name}" for name, part in source.splits.items())
+    classes = f" of {len(source.classes):,} classes" if source.classes else ", no labels"
     hint = "" if choices.source else "; --source says otherwise"
-    print(f"read as {SOURCES[kind].about}: {counts} images {classes}{hint}", flush=True)
+    print(f"read as {SOURCES[kind].about}: {counts} images{classes}{hint}", flush=True)
     for note in source.notes:
         print(f"note: {note}", flush=True)
     return source
 
 
 def _guess(path: Path) -> str:
-    if not path.exists():
-        raise DataError(f"{path} does not exist; give the folder or file that holds the images")
     fitting = [name for name, reader in SOURCES.items() if reader.fits(path)]
+    if not fitting and not path.exists():
+        raise DataError(f"{path} does not exist; give the folder or file that holds the images")
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

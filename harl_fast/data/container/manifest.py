@@ -8,6 +8,7 @@ path per sample, in sample order) in the same folder. Several containers may for
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -120,20 +121,25 @@ class Manifest:
     """The seal: SHA-256 of all other keys, names and numbers that no checksum of a file covers."""
 
 
-def find_container(folder: Path, split: str) -> Path:
-    """Return ``<split>.beton`` or the set ``<split>/``, whichever is in a folder.
+def containers_in(folder: Path, split: str) -> list[Path]:
+    """Return which of the container ``<split>.beton`` and the set ``<split>/`` are in a folder.
 
-    Raises DataError if both or none are. A folder without containers is no set: it may be where the
-    images came from.
+    A folder without containers is no set: it may be where the images came from.
     """
     single, several = folder / f"{split}.beton", folder / split
     found = [single] if single.exists() else []
-    found += [several] if next(several.glob("*.beton"), None) else []
+    return found + ([several] if next(several.glob("*.beton"), None) else [])
+
+
+def find_container(folder: Path, split: str) -> Path:
+    """Return the container or the set of a split in a folder; DataError if both or none are."""
+    found = containers_in(folder, split)
     if len(found) == 1:
         return found[0]
     if found:
-        raise DataError(f"{single} and {several}/ are both there: remove the one that is not meant")
-    raise DataError(f"{single} is missing, and there is no set {several}/ of containers. {REMEDY}")
+        both = " and ".join(map(str, found))
+        raise DataError(f"{both} are both there: remove the one that is not meant")
+    raise DataError(f"{folder} has neither {split}.beton nor a set {split}/. {REMEDY}")
 
 
 def manifest_path(beton: Path) -> Path:
@@ -293,6 +299,11 @@ def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uin
     return np.array(sums, order="C")
 
 
+@functools.cache
+def _schema() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
+
+
 def read_manifest(beton: Path) -> Manifest:
     """Return the manifest of a container or of a set; `DataError` if missing, damaged or edited.
 
@@ -308,7 +319,7 @@ def read_manifest(beton: Path) -> Manifest:
         tree = read_json(path, error=DataError, most_bytes=MOST_BYTES)
         seal = tree.pop(_SEAL, None)
         found = tree_sha256(tree)
-        manifest = TypeAdapter(Manifest).validate_python({**tree, _SEAL: found})
+        manifest = _schema().validate_python({**tree, _SEAL: found})
     except DataError as error:
         raise DataError(f"{error}. {REMEDY}") from error
     except ValidationError as error:
@@ -331,10 +342,11 @@ def read_manifest(beton: Path) -> Manifest:
             f"Give them their names again"
         )
     if beton.is_dir() != bool(manifest.shards):
-        kinds = ("a single container", "a set of containers")
+        described = "a set of containers" if manifest.shards else "a single container"
+        found = "a folder" if beton.is_dir() else "a file, or missing"
         raise DataError(
-            f"{path} describes {kinds[bool(manifest.shards)]}, {beton} is {kinds[beton.is_dir()]}. "
-            f"Copy the files of one conversion together, or: {REMEDY}"
+            f"{path} describes {described}, {beton} is {found}. Copy the files of one conversion "
+            f"together, or: {REMEDY}"
         )
     for shard in manifest.shards:
         if Path(shard.file).name != shard.file:
