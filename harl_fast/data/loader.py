@@ -38,8 +38,9 @@ class Batch(NamedTuple):
     next batch is asked for."""
 
     views: tuple[Tensor, ...]
-    """Per view a (B, S, S, 3) uint8 RGB tensor; S may differ between views. Or, when the loader
-    colours, (B, 3, S, S) float32, normalised, in channels-last memory."""
+    """Per view a (B, S, S, C) uint8 tensor, RGB or of C = 1 channels the luma; S may differ between
+    views. Or, when the loader colours, (B, C, S, S) float32, normalised, in channels-last memory.
+    """
     cells: tuple[Tensor, ...]
     """Per view a (B, h, w) float32 tensor: each cell's foreground share, in [0, 1]."""
     labels: Tensor
@@ -121,6 +122,7 @@ class _Loader:
         batch: int,
         threads: int,
         ahead: int,
+        channels: int,
         colour: Colouring | None = None,
     ) -> None:
         """Prepare passes and check that the buffers will fit; no thread is started."""
@@ -129,8 +131,12 @@ class _Loader:
         if not views:
             raise ConfigError("no views: a loader needs at least one")
         if colour is not None:
-            colour.check(views)
-        buffers = Buffers(views, coloured=colour is not None, batch=batch, count=ahead + 1)
+            colour.check(views, channels=channels)
+        if channels not in (1, 3):
+            raise ConfigError(f"channels: {channels}; views have 3 (RGB) or 1 (luma)")
+        buffers = Buffers(
+            views, channels=channels, coloured=colour is not None, batch=batch, count=ahead + 1
+        )
         buffers.check_memory()
         self._reading = _Reading(
             Decoder(self._container, views, colour=colour, threads=threads), buffers
@@ -194,8 +200,9 @@ class BetonLoader(_Loader):
     batches_ahead: batches that are ready or being made while one is consumed. check: whether each
     sample's stored bytes are compared with their checksum. damaged: what is done about a sample
     that differs or cannot be decoded, see `harl_fast.data.damage`; ``damage`` tells how many there
-    were. colour: colour and normalise the views in the decoding threads. Raises ConfigError or
-    DataError before any thread starts.
+    were. colour: colour and normalise the views in the decoding threads. channels: 3, or 1 for
+    views of the luma (BT.601), which pictures of any store have. Raises ConfigError or DataError
+    before any thread starts.
     """
 
     def __init__(
@@ -215,6 +222,7 @@ class BetonLoader(_Loader):
         check: Check = "checksum",
         order: Kind = "random",
         colour: Colouring | None = None,
+        channels: int = 3,
         skip_broken: bool = False,
     ) -> None:
         super().__init__(path, damaged=damaged, check=check, skip_broken=skip_broken)
@@ -232,6 +240,7 @@ class BetonLoader(_Loader):
             "batch": batch_micro,
             "threads": decoding_threads(workers, ranks_here=ranks_here),
             "ahead": batches_ahead,
+            "channels": channels,
         }
         self._open(views, colour=colour, **self._settings)
         self.epoch, self.step = 0, 0
@@ -337,7 +346,7 @@ class BetonLoader(_Loader):
 class EvalLoader(_Loader):
     """Every sample once, in the container's order, as one central square view.
 
-    ids: these samples only, in this order.
+    ids: these samples only, in this order. channels: as for `BetonLoader`.
     """
 
     def __init__(
@@ -351,13 +360,15 @@ class EvalLoader(_Loader):
         damaged: Policy = "raise",
         check: Check = "checksum",
         ids: Sequence[int] | np.ndarray | None = None,
+        channels: int = 3,
         skip_broken: bool = False,
     ) -> None:
         super().__init__(path, damaged=damaged, check=check, skip_broken=skip_broken)
         self.ids = self._known(range(self.manifest.count) if ids is None else ids)
         view = ViewGeometry(size_px=size_px, cells=1, centre=centre)
         batch = min(batch, len(self.ids))
-        self._open([view], batch=batch, threads=decoding_threads(workers), ahead=2)
+        threads = decoding_threads(workers)
+        self._open([view], batch=batch, threads=threads, ahead=2, channels=channels)
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -60,8 +60,9 @@ def load_encoder(path: Path | str) -> tuple[Backbone, RunConfig]:
     """Return a checkpoint's online backbone, on the CPU and in eval mode, and its configuration.
 
     path: a run folder, its checkpoints folder or a ``step-*.safetensors`` file. The backbone turns
-    (B, 3, S, S) images, normalised by the configuration's ``data.mean`` and ``data.std``, into
-    (B, C, h, h) maps. What is to be told of the checkpoint is printed. Raises CheckpointError.
+    (B, C, S, S) images of ``model.in_channels``, normalised by the configuration's ``data.mean``
+    and ``data.std``, into (B, D, h, h) maps. What is to be told of the checkpoint is printed.
+    Raises CheckpointError.
     """
     return encoder_of(open_to_use(path))
 
@@ -198,7 +199,7 @@ def _matched(path: Path, found: Mapping[Any, Any], model: ModelConfig) -> Encode
     if any(not name.endswith("num_batches_tracked") for name in missing):
         raise CheckpointError(
             f"{receipt}. All of the backbone must match: give model.arch, model.width, model.stem "
-            f"as the file's network has them, or another file"
+            f"and model.in_channels as the file's network has them, or another file"
         )
     for name, tensor in weights.items():
         if not tensor.isfinite().all():

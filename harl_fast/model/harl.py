@@ -87,7 +87,7 @@ class HARL(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the figures to log.
 
-        views: two (B, 3, S, S) batches; their S may differ. cells: of each view (B, h, w), the
+        views: two (B, C, S, S) batches; their S may differ. cells: of each view (B, h, w), the
         foreground coverage in [0, 1] of each cell of its feature map. alpha, beta: see
         `loss.term_weights`; a term of weight zero is not computed. A row counts in a region's term
         if the region has area in both views.

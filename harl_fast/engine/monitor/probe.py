@@ -79,6 +79,7 @@ class Probe:
         self._size_px = config.data.views[0].size_px
         self._device, self._threads = device, threads
         self._check, data = config.data.check, config.data
+        self._mean = data.mean
         self._prepare = Photometric((), mean=data.mean, std=data.std, seed=0).to(device).plain
         self._skip_broken = data.skip_broken
         check_labelled(train, manifest)
@@ -148,6 +149,7 @@ class Probe:
             workers=self._threads,
             check=self._check,
             ids=ids,
+            channels=len(self._mean),
             skip_broken=self._skip_broken,
         )
         try:
