@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 
 from harl_fast.data.container.fields import MODE_JPG, pack_mask, resize_mask
-from preprocess.arrays import Pixels
 from preprocess.encode import DEFAULT_STORE, Store, encode
 from preprocess.images import decode_image, shrink
 from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks
@@ -17,6 +15,7 @@ from preprocess.masks.spec import MethodSpec
 from preprocess.passthrough import NotTakenError, take_jpeg
 from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.sources import Rejected
+from preprocess.sources.members import ImageRef
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Task(NamedTuple):
 
     name: str
     label: int
-    image: Path | Pixels
+    image: ImageRef
     mask: MaskRequest | None = None
     """None: the image's own, by a method."""
     position: int = 0

@@ -28,6 +28,7 @@ from preprocess.masks.spec import MethodSpec
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.sources import Split
+from preprocess.sources.members import ImageRef
 
 
 class Flip(NamedTuple):
@@ -43,7 +44,7 @@ class MaskRequest(NamedTuple):
     """Which mask an image gets: mostly its own, a control's another image's."""
 
     name: str
-    image: Path | Pixels
+    image: ImageRef
     """The image that the mask belongs to."""
     file: Path | None = None
     """Its mask's file, whether it exists or not."""

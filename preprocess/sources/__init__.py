@@ -1,7 +1,66 @@
-"""Where images come from: folders and torchvision's data sets, as one kind of list."""
+"""Where images come from: folders, lists and torchvision's data sets, as one kind of list."""
 
-from preprocess.sources.base import Rejected, Source, Split
+from __future__ import annotations
+
+from pathlib import Path
+
+from harl_fast.errors import DataError, one_line
+from preprocess.sources import folders
+from preprocess.sources.base import Choices, Reader, Rejected, Source, Split
 from preprocess.sources.folders import folder_source
 from preprocess.sources.torchvision import DATASETS, torchvision_source
 
-__all__ = ["DATASETS", "Rejected", "Source", "Split", "folder_source", "torchvision_source"]
+SOURCES: dict[str, Reader] = {
+    "folders": Reader(
+        "class folders in train/ and val/ or test/",
+        folders.fits,
+        lambda path, choices: folder_source(path),
+    ),
+}
+"""The kinds of sources by the names that ``--source`` takes."""
+
+__all__ = [
+    "DATASETS",
+    "SOURCES",
+    "Choices",
+    "Reader",
+    "Rejected",
+    "Source",
+    "Split",
+    "folder_source",
+    "read_source",
+    "torchvision_source",
+]
+
+
+def read_source(path: Path, choices: Choices) -> Source:
+    """Return the images at ``path``; says what kind of source it took them for, and how many.
+
+    Raises `DataError` if no kind fits, if more than one does, or for what cannot be read.
+    """
+    shown = one_line(str(path))
+    kind = choices.source or _guess(path)
+    print(f"looking for images in {shown}", flush=True)
+    source = SOURCES[kind].read(path, choices)
+    counts = ", ".join(f"{name} {len(split.names):,}" for name, split in source.splits.items())
+    classes = f"in {len(source.classes):,} classes" if source.classes else "without labels"
+    hint = "" if choices.source else "; --source says otherwise"
+    print(f"read as {SOURCES[kind].about}: {counts} images {classes}{hint}", flush=True)
+    for note in source.notes:
+        print(f"note: {note}", flush=True)
+    return source
+
+
+def _guess(path: Path) -> str:
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give the folder or file that holds the images")
+    fitting = [name for name, reader in SOURCES.items() if reader.fits(path)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise DataError(
+            f"{path} can be read as {' or as '.join(SOURCES[name].about for name in fitting)}: "
+            f"choose by --source {' or --source '.join(fitting)}"
+        )
+    kinds = "; ".join(f"{name}: {reader.about}" for name, reader in SOURCES.items())
+    raise DataError(f"{path} holds no images that can be found. What can be read: {kinds}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from preprocess.arrays import Pixels
+from preprocess.sources.members import ImageRef, Member
 
 
 @dataclass(frozen=True)
@@ -25,27 +27,60 @@ class Split:
     names: list[str]
     """Path of each image relative to the source, the sample's name."""
     labels: list[int]
+    """Index of each image's class, or `UNLABELLED` for all."""
     root: Path | None = None
-    """Folder that the names are relative to; None if the pixels are in memory."""
+    """Folder that the names are relative to; None if the images are no files of their own."""
     pixels: Pixels | None = None
     """(N, H, W, 3) uint8 instead of files."""
+    members: Sequence[Member] | None = None
+    """N images inside other files, instead of files of their own."""
+    mask_files: Sequence[Path | None] | None = None
+    """N mask files that the source itself names; None for an image without one."""
     rejected: list[Rejected] = field(default_factory=list)
-    """Files that are no images by their name."""
+    """Files that are no images."""
 
-    def image(self, index: int) -> Path | Pixels:
-        """Return one image's file or its (H, W, 3) pixels."""
+    def image(self, index: int) -> ImageRef:
+        """Return one image: its file, its (H, W, 3) pixels or where its bytes lie."""
         if self.pixels is not None:
             return np.asarray(self.pixels[index], np.uint8)
+        if self.members is not None:
+            return self.members[index]
         assert self.root is not None
         return self.root / self.names[index]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A labelled image set with a ``train`` and a ``val`` split."""
+    """An image set with a ``train`` split and, where images are held out, a ``val`` split."""
 
     name: str
     classes: list[str]
+    """Empty if the images have no labels: then all are `UNLABELLED`."""
     splits: dict[str, Split]
     notes: list[str] = field(default_factory=list)
     """Lines for the user on what was left aside, and on class folders without an image."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the command line says on how a source is read."""
+
+    source: str | None = None
+    """Key of `SOURCES`; None leaves it to the guess."""
+    val: float | None = None
+    """Share of the training images to hold out where the source has no held-out part, 0 to below 1.
+    None: `VAL_SHARE` of images with labels, none of images without."""
+    seed: int = 0
+    """Chooses which images are held out."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One kind of source."""
+
+    about: str
+    """What it reads, for messages and help: "class folders in train/ and val/ or test/"."""
+    fits: Callable[[Path], bool]
+    """Whether a path looks like this kind, by names alone."""
+    read: Callable[[Path, Choices], Source]
+    """Raises `DataError` for what cannot be read."""

@@ -20,6 +20,12 @@ ONE_FORM = "Give both the composed form, say by `convmv -f utf8 -t utf8 --nfc -r
 LAYOUT = "expected FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg (or test/)"
 
 
+def fits(folder: Path) -> bool:
+    """Return whether there is a train/ folder with folders inside."""
+    train = folder / "train"
+    return train.is_dir() and any(path.is_dir() for path in train.iterdir())
+
+
 def folder_source(folder: Path) -> Source:
     """Return the images of ``folder``: a class is a sub-folder of train/, at any depth inside.
 

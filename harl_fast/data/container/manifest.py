@@ -37,6 +37,8 @@ from harl_fast.textfile import read_json, tree_sha256
 FORMAT_VERSION = 1
 FIELDS = ("image", "mask", "label")
 """The container's fields, in order."""
+UNLABELLED = -1
+"""The label of every sample of a set without classes."""
 
 MOST_BYTES = 1 << 26
 """Largest manifest; 20,000 classes take 1 MB."""
