@@ -18,6 +18,8 @@ RANGE =
 # jpg, passthrough, raw, yuv420, mix:P or mix:P:yuv420 with a share P of uncompressed samples.
 STORE =
 MASK_SIZE =
+# Images per container: a split of more becomes a set of containers.
+SHARD_SIZE =
 # heuristic, {selftrained: FILE}, {onnx: FILE}, {png: DIR}, {cache: DIR}, center, full, shuffled or
 # {noise: P}; with parameters as {name: {key: value, ...}}.
 MASK_METHOD =
@@ -61,7 +63,8 @@ TAKES_test = PYTHON TESTS JOBS ARGS
 TAKES_test-slow = PYTHON TESTS ARGS
 TAKES_lint = PYTHON
 TAKES_docs = PYTHON
-TAKES_beton = DATA DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE WORKERS ARGS
+TAKES_beton = DATA DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE \
+	SHARD_SIZE WORKERS ARGS
 TAKES_masks = DATA OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE WORKERS ARGS
 TAKES_masks-train = DATA MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
@@ -126,13 +129,13 @@ masks-train: setup ## Train a mask network on your own images, no labels: DATA=<
 	"$(BIN)/python" -m preprocess.masks.selftrained.train $(call option,--data,$(DATA)) \
 		--out "$(MASKS_OUT)" $(ARGS)
 
-beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [OUT=]
+beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [SHARD_SIZE=] [OUT=]
 	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) \
 		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \
 		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) \
 		$(call option,--store,$(STORE)) $(call option,--range,$(RANGE)) \
-		$(call option,--workers,$(WORKERS)) $(ARGS)
+		$(call option,--shard-size,$(SHARD_SIZE)) $(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "containers: $(OUT)"
 
 masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache>] [MASK_METHOD=] [SHARD=]

@@ -78,6 +78,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     number("--quality", 1, 100, default=90, about="JPEG quality")
     add_reading(parser)
     number("--workers", 1, 1024, default=usable_cores(), about="processes")
+    _add_shards(parser)
     _add_demo_set(parser)
     args = parser.parse_args(argv)
     if args.mask_size % 8:
@@ -91,6 +92,17 @@ def _store(text: str) -> Store:
     from preprocess.encode import parse_store  # takes seconds
 
     return parse_store(text)
+
+
+def _add_shards(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("large sets").add_argument
+    add(
+        "--shard-size",
+        type=whole_number(1, 10**9),
+        metavar="N",
+        help="images per shard; a split of more becomes a set, OUT/train/*.beton; default 200000, "
+        "or 20 GB of source if that is less",
+    )
 
 
 def _add_demo_set(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +147,14 @@ def main(argv: list[str] | None = None) -> int:
     check_output(args.out, option="--out", folder=True)
     with locked(args.out / FOLDER_LOCK, output=args.out):
         source, given = _source(args)
-        manifests = build(source, args.out, settings, masks=given, workers=args.workers)
+        manifests = build(
+            source,
+            args.out,
+            settings,
+            masks=given,
+            workers=args.workers,
+            shard_size=args.shard_size,
+        )
     try:
         for line in advise(source, settings, manifests[0]):
             print(line, flush=True)

@@ -193,11 +193,11 @@ class CacheReader:
         self._places: dict[str, tuple[int, int]] = {}
         wanted = set(split.names)
         base = folder / _split_folder(split)
-        self._files = sorted(base.glob("*.safetensors"))
+        self.files = sorted(base.glob("*.safetensors"))
         self.damaged: list[str] = []
         self._read = functools.lru_cache(KEPT_FILES)(functools.partial(read_masks, key=self._key))
-        with Progress(len(self._files), label=f"reading {base}", unit="files") as progress:
-            for number, path in enumerate(self._files):
+        with Progress(len(self.files), label=f"reading {base}", unit="files") as progress:
+            for number, path in enumerate(self.files):
                 try:
                     for place, mask in enumerate(read_masks(path, key=self._key)):
                         if mask.name in wanted:
@@ -218,9 +218,9 @@ class CacheReader:
             return None, f"{name} has no mask in the cache"
         number, place = self._places[name]
         try:
-            return self._read(self._files[number])[place], ""
+            return self._read(self.files[number])[place], ""
         except DamagedError as error:
-            return None, f"the cache's {self._files[number].name} {error}"
+            return None, f"the cache's {self.files[number].name} {error}"
 
 
 def _split_folder(split: Split) -> str:

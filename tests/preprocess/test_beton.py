@@ -29,7 +29,7 @@ def write(data: Path, out: Path, *options: str) -> None:
 
 
 def visible(out: Path) -> list[str]:
-    return sorted(path.name for path in out.iterdir())
+    return sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
 
 
 def report(out: Path, split: str = "train") -> dict[str, list[dict[str, str]]]:
@@ -205,15 +205,16 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(folder: Path, tmp_path
     assert first.mask["fallbacks"] == 0 and first.mask["method"] == "heuristic"
 
 
-def test_a_worker_that_a_file_kills_is_an_error_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_that_a_file_kills_is_an_error_and_leaves_no_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = image_folder(tmp_path / "set")
     save(photo(0), data / "val" / "class1" / "killer.jpg")
     monkeypatch.setattr("preprocess.build.convert", convert_or_die)
     with pytest.raises(DataError, match=r"SIGSEGV.*val/class0/0\.jpg to val/class1/killer\.jpg"):
         write(data, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert visible(tmp_path / "out") == []
+    assert "1 of 1 shards of train are finished and stay" in capfd.readouterr().err
 
 
 def test_a_failed_run_leaves_the_old_containers(tmp_path: Path) -> None:
