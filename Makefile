@@ -17,8 +17,10 @@ DATASET =
 MASKS =
 MAX_RESOLUTION =
 QUALITY =
-# Greys of over 8 bits: full, minmax or LOW:HIGH.
+# Greys of over 8 bits: auto, full, minmax, LOW:HIGH or percentile:LOW:HIGH.
 RANGE =
+# Of TIFFs with several pages: first or all.
+PAGES =
 # jpg, passthrough, raw, yuv420, mix:P or mix:P:yuv420 with a share P of uncompressed samples.
 STORE =
 MASK_SIZE =
@@ -65,8 +67,8 @@ TAKES_test = PYTHON TESTS JOBS ARGS
 TAKES_test-slow = PYTHON TESTS ARGS
 TAKES_lint = PYTHON
 TAKES_docs = PYTHON
-TAKES_beton = DATA SOURCE VAL DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE WORKERS ARGS
-TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE WORKERS ARGS
+TAKES_beton = DATA SOURCE VAL DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE PAGES WORKERS ARGS
+TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE PAGES WORKERS ARGS
 TAKES_masks-train = DATA SOURCE VAL MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
 TAKES_demo = EPOCHS ARGS
@@ -131,13 +133,14 @@ masks-train: setup ## Train a mask network on your own images, no labels: DATA=<
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		--out "$(MASKS_OUT)" $(ARGS)
 
-beton: setup ## Turn images into containers [DATA=<folder or list> | DATASET=<name>] [VAL=] [SOURCE=] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [OUT=]
+beton: setup ## Turn images into containers [DATA=<folder or list> | DATASET=<name>] [VAL=] [SOURCE=] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [PAGES=] [OUT=]
 	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) \
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \
 		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) \
 		$(call option,--store,$(STORE)) $(call option,--range,$(RANGE)) \
+		$(call option,--pages,$(PAGES)) \
 		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "containers: $(OUT)"
 
@@ -146,6 +149,7 @@ masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		$(call option,--mask-method,$(MASK_METHOD)) $(call option,--shard,$(SHARD)) \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--range,$(RANGE)) \
+		$(call option,--pages,$(PAGES)) \
 		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "masks: $(or $(MASKS),$(OUT)/masks) (give it to make beton as MASKS=)"
 

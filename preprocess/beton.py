@@ -17,7 +17,7 @@ from harl_fast.options import SEED_MAX, checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
 from preprocess.demo.shapes import SHAPES
-from preprocess.reading import add_reading, reading_of
+from preprocess.reading import add_pages, add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, read_source, torchvision_source
 from preprocess.sources.options import add_choices, choices_of
 
@@ -78,6 +78,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     number("--quality", 1, 100, default=90, about="JPEG quality")
     add_choices(parser)
     add_reading(parser)
+    add_pages(parser)
     number("--workers", 1, 1024, default=usable_cores(), about="processes")
     _add_demo_set(parser)
     args = parser.parse_args(argv)
@@ -118,6 +119,8 @@ with head(__name__, parse):
     from preprocess.build import build
     from preprocess.convert import Settings
     from preprocess.demo.make import DemoSettings, make_demo_set
+    from preprocess.pages import with_pages
+    from preprocess.settle import settle
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -137,6 +140,11 @@ def main(argv: list[str] | None = None) -> int:
     check_output(args.out, option="--out", folder=True)
     with locked(args.out / FOLDER_LOCK, output=args.out):
         source, given = _source(args)
+        if settings.reading.all_pages:
+            source = with_pages(source)
+        split = source.splits["train"]
+        reading = settle(settings.reading, len(split.names), split.image)
+        settings = replace(settings, reading=reading)
         manifests = build(source, args.out, settings, masks=given, workers=args.workers)
     try:
         for line in advise(source, settings, manifests[0]):

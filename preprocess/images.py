@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import struct
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -24,19 +24,22 @@ from preprocess.palettes import keep_palette
 from preprocess.png import Chunks, check_png
 from preprocess.reading import (
     DEFAULT_READING,
+    FIRST_PAGE,
     NO_EXIF,
     UNNAMED_ALPHA,
     Reading,
     UnusableImageError,
 )
 from preprocess.soundness import load_judged
-from preprocess.sources.members import FileRef, ImageRef
+from preprocess.sources.members import FileRef, ImageRef, Page
 from preprocess.tiff import (
     TAG_BITS,
+    TAG_ERRORS,
     TAG_PHOTOMETRIC,
     TAG_SAMPLE_FORMAT,
     check_tiff,
     has_unnamed_alpha,
+    pages,
 )
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF")
@@ -72,8 +75,6 @@ TURNS: dict[int, Callable[[Any], Any]] = {  # as wide as OpenCV's own types
     8: lambda rows: cv2.rotate(rows, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 """What makes the rows of each EXIF orientation upright (EXIF 2.32, tag 0x0112)."""
-EXIF_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error)
-"""What Pillow raises on a broken EXIF block, but not on damaged pixels (OSError)."""
 
 
 class Frame(NamedTuple):
@@ -119,6 +120,8 @@ def open_image(file: FileRef) -> Iterator[ImageFile.ImageFile]:
         with warnings.catch_warnings(), open_file(file) as stream:
             warnings.simplefilter("ignore")  # remarks on metadata, which does not matter here
             with _identified(stream) as image:
+                if isinstance(file, Page) and file.page:
+                    image.seek(file.page)
                 width, height = image.size
                 limit = PIXEL_LIMITS.get(image.format or "", PIXEL_LIMIT)
                 if width * height > limit:
@@ -171,14 +174,18 @@ def _identified(stream: BinaryIO) -> ImageFile.ImageFile:
 def decode_image(image: ImageRef, *, side_px: int, reading: Reading = DEFAULT_READING) -> Decoded:
     """Return a file's first frame as upright RGB; `UnusableImageError` if it is unreadable.
 
-    image: a file, or (H, W, 3) pixels, which come back as they are. side_px: the longest side
-    wanted later; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as both sides stay at
-    least this large (12 megapixel photos: 4 times as fast).
+    image: a file, a `Page` of it, or (H, W, 3) pixels, which come back as they are. side_px: the
+    longest side wanted later; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as both
+    sides stay at least this large (12 megapixel photos: 4 times as fast).
     """
     if isinstance(image, np.ndarray):
         return Decoded(image, Frame(1, image.shape[1::-1]))
     with open_image(image) as opened:
-        return _decode(opened, side_px, reading)
+        more = False
+        if opened.format == "TIFF" and not isinstance(image, Page):
+            more = next(itertools.islice(pages(opened), 1, None), 0) > 0
+        decoded = _decode(opened, side_px, reading)
+        return replace(decoded, remarks=(FIRST_PAGE, *decoded.remarks)) if more else decoded
 
 
 def _decode(opened: ImageFile.ImageFile, side_px: int, reading: Reading) -> Decoded:
@@ -197,12 +204,15 @@ def _decode(opened: ImageFile.ImageFile, side_px: int, reading: Reading) -> Deco
     if not tiff:  # a PNG's may stand behind its pixels: not before they are known to be sound
         orientation, problem = read_orientation(opened)
     if loaded.pixels is not None and is_plain_rgb(opened, reading):
-        rgb, remark = loaded.pixels, ""  # Pillow's image would cost two copies, 0.3 ms a photo
+        rgb, remarks = (
+            loaded.pixels,
+            tuple[str, ...](),
+        )  # Pillow's image would cost two copies, 0.3 ms a photo
     else:
-        rgb, remark = to_rgb(loaded.image(), reading)
+        rgb, remarks = to_rgb(loaded.image(), reading)
     if not tiff and orientation != 1:
         rgb = TURNS[orientation](rgb)
-    remarks = tuple(filter(None, (problem, unnamed, remark)))
+    remarks = (*filter(None, (problem, unnamed)), *remarks)
     return Decoded(rgb, Frame(orientation, size), remarks, loaded.warning)
 
 
@@ -213,7 +223,7 @@ def read_orientation(image: Image.Image) -> tuple[int, str]:
     """
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
-    except EXIF_ERRORS:
+    except TAG_ERRORS:
         return 1, NO_EXIF
     return (int(value) if value in TURNS else 1), ""
 

@@ -14,6 +14,8 @@ from PIL import Image, PngImagePlugin
 from preprocess.inflate import Inflation
 from preprocess.reading import UnusableImageError
 
+SIGNIFICANT = "significant_bits"
+"""Key of ``Image.info``: how many bits a PNG's values had originally, by its chunk sBIT."""
 _BLOCK = 1 << 20
 _START = 8
 """Bytes of a PNG's signature."""
@@ -88,6 +90,12 @@ class Chunks(PngImagePlugin.PngStream):
             except (ValueError, SyntaxError):  # too large, or compressed in an unknown way
                 self.fp.seek(pos)
         return self.fp.read(length)
+
+    def chunk_sBIT(self, pos: int, length: int) -> bytes:
+        assert self.fp is not None
+        data = self.fp.read(length)
+        self.im_info[SIGNIFICANT] = min(data, default=0)
+        return data
 
     def chunk_tRNS(self, pos: int, length: int) -> bytes:
         data = super().chunk_tRNS(pos, length)

@@ -12,7 +12,7 @@ from harl_fast.host import usable_cores
 from harl_fast.options import checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
-from preprocess.reading import add_reading, reading_of
+from preprocess.reading import add_pages, add_reading, reading_of
 from preprocess.sources import read_source
 from preprocess.sources.layout import HELD_OUT
 from preprocess.sources.options import add_choices, choices_of
@@ -47,6 +47,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_choices(parser)
     add_reading(parser)
+    add_pages(parser)
     add(
         "--shard",
         type=checked(_shard),
@@ -74,6 +75,8 @@ with head(__name__, parse):
     from preprocess.masks.runner import fill_split, make_masks
     from preprocess.masks.sources import FALLBACK
     from preprocess.masks.spec import MethodSpec
+    from preprocess.pages import with_pages
+    from preprocess.settle import settle
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,6 +96,10 @@ def main(argv: list[str] | None = None) -> int:
     try_method(spec)
     source = read_source(args.data, choices_of(args))
     reading = reading_of(args)
+    if reading.all_pages:
+        source = with_pages(source)
+    train = source.splits["train"]
+    reading = settle(reading, len(train.names), train.image)
     info = cache.describe(spec, max_resolution=args.max_resolution, reading=reading)
     make = functools.partial(
         make_masks, methods=methods, max_resolution=args.max_resolution, reading=reading

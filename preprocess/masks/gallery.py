@@ -25,6 +25,7 @@ from preprocess.listing import SUFFIXES, list_images
 from preprocess.masks.registry import CHUNK
 from preprocess.masks.score import colour_separation, coverage, iou, soft_jaccard, stretch
 from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
+from preprocess.settle import settle
 
 _TRUE_OUTLINE = (0, 220, 255)
 _HIT, _ADDED, _MISSED = (235, 235, 235), (230, 60, 40), (40, 110, 240)
@@ -144,6 +145,7 @@ def from_folder(
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     chosen = [files[place] for place in spread(len(files), most)]
+    reading = settle(reading, len(files), files.__getitem__)
     found: list[Shown] = []
     failed: dict[str, str] = {}
     with Progress(len(chosen), label="finding masks") as progress:

@@ -22,6 +22,7 @@ from preprocess.masks.registry import (
 )
 from preprocess.masks.runner import Flip, MaskRequest
 from preprocess.masks.spec import MethodSpec
+from preprocess.pages import PAGE
 from preprocess.sources import Split
 from preprocess.sources.layout import HELD_OUT
 
@@ -43,9 +44,14 @@ class MaskTree:
     """Whether it stands for the first folder of the names, such as train/."""
 
     def path(self, name: str) -> Path:
-        """Return the mask file of an image name such as ``train/<class>/<stem>.jpg``."""
+        """Return the mask file of an image name such as ``train/<class>/<stem>.jpg``.
+
+        That of the second page of ``<stem>.tif`` is ``<stem>#2.png``.
+        """
         inner = PurePosixPath(*PurePosixPath(name).parts[self.splits :])
-        return self.folder / inner.with_suffix(".png")
+        page = PAGE.search(inner.suffix)
+        mark = page[0] if page else ""
+        return self.folder / inner.with_suffix("").with_name(f"{inner.stem}{mark}.png")
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,32 @@ def _read(path: Path, offset: int, size: int) -> bytes:
     return data
 
 
+class Page(NamedTuple):
+    """One page of a TIFF, or another image's file as it is."""
+
+    file: FileRef
+    page: int
+    """From 0; always 0 of files that are no TIFF."""
+
+    @property
+    def path(self) -> Path:
+        return self.file if isinstance(self.file, Path) else self.file.path
+
+    @property
+    def name(self) -> str:
+        return f"{self.file if isinstance(self.file, Path) else self.file.name}#{self.page + 1}"
+
+    @property
+    def size(self) -> int:
+        return self.file.stat().st_size if isinstance(self.file, Path) else self.file.size
+
+    def open(self, limit: int) -> BinaryIO:
+        """Open the whole file."""
+        if isinstance(self.file, Path):
+            return open_regular(self.file, limit=limit)
+        return self.file.open(limit)
+
+
 @dataclass(frozen=True)
 class Members(Sequence[Member]):
     """N members of one kind as an array, a fifth of the memory that as many objects take."""

@@ -15,7 +15,7 @@ from preprocess import beton
 from preprocess.masks import cache
 from preprocess.masks.__main__ import main as masks_main
 from preprocess.masks.registry import method_facts, parse_spec
-from preprocess.reading import CONVERTED, DEFAULT_READING, Reading, parse_range
+from preprocess.reading import CONVERTED, DEFAULT_READING, FEW_LEVELS, Reading, parse_range
 from tests.preprocess.support import image_folder, photo, save
 from tests.preprocess.test_colours import WIDE
 
@@ -64,10 +64,10 @@ def test_range_and_profiles_reach_pixels_masks_and_manifest(
     write(folder, tmp_path / "fresh", *choice, "--store", "raw")
     assert read_manifest(tmp_path / "fresh" / "train.beton").beton_sha256 == manifest.beton_sha256
     capsys.readouterr()
-    write(folder, tmp_path / "other", "--masks", str(masks), "--no-icc", "--store", "raw")
+    write(folder, tmp_path / "other", "--masks", str(masks), "--no-icc", "--range", "full")
     assert "cached masks were made of files read as" in capsys.readouterr().out
     other = read_manifest(tmp_path / "other" / "train.beton").store
-    assert (other["range"], other["icc"], other["remarks"]) == ("full", False, {})
+    assert (other["range"], other["icc"], other["remarks"]) == ("full", False, {FEW_LEVELS: 1})
 
 
 def test_caches_from_before_there_was_a_choice_go_on() -> None:

@@ -63,6 +63,7 @@ with head(__name__, parse):
     from preprocess.masks.selftrained.network import save_network
     from preprocess.masks.selftrained.pseudo_labels import first_targets, refresh
     from preprocess.masks.selftrained.trainer import Recipe, train
+    from preprocess.settle import settle
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,7 +84,8 @@ def make_network(args: argparse.Namespace) -> None:
     recipe = replace(recipe, steps=steps)
     files = image_files(args.data, choices_of(args), most=args.images, seed=args.seed)
     cache = args.out.with_suffix(".votes.npz")
-    side, reading = recipe.architecture.side, reading_of(args)
+    side = recipe.architecture.side
+    reading = settle(reading_of(args), len(files), files.__getitem__)
     dataset = gather(files, cache, side=side, workers=args.threads, reading=reading)
     count = len(dataset.images)
     if count < FEW:
