@@ -5,16 +5,22 @@ SHELL := bash
 
 VENV ?= .venv
 PYTHON ?=
-# Folder of images for `beton`, folder of containers for `lineval`.
+# Images for `beton`: a folder of any layout or a list; for `lineval` a folder of containers.
 DATA =
+# What DATA is, where the guess is wrong: folders, classes, images or list.
+SOURCE =
+# Share of each class to hold out where DATA has no val/: 5% or 0.05.
+VAL =
 # cifar10, cifar100, imagenette, stl10, flowers102 or pets, instead of DATA.
 DATASET =
 # A tree of mask files, or a cache that `make masks` made.
 MASKS =
 MAX_RESOLUTION =
 QUALITY =
-# Greys of over 8 bits: full, minmax or LOW:HIGH.
+# Greys of over 8 bits: auto, full, minmax, LOW:HIGH or percentile:LOW:HIGH.
 RANGE =
+# Of TIFFs with several pages: first or all.
+PAGES =
 # jpg, passthrough, raw, yuv420, mix:P or mix:P:yuv420 with a share P of uncompressed samples.
 STORE =
 MASK_SIZE =
@@ -63,10 +69,10 @@ TAKES_test = PYTHON TESTS JOBS ARGS
 TAKES_test-slow = PYTHON TESTS ARGS
 TAKES_lint = PYTHON
 TAKES_docs = PYTHON
-TAKES_beton = DATA DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE \
-	SHARD_SIZE WORKERS ARGS
-TAKES_masks = DATA OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE WORKERS ARGS
-TAKES_masks-train = DATA MASKS_OUT ARGS
+TAKES_beton = DATA SOURCE VAL DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE \
+	PAGES SHARD_SIZE WORKERS ARGS
+TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE PAGES WORKERS ARGS
+TAKES_masks-train = DATA SOURCE VAL MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
 TAKES_demo = EPOCHS ARGS
 TAKES_lineval = CKPT RUN DATA DATASET OUT RANDOM EPOCHS WORKERS ARGS
@@ -127,21 +133,26 @@ test-slow: setup ## Run the slow tests: the real launcher, whole runs [TESTS=<pa
 
 masks-train: setup ## Train a mask network on your own images, no labels: DATA=<folder> [MASKS_OUT=]
 	"$(BIN)/python" -m preprocess.masks.selftrained.train $(call option,--data,$(DATA)) \
+		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		--out "$(MASKS_OUT)" $(ARGS)
 
-beton: setup ## Turn images into containers [DATA=<folder> | DATASET=<name>] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [SHARD_SIZE=] [OUT=]
+beton: setup ## Turn images into containers [DATA=<folder or list> | DATASET=<name>] [VAL=] [SOURCE=] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [PAGES=] [SHARD_SIZE=] [OUT=]
 	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) \
+		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \
 		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) \
 		$(call option,--store,$(STORE)) $(call option,--range,$(RANGE)) \
-		$(call option,--shard-size,$(SHARD_SIZE)) $(call option,--workers,$(WORKERS)) $(ARGS)
+		$(call option,--pages,$(PAGES)) $(call option,--shard-size,$(SHARD_SIZE)) \
+		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "containers: $(OUT)"
 
 masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache>] [MASK_METHOD=] [SHARD=]
 	"$(BIN)/python" -m preprocess.masks --data "$(DATA)" --out "$(or $(MASKS),$(OUT)/masks)" \
+		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		$(call option,--mask-method,$(MASK_METHOD)) $(call option,--shard,$(SHARD)) \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--range,$(RANGE)) \
+		$(call option,--pages,$(PAGES)) \
 		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "masks: $(or $(MASKS),$(OUT)/masks) (give it to make beton as MASKS=)"
 

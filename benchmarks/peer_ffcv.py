@@ -22,7 +22,7 @@ from PIL import Image
 SIZE_PX = 224
 
 
-class _Files:
+class Files:
     """The input files as FFCV's writer takes them: (pixels, label)."""
 
     def __init__(self, folder: Path) -> None:
@@ -63,4 +63,4 @@ def batches(settings: dict[str, Any]) -> Iterator[tuple[int, Any]]:
 
 if __name__ == "__main__":
     fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90), "label": IntField()}
-    DatasetWriter(sys.argv[2], fields).from_indexed_dataset(_Files(Path(sys.argv[1])))
+    DatasetWriter(sys.argv[2], fields).from_indexed_dataset(Files(Path(sys.argv[1])))

@@ -106,14 +106,16 @@ def reference(speeds: Mapping[str, Sequence[float]], names: Sequence[str]) -> st
     return max(there, key=lambda name: statistics.median(speeds[name]), default=None)
 
 
-def ratio_rows(speeds: Mapping[str, Sequence[float]]) -> list[Row]:
+def ratio_rows(
+    speeds: Mapping[str, Sequence[float]], ratios: Sequence[Ratio] = RATIOS
+) -> list[Row]:
     """Return the lines of all ratios whose contenders took part.
 
     A ratio is taken within each round, whose two turns lie seconds apart; the median is over
     rounds.
     """
     rows = []
-    for ratio in RATIOS:
+    for ratio in ratios:
         peer = reference(speeds, ratio.peers)
         if peer is None or not speeds.get(ratio.ours):
             continue

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harl_fast.errors import HarlError, OutputError
+from harl_fast.errors import HarlError, OutputError, one_line
 from harl_fast.files import LONGEST_TMPDIR, check_output
 from harl_fast.host import available_bytes, usable_cores
 from harl_fast.program import run_main
@@ -344,8 +344,10 @@ def examine(data: Path | None) -> Iterable[Row]:
 
 def show(row: Row) -> str:
     """Return a finding as one line, and its remedy as a second one if it needs one."""
-    line = f"{row.state:<5} {row.name:<18} {row.value}"
-    return line if row.state == "ok" or not row.remedy else f"{line}\n{'':<24} -> {row.remedy}"
+    line = one_line(f"{row.state:<5} {row.name:<18} {row.value}")
+    if row.state == "ok" or not row.remedy:
+        return line
+    return f"{line}\n{'':<24} -> {one_line(row.remedy)}"
 
 
 def main(argv: Sequence[str] | None = None, *, checks: Callable[..., Any] = examine) -> int:

@@ -10,7 +10,13 @@ from collections.abc import Iterable
 
 
 class HarlError(Exception):
-    """A failure whose message says what was found, where, and what to do."""
+    """A failure whose message says what was found, where, and what to do.
+
+    Each argument is a line of it: none that a file's name or content could break.
+    """
+
+    def __str__(self) -> str:
+        return "\n  ".join(one_line(str(line)) for line in self.args)
 
 
 class ConfigError(HarlError):
@@ -54,7 +60,7 @@ def explain(error: OSError) -> str:
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     reason = error.strerror or (str(error.args[0]) if error.args else type(error).__name__)
     remedy = _REMEDIES.get(error.errno or 0, "Check that it is there and can be used")
-    return f"{place}{reason}. {remedy}, then run the command again"
+    return one_line(f"{place}{reason}. {remedy}, then run the command again")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

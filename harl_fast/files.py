@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from harl_fast.errors import OutputError, explain
+from harl_fast.errors import OutputError, explain, one_line
 
 _CANNOT_SYNC = frozenset(
     {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
@@ -163,7 +163,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class UnusualFileError(OSError):
-    """A pipe, socket, device or folder under a file's name, or a file beyond a limit."""
+    """A pipe, socket, device or folder under a file's name, or a file beyond a limit.
+
+    Of an image inside another file also what does not read as that file states.
+    """
 
 
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
@@ -228,8 +231,8 @@ def tell(text: str, stream: TextIO) -> None:
 
 
 def to_stderr(text: str) -> None:
-    """Print a line on standard error, as `tell` does."""
-    tell(f"{text}\n", sys.stderr)
+    """Print a text on standard error as one line, as `tell` does."""
+    tell(f"{one_line(text)}\n", sys.stderr)
 
 
 class LiveLine:
@@ -269,7 +272,8 @@ class Progress:
         least_s: float = 0.0,
     ) -> None:
         """Start the clock. least_s: what took less time leaves no line."""
-        self.total, self.label, self.unit, self.least_s = total, label, unit, least_s
+        self.total, self.label, self.unit = total, one_line(label), unit
+        self.least_s = least_s
         self.done = 0
         self._stream = stream if stream is not None else sys.stderr
         self._line = LiveLine(self._stream)

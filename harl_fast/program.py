@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 from harl_fast.errors import ConfigError, HarlError, explain, one_line, shown
-from harl_fast.files import to_stderr
+from harl_fast.files import tell, to_stderr
 from harl_fast.supervision import answering
 
 _INTERRUPTED = "interrupted: no file is left half-written"
@@ -62,12 +62,10 @@ class PlainStream:
 
 
 def _complain(message: str) -> None:
-    """Print an error; further lines are indented, so that no part of it passes for another."""
+    """Print an error; all but its first line are indented, see `HarlError`."""
     if len(message) > LONGEST:
         message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
-    first, *others = message.split("\n")
-    text = "\n  ".join([f"error: {first}", *(line.strip() for line in others)])
-    to_stderr(text)
+    tell(f"error: {message}\n", sys.stderr)
 
 
 def run_main(main: Callable[[], int]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harl_fast.errors import one_line
 from harl_fast.files import naming, read_regular, write_json
 from harl_fast.host import utc_time
 
@@ -25,7 +26,8 @@ def write_result(
         old = _read(path)
         if old.get("provenance") != made:
             kept = _keep(path, name=str(old.get("name", "older")))
-            print(f"note: {path} was of {_difference(old.get('provenance'), made)}; kept as {kept}")
+            before = _difference(old.get("provenance"), made)
+            print(one_line(f"note: {path} was of {before}; kept as {kept}"))
     write_json(path, {"name": name, "time": utc_time(), "provenance": made, **result})
 
 

@@ -61,7 +61,7 @@ def validated(
         lines = [_explain(model, issue, synonyms or {}) for issue in issues[:MISTAKES]]
         if len(issues) > MISTAKES:
             lines.append(f"and {len(issues) - MISTAKES:,} more mistakes")
-        raise ConfigError(f"{where}: " + "\n  ".join(lines)) from error
+        raise ConfigError(f"{where}: {lines[0]}", *lines[1:]) from error
 
 
 def override(tree: dict[str, Any], text: str, *, option: str) -> None:
@@ -71,8 +71,13 @@ def override(tree: dict[str, Any], text: str, *, option: str) -> None:
     """
     key, mark, value = text.partition("=")
     *parents, last = key.split(".")
-    if not mark or not key or len(parents) >= DEEPEST:
+    if not mark or len(parents) >= DEEPEST:
         raise ConfigError(f"{option} {shown(text)}: write it as section.key=value")
+    if not all((*parents, last)):
+        raise ConfigError(
+            f"{option} {shown(text)}: the key {shown(key)} has an empty part; write it as "
+            f"section.key=value"
+        )
     node: Any = tree
     try:
         for part in parents:

@@ -19,6 +19,7 @@ from typing import Any
 
 import hjson
 import yaml
+from hjson.decoder import make_scanner
 
 from harl_fast.errors import ConfigError, HarlError, one_line, shown
 
@@ -35,7 +36,9 @@ _FLOAT = re.compile(
     r"|\.(nan|NaN|NAN)$"
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_LONG = re.compile(r"[0-9]{400}")
+_BARE = re.compile(r"[^\s,:{}\[\]\"'#/]+(?:/[^\s,:{}\[\]\"'#/*]+)*")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_NAMED = {"true": True, "false": False, "null": None}
 
 
 class _Twice(ValueError):
@@ -122,6 +125,54 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return tree
 
 
+class _Hjson(hjson.HjsonDecoder):  # type: ignore[misc]  # the library has no types
+    """Hjson whose bare words end where JSON's values do.
+
+    In Hjson itself they take in all that follows in their line: ``{"a": 08, "b": 1}`` is then an
+    object without end.
+    """
+
+    def __init__(self, **options: Any) -> None:  # of hjson's own decoder
+        super().__init__(**options)
+        self.parse_tfnns = _bare_value
+        self.scan_once, self.scan_object_once = make_scanner(self)
+
+
+def _bare_value(decoder: _Hjson, text: str, start: int) -> tuple[Any, int]:
+    """Return the value of a bare word, and where it ends."""
+    found = _BARE.match(text, start)
+    if found is None:
+        raise hjson.HjsonDecodeError("A value is expected", text, start)
+    word = found.group()
+    if word in _NAMED:
+        return _NAMED[word], found.end()
+    if (number := _NUMBER.fullmatch(word)) is not None:
+        read = decoder.parse_float if number[2] or number[3] else decoder.parse_int
+        try:
+            return read(word), found.end()
+        except ValueError as refused:
+            raise hjson.HjsonDecodeError(str(refused), text, start) from refused
+    if not (word[0].isalpha() or word[0] == "_") or word in ("NaN", "Infinity"):
+        problem = f"{shown(word)} is no number; a text needs quotes"
+        raise hjson.HjsonDecodeError(problem, text, start)
+    return word, found.end()
+
+
+def _hjson(text: str, **options: Any) -> Any:
+    """Return the value of an Hjson text; `ValueError` says in plain words where it is wrong."""
+    try:
+        return hjson.loads(text, cls=_Hjson, **options)
+    except IndexError as problem:  # it runs over the end of a comment, or of a text in '''
+        start = max(text.rfind("/*"), text.rfind("'''"))
+        line = text.count("\n", 0, start) + 1
+        what = "comment" if text.startswith("/*", start) else "text"
+        raise ValueError(f"the {what} that starts in line {line} has no end") from problem
+    except hjson.HjsonDecodeError as problem:
+        if "(eof)" not in problem.msg:
+            raise
+        raise ValueError(f"it ends in line {problem.lineno} before a closing }}") from problem
+
+
 def read_text(
     path: Path, *, error: type[HarlError] = ConfigError, most_bytes: int = MOST_BYTES
 ) -> str:
@@ -178,18 +229,16 @@ def parse_json(
 ) -> dict[str, Any]:
     """Return the object of a JSON text; raises ``error`` with ``where`` it came from.
 
-    hjson_too: comments and bare words are allowed.
+    hjson_too: comments and bare words are allowed, see `_Hjson`.
     """
-    if _LONG.search(text):  # hjson would go over them again and again
-        raise error(f"{where}: not valid JSON: a number of hundreds of digits")
-    loads: Any = hjson.loads if hjson_too else json.loads
+    loads: Any = _hjson if hjson_too else json.loads
     try:
         value = loads(text, object_pairs_hook=_unique, parse_int=_whole, parse_float=_real)
     except _Twice as problem:
         raise error(f"{where}: {problem}") from problem
     except RecursionError as problem:
         raise error(f"{where}: nested more than {DEEPEST} levels deep") from problem
-    except (ValueError, IndexError) as problem:  # hjson runs over the end of some broken texts
+    except ValueError as problem:
         raise error(f"{where}: not valid JSON: {_line(problem)}") from problem
     tree = _checked(value, where=where, error=error)
     if not isinstance(tree, dict):

@@ -89,8 +89,9 @@ def contact_sheet(
                 name, size = f"view {view + 1}", geometry.size_px
                 tiles[f"{name} as the network receives it, {size} x {size} px"] = seen
                 tiles[f"mask cells of {name}, {len(cells)} x {len(cells)}"] = _celled(seen, cells)
-            label = loader.manifest.classes[sample.label]
-            rows.append((f"sample {sample.id}   {label}   {sample.name}", tiles))
+            classes = loader.manifest.classes
+            label = f"{classes[sample.label]}   " if classes else ""
+            rows.append((f"sample {sample.id}   {label}{sample.name}", tiles))
     finally:
         loader.close()
     title = f"What the network receives from {beton}, epoch {epoch}"

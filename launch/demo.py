@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from harl_fast.errors import HarlError
+from harl_fast.errors import HarlError, one_line
 from harl_fast.files import check_output, format_seconds
 from harl_fast.lock import discard_folder
 from harl_fast.options import whole_number
@@ -20,7 +20,7 @@ ROOT, SHEET = Path(__file__).resolve().parent.parent, "contact_sheet.png"
 
 def run(*command: str | Path) -> None:
     """Run one of the daily commands in the project's folder, showing it first."""
-    print("\n$", *command, flush=True)
+    print("\n$", *(one_line(str(word)) for word in command), flush=True)
     if code := run_below([sys.executable, *map(str, command)], cwd=ROOT):
         raise HarlError(f"the command above ended with exit code {code}; its own message says why")
 
@@ -71,7 +71,7 @@ def summary(data: Path, folder: Path, *, took_s: float) -> str:
     for name in ("pretrained", "random"):
         linear, knn = scores[name]["linear"]["metrics"]["top1"], scores[name]["knn"]["top1"]
         rows[f"{name} encoder"] = f"linear {linear:.1f} %, k-NN {knn:.1f} % (top-1)"
-    rows |= {name: str(folder / name) for name in ("tensorboard", "checkpoints", SHEET)}
+    rows |= {name: one_line(str(folder / name)) for name in ("tensorboard", "checkpoints", SHEET)}
     rows["took"] = format_seconds(took_s)
     return "\nsummary\n" + "\n".join(f"  {name:20}{value}" for name, value in rows.items())
 

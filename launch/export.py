@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from harl_fast.errors import one_line
 from harl_fast.program import run_main
 
 
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     # Imported late: torch takes seconds, which --help and usage errors need not wait for.
     from harl_fast.engine.networks import export_encoder
 
-    print(export_encoder(args.ckpt, args.out))
+    print(one_line(export_encoder(args.ckpt, args.out)))
     return 0
 
 

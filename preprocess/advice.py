@@ -135,10 +135,4 @@ def _jpg_bytes_per_pixel(split: Split, settings: Settings) -> float | None:
 
 def _subset(split: Split, count: int) -> Split:
     """Return at most ``count`` images spread evenly over a split."""
-    rows = spread(len(split.names), count)
-    return Split(
-        names=[split.names[row] for row in rows],
-        labels=[split.labels[row] for row in rows],
-        root=split.root,
-        pixels=None if split.pixels is None else split.pixels[rows],
-    )
+    return split.take(spread(len(split.names), count).tolist())

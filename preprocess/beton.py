@@ -17,8 +17,9 @@ from harl_fast.options import SEED_MAX, checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
 from preprocess.demo.shapes import SHAPES
-from preprocess.reading import add_reading, reading_of
-from preprocess.sources import DATASETS, Source, folder_source, torchvision_source
+from preprocess.reading import add_pages, add_reading, reading_of
+from preprocess.sources import DATASETS, Source, folder_source, read_source, torchvision_source
+from preprocess.sources.options import add_choices, choices_of
 
 if TYPE_CHECKING:
     from preprocess.encode import Store
@@ -40,9 +41,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--data", type=Path, metavar="FOLDER", help="images in train/<class>/ and val/<class>/"
-    )
+    about = "folder or list of images, with labels or without, see docs/data.md"
+    which.add_argument("--data", type=Path, metavar="FOLDER", help=about)
     which.add_argument(
         "--dataset",
         choices=sorted(DATASETS),
@@ -76,15 +76,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "them, else jpg), raw, yuv420, mix:P or mix:P:yuv420 (a share P of those); default jpg",
     )
     number("--quality", 1, 100, default=90, about="JPEG quality")
+    add_choices(parser)
     add_reading(parser)
+    add_pages(parser)
     number("--workers", 1, 1024, default=usable_cores(), about="processes")
     _add_shards(parser)
     _add_demo_set(parser)
     args = parser.parse_args(argv)
     if args.mask_size % 8:
         parser.error(f"argument --mask-size: {args.mask_size} is no multiple of 8")
-    if args.masks and not args.data:
-        parser.error("argument --masks: belongs to the images of --data FOLDER")
+    for option in ("masks", "source", "val"):
+        if getattr(args, option) is not None and not args.data:
+            parser.error(f"argument --{option}: belongs to the images of --data FOLDER")
     return args
 
 
@@ -128,6 +131,8 @@ with head(__name__, parse):
     from preprocess.build import build
     from preprocess.convert import Settings
     from preprocess.demo.make import DemoSettings, make_demo_set
+    from preprocess.pages import with_pages
+    from preprocess.settle import settle
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,6 +152,11 @@ def main(argv: list[str] | None = None) -> int:
     check_output(args.out, option="--out", folder=True)
     with locked(args.out / FOLDER_LOCK, output=args.out):
         source, given = _source(args)
+        if settings.reading.all_pages:
+            source = with_pages(source)
+        split = source.splits["train"]
+        reading = settle(settings.reading, len(split.names), split.image)
+        settings = replace(settings, reading=reading)
         manifests = build(
             source,
             args.out,
@@ -159,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         for line in advise(source, settings, manifests[0]):
             print(line, flush=True)
     except (DataError, OSError) as error:  # the containers are there
-        print(f"note: no advice on stores: {error}")
+        print(one_line(f"note: no advice on stores: {error}"))
     return 0
 
 
@@ -177,11 +187,7 @@ def _source(args: argparse.Namespace) -> tuple[Source, Path | None]:
     if args.dataset:
         return torchvision_source(args.dataset, args.out / "download"), args.masks
     if args.data:
-        print(f"looking for images in {one_line(str(args.data))}", flush=True)
-        source = folder_source(args.data)
-        for note in source.notes:
-            print(f"note: {note}", flush=True)
-        return source, args.masks
+        return read_source(args.data, choices_of(args)), args.masks
     demo = DemoSettings(args.demo_images, args.demo_classes, args.demo_size, args.demo_seed)
     folder = args.out / "source"
     make_demo_set(folder, demo, workers=args.workers)

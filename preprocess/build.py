@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harl_fast.data.container.manifest import Manifest
+from harl_fast.data.container.manifest import Manifest, manifest_path
 from harl_fast.errors import DataError
 from harl_fast.files import Progress, check_output
 from preprocess.assemble import OF_A_SET, Existing, Plan, assemble
@@ -55,6 +55,7 @@ def build(
         there = (existing or {}).get(name)
         plans.append(_plan(name, mask_list, source, settings, shard_size, there))
         _check_outputs(out, plans[-1])
+    _check_leftover(out, source)
     key = key_of([job.folder for plan in plans for job in plan.jobs])
     rate = 0.0
     if finished == key:
@@ -116,6 +117,16 @@ def _check_outputs(out: Path, plan: Plan) -> None:
         raise DataError(
             f"{folder} is to hold the shards of {plan.split}, but holds other files "
             f"({foreign[0]}): choose another --out"
+        )
+
+
+def _check_leftover(out: Path, source: Source) -> None:
+    """Raise `DataError` if an older val would stay beside the new train."""
+    val = out / "val.beton"
+    if "val" not in source.splits and (val.exists() or manifest_path(val).exists()):
+        raise DataError(
+            f"{manifest_path(val)} is of an earlier conversion, and this source has no held-out "
+            f"part: delete that val, give --val a share, or choose another --out"
         )
 
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
 from preprocess.arrays import Pixels
 from preprocess.icc import SPACES, convert_profile
-from preprocess.reading import GreyRange, Reading, UnusableImageError
+from preprocess.reading import FEW_LEVELS, GreyRange, Reading, UnusableImageError
 from preprocess.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, WHITE_IS_ZERO
 
 STRIP_PIXELS = 1 << 20
 """Larger images are converted in strips of about this many pixels: the copies that a conversion
 makes, of up to 20 bytes per pixel, then never exist for all of an image."""
+LEAST_LEVELS = 64
+"""Of 8-bit greys. Images that are left with fewer, and had more, are remarked."""
+MOST_VALUES = 1 << 23
+"""Of an image, as float64, to find percentiles in."""
+_NOTHING_FINITE = "no pixel has a finite value"
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 """Values of the TIFF tag 339 (TIFF 6.0, page 80)."""
 
@@ -57,22 +63,40 @@ def deep_grey(image: Image.Image) -> Grey | None:
     return Grey(unsigned, 0.0, 2.0**bits - 1, inverted)
 
 
-def to_rgb(image: Image.Image, reading: Reading) -> tuple[Pixels, str]:
-    """Return a loaded image of any mode as (H, W, 3) uint8 RGB, and a remark on its profile.
+def is_plain_rgb(image: Image.Image, reading: Reading) -> bool:
+    """Return whether `to_rgb` would return a JPEG's pixels as they are."""
+    return image.mode == "RGB" and not (reading.icc and image.info.get("icc_profile"))
+
+
+def to_rgb(image: Image.Image, reading: Reading) -> tuple[Pixels, tuple[str, ...]]:
+    """Return a loaded image of any mode as (H, W, 3) uint8 RGB, and remarks on what that did.
 
     Transparency is laid on white. Greys of more than 8 bits follow ``reading.grey``. Raises
     `UnusableImageError` for pixels without defined colours.
     """
-    convert = _conversion(image, reading)
+    grey = deep_grey(image)
+    convert = _conversion(image, grey, reading)
     width, height = image.size
     rows = max(1, STRIP_PIXELS // width)
     if rows >= height:
-        return convert(image)
-    rgb = np.empty((height, width, 3), np.uint8)
-    remark = ""
-    for top, strip in _strips(image, rows):
-        rgb[top : top + rows], remark = convert(strip)
-    return rgb, remark
+        rgb, remark = convert(image)
+    else:
+        rgb, remark = np.empty((height, width, 3), np.uint8), ""
+        for top, strip in _strips(image, rows):
+            rgb[top : top + rows], remark = convert(strip)
+    few = FEW_LEVELS if grey is not None and _has_lost_levels(image, grey, rgb) else ""
+    return rgb, tuple(filter(None, (remark, few)))
+
+
+def _has_lost_levels(image: Image.Image, grey: Grey, rgb: Pixels) -> bool:
+    """Return whether fewer than `LEAST_LEVELS` are left, and fewer than the image had."""
+    left = np.count_nonzero(cv2.calcHist([rgb], [0], None, [256], [0, 256]))
+    had = np.empty(0, grey.dtype)
+    for _, strip in _strips(image, rows=16) if left < LEAST_LEVELS else ():
+        had = np.union1d(had, _finite(np.asarray(strip).view(grey.dtype)))
+        if had.size > left:
+            return True
+    return False
 
 
 def _strips(image: Image.Image, rows: int) -> Iterator[tuple[int, Image.Image]]:
@@ -81,10 +105,12 @@ def _strips(image: Image.Image, rows: int) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _conversion(
-    image: Image.Image, reading: Reading
+    image: Image.Image, grey: Grey | None, reading: Reading
 ) -> Callable[[Image.Image], tuple[Pixels, str]]:
-    """Return what turns an image, or strips of it, into pixels; strips know less of their file."""
-    grey = deep_grey(image)
+    """Return what turns an image, or strips of it, into pixels and a remark on its profile.
+
+    grey: of the image; strips know less of their file.
+    """
     if grey is not None:
         to_8_bit = _scaling(image, grey, reading.grey)
     # Programs that know no alpha leave its bytes of a BMP at zero.
@@ -168,13 +194,33 @@ def _ends(image: Image.Image, grey: Grey, wanted: GreyRange) -> tuple[float, flo
         parts = [_finite(np.asarray(strip).view(grey.dtype)) for _, strip in _strips(image, rows)]
         full = [part for part in parts if part.size]
         if not full:
-            raise UnusableImageError("no pixel has a finite value")
+            raise UnusableImageError(_NOTHING_FINITE)
         return min(float(p.min()) for p in full), max(float(p.max()) for p in full)
+    if wanted.kind == "percentile":
+        return percentiles(image, grey, wanted.low, wanted.high)
     if grey.dtype.kind == "f":
         raise UnusableImageError(
             "floating-point greys have no full range: give --range minmax or --range LOW:HIGH"
         )
     return grey.least, grey.greatest
+
+
+def percentiles(image: Image.Image, grey: Grey, low: float, high: float) -> tuple[float, float]:
+    """Return the values that ``low`` and ``high`` percent of a deep grey's values lie below.
+
+    As `numpy.percentile` has it; infinities and NaN do not count. Of images of over `MOST_VALUES`
+    pixels only every so many rows are looked at.
+    """
+    step = -(-image.width * image.height // MOST_VALUES)
+    parts = [
+        _finite(np.asarray(strip).view(grey.dtype)[::step]).astype(np.float64).ravel()
+        for _, strip in _strips(image, rows=64 * step)
+    ]
+    values = np.concatenate(parts)
+    if not values.size:
+        raise UnusableImageError(_NOTHING_FINITE)
+    first, last = np.percentile(values, (low, high))
+    return float(first), float(last)
 
 
 def _finite(values: Values) -> Values:

@@ -9,7 +9,8 @@ import cv2
 
 from harl_fast.data.container.fields import MODE_JPG, pack_mask, resize_mask
 from preprocess.encode import DEFAULT_STORE, Store, encode
-from preprocess.images import decode_image, shrink
+from preprocess.images import Frame, decode_image, shrink
+from preprocess.masks.registry import find_method
 from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks
 from preprocess.masks.spec import MethodSpec
 from preprocess.passthrough import NotTakenError, take_jpeg
@@ -50,11 +51,11 @@ class Sample(NamedTuple):
 
     name: str
     label: int
-    mode: int
+    mode: int = MODE_JPG
     """How the picture is stored: a mode of `harl_fast.data.container.fields`."""
-    image: bytes
-    height: int
-    width: int
+    image: bytes = b""
+    height: int = 0
+    width: int = 0
     mask: bytes = b""
     """`pack_mask` of the mask."""
     stand_in: bool = False
@@ -78,53 +79,54 @@ def convert(
     get all images of a call at once.
     """
     cv2.setNumThreads(1)  # the pool has a process for every core
-    drafts = [_draft(task, settings) for task in tasks]
+    methods = methods or (settings.mask_method,)
+    looks = not find_method(methods[0].name).fixed
+    drafts = [_draft(task, settings, looks=looks) for task in tasks]
     origins = [origin for _, origin in drafts if origin is not None]
-    masks = iter(find_masks(origins, methods or (settings.mask_method,)))
+    masks = iter(find_masks(origins, methods))
     return [
         _masked(draft, next(masks), settings) if isinstance(draft, Sample) else draft
         for draft, _ in drafts
     ]
 
 
-def _draft(task: Task, settings: Settings) -> tuple[Sample | Rejected, LazyImage | None]:
+def _draft(
+    task: Task, settings: Settings, *, looks: bool
+) -> tuple[Sample | Rejected, LazyImage | None]:
     """Return a task's sample without its mask, and where that is made from; or why there is none.
 
-    A refused task has no origin.
+    looks: whether the mask method looks at pixels. A refused task has no origin.
     """
-    side_px, taken, refusal = settings.max_resolution, None, ""
-    if settings.store.kind == "passthrough":
-        try:
-            taken = take_jpeg(task.image, side_px=side_px, icc=settings.reading.icc)
-        except NotTakenError as error:
-            refusal = str(error)
-    try:
-        source = task.image if taken is None else taken.rgb
-        decoded = decode_image(source, side_px=side_px, reading=settings.reading)
-        rgb = shrink(decoded.rgb, side_px=side_px)
-        mode = settings.store.mode(task.position) if taken is None else MODE_JPG
-        image = encode(rgb, mode, quality=settings.quality) if taken is None else taken.data
-    except UnusableImageError as error:
-        return Rejected(task.name, str(error)), None
+    side_px, reading = settings.max_resolution, settings.reading
     wanted = task.mask or MaskRequest(task.name, task.image)
     own = wanted.name == task.name
+    looked_at = own and looks and wanted.file is None and wanted.cached is None
+    sample = Sample(name=task.name, label=task.label)
+    rgb, frame = None, None
+    if settings.store.kind == "passthrough":
+        try:
+            taken = take_jpeg(task.image, side_px=side_px, icc=reading.icc, pixels=looked_at)
+        except NotTakenError as error:
+            sample = sample._replace(reencoded=str(error))
+        else:
+            rgb, frame = taken.rgb, Frame(1, (taken.width, taken.height))
+            sample = sample._replace(image=taken.data, height=taken.height, width=taken.width)
+    if not sample.image:
+        try:
+            decoded = decode_image(task.image, side_px=side_px, reading=reading)
+            rgb, frame = shrink(decoded.rgb, side_px=side_px), decoded.frame
+            mode = settings.store.mode(task.position)
+            image = encode(rgb, mode, quality=settings.quality)
+        except UnusableImageError as error:
+            return Rejected(task.name, str(error)), None
+        sample = sample._replace(mode=mode, image=image, height=rgb.shape[0], width=rgb.shape[1])
+        sample = sample._replace(warning=decoded.warning, remarks=decoded.remarks)
     origin = LazyImage(
         wanted,
         side_px=side_px,
-        reading=settings.reading,
-        frame=decoded.frame if own else None,
-        rgb=rgb if own else None,
-    )
-    sample = Sample(
-        name=task.name,
-        label=task.label,
-        mode=mode,
-        image=image,
-        height=rgb.shape[0],
-        width=rgb.shape[1],
-        reencoded=refusal,
-        warning=decoded.warning,
-        remarks=decoded.remarks,
+        reading=reading,
+        frame=frame if own else None,
+        rgb=rgb if looked_at else None,
     )
     return sample, origin
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import struct
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -18,12 +18,29 @@ from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedI
 from harl_fast.data.container.integrity import MOST_PIXELS
 from harl_fast.files import UnusualFileError, open_regular
 from preprocess.arrays import Mask, Pixels
-from preprocess.colours import deep_grey, to_rgb
+from preprocess.colours import deep_grey, is_plain_rgb, to_rgb
 from preprocess.listing import TIFF_STARTS
+from preprocess.palettes import keep_palette
 from preprocess.png import Chunks, check_png
-from preprocess.reading import DEFAULT_READING, NO_EXIF, Reading, UnusableImageError
+from preprocess.reading import (
+    DEFAULT_READING,
+    FIRST_PAGE,
+    NO_EXIF,
+    UNNAMED_ALPHA,
+    Reading,
+    UnusableImageError,
+)
 from preprocess.soundness import load_judged
-from preprocess.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, check_tiff
+from preprocess.sources.members import FileRef, ImageRef, Page
+from preprocess.tiff import (
+    TAG_BITS,
+    TAG_ERRORS,
+    TAG_PHOTOMETRIC,
+    TAG_SAMPLE_FORMAT,
+    check_tiff,
+    has_unnamed_alpha,
+    pages,
+)
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF")
 """The only decoders Pillow may pick, by content: a file named .jpg must not start Ghostscript."""
@@ -58,8 +75,6 @@ TURNS: dict[int, Callable[[Any], Any]] = {  # as wide as OpenCV's own types
     8: lambda rows: cv2.rotate(rows, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 """What makes the rows of each EXIF orientation upright (EXIF 2.32, tag 0x0112)."""
-EXIF_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error)
-"""What Pillow raises on a broken EXIF block, but not on damaged pixels (OSError)."""
 
 
 class Frame(NamedTuple):
@@ -84,8 +99,15 @@ class Decoded:
     """What is damaged in an image that was kept all the same."""
 
 
+def open_file(image: FileRef) -> BinaryIO:
+    """Open an image's bytes, wherever they lie; `UnusualFileError` beyond `FILE_LIMIT`."""
+    if isinstance(image, Path):
+        return open_regular(image, limit=FILE_LIMIT)
+    return image.open(FILE_LIMIT)
+
+
 @contextlib.contextmanager
-def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
+def open_image(file: FileRef) -> Iterator[ImageFile.ImageFile]:
     """Yield an opened image within the limits, which has the bytes and checksums that it states.
 
     PNG states a checksum per chunk and one of its pixels, and deflated TIFF one per strip or tile;
@@ -95,9 +117,11 @@ def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
     pixels are not. What goes wrong, in loading too, is an `UnusableImageError`.
     """
     try:
-        with warnings.catch_warnings(), open_regular(path, limit=FILE_LIMIT) as stream:
+        with warnings.catch_warnings(), open_file(file) as stream:
             warnings.simplefilter("ignore")  # remarks on metadata, which does not matter here
             with _identified(stream) as image:
+                if isinstance(file, Page) and file.page:
+                    image.seek(file.page)
                 width, height = image.size
                 limit = PIXEL_LIMITS.get(image.format or "", PIXEL_LIMIT)
                 if width * height > limit:
@@ -109,6 +133,8 @@ def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
                     check_png(stream)
                 elif image.format == "TIFF":
                     check_tiff(image, stream)
+                elif image.format in ("BMP", "DIB", "GIF"):
+                    keep_palette(image, stream)
                 stream.seek(start)
                 yield image
     except (UnusableImageError, MemoryError):
@@ -145,39 +171,49 @@ def _identified(stream: BinaryIO) -> ImageFile.ImageFile:
     )
 
 
-def decode_image(
-    image: Path | Pixels, *, side_px: int, reading: Reading = DEFAULT_READING
-) -> Decoded:
+def decode_image(image: ImageRef, *, side_px: int, reading: Reading = DEFAULT_READING) -> Decoded:
     """Return a file's first frame as upright RGB; `UnusableImageError` if it is unreadable.
 
-    image: a file, or (H, W, 3) pixels, which come back as they are. side_px: the longest side
-    wanted later; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as both sides stay at
-    least this large (12 megapixel photos: 4 times as fast).
+    image: a file, a `Page` of it, or (H, W, 3) pixels, which come back as they are. side_px: the
+    longest side wanted later; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as both
+    sides stay at least this large (12 megapixel photos: 4 times as fast).
     """
     if isinstance(image, np.ndarray):
         return Decoded(image, Frame(1, image.shape[1::-1]))
     with open_image(image) as opened:
-        return _decode(opened, side_px, reading)
+        more = False
+        if opened.format == "TIFF" and not isinstance(image, Page):
+            more = next(itertools.islice(pages(opened), 1, None), 0) > 0
+        decoded = _decode(opened, side_px, reading)
+        return replace(decoded, remarks=(FIRST_PAGE, *decoded.remarks)) if more else decoded
 
 
 def _decode(opened: ImageFile.ImageFile, side_px: int, reading: Reading) -> Decoded:
     size, tiff = opened.size, opened.format == "TIFF"
-    orientation, problem = 1, ""
+    orientation, problem, unnamed = 1, "", ""
     if tiff:  # Pillow turns it upright in load() and forgets that it did
         orientation, problem = read_orientation(opened)
         size = opened.tag_v2[256], opened.tag_v2[257]  # type: ignore[attr-defined]
+        unnamed = UNNAMED_ALPHA if has_unnamed_alpha(opened) else ""
     opened.draft(None, (side_px, side_px))
-    image, warning = load_judged(opened, size)
-    if warning and not reading.keep_warned:
-        raise UnusableImageError(warning)
-    image.load()
+    loaded = load_judged(opened, size)
+    if loaded.warning and not reading.keep_warned:
+        raise UnusableImageError(loaded.warning)
+    if loaded.pixels is None:
+        opened.load()
     if not tiff:  # a PNG's may stand behind its pixels: not before they are known to be sound
-        orientation, problem = read_orientation(image)
-    rgb, remark = to_rgb(image, reading)
+        orientation, problem = read_orientation(opened)
+    if loaded.pixels is not None and is_plain_rgb(opened, reading):
+        rgb, remarks = (
+            loaded.pixels,
+            tuple[str, ...](),
+        )  # Pillow's image would cost two copies, 0.3 ms a photo
+    else:
+        rgb, remarks = to_rgb(loaded.image(), reading)
     if not tiff and orientation != 1:
         rgb = TURNS[orientation](rgb)
-    remarks = tuple(filter(None, (problem, remark)))
-    return Decoded(rgb, Frame(orientation, size), remarks, warning)
+    remarks = (*filter(None, (problem, unnamed)), *remarks)
+    return Decoded(rgb, Frame(orientation, size), remarks, loaded.warning)
 
 
 def read_orientation(image: Image.Image) -> tuple[int, str]:
@@ -187,7 +223,7 @@ def read_orientation(image: Image.Image) -> tuple[int, str]:
     """
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
-    except EXIF_ERRORS:
+    except TAG_ERRORS:
         return 1, NO_EXIF
     return (int(value) if value in TURNS else 1), ""
 
@@ -215,22 +251,38 @@ def shrink(rgb: Pixels, *, side_px: int) -> Pixels:
     )
 
 
+def load_mask(path: Path) -> Image.Image:
+    """Return a mask file's pixels as Pillow holds them.
+
+    Raises `UnusableImageError` for any damage, and for an EXIF orientation other than 1.
+    """
+    with open_image(path) as opened:
+        # As in `_decode`: before a TIFF is loaded, and after any other.
+        own = read_orientation(opened)[0] if opened.format == "TIFF" else 0
+        loaded = load_judged(opened, opened.size)
+        if loaded.warning:
+            raise UnusableImageError(loaded.warning)
+        own = own or read_orientation(opened)[0]
+        if own != 1:
+            raise UnusableImageError(
+                f"a mask with EXIF orientation {own}: save its pixels upright, without that tag"
+            )
+        return loaded.image()
+
+
 def read_mask(path: Path, frame: Frame) -> Mask:
     """Return a mask file as (H, W) bool in the frame of the upright image.
 
     frame: of its image. Non-zero is foreground. A mask with the proportions of the file as stored
-    gets the image's EXIF turn, one with those of the upright image stays; else it is an error, as
-    is any damage. Pixels with a palette count by their index.
+    gets the image's EXIF turn, one with those of the upright image stays; else it is an error.
+    Pixels with a palette count by their index. Raises `UnusableImageError`, see `load_mask`.
     """
-    with open_image(path) as opened:
-        image, warning = load_judged(opened, opened.size)
-        if warning:
-            raise UnusableImageError(warning)
-        if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
-            image.format == "TIFF" and deep_grey(image) is not None
-        ):
-            raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
-        values = np.asarray(image) != 0
+    image = load_mask(path)
+    if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
+        image.format == "TIFF" and deep_grey(image) is not None
+    ):
+        raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
+    values = np.asarray(image) != 0
     mask = np.asarray(np.atleast_3d(values).any(axis=2), np.bool_)
     size, (orientation, file_size) = mask.shape[1::-1], frame
     if _same_shape(size, file_size):

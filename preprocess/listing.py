@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,14 @@ SYSTEM_NAMES = frozenset((*_STORAGE, *_MACOS, *_WINDOWS))
 """What systems leave among images, thumbnails above all. The rest of their like is hidden:
 .DS_Store, .thumbnails, ._x.jpg."""
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", *TIFF_STARTS)
-"""First bytes of images, by which files without a suffix are known; WebP's are two pieces."""
+"""First bytes of images, by which files of other names are known; see also `not_an_image`."""
+HEAD_BYTES = 18
+"""How much of a file `not_an_image` needs."""
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
+_RAW = ("3fr", "arw", "cr2", "dcr", "dng", "erf", "iiq", "kdc", "mef", "mos", "nef", "nrw", "pef")
+RAW_SUFFIXES = frozenset(f".{suffix}" for suffix in (*_RAW, "sr2", "srw"))
+"""Of cameras' raw files that begin as TIFFs do, and whose first page is a thumbnail."""
 DEPTH = 32
 """Folders in each other; no set has more, and links can make as many as they like."""
 
@@ -42,6 +49,18 @@ class Listing:
     circles: list[str] = field(default_factory=list)
     """Links to a folder that they lie in, not followed."""
 
+    def below(self, folder: str) -> Listing:
+        """Return what lies below one folder of the first level, relative to it."""
+        start = f"{folder}/"
+
+        def inner(paths: Iterable[str]) -> list[str]:
+            return [path.removeprefix(start) for path in paths if path.startswith(start)]
+
+        images = inner(self.images)
+        strange = {path: self.strange[start + path] for path in inner(self.strange)}
+        folders = sorted({path.partition("/")[0] for path in (*images, *strange) if "/" in path})
+        return Listing(images, strange, folders, inner(self.passed_over), inner(self.circles))
+
     def notes(self, name: str) -> Iterator[str]:
         """Yield lines on what was left aside; ``name`` is what to call the folder."""
         if self.passed_over:
@@ -57,7 +76,7 @@ class Listing:
 def list_images(base: Path) -> Listing:
     """Return what lies below ``base`` at any depth, links followed.
 
-    Files are images by their suffix, those without one by their content. Raises `DataError` for
+    Files are images by their suffix, all others by their first bytes. Raises `DataError` for
     folders that cannot be read, that lie deeper than `DEPTH`, or that are there twice by links:
     their images would be samples twice, mostly of two classes.
     """
@@ -65,44 +84,89 @@ def list_images(base: Path) -> Listing:
     for folder, inner, names in _folders(base, found.circles):
         start = f"{folder}/" if folder else ""
         for name in (*inner, *names):
-            if _is_aside(name):
+            if is_aside(name):
                 found.passed_over.append(start + name)
-        inner[:] = sorted(name for name in inner if not _is_aside(name))
+        inner[:] = sorted(name for name in inner if not is_aside(name))
         if not folder:
             found.folders = list(inner)
         for name in names:
-            if not _is_aside(name):
+            if not is_aside(name):
                 _sort_in(base, start + name, found)
     found.images.sort()
     found.folders.sort()
     return found
 
 
-def _is_aside(name: str) -> bool:
+def is_aside(name: str) -> bool:
+    """Return whether a file or folder of this name is passed over: it is hidden or the system's."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
+def not_an_image(name: str, head: bytes) -> str:
+    """Return why a file whose suffix is none of `SUFFIXES` is no image, or "" if it is one.
+
+    head: its first `HEAD_BYTES` bytes.
+    """
+    if os.path.splitext(name)[1].lower() in RAW_SUFFIXES:
+        return "a camera's raw file: save it as JPEG or TIFF"
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
+        return "a HEIF or AVIF image, which is not read: save it as JPEG"
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    bmp = head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS
+    if head.startswith(STARTS) or webp or bmp:
+        return ""
+    return f"not an image by its name or first bytes; names that are: {' '.join(sorted(SUFFIXES))}"
+
+
+def list_names(files: Iterable[tuple[str, Callable[[], bytes]]], folders: Iterable[str]) -> Listing:
+    """Return the listing of a tree that lies elsewhere than on disk.
+
+    files: path of each, and what reads its first `HEAD_BYTES`; raises `OSError` if it cannot be
+    read. folders: those of the first level.
+    """
+    found = Listing(folders=sorted(name for name in set(folders) if not is_aside(name)))
+    for path, head in files:
+        parts = path.split("/")
+        aside = next((place for place, part in enumerate(parts) if is_aside(part)), None)
+        if aside is not None:
+            found.passed_over.append("/".join(parts[: aside + 1]))
+            continue
+        try:
+            reason = "" if has_image_suffix(path) else not_an_image(path, head())
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason:
+            found.strange[path] = reason
+        else:
+            found.images.append(path)
+    found.images.sort()
+    found.passed_over = sorted(set(found.passed_over))
+    return found
+
+
+def has_image_suffix(path: str) -> bool:
+    """Return whether a file is taken for an image by its suffix."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES
+
+
 def _sort_in(base: Path, path: str, found: Listing) -> None:
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix in SUFFIXES:
+    if has_image_suffix(path):
         found.images.append(path)
         return
-    reason = f"not an image by its name; allowed: {' '.join(sorted(SUFFIXES))}"
     if os.path.islink(base / path) and not os.path.exists(base / path):
         reason = "a link that leads to nothing that can be read"
         if "/" not in path:
             found.folders.append(path)
-    elif not suffix:
+    else:
         try:
             with open_regular(base / path) as stream:
-                head = stream.read(12)
+                reason = not_an_image(path, stream.read(HEAD_BYTES))
         except OSError as error:
             reason = error.strerror or str(error)
-        else:
-            if head.startswith(STARTS) or (head[:4] == b"RIFF" and head[8:] == b"WEBP"):
-                found.images.append(path)
-                return
-    found.strange[path] = reason
+    if reason:
+        found.strange[path] = reason
+    else:
+        found.images.append(path)
 
 
 def _folders(base: Path, circles: list[str]) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -14,6 +14,8 @@ from PIL import Image, PngImagePlugin
 from preprocess.inflate import Inflation
 from preprocess.reading import UnusableImageError
 
+SIGNIFICANT = "significant_bits"
+"""Key of ``Image.info``: how many bits a PNG's values had originally, by its chunk sBIT."""
 _BLOCK = 1 << 20
 _START = 8
 """Bytes of a PNG's signature."""
@@ -31,6 +33,12 @@ _ADAM7 = (
     (0, 1, 1, 2),
 )
 """The first column and row of each pass, and the steps to the next ones (section 8.1)."""
+_UNUSABLE = b"unusable"
+"""Stands for colours that a PNG states in a way that is not followed; `icc` makes it a remark."""
+_SRGB = bytes([1, 13, 0, 1])
+"""cICP's values of sRGB (section 11.3.2.6)."""
+_SAME_GAMMA = 0.05
+"""Share by which gAMA may differ from 1/2.2 of sRGB; libpng's PNG_GAMMA_THRESHOLD."""
 _TRANSPARENT_GREYS = {"L;2": (3, 85), "L;4": (15, 17), "L": (255, 1)}
 """The bits of tRNS that count, and what Pillow multiplies pixels by, in its raw modes of greys."""
 
@@ -38,7 +46,8 @@ _TRANSPARENT_GREYS = {"L;2": (3, 85), "L;4": (15, 17), "L": (255, 1)}
 class Chunks(PngImagePlugin.PngStream):
     """Pillow's reader of chunks, which takes text that is too large for it as if it were not there.
 
-    A colour profile that is too large or broken is an unusable one. ``tRNS`` of greys is scaled as
+    A colour profile that is too large or broken is an unusable one. So is, where there is none,
+    what cICP or gAMA says other than sRGB; cHRM is not looked at. ``tRNS`` of greys is scaled as
     Pillow scales the pixels; for colours of 16 bits see `deep_transparency`.
     """
 
@@ -47,9 +56,22 @@ class Chunks(PngImagePlugin.PngStream):
             return super().chunk_iCCP(pos, length)
         except (ValueError, SyntaxError, IndexError):  # too large, or broken
             assert self.fp is not None
-            self.im_info["icc_profile"] = b"unusable"
+            self.im_info["icc_profile"] = _UNUSABLE
             self.fp.seek(pos)
             return self.fp.read(length)
+
+    def chunk_cICP(self, pos: int, length: int) -> bytes:
+        assert self.fp is not None
+        data = self.fp.read(length)
+        if data != _SRGB:
+            self.im_info.setdefault("icc_profile", _UNUSABLE)
+        return data
+
+    def chunk_gAMA(self, pos: int, length: int) -> bytes:
+        data = super().chunk_gAMA(pos, length)
+        if abs(self.im_info["gamma"] * 2.2 - 1) > _SAME_GAMMA:
+            self.im_info.setdefault("icc_profile", _UNUSABLE)
+        return data
 
     def chunk_tEXt(self, pos: int, length: int) -> bytes:
         return self._text(super().chunk_tEXt, pos, length)
@@ -68,6 +90,12 @@ class Chunks(PngImagePlugin.PngStream):
             except (ValueError, SyntaxError):  # too large, or compressed in an unknown way
                 self.fp.seek(pos)
         return self.fp.read(length)
+
+    def chunk_sBIT(self, pos: int, length: int) -> bytes:
+        assert self.fp is not None
+        data = self.fp.read(length)
+        self.im_info[SIGNIFICANT] = min(data, default=0)
+        return data
 
     def chunk_tRNS(self, pos: int, length: int) -> bytes:
         data = super().chunk_tRNS(pos, length)

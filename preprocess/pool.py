@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
-from harl_fast.errors import DataError, explain, one_line
+from harl_fast.errors import DataError, explain
 from harl_fast.files import LONGEST_TMPDIR
 
 TaskT = TypeVar("TaskT")
@@ -138,7 +138,8 @@ def _receive(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> tuple[
         raise _death(worker, describe) from None
     number, task = worker.task
     if problem is not None:
-        raise DataError(f"a worker failed on {one_line(describe(task))}. {problem}")
+        first, *trace = problem.split("\n")
+        raise DataError(f"a worker failed on {describe(task)}. {first}", *trace)
     worker.task = None
     return number, result
 
@@ -147,7 +148,7 @@ def _death(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> DataErro
     worker.process.join(5.0)
     code = worker.process.exitcode
     cause = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-    where = one_line(describe(worker.task[1])) if worker.task else "nothing"
+    where = describe(worker.task[1]) if worker.task else "nothing"
     return DataError(
         f"a worker process died ({cause}) while it held {where}. SIGKILL is mostly the system "
         f"running out of memory: use fewer --workers. Otherwise one of these files crashes the "

@@ -69,8 +69,9 @@ with head(__name__, parse):
     import numpy as np
 
     from harl_fast.data.container.fields import open_reader
+    from harl_fast.data.container.index import check_container
     from harl_fast.data.container.integrity import IMAGE
-    from harl_fast.data.container.manifest import check_container, read_manifest
+    from harl_fast.data.container.manifest import read_manifest
     from harl_fast.data.occupancy import occupancy, occupancy_text
     from harl_fast.engine.views import sizes_text, view_geometry
     from harl_fast.jit import require_compiler
@@ -114,11 +115,13 @@ def draw_masks(args: argparse.Namespace) -> None:
         print(one_line(f"left out: {name}: {why}"))
     true = sum(one.has_truth for one in found)
     if args.truth and true < len(found):
-        print(f"note: {len(found) - true} of {len(found)} images have no mask in {args.truth}")
+        lacking = f"{len(found) - true} of {len(found)} images have no mask in {args.truth}"
+        print(one_line(f"note: {lacking}"))
     figure = "IoU" if true else "colour separation"
     values = sorted(one.figure for one in found if one.has_truth or not true)
     print(f"{figure} of {len(values)} images: mean {sum(values) / len(values):.3f}, from "
-          f"{values[0]:.3f} to {values[-1]:.3f}\nmasks: {args.out}")  # fmt: skip
+          f"{values[0]:.3f} to {values[-1]:.3f}")  # fmt: skip
+    print(one_line(f"masks: {args.out}"))
 
 
 def fitting(beton: Path) -> list[str]:
@@ -152,12 +155,13 @@ def main(argv: list[str] | None = None) -> int:
     name = one_line(args.config or "the default")
     print(f"configuration: {name}, views of {sizes_text(views)}")
     contact_sheet(args.source, config, args.out, count=args.count, ids=args.ids, epoch=args.epoch)
-    print(f"contact sheet: {args.out}")
+    print(one_line(f"contact sheet: {args.out}"))
     if args.stats:
         found = occupancy(args.source, views, seed=config.seed, epoch=args.epoch)
         about = {"container": str(args.source), "epoch": args.epoch}
         occupancy_chart(found, chart, about={**about, "config": config.model_dump(mode="json")})
-        print(f"{occupancy_text(found)}\nstatistics: {chart}")
+        print(occupancy_text(found))
+        print(one_line(f"statistics: {chart}"))
     return 0
 
 

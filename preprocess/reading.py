@@ -12,6 +12,9 @@ from harl_fast.options import checked, to_float
 CONVERTED = "colour profile converted to sRGB"
 UNUSABLE = "colour profile unusable, pixels taken as they are"
 NO_EXIF = "EXIF unreadable, taken as upright"
+UNNAMED_ALPHA = "a TIFF's fourth value has no name, taken for transparency"
+FIRST_PAGE = "with further pages, the first taken (PAGES=all takes all)"
+FEW_LEVELS = "left with fewer than 64 of their grey levels (another RANGE keeps more)"
 """Remarks on samples; manifests and summaries count them."""
 
 
@@ -25,27 +28,40 @@ class GreyRange:
 
     kind: str = "full"
     """``full``: what the file's type holds. ``minmax``: each image's least and greatest value.
-    ``fixed``: ``low`` and ``high``, and what lies outside is black or white."""
+    ``percentile``: those that ``low`` and ``high`` percent of each image's values lie below.
+    ``fixed``: ``low`` and ``high``. ``auto``: a fixed range of the whole set, which `settle.settle`
+    puts in place. What lies outside is black or white."""
     low: float = 0.0
     high: float = 0.0
+    found: str = ""
+    """How ``auto`` came to this range; empty for ranges that were asked for."""
 
     @property
     def name(self) -> str:
         """The text that `parse_range` turns into this range."""
-        return self.kind if self.kind != "fixed" else f"{self.low:g}:{self.high:g}"
+        ends = f"{self.low:g}:{self.high:g}"
+        return {"fixed": ends, "percentile": f"percentile:{ends}"}.get(self.kind, self.kind)
 
 
 def parse_range(text: str) -> GreyRange:
-    """Return the range that ``full``, ``minmax`` or LOW:HIGH names; else `ValueError`."""
-    if text in ("full", "minmax"):
+    """Return the range that auto, full, minmax, LOW:HIGH or percentile:LOW:HIGH names.
+
+    Raises `ValueError` for anything else.
+    """
+    if text in ("auto", "full", "minmax"):
         return GreyRange(text)
-    low, _, high = text.partition(":")
+    ends = text.removeprefix("percentile:")
+    low, _, high = ends.partition(":")
     try:
-        found = GreyRange("fixed", to_float(low), to_float(high))
+        found = GreyRange("fixed" if ends == text else "percentile", to_float(low), to_float(high))
     except ValueError:
-        raise ValueError(f"{text!r} is none of full, minmax and LOW:HIGH") from None
+        raise ValueError(
+            f"{text!r} is none of auto, full, minmax, LOW:HIGH and percentile:LOW:HIGH"
+        ) from None
     if not -math.inf < found.low < found.high < math.inf:
         raise ValueError(f"{text!r}: LOW and HIGH are finite, and LOW is the smaller")
+    if found.kind == "percentile" and not 0.0 <= found.low < found.high <= 100.0:
+        raise ValueError(f"{text!r}: percentiles LOW and HIGH are from 0 to 100")
     return found
 
 
@@ -58,11 +74,15 @@ class Reading:
     """Whether pixels with an embedded colour profile are converted to sRGB."""
     keep_warned: bool = False
     """Whether damaged JPEGs and WebPs (see `soundness`) are taken as far as Pillow reads them."""
+    all_pages: bool = False
+    """Whether each page of a TIFF is an image, see `pages.expand`."""
 
     def facts(self) -> dict[str, Any]:
         """Return what manifests record."""
+        found = {"range_found": self.grey.found} if self.grey.found else {}
         kept = {"keep_warned": True} if self.keep_warned else {}
-        return {"range": self.grey.name, "icc": self.icc, **kept}
+        paged = {"pages": "all"} if self.all_pages else {}
+        return {"range": self.grey.name, **found, "icc": self.icc, **kept, **paged}
 
 
 DEFAULT_READING = Reading()
@@ -73,10 +93,11 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--range",
         type=checked(parse_range),
-        default="full",
+        default="auto",
         metavar="RANGE",
-        help="which values of greys of over 8 bits are black and white: full (of the file's type), "
-        "minmax (of each image) or LOW:HIGH; default full",
+        help="which values of greys of over 8 bits are black and white: auto (what tags or a "
+        "sample of the images say, one range for all), full (of the file's type), LOW:HIGH, or of "
+        "each image minmax or percentile:LOW:HIGH; default auto",
     )
     parser.add_argument(
         "--icc",
@@ -92,6 +113,18 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_pages(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says which pages of TIFFs are images."""
+    parser.add_argument(
+        "--pages",
+        choices=("first", "all"),
+        default="first",
+        help="of TIFFs with several pages take the first, or all as name#1, name#2, ...; default "
+        "first",
+    )
+
+
 def reading_of(args: argparse.Namespace) -> Reading:
     """Return how the command line asks for files to be read."""
-    return Reading(args.range, args.icc, args.keep_warned)
+    all_pages = getattr(args, "pages", "first") == "all"  # of programs with `add_pages`
+    return Reading(args.range, args.icc, args.keep_warned, all_pages)

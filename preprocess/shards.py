@@ -13,11 +13,11 @@ import numpy as np
 
 from harl_fast.data.container.checksum import stored_sum
 from harl_fast.data.container.fields import MODE_NAMES
+from harl_fast.data.container.index import check_container
 from harl_fast.data.container.integrity import tables_sha256
 from harl_fast.data.container.manifest import (
     FORMAT_VERSION,
     Manifest,
-    check_container,
     manifest_path,
     names_path,
     sums_path,

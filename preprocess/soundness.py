@@ -25,11 +25,13 @@ from __future__ import annotations
 
 import ctypes
 import io
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile
 
 from harl_fast.data.views.jpeg import ANOTHER_SIZE, decode_pixels, jpeg_error
+from preprocess.arrays import Pixels
 from preprocess.png import deep_transparency
 from preprocess.reading import UnusableImageError
 
@@ -44,17 +46,37 @@ _FRAME_HEAD = 8 + 16
 """Bytes of an animation's chunk ANMF before the chunks of its frame."""
 
 
-def load_judged(image: ImageFile.ImageFile, file_size: tuple[int, int]) -> tuple[Image.Image, str]:
-    """Return an opened image loaded, at the size it was drafted for, and what is damaged or "".
+class Loaded(NamedTuple):
+    """An opened image with its pixels, at the size it was drafted for."""
 
-    file_size: (width, height) before it was drafted. A damaged image is returned as it came, to be
-    loaded by Pillow or not at all. Raises `UnusableImageError` for pixels of colours that their
-    palette lacks; a transparent one needs no colour.
+    file: Image.Image
+    """Its mode, format, size and metadata."""
+    pixels: Pixels | None = None
+    """(H, W, C) of a sound JPEG. Of all else they are in ``file``, loaded by Pillow unless damaged:
+    then to be loaded by Pillow or not at all."""
+    warning: str = ""
+    """What is damaged, if anything is."""
+
+    def image(self) -> Image.Image:
+        """Return all of it as Pillow's image, for a JPEG a copy."""
+        if self.pixels is None:
+            return self.file
+        flat = self.pixels.squeeze(2) if self.pixels.shape[2] == 1 else self.pixels
+        image = Image.fromarray(flat, self.file.mode)
+        image.format, image.info = self.file.format, self.file.info
+        return image
+
+
+def load_judged(image: ImageFile.ImageFile, file_size: tuple[int, int]) -> Loaded:
+    """Return an opened image loaded, and what is damaged.
+
+    file_size: (width, height) before it was drafted. Raises `UnusableImageError` for pixels of
+    colours that their palette lacks; a transparent one needs no colour.
     """
     if image.format in ("JPEG", "MPO"):
         return _load_jpeg(image, file_size)
     if image.format == "WEBP" and _decodes(_without_end(_file_bytes(image))):
-        return image, f"{DAMAGED}a WebP that decodes without the end of its data"
+        return Loaded(image, warning=f"{DAMAGED}a WebP that decodes without the end of its data")
     if image.format == "PNG" and "transparency" in image.info and image.tile[0].args == "RGB;16B":
         deep_transparency(image, _file_bytes(image))
     image.load()
@@ -67,24 +89,34 @@ def load_judged(image: ImageFile.ImageFile, file_size: tuple[int, int]) -> tuple
                 f"{DAMAGED}a pixel has colour {used[-1]} of the {image.format}'s palette, which "
                 f"ends at {colours - 1}"
             )
-    return image, ""
+    return Loaded(image)
 
 
-def _load_jpeg(image: ImageFile.ImageFile, file_size: tuple[int, int]) -> tuple[Image.Image, str]:
+def has_zero_steps(jpeg: Image.Image) -> bool:
+    """Return whether a table by which an opened JPEG's colours are quantized has zeros.
+
+    There are none by the standard (T.81, B.2.4.1), and libjpeg takes them without a word: what they
+    stand for becomes flat.
+    """
+    tables, layers = jpeg.quantization, jpeg.layer  # type: ignore[attr-defined]
+    return any(0 in tables.get(number, ()) for *_, number in layers)
+
+
+def _load_jpeg(image: ImageFile.ImageFile, file_size: tuple[int, int]) -> Loaded:
+    if has_zero_steps(image):
+        return Loaded(image, warning=f"{DAMAGED}a quantization table of the JPEG has zeros")
     data = np.frombuffer(_file_bytes(image), np.uint8)
     channels, pixel_format = _PIXELS[image.mode]
     pixels = np.empty((image.height, image.width, channels), np.uint8)
     code = decode_pixels(data, file_size[::-1], pixels, pixel_format)
     if code == ANOTHER_SIZE:
-        return image, f"{DAMAGED}Pillow and libjpeg find pictures of other sizes in it"
+        problem = "Pillow and libjpeg find pictures of other sizes in it"
+        return Loaded(image, warning=f"{DAMAGED}{problem}")
     if code != 0:
         text = ctypes.string_at(jpeg_error()).decode("ascii", "backslashreplace")
-        return image, f"{DAMAGED}libjpeg warns: {text}"
-    if image.mode == "CMYK":
-        pixels = ~pixels  # as Pillow reads them, see `images.to_rgb`
-    loaded = Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels, image.mode)
-    loaded.format, loaded.info = image.format, image.info
-    return loaded, ""
+        return Loaded(image, warning=f"{DAMAGED}libjpeg warns: {text}")
+    # CMYK as Pillow reads it, see `colours.to_rgb`.
+    return Loaded(image, ~pixels if image.mode == "CMYK" else pixels)
 
 
 def _file_bytes(image: ImageFile.ImageFile) -> bytes:

@@ -13,6 +13,7 @@ from preprocess.masks.registry import SUPERVISION
 from preprocess.masks.sources import MaskList
 from preprocess.shards import report_path
 from preprocess.soundness import DAMAGED
+from preprocess.sources import Split
 
 Report = dict[str, list[dict[str, str]]]
 
@@ -30,7 +31,7 @@ def summarise(out: Path, split: str, masks: MaskList, classes: list[str], rate: 
     for key, what in (("fallbacks", "fall-backs"), ("stand_ins", "centre ellipses")):
         number = mask[key]
         notes += [f"{what} {number:,} ({number / manifest.count:.1%})"] if number else []
-    kinds = "without labels"
+    kinds = "no labels"
     if counts:
         kinds = f"{len(counts)} classes of {min(counts):,} to {max(counts):,}"
     print(f"{split}: {manifest.count:,} images, {kinds}, {manifest.skipped:,} files skipped")
@@ -40,9 +41,9 @@ def summarise(out: Path, split: str, masks: MaskList, classes: list[str], rate: 
         f"full {mask['full_share']:.1%}"
     )
     for line in (*_on_store(manifest), *_on_files(beton, manifest, rate)):
-        print(line)
-    for line in (*_on_report(listing, report), *_lost_classes(masks, manifest, report, classes)):
-        print(line)
+        print(one_line(line))
+    for line in (*_on_report(listing, report), *_lost(masks.split, report, classes)):
+        print(one_line(line))
     return manifest
 
 
@@ -78,18 +79,26 @@ def _on_report(listing: Path, report: Report) -> Iterator[str]:
             yield f"  {what} and reasons: {listing} (first: {first})"
 
 
-def _lost_classes(
-    masks: MaskList, manifest: Manifest, report: Report, classes: list[str]
-) -> Iterator[str]:
-    """Yield a line on each class of which no image could be read."""
-    split = masks.split
-    counts = manifest.class_counts
-    lost = [label for label in sorted(set(split.labels)) if label >= 0 and not counts[label]]
-    reasons = {item["path"]: item["reason"] for item in report["skipped"]} if lost else {}
-    for label in lost:
-        names = [name for name, own in zip(split.names, split.labels, strict=True) if own == label]
-        first = one_line(names[0])
-        yield (
-            f"  class {classes[label]} is lost: none of its {len(names):,} files could be read "
-            f"(first: {first}: {reasons[first]})"
-        )
+def _lost(split: Split, report: Report, classes: list[str]) -> Iterator[str]:
+    """Yield a line on each class, or folder of images without labels, that lost all its files."""
+
+    def group(row: int) -> str:
+        if classes:
+            return f"class {classes[split.labels[row]]}"
+        return f"folder {split.names[row].rpartition('/')[0] or '.'}"
+
+    reasons = {item["path"]: item["reason"] for item in report["skipped"]}
+    lost: dict[str, list[int]] = {}
+    sound = set[str]()
+    for row, name in enumerate(split.names if reasons else ()):
+        if one_line(name) in reasons:
+            lost.setdefault(group(row), []).append(row)
+        else:
+            sound.add(group(row))
+    for name, rows in sorted(lost.items()):
+        if name not in sound:
+            first = one_line(split.names[rows[0]])
+            yield (
+                f"  {name} is lost: none of its {len(rows):,} files could be read "
+                f"(first: {first}: {reasons[first]})"
+            )

@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from PIL import Image, ImagePalette
+from PIL import Image, ImagePalette, TiffImagePlugin
 
 from harl_fast.data.container.integrity import MOST_PIXELS
 from preprocess.inflate import Inflation
 from preprocess.reading import UnusableImageError
 
+STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFFs; the last two of such as may be larger than 4 GB."""
 TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT = 258, 262, 339
+STATED_RANGES = ((340, 341), (280, 281))
+"""Tags of the least and the greatest value: of any type, and of unsigned ones."""
 _WIDTH, _HEIGHT, _COMPRESSION, _FILL_ORDER, _SAMPLES, _PLANAR = 256, 257, 259, 266, 277, 284
 _STRIPS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 278, 279
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
-_COLOUR_MAP, _SUBSAMPLING = 320, 530
+_COLOUR_MAP, _INK_SET, _EXTRA_SAMPLES, _SUBSAMPLING = 320, 332, 338, 530
+_KIND, _OLD_KIND = 254, 255
 """Tags of TIFF 6.0."""
-WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6
+WHITE_IS_ZERO, _RGB, _PALETTE, _INKS, _YCBCR = 0, 2, 3, 5, 6
+_CMYK = 1
 _RAW, _OLD_JPEG, _DEFLATE = 1, 6, (8, 32946)
 _SEPARATE = 2
-"""Values of the tags photometric, compression and planar configuration."""
+_ASIDE = 1 | 4
+"""Values of the tags photometric, ink set, compression, planar configuration, kind of frame."""
+TAG_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error)
+"""What Pillow raises on broken tags, but not on damaged pixels (OSError)."""
 _BLOCK = 1 << 20
+
+
+def pages(image: Image.Image) -> Iterator[int]:
+    """Yield the numbers of an opened TIFF's pages: 0, and its further frames.
+
+    Smaller copies of a page and masks (tags 254 and 255) are none. The list ends where it is
+    damaged or leads back.
+    """
+    yield 0
+    stream, number = image.fp, 0  # type: ignore[attr-defined]
+    assert stream is not None
+    stream.seek(0)
+    head = stream.read(16)
+    head = head if head[:4] in STARTS[2:] else head[:8]
+    place = image.tag_v2.next  # type: ignore[attr-defined]
+    seen = {0, TiffImagePlugin.ImageFileDirectory_v2(head).next}  # none, and the first
+    while place not in seen:
+        seen.add(place)
+        number += 1
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+        stream.seek(place)
+        with contextlib.suppress(*TAG_ERRORS):
+            tags.load(stream)
+            if _WIDTH in tags and not (tags.get(_KIND, 0) & _ASIDE or tags.get(_OLD_KIND) == 2):
+                yield number
+        place = tags.next  # still the first's if nothing could be read
 
 
 class _Layout(NamedTuple):
@@ -47,6 +85,10 @@ def check_tiff(image: Image.Image, stream: BinaryIO) -> None:
     is taken for one of 8 bits, as libtiff's tools do.
     """
     tags = image.tag_v2  # type: ignore[attr-defined]
+    if tags.get(TAG_PHOTOMETRIC) == _INKS and tags.get(_INK_SET, _CMYK) != _CMYK:
+        raise UnusableImageError(
+            f"a TIFF of inks that are not CMYK (InkSet {tags[_INK_SET]}): save it as RGB"
+        )
     compression = tags.get(_COMPRESSION, _RAW)
     if compression == _OLD_JPEG:
         return
@@ -71,6 +113,16 @@ def check_tiff(image: Image.Image, stream: BinaryIO) -> None:
             problem = _inflation_problem(stream, length, least, most)
         if problem:
             raise UnusableImageError(f"damaged: {layout.name} {index + 1} of the TIFF {problem}")
+
+
+def has_unnamed_alpha(image: Image.Image) -> bool:
+    """Return whether an opened TIFF has RGB and a fourth value, but no tag that says of what.
+
+    TIFF 6.0 (page 31) wants one. OpenCV writes transparency without, and Pillow reads it as such.
+    """
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    rgb = tags.get(TAG_PHOTOMETRIC) == _RGB
+    return rgb and tags.get(_SAMPLES, 1) > 3 and _EXTRA_SAMPLES not in tags
 
 
 def _layout(tags: Any) -> _Layout:

@@ -45,11 +45,11 @@ with head(__name__, parse):
 
     from harl_fast.data.container.checksum import Kind, stored_sum
     from harl_fast.data.container.fields import open_reader
+    from harl_fast.data.container.index import check_container
     from harl_fast.data.container.integrity import IMAGE, MASK
     from harl_fast.data.container.manifest import (
         REMEDY,
         Manifest,
-        check_container,
         names_path,
         read_manifest,
         read_sums,
@@ -93,6 +93,8 @@ class Verdict:
     samples: int = 0
     refused: str = ""
     """Why the container could not be judged."""
+    sealed: bool = True
+    """The manifest has a checksum of itself."""
     checksum: str = "not compared"
     """Of the whole file: same or differs."""
     decoded: bool = False
@@ -119,7 +121,7 @@ def verify(beton: Path, *, deep: bool, workers: int) -> Verdict:
     start, verdict = time.monotonic(), Verdict(str(beton))
     try:
         manifest = read_manifest(beton)
-        verdict.samples = manifest.count
+        verdict.samples, verdict.sealed = manifest.count, bool(manifest.manifest_sha256)
         check_container(beton, manifest)
         names = _names(beton, manifest)
         sums = read_sums(beton, manifest)
@@ -244,6 +246,11 @@ def _print(verdict: Verdict) -> None:
     if verdict.refused:
         print(f"{file}: refused: {one_line(verdict.refused)}")
         return
+    if not verdict.sealed:
+        print(
+            f"note: {file}: its manifest has no checksum of itself, as those from before there was "
+            f"one: an edit of its class names or sizes would not be noticed"
+        )
     took = f"({format_seconds(verdict.seconds)})"
     if verdict.code == SOUND:
         done = ", every sample decoded" if verdict.decoded else ""

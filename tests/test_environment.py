@@ -25,6 +25,9 @@ DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "sklearn": "scikit-lea
 DISTRIBUTIONS |= {"yaml": "pyyaml", "llvmlite": "numba", "packaging": "pytest", "tomli": "pytest"}
 DISTRIBUTIONS |= {"markdown": "mkdocs-material"}
 """The last four come with packages that are made of them or need them themselves."""
+OPTIONAL = [("preprocess", extra) for extra in ("masks-onnx", "webdataset", "parquet")]
+OPTIONAL += [("harl_fast", "timm")]
+"""Who imports what an extra brings."""
 OURS = {"harl_fast", "preprocess", "launch", "tests", "benchmarks"}
 OURS_AND_PYTHONS = sys.stdlib_module_names | OURS
 
@@ -57,7 +60,7 @@ def test_conda_users_get_the_same_pins() -> None:
 def test_an_extra_has_the_pins_of_the_development_environment() -> None:
     extras = project()["optional-dependencies"]
     dev = requirements(extras["dev"])
-    for name in ("masks-onnx", "timm"):
+    for name in ("masks-onnx", "timm", "webdataset", "parquet"):
         extra = requirements(extras[name])
         assert extra and extra.items() <= dev.items()
 
@@ -95,8 +98,8 @@ def third_party(folder: str) -> dict[str, str]:
 def test_every_import_is_declared(folder: str) -> None:
     table = project()
     declared = requirements(table["dependencies"])
-    # Imported only when a mask method or a backbone needs it.
-    for owner, extra in (("preprocess", "masks-onnx"), ("harl_fast", "timm")):
+    # Imported only when a mask method, a source or a backbone needs it.
+    for owner, extra in OPTIONAL:
         if folder == owner:
             declared |= requirements(table["optional-dependencies"][extra])
     if folder in ("tests", "benchmarks"):

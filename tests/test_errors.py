@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import time
 
 import pytest
 
-from harl_fast.errors import shown
+from harl_fast.errors import DataError, explain, shown
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,13 @@ def test_large_values_are_cut_at_once(value: object) -> None:
     start = time.monotonic()
     assert len(shown(value)) <= 80
     assert time.monotonic() - start < 1.0  # microseconds alone
+
+
+def test_no_name_breaks_the_line_of_an_error() -> None:
+    assert str(DataError("a\nb\x1b is missing")) == r"a\nb\x1b is missing"
+    assert str(DataError("a: x", "b\nc: y")) == "a: x\n  b\\nc: y"
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "a\nb")
+    assert explain(missing).startswith(r"a\nb: No such file")
 
 
 def test_deep_values_are_shown() -> None:

@@ -172,7 +172,9 @@ def test_a_programs_every_message_is_plain_in_any_locale(
 
 def test_no_part_of_an_error_passes_for_a_message_of_its_own() -> None:
     result = ended("raise DataError('x.beton\\nall samples are as written: is damaged')")
-    assert result.stderr == b"error: x.beton\n  all samples are as written: is damaged\n"
+    assert result.stderr == b"error: x.beton\\nall samples are as written: is damaged\n"
+    result = ended("raise DataError('a: one', 'b: two')")
+    assert result.stderr == b"error: a: one\n  b: two\n"
 
 
 def test_an_error_of_any_length_is_cut() -> None:

@@ -56,7 +56,7 @@ OBJECTS = {
     "an open text": (b"{a: '''", "not valid JSON"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "save it as UTF-8"),
     "NUL": (b'{"a": "\0"}', r"'\x00' in line 1"),
-    "many commas": (b'{"a": ' + b"1" * 30_000 + b"x" + b"," * 30_000 + b"\n}", "digits"),
+    "many commas": (b'{"a": ' + b"1" * 30_000 + b"x" + b"," * 30_000 + b"\n}", "not valid JSON"),
 }
 
 
@@ -126,6 +126,41 @@ def test_texts_are_written_so_that_every_reader_takes_them_for_texts(text: str) 
 def test_nesting_up_to_the_limit_is_read() -> None:
     text = '{"a": ' + "[" * (DEEPEST - 1) + "]" * (DEEPEST - 1) + "}"
     assert parse_json(text, where="x") == parse_yaml(text, where="x")
+
+
+WRONG_HJSON = {
+    '{\n "a": NaN,\n "b": 1}': r"'NaN' is no number; a text needs quotes: line 2 column 7",
+    '{"a": 08, "b": 1}': r"'08' is no number; .*line 1 column 7",
+    '{"a": +1}': r"'\+1' is no number; .*line 1 column 7",
+    '{\n"a": 1e999}': r"'1e999' is no finite number: line 2 column 6",
+    '{"a": [1, 2}': r"A value is expected: line 1 column 12",
+    "{a: 1}\n/*": r"the comment that starts in line 2 has no end",
+    "{a: 1 /* x\n}": r"the comment that starts in line 1 has no end",
+    "{\na: '''": r"the text that starts in line 2 has no end",
+    "{\na: '''x\n}": r"Bad multiline string: line 3 column 2",
+    "{a: 1,\nb: 2\n": r"it ends in line 3 before a closing }",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_HJSON)
+def test_a_mistake_in_hjson_is_named_with_its_place(text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^f.json: not valid JSON: {WRONG_HJSON[text]}"):
+        parse_json(text, where="f.json", hjson_too=True)
+
+
+def test_hjson_has_comments_bare_words_and_commas_at_will() -> None:
+    text = """
+    # one
+    {  // two
+      a: 5e8, b: -1.5 /* three */, c: [1, true,]
+      d: bf16 # four
+      "e": {f: ds_configs/cpu.json, g: null}
+    }
+    """
+    assert parse_json(text, where="x", hjson_too=True) == {
+        "a": 5e8, "b": -1.5, "c": [1, True], "d": "bf16",
+        "e": {"f": "ds_configs/cpu.json", "g": None},
+    }  # fmt: skip
 
 
 def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.data.container.checksum import CHECKED
-from harl_fast.data.container.manifest import Manifest, names_path, read_sums, sample_name
+from harl_fast.data.container.manifest import names_path
+from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.views.sample import STATUS_TEXT
 from harl_fast.errors import DataError
 
@@ -29,21 +29,12 @@ LISTED = 100
 _log = logging.getLogger(__name__)
 
 
-def compared_sums(path: Path, manifest: Manifest) -> npt.NDArray[np.uint64] | None:
-    """Return the (N, 2) sums that samples are compared with as they are read, or None, and say so.
-
-    Older containers have none, or CRC-32, which would take too long. Raises DataError when the file
-    of sums is not the container's.
-    """
-    sums = read_sums(path, manifest)
-    if sums is not None and sums.dtype == CHECKED:
-        return sums.astype(np.uint64, copy=False)
-    _tell_unchecked(path, "no" if sums is None else "only older, slower")
-    return None
-
-
 @functools.cache  # said once, however many loaders read the container
-def _tell_unchecked(path: Path, which: str) -> None:
+def tell_unchecked(path: Path, which: str) -> None:
+    """Warn that a container has no sums that are compared as samples are read.
+
+    Older ones have none, or CRC-32, which would take too long.
+    """
     _log.warning(
         "%s has %s checksums of its samples: bytes that change in storage can go unnoticed while "
         "it is read. `python -m preprocess.verify --deep` looks for them; containers that `make "
@@ -71,11 +62,11 @@ class Damage:
     alone, whatever batch, threads, ranks and resumption.
     """
 
-    def __init__(self, path: Path, *, samples: int, policy: Policy) -> None:
-        self.path, self.policy = path, policy
+    def __init__(self, container: OpenContainer, *, policy: Policy) -> None:
+        self.policy = policy
         self.first: list[DamagedSample] = []
         """The first `LISTED` of them, in the order met."""
-        self._samples = samples
+        self._container, self._samples = container, container.manifest.count
         self._reasons: dict[int, str] = {}
         self._known: dict[int, int] = {}  # damaged: its replacement
 
@@ -98,11 +89,11 @@ class Damage:
 
     def met(self, sample: int, status: int) -> None:
         """Take note of a damaged sample; raise DataError if it, or their number, is not borne."""
-        reason = STATUS_TEXT[status]
-        name = self._name(sample)
+        reason, name = STATUS_TEXT[status], self._name(sample)
+        path = self._container.file_of(sample)[0]
         if self.policy == "raise":
             raise DataError(
-                f"{self.path}: sample {sample} ({name}): {reason}. The container is damaged: write "
+                f"{path}: sample {sample} ({name}): {reason}. The container is damaged: write "
                 f"it again with `make beton`, or let the loader replace such samples "
                 f'(damaged: "replace")'
             )
@@ -111,20 +102,20 @@ class Damage:
         self._reasons[sample] = reason
         if len(self.first) < LISTED:
             self.first.append(DamagedSample(sample, name, reason))
-        _log.warning("%s: sample %d (%s): %s; it is replaced", self.path, sample, name, reason)
+        _log.warning("%s: sample %d (%s): %s; it is replaced", path, sample, name, reason)
         if self.count > self.limit:
             raise DataError(
-                f"{self.path}: {self.count} damaged samples met, more than the {self.limit} that "
-                f"are replaced (the last was sample {sample}, {name}: {reason}). `python -m "
-                f"preprocess.verify --deep {self.path}` lists them all; write the container again "
-                f"with `make beton`"
+                f"{self._container.path}: {self.count} damaged samples met, more than the "
+                f"{self.limit} that are replaced (the last was sample {sample}, {name}: {reason}). "
+                f"`python -m preprocess.verify --deep {self._container.path}` lists them all; "
+                f"write the container again with `make beton`"
             )
 
     def _name(self, sample: int) -> str:
         try:
-            return sample_name(self.path, sample)
+            return self._container.name_of(sample)
         except (DataError, OSError, UnicodeDecodeError):  # the damage is what must be told
-            return f"its name is not in {names_path(self.path).name}"
+            return f"its name is not in {names_path(self._container.file_of(sample)[0]).name}"
 
     def candidate(self, sample: int) -> int:
         """Return the next sample after ``sample`` not known to be damaged; DataError if none is."""
@@ -132,7 +123,7 @@ class Damage:
             other = (sample + step) % self._samples
             if other not in self._reasons:
                 return other
-        raise DataError(f"{self.path}: all {self._samples} samples are damaged")
+        raise DataError(f"{self._container.path}: all {self._samples} samples are damaged")
 
     def replaced(self, sample: int, by: int) -> None:
         """Remember the sound replacement of a damaged sample."""

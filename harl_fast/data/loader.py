@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import weakref
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from harl_fast.data.buffers import Buffers
-from harl_fast.data.container.manifest import Manifest, check_container, read_manifest
+from harl_fast.data.container.index import check_container
+from harl_fast.data.container.manifest import Manifest, manifest_path
 from harl_fast.data.container.reader import OpenContainer
-from harl_fast.data.damage import Check, Damage, Policy, compared_sums
+from harl_fast.data.damage import Check, Damage, Policy, tell_unchecked
 from harl_fast.data.decode import Decoder
 from harl_fast.data.order import GlobalOrder, Kind, chunk_length
 from harl_fast.data.prefetch import PrefetchThread, check_process
@@ -26,6 +28,8 @@ from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
 from harl_fast.host import usable_cores
 from harl_fast.jit import require_compiler
+
+_log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -77,9 +81,11 @@ class _Reading:
 
 
 class _Loader:
-    """A checked, open container, and passes over given samples of it."""
+    """A checked, open container or set, and passes over given samples of it."""
 
-    def __init__(self, path: Path, *, damaged: Policy, check: Check) -> None:
+    def __init__(
+        self, path: Path, *, damaged: Policy, check: Check, skip_broken: bool = False
+    ) -> None:
         require_compiler()
         for name, choice, known in (("damaged", damaged, Policy), ("check", check, Check)):
             if choice not in get_args(known):
@@ -87,18 +93,24 @@ class _Loader:
                     f"{name}: {choice!r}; use {' or '.join(map(repr, get_args(known)))}"
                 )
         self.path = Path(path)
-        if self.path.is_dir():
+        if self.path.is_dir() and not manifest_path(self.path).exists():
             inside = ", ".join(sorted(p.name for p in self.path.glob("*.beton"))) or "none"
             raise DataError(
-                f"{self.path} is a folder; name a container (the .beton files in it: {inside})"
+                f"{self.path} is a folder without a set's manifest beside it; name a container "
+                f"(the .beton files in it: {inside})"
             )
-        self.manifest: Manifest = read_manifest(self.path)
-        check_container(self.path, self.manifest)
+        self._container = OpenContainer(
+            self.path, sums=check == "checksum", skip_broken=skip_broken
+        )
+        self.manifest: Manifest = self._container.manifest
+        """Of what is open: a set's without the shards that were left out."""
         if self.manifest.count < 1:
             raise DataError(f"{self.path} has no samples; convert images with `make beton`")
-        self.damage = Damage(self.path, samples=self.manifest.count, policy=damaged)
-        sums = compared_sums(self.path, self.manifest) if check == "checksum" else None
-        self._container = OpenContainer(self.path, sums=sums)
+        for reason in self._container.index.left_out:
+            _log.warning("left out, with all its samples: %s", reason)
+        for file, instead in self._container.index.unchecked:
+            tell_unchecked(file, instead)
+        self.damage = Damage(self._container, policy=damaged)
         self._process = os.getpid()
 
     def _open(
@@ -166,7 +178,7 @@ class _Loader:
                 yield Batch(
                     tuple(v.permute(0, 3, 1, 2) if v.is_floating_point() else v for v in views),
                     tuple(map(torch.from_numpy, outputs.cells)),
-                    torch.from_numpy(self._container.labels[ids]),
+                    torch.from_numpy(self._container.labels[ids].astype(np.int64)),
                     torch.from_numpy(ids),
                 )
         finally:
@@ -200,8 +212,9 @@ class BetonLoader(_Loader):
         check: Check = "checksum",
         order: Kind = "random",
         colour: Colouring | None = None,
+        skip_broken: bool = False,
     ) -> None:
-        super().__init__(path, damaged=damaged, check=check)
+        super().__init__(path, damaged=damaged, check=check, skip_broken=skip_broken)
         self.order = GlobalOrder(
             count=self.manifest.count,
             batch_global=batch_global,
@@ -326,8 +339,9 @@ class EvalLoader(_Loader):
         damaged: Policy = "raise",
         check: Check = "checksum",
         ids: Sequence[int] | np.ndarray | None = None,
+        skip_broken: bool = False,
     ) -> None:
-        super().__init__(path, damaged=damaged, check=check)
+        super().__init__(path, damaged=damaged, check=check, skip_broken=skip_broken)
         self.ids = self._known(range(self.manifest.count) if ids is None else ids)
         view = ViewGeometry(size_px=size_px, cells=1, centre=centre)
         batch = min(batch, len(self.ids))

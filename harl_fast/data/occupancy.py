@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.data.container.manifest import check_container, read_manifest
 from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.order import spread
 from harl_fast.data.views.cells import cell_coverage, fill_integral
@@ -43,19 +42,17 @@ def occupancy(
     No image is decoded. The crops are those that the training loader would take. Raises DataError
     when the container is not sound.
     """
-    manifest = read_manifest(beton)
-    check_container(beton, manifest)
     container, table = OpenContainer(beton), geometry_table(views)
     stored, size = container.stored, container.stored.mask_size
-    ids = spread(manifest.count, most)
+    ids = spread(container.manifest.count, most)
     coverage = np.zeros(len(ids))
     grids = [np.zeros((len(ids), view.cells, view.cells), np.float32) for view in views]
     integral = np.zeros((size + 1, size + 1), np.int32)
     for row, sample in enumerate(ids.tolist()):
-        packed, image = container.bytes_at(stored.masks[sample]), stored.images[sample]
-        if packed is None or packed.size * 8 != size * size:
+        packed, row_of = container.mask_bytes(sample), stored.rows[sample]
+        if packed is None:
             raise DataError(f"{beton}: sample {sample} has no mask. Write it again: `make beton`")
-        height, width = int(image["height"]), int(image["width"])
+        height, width = int(row_of["height"]), int(row_of["width"])
         fill_integral(packed, size, integral)
         coverage[row] = integral[-1, -1] / size**2
         for view, grid in enumerate(grids):

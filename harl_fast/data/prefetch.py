@@ -97,16 +97,17 @@ class PrefetchThread(threading.Thread):
 
     def _decode(self, samples: Ids, out: Outputs) -> None:
         """Fill ``out`` with these samples and their status; raise what is no fault of a sample."""
-        self._container.check()
+        self._container.check(samples)
         try:
             self.decode(samples, out)
         except Exception as error:  # named below, and raised in the consumer
             raise self._blame(samples, out, error) from error
-        self._container.check()  # what was read while the file changed must not be handed out
-        if (out.status == UNREAD).any():
-            raise DataError(
-                f"{self._container.path} could not be read in full: check its disk (`dmesg`)"
-            )
+        self._container.check(
+            samples
+        )  # what was read while the file changed must not be handed out
+        for sample in samples[out.status == UNREAD].tolist():
+            path = self._container.file_of(sample)[0]
+            raise DataError(f"{path} could not be read in full: check its disk (`dmesg`)")
 
     def decode(self, samples: Ids, out: Outputs) -> None:
         """Run the kernel."""

@@ -248,9 +248,9 @@ def run_engine_file(
             mode="json", exclude_none=True
         )
     except ConfigError as error:
-        raise ConfigError(
-            f"{error}. If it is damaged, delete it, and give --engine-set as at the run's start"
-        ) from error
+        *lines, last = error.args
+        instead = "delete it, and give --engine-set as at the run's start"
+        raise ConfigError(*lines, f"{last}. If it is damaged, {instead}") from error
     micro, steps = (kept.get(key, 0) for key in _DIVISION)
     named = {text.partition("=")[0].partition(".")[0] for text in overrides}
     resized = not named.isdisjoint({"train_batch_size", *_DIVISION})

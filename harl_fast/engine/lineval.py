@@ -10,6 +10,7 @@ import torch
 from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
 from harl_fast.engine.networks import load_encoder, random_encoder
 from harl_fast.engine.provenance import code_version
+from harl_fast.errors import one_line
 from harl_fast.eval.protocol import Evaluator, table
 from harl_fast.files import check_output
 from harl_fast.lock import lock_beside, locked
@@ -71,7 +72,7 @@ def lineval(
         )
         # A full disk of the log takes nothing of the result.
         print(table(results, chance=evaluator.chance()))
-        print(f"result: {out}")
+        print(one_line(f"result: {out}"))
     return 0
 
 

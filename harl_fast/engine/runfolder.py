@@ -106,10 +106,10 @@ def run_config(
     # What a damaged file makes a YAML reader raise besides its own errors.
     except (ConfigError, OSError, ValueError, RecursionError, MemoryError) as error:
         instead = "delete it: the checkpoint's record has the configuration too"
-        raise ConfigError(
-            f"{error if isinstance(error, ConfigError) else f'{folder.config}: {error!s:.120}'}. "
-            f"If it is damaged, {instead if record else 'start a new run in another folder'}"
-        ) from error
+        known = isinstance(error, ConfigError)
+        *lines, last = error.args if known else (f"{folder.config}: {error!s:.120}",)
+        instead = instead if record else "start a new run in another folder"
+        raise ConfigError(*lines, f"{last}. If it is damaged, {instead}") from error
 
 
 def write_configs(folder: RunFolder, config: RunConfig, engine: EngineConfig) -> None:

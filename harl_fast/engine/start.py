@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harl_fast.config import RunConfig
+from harl_fast.data.views.augment import check_augmentations
 from harl_fast.engine.checkpoint.format import (
     Checkpoint,
     Record,
@@ -27,7 +28,11 @@ from harl_fast.engine.resume import (
     settings,
 )
 from harl_fast.engine.runfolder import RunFolder, run_config, signs_of_a_save
+from harl_fast.engine.views import sizes_in
 from harl_fast.errors import CheckpointError
+from harl_fast.model.backbones import feature_size
+from harl_fast.model.loss import term_weights
+from harl_fast.schedules import weight_schedule
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,35 @@ def decide(folder: RunFolder, engine_config: EngineConfig, request: Request) -> 
     Raises HarlError if a run to be resumed would not go on as it began, or its files are damaged.
     """
     if not request.resume:
-        config = run_config(folder, name=request.config, overrides=request.overrides, resume=False)
+        config = _asked_config(folder, request)
         return _first_start(folder, config, engine_config, init_from=request.init_from)
     first = is_before_the_first(folder.checkpoints)
     return (_begin_again if first else _continue)(folder, engine_config, request)
+
+
+def _asked_config(
+    folder: RunFolder, request: Request, *, record: RunConfig | None = None
+) -> RunConfig:
+    """Return the configuration that is asked for, see `run_config`.
+
+    Raises ConfigError also for what `load_config` cannot know: names that are in no table of loss
+    terms, backbones or augmentations, sizes of views of which a backbone makes no map, and
+    schedules that are none.
+    """
+    config = run_config(
+        folder,
+        name=request.config,
+        overrides=request.overrides,
+        resume=request.resume,
+        record=record,
+    )
+    for spec in (config.loss.alpha, config.loss.beta):
+        weight_schedule(spec)
+    term_weights(config.loss, alpha=1.0, beta=1.0)
+    check_augmentations(config.data.views)
+    for size_px in sizes_in(config):
+        feature_size(config.model, size_px=size_px)
+    return config
 
 
 def _first_start(
@@ -135,7 +165,7 @@ def _begin_again(folder: RunFolder, engine_config: EngineConfig, request: Reques
             f"{folder.checkpoints} holds no complete checkpoint, but the run had one: "
             f"{'; '.join(signs)}. Bring the checkpoints back, or start again in a new folder"
         )
-    config = run_config(folder, name=request.config, overrides=request.overrides, resume=True)
+    config = _asked_config(folder, request)
     # A folder of an older version, or a start that was killed in between, may lack engine.json.
     engine_before = first_engine(folder.engine) if folder.engine.exists() else engine_config
     pairs = (before, engine_before), (config, engine_config)
@@ -157,9 +187,7 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, request: Request) 
     weights = open_checkpoint(folder.checkpoints, verify=True)
     check_identity(weights, known.run_id)
     record, notes = weights.record, [*weights.notes]
-    config = run_config(
-        folder, name=request.config, overrides=request.overrides, resume=True, record=record.config
-    )
+    config = _asked_config(folder, request, record=record.config)
     pairs = (record.config, recorded_engine(weights)), (config, engine_config)
     changes = _allowed_changes(request, *pairs, where=str(weights.path))
     if changes:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from harl_fast.data.container.manifest import check_labelled, manifest_path, read_manifest
 from harl_fast.data.loader import EvalLoader
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.errors import DataError
@@ -50,16 +51,21 @@ class Evaluator:
         batch: int = 256,
         workers: int = 0,
     ) -> None:
-        """Open ``train.beton`` and ``val.beton``; DataError if they hold other classes.
+        """Open ``train.beton`` and ``val.beton``; DataError without labels or with other classes.
 
         size_px: side of the central square that the encoder sees. mean, std: the normalisation it
         was trained with.
         """
-        self._loaders = {
-            split: EvalLoader(
-                Path(folder) / f"{split}.beton", size_px=size_px, batch=batch, workers=workers
+        containers = {split: Path(folder) / f"{split}.beton" for split in ("train", "val")}
+        check_labelled(containers["train"], read_manifest(containers["train"]))
+        if not manifest_path(containers["val"]).exists():
+            raise DataError(
+                f"{folder} has no val.beton to judge features on: nothing was held out. Write both "
+                f"with `make beton DATA=<images> VAL=5% OUT={folder}`"
             )
-            for split in ("train", "val")
+        self._loaders = {
+            split: EvalLoader(beton, size_px=size_px, batch=batch, workers=workers)
+            for split, beton in containers.items()
         }
         train, val = (loader.manifest.classes for loader in self._loaders.values())
         if train != val:

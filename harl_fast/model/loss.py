@@ -55,8 +55,8 @@ def term_weights(loss: LossConfig, *, alpha: float, beta: float) -> dict[str, fl
     for name in loss.extra:
         if name not in free:
             raise ConfigError(
-                f"loss.extra.{name}: the terms that take a weight there are {free or 'none yet'}"
-                f"{nearest(name, free)}"
+                f"loss.extra.{name}: no term of that name takes a weight there; those that do: "
+                f"{', '.join(free) or 'none yet'}{nearest(name, free)}"
             )
     return {
         name: loss.extra.get(name, 0.0) if term.weight is None else term.weight(loss, alpha, beta)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from pathlib import Path
 
-from harl_fast.errors import ConfigError, DataError, shown
-from harl_fast.files import check_output
+from harl_fast.errors import ConfigError, DataError, one_line, shown
+from harl_fast.files import check_output, to_stderr
 from harl_fast.host import usable_cores
 from harl_fast.options import checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
-from preprocess.reading import add_reading, reading_of
-from preprocess.sources import folder_source
+from preprocess.reading import add_pages, add_reading, reading_of
+from preprocess.sources import read_source
+from preprocess.sources.layout import HELD_OUT
+from preprocess.sources.options import add_choices, choices_of
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the checked command line."""
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.masks",
-        description="Make the masks of all images in FOLDER/train and FOLDER/val into a cache, "
-        "which `python -m preprocess.beton --masks CACHE` reads. A run that was stopped continues "
+        description="Make the masks of all images of a source into a cache, which "
+        " `python -m preprocess.beton --masks CACHE` reads. A run that was stopped continues "
         "where it was: run it again.",
         epilog="Exit code: 0 all is there, 2 it cannot be done, 130 interrupted.",
     )
@@ -44,7 +45,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="as in the conversion: longest side of the images that masks are made of; default "
         "%(default)s",
     )
+    add_choices(parser)
     add_reading(parser)
+    add_pages(parser)
     add(
         "--shard",
         type=checked(_shard),
@@ -72,6 +75,8 @@ with head(__name__, parse):
     from preprocess.masks.runner import fill_split, make_masks
     from preprocess.masks.sources import FALLBACK
     from preprocess.masks.spec import MethodSpec
+    from preprocess.pages import with_pages
+    from preprocess.settle import settle
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,15 +94,18 @@ def main(argv: list[str] | None = None) -> int:
     _check_place(args.out, args.data)
     check_output(args.out, option="--out", folder=True)
     try_method(spec)
-    source = folder_source(args.data)
-    for note in source.notes:
-        print(f"note: {note}", flush=True)
+    source = read_source(args.data, choices_of(args))
     reading = reading_of(args)
+    if reading.all_pages:
+        source = with_pages(source)
+    train = source.splits["train"]
+    reading = settle(reading, len(train.names), train.image)
     info = cache.describe(spec, max_resolution=args.max_resolution, reading=reading)
     make = functools.partial(
         make_masks, methods=methods, max_resolution=args.max_resolution, reading=reading
     )
-    print(f"masks: {spec} ({SUPERVISION[supervision(spec)]}) into {args.out}", flush=True)
+    what = f"{spec} ({SUPERVISION[supervision(spec)]})"
+    print(one_line(f"masks: {what} into {args.out}"), flush=True)
     sharing = {"key": cache.key_of(info), "shard": args.shard, "workers": args.workers}
     try:
         with cache.locked_shard(args.out, args.shard):
@@ -105,18 +113,15 @@ def main(argv: list[str] | None = None) -> int:
             for name, split in source.splits.items():
                 fill_split(args.out, name, split, make, **sharing)
     except KeyboardInterrupt:
-        print(
-            f"interrupted: finished files stay in {args.out}; the same command continues",
-            file=sys.stderr,
-        )
+        to_stderr(f"interrupted: finished files stay in {args.out}; the same command continues")
         return 130
     return 0
 
 
 def _check_place(out: Path, data: Path) -> None:
-    for split in ("train", "val", "test"):
-        inside = (data / split).resolve()
-        if out.resolve() == inside or inside in out.resolve().parents:
+    split = (data / "train").is_dir()
+    for inside in [data / name for name in ("train", *HELD_OUT)] if split else [data]:
+        if out.resolve() == inside.resolve() or inside.resolve() in out.resolve().parents:
             raise DataError(
                 f"--out {out} lies among the images in {inside}; choose a folder outside"
             )

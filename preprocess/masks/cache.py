@@ -34,6 +34,8 @@ from preprocess.masks.registry import INPUT_PX, SUPERVISION, method_facts
 from preprocess.masks.spec import MethodSpec
 from preprocess.reading import DEFAULT_READING, Reading
 from preprocess.sources import Split
+from preprocess.sources.layout import HELD_OUT
+from preprocess.sources.members import FileRef
 
 FORMAT = 1
 INFO = "masks.json"
@@ -159,17 +161,21 @@ def file_path(folder: Path, split: str, number: int) -> Path:
     return folder / split / f"{number:06d}.safetensors"
 
 
-def stale(path: Path, names: list[str], root: Path, *, key: str) -> str:
-    """Return why a file's masks cannot be kept, or an empty text if they can."""
+def stale(path: Path, tasks: list[tuple[str, FileRef]], *, key: str) -> str:
+    """Return why a file's masks cannot be kept, or an empty text if they can.
+
+    tasks: name and place of the images that it is to hold.
+    """
     if not path.is_file():
         return "missing"
     try:
         masks = read_masks(path, key=key)
     except DamagedError as error:
         return f"{path.name} {error}"
-    if [mask.name for mask in masks] != names:
+    if [mask.name for mask in masks] != [name for name, _ in tasks]:
         return "of another list of images"
-    changed = [mask.name for mask in masks if not mask.image.fits(root / mask.name)]
+    pairs = zip(masks, tasks, strict=True)
+    changed = [mask.name for mask, (_, image) in pairs if not mask.image.fits(image)]
     return f"{changed[0]} changed" if changed else ""
 
 
@@ -192,16 +198,21 @@ class CacheReader:
         self._key = key_of(info)
         self._places: dict[str, tuple[int, int]] = {}
         wanted = set(split.names)
-        base = folder / _split_folder(split)
-        self.files = sorted(base.glob("*.safetensors"))
+        # A part that was held out may be another now: those of the other splits come last.
+        own = _split_folder(split)
+        self.files = sorted(
+            folder.glob("*/*.safetensors"), key=lambda path: (path.parent.name != own, path)
+        )
         self.damaged: list[str] = []
         self._read = functools.lru_cache(KEPT_FILES)(functools.partial(read_masks, key=self._key))
-        with Progress(len(self.files), label=f"reading {base}", unit="files") as progress:
+        with Progress(len(self.files), label=f"reading {folder}", unit="files") as progress:
             for number, path in enumerate(self.files):
+                if len(self._places) == len(wanted):
+                    break
                 try:
                     for place, mask in enumerate(read_masks(path, key=self._key)):
                         if mask.name in wanted:
-                            self._places[mask.name] = (number, place)
+                            self._places.setdefault(mask.name, (number, place))
                 except DamagedError as error:
                     self.damaged.append(f"{path} {error}")
                 progress.advance()
@@ -224,8 +235,13 @@ class CacheReader:
 
 
 def _split_folder(split: Split) -> str:
-    """Return the folder of a split's masks; test/ is the val split's other name."""
-    return "train" if split.names[0].startswith("train/") else "val"
+    """Return the folder where a split's masks are likeliest; test/ is val's other name."""
+    return "val" if split.names[0].partition("/")[0] in HELD_OUT else "train"
+
+
+def _fits(reader: CacheReader, split: Split, row: int) -> bool:
+    mask, _ = reader.find(split.names[row])
+    return mask is not None and mask.image.fits(split.file(row))
 
 
 def open_cache(folder: Path, split: Split) -> CacheReader | None:
@@ -237,19 +253,20 @@ def open_cache(folder: Path, split: Split) -> CacheReader | None:
     reader = CacheReader(folder, split, info)
     name = _split_folder(split)
     if not len(reader) and name != "train":
-        print(f"{folder} has no mask of the {name} images")
+        print(one_line(f"{folder} has no mask of the {name} images"))
         return None
-    if split.root is None or not len(reader):
+    if split.pixels is not None or not len(reader):
         raise DataError(
             f"{folder} holds no mask of the {name} images ({split.names[0]}, ...): it was made "
             f"from other images, or is not whole. Make it with `python -m preprocess.masks`, or "
             f"leave --masks out"
         )
-    known = [n for n in split.names if n in reader]
-    some = [reader.find(known[row])[0] for row in spread(len(known), SAMPLE)]
-    if not any(mask and mask.image.fits(split.root / mask.name) for mask in some):
+    known = [row for row, n in enumerate(split.names) if n in reader]
+    some = [known[place] for place in spread(len(known), SAMPLE)]
+    if not any(_fits(reader, split, row) for row in some):
+        first = split.names[known[0]]
         raise DataError(
-            f"{folder} was made from other images: {known[0]} and all {len(some)} compared have "
+            f"{folder} was made from other images: {first} and all {len(some)} compared have "
             f"another size or content now. Make it again with `python -m preprocess.masks`"
         )
     lacking = len(split.names) - len(known)

@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import open_regular, write_bytes
+from harl_fast.files import write_bytes
 from harl_fast.textfile import parse_json
-from preprocess.images import FILE_LIMIT
+from preprocess.images import open_file
 from preprocess.masks.controls import CANVAS_PX
+from preprocess.sources.members import FileRef
 
 SOUND, STAND_IN, UNREADABLE = 0, 1, 2
 """What a row's mask is: the method's, the centre ellipse, nothing (the image did not decode)."""
@@ -35,36 +36,39 @@ class DamagedError(Exception):
 
 
 class Fingerprint(NamedTuple):
-    """What tells an image file from a changed one: same size, and same time or same content."""
+    """What tells an image from a changed one: same size, and same time or same content."""
 
     size: int
     mtime_ns: int
+    """Of the file that holds it."""
     crc: int
-    """CRC-32 of the file."""
+    """CRC-32 of its bytes."""
 
     @staticmethod
-    def of(path: Path) -> Fingerprint:
-        """Return a file's fingerprint; reads all of it."""
-        status = path.stat()
-        return Fingerprint(status.st_size, status.st_mtime_ns, _crc_of(path))
+    def of(image: FileRef) -> Fingerprint:
+        """Return an image's fingerprint; reads all of it."""
+        mtime_ns = _holder(image).stat().st_mtime_ns
+        size = crc = 0
+        with open_file(image) as stream:
+            while block := stream.read(1 << 20):
+                size, crc = size + len(block), zlib.crc32(block, crc)
+        return Fingerprint(size, mtime_ns, crc)
 
-    def fits(self, path: Path) -> bool:
-        """Return whether a file is unchanged; reads it only if its time differs, as a copy's."""
+    def fits(self, image: FileRef) -> bool:
+        """Return whether an image is unchanged; reads it only if its time differs, as a copy's."""
         try:
-            status = path.stat()
-            return status.st_size == self.size and (
-                status.st_mtime_ns == self.mtime_ns or _crc_of(path) == self.crc
-            )
+            status = _holder(image).stat()
+            if isinstance(image, Path) and status.st_size != self.size:
+                return False
+            if status.st_mtime_ns == self.mtime_ns:
+                return True
+            return Fingerprint.of(image)._replace(mtime_ns=self.mtime_ns) == self
         except OSError:
             return False
 
 
-def _crc_of(path: Path) -> int:
-    crc = 0
-    with open_regular(path, limit=FILE_LIMIT) as stream:
-        while block := stream.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-    return crc
+def _holder(image: FileRef) -> Path:
+    return image if isinstance(image, Path) else image.path
 
 
 class CachedMask(NamedTuple):

@@ -20,11 +20,12 @@ from harl_fast.drawing import OUTLINE, Colour, Row, fitted, outline, resized, ti
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress
 from preprocess.arrays import Map, Mask, Pixels
-from preprocess.images import decode_image, open_image, shrink
+from preprocess.images import decode_image, load_mask, shrink
 from preprocess.listing import SUFFIXES, list_images
 from preprocess.masks.registry import CHUNK
 from preprocess.masks.score import colour_separation, coverage, iou, soft_jaccard, stretch
 from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
+from preprocess.settle import settle
 
 _TRUE_OUTLINE = (0, 220, 255)
 _HIT, _ADDED, _MISSED = (235, 235, 235), (230, 60, 40), (40, 110, 240)
@@ -144,6 +145,7 @@ def from_folder(
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     chosen = [files[place] for place in spread(len(files), most)]
+    reading = settle(reading, len(files), files.__getitem__)
     found: list[Shown] = []
     failed: dict[str, str] = {}
     with Progress(len(chosen), label="finding masks") as progress:
@@ -187,9 +189,9 @@ def _truth(folder: Path | None, name: str) -> Mask | None:
     for path in (stem.with_name(stem.name + suffix) for suffix in sorted(SUFFIXES)):
         if path.is_file():
             try:
-                with open_image(path) as image:
-                    values = np.asarray(image.convert("L") if image.mode != "P" else image)
+                image = load_mask(path)
             except UnusableImageError as error:
                 raise DataError(f"the true mask {path} cannot be read: {error}") from error
+            values = np.asarray(image if image.mode == "P" else image.convert("L"))
             return np.asarray(values > (127 if values.max() > 127 else 0), np.bool_)
     return None

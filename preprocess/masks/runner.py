@@ -18,17 +18,24 @@ from harl_fast.data.container.fields import pack_mask, unpack_mask
 from harl_fast.errors import one_line
 from harl_fast.files import Progress
 from preprocess.arrays import Map, Mask, Pixels
-from preprocess.images import Frame, decode_image, read_mask, shrink
+from preprocess.images import Frame, decode_image, read_mask, shrink, stored_size
 from preprocess.masks import cache
 from preprocess.masks.binary import centre_ellipse
 from preprocess.masks.cachefile import CachedMask, Fingerprint, write_masks
 from preprocess.masks.controls import CANVAS_PX, flip_cells, to_canvas
-from preprocess.masks.registry import CHUNK, INPUT_PX, check_maps, open_method, to_mask
+from preprocess.masks.registry import (
+    CHUNK,
+    INPUT_PX,
+    check_maps,
+    find_method,
+    open_method,
+    to_mask,
+)
 from preprocess.masks.spec import MethodSpec
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.sources import Split
-from preprocess.sources.members import ImageRef
+from preprocess.sources.members import FileRef, ImageRef
 
 
 class Flip(NamedTuple):
@@ -99,6 +106,13 @@ class LazyImage:
         assert self._rgb is not None
         return self._rgb
 
+    def blank(self) -> Pixels:
+        """Return black pixels of the shape of `pixels`, for methods that do not look at them."""
+        orientation, (width, height) = self.frame()
+        upright = (width, height) if orientation >= 5 else (height, width)
+        size = stored_size(*stored_size(*upright, side_px=self._side_px), side_px=INPUT_PX)
+        return np.zeros((*size, 3), np.uint8)
+
     def _load(self) -> None:
         decoded = decode_image(self.request.image, side_px=self._side_px, reading=self._reading)
         self._frame = decoded.frame
@@ -149,7 +163,7 @@ def _existing(image: LazyImage) -> MaskResult | str:
             return str(error)
     if cached is None:
         return request.lacking
-    if not isinstance(request.image, Path) or not cached.image.fits(request.image):
+    if isinstance(request.image, np.ndarray) or not cached.image.fits(request.image):
         return f"{request.name} has changed since its mask was made"
     if not cached.bits:
         return cached.problem
@@ -161,9 +175,10 @@ def _maps(spec: MethodSpec, images: Sequence[LazyImage]) -> list[Map | str]:
     """Return each image's map, or what went wrong with it alone."""
     answers: list[Map | str | None] = []
     pixels: list[Pixels] = []
+    fixed = find_method(spec.name).fixed
     for image in images:
         try:
-            pixels.append(image.pixels())
+            pixels.append(image.blank() if fixed else image.pixels())
             answers.append(None)
         except UnusableImageError as error:
             answers.append(f"{image.request.name}: {error}")
@@ -186,25 +201,25 @@ def _tried(spec: MethodSpec, images: list[Pixels]) -> list[Map | str]:
 
 
 def make_masks(
-    tasks: list[tuple[str, Path]],
+    tasks: list[tuple[str, FileRef]],
     methods: tuple[MethodSpec, ...],
     *,
     max_resolution: int,
     reading: Reading = DEFAULT_READING,
 ) -> list[CachedMask]:
-    """Return the masks of some images by name and file, for a cache; what a worker does."""
+    """Return the masks of some images by name and place, for a cache; what a worker does."""
     made: list[CachedMask] = []
     images: list[LazyImage] = []
-    for name, path in tasks:
-        image = LazyImage(MaskRequest(name, path), side_px=max_resolution, reading=reading)
-        file, problem = cache.NO_FILE, ""
+    for name, file in tasks:
+        image = LazyImage(MaskRequest(name, file), side_px=max_resolution, reading=reading)
+        found_as, problem = cache.NO_FILE, ""
         try:
-            file = Fingerprint.of(path)  # before the pixels, lest a change go unnoticed
+            found_as = Fingerprint.of(file)  # before the pixels, lest a change go unnoticed
             image.pixels()
             images.append(image)
         except (UnusableImageError, OSError) as error:
             problem = f"the image does not read: {error}"
-        made.append(CachedMask(name, b"", False, problem, file))
+        made.append(CachedMask(name, b"", False, problem, found_as))
     found = iter(find_masks(images, methods))
     for place, one in enumerate(made):
         if not one.problem:
@@ -214,7 +229,7 @@ def make_masks(
     return made
 
 
-MakeMasks = Callable[[list[tuple[str, Path]]], list[CachedMask]]
+MakeMasks = Callable[[list[tuple[str, FileRef]]], list[CachedMask]]
 """`make_masks` with its settings."""
 
 
@@ -232,30 +247,29 @@ def fill_split(
 
     folder, key: of the cache. shard: I, N of the I-th of N.
     """
-    assert split.root is not None
     size = cache.FILE_IMAGES
     count = -(-len(split.names) // size)
     own = range(shard[0] - 1, count, shard[1])
-    todo: dict[Path, list[str]] = {}
+    todo: dict[Path, list[tuple[str, FileRef]]] = {}
     reasons = Counter[str]()
     for number in own:
         path = cache.file_path(folder, name, number)
-        names = split.names[number * size : (number + 1) * size]
-        if why := cache.stale(path, names, split.root, key=key):
-            todo[path] = names
+        rows = range(number * size, min((number + 1) * size, len(split.names)))
+        tasks = [(split.names[row], split.file(row)) for row in rows]
+        if why := cache.stale(path, tasks, key=key):
+            todo[path] = tasks
             reasons[why] += why != "missing"
     for why, files in (+reasons).items():
         print(f"{name}: made again: {files} file(s): {one_line(why)}")
     cache.tidy(folder / name, own, count=count)
-    masks = _made(todo, split.root, make, label=f"masks of {name}", key=key, workers=workers)
+    masks = _made(todo, make, label=f"masks of {name}", key=key, workers=workers)
     _summarise(name, masks, kept=len(own) - len(todo), files=len(own))
     if count > len(own):
         print(f"  {count - len(own)} files belong to other shards")
 
 
 def _made(
-    files: dict[Path, list[str]],
-    root: Path,
+    files: dict[Path, list[tuple[str, FileRef]]],
     make: MakeMasks,
     *,
     label: str,
@@ -266,20 +280,20 @@ def _made(
     if not files:
         return
     chunks = [
-        names[start : start + CHUNK]
-        for names in files.values()
-        for start in range(0, len(names), CHUNK)
+        tasks[start : start + CHUNK]
+        for tasks in files.values()
+        for start in range(0, len(tasks), CHUNK)
     ]
     results = ordered_map(
         make,
-        ([(name, root / name) for name in chunk] for chunk in chunks),
+        chunks,
         workers=min(workers, len(chunks)),
         describe=lambda task: f"{task[0][0]} to {task[-1][0]}",
     )
     with contextlib.closing(results), Progress(sum(map(len, chunks)), label=label) as progress:
-        for path, names in files.items():
+        for path, tasks in files.items():
             masks: list[CachedMask] = []
-            while len(masks) < len(names):
+            while len(masks) < len(tasks):
                 made = next(results)
                 masks += made
                 progress.advance(len(made))

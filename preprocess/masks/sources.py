@@ -22,10 +22,16 @@ from preprocess.masks.registry import (
 )
 from preprocess.masks.runner import Flip, MaskRequest
 from preprocess.masks.spec import MethodSpec
+from preprocess.pages import PAGE
 from preprocess.sources import Split
+from preprocess.sources.layout import HELD_OUT
 
 FALLBACK = parse_spec("heuristic")
 """Serves where another method fails on an image; where it fails itself, the centre ellipse does."""
+
+
+LISTED = parse_spec("{png: list}")
+"""What manifests say of mask files that a list of images names."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,19 @@ class MaskTree:
     """Where one split's mask files lie."""
 
     folder: Path
-    """Stands for the split's own folder: holds ``<class>/<stem>.png``."""
+    """Holds ``<class>/<stem>.png``, or what else the images' names are."""
+    splits: bool = True
+    """Whether it stands for the first folder of the names, such as train/."""
 
     def path(self, name: str) -> Path:
-        """Return the mask file of an image name such as ``train/<class>/<stem>.jpg``."""
-        inner = PurePosixPath(*PurePosixPath(name).parts[1:])
-        return self.folder / inner.with_suffix(".png")
+        """Return the mask file of an image name such as ``train/<class>/<stem>.jpg``.
+
+        That of the second page of ``<stem>.tif`` is ``<stem>#2.png``.
+        """
+        inner = PurePosixPath(*PurePosixPath(name).parts[self.splits :])
+        page = PAGE.search(inner.suffix)
+        mark = page[0] if page else ""
+        return self.folder / inner.with_suffix("").with_name(f"{inner.stem}{mark}.png")
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,10 @@ class MaskList:
             Flip(spec["p"], spec["grid"], spec["seed"], int(positions[index]))
             for spec, positions in self.flips
         )
+        if self.split.mask_files is not None:
+            file = self.split.mask_files[origin]
+            lacking = "" if file else f"{name} has no mask in the list"
+            return MaskRequest(name, image, file=file, lacking=lacking, flips=flips)
         if self.tree is not None:
             return MaskRequest(name, image, file=self.tree.path(name), flips=flips)
         if self.cache is not None:
@@ -97,6 +114,8 @@ def open_masks(
 
     given: a tree of mask files or a cache, before ``method``, which then is the fall-back.
     """
+    if split.mask_files is not None:
+        return _listed(split, method, given)
     spec, fallbacks = method, [FALLBACK]
     if given is not None:
         if find_method(method.name).open is None:
@@ -128,6 +147,19 @@ def open_masks(
     return MaskList(shown, methods, split, partners, flips, tree, cache, facts)
 
 
+def _listed(split: Split, method: MethodSpec, given: Path | None) -> MaskList:
+    """Return the masks of a split that names their files, and by ``method`` where it does not."""
+    if given is not None or find_method(method.name).open is None:
+        other = f"--masks {given}" if given is not None else f"--mask-method {method}"
+        raise ConfigError(
+            f"{other} does not go with a list that names masks: leave it out, or the column mask"
+        )
+    methods = tuple(dict.fromkeys((method, FALLBACK)))
+    try_method(methods[0])
+    facts = {**method_facts(LISTED), "fallback": method_facts(methods[0])}
+    return MaskList(LISTED, methods, split, np.arange(len(split.names)), facts=facts)
+
+
 def _unwrapped(
     spec: MethodSpec, count: int
 ) -> tuple[MethodSpec, npt.NDArray[np.int64], tuple[tuple[MethodSpec, Any], ...]]:
@@ -147,7 +179,7 @@ def _tree(folder: Path, split: Split, classes: list[str]) -> MaskTree | None:
     some = split.names[:SAMPLE]
     if tree is not None and not any(tree.path(name).is_file() for name in some):
         raise DataError(
-            f"none of the first {len(some)} images of {Path(some[0]).parts[0]} has a mask file: "
+            f"none of the first {len(some)} images ({some[0]}, ...) has a mask file: "
             f"for {some[0]} it should be {tree.path(some[0])}. Check the tree's names, or leave "
             f"--masks out"
         )
@@ -163,6 +195,9 @@ def open_tree(tree: Path, first_name: str, classes: list[str]) -> MaskTree | Non
     if not tree.is_dir():
         raise DataError(f"the mask tree {tree} is no folder; expected {tree}/train/<class>/*.png")
     split = PurePosixPath(first_name).parts[0]
+    if split not in ("train", *HELD_OUT):  # of a source without splits
+        inside = tree / "train"
+        return MaskTree(inside if inside.is_dir() else tree, splits=False)
     inside = tree / split
     if inside.is_dir():
         return MaskTree(inside)

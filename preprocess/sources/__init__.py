@@ -5,16 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from harl_fast.errors import DataError, one_line
-from preprocess.sources import folders
+from preprocess.sources import folders, tables
 from preprocess.sources.base import Choices, Reader, Rejected, Source, Split
 from preprocess.sources.folders import folder_source
 from preprocess.sources.torchvision import DATASETS, torchvision_source
 
 SOURCES: dict[str, Reader] = {
     "folders": Reader(
-        "class folders in train/ and val/ or test/",
-        folders.fits,
-        lambda path, choices: folder_source(path),
+        "class folders in train/ and val/ or test/", folders.fits_folders, folders.folder_source
+    ),
+    "classes": Reader("a folder per class", folders.fits_classes, folders.class_folders),
+    "images": Reader(
+        "a folder of images without labels", folders.fits_images, folders.plain_folder
+    ),
+    "list": Reader(
+        "a list of images (CSV, TSV, JSON lines or paths)", tables.fits_list, tables.list_source
     ),
 }
 """The kinds of sources by the names that ``--source`` takes."""
@@ -62,5 +67,10 @@ def _guess(path: Path) -> str:
             f"{path} can be read as {' or as '.join(SOURCES[name].about for name in fitting)}: "
             f"choose by --source {' or --source '.join(fitting)}"
         )
+    if inner := folders.nested(path):
+        raise DataError(
+            f"{path} has no train/ folder, but {inner} has: give that one; --source images reads "
+            f"all of {path} without labels"
+        )
     kinds = "; ".join(f"{name}: {reader.about}" for name, reader in SOURCES.items())
-    raise DataError(f"{path} holds no images that can be found. What can be read: {kinds}")
+    raise DataError(f"{path} holds nothing that can be read as images. What can be: {kinds}")

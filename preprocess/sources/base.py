@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from preprocess.arrays import Pixels
-from preprocess.sources.members import ImageRef, Member
+from preprocess.sources.members import FileRef, ImageRef, Members
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Split:
     """Folder that the names are relative to; None if the images are no files of their own."""
     pixels: Pixels | None = None
     """(N, H, W, 3) uint8 instead of files."""
-    members: Sequence[Member] | None = None
+    members: Members | None = None
     """N images inside other files, instead of files of their own."""
     mask_files: Sequence[Path | None] | None = None
     """N mask files that the source itself names; None for an image without one."""
@@ -43,10 +43,26 @@ class Split:
         """Return one image: its file, its (H, W, 3) pixels or where its bytes lie."""
         if self.pixels is not None:
             return np.asarray(self.pixels[index], np.uint8)
+        return self.file(index)
+
+    def file(self, index: int) -> FileRef:
+        """Return one image's file or where its bytes lie; not for pixels in memory."""
         if self.members is not None:
             return self.members[index]
         assert self.root is not None
         return self.root / self.names[index]
+
+    def take(self, rows: Sequence[int]) -> Split:
+        """Return some of the images, in the order of ``rows``, without what was rejected."""
+        return replace(
+            self,
+            names=[self.names[row] for row in rows],
+            labels=[self.labels[row] for row in rows],
+            pixels=None if self.pixels is None else self.pixels[np.asarray(rows)],
+            members=None if self.members is None else self.members.take(rows),
+            mask_files=None if self.mask_files is None else [self.mask_files[row] for row in rows],
+            rejected=[],
+        )
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,16 @@ class Choices:
     None: `VAL_SHARE` of images with labels, none of images without."""
     seed: int = 0
     """Chooses which images are held out."""
+    image_column: str | None = None
+    """Of a Parquet file; None leaves it to the guess."""
+    label_column: str | None = None
+    """Of a Parquet file, or the key in a tar shard's JSON; None leaves it to the guess."""
+    scratch: Path | None = None
+    """Folder, to be made and removed by the caller, for what has to be unpacked; None: nothing may
+    be."""
+
+
+DEFAULT_CHOICES = Choices()
 
 
 @dataclass(frozen=True)

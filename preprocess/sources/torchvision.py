@@ -11,7 +11,8 @@ from typing import Any
 from harl_fast.errors import DataError
 from preprocess.arrays import Pixels
 from preprocess.sources.base import Source, Split
-from preprocess.sources.folders import LAYOUT, folder_source
+from preprocess.sources.folders import folder_source
+from preprocess.sources.layout import LAYOUT
 
 
 def torchvision_source(name: str, cache: Path) -> Source:

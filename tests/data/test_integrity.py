@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from ffcv.types import ALLOC_TABLE_TYPE, HeaderType
 
+from harl_fast.data.container.index import check_container
 from harl_fast.data.container.integrity import METADATA_START, METADATA_TYPE, tables_sha256
 from harl_fast.data.container.manifest import (
-    check_container,
     read_manifest,
     read_sums,
     sums_path,

@@ -157,3 +157,34 @@ def test_other_kinds_are_refused_by_name() -> None:
     assert parse(jpeg(mode="CMYK"))[0] == UNSUPPORTED
     assert parse(jpeg(mode="RGB", keep_rgb=True, subsampling="4:4:4"))[0] == UNSUPPORTED
     assert parse(np.frombuffer(b"\x89PNG\r\n\x1a\n" * 9, np.uint8))[0] == BAD_JPEG
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 20),
+    options=st.sampled_from([{}, {"restart_marker_blocks": 3}, {"optimize": True}]),
+    subsampling=st.sampled_from(list(SUBSAMPLING)),
+    grey=st.booleans(),
+    data=st.data(),
+)
+def test_a_verdict_without_the_pixels_is_that_of_decoding_them(
+    seed: int, options: dict[str, int], subsampling: str, grey: bool, data: st.DataObject
+) -> None:
+    """Damage of every kind: bytes changed, zeroed, cut out of the middle, cut off."""
+    chosen = {} if grey else {"subsampling": subsampling}
+    whole = jpeg(seed, mode="L" if grey else "RGB", **options, **chosen)
+    start = data.draw(st.integers(2, whole.size - 1))
+    stop = data.draw(st.integers(start, min(start + 400, whole.size)))
+    how = data.draw(st.sampled_from(["sound", "changed", "zeroed", "cut out", "cut off"]))
+    damaged = whole.copy()
+    if how == "changed":
+        damaged[start:stop] ^= data.draw(st.integers(1, 255))
+    elif how == "zeroed":
+        damaged[start:stop] = 0
+    elif how != "sound":
+        end = whole.size if how == "cut off" else stop
+        damaged = np.concatenate([whole[:start], whole[end:]])
+    pixels = np.empty((90, 130, 3), np.uint8)
+    status = jpegfile.decode_jpeg(damaged, pixels)
+    assert jpegfile.judge_jpeg(damaged, (90, 130)) == status
+    assert status == OK or how != "sound"

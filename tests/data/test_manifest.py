@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from ffcv.types import FieldDescType, HeaderType
 
+from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import (
-    check_container,
     manifest_path,
     names_path,
     read_manifest,

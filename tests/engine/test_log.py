@@ -22,6 +22,7 @@ from harl_fast.engine.monitor.sinks import SINKS, Sinks, log_line
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.schedule import Schedule
 from harl_fast.files import LiveLine
+from tests.engine.runs import train
 from tests.engine.support import tiny_config
 
 GOOD: dict[str, float] = {
@@ -51,6 +52,22 @@ def test_the_log_line_has_its_fields_in_order() -> None:
         "epoch 12/100 step 3750  loss 1.8421 (whole 1.9000)  img_s 2410  wait 2.0%  z_std 0.98  "
         "fg 31.4%  empty 0.3%  lr 2.713  tau 0.99612  eta 6h12m"
     )
+
+
+def test_no_name_of_a_run_breaks_a_line_of_its_log(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run\nof mine"
+    train(folder, machine, config=tmp_path)
+    capsys.readouterr()
+    Path(folder, "metrics.jsonl").unlink()
+    Path(folder, "metrics.jsonl").mkdir()
+    with Sinks(RunInfo(RunFolder(folder), epochs=100)) as sinks:
+        sinks.write(GOOD)
+        sinks.info(f"written to {folder}")
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if r"run\nof mine" in line]) == 2
+    assert not [line for line in lines if line.startswith("of mine")]
 
 
 def test_a_record_goes_to_all_three_places(

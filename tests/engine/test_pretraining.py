@@ -15,6 +15,7 @@ import torch
 from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
 from harl_fast.engine.checkpoint.state import collect_state
 from harl_fast.engine.machine import Machine
+from harl_fast.engine.pretrain import pretrain
 from harl_fast.engine.resume import recorded_engine, refuse_changes, settings
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.trainer import UNSAVED, RunResult, Stepper, Trainer, build
@@ -22,6 +23,7 @@ from harl_fast.engine.views import build_loader
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
 from harl_fast.lock import locked
 from tests.engine.support import (
+    CPU,
     STEPS,
     FakeLoader,
     assert_rounding_alone,
@@ -30,6 +32,7 @@ from tests.engine.support import (
     disturb_both,
     engine_config,
     tiny_config,
+    tiny_file,
 )
 
 
@@ -53,6 +56,35 @@ def prepare(
     )
     step = weights.record.step if resume and weights is not None else 0
     return Trainer(parts, RunFolder(folder), step=step)
+
+
+REFUSED = {
+    "loss.extra={fgg: 2}": "loss.extra.fgg: no term of that name takes .*: none yet",
+    "loss.alpha=cosine:1": "schedule 'cosine:1': two values must follow cosine",
+    "loss.beta=2": "schedule '2': 2 is outside",
+    "data.size_schedule=steps:32,x": "data.size_schedule 'steps:32,x': 'x' is no TIME:VALUE",
+    "data.views.0.augment={shade: 0.5}": "augment: no operation 'shade'; known are none",
+    "model.arch=resnet50x": "model.arch 'resnet50x' is none of .*; did you mean 'resnet50'",
+    "model.arch=timm:../../x": "model.arch .*timm",
+}
+
+
+@pytest.mark.parametrize("setting", REFUSED)
+def test_what_a_configuration_names_is_known_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=REFUSED[setting]) as caught:
+        pretrain(
+            engine_file=CPU,
+            config_name=str(tiny_file(tmp_path)),
+            config_overrides=["model.width=1", "model.last_stride=2", setting],
+            data=tmp_path / "none",  # would be missed if it were opened
+            run=tmp_path / "run",
+        )
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "run").exists()
 
 
 def all_tensors(folder: Path) -> dict[str, torch.Tensor]:

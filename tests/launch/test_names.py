@@ -48,4 +48,4 @@ def test_a_name_of_any_bytes_is_escaped(
     assert "Traceback" not in printed
     assert not [c for c in printed if not c.isprintable() and c != "\n"]
     lines = captured.err.splitlines() or captured.out.splitlines()
-    assert len([line for line in lines if not line.startswith("  ")]) == 1
+    assert len(lines) == 1

@@ -13,7 +13,8 @@ from ffcv.reader import Reader
 from PIL import Image
 
 from harl_fast.data.container.fields import BitMaskField, resize_mask, unpack_mask
-from harl_fast.data.container.manifest import check_container, read_manifest, sample_name
+from harl_fast.data.container.index import check_container
+from harl_fast.data.container.manifest import read_manifest, sample_name
 from harl_fast.data.container.reader import read_samples
 from harl_fast.errors import DataError, OutputError
 from preprocess import beton

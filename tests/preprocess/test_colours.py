@@ -150,14 +150,18 @@ def test_a_transparent_16_bit_grey_lies_on_white(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got[3:], np.rint(values[3:] / 257))
 
 
-@pytest.mark.parametrize("text", ["", "fulll", "1", "3:3", "5:1", "nan:1", "0:inf", "a:b", "1:2:3"])
+OTHER = ["", "fulll", "1", "3:3", "5:1", "nan:1", "0:inf", "a:b", "1:2:3", "autos"]
+OTHER += ["percentile", "percentile:", "percentile:5:101", "percentile:9:1", "percentile:-1:5"]
+
+
+@pytest.mark.parametrize("text", OTHER)
 def test_other_ranges_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"LOW"):
         parse_range(text)
 
 
 def test_a_ranges_name_gives_it_back() -> None:
-    for text in ("full", "minmax", "0:4095", "-0.5:1e+06"):
+    for text in ("auto", "full", "minmax", "0:4095", "-0.5:1e+06", "percentile:0.5:99.5"):
         assert parse_range(text).name == text
     assert parse_range("full") == GreyRange()
 

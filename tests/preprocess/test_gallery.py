@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from harl_fast.drawing import MARGIN_PX, TILE_PX
 from harl_fast.errors import ConfigError, DataError
@@ -132,6 +133,11 @@ def test_a_folder_is_read_with_its_truth_and_what_fails_is_named(tmp_path: Path)
     assert list(failed) == ["c/broken.jpg"]
     few, _ = from_folder(tmp_path / "in", find_red, truth=None, most=2)
     assert [one.name for one in few] == ["c/0.png", "untold.png"]
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    save(levels, tmp_path / "truth/c/2.png", exif=turned)
+    with pytest.raises(DataError, match=r"true mask .*2.png cannot .* EXIF orientation 6"):
+        from_folder(tmp_path / "in", find_red, truth=tmp_path / "truth", most=99)
     with pytest.raises(DataError, match="neither"):
         from_folder(tmp_path / "none", find_red, truth=None, most=2)
 

@@ -179,6 +179,19 @@ def test_masks_that_do_not_fit_or_mean_nothing_are_refused(tmp_path: Path) -> No
         read_mask(tmp_path / "none.png", Frame(1, (64, 48)))
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg", "webp"])
+def test_a_mask_with_an_orientation_of_its_own_is_refused(tmp_path: Path, suffix: str) -> None:
+    mask = np.zeros((48, 64), np.uint8)
+    path = tmp_path / f"mask.{suffix}"
+    for orientation in (1, 6):
+        save(mask, path, exif=exif(orientation))
+        if orientation == 1:
+            assert not read_mask(path, Frame(6, (64, 48))).any()
+            continue
+        with pytest.raises(UnusableImageError, match="a mask with EXIF orientation 6: save"):
+            read_mask(path, Frame(6, (64, 48)))
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
 def test_a_damaged_mask_is_refused_as_a_damaged_image_is(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8)

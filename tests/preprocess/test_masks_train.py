@@ -42,6 +42,7 @@ from preprocess.masks.selftrained.trainer import (
 )
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING
+from preprocess.sources.base import Choices
 from tests.preprocess.support import photo, save
 
 Mask = npt.NDArray[np.bool_]
@@ -272,20 +273,20 @@ def test_image_files_are_those_of_train_sorted_and_limited(tmp_path: Path) -> No
     images_in(tmp_path / "val" / "a", 3)
     images_in(tmp_path / "train" / ".hidden", 1)
     (tmp_path / "train" / "notes.txt").write_text("no image")
-    files = image_files(tmp_path, most=100, seed=0)
+    files = image_files(tmp_path, Choices(), most=100, seed=0)
     assert len(files) == 24 and files == sorted(files)
     assert files[0] == tmp_path / "train" / "a" / "deep" / "00.jpg"
-    some = image_files(tmp_path, most=17, seed=0)
+    some = image_files(tmp_path, Choices(), most=17, seed=0)
     assert len(some) == 17 and set(some) < set(files) and some == sorted(some)
-    assert some == image_files(tmp_path, most=17, seed=0)
-    assert some != image_files(tmp_path, most=17, seed=1)
+    assert some == image_files(tmp_path, Choices(), most=17, seed=0)
+    assert some != image_files(tmp_path, Choices(), most=17, seed=1)
 
 
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no folder; give --data"):
-        image_files(tmp_path / "none", most=9, seed=0)
+        image_files(tmp_path / "none", Choices(), most=9, seed=0)
     with pytest.raises(DataError, match=r"holds 3 images .* at least 16 are needed"):
-        image_files(images_in(tmp_path / "few", 3), most=9, seed=0)
+        image_files(images_in(tmp_path / "few", 3), Choices(), most=9, seed=0)
 
 
 def _flipped(content: bytes, at: int) -> bytes:
@@ -297,7 +298,7 @@ def test_unreadable_images_are_left_out_counted_and_named(
 ) -> None:
     folder = images_in(tmp_path / "images", 17)
     (folder / "05.jpg").write_bytes(b"no JPEG")
-    files = image_files(folder, most=100, seed=0)
+    files = image_files(folder, Choices(), most=100, seed=0)
     cache = tmp_path / "masks.votes.npz"
     first = gather(files, cache, side=32, workers=1)
     assert len(first.images) == 16 and first.unreadable == 1

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from ffcv.memory_allocator import MemoryAllocator
 
-from harl_fast.data.container.manifest import check_container, read_manifest
+from harl_fast.data.container.index import check_container
+from harl_fast.data.container.manifest import read_manifest
 from harl_fast.errors import DataError, OutputError
 from harl_fast.files import LONGEST_TMPDIR
 from preprocess import beton, preview, verify
@@ -179,9 +180,9 @@ def test_programs_try_their_outputs_before_any_work(
 ) -> None:
     (tmp_path / "file").touch()
     out, here = str(tmp_path / place), str(tmp_path / "data")
-    for name in ("beton.folder_source", "beton.make_demo_set", "beton.torchvision_source"):
+    for name in ("beton.read_source", "beton.make_demo_set", "beton.torchvision_source"):
         monkeypatch.setattr(f"preprocess.{name}", no_work)
-    for name in ("masks.__main__.folder_source", "masks.__main__.try_method"):
+    for name in ("masks.__main__.read_source", "masks.__main__.try_method"):
         monkeypatch.setattr(f"preprocess.{name}", no_work)
     for name in (
         "masks.selftrained.train.make_network",

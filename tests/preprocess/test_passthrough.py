@@ -143,14 +143,16 @@ def test_a_plain_jpeg_is_stored_byte_for_byte(path: Path, kind: str) -> None:
         expected = np.asarray(image.convert("RGB"))
     # FFCV's decoder uses libjpeg's fast transform, Pillow the exact one: a level on average.
     assert same_colours(take_jpeg(path, side_px=512).rgb, expected, mean=2.0)
+    assert take_jpeg(path, side_px=512, pixels=False).data == TAKEN[kind]
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_the_loader_cannot_take_has_a_reason(path: Path, kind: str) -> None:
     content, reason = REFUSED[kind]
     path.write_bytes(content)
-    with pytest.raises(NotTakenError, match=reason):
-        take_jpeg(path, side_px=512)
+    for pixels in (True, False):
+        with pytest.raises(NotTakenError, match=reason):
+            take_jpeg(path, side_px=512, pixels=pixels)
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ImageCms
 
 from preprocess.arrays import Pixels
 from preprocess.images import decode_image
-from preprocess.reading import UNUSABLE, UnusableImageError
+from preprocess.reading import UNUSABLE, Reading, UnusableImageError
 from tests.preprocess.support import photo
 
 Chunk = tuple[bytes, bytes]
@@ -185,6 +186,33 @@ TEXTS = {
     "iTXt": (b"iTXt", b"name\0\1\0\0\0" + LARGE),
     "tEXt": (b"tEXt", b"name\0" + b"x" * 700_000),
 }
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+COLOURS: dict[str, tuple[tuple[Chunk, ...], tuple[str, ...]]] = {
+    "gamma of sRGB": (((b"gAMA", struct.pack(">I", 45455)),), ()),
+    "linear": (((b"gAMA", struct.pack(">I", 100_000)),), (UNUSABLE,)),
+    "cICP of sRGB": (((b"cICP", bytes([1, 13, 0, 1])),), ()),
+    "BT.2100 PQ": (((b"cICP", bytes([9, 16, 0, 1])),), (UNUSABLE,)),
+    "BT.2100 PQ and a profile": (
+        ((b"cICP", bytes([9, 16, 0, 1])), (b"iCCP", b"x\0\0" + zlib.compress(PROFILE))),
+        (),
+    ),
+    "a profile and a gamma": (
+        ((b"iCCP", b"x\0\0" + zlib.compress(PROFILE)), (b"gAMA", struct.pack(">I", 100_000))),
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize("stated", COLOURS)
+def test_colours_that_a_chunk_calls_other_than_srgb_are_remarked(path: Path, stated: str) -> None:
+    chunks, remarks = COLOURS[stated]
+    path.write_bytes(whole(zlib.compress(ROWS), *chunks))
+    got = decode_image(path, side_px=512)
+    np.testing.assert_array_equal(got.rgb, PHOTO)
+    assert got.remarks == remarks
+    assert decode_image(path, side_px=512, reading=Reading(icc=False)).remarks == ()
 
 
 @pytest.mark.parametrize("behind", [False, True])

@@ -15,7 +15,7 @@ from preprocess import beton
 from preprocess.masks import cache
 from preprocess.masks.__main__ import main as masks_main
 from preprocess.masks.registry import method_facts, parse_spec
-from preprocess.reading import CONVERTED, DEFAULT_READING, Reading, parse_range
+from preprocess.reading import CONVERTED, DEFAULT_READING, FEW_LEVELS, Reading, parse_range
 from tests.preprocess.support import image_folder, photo, save
 from tests.preprocess.test_colours import WIDE
 
@@ -64,10 +64,10 @@ def test_range_and_profiles_reach_pixels_masks_and_manifest(
     write(folder, tmp_path / "fresh", *choice, "--store", "raw")
     assert read_manifest(tmp_path / "fresh" / "train.beton").beton_sha256 == manifest.beton_sha256
     capsys.readouterr()
-    write(folder, tmp_path / "other", "--masks", str(masks), "--no-icc", "--store", "raw")
+    write(folder, tmp_path / "other", "--masks", str(masks), "--no-icc", "--range", "full")
     assert "cached masks were made of files read as" in capsys.readouterr().out
     other = read_manifest(tmp_path / "other" / "train.beton").store
-    assert (other["range"], other["icc"], other["remarks"]) == ("full", False, {})
+    assert (other["range"], other["icc"], other["remarks"]) == ("full", False, {FEW_LEVELS: 1})
 
 
 def test_caches_from_before_there_was_a_choice_go_on() -> None:
@@ -88,8 +88,13 @@ def test_any_name_of_folders_and_files_is_written_escaped(
     arguments = ["--data", str(data), "--out", str(masks), "--workers", "1"]
     assert masks_main(arguments) == 0
     assert masks_main(arguments) == 0  # all is read again and kept
-    assert "1 of them there before" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "1 of them there before" in printed
     write(data, out, "--masks", str(masks))
+    told = capfd.readouterr()
+    lines = f"{printed}{told.out}{told.err}".splitlines()
+    assert any("images/s: " in line and one_line(str(out)) in line for line in lines)
+    assert not [line for line in lines if line.startswith("line and")]
     manifest = read_manifest(out / "train.beton")
     assert manifest.source == one_line(data.name)
     assert manifest.mask["fallbacks"] == 0

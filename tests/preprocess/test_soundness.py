@@ -196,6 +196,34 @@ def test_an_animation_is_judged_by_its_first_frame(path: Path, lossless: bool) -
             decode_image(path, side_px=512)
 
 
+def with_zeros(data: bytes, *, table: int, first: int = 0) -> bytes:
+    """Return a JPEG with zeros from step ``first`` of a quantization table on."""
+    content, start = bytearray(data), -1
+    for _ in range(table + 1):
+        start = content.index(b"\xff\xdb\0\x43", start + 1)
+    assert content[start + 4] == table
+    content[start + 5 + first : start + 69] = bytes(64 - first)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize(("table", "first"), [(0, 0), (1, 0), (0, 63)])
+def test_a_quantization_table_with_zeros_is_damage(
+    path: Path, table: int, first: int, store: str
+) -> None:
+    path.write_bytes(with_zeros(picture("4:2:0"), table=table, first=first))
+    result = converted(path, store=store)
+    assert isinstance(result, Rejected)
+    assert result.reason == "damaged: a quantization table of the JPEG has zeros"
+    assert isinstance(converted(path, store=store, keep_warned=True), Sample)
+
+
+def test_a_quantization_table_that_no_colour_uses_may_hold_anything(path: Path) -> None:
+    data = picture("grey")
+    path.write_bytes(data[:2] + b"\xff\xdb\0\x43\3" + bytes(64) + data[2:])
+    assert isinstance(converted(path), Sample)
+
+
 def indexed_bmp(colours: bytes, index: int) -> bytes:
     head = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 8, 0, 4, 0, 0, len(colours) // 4, 0)
     start = 14 + len(head) + len(colours)

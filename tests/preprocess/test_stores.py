@@ -19,7 +19,8 @@ from harl_fast.data.container.fields import (
     BitMaskField,
     open_reader,
 )
-from harl_fast.data.container.manifest import check_container, read_manifest
+from harl_fast.data.container.index import check_container
+from harl_fast.data.container.manifest import read_manifest
 from preprocess import beton
 from preprocess.arrays import Pixels
 from preprocess.encode import restart_interval

@@ -7,12 +7,13 @@ import time
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from preprocess.arrays import Pixels
-from preprocess.images import decode_image
-from preprocess.reading import UnusableImageError
+from preprocess.images import Decoded, decode_image
+from preprocess.reading import UNNAMED_ALPHA, UnusableImageError
 from tests.preprocess.support import photo
 
 RAW, DEFLATE, LZW, PACKBITS = 1, 8, 5, 32773
@@ -188,6 +189,34 @@ def test_a_palette_of_8_bits_in_16_has_its_colours(path: Path, scale: int) -> No
     tags = {256: [2], 257: [1], 258: [8], 259: [RAW], 262: [3], 277: [1], 320: channel * 3}
     tags |= {STRIPS: [8], LENGTHS: [2]}
     assert decode(tiff(tags, b"\x0a\xc8"), path).tolist() == [[[10] * 3, [200] * 3]]
+
+
+def rgba(path: Path, extra: dict[int, list[int]]) -> Decoded:
+    pixels = np.dstack([PHOTO, np.where(PHOTO[..., 0] > 99, 255, 0).astype(np.uint8)])
+    tags = {256: [40], 257: [30], 258: [8] * 4, 259: [RAW], 262: [2], 277: [4], ROWS: [30]}
+    data = pixels.tobytes()
+    path.write_bytes(tiff(tags | {STRIPS: [8], LENGTHS: [len(data)]} | extra, data))
+    return decode_image(path, side_px=512)
+
+
+def test_a_fourth_value_without_a_name_is_transparency_and_remarked(path: Path) -> None:
+    blended = np.where(PHOTO[..., :1] > 99, PHOTO, 255)
+    for extra, expected, remarks in (
+        ({}, blended, (UNNAMED_ALPHA,)),
+        ({338: [0]}, PHOTO, ()),  # of no meaning
+        ({338: [2]}, blended, ()),  # unassociated alpha
+    ):
+        got = rgba(path, extra)
+        np.testing.assert_array_equal(got.rgb, expected)
+        assert got.remarks == remarks
+    cv2.imwrite(str(path), np.dstack([PHOTO, PHOTO[..., 0]]))
+    assert decode_image(path, side_px=512).remarks == (UNNAMED_ALPHA,)
+
+
+def test_other_inks_than_cmyk_are_refused_by_name(path: Path) -> None:
+    assert rgba(path, {262: [5]}).rgb.shape == rgba(path, {262: [5], 332: [1]}).rgb.shape
+    with pytest.raises(UnusableImageError, match=r"inks that are not CMYK \(InkSet 2\)"):
+        rgba(path, {262: [5], 332: [2]})
 
 
 def test_what_contradicts_itself_is_refused(path: Path) -> None:

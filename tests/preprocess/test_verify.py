@@ -10,7 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harl_fast.data.container.manifest import read_manifest, sums_path, write_manifest
+from harl_fast.data.container.manifest import (
+    manifest_path,
+    read_manifest,
+    sums_path,
+    write_manifest,
+)
 from harl_fast.errors import OutputError
 from harl_fast.files import sha256_file
 from preprocess.verify import DAMAGED, REFUSED, SOUND, main
@@ -49,6 +54,23 @@ def test_a_sound_container_passes(beton: Path, tmp_path: Path, deep: tuple[str, 
     assert code == SOUND and found["sound"] and found["damaged"] == []
     assert found["samples"] == COUNT and found["checksum"] == "same"
     assert found["decoded"] == found["sums"] == bool(deep)
+
+
+def test_a_manifest_without_a_checksum_of_itself_is_noted(
+    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied(beton, tmp_path)
+    code, found = report(tmp_path, path)
+    assert code == SOUND and found["sealed"]
+    assert "note: " not in capsys.readouterr().out
+    tree = json.loads(manifest_path(path).read_text())
+    del tree["manifest_sha256"]
+    manifest_path(path).write_text(json.dumps(tree))
+    code, found = report(tmp_path, path)
+    assert code == SOUND and found["sealed"] is False
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"note: {path}: its manifest has no checksum of itself")
+    assert f"{COUNT} samples are as written" in second
 
 
 def test_older_checksums_find_damage_too(beton: Path, tmp_path: Path) -> None:

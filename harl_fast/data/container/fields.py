@@ -28,6 +28,9 @@ planes Y (H, W), Cb and Cr (ceil(H/2), ceil(W/2)) one after another, uint8, full
 chroma being the mean of 2 x 2 pixels, the last row and column repeated. FFCV knows 0 and 1."""
 MODE_NAMES = ("jpg", "raw", "yuv420")
 
+NOWHERE = np.uint64(2**64 - 1)
+"""Place of a mask that is missing or has another size than the container's masks."""
+
 _FFCV_OWN, _WITH_YUV420 = 0, 1
 """First argument byte of the field: FFCV writes zeros."""
 

@@ -18,6 +18,7 @@ from ffcv.fields import IntField, RGBImageField
 from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType, get_metadata_type
 
 from harl_fast.data.container.fields import MODE_JPG, MODE_NAMES, BitMaskField, stored_bytes
+from harl_fast.data.container.manifest import UNLABELLED
 
 FIELD_COUNT = 3
 METADATA_START = HeaderType.itemsize + FIELD_COUNT * FieldDescType.itemsize
@@ -52,20 +53,16 @@ def tables_sha256(beton: Path) -> str:
 def impossible(beton: Path, *, count: int, counts: Sequence[int], table_at: int) -> str:
     """Return what cannot be true in a container's metadata and allocation table, or "".
 
-    count: samples, as header and manifest agree. counts: the manifest's, of each class. table_at:
-    byte where the allocation table starts.
+    count: samples, as header, manifest and the table's size agree. counts: the manifest's, of each
+    class. table_at: byte where the allocation table starts.
     """
-    data_start = METADATA_START + count * METADATA_TYPE.itemsize
-    if data_start > table_at:
-        return f"no room for the metadata of {count:,} samples before byte {table_at:,}"
     metadata = np.fromfile(beton, METADATA_TYPE, count=count, offset=METADATA_START)
     table = np.fromfile(beton, ALLOC_TABLE_TYPE, offset=table_at)
-    return _wrong_table(table, data_start, table_at, count) or _wrong_rows(metadata, table, counts)
+    start = METADATA_START + metadata.nbytes
+    return _wrong_table(table, start, table_at) or _wrong_rows(metadata, table, counts)
 
 
-def _wrong_table(table: Table, start: int, stop: int, count: int) -> str:
-    if len(table) != 2 * count:
-        return f"{len(table):,} stored images and masks for {count:,} samples"
+def _wrong_table(table: Table, start: int, stop: int) -> str:
     ptr, size = table["ptr"], table["size"]
     # Compared so that sums of wild unsigned numbers cannot come round to plausible ones.
     outside = (ptr < start) | (ptr > stop) | (size > stop - np.minimum(ptr, stop)) | (size == 0)
@@ -84,7 +81,7 @@ def _wrong_table(table: Table, start: int, stop: int, count: int) -> str:
 def _wrong_rows(metadata: Table, table: Table, counts: Sequence[int]) -> str:
     image, label = metadata[IMAGE], metadata[LABEL].reshape(len(metadata))
     order = np.argsort(table["ptr"], kind="stable")
-    ptr, size = table["ptr"][order], table["size"][order].astype(np.int64)
+    ptr, size = table["ptr"][order], table["size"][order]
     places = []
     for field in (IMAGE, MASK):
         wanted = metadata[field]["data_ptr"]
@@ -92,22 +89,35 @@ def _wrong_rows(metadata: Table, table: Table, counts: Sequence[int]) -> str:
         if (missing := ptr[place] != wanted).any():
             return f"an unknown address in sample {int(np.argmax(missing))}"
         places.append(place)
-    height, width = image["height"].astype(np.int64), image["width"].astype(np.int64)
-    least = np.ones(len(metadata), np.int64)
-    for mode in range(len(MODE_NAMES)):
-        if mode != MODE_JPG:
-            own = image["mode"] == mode
-            least[own] = stored_bytes(mode, height[own], width[own])
-    checks = {
-        "image mode": image["mode"] >= len(MODE_NAMES),
-        "image without area": (height == 0) | (width == 0),
-        "image of another size than its bytes": size[places[0]] < least,
-        f"image of more than {MOST_PIXELS:,} pixels": height * width > MOST_PIXELS,
-        "label": (label < 0) | (label >= len(counts)),
-    }
+    checks = picture_faults(image, label, len(counts))
+    checks["image of another size than its bytes"] = too_short(image, size[places[0]])
     for what, wrong in checks.items():
         if wrong.any():
             return f"an impossible {what} in sample {int(np.argmax(wrong))}"
-    if np.bincount(label, minlength=len(counts)).tolist() != list(counts):
+    if counts and np.bincount(label, minlength=len(counts)).tolist() != list(counts):
         return "other numbers of samples per class than its manifest says"
     return ""
+
+
+def picture_faults(
+    image: Table, label: npt.NDArray[np.int64], classes: int
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return which of (N,) records of FFCV's image field and labels cannot be, by what is wrong."""
+    height, width = image["height"], image["width"]
+    labels = (0, classes - 1) if classes else (UNLABELLED, UNLABELLED)
+    return {
+        "image mode": image["mode"] >= len(MODE_NAMES),
+        "image without area": (height == 0) | (width == 0),
+        f"image of more than {MOST_PIXELS:,} pixels": height * width.astype(np.int64) > MOST_PIXELS,
+        "label": (label < labels[0]) | (label > labels[1]),
+    }
+
+
+def too_short(image: Table, size: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+    """Return which of (N,) images, with mode, height and width, need more than their (N,) bytes."""
+    height, width = image["height"].astype(np.int64), image["width"].astype(np.int64)
+    least = np.ones(len(image), np.int64)
+    for mode in set(range(len(MODE_NAMES))) - {MODE_JPG}:
+        own = image["mode"] == mode
+        least[own] = stored_bytes(mode, height[own], width[own])
+    return size.astype(np.int64) < least

@@ -15,19 +15,19 @@ from harl_fast.data.container.fields import (
     MODE_JPG,
     MODE_RAW,
     MODE_YUV420,
-    open_reader,
+    NOWHERE,
     stored_bytes,
     unpack_mask,
 )
-from harl_fast.data.container.integrity import IMAGE, LABEL, MASK
-from harl_fast.data.container.manifest import check_container, read_manifest, sample_name
+from harl_fast.data.container.index import read_index
+from harl_fast.data.container.manifest import read_manifest, sample_name
 from harl_fast.data.views.jpeg import OK, decode_jpeg
-from harl_fast.data.views.sample import Stored, read_stored, stored_size
-from harl_fast.errors import DataError
+from harl_fast.data.views.sample import Stored, read_bytes
+from harl_fast.errors import DataError, explain
 
 
 class OpenContainer:
-    """A container that is open for reading; it must have passed `check_container`.
+    """A container or a set of them, checked and open for reading.
 
     Samples are read with pread, not through a mapping: touching a mapped page behind the end of a
     file that was cut meanwhile would end the process by SIGBUS. CPU time per sample against a
@@ -36,51 +36,71 @@ class OpenContainer:
     that others used too).
     """
 
-    def __init__(self, path: Path, *, sums: npt.NDArray[np.uint64] | None = None) -> None:
-        """sums: (N, 2) checksums of images and masks that are to be compared."""
-        reader = open_reader(path)
-        table = np.sort(reader.alloc_table, order="ptr")
+    def __init__(self, path: Path, *, sums: bool = False, skip_broken: bool = False) -> None:
+        """sums, skip_broken: see `read_index`. Raises DataError."""
         self.path = path
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  # open as long as it is used
-        self._opened = self._facts()
-        self.labels = reader.metadata[LABEL].reshape(-1).astype(np.int64)
-        """(N,) int64."""
+        self.index = read_index(path, read_manifest(path), sums=sums, skip_broken=skip_broken)
+        self.manifest = self.index.manifest
+        try:
+            self._files = [open(each.path, "rb", buffering=0) for each in self.index.files]  # noqa: SIM115  # open as long as it is used
+        except OSError as error:
+            raise DataError(explain(error)) from error
+        self._opened = [self._facts(number) for number in range(len(self._files))]
+        self.labels = self.index.labels
+        """(N,) integers."""
         self.stored = Stored(
-            file=np.int32(self._file.fileno()),
-            addresses=np.ascontiguousarray(table["ptr"]),
-            sizes=np.ascontiguousarray(table["size"]),
-            images=np.ascontiguousarray(reader.metadata[IMAGE]),
-            masks=np.ascontiguousarray(reader.metadata[MASK]["data_ptr"]),
-            mask_size=reader.handlers["mask"].size,
-            sums=np.empty((0, 2), np.uint64) if sums is None else sums,
+            files=np.array([each.fileno() for each in self._files], np.int32),
+            rows=self.index.rows,
+            mask_size=self.index.files[0].mask_size,
+            sums=self.index.sums,
         )
 
-    def _facts(self) -> tuple[int, int]:
-        facts = os.fstat(self._file.fileno())
+    def _facts(self, number: int) -> tuple[int, int]:
+        facts = os.fstat(self._files[number].fileno())
         return facts.st_size, facts.st_mtime_ns
 
-    def check(self) -> None:
-        """Raise DataError if the file was cut or written to since it was opened.
+    def check(self, samples: npt.NDArray[np.int64]) -> None:
+        """Raise DataError if the file of a sample was cut or written to since it was opened.
 
-        Costs a few microseconds; asked before and after each batch. A file replaced by renaming
+        Costs a microsecond per file; asked before and after each batch. A file replaced by renaming
         another one over it is no change: the old one lives on while it is open.
         """
-        size, written = self._facts()
-        if size != self._opened[0]:
-            what = f"has {size:,} bytes, it had {self._opened[0]:,} when opened"
-        elif written != self._opened[1]:
-            what = "was written to"
-        else:
-            return
-        raise DataError(
-            f"{self.path} {what}: it changed while in use, so its samples cannot be trusted. Never "
-            f"write into a container that is being read; restore it and resume the run"
-        )
+        for number in np.unique(self.stored.rows["file"][samples]).tolist():
+            size, written = self._facts(number)
+            if size != self._opened[number][0]:
+                what = f"has {size:,} bytes, it had {self._opened[number][0]:,} when opened"
+            elif written != self._opened[number][1]:
+                what = "was written to"
+            else:
+                continue
+            raise DataError(
+                f"{self.index.files[number].path} {what}: it changed while in use, so its samples "
+                f"cannot be trusted. Never write into a container that is being read; restore it "
+                f"and resume the run"
+            )
 
-    def bytes_at(self, address: np.uint64) -> npt.NDArray[np.uint8] | None:
-        """Return what is stored at an address of the metadata, or None if it cannot be read."""
-        found = np.empty(stored_size(self.stored, address), np.uint8)
-        return found if read_stored(self.stored, address, found) else None
+    def file_of(self, sample: int) -> tuple[Path, int]:
+        """Return the file that a sample lies in, and its number there."""
+        number = int(self.stored.rows["file"][sample])
+        return self.index.files[number].path, sample - int(self.index.firsts[number])
+
+    def name_of(self, sample: int) -> str:
+        """Return a sample's source-relative path. Raises DataError."""
+        return sample_name(*self.file_of(sample))
+
+    def image_bytes(self, sample: int) -> npt.NDArray[np.uint8] | None:
+        """Return a sample's stored image, or None if it cannot be read."""
+        row = self.stored.rows[sample]
+        return self._bytes(row["file"], row["image"], int(row["size"]))
+
+    def mask_bytes(self, sample: int) -> npt.NDArray[np.uint8] | None:
+        """Return a sample's (S*S/8,) packed mask, or None if it has none that can be read."""
+        row, size = self.stored.rows[sample], self.stored.mask_size**2 // 8
+        return None if row["mask"] == NOWHERE else self._bytes(row["file"], row["mask"], size)
+
+    def _bytes(self, file: np.uint16, place: np.uint64, size: int) -> npt.NDArray[np.uint8] | None:
+        found = np.empty(size, np.uint8)
+        return found if read_bytes(self.stored.files[file], place, found) else None
 
 
 @dataclass(frozen=True)
@@ -95,8 +115,7 @@ class StoredSample:
 
 
 def read_samples(path: Path, ids: Sequence[int]) -> list[StoredSample]:
-    """Return the samples of the given ids; DataError names one that does not decode."""
-    check_container(path, read_manifest(path))
+    """Return samples of a container or a set; DataError names one that does not decode."""
     container = OpenContainer(path)
     return [_read(container, int(index)) for index in ids]
 
@@ -126,15 +145,15 @@ def stored_pixels(
 
 
 def _read(container: OpenContainer, index: int) -> StoredSample:
-    stored, name = container.stored, sample_name(container.path, index)
-    image, size = stored.images[index], stored.mask_size
-    height, width = int(image["height"]), int(image["width"])
-    data, bits = container.bytes_at(image["data_ptr"]), container.bytes_at(stored.masks[index])
-    pixels = None if data is None else stored_pixels(int(image["mode"]), data, height, width)
-    if pixels is None or bits is None or bits.size * 8 != size * size:
+    row, size = container.stored.rows[index], container.stored.mask_size
+    name = container.name_of(index)
+    height, width = int(row["height"]), int(row["width"])
+    data, bits = container.image_bytes(index), container.mask_bytes(index)
+    pixels = None if data is None else stored_pixels(int(row["mode"]), data, height, width)
+    if pixels is None or bits is None:
         raise DataError(
-            f"{container.path}: sample {index} ({name}) does not decode. The container is damaged: "
-            f"write it again with `make beton`."
+            f"{container.file_of(index)[0]}: sample {index} ({name}) does not decode. The "
+            f"container is damaged: write it again with `make beton`."
         )
     mask, label = unpack_mask(bits, size=size), int(container.labels[index])
     return StoredSample(index, name, pixels, mask, label)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from harl_fast.config import ViewConfig
 from harl_fast.data.views.color_cpu import PARAMS
-from harl_fast.errors import ConfigError, nearest
+from harl_fast.errors import ConfigError, nearest, shown
 from harl_fast.rng import PHOTOMETRIC, uniforms
 
 
@@ -49,7 +49,7 @@ def check_augmentations(policies: Sequence[ViewConfig]) -> None:
             if name not in AUGMENTATIONS:
                 known = (", ".join(AUGMENTATIONS) or "none") + nearest(name, AUGMENTATIONS)
                 raise ConfigError(
-                    f"augment: no operation '{name}'; known are {known}. Add it to "
+                    f"augment: no operation {shown(name)}; known are {known}. Add it to "
                     f"harl_fast.data.views.augment.AUGMENTATIONS before the loader is made"
                 )
             first = AUGMENTATIONS[name].first_draw

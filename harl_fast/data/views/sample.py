@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from harl_fast.data.container.checksum import sums_differ
-from harl_fast.data.container.fields import MODE_JPG, MODE_RAW, MODE_YUV420
+from harl_fast.data.container.checksum import sum_differs
+from harl_fast.data.container.fields import MODE_JPG, MODE_RAW, MODE_YUV420, NOWHERE
 from harl_fast.data.views.cells import cell_coverage, fill_integral
 from harl_fast.data.views.color_cpu import PARAMS, colour_view, draw_colour
 from harl_fast.data.views.crop import draw_view
@@ -58,31 +58,23 @@ _pread = types.ExternalFunction(
 
 
 class Stored(NamedTuple):
-    """What decoding reads of an open container."""
+    """What decoding reads of open containers."""
 
-    file: Any
-    """Its descriptor, int32."""
-    addresses: Any
-    """(A,) uint64, rising: where images and masks lie."""
-    sizes: Any
-    """(A,) uint64: how many bytes lie there."""
-    images: Any
-    """(N,) records: mode, height, width and data_ptr of FFCV's image field."""
-    masks: Any
-    """(N,) uint64 addresses."""
+    files: Any
+    """(F,) int32 descriptors."""
+    rows: Any
+    """(N,) records of `index.ROW`: where each sample lies."""
     mask_size: Any
     """S of the (S, S) masks."""
     sums: Any
-    """(N, 2) uint64 checksums of image and mask, or (0, 2) if they are not compared."""
+    """(N,) uint64 `joint_sum` of each sample, 0 where none is known, or (0,): none is compared."""
 
 
 class Scratch(NamedTuple):
     """Memory to work in, see `batch.scratch_for`; the first axis counts threads."""
 
-    image: Any
-    """Bytes of a stored image."""
-    mask: Any
-    """Bytes of a stored mask."""
+    stored: Any
+    """Bytes of a stored image, then those of its mask."""
     planes: Any
     """Bytes: a JPEG's excerpt, then its planes."""
     levels: Any
@@ -96,20 +88,11 @@ class Scratch(NamedTuple):
 
 
 @njit(cache=True)
-def stored_size(stored, address):
-    """Return how many bytes are stored at ``address``, 0 if nothing of a sample begins there."""
-    place = np.searchsorted(stored.addresses, address)
-    if place >= stored.addresses.shape[0] or stored.addresses[place] != address:
-        return 0
-    return np.int64(stored.sizes[place])
-
-
-@njit(cache=True)
-def read_stored(stored, address, into):
-    """Fill ``into`` (n,) uint8 from the file; return whether all of it could be read."""
+def read_bytes(file, place, into):
+    """Fill ``into`` (n,) uint8 from byte ``place`` of an open file; return whether it has them."""
     done, size = 0, into.shape[0]
     while done < size:
-        count = _pread(stored.file, into[done:].ctypes, size - done, np.int64(address) + done)
+        count = _pread(file, into[done:].ctypes, size - done, np.int64(place) + done)
         if count <= 0:
             return False
         done += count
@@ -117,17 +100,22 @@ def read_stored(stored, address, into):
 
 
 @njit(cache=True)
-def _load(sample, stored, image, packed):
-    """Read a sample's image and mask from the file and compare their sums; return the status."""
-    if stored_size(stored, stored.masks[sample]) != packed.shape[0]:
+def _load(sample, stored, into, size):
+    """Read a sample's image, ``size`` bytes, and mask into one array; return the status."""
+    row = stored.rows[sample]
+    if row.mask == NOWHERE:
         return BAD_MASK
-    if image.shape[0] == 0:
-        return NO_DATA
-    for address, into in ((stored.images[sample].data_ptr, image), (stored.masks[sample], packed)):
-        if not read_stored(stored, address, into):
-            return UNREAD
-    if stored.sums.shape[0] > 0 and sums_differ(image, packed, stored.sums[sample]):
-        return BAD_SUM
+    file, image, mask = stored.files[row.file], into[:size], into[size:]
+    if row.mask == row.image + np.uint64(size):  # as our writer lays them: one call for both
+        found = read_bytes(file, row.image, into)
+    else:
+        found = read_bytes(file, row.image, image) and read_bytes(file, row.mask, mask)
+    if not found:
+        return UNREAD
+    if stored.sums.shape[0] > 0:
+        known = stored.sums[sample]
+        if known != 0 and sum_differs(image, mask, known):
+            return BAD_SUM
     return OK
 
 
@@ -241,10 +229,11 @@ def decode_sample(
     None for uint8 views. decoder: see `decode_planes`. scratch: a `Scratch`, of which part
     ``thread`` is used. If the status is not OK, the rows are left undefined.
     """
-    field, packed = stored.images[sample], scratch.mask[thread]
-    mode, size = field.mode, (np.int64(field.height), np.int64(field.width))
-    image = scratch.image[thread, : stored_size(stored, field.data_ptr)]
-    status = _load(sample, stored, image, packed)
+    row_of = stored.rows[sample]
+    mode, size = row_of.mode, (np.int64(row_of.height), np.int64(row_of.width))
+    ends = np.int64(row_of.size), np.int64(row_of.size) + stored.mask_size**2 // 8
+    image, packed = scratch.stored[thread, : ends[0]], scratch.stored[thread, ends[0] : ends[1]]
+    status = _load(sample, stored, scratch.stored[thread, : ends[1]], ends[0])
     if status != OK:
         return status
     integral = scratch.integral[thread]

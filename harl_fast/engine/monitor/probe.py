@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from harl_fast.config import RunConfig
-from harl_fast.data.container.manifest import read_manifest
+from harl_fast.data.container.manifest import check_labelled, read_manifest
 from harl_fast.data.loader import Batch, EvalLoader
 from harl_fast.data.order import spread
 from harl_fast.data.views.color_device import Photometric
@@ -53,6 +53,7 @@ class Probe:
         self._check, data = config.data.check, config.data
         self._prepare = Photometric((), mean=data.mean, std=data.std, seed=0).to(device).plain
         manifest, val = read_manifest(train), train.with_name("val.beton")
+        check_labelled(train, manifest)
         count, judged = config.log.probe_images, config.log.probe_images // 2
         if val.is_file():
             other = read_manifest(val)

@@ -19,14 +19,13 @@ from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, naming, replacing
 from preprocess.arrays import Map, Pixels
 from preprocess.images import decode_image
-from preprocess.listing import SUFFIXES, list_images
 from preprocess.masks.heuristic.method import heuristic_map
 from preprocess.masks.registry import CHUNK
 from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION, Vote, vote
 from preprocess.masks.selftrained.network import square
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
-from preprocess.sources import Rejected
+from preprocess.sources import Choices, Rejected, read_source
 
 FEWEST = 16
 """Below this a network would only learn its images by heart."""
@@ -65,23 +64,20 @@ def _vote_on(
     return results
 
 
-def image_files(folder: Path, *, most: int, seed: int) -> list[Path]:
-    """Return a folder's image files at any depth, sorted; ``most`` drawn by seed if it has more.
+def image_files(data: Path, choices: Choices, *, most: int, seed: int) -> list[Path]:
+    """Return the files of a source's training images, sorted; at most ``most``, drawn by seed.
 
-    Hidden and system names are passed over. If the folder has a ``train`` folder, only that is
-    looked at: masks then never learn from the images that features are judged on.
+    Masks then never learn from the images that features are judged on. Raises `DataError` for a
+    source of too few images, or of images that are no files.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder; give --data a folder of images")
-    base = folder / "train" if (folder / "train").is_dir() else folder
-    listing = list_images(base)
-    for note in listing.notes(base.name):
-        print(f"note: {note}", flush=True)
-    files = [base / name for name in listing.images]
+    train = read_source(data, choices).splits["train"]
+    if train.root is None:
+        raise DataError(f"{data} holds images that are no files; give --data a folder of images")
+    files = sorted(train.root / name for name in train.names)
     if len(files) < FEWEST:
         raise DataError(
-            f"{base} holds {len(files)} images ({' '.join(sorted(SUFFIXES))}), at least {FEWEST} "
-            f"are needed and {FEW:,} or more are better; give --data a folder with more"
+            f"{data} holds {len(files)} training images, at least {FEWEST} are needed and {FEW:,} "
+            f"or more are better; give --data a folder with more"
         )
     if len(files) > most:
         files = sorted(random.Random(seed).sample(files, most))
@@ -107,7 +103,7 @@ def gather(
         with replacing(cache) as temporary, naming(cache), open(temporary, "wb") as stream:
             np.savez(stream, key=np.array(key), **vars(found))
     else:
-        print(f"votes on {len(found.images):,} images: taken from {cache}", flush=True)
+        print(one_line(f"votes on {len(found.images):,} images: taken from {cache}"), flush=True)
     return found
 
 
@@ -177,6 +173,6 @@ def _read(cache: Path, key: str) -> Dataset | None:
         OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error,
         NotImplementedError, RuntimeError,  # of zipfile, for kinds that NumPy does not write
     ) as error:  # fmt: skip
-        reason = shown(str(error))
-        print(f"not used: {cache} is damaged ({reason}); its votes are made again", flush=True)
+        what = f"{cache} is damaged ({shown(str(error))}); its votes are made again"
+        print(one_line(f"not used: {what}"), flush=True)
         return None

@@ -17,12 +17,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from harl_fast.errors import one_line
 from harl_fast.files import Progress, check_output, format_seconds
 from harl_fast.host import usable_cores
 from harl_fast.lock import lock_beside, locked
 from harl_fast.options import SEED_MAX, number, whole_number
 from harl_fast.program import head, run_main
 from preprocess.reading import add_reading, reading_of
+from preprocess.sources.options import add_choices, choices_of
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -33,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of images; its train/ if it has one")
+    add("--data", type=Path, required=True, help="images; of splits, train")
     add("--out", type=Path, required=True, help="weight file to write, say masks.safetensors")
     images, seed, threads = (whole_number(*ends) for ends in ((1, 10**7), (0, SEED_MAX), (1, 1024)))
     about = "most images used, drawn by seed; default %(default)s"
@@ -44,6 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=seed, default=0, metavar="N", help=about)
     about = "threads and processes; default: all cores"
     add("--threads", type=threads, default=usable_cores(), metavar="N", help=about)
+    add_choices(parser)
     add_reading(parser)
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
@@ -60,6 +63,7 @@ with head(__name__, parse):
     from preprocess.masks.selftrained.network import save_network
     from preprocess.masks.selftrained.pseudo_labels import first_targets, refresh
     from preprocess.masks.selftrained.trainer import Recipe, train
+    from preprocess.settle import settle
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,9 +82,10 @@ def make_network(args: argparse.Namespace) -> None:
     recipe = Recipe(seed=args.seed)
     steps = tuple(max(1, round(args.length * steps)) for steps in recipe.steps)
     recipe = replace(recipe, steps=steps)
-    files = image_files(args.data, most=args.images, seed=args.seed)
+    files = image_files(args.data, choices_of(args), most=args.images, seed=args.seed)
     cache = args.out.with_suffix(".votes.npz")
-    side, reading = recipe.architecture.side, reading_of(args)
+    side = recipe.architecture.side
+    reading = settle(reading_of(args), len(files), files.__getitem__)
     dataset = gather(files, cache, side=side, workers=args.threads, reading=reading)
     count = len(dataset.images)
     if count < FEW:
@@ -95,11 +100,12 @@ def make_network(args: argparse.Namespace) -> None:
         net = train(first, recipe, refresh=again, progress=progress, workers=workers)
     save_network(net, args.out, facts(recipe, dataset, threads=args.threads))
     took = format_seconds(time.monotonic() - start)
-    print(
-        f"{args.out}: a mask network trained on {count:,} images in {took}; no labels", flush=True
-    )
-    print(f"use it: make beton DATA=... MASK_METHOD='{{selftrained: {args.out}}}'", flush=True)
-    print(f"{cache} holds the votes for another run; it may be deleted", flush=True)
+    for line in (
+        f"{args.out}: a mask network trained on {count:,} images in {took}; no labels",
+        f"use it: make beton DATA=... MASK_METHOD='{{selftrained: {args.out}}}'",
+        f"{cache} holds the votes for another run; it may be deleted",
+    ):
+        print(one_line(line), flush=True)
 
 
 def facts(recipe: Recipe, dataset: Dataset, *, threads: int) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""`make bench-convert`: our conversion against FFCV's own writer, in interleaved rounds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks import inputs, report
+from benchmarks.process import machine_facts
+from benchmarks.report import Ratio
+from benchmarks.results import write_results
+from benchmarks.rounds import Field
+from harl_fast.files import check_output
+from harl_fast.host import usable_cores
+from harl_fast.options import number, whole_number
+from harl_fast.program import run_main
+
+BASE = Path("data/bench")
+SIDE_PX = 512
+RATIOS = (
+    Ratio("C1", "without masks over ffcv's writer", "ours", ("ffcv",), 1.0, 1.3),
+    Ratio("C2", "with mask files over ffcv's, with them", "ours_masks", ("ffcv_masks",), 0.9, 1.2),
+    Ratio("C2", "  masks found meanwhile, over ffcv without", "ours_heuristic", ("ffcv",)),
+    Ratio("C3", "passthrough over encoding again", "ours_passthrough", ("ours",), 2.0, 5.0),
+    Ratio("C4", "two workers over one", "ours", ("ours_one",), 1.85, 1.95),
+    Ratio("C4", "  ffcv's own", "ffcv", ("ffcv_one",)),
+)
+BARS = tuple(dict.fromkeys(ratio.bar for ratio in RATIOS))
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the checked command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, metavar="FOLDER", help="photos; default: made from sample photos")
+    count, rounds = whole_number(100, 10**7), whole_number(1, 10**4)
+    add("--count", type=count, default=1600, metavar="N", help="pictures; default %(default)s")
+    add("--rounds", type=rounds, default=5, metavar="N", help="default %(default)s")
+    seconds = number(0.1, 3600)
+    add("--seconds-per-turn", type=seconds, default=4.0, metavar="S", help="default %(default)s")
+    add("--only", metavar="C1,C3", help="bars to measure; default all")
+    add("--out", type=Path, default=Path("runs/bench/convert.json"), metavar="FILE")
+    args = parser.parse_args(argv)
+    args.bars = tuple(args.only.upper().split(",")) if args.only else BARS
+    if unknown := sorted(set(args.bars) - set(BARS)):
+        parser.error(f"argument --only: {', '.join(unknown)} is none of {', '.join(BARS)}")
+    return args
+
+
+def plans(root: Path, *, count: int, cores: int, bars: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings of each contender that the bars' ratios need."""
+    images, out = root / "source/train", root / "converted"
+    plain = ["--data", str(root / "source"), "--max-resolution", str(SIDE_PX)]
+    plain += ["--quality", str(inputs.QUALITY)]
+    without, given = ["--mask-method", "full"], ["--masks", str(root / "masks")]
+    ours = {"module": "convert_ours", "count": count, "workers": cores, "lead": 1}
+    ffcv = {"module": "convert_ffcv", "images": str(images), "side": SIDE_PX, "masks": ""}
+    ffcv |= {"workers": cores, "lead": 1}
+    known: dict[str, dict[str, Any]] = {
+        "ffcv": ffcv,
+        "ours": ours | {"options": plain + without},
+        "ffcv_masks": ffcv | {"masks": str(root / "masks")},
+        "ours_masks": ours | {"options": plain + given},
+        "ours_heuristic": ours | {"options": plain},
+        "ours_passthrough": ours | {"options": [*plain, *without, "--store", "passthrough"]},
+        "ffcv_one": ffcv | {"workers": 1},
+        "ours_one": ours | {"options": plain + without, "workers": 1},
+    }
+    ratios = [ratio for ratio in RATIOS if ratio.bar in bars]
+    needed = {name for ratio in ratios for name in (ratio.ours, *ratio.peers)}
+    return {n: s | {"out": str(out / n)} for n, s in known.items() if n in needed}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; 0 even when a bar is missed, for the table says so."""
+    args = parse(argv)
+    cores, logs = usable_cores(), args.out.parent / "logs"
+    check_output(args.out, option="--out")
+    logs.mkdir(parents=True, exist_ok=True)
+    facts = machine_facts()
+    root = inputs.image_set(BASE, count=args.count, data=args.data)
+    made = plans(root, count=args.count, cores=cores, bars=args.bars)
+    with Field(made, threads=cores, logs=logs, warm_s=0.1) as field:
+        rounds = field.rounds(args.rounds, seconds=args.seconds_per_turn)
+        failed = field.failed
+    speeds = report.rates(rounds)
+    rows = report.ratio_rows(speeds, RATIOS)
+    print(f"\n{facts['cpu']}, {cores} cores; {args.count} JPEGs, at most {SIDE_PX} px, "
+          f"{args.rounds} rounds of {args.seconds_per_turn:g} s a turn\n")  # fmt: skip
+    print(report.rate_table(speeds) + "\n")
+    print(report.bar_table(rows))
+    if warning := report.disturbance(rounds):
+        print(f"\n{warning}")
+    write_results(args.out, rows, machine=facts, more={
+        "input": {"set": root.name, "count": args.count},
+        "settings": {"rounds": args.rounds, "seconds_per_turn": args.seconds_per_turn,
+                     "contenders": made, "left_out": failed},
+        "rounds": rounds,
+        "rates": speeds,
+        "warning": warning,
+    })  # fmt: skip
+    print(f"\nall rounds: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,335 @@
+"""What decoding must know of each sample, from the containers' tables, which are checked meanwhile.
+
+About 90 bytes per sample are read once, in pieces, and 37 are kept: for the 10 million samples of a
+set of 50 shards 0.4 GB and about a second (`benchmarks/open_set.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
+
+from harl_fast.data.container.checksum import CHECKED, joint_sum
+from harl_fast.data.container.fields import NOWHERE, BitMaskField, StoredImageField
+from harl_fast.data.container.integrity import (
+    IMAGE,
+    LABEL,
+    MASK,
+    METADATA_START,
+    METADATA_TYPE,
+    impossible,
+    picture_faults,
+    too_short,
+)
+from harl_fast.data.container.manifest import (
+    FIELDS,
+    REMEDY,
+    Manifest,
+    merge_manifests,
+    read_shard,
+    read_sums,
+)
+from harl_fast.errors import DataError
+from harl_fast.files import open_regular
+from harl_fast.host import usable_cores
+
+ROW = np.dtype(
+    [
+        ("image", "<u8"),  # the byte where it begins in its file, as the next
+        ("mask", "<u8"),
+        ("size", "<u4"),  # bytes of the stored image; 0: there are none
+        ("height", "<u2"),
+        ("width", "<u2"),
+        ("file", "<u2"),
+        ("mode", "u1"),  # of `fields`
+    ]
+)
+"""A sample's place and kind."""
+PIECE = 1 << 14
+"""Samples whose tables are looked at together: they stay in a core's cache."""
+MOST_THREADS = 8
+
+_PAIR = np.dtype(
+    [(f"{part}_{what}", "<u8") for part in ("image", "mask") for what in ("id", "at", "size")]
+)
+"""Two rows of an allocation table."""
+
+Rows = npt.NDArray[np.void]
+Labels = npt.NDArray[np.int16 | np.int32]
+
+
+@dataclass(frozen=True)
+class File:
+    """One container: alone, or of a set."""
+
+    path: Path
+    manifest: Manifest
+    table_at: int
+    """Byte where its allocation table begins."""
+    mask_size: int
+
+
+@dataclass
+class Index:
+    """All samples of a container or of a set."""
+
+    manifest: Manifest
+    """Of what is open: a set's without the shards that were left out."""
+    files: list[File]
+    firsts: npt.NDArray[np.int64]
+    """(F + 1,) ids of the files' first samples, and at the end the number of samples."""
+    rows: Rows
+    """(N,) of `ROW`."""
+    labels: Labels
+    """(N,)."""
+    sums: npt.NDArray[np.uint64]
+    """(N,) `joint_sum` of each sample, 0 where none is known; (0,) if they were not asked for."""
+    unchecked: list[tuple[Path, str]]
+    """Files without sums that can be compared, and which they have instead."""
+    left_out: list[str]
+    """Why each broken shard was left out."""
+
+
+def check_container(path: Path, manifest: Manifest) -> None:
+    """Raise `DataError` unless a container or a set is what its manifest describes, at little cost.
+
+    Compares size, header, fields, metadata and allocation table of each file, and their checksum if
+    it is known; `preprocess.verify` reads all the bytes. FFCV itself accepts or hangs on most
+    damaged files, so this must come before its reader.
+    """
+    read_index(path, manifest)
+
+
+def read_index(
+    path: Path, manifest: Manifest, *, sums: bool = False, skip_broken: bool = False
+) -> Index:
+    """Return where the samples of a container or a set are; checks all but their own bytes.
+
+    sums: read their checksums, too. skip_broken: leave a set's broken shards out, so that the ids
+    run through the others. Raises DataError naming the first file that is broken.
+    """
+    if not manifest.shards:
+        index, broken = _filled(manifest, [_opened(path, manifest)], sums=sums)
+        if broken:
+            raise broken[0]
+        return index
+    files, wrong = list[File](), dict[str, DataError]()
+    for shard in manifest.shards:
+        try:
+            files.append(_opened(path / shard.file, read_shard(path, shard)))
+        except DataError as error:
+            wrong[shard.file] = error
+    while True:
+        if wrong and not (skip_broken and files):
+            raise _first_of(path, manifest, wrong)
+        kept = manifest
+        if wrong:
+            kept = merge_manifests([(f.path.name, f.manifest) for f in files], manifest.history)
+        index, broken = _filled(kept, files, sums=sums)
+        if not broken:
+            index.left_out = [str(error) for error in wrong.values()]
+            return index
+        wrong |= {files[number].path.name: error for number, error in broken.items()}
+        files = [file for file in files if file.path.name not in wrong]
+
+
+def _first_of(path: Path, manifest: Manifest, wrong: dict[str, DataError]) -> DataError:
+    first = next(wrong[shard.file] for shard in manifest.shards if shard.file in wrong)
+    several = f"{len(wrong)} of {len(manifest.shards)} shards"
+    return DataError(
+        f"{path}: {several} cannot be used (data.skip_broken=true leaves them out). {first}"
+    )
+
+
+def _opened(path: Path, manifest: Manifest) -> File:
+    """Return one container whose size, header and fields are those of its manifest."""
+    try:
+        size = path.stat().st_size
+        with open_regular(path) as stream:
+            head = stream.read(METADATA_START)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. {REMEDY}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if size != manifest.beton_bytes:
+        raise DataError(
+            f"{path} has {size:,} bytes, its manifest says {manifest.beton_bytes:,}: the file is "
+            f"cut short, changed, or another run's. Copy it again, or: {REMEDY}"
+        )
+    if len(head) < METADATA_START:
+        raise DataError(f"{path} has no FFCV header ({size} bytes). {REMEDY}")
+    fields = np.frombuffer(head, FieldDescType, count=len(FIELDS), offset=HeaderType.itemsize)
+    header = np.frombuffer(head, HeaderType, count=1)[0]
+    if found := _wrong_head(header, fields, manifest):
+        raise DataError(f"{path} has {found}. {REMEDY}")
+    try:
+        StoredImageField.from_binary(fields[0]["arguments"])
+        mask_size = BitMaskField.from_binary(fields[1]["arguments"]).size
+    except DataError as error:
+        raise DataError(f"{path} has fields that cannot be read: {error}. {REMEDY}") from error
+    return File(path, manifest, int(header["alloc_table_ptr"]), mask_size)
+
+
+def _wrong_head(header: np.void, fields: npt.NDArray[np.void], manifest: Manifest) -> str:
+    """Return what is wrong with a container's header and fields, or ""."""
+    size, count = manifest.beton_bytes, manifest.count
+    table = int(header["alloc_table_ptr"])
+    names = _field_names(fields) if int(header["num_fields"]) == len(FIELDS) else ()
+    wrong = [
+        (int(header["version"]) != CURRENT_VERSION, f"FFCV format {int(header['version'])}"),
+        (int(header["num_samples"]) != count, f"{int(header['num_samples'])} samples"),
+        (names != FIELDS, f"{int(header['num_fields'])} fields {', '.join(names)}"),
+        (not METADATA_START < table <= size, f"an allocation table at byte {table:,} of {size:,}"),
+        ((size - table) % ALLOC_TABLE_TYPE.itemsize != 0, "a broken allocation table"),
+    ]
+    for bad, found in wrong:
+        if bad:
+            return (
+                f"{found}; its manifest describes {count} samples in FFCV format "
+                f"{CURRENT_VERSION} with fields {', '.join(FIELDS)}"
+            )
+    entries = (size - table) // ALLOC_TABLE_TYPE.itemsize
+    if METADATA_START + count * METADATA_TYPE.itemsize > table:
+        return f"no room for the metadata of {count:,} samples before byte {table:,}"
+    if entries != 2 * count:
+        return f"{entries:,} stored images and masks for {count:,} samples"
+    if not len(set(manifest.classes)) == len(manifest.classes) == len(manifest.class_counts):
+        return "class names in its manifest that stand twice or do not fit their counts"
+    return ""
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read ({error.strerror or error}). Check its rights")
+
+
+def _field_names(fields: npt.NDArray[np.void]) -> tuple[str, ...]:
+    return tuple(
+        row.tobytes().split(b"\0")[0].decode("ascii", "backslashreplace") for row in fields["name"]
+    )
+
+
+def _filled(
+    manifest: Manifest, files: list[File], *, sums: bool
+) -> tuple[Index, dict[int, DataError]]:
+    """Return the index of sound files, or what is wrong with some, by their number."""
+    firsts = np.cumsum([0, *(file.manifest.count for file in files)])
+    count = int(firsts[-1])
+    kind = np.int16 if len(manifest.classes) < 1 << 15 else np.int32
+    labels: Labels = np.empty(count, kind)
+    rows, joint = np.empty(count, ROW), np.zeros(count if sums else 0, np.uint64)
+    index = Index(manifest, files, firsts, rows, labels, joint, unchecked=[], left_out=[])
+
+    def fill(number: int) -> DataError | None:
+        file, part = files[number], slice(*firsts[number : number + 2].tolist())
+        try:
+            if file.mask_size != files[0].mask_size:
+                raise DataError(
+                    f"{file.path} has masks of {file.mask_size} px, {files[0].path.name} of "
+                    f"{files[0].mask_size} px: the masks of a set have one size. {REMEDY}"
+                )
+            _fill_rows(file, rows[part], labels[part])
+            rows["file"][part] = number
+            if sums and (instead := _fill_sums(file, joint[part])):
+                index.unchecked.append((file.path, instead))
+        except DataError as error:
+            return error
+        except OSError as error:
+            return _unreadable(file.path, error)
+        return None
+
+    # Numpy and hashlib let other threads run meanwhile.
+    with ThreadPoolExecutor(min(MOST_THREADS, usable_cores(), len(files))) as pool:
+        found = dict(enumerate(pool.map(fill, range(len(files)))))
+    return index, {number: error for number, error in found.items() if error is not None}
+
+
+def _fill_rows(file: File, rows: Rows, labels: Labels) -> None:
+    """Fill one container's rows but for ``file``, and its labels; DataError if it is not sound.
+
+    The tables of our writer are in the samples' order; others are looked at as a whole.
+    """
+    path, manifest, counts = file.path, file.manifest, file.manifest.class_counts
+    digest, plain, mask_bytes = hashlib.sha256(), True, file.mask_size**2 // 8
+    seen = np.zeros(len(counts) + 1, np.int64)
+    with open_regular(path) as stream:
+        digest.update(stream.read(METADATA_START))
+        for at, piece in _pieces(stream, METADATA_TYPE, len(rows), digest):
+            part, image, label = rows[at], piece[IMAGE], piece[LABEL].reshape(-1)
+            part["image"], part["mask"] = image["data_ptr"], piece[MASK]["data_ptr"]
+            for name in ("height", "width", "mode"):
+                part[name] = image[name]
+            labels[at] = label
+            plain &= not any(map(np.any, picture_faults(image, label, len(counts)).values()))
+            seen += np.bincount(np.clip(label + 1, 0, len(counts)), minlength=len(seen))
+        stream.seek(file.table_at)
+        end = METADATA_START + len(rows) * METADATA_TYPE.itemsize
+        for at, piece in _pieces(stream, _PAIR, len(rows), digest):
+            end, in_order = _take(piece, rows[at], end, file.table_at, mask_bytes)
+            plain &= in_order and not too_short(rows[at], rows["size"][at]).any()
+    if manifest.tables_sha256 and digest.hexdigest() != manifest.tables_sha256:
+        raise DataError(
+            f"{path}: its header, metadata or allocation table do not have the manifest's "
+            f"checksum: some of their bytes have changed. Copy it again, or: {REMEDY}"
+        )
+    if plain and seen[1:].tolist() == list(counts):
+        return
+    if found := impossible(path, count=len(rows), counts=counts, table_at=file.table_at):
+        raise DataError(f"{path} has {found}. {REMEDY}")
+    table = np.sort(np.fromfile(path, ALLOC_TABLE_TYPE, offset=file.table_at), order="ptr")
+    metadata = np.fromfile(path, METADATA_TYPE, count=len(rows), offset=METADATA_START)
+    sizes = [
+        table["size"][np.searchsorted(table["ptr"], metadata[field]["data_ptr"])]
+        for field in (IMAGE, MASK)
+    ]
+    rows["size"] = sizes[0]
+    rows["mask"] = np.where(sizes[1] == mask_bytes, metadata[MASK]["data_ptr"], NOWHERE)
+
+
+def _pieces(
+    stream: BinaryIO, kind: np.dtype[Any], count: int, digest: hashlib._Hash
+) -> Iterator[tuple[slice, npt.NDArray[np.void]]]:
+    """Yield ``count`` records of a file in pieces, with their place, and add them to a digest."""
+    for start in range(0, count, PIECE):
+        stop = min(start + PIECE, count)
+        data = stream.read((stop - start) * kind.itemsize)
+        if len(data) < (stop - start) * kind.itemsize:
+            raise DataError(f"{stream.name} is being cut short. Copy it again, or: {REMEDY}")
+        digest.update(data)
+        yield slice(start, stop), np.frombuffer(data, kind)
+
+
+def _take(
+    pairs: npt.NDArray[np.void], rows: Rows, start: int, stop: int, mask_bytes: int
+) -> tuple[int, bool]:
+    """Take image sizes from (n,) `_PAIR`s; return where the last ends and if all are in order.
+
+    They are if they belong to the rows one by one and lie one after another from byte ``start`` to
+    ``stop``. Masks of another size than ``mask_bytes`` get the place `NOWHERE`.
+    """
+    places = np.stack([pairs["image_at"], pairs["mask_at"]], axis=1).reshape(-1)
+    sizes = np.stack([pairs["image_size"], pairs["mask_size"]], axis=1).reshape(-1)
+    in_order = (places[::2] == rows["image"]).all() and (places[1::2] == rows["mask"]).all()
+    # With both below these bounds no sum goes beyond 64 bits.
+    in_order &= ((places <= stop) & (sizes > 0) & (sizes < 1 << 32)).all()
+    ends = places + sizes
+    in_order &= places[0] >= start and (places[1:] >= ends[:-1]).all() and ends[-1] <= stop
+    rows["size"] = sizes[::2]
+    rows["mask"][sizes[1::2] != mask_bytes] = NOWHERE
+    return int(ends[-1]), bool(in_order)
+
+
+def _fill_sums(file: File, joint: npt.NDArray[np.uint64]) -> str:
+    """Fill one container's joint sums; or return which sums it has instead."""
+    sums = read_sums(file.path, file.manifest)
+    if sums is None or sums.dtype != CHECKED:
+        return "no" if sums is None else "only older, slower"
+    joint[:] = joint_sum(sums[:, 0], sums[:, 1])
+    return ""

@@ -1,0 +1,98 @@
+"""What ``auto`` stands for on a set of images: found once in a sample, before the work begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from harl_fast.data.order import spread
+from preprocess.colours import Grey, deep_grey, percentiles
+from preprocess.images import open_image
+from preprocess.png import SIGNIFICANT
+from preprocess.reading import GreyRange, Reading, UnusableImageError
+from preprocess.sources.members import ImageRef
+from preprocess.tiff import STATED_RANGES
+
+LOOKED_AT = 64
+"""Images of a sample."""
+_OUTLIERS = 0.1
+"""Percent of an image's values that may lie below the range found, and above."""
+
+
+class _Look(NamedTuple):
+    """What one image of deep greys says of its range."""
+
+    ends: tuple[float, float]
+    by_tags: bool
+    whole: bool
+    """Whether the values are whole numbers."""
+
+
+def settle(reading: Reading, count: int, image: Callable[[int], ImageRef]) -> Reading:
+    """Return ``reading`` with what it leaves to the images settled, from a sample of them.
+
+    count, image: how many there are, and what returns one. The same images give the same answer. It
+    is printed if it is not the default.
+    """
+    if reading.grey.kind != "auto":
+        return reading
+    grey = find_range([image(row) for row in spread(count, LOOKED_AT).tolist()])
+    if grey.found:
+        print(f"greys of over 8 bits: black and white are {grey.name}, {grey.found}", flush=True)
+    return replace(reading, grey=grey)
+
+
+def find_range(images: Sequence[ImageRef]) -> GreyRange:
+    """Return the range that files state in common, else that of nearly all of their values.
+
+    Files state it as PNG's significant bits, or as TIFF's bits or least and greatest values. Sets
+    without deep greys, and such whose values are all the same, keep the full range.
+    """
+    found = list(_looks(images))
+    stated = all(look.by_tags for look in found)
+    low = min((look.ends[0] for look in found), default=0.0)
+    high = max((look.ends[1] for look in found), default=0.0)
+    if all(look.whole for look in found):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = float(f"{low:g}"), float(f"{high:g}")  # as it will be written down
+    if not low < high:
+        return GreyRange()
+    source = "tags" if stated else f"values but for {_OUTLIERS:g} % at each end"
+    return GreyRange("fixed", low, high, f"auto: the {source} of {len(found)} images")
+
+
+def _looks(images: Sequence[ImageRef]) -> Iterator[_Look]:
+    for reference in images:
+        if isinstance(reference, np.ndarray):
+            continue
+        try:
+            with open_image(reference) as image:
+                grey = deep_grey(image)
+                if grey is not None:
+                    tags = _stated(image, grey)
+                    ends = tags or percentiles(image, grey, _OUTLIERS, 100 - _OUTLIERS)
+                    yield _Look(ends, tags is not None, grey.dtype.kind != "f")
+        except UnusableImageError:  # said when it is converted
+            continue
+
+
+def _stated(image: Image.Image, grey: Grey) -> tuple[float, float] | None:
+    """Return the least and greatest values that a file states, beyond those of its type."""
+    bits = image.info.get(SIGNIFICANT, 16) if image.format == "PNG" else 16
+    if 0 < bits < 16:
+        # PNG has values scaled up to 16 bits; of writers that leave them as they were, none is
+        # above what the bits hold.
+        most = 2.0**bits - 1
+        return 0.0, most if percentiles(image, grey, 0, 100)[1] <= most else 65535.0
+    tags = getattr(image, "tag_v2", {})
+    for least, most in STATED_RANGES:
+        low, high = tags.get(least, (grey.least,)), tags.get(most, (math.nan,))
+        if low[0] < high[0] < math.inf:
+            return float(low[0]), float(high[0])
+    whole_bytes = grey.greatest - grey.least in (0.0, 2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1)
+    return None if whole_bytes else (grey.least, grey.greatest)

@@ -1,0 +1,142 @@
+"""Archives of an image folder, read without unpacking them."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import functools
+import gzip
+import lzma
+import posixpath
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harl_fast.errors import DataError, one_line
+from harl_fast.files import Progress, open_regular
+from preprocess.listing import HEAD_BYTES, Listing, has_image_suffix, is_aside, list_names
+from preprocess.sources.base import Choices, Source
+from preprocess.sources.entries import BrokenArchiveError, Entry, tar_entries, zip_entries
+from preprocess.sources.layout import HELD_OUT, arranged
+from preprocess.sources.members import FileRange, Members, ZipMember
+
+_PACKED: dict[str, Callable[[Any], Any]] = {
+    ".gz": gzip.open,
+    ".tgz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+"""How compressed tar archives are opened, by suffix."""
+_OF_BROKEN_STREAMS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError)
+_BLOCK = 1 << 20
+
+
+def is_packed_tar(path: Path) -> bool:
+    """Return whether the path is named like a compressed tar archive."""
+    *_, inner, outer = ("", "", *(suffix.lower() for suffix in path.suffixes))
+    return outer in _PACKED and (inner == ".tar" or outer == ".tgz")
+
+
+def archive_source(path: Path, choices: Choices) -> Source:
+    """Return the images of a zip or tar archive by the rules of folders.
+
+    A folder in which all of its images lie is passed over. A compressed tar archive is unpacked to
+    a plain one in `Choices.scratch` first. Raises `DataError` for an archive that is not whole.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is no file; give a .zip, .tar or .tar.gz archive")
+    held = _plain_tar(path, choices.scratch) if is_packed_tar(path) else path
+    is_zip = path.suffix.lower() == ".zip"
+    try:
+        entries = list(zip_entries(held) if is_zip else tar_entries(held))
+    except BrokenArchiveError as error:
+        raise DataError(f"{path} is no whole archive ({error}): get it again") from error
+    kind: Any = ZipMember if is_zip else FileRange
+    top = _top(entries)
+    found = [entry._replace(name=entry.name.removeprefix(top)) for entry in entries]
+    places = {entry.name: entry.place for entry in found if entry.place}
+    listing = _listing(found, {name: kind(held, *place) for name, place in places.items()})
+    name = path.name.removesuffix(path.suffix).removesuffix(".tar")
+    source = arranged(one_line(name), str(path), listing, choices)
+    splits = {
+        split: replace(part, members=Members(kind, [(held,)], _numbers(part.names, places)))
+        for split, part in source.splits.items()
+    }
+    notes = list(source.notes)
+    if more := sum(bool(entry.place) for entry in found) - len(places):
+        notes.append(f"{more:,} files stand in it again under a name: the last one counts")
+    return replace(source, splits=splits, notes=notes)
+
+
+def _top(entries: Iterable[Entry]) -> str:
+    """Return the folder that holds all images, as archives often have, or ""."""
+    folders = {
+        posixpath.dirname(entry.name)
+        for entry in entries
+        if entry.place
+        and has_image_suffix(entry.name)
+        and not any(map(is_aside, entry.name.split("/")))
+    }
+    top = ""
+    for part in posixpath.commonpath(folders).split("/") if folders else ():
+        if part in ("", "train", *HELD_OUT):
+            break
+        top += f"{part}/"
+    return top
+
+
+def _listing(found: list[Entry], members: dict[str, Any]) -> Listing:
+    heads = [(name, functools.partial(one.head, HEAD_BYTES)) for name, one in members.items()]
+    folders = [
+        entry.name.partition("/")[0]
+        for entry in found
+        if "/" in entry.name or not (entry.place or entry.reason)
+    ]
+    listing = list_names(heads, folders)
+    listing.strange |= {entry.name: entry.reason for entry in found if entry.reason}
+    return listing
+
+
+def _numbers(names: list[str], places: dict[str, tuple[int, ...]]) -> Any:
+    return np.array([(0, *places[name]) for name in names], np.int64)
+
+
+@contextlib.contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """Yield a folder in ``out`` for what is unpacked, and remove it, also what a killed run left.
+
+    It is made when it is needed. ``out`` must be locked.
+    """
+    folder = out / ".unpacked"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _plain_tar(path: Path, scratch: Path | None) -> Path:
+    """Unpack a compressed tar archive's tar into ``scratch``, since bytes in it have no place."""
+    if scratch is None:
+        raise DataError(f"{path} is compressed, and only `make beton` unpacks it: unpack it first")
+    scratch.mkdir(parents=True, exist_ok=True)
+    plain = scratch / f"{path.name}.plain"
+    size = path.stat().st_size
+    try:
+        with (
+            open_regular(path) as packed,
+            _PACKED[path.suffix.lower()](packed) as stream,
+            open(plain, "wb") as copy,
+            Progress(size >> 20, label=f"unpacking {path.name}", unit="MiB") as progress,
+        ):
+            while block := stream.read(_BLOCK):
+                copy.write(block)
+                progress.advance((packed.tell() >> 20) - progress.done)
+    except _OF_BROKEN_STREAMS as error:
+        raise DataError(f"{path} is no whole archive ({error}): get it again") from error
+    return plain

@@ -1,0 +1,127 @@
+"""Images in columns of Parquet files, and of the Arrow files that `datasets` saves."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from harl_fast.files import UnusualFileError
+from preprocess.sources.members import check_size
+
+ROWS_AT_ONCE = 16
+"""Rows of a Parquet file that are decoded together: what a worker gets as one task, and so few that
+rows of 100 MB fit into memory, whatever the file states."""
+
+
+class ParquetCell(NamedTuple):
+    """One image's bytes in a Parquet file."""
+
+    path: Path
+    column: str
+    """Of the bytes, such as ``image.bytes``."""
+    group: int
+    """The row group."""
+    row: int
+    """Within its group."""
+    size: int
+    """Mean of its group."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}, row {self.row} of group {self.group}"
+
+    def open(self, limit: int) -> BinaryIO:
+        return _open(_rows, self, limit)
+
+
+class ArrowCell(NamedTuple):
+    """One image's bytes in an Arrow file (the stream format); fields as in `ParquetCell`."""
+
+    path: Path
+    column: str
+    group: int
+    """The record batch."""
+    row: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}, row {self.row} of batch {self.group}"
+
+    def open(self, limit: int) -> BinaryIO:
+        return _open(_chunk, self, limit)
+
+
+def _open(find: Any, cell: ParquetCell | ArrowCell, limit: int) -> BinaryIO:
+    import pyarrow as pa  # only where tables are read
+
+    try:
+        value = find(cell.path, cell.column, cell.group)[cell.row]
+        if not value.is_valid:
+            raise UnusualFileError("the table holds no bytes of it")
+        buffer = value.as_buffer()
+    except (pa.ArrowException, IndexError) as error:
+        raise UnusualFileError(f"damaged: {error}") from error
+    check_size(buffer.size, limit)
+    return io.BytesIO(buffer.to_pybytes())
+
+
+class _Rows:
+    """The values of one row group's column, read forward a few rows at a time."""
+
+    def __init__(self, path: Path, column: str, group: int) -> None:
+        self._batches = functools.partial(_batches, path, column, group)
+        self._left: Iterator[Any] | None = None
+        self._batch: Any = ()
+        self._start = self._end = 0
+
+    def __getitem__(self, row: int) -> Any:
+        """Return a row's binary scalar; rows in rising order take one pass over the group."""
+        if self._left is None or row < self._start:
+            self._left, self._start, self._end = self._batches(), 0, 0
+        while row >= self._end:
+            batch = next(self._left, None)
+            if batch is None:
+                raise IndexError(f"the row group ends at row {self._end}")
+            self._batch, self._start = batch, self._end
+            self._end += len(batch)
+        return self._batch[row - self._start]
+
+
+_rows = functools.lru_cache(1)(_Rows)
+"""A worker keeps its place in the group that it is reading."""
+
+
+def _batches(path: Path, column: str, group: int) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    # A buffer, lest the whole group be read before its first row.
+    with pq.ParquetFile(path, buffer_size=1 << 20) as file:
+        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+            yield leaf(batch.column(0), column)
+
+
+@functools.lru_cache(4)
+def _chunk(path: Path, column: str, group: int) -> Any:
+    batch = arrow_table(path).column(column.partition(".")[0]).chunk(group)
+    return leaf(batch, column)
+
+
+@functools.lru_cache(1)
+def arrow_table(path: Path) -> Any:
+    """Return an Arrow file's table, which stays on disk until its rows are asked for."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as stream, pa.ipc.open_stream(stream) as reader:
+        return reader.read_all()
+
+
+def leaf(array: Any, column: str) -> Any:
+    """Return the part of a top column's array that a name such as ``image.bytes`` means."""
+    import pyarrow.compute as pc
+
+    inner = column.partition(".")[2]
+    return pc.struct_field(array, inner) if inner else array

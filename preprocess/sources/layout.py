@@ -1,0 +1,283 @@
+"""Which split and class the images of a tree belong to, by their paths alone."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from harl_fast.data.container.manifest import UNLABELLED
+from harl_fast.errors import DataError, one_line
+from preprocess.listing import Listing
+from preprocess.sources.base import Choices, Rejected, Source, Split
+from preprocess.sources.heldout import hold_out
+
+HELD_OUT = ("val", "valid", "validation", "test")
+"""Folders that may hold the images that features are judged on; the first one there does."""
+LAYOUT = "expected FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg (or test/)"
+WITHOUT_LABELS = "--source images reads all images without labels"
+ONE_FORM = "Give both the composed form, say by `convmv -f utf8 -t utf8 --nfc -r --notest FOLDER`"
+_SHOWN = 5
+"""Folders that are named in full."""
+
+
+def arranged(name: str, shown: str, listing: Listing, choices: Choices) -> Source:
+    """Return what lies in a tree of which all is listed, such as an archive's, by `kind_of`.
+
+    name: the source's. shown: what messages call the tree. The splits have no root.
+    """
+    kind = kind_of(listing)
+    if kind == "images":
+        return plain_source(name, shown, listing, choices)
+    if kind == "classes":
+        return class_source(name, shown, {"train": ("", listing)}, choices)
+    held_out = next((part for part in HELD_OUT if part in listing.folders), None)
+    parts = {"train": ("train", listing.below("train"))}
+    if held_out:
+        parts["val"] = (held_out, listing.below(held_out))
+    return class_source(name, shown, parts, choices)
+
+
+def kind_of(listing: Listing) -> str:
+    """Return the key of `SOURCES` that a whole tree looks like: folders, classes or images."""
+    if any(path.startswith("train/") and path.count("/") > 1 for path in listing.images):
+        return "folders"
+    depths = {path.count("/") for path in listing.images}
+    if depths == {1} and len({path.partition("/")[0] for path in listing.images}) > 1:
+        return "classes"
+    return "images"
+
+
+def class_source(
+    name: str, shown: str, parts: Mapping[str, tuple[str, Listing]], choices: Choices
+) -> Source:
+    """Return images whose classes are the first folders of their paths.
+
+    parts: for "train", and "val" if there is one, its folder ("" for the whole tree) and what lies
+    there. Without "val", a share is held out, see `hold_out`. Raises `DataError` for classes that
+    cannot be used.
+    """
+    scans = {split: _scan(shown, *part) for split, part in parts.items()}
+    check_classes(shown, scans["train"], scans.get("val"))
+    classes = sorted(scans["train"].by_class)
+    splits = {split: scan.split(classes) for split, scan in scans.items()}
+    notes: list[str] = []
+    for scan in scans.values():
+        notes += scan.listing.notes(scan.folder or name)
+        notes += (f"{scan.without_images(kind)}; it is no class here" for kind in scan.bare)
+    if "val" in splits:
+        _check_no_share(shown, scans["val"].prefix, choices)
+    else:
+        splits, said = hold_out(splits["train"], choices)
+        notes += said
+    return Source(name, classes, splits, notes)
+
+
+def _check_no_share(shown: str, held_out: str, choices: Choices) -> None:
+    if choices.val is not None:
+        raise DataError(f"{shown} has a held-out part of its own, {held_out}: leave --val out")
+
+
+def plain_source(name: str, shown: str, listing: Listing, choices: Choices) -> Source:
+    """Return all images of a tree, without labels; raises `DataError` if there are none.
+
+    If all lie in train/ and in folders of `HELD_OUT`, these are the splits.
+    """
+    bare = list(_bare_folders(listing))
+    if not listing.images:
+        raise DataError(f"{shown} holds no image{f' ({bare[0]})' if bare else ''}")
+    whole = Split(listing.images, [UNLABELLED] * len(listing.images))
+    held_out = next((part for part in HELD_OUT if part in listing.folders), "")
+    said: list[str] = []
+    tops = [path.partition("/")[0] for path in listing.images]
+    if held_out and "train" in tops and set(tops) <= {"train", *HELD_OUT}:
+        _check_no_share(shown, f"{held_out}/", choices)
+        parts = {"train": "train", "val": held_out}
+        rows = {part: [row for row, top in enumerate(tops) if top == part] for part in tops}
+        splits = {name: whole.take(rows[part]) for name, part in parts.items() if part in rows}
+    else:
+        splits, said = hold_out(whole, choices)
+    splits["train"] = replace(splits["train"], rejected=_rejected("", listing))
+    notes = [*listing.notes(name), *bare[:_SHOWN]]
+    if len(bare) > _SHOWN:
+        notes.append(f"so have {len(bare) - _SHOWN:,} more folders no image: see the report")
+    return Source(name, [], splits, [*notes, *said])
+
+
+def _bare_folders(listing: Listing) -> Iterator[str]:
+    """Yield a line on each folder that holds files, but no image."""
+    with_images = {path.rpartition("/")[0] for path in listing.images}
+    inside: dict[str, list[str]] = {}
+    for path in sorted(listing.strange):
+        if (folder := path.rpartition("/")[0]) not in with_images:
+            inside.setdefault(folder, []).append(path)
+    for folder, paths in inside.items():
+        yield (
+            f"{one_line(folder) or 'the folder itself'} has no image: none of its {len(paths):,} "
+            f"files is one ({one_line(paths[0])}: {listing.strange[paths[0]]})"
+        )
+
+
+def _rejected(prefix: str, listing: Listing) -> list[Rejected]:
+    return [Rejected(prefix + path, reason) for path, reason in sorted(listing.strange.items())]
+
+
+@dataclass
+class Scan:
+    """One split's class folders."""
+
+    shown: str
+    """What messages call the whole source."""
+    folder: str
+    """train, val or test; empty if the classes lie in the source itself."""
+    listing: Listing
+    by_class: dict[str, list[str]]
+    """Each class's image paths relative to the folder, sorted."""
+
+    @property
+    def prefix(self) -> str:
+        """What stands before each path in a sample's name."""
+        return f"{self.folder}/" if self.folder else ""
+
+    @property
+    def place(self) -> str:
+        """What messages call the folder."""
+        return f"{self.shown}/{self.folder}" if self.folder else self.shown
+
+    @property
+    def bare(self) -> list[str]:
+        """Class folders without an image."""
+        return [name for name in self.listing.folders if name not in self.by_class]
+
+    def split(self, classes: list[str]) -> Split:
+        """Return the images by class and name, with labels by the order of ``classes``."""
+        numbers = {name: number for number, name in enumerate(classes)}
+        pairs = [
+            (name, numbers[kind]) for kind in sorted(self.by_class) for name in self.by_class[kind]
+        ]
+        return Split(
+            names=[self.prefix + name for name, _ in pairs],
+            labels=[label for _, label in pairs],
+            rejected=_rejected(self.prefix, self.listing),
+        )
+
+    def without_images(self, name: str) -> str:
+        """Return what to say of a class folder that has no image."""
+        inside = [path for path in self.listing.strange if path.startswith(f"{name}/")]
+        what = "it holds no file"
+        if name in self.listing.strange:
+            what = f"it is {self.listing.strange[name]}"
+        elif inside:
+            first = inside[0]
+            reason = self.listing.strange[first]
+            what = f"none of its {len(inside):,} files is one ({one_line(first)}: {reason})"
+        return f"{self.prefix}{one_line(name)} has no image: {what}"
+
+
+def _scan(shown: str, folder: str, listing: Listing) -> Scan:
+    by_class: dict[str, list[str]] = {}
+    loose = 0
+    for path in listing.images:
+        kind, _, inner = path.partition("/")
+        if inner:
+            by_class.setdefault(kind, []).append(path)
+        else:
+            loose += 1
+    scan = Scan(shown, folder, listing, by_class)
+    if loose:
+        raise DataError(
+            f"{scan.place} holds {loose:,} images outside any class folder; {LAYOUT}. Move them "
+            f"into class folders (ImageNet's validation images need that, too); {WITHOUT_LABELS}"
+        )
+    if not by_class:
+        found = "; ".join(scan.without_images(name) for name in scan.bare[:3])
+        raise DataError(f"{scan.place} holds no image{f' ({found})' if found else ''}; {LAYOUT}")
+    return scan
+
+
+def check_classes(shown: str, train: Scan, held_out: Scan | None) -> None:
+    """Raise `DataError` unless there are two classes or more, with names that can be told apart,
+    and the held-out part has no other ones.
+    """
+    names = sorted(train.by_class)
+    _check_names(train, held_out)
+    if len(names) < 2:
+        raise DataError(
+            f"{train.place} has only one class ({names[0]}){_one_level_down(train)}; "
+            f"evaluation needs at least two. {WITHOUT_LABELS}"
+        )
+    if twins := two_forms(names):
+        raise DataError(
+            f"{train.place} has two class folders that both read {twins[1]}: {twins[0]!a} and "
+            f"{twins[1]!a}, two Unicode forms of the same letters. {ONE_FORM}"
+        )
+    composed = {unicodedata.normalize("NFC", name): name for name in names}
+    unknown = sorted(held_out.by_class.keys() - train.by_class.keys()) if held_out else []
+    if not held_out or not unknown:
+        return
+    for name in unknown:
+        if name in train.bare:
+            raise DataError(
+                f"{held_out.place} has images of the class {one_line(name)}, but "
+                f"{train.without_images(name)}"
+            )
+        twin = composed.get(unicodedata.normalize("NFC", name), "")
+        if twin:
+            raise DataError(
+                f"{held_out.place} has the class {name!a} and {train.prefix} has "
+                f"{twin!a}: two Unicode forms of {name}. {ONE_FORM}"
+            )
+    # Letters of other alphabets can look like the ones in train/.
+    texts = [one_line(n) if one_line(n) != n or n.isascii() else f"{n} = {n!a}" for n in unknown]
+    listed = ", ".join(texts[:5]) + (", ..." if len(texts) > 5 else "")
+    raise DataError(
+        f"{held_out.place} has {len(unknown)} class folders that {train.prefix} lacks ({listed}); "
+        f"give both the same names"
+    )
+
+
+def two_forms(names: list[str]) -> tuple[str, str] | None:
+    """Return the first two names that read alike, being Unicode forms of the same letters."""
+    composed: dict[str, str] = {}
+    for name in names:
+        twin = composed.setdefault(unicodedata.normalize("NFC", name), name)
+        if twin != name:
+            return twin, name
+    return None
+
+
+def _check_names(train: Scan, held_out: Scan | None) -> None:
+    """Raise `DataError` for class names that cannot be told apart as they are printed."""
+    beside = f", and its like in {held_out.folder}/" if held_out else ""
+    for name in sorted(train.by_class):
+        if one_line(name) != name:
+            raise DataError(
+                f"{train.place} has a class folder whose name does not print "
+                f"({one_line(name)}); rename it{beside}"
+            )
+    scans = (train, held_out) if held_out else (train,)
+    spaced = [
+        f"{scan.prefix}{name}"
+        for scan in scans
+        for name in scan.by_class
+        if name.strip(" ") != name
+    ]
+    if spaced:
+        listed = ", ".join(one_line(f"'{name}'") for name in spaced[:3])
+        raise DataError(
+            f"{train.shown} has class folders whose names begin or end with a space "
+            f"({listed}); rename them"
+        )
+
+
+def _one_level_down(train: Scan) -> str:
+    """Return a hint when the only class folder holds what look like the classes."""
+    ((name, paths),) = train.by_class.items()
+    inner = sorted({path.split("/")[1] for path in paths if path.count("/") > 1})
+    if len(inner) < 2:
+        return ""
+    listed = ", ".join(map(one_line, inner[:3])) + (", ..." if len(inner) > 3 else "")
+    return (
+        f", and that holds folders itself ({listed}). If those are the classes, they lie one level "
+        f"too deep: move them from {train.place}/{name} up to {train.place}, and likewise in val"
+    )
