@@ -15,9 +15,7 @@ SOURCES: dict[str, Reader] = {
         "class folders in train/ and val/ or test/", folders.fits_folders, folders.folder_source
     ),
     "classes": Reader("a folder per class", folders.fits_classes, folders.class_folders),
-    "images": Reader(
-        "a folder of images without labels", folders.fits_images, folders.plain_folder
-    ),
+    "images": Reader("images in any folders", folders.fits_images, folders.plain_folder),
     "list": Reader(
         "a list of images (CSV, TSV, JSON lines or paths)", tables.fits_list, tables.list_source
     ),
@@ -47,10 +45,10 @@ def read_source(path: Path, choices: Choices) -> Source:
     kind = choices.source or _guess(path)
     print(f"looking for images in {shown}", flush=True)
     source = SOURCES[kind].read(path, choices)
-    counts = ", ".join(f"{name} {len(split.names):,}" for name, split in source.splits.items())
-    classes = f"in {len(source.classes):,} classes" if source.classes else "without labels"
+    counts = " and ".join(f"{len(part.names):,} {name}" for name, part in source.splits.items())
+    classes = f" of {len(source.classes):,} classes" if source.classes else ", no labels"
     hint = "" if choices.source else "; --source says otherwise"
-    print(f"read as {SOURCES[kind].about}: {counts} images {classes}{hint}", flush=True)
+    print(f"read as {SOURCES[kind].about}: {counts} images{classes}{hint}", flush=True)
     for note in source.notes:
         print(f"note: {note}", flush=True)
     return source

@@ -105,15 +105,18 @@ def plain_source(name: str, shown: str, listing: Listing, choices: Choices) -> S
 
 
 def _bare_folders(listing: Listing) -> Iterator[str]:
-    """Yield a line on each folder that holds files, but no image."""
-    with_images = {path.rpartition("/")[0] for path in listing.images}
+    """Yield a line on each folder that holds files, but no image, nor one further down."""
+    with_images = {""}
+    for path in listing.images:
+        while (path := path.rpartition("/")[0]) not in with_images:
+            with_images.add(path)
     inside: dict[str, list[str]] = {}
     for path in sorted(listing.strange):
         if (folder := path.rpartition("/")[0]) not in with_images:
             inside.setdefault(folder, []).append(path)
     for folder, paths in inside.items():
         yield (
-            f"{one_line(folder) or 'the folder itself'} has no image: none of its {len(paths):,} "
+            f"{one_line(folder)} has no image: none of its {len(paths):,} "
             f"files is one ({one_line(paths[0])}: {listing.strange[paths[0]]})"
         )
 

@@ -42,7 +42,7 @@ from preprocess.masks.selftrained.trainer import (
 )
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING
-from preprocess.sources.base import Choices
+from preprocess.sources import Choices
 from tests.preprocess.support import photo, save
 
 Mask = npt.NDArray[np.bool_]
@@ -283,9 +283,9 @@ def test_image_files_are_those_of_train_sorted_and_limited(tmp_path: Path) -> No
 
 
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no folder; give --data"):
+    with pytest.raises(DataError, match="does not exist; give the folder"):
         image_files(tmp_path / "none", Choices(), most=9, seed=0)
-    with pytest.raises(DataError, match=r"holds 3 images .* at least 16 are needed"):
+    with pytest.raises(DataError, match=r"holds 3 training images, at least 16 are needed"):
         image_files(images_in(tmp_path / "few", 3), Choices(), most=9, seed=0)
 
 
