@@ -129,6 +129,8 @@ class DataConfig(Section):
     check: Literal["checksum", "none"] = "checksum"
     """checksum: each sample's stored bytes are compared with the checksum taken when they were
     written, as they are read; a sample that differs is damaged."""
+    skip_broken: bool = False
+    """Train without those containers of a set that are missing, cut short or changed."""
     colour: Literal["auto", "loader", "device"] = "auto"
     """Who colours the views: the loader's threads, the device in batches, or what suits it."""
     mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)

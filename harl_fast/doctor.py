@@ -255,7 +255,8 @@ def memory(data: Path | None) -> Row:
     value = f"{_size(free)} available"
     if data is None:
         return Row("memory", "ok" if free > 2 * GB else "warn", value, "close other programs")
-    needed = sum(_bytes(path) for path in data.glob("*.beton"))
+    sets = [data / split for split in ("train", "val")]
+    needed = sum(_bytes(path) for folder in (data, *sets) for path in folder.glob("*.beton"))
     if needed == 0:
         remedy = f"make beton DATA=<images> OUT={data}"
         return Row("memory", "fail", f"{value}; no *.beton in {data}", remedy)

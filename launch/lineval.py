@@ -18,7 +18,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--ckpt", type=Path, required=True, help="run folder or checkpoint")
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder with train.beton and val.beton"
+        "--data", type=Path, required=True, help="folder with containers of train and val"
     )
     parser.add_argument(
         "--random",

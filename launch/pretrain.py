@@ -14,8 +14,7 @@ EXAMPLES = """\
 examples:
   python launch/pretrain.py --deepspeed_config ds_configs/cpu.json --config demo \\
       --data data/demo --run runs/demo
-  deepspeed launch/pretrain.py --deepspeed_config ds_configs/a100x8.json --config paper \\
-      --data /data/imagenet --run runs/paper
+  deepspeed launch/pretrain.py --deepspeed_config ds_configs/a100x8.json --config paper ...
   ... --run runs/paper --resume                      continue after a stop
   ... --run runs/new --init-from runs/paper          new run from another's weights
   ... --set optim.lr=0.3 --set data.workers=8        change the method's keys
@@ -37,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--config", metavar="NAME|YAML", help=f"method: {', '.join(presets())}, or a file")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override in it")
     add("--epochs", type=whole_number(1, 10**6), metavar="N", help="--set epochs=N; extends a run")
-    add("--data", type=Path, required=True, metavar="FOLDER", help="holds train.beton")
+    add("--data", type=Path, required=True, metavar="FOLDER", help="holds train.beton or train/")
     add("--run", type=Path, required=True, metavar="FOLDER", help="where all output goes")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the run in --run")
@@ -45,10 +44,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     text = "let --resume continue with another value of it, given by --set (repeatable)"
     add("--allow-change", action="append", default=[], metavar="KEY", help=text)
     add("--quiet", action="store_true", help="print warnings and one line per epoch only")
+    text, key = "train without a set's broken containers", "data.skip_broken=true"
+    add("--skip-broken", dest="set", action="append_const", const=key, help=text)
     text = "save and end with exit code 0 before this process is so old"
     add("--time-limit", type=checked(parse_duration), metavar="HH:MM:SS|MINUTES", help=text)
-    rank = whole_number(-1, 10**6)
-    add("--local_rank", type=rank, default=0, help=argparse.SUPPRESS)  # the launcher passes it
+    add("--local_rank", type=whole_number(-1, 10**6), default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 

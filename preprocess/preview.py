@@ -24,7 +24,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("source", type=Path, metavar="FILE.beton", help="with --masks also a folder of images")
+    about = "or a set of containers; with --masks also a folder of images"
+    add("source", type=Path, metavar="FILE.beton", help=about)
     add("--out", type=Path, default=Path("runs/contact_sheet.png"), help="PNG file")
     about = "samples, the first ones of the epoch"
     add("--count", type=whole_number(1, 1000), default=8, metavar="N", help=about)
@@ -68,10 +69,8 @@ def _ids(text: str) -> list[int]:
 with head(__name__, parse):
     import numpy as np
 
-    from harl_fast.data.container.fields import open_reader
-    from harl_fast.data.container.index import check_container
-    from harl_fast.data.container.integrity import IMAGE
-    from harl_fast.data.container.manifest import read_manifest
+    from harl_fast.data.container.index import read_index
+    from harl_fast.data.container.manifest import containers_in, manifest_path, read_manifest
     from harl_fast.data.occupancy import occupancy, occupancy_text
     from harl_fast.engine.views import sizes_text, view_geometry
     from harl_fast.jit import require_compiler
@@ -94,7 +93,8 @@ def finder(spec: str) -> gallery.Find:
 
 def draw_masks(args: argparse.Namespace) -> None:
     """Write the gallery of a folder's or a container's masks, and say where and of what."""
-    if args.source.suffix == ".beton":
+    is_set = args.source.is_dir() and manifest_path(args.source).exists()
+    if args.source.suffix == ".beton" or is_set:
         found = list(gallery.from_container(args.source, truth=args.truth, most=args.most))
         failed: dict[str, str] = {}
         title = f"Masks stored in {args.source}"
@@ -129,9 +129,8 @@ def fitting(beton: Path) -> list[str]:
 
     Raises `DataError` when the container is not sound.
     """
-    check_container(beton, read_manifest(beton))
-    images = open_reader(beton).metadata[IMAGE]
-    side = float(np.median(np.sqrt(images["height"].astype(float) * images["width"])))
+    rows = read_index(beton, read_manifest(beton)).rows
+    side = float(np.median(np.sqrt(rows["height"].astype(np.float32) * rows["width"])))
     size_px = min(max(32, round(side / 32) * 32), 224)
     stem = "imagenet" if size_px >= 128 else "small-s2" if size_px >= 64 else "small"
     return [f"model.stem={stem}", *(f"data.views.{view}.size_px={size_px}" for view in (0, 1))]
@@ -141,6 +140,8 @@ def main(argv: list[str] | None = None) -> int:
     """Draw and say where the pictures lie."""
     args = parse(argv)
     require_compiler()
+    if args.source.suffix == ".beton" and not args.source.exists():  # a set may be in its place
+        args.source = next(iter(containers_in(args.source.parent, args.source.stem)), args.source)
     chart = args.out.with_name(f"{args.out.stem}_stats.png")
     for out in (args.out, chart) if args.stats else (args.out,):
         check_output(out, option="--out", inputs=[args.source])

@@ -1,4 +1,7 @@
-"""Reads containers whole and names what is damaged: `python -m preprocess.verify FILE.beton...`."""
+"""Reads containers whole and names what is damaged: `python -m preprocess.verify FILE.beton...`.
+
+A set is judged shard by shard: whatever is wrong with one, all are read.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog=f"exit code: {SOUND} all is as written, {DAMAGED} something is damaged, {REFUSED} a "
         f"container cannot be judged (missing, cut short, no manifest)",
     )
-    parser.add_argument("betons", nargs="+", type=Path, metavar="FILE.beton")
+    about = "or the folder of a set"
+    parser.add_argument("betons", nargs="+", type=Path, metavar="FILE.beton", help=about)
     parser.add_argument("--deep", action="store_true", help="decode every sample in any case")
     parser.add_argument("--report", type=Path, metavar="OUT.json", help="write all findings there")
     kind, about = whole_number(1, 1024), "processes that decode"
@@ -52,6 +56,7 @@ with head(__name__, parse):
         Manifest,
         names_path,
         read_manifest,
+        read_shard,
         read_sums,
     )
     from harl_fast.data.container.reader import stored_pixels
@@ -112,8 +117,29 @@ class Verdict:
         return DAMAGED if self.damaged or self.checksum == "differs" else SOUND
 
 
-def verify(beton: Path, *, deep: bool, workers: int) -> Verdict:
-    """Return what differs from the container's manifest.
+def verdicts(path: Path, *, deep: bool, workers: int) -> Iterator[Verdict]:
+    """Yield the `verify` of a container, or of each container of a set, whose ids run on."""
+    if not path.is_dir():
+        yield verify(path, deep=deep, workers=workers)
+        return
+    first = 0
+    try:
+        manifest = read_manifest(path)
+    except DataError as error:
+        yield Verdict(str(path), refused=str(error))
+        return
+    for shard in manifest.shards:
+        try:
+            read_shard(path, shard)
+        except DataError as error:
+            yield Verdict(str(path / shard.file), refused=str(error))
+        else:
+            yield verify(path / shard.file, deep=deep, workers=workers, first=first)
+        first += shard.count
+
+
+def verify(beton: Path, *, deep: bool, workers: int, first: int = 0) -> Verdict:
+    """Return what differs from the container's manifest; first: id of its first sample.
 
     Compares the checks of opening and the whole file's checksum. If that differs, or if ``deep``,
     every sample is decoded and compared with its own checksum, where one was written.
@@ -134,7 +160,7 @@ def verify(beton: Path, *, deep: bool, workers: int) -> Verdict:
             verdict.decoded, verdict.sums = True, sums is not None
             kind = None if sums is None else sums.dtype
             for sample, problems in _damaged(beton, manifest, rows, kind, workers):
-                verdict.damaged.append(Finding(sample, names[sample], problems))
+                verdict.damaged.append(Finding(first + sample, names[sample], problems))
     except DataError as error:
         verdict.refused = str(error)
     except OSError as error:
@@ -273,14 +299,15 @@ def main(argv: list[str] | None = None) -> int:
     require_compiler()
     if args.report:
         check_output(args.report, option="--report", inputs=args.betons)
-    verdicts = []
+    found = list[Verdict]()
     for beton in args.betons:
-        verdicts.append(verify(beton, deep=args.deep, workers=args.workers))
-        _print(verdicts[-1])
+        for one in verdicts(beton, deep=args.deep, workers=args.workers):
+            found.append(one)
+            _print(one)
     if args.report:
-        listed = [{**asdict(one), "sound": one.code == SOUND} for one in verdicts]
+        listed = [{**asdict(one), "sound": one.code == SOUND} for one in found]
         write_json(args.report, listed)
-    return max(verdict.code for verdict in verdicts)
+    return max(verdict.code for verdict in found)
 
 
 if __name__ == "__main__":

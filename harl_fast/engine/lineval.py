@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from harl_fast.data.container.manifest import containers_in
 from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
 from harl_fast.engine.networks import load_encoder, random_encoder
 from harl_fast.engine.provenance import code_version
@@ -35,7 +36,7 @@ def lineval(
     """
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
     checkpoint = open_checkpoint(ckpt)
-    containers = [data / "train.beton", data / "val.beton"]
+    containers = [each for split in ("train", "val") for each in containers_in(data, split)]
     check_output(out, option="--out", inputs=[checkpoint.path, *containers])
     with locked(lock_beside(out), output=out):
         encoder, config = load_encoder(checkpoint.path)

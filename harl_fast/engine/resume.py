@@ -23,8 +23,12 @@ from harl_fast.engine.schedule import Schedule
 from harl_fast.errors import CheckpointError, ConfigError, nearest
 from harl_fast.textfile import nodes
 
-_FREE = ("log", "data.workers", "data.batches_ahead", "data.damaged", "data.check")
-"""Keys and sections that a resumed run may change: they touch no sound sample and no weight."""
+_FREE = (
+    *("log", "data.workers", "data.batches_ahead"),
+    *("data.damaged", "data.check", "data.skip_broken"),
+)
+"""Keys and sections that a resumed run may change: they touch no sound sample and no weight. With
+other shards left out, the data are others, see `check_data`."""
 _PRECISION = ("bf16", "torch_autocast", "fp16")
 
 Changes = dict[str, tuple[Any, Any]]
@@ -76,8 +80,9 @@ def check_data(known: object, beton_sha256: str) -> None:
     """Raise ConfigError if a run began with another container. known: its SHA-256, or nothing."""
     if known not in (None, "", beton_sha256):
         raise ConfigError(
-            "--resume: train.beton is not the container that the run began with (its SHA-256 "
-            "differs). Give the folder of the old one, or start a new run with --init-from"
+            "--resume: the training container, or what of its set can be used, is not what the run "
+            "began with (its SHA-256 differs). Give the folder of the old one, or start a new run "
+            "with --init-from"
         )
 
 

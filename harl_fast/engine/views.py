@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from harl_fast.config import RunConfig, ViewConfig
+from harl_fast.data.container.manifest import find_container
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.views.color_device import Colouring, Photometric
 from harl_fast.data.views.crop import ViewGeometry
@@ -96,13 +97,13 @@ def colouring(config: RunConfig, device: torch.device, *, epoch: int = 0) -> Col
 def build_loader(
     config: RunConfig, engine_config: EngineConfig, machine: Machine, *, data: Path, epoch: int = 0
 ) -> BetonLoader:
-    """Return this rank's loader of the folder's train.beton, ready for the views of an epoch.
+    """Return this rank's loader of the folder's training split, ready for the views of an epoch.
 
     Raises ConfigError or DataError.
     """
     _check_batch(config, engine_config)
     return BetonLoader(
-        data / "train.beton",
+        find_container(data, "train"),
         views=view_geometry(config, epoch=epoch),
         batch_global=engine_config.batches.batch_global,
         batch_micro=engine_config.batches.batch_micro,
@@ -115,6 +116,7 @@ def build_loader(
         order=config.data.order,
         damaged=config.data.damaged,
         check=config.data.check,
+        skip_broken=config.data.skip_broken,
         colour=colouring(config, machine.device, epoch=epoch),
     )
 

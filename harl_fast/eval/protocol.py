@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from harl_fast.data.container.manifest import check_labelled, manifest_path, read_manifest
+from harl_fast.data.container.manifest import (
+    check_labelled,
+    containers_in,
+    find_container,
+    read_manifest,
+)
 from harl_fast.data.loader import EvalLoader
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.errors import DataError
@@ -51,18 +56,19 @@ class Evaluator:
         batch: int = 256,
         workers: int = 0,
     ) -> None:
-        """Open ``train.beton`` and ``val.beton``; DataError without labels or with other classes.
+        """Open both splits' containers; DataError without labels or with other classes.
 
         size_px: side of the central square that the encoder sees. mean, std: the normalisation it
         was trained with.
         """
-        containers = {split: Path(folder) / f"{split}.beton" for split in ("train", "val")}
-        check_labelled(containers["train"], read_manifest(containers["train"]))
-        if not manifest_path(containers["val"]).exists():
+        train_set = find_container(Path(folder), "train")
+        check_labelled(train_set, read_manifest(train_set))
+        if not containers_in(Path(folder), "val"):
             raise DataError(
                 f"{folder} has no val.beton to judge features on: nothing was held out. Write both "
                 f"with `make beton DATA=<images> VAL=5% OUT={folder}`"
             )
+        containers = {"train": train_set, "val": find_container(Path(folder), "val")}
         self._loaders = {
             split: EvalLoader(beton, size_px=size_px, batch=batch, workers=workers)
             for split, beton in containers.items()

@@ -13,8 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from harl_fast import drawing
-from harl_fast.data.container.manifest import read_manifest
-from harl_fast.data.container.reader import read_samples
+from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.order import spread
 from harl_fast.drawing import OUTLINE, Colour, Row, fitted, outline, resized, tile
 from harl_fast.errors import DataError, one_line
@@ -171,11 +170,11 @@ def from_container(beton: Path, *, truth: Path | None, most: int) -> Iterator[Sh
     truth: as for `from_folder`; a sample's name is ``<split>/<class>/<stem>.jpg``. Raises
     `DataError` when the container or a sample is damaged.
     """
-    ids = spread(read_manifest(beton).count, most).tolist()
-    for start in range(0, len(ids), CHUNK):
-        for sample in read_samples(beton, ids[start : start + CHUNK]):
-            name = sample.name or str(sample.id)
-            yield shown(name, sample.image, sample.mask, None, _truth(truth, name))
+    container = OpenContainer(beton)
+    for index in spread(container.manifest.count, most).tolist():
+        sample = container.sample(index)
+        name = sample.name or str(sample.id)
+        yield shown(name, sample.image, sample.mask, None, _truth(truth, name))
 
 
 def _truth(folder: Path | None, name: str) -> Mask | None:

@@ -34,6 +34,7 @@ from harl_fast.data.container.manifest import (
     REMEDY,
     Manifest,
     merge_manifests,
+    read_manifest,
     read_shard,
     read_sums,
 )
@@ -96,6 +97,12 @@ class Index:
     """Files without sums that can be compared, and which they have instead."""
     left_out: list[str]
     """Why each broken shard was left out."""
+
+
+def manifest_of(path: Path, *, skip_broken: bool) -> Manifest:
+    """Return the manifest of what opens at a path, see `read_index`. Raises DataError."""
+    manifest = read_manifest(path)
+    return read_index(path, manifest, skip_broken=True).manifest if skip_broken else manifest
 
 
 def check_container(path: Path, manifest: Manifest) -> None:

@@ -119,20 +119,25 @@ class Manifest:
     """The seal: SHA-256 of all other keys, names and numbers that no checksum of a file covers."""
 
 
-def find_container(folder: Path, split: str) -> Path:
-    """Return ``<split>.beton`` or the set ``<split>/``, whichever is in a folder.
+def containers_in(folder: Path, split: str) -> list[Path]:
+    """Return which of the container ``<split>.beton`` and the set ``<split>/`` are in a folder.
 
-    Raises DataError if both or none are. A folder without containers is no set: it may be where the
-    images came from.
+    A folder without containers is no set: it may be where the images came from.
     """
     single, several = folder / f"{split}.beton", folder / split
     found = [single] if single.exists() else []
-    found += [several] if next(several.glob("*.beton"), None) else []
+    return found + ([several] if next(several.glob("*.beton"), None) else [])
+
+
+def find_container(folder: Path, split: str) -> Path:
+    """Return the container or the set of a split in a folder; DataError if both or none are."""
+    found = containers_in(folder, split)
     if len(found) == 1:
         return found[0]
     if found:
-        raise DataError(f"{single} and {several}/ are both there: remove the one that is not meant")
-    raise DataError(f"{single} is missing, and there is no set {several}/ of containers. {REMEDY}")
+        both = " and ".join(map(str, found))
+        raise DataError(f"{both} are both there: remove the one that is not meant")
+    raise DataError(f"{folder} has neither {split}.beton nor a set {split}/. {REMEDY}")
 
 
 def manifest_path(beton: Path) -> Path:

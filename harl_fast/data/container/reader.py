@@ -26,6 +26,17 @@ from harl_fast.data.views.sample import Stored, read_bytes
 from harl_fast.errors import DataError, explain
 
 
+@dataclass(frozen=True)
+class StoredSample:
+    """One sample: image (H, W, 3) uint8 RGB, mask (S, S) bool over the whole image, its label."""
+
+    id: int
+    name: str
+    image: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.bool_]
+    label: int
+
+
 class OpenContainer:
     """A container or a set of them, checked and open for reading.
 
@@ -98,26 +109,29 @@ class OpenContainer:
         row, size = self.stored.rows[sample], self.stored.mask_size**2 // 8
         return None if row["mask"] == NOWHERE else self._bytes(row["file"], row["mask"], size)
 
+    def sample(self, index: int) -> StoredSample:
+        """Return a sample as it is stored; DataError if it does not decode."""
+        row, name = self.stored.rows[index], self.name_of(index)
+        height, width = int(row["height"]), int(row["width"])
+        data, bits = self.image_bytes(index), self.mask_bytes(index)
+        pixels = None if data is None else stored_pixels(int(row["mode"]), data, height, width)
+        if pixels is None or bits is None:
+            raise DataError(
+                f"{self.file_of(index)[0]}: sample {index} ({name}) does not decode. The container "
+                f"is damaged: write it again with `make beton`."
+            )
+        mask, label = unpack_mask(bits, size=self.stored.mask_size), int(self.labels[index])
+        return StoredSample(index, name, pixels, mask, label)
+
     def _bytes(self, file: np.uint16, place: np.uint64, size: int) -> npt.NDArray[np.uint8] | None:
         found = np.empty(size, np.uint8)
         return found if read_bytes(self.stored.files[file], place, found) else None
 
 
-@dataclass(frozen=True)
-class StoredSample:
-    """One sample: image (H, W, 3) uint8 RGB, mask (S, S) bool over the whole image, its label."""
-
-    id: int
-    name: str
-    image: npt.NDArray[np.uint8]
-    mask: npt.NDArray[np.bool_]
-    label: int
-
-
 def read_samples(path: Path, ids: Sequence[int]) -> list[StoredSample]:
     """Return samples of a container or a set; DataError names one that does not decode."""
     container = OpenContainer(path)
-    return [_read(container, int(index)) for index in ids]
+    return [container.sample(int(index)) for index in ids]
 
 
 def stored_pixels(
@@ -142,18 +156,3 @@ def stored_pixels(
     ]
     ycc = np.stack([luma.reshape(height, width), *planes], axis=-1)
     return np.asarray(Image.fromarray(ycc, "YCbCr").convert("RGB"))
-
-
-def _read(container: OpenContainer, index: int) -> StoredSample:
-    row, size = container.stored.rows[index], container.stored.mask_size
-    name = container.name_of(index)
-    height, width = int(row["height"]), int(row["width"])
-    data, bits = container.image_bytes(index), container.mask_bytes(index)
-    pixels = None if data is None else stored_pixels(int(row["mode"]), data, height, width)
-    if pixels is None or bits is None:
-        raise DataError(
-            f"{container.file_of(index)[0]}: sample {index} ({name}) does not decode. The "
-            f"container is damaged: write it again with `make beton`."
-        )
-    mask, label = unpack_mask(bits, size=size), int(container.labels[index])
-    return StoredSample(index, name, pixels, mask, label)

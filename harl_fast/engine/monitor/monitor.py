@@ -195,8 +195,8 @@ class Monitor:
             return None
         if probe.held_out:
             self.sinks.info(
-                "online probe: no val.beton beside train.beton, so a third of its images is held "
-                "out"
+                "online probe: no val split beside the training set, so a third of its images is "
+                "held out"
             )
         return probe
 

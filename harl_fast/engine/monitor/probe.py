@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from harl_fast.config import RunConfig
-from harl_fast.data.container.manifest import check_labelled, read_manifest
+from harl_fast.data.container.index import manifest_of
+from harl_fast.data.container.manifest import check_labelled, containers_in, find_container
 from harl_fast.data.loader import Batch, EvalLoader
 from harl_fast.data.order import spread
 from harl_fast.data.views.color_device import Photometric
@@ -39,9 +40,9 @@ class ProbeStopped(Exception):
 class Probe:
     """Labelled images beside the training set, to judge a backbone by again and again.
 
-    Training images are taken at even distances from train.beton, test images from the val.beton
-    beside it. Without one, every third of the images taken from train.beton is held out for the
-    test (the network has seen it, but not its label).
+    Training images are taken at even distances from the training split, test images from the
+    validation split beside it. Without one, every third of the images taken from the training split
+    is held out for the test (the network has seen it, but not its label).
     """
 
     def __init__(
@@ -52,11 +53,14 @@ class Probe:
         self._device, self._threads = device, threads
         self._check, data = config.data.check, config.data
         self._prepare = Photometric((), mean=data.mean, std=data.std, seed=0).to(device).plain
-        manifest, val = read_manifest(train), train.with_name("val.beton")
+        self._skip_broken = data.skip_broken
+        manifest = manifest_of(train, skip_broken=data.skip_broken)
         check_labelled(train, manifest)
         count, judged = config.log.probe_images, config.log.probe_images // 2
-        if val.is_file():
-            other = read_manifest(val)
+        val = train
+        if containers_in(train.parent, "val"):
+            val = find_container(train.parent, "val")
+            other = manifest_of(val, skip_broken=data.skip_broken)
             ids, test = spread(manifest.count, count), spread(other.count, judged)
             self._sets = ((train, ids), (val, test))
             self.held_out = False
@@ -64,7 +68,7 @@ class Probe:
             other = manifest
             ids = spread(manifest.count, count + judged)
             held = np.arange(len(ids)) % 3 == 2
-            self._sets = ((train, ids[~held]), (train, ids[held]))
+            self._sets = ((train, ids[~held]), (val, ids[held]))
             self.held_out = True
         if manifest.classes != other.classes or len(manifest.classes) < 2:
             raise DataError(
@@ -116,6 +120,7 @@ class Probe:
             workers=self._threads,
             check=self._check,
             ids=ids,
+            skip_broken=self._skip_broken,
         )
         try:
             return extract(
