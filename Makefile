@@ -24,6 +24,8 @@ PAGES =
 # jpg, passthrough, raw, yuv420, mix:P or mix:P:yuv420 with a share P of uncompressed samples.
 STORE =
 MASK_SIZE =
+# More images for the containers in OUT, instead of DATA.
+ADD =
 # Images per container: a split of more becomes a set of containers.
 SHARD_SIZE =
 # heuristic, {selftrained: FILE}, {onnx: FILE}, {png: DIR}, {cache: DIR}, center, full, shuffled or
@@ -69,7 +71,7 @@ TAKES_test = PYTHON TESTS JOBS ARGS
 TAKES_test-slow = PYTHON TESTS ARGS
 TAKES_lint = PYTHON
 TAKES_docs = PYTHON
-TAKES_beton = DATA SOURCE VAL DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE \
+TAKES_beton = DATA ADD SOURCE VAL DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE \
 	PAGES SHARD_SIZE WORKERS ARGS
 TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE PAGES WORKERS ARGS
 TAKES_masks-train = DATA SOURCE VAL MASKS_OUT ARGS
@@ -136,8 +138,8 @@ masks-train: setup ## Train a mask network on your own images, no labels: DATA=<
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		--out "$(MASKS_OUT)" $(ARGS)
 
-beton: setup ## Turn images into containers [DATA=<folder or list> | DATASET=<name>] [VAL=] [SOURCE=] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [PAGES=] [SHARD_SIZE=] [OUT=]
-	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) \
+beton: setup ## Turn images into containers [DATA=<folder or list> | ADD=<folder> OUT= | DATASET=<name>] [VAL=] [SOURCE=] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [PAGES=] [SHARD_SIZE=] [OUT=]
+	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) $(call option,--add,$(ADD)) \
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \

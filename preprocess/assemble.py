@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,13 @@ class Plan:
         return [pair for pair in pairs if place.exists(f"{pair[0].folder}/{STEM}.beton")]
 
 
-def assemble(place: LocalPlace, plans: Sequence[Plan], key: str) -> Moves:
+def assemble(
+    place: LocalPlace, plans: Sequence[Plan], key: str, relabelled: Mapping[str, Manifest]
+) -> Moves:
     """Write the manifests of sets; return how all files of finished plans take their names.
 
-    Raises `DataError` if no image of a split could be read.
+    relabelled: manifests of other splits that take the place of theirs. Raises `DataError` if no
+    image of a split could be read.
     """
     keep, moves, last = list[tuple[str, str]](), list[tuple[str, str]](), list[tuple[str, str]]()
     place.remove(_MANIFESTS)
@@ -106,6 +109,9 @@ def assemble(place: LocalPlace, plans: Sequence[Plan], key: str) -> Moves:
             _write_set(fresh, place, plan, filled)
             moves.append((f"{_MANIFESTS}/{plan.split}.report.json", f"{plan.split}.report.json"))
             last.append((f"{_MANIFESTS}/{plan.split}.json", f"{plan.split}.json"))
+        for split, manifest in relabelled.items():
+            write_manifest(fresh / f"{split}.beton", manifest)
+            last.append((f"{_MANIFESTS}/{split}.json", f"{split}.json"))
     old = [name for plan in plans if not plan.existing for name in _old_files(place, plan.split)]
     kept = {name for name, _ in keep}
     old += [name for _, name in moves if name not in kept and place.exists(name)]

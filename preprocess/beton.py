@@ -33,22 +33,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the checked command line."""
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.beton",
-        usage="%(prog)s [--data FOLDER | --dataset NAME] --out OUT [options]",
+        usage="%(prog)s [--data FOLDER | --add FOLDER | --dataset NAME] --out OUT [options]",
         description="Write OUT/train.beton and OUT/val.beton (images, foreground masks, labels) "
         "from an image folder, a public data set, or else a generated demo set.",
         epilog="OUT/<split>.json describes a container, OUT/<split>.report.json lists what was "
         "left out and why; `python -m preprocess.verify OUT/*.beton` reads every byte again.",
     )
     add = parser.add_argument
-    which = parser.add_mutually_exclusive_group()
-    about = "folder or list of images, with labels or without, see docs/data.md"
-    which.add_argument("--data", type=Path, metavar="FOLDER", help=about)
-    which.add_argument(
-        "--dataset",
-        choices=sorted(DATASETS),
-        metavar="NAME",
-        help=f"{', '.join(DATASETS)}: downloaded into OUT/download",
-    )
+    _add_source(parser)
     add("--out", type=Path, required=True, metavar="OUT", help="folder of the containers")
     add(
         "--masks",
@@ -85,6 +77,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.mask_size % 8:
         parser.error(f"argument --mask-size: {args.mask_size} is no multiple of 8")
+    args.data = args.data or args.add
     for option in ("masks", "source", "val"):
         if getattr(args, option) is not None and not args.data:
             parser.error(f"argument --{option}: belongs to the images of --data FOLDER")
@@ -97,6 +90,24 @@ def _store(text: str) -> Store:
     return parse_store(text)
 
 
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    about = "folder or list of images, with labels or without, see docs/data.md"
+    which.add_argument("--data", type=Path, metavar="FOLDER", help=about)
+    which.add_argument(
+        "--add",
+        type=Path,
+        metavar="FOLDER",
+        help="like --data, but add the images that are not there yet to those in OUT",
+    )
+    which.add_argument(
+        "--dataset",
+        choices=sorted(DATASETS),
+        metavar="NAME",
+        help=f"{', '.join(DATASETS)}: downloaded into OUT/download",
+    )
+
+
 def _add_shards(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("large sets").add_argument
     add(
@@ -105,6 +116,12 @@ def _add_shards(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images per shard; a split of more becomes a set, OUT/train/*.beton; default 200000, "
         "or 20 GB of source if that is less",
+    )
+    add(
+        "--new-classes",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="with --add: take images of classes that OUT lacks; default --no-new-classes",
     )
 
 
@@ -127,11 +144,14 @@ def _add_number(
 
 with head(__name__, parse):
     from harl_fast.jit import require_compiler
+    from preprocess.adding import Base
     from preprocess.advice import advise
     from preprocess.build import build
     from preprocess.convert import Settings
     from preprocess.demo.make import DemoSettings, make_demo_set
     from preprocess.pages import with_pages
+    from preprocess.places import LocalPlace
+    from preprocess.publish import finish
     from preprocess.settle import settle
 
 
@@ -151,10 +171,18 @@ def main(argv: list[str] | None = None) -> int:
         _check_apart(args.out, args.data)
     check_output(args.out, option="--out", folder=True)
     with locked(args.out / FOLDER_LOCK, output=args.out):
+        finished = finish(LocalPlace(args.out))
+        base = Base.of(args.out) if args.add else None
         source, given = _source(args)
         if settings.reading.all_pages:
             source = with_pages(source)
-        split = source.splits["train"]
+        if base is not None:
+            settings = base.settings(settings)
+            source, base = base.extend(source, new_classes=args.new_classes)
+            if not source.splits:
+                print(f"nothing to add: all images are in {one_line(str(args.out))} already")
+                return 0
+        split = next(iter(source.splits.values()))
         reading = settle(settings.reading, len(split.names), split.image)
         settings = replace(settings, reading=reading)
         manifests = build(
@@ -164,7 +192,11 @@ def main(argv: list[str] | None = None) -> int:
             masks=given,
             workers=args.workers,
             shard_size=args.shard_size,
+            base=base,
+            finished=finished,
         )
+    if args.add:
+        return 0
     try:
         for line in advise(source, settings, manifests[0]):
             print(line, flush=True)

@@ -6,19 +6,20 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from harl_fast.data.container.manifest import Manifest, manifest_path
 from harl_fast.errors import DataError
 from harl_fast.files import Progress, check_output
+from preprocess.adding import Base
 from preprocess.assemble import OF_A_SET, Existing, Plan, assemble
 from preprocess.convert import Settings, convert
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.sources import MaskList, open_masks
 from preprocess.places import LocalPlace
 from preprocess.pool import ordered_map
-from preprocess.publish import finish, publish
+from preprocess.publish import publish
 from preprocess.reading import DEFAULT_READING
 from preprocess.shards import BESIDE, Job, write_shard
 from preprocess.sources import Source
@@ -34,17 +35,18 @@ def build(
     masks: Path | None,
     workers: int,
     shard_size: int | None = None,
-    existing: Mapping[str, Existing] | None = None,
+    base: Base | None = None,
+    finished: str = "",
 ) -> list[Manifest]:
     """Write ``out``/<split>.beton, or the set ``out``/<split>/, for each split of a source.
 
     masks: a tree of mask files or a cache, which come before the settings' mask method.
-    shard_size: images per shard, see `cut`. existing: splits to which the images are added. Shards
-    that the same conversion finished before it was killed are taken as they are. All files take
-    their names at the end, see `publish`. Returns the manifests.
+    shard_size: images per shard, see `cut`. base: the set to which the images are added.
+    finished: what `finish` returned just now. Shards that the same conversion made before it was
+    killed are taken as they are. All files take their names at the end, see `publish`. Returns the
+    manifests.
     """
     place = LocalPlace(out)
-    finished = finish(place)
     lists = {
         name: open_masks(split, source.classes, method=settings.mask_method, given=masks)
         for name, split in source.splits.items()
@@ -52,10 +54,11 @@ def build(
     plans = []
     for name, mask_list in lists.items():
         _check_cache(mask_list, settings)
-        there = (existing or {}).get(name)
+        there = base.splits[name] if base else None
         plans.append(_plan(name, mask_list, source, settings, shard_size, there))
         _check_outputs(out, plans[-1])
-    _check_leftover(out, source)
+    if base is None:
+        _check_leftover(out, source)
     key = key_of([job.folder for plan in plans for job in plan.jobs])
     rate = 0.0
     if finished == key:
@@ -65,7 +68,7 @@ def build(
             for plan in plans:
                 enter(place, plan.work, plan.facts, plan.job_names)
             rate = _convert(place, plans, workers=workers)
-            publish(place, assemble(place, plans, key))
+            publish(place, assemble(place, plans, key, base.relabelled if base else {}))
         except BaseException:
             for plan in plans:
                 leave(place, plan.work, plan.job_names)
