@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -31,6 +32,11 @@ Nothing failed then: the system flushes when it likes. EIO and ENOSPC are failur
 LONGEST_TMPDIR = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 """Bytes of the folder for temporary files: Linux has 108 for a socket's whole name with its final
 zero (unix(7)), and `multiprocessing` gives its own such names there."""
+
+
+def is_url(text: str) -> bool:
+    """Return whether a text is a URL such as ``s3://bucket/set``, not the name of a file."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
 
 
 def check_output(

@@ -18,7 +18,7 @@ from harl_fast.errors import DataError
 from harl_fast.files import write_json
 from preprocess.masks.registry import SUPERVISION
 from preprocess.masks.sources import MaskList
-from preprocess.places import LocalPlace
+from preprocess.places import Place
 from preprocess.publish import ASIDE, Moves
 from preprocess.shards import BESIDE, STEM, Job, report_path
 
@@ -78,14 +78,14 @@ class Plan:
         total = len(self.jobs) + (len(self.existing.shards) if self.existing else 0)
         return f"{self.split}/{number:05d}-of-{total:05d}.beton"
 
-    def filled(self, place: LocalPlace) -> list[tuple[Job, str]]:
+    def filled(self, place: Place) -> list[tuple[Job, str]]:
         """Return the jobs that have samples, and the final names of their containers."""
         pairs = zip(self.jobs, self.names(), strict=True)
         return [pair for pair in pairs if place.exists(f"{pair[0].folder}/{STEM}.beton")]
 
 
 def assemble(
-    place: LocalPlace, plans: Sequence[Plan], key: str, relabelled: Mapping[str, Manifest]
+    place: Place, plans: Sequence[Plan], key: str, relabelled: Mapping[str, Manifest]
 ) -> Moves:
     """Write the manifests of sets; return how all files of finished plans take their names.
 
@@ -125,15 +125,13 @@ def _files(old: str, new: str) -> list[tuple[str, str]]:
     return [(old, new), *beside]
 
 
-def _old_files(place: LocalPlace, split: str) -> list[str]:
+def _old_files(place: Place, split: str) -> list[str]:
     """Return the files of a split that are to be replaced, its manifest first."""
     single = [new for _, new in reversed(_files("x", f"{split}.beton")) if place.exists(new)]
     return single + [f"{split}/{name}" for name in place.names(split) if OF_A_SET.fullmatch(name)]
 
 
-def _write_set(
-    folder: Path, place: LocalPlace, plan: Plan, filled: Sequence[tuple[Job, str]]
-) -> None:
+def _write_set(folder: Path, place: Place, plan: Plan, filled: Sequence[tuple[Job, str]]) -> None:
     """Write manifest and report of a set into ``folder``."""
     beton, existing = folder / f"{plan.split}.beton", plan.existing
     reports = [_report(place, f"{job.folder}/{STEM}.report.json") for job in plan.jobs]
@@ -166,11 +164,11 @@ def _event(manifest: Manifest, *, first: int) -> dict[str, Any]:
     return {**facts, "first": first, "count": manifest.count}
 
 
-def _report(place: LocalPlace, name: str) -> dict[str, list[dict[str, str]]]:
+def _report(place: Place, name: str) -> dict[str, list[dict[str, str]]]:
     return dict(place.read(name))
 
 
-def _nothing_read(place: LocalPlace, plan: Plan) -> str:
+def _nothing_read(place: Place, plan: Plan) -> str:
     """Say that there is no image, with the last one's reason."""
     count = len(plan.masks.split.names)
     last = _report(place, f"{plan.jobs[-1].folder}/{STEM}.report.json")["skipped"][-1]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import check_output
+from harl_fast.files import is_url
 from harl_fast.host import usable_cores
-from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.options import SEED_MAX, checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
@@ -41,7 +42,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     _add_source(parser)
-    add("--out", type=Path, required=True, metavar="OUT", help="folder of the containers")
+    add("--out", type=_path_or_url, required=True, metavar="OUT", help="folder or URL to write to")
     add(
         "--masks",
         type=Path,
@@ -81,7 +82,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for option in ("masks", "source", "val"):
         if getattr(args, option) is not None and not args.data:
             parser.error(f"argument --{option}: belongs to the images of --data FOLDER")
+    if args.add and isinstance(args.out, str):
+        parser.error("argument --add: takes an --out that is a folder of this machine")
     return args
+
+
+def _path_or_url(text: str) -> Path | str:
+    return text if is_url(text) else Path(text)
 
 
 def _store(text: str) -> Store:
@@ -93,10 +100,10 @@ def _store(text: str) -> Store:
 def _add_source(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     about = "folder or list of images, with labels or without, see docs/data.md"
-    which.add_argument("--data", type=Path, metavar="FOLDER", help=about)
+    which.add_argument("--data", type=_path_or_url, metavar="FOLDER", help=about)
     which.add_argument(
         "--add",
-        type=Path,
+        type=_path_or_url,
         metavar="FOLDER",
         help="like --data, but add the images that are not there yet to those in OUT",
     )
@@ -116,6 +123,11 @@ def _add_shards(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images per shard; a split of more becomes a set, OUT/train/*.beton; default 200000, "
         "or 20 GB of source if that is less",
+    )
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        help="convert shards on a Ray cluster: its address, or auto for this machine's; needs ray",
     )
     add(
         "--new-classes",
@@ -150,9 +162,10 @@ with head(__name__, parse):
     from preprocess.convert import Settings
     from preprocess.demo.make import DemoSettings, make_demo_set
     from preprocess.pages import with_pages
-    from preprocess.places import LocalPlace
+    from preprocess.places import LocalPlace, Place
     from preprocess.publish import finish
     from preprocess.settle import settle
+    from preprocess.urls import UrlPlace, mirror
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -169,11 +182,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     if args.data:
         _check_apart(args.out, args.data)
-    check_output(args.out, option="--out", folder=True)
-    with locked(args.out / FOLDER_LOCK, output=args.out):
-        finished = finish(LocalPlace(args.out))
+    place: Place = UrlPlace(args.out) if isinstance(args.out, str) else LocalPlace(args.out)
+    place.check()
+    with place.locked():
+        finished = finish(place)
         base = Base.of(args.out) if args.add else None
-        source, given = _source(args)
+        source, given = _source(args, _scratch(args.out))
         if settings.reading.all_pages:
             source = with_pages(source)
         if base is not None:
@@ -187,13 +201,14 @@ def main(argv: list[str] | None = None) -> int:
         settings = replace(settings, reading=reading)
         manifests = build(
             source,
-            args.out,
+            place,
             settings,
             masks=given,
             workers=args.workers,
             shard_size=args.shard_size,
             base=base,
             finished=finished,
+            ray=args.ray,
         )
     if args.add:
         return 0
@@ -205,7 +220,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _check_apart(out: Path, data: Path) -> None:
+def _check_apart(out: Path | str, data: Path | str) -> None:
+    if isinstance(out, str) or isinstance(data, str):
+        return
     inner, outer = out.resolve(), data.resolve()
     if inner == outer or outer in inner.parents:
         raise DataError(
@@ -214,14 +231,24 @@ def _check_apart(out: Path, data: Path) -> None:
         )
 
 
-def _source(args: argparse.Namespace) -> tuple[Source, Path | None]:
+def _scratch(out: Path | str) -> Path:
+    """Return a folder of this machine for sources that are not files of it."""
+    if isinstance(out, Path):
+        return out
+    return (
+        Path(tempfile.gettempdir()) / f"harl_fast-{hashlib.sha256(out.encode()).hexdigest()[:12]}"
+    )
+
+
+def _source(args: argparse.Namespace, scratch: Path) -> tuple[Source, Path | None]:
     """Return the images that the command line asks for, and their mask tree if there is one."""
     if args.dataset:
-        return torchvision_source(args.dataset, args.out / "download"), args.masks
+        return torchvision_source(args.dataset, scratch / "download"), args.masks
     if args.data:
-        return read_source(args.data, choices_of(args)), args.masks
+        data = args.data if isinstance(args.data, Path) else mirror(args.data, scratch / "download")
+        return read_source(data, choices_of(args)), args.masks
     demo = DemoSettings(args.demo_images, args.demo_classes, args.demo_size, args.demo_seed)
-    folder = args.out / "source"
+    folder = scratch / "source"
     make_demo_set(folder, demo, workers=args.workers)
     source = replace(folder_source(folder), name=f"generated, seed {args.demo_seed}")
     return source, folder / "masks"

@@ -9,17 +9,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harl_fast.data.container.manifest import Manifest, manifest_path
-from harl_fast.errors import DataError
+from harl_fast.data.container.manifest import Manifest
+from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output
 from preprocess.adding import Base
 from preprocess.assemble import OF_A_SET, Existing, Plan, assemble
 from preprocess.convert import Settings, convert
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.sources import MaskList, open_masks
-from preprocess.places import LocalPlace
+from preprocess.places import LocalPlace, Place
 from preprocess.pool import ordered_map
 from preprocess.publish import publish
+from preprocess.ray import cluster, convert_on
 from preprocess.reading import DEFAULT_READING
 from preprocess.shards import BESIDE, Job, write_shard
 from preprocess.sources import Source
@@ -29,7 +30,7 @@ from preprocess.work import Inputs, cut, digest_of, enter, key_of, leave, recipe
 
 def build(
     source: Source,
-    out: Path,
+    place: Place,
     settings: Settings,
     *,
     masks: Path | None,
@@ -37,16 +38,17 @@ def build(
     shard_size: int | None = None,
     base: Base | None = None,
     finished: str = "",
+    ray: str | None = None,
 ) -> list[Manifest]:
-    """Write ``out``/<split>.beton, or the set ``out``/<split>/, for each split of a source.
+    """Write <split>.beton, or the set <split>/, to ``place`` for each split of a source.
 
     masks: a tree of mask files or a cache, which come before the settings' mask method.
     shard_size: images per shard, see `cut`. base: the set to which the images are added.
+    ray: address of a cluster that converts the shards, see `cluster`.
     finished: what `finish` returned just now. Shards that the same conversion made before it was
     killed are taken as they are. All files take their names at the end, see `publish`. Returns the
     manifests.
     """
-    place = LocalPlace(out)
     lists = {
         name: open_masks(split, source.classes, method=settings.mask_method, given=masks)
         for name, split in source.splits.items()
@@ -56,9 +58,9 @@ def build(
         _check_cache(mask_list, settings)
         there = base.splits[name] if base else None
         plans.append(_plan(name, mask_list, source, settings, shard_size, there))
-        _check_outputs(out, plans[-1])
+        _check_outputs(place, plans[-1])
     if base is None:
-        _check_leftover(out, source)
+        _check_leftover(place, source)
     key = key_of([job.folder for plan in plans for job in plan.jobs])
     rate = 0.0
     if finished == key:
@@ -67,13 +69,13 @@ def build(
         try:
             for plan in plans:
                 enter(place, plan.work, plan.facts, plan.job_names)
-            rate = _convert(place, plans, workers=workers)
+            rate = _convert(place, plans, workers=workers, ray=ray)
             publish(place, assemble(place, plans, key, base.relabelled if base else {}))
         except BaseException:
             for plan in plans:
                 leave(place, plan.work, plan.job_names)
             raise
-    return [summarise(out, plan.split, plan.masks, source.classes, rate) for plan in plans]
+    return [summarise(place, plan.split, plan.masks, source.classes, rate) for plan in plans]
 
 
 def _plan(
@@ -107,29 +109,27 @@ def _plan(
     return Plan(masks, facts, jobs, existing)
 
 
-def _check_outputs(out: Path, plan: Plan) -> None:
-    beton = out / f"{plan.split}.beton"
-    for path in (beton, *(beside(beton) for beside in BESIDE)):
-        check_output(path, option="--out")
-    if plan.single:
-        return
-    folder = out / plan.split
-    check_output(folder, option="--out", folder=True)
-    foreign = [name for name in LocalPlace(folder).names() if not OF_A_SET.fullmatch(name)]
-    if foreign:
+def _check_outputs(place: Place, plan: Plan) -> None:
+    if isinstance(place, LocalPlace):
+        beton = place.root / f"{plan.split}.beton"
+        for path in (beton, *(beside(beton) for beside in BESIDE)):
+            check_output(path, option="--out")
+        if not plan.single:
+            check_output(place.root / plan.split, option="--out", folder=True)
+    foreign = [name for name in place.names(plan.split) if not OF_A_SET.fullmatch(name)]
+    if foreign and not plan.single:
         raise DataError(
-            f"{folder} is to hold the shards of {plan.split}, but holds other files "
-            f"({foreign[0]}): choose another --out"
+            f"{place}/{plan.split} is to hold the shards of {plan.split}, but holds other files "
+            f"({one_line(foreign[0])}): choose another --out"
         )
 
 
-def _check_leftover(out: Path, source: Source) -> None:
+def _check_leftover(place: Place, source: Source) -> None:
     """Raise `DataError` if an older val would stay beside the new train."""
-    val = out / "val.beton"
-    if "val" not in source.splits and (val.exists() or manifest_path(val).exists()):
+    if "val" not in source.splits and (place.exists("val.beton") or place.exists("val.json")):
         raise DataError(
-            f"{manifest_path(val)} is of an earlier conversion, and this source has no held-out "
-            f"part: delete that val, give --val a share, or choose another --out"
+            f"{place}/val.json is of an earlier conversion, and this source has no held-out part: "
+            f"delete that val, give --val a share, or choose another --out"
         )
 
 
@@ -155,21 +155,48 @@ def _check_cache(masks: MaskList, settings: Settings) -> None:
         )
 
 
-def _convert(place: LocalPlace, plans: Sequence[Plan], *, workers: int) -> float:
+def _convert(place: Place, plans: Sequence[Plan], *, workers: int, ray: str | None) -> float:
     """Convert all shards that are not there yet; return images per second, 0 if all were."""
     missing = [[job for job in plan.jobs if not place.exists(job.folder)] for plan in plans]
     total = sum(len(job.rows) for jobs in missing for job in jobs)
     start = time.monotonic()
     with Progress(total, label="writing") as progress:
-        for plan, jobs in zip(plans, missing, strict=True):
-            if jobs:
-                _convert_here(place, plan, jobs, workers, progress)
+        if ray is not None and total:
+            _convert_there(place, plans, missing, workers, ray, progress)
+        else:
+            for plan, jobs in zip(plans, missing, strict=True):
+                if jobs:
+                    _convert_here(place, plan, jobs, workers, progress)
         progress.label = "writing"
     return total / (time.monotonic() - start)
 
 
+def _convert_there(
+    place: Place,
+    plans: Sequence[Plan],
+    missing: Sequence[Sequence[Job]],
+    workers: int,
+    address: str,
+    progress: Progress,
+) -> None:
+    """Convert shards side by side, one process at work on each."""
+    pairs = [(plan, job) for plan, jobs in zip(plans, missing, strict=True) for job in jobs]
+    work = [
+        (job, functools.partial(job.tasks, plan.masks), plan.masks.methods) for plan, job in pairs
+    ]
+    with cluster(address, workers=workers) as ray:
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        progress.label = f"writing {len(work):,} shards on {cores:,} cores"
+        if len(work) < cores:
+            print(
+                f"note: {len(work):,} shards use as many of the cluster's {cores:,} cores, one "
+                f"each: a smaller --shard-size uses more"
+            )
+        convert_on(ray, place, work, progress.advance)
+
+
 def _convert_here(
-    place: LocalPlace, plan: Plan, jobs: Sequence[Job], workers: int, progress: Progress
+    place: Place, plan: Plan, jobs: Sequence[Job], workers: int, progress: Progress
 ) -> None:
     """Convert shards one after another, all processes at work on the same one."""
     settings, methods = jobs[0].settings, plan.masks.methods

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harl_fast.data.container.manifest import Manifest, find_container, read_manifest
 from harl_fast.errors import DataError
-from harl_fast.files import sync, write_json
+from harl_fast.files import check_output, sync, write_json
+from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.textfile import read_json
+from preprocess.urls import UrlPlace
 
 FRESH = ".new."
 """Begins the names of folders that are being written: what a killed run left is of no use."""
@@ -26,6 +29,16 @@ class LocalPlace:
 
     def __str__(self) -> str:
         return str(self.root)
+
+    def check(self) -> None:
+        """Raise `OutputError` unless something can be written there."""
+        check_output(self.root, option="--out", folder=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder's lock, see `harl_fast.lock.locked`."""
+        with locked(self.root / FOLDER_LOCK, output=self.root):
+            yield
 
     def names(self, folder: str = "") -> list[str]:
         """Return what lies in a folder, sorted; nothing if it is not there."""
@@ -74,6 +87,10 @@ class LocalPlace:
         """Return when the names are on disk."""
         sync(self.root)
 
+    def manifest(self, split: str) -> Manifest:
+        """Return the manifest of a split's container or set."""
+        return read_manifest(find_container(self.root, split))
+
     @contextlib.contextmanager
     def staging(self, name: str, *, shown: str = "") -> Iterator[Path]:
         """Yield an empty folder of this machine; on success it becomes the folder ``name``.
@@ -104,3 +121,6 @@ class LocalPlace:
             shutil.rmtree(fresh, ignore_errors=True)
             with contextlib.suppress(OSError):  # it holds finished shards
                 target.parent.rmdir()
+
+
+Place = LocalPlace | UrlPlace

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from harl_fast.errors import OutputError, explain
 from harl_fast.files import uninterrupted
-from preprocess.places import LocalPlace
+from preprocess.places import Place
 
 NOTE = ".publish.json"
 ASIDE = ".replaced.tmp"
@@ -33,14 +33,14 @@ class Moves:
     """Groups that are."""
 
 
-def publish(place: LocalPlace, moves: Moves) -> None:
+def publish(place: Place, moves: Moves) -> None:
     """Do all of it; `OutputError` where something cannot be moved: `finish` may later."""
     place.remove(ASIDE)
     place.write(NOTE, asdict(moves))
     finish(place)
 
 
-def finish(place: LocalPlace) -> str:
+def finish(place: Place) -> str:
     """Finish what an earlier `publish` could not, if there is such, and return its key or ""."""
     if not place.exists(NOTE):
         return ""

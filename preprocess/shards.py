@@ -31,7 +31,7 @@ from harl_fast.host import utc_time
 from preprocess.convert import Sample, Settings, Task
 from preprocess.masks.registry import CHUNK
 from preprocess.masks.sources import MaskList
-from preprocess.places import LocalPlace
+from preprocess.places import Place
 from preprocess.sources import Rejected
 from preprocess.work import tool_versions
 from preprocess.writer import container_writer
@@ -141,7 +141,7 @@ class Tally:
 
 
 def write_shard(
-    place: LocalPlace,
+    place: Place,
     job: Job,
     results: Iterable[list[Sample | Rejected]],
     advance: Callable[[int], object],

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
-from harl_fast.data.container.manifest import Manifest, find_container, read_manifest
-from harl_fast.errors import DataError, one_line
-from harl_fast.textfile import read_json
+from harl_fast.data.container.manifest import Manifest
+from harl_fast.errors import one_line
 from preprocess.masks.registry import SUPERVISION
 from preprocess.masks.sources import MaskList
-from preprocess.shards import report_path
+from preprocess.places import Place
 from preprocess.soundness import DAMAGED
 from preprocess.sources import Split
 
 Report = dict[str, list[dict[str, str]]]
 
 
-def summarise(out: Path, split: str, masks: MaskList, classes: list[str], rate: float) -> Manifest:
+def summarise(
+    place: Place, split: str, masks: MaskList, classes: list[str], rate: float
+) -> Manifest:
     """Print a summary of one container or set and return its manifest.
 
     rate: images per second of the conversion; 0 if there is nothing to say of it.
     """
-    beton = find_container(out, split)
-    manifest, listing = read_manifest(beton), report_path(out / f"{split}.beton")
-    report: Report = read_json(listing, error=DataError, most_bytes=1 << 30)
+    manifest, listing = place.manifest(split), f"{split}.report.json"
+    report: Report = place.read(listing)
     mask, counts = manifest.mask, manifest.class_counts
     notes = [f"{one_line(masks.title)} ({SUPERVISION[mask['supervision']]})"]
     for key, what in (("fallbacks", "fall-backs"), ("stand_ins", "centre ellipses")):
@@ -40,9 +39,9 @@ def summarise(out: Path, split: str, masks: MaskList, classes: list[str], rate: 
         f"coverage {mask['coverage_mean']:.1%}, empty {mask['empty_share']:.1%}, "
         f"full {mask['full_share']:.1%}"
     )
-    for line in (*_on_store(manifest), *_on_files(beton, manifest, rate)):
+    for line in (*_on_store(manifest), *_on_files(place, manifest, rate)):
         print(one_line(line))
-    for line in (*_on_report(listing, report), *_lost(masks.split, report, classes)):
+    for line in (*_on_report(f"{place}/{listing}", report), *_lost(masks.split, report, classes)):
         print(one_line(line))
     return manifest
 
@@ -57,13 +56,14 @@ def _on_store(manifest: Manifest) -> Iterator[str]:
         yield f"  {remark}: {count:,} files"
 
 
-def _on_files(beton: Path, manifest: Manifest, rate: float) -> Iterator[str]:
+def _on_files(place: Place, manifest: Manifest, rate: float) -> Iterator[str]:
     speed = f", {rate:,.0f} images/s" if rate else ""
+    name = f"{manifest.split}/" if manifest.shards else f"{manifest.split}.beton"
     shards = f" in {len(manifest.shards):,} shards" if manifest.shards else ""
-    yield f"  {manifest.beton_bytes / 1e6:,.1f} MB{shards}{speed}: {beton}"
+    yield f"  {manifest.beton_bytes / 1e6:,.1f} MB{shards}{speed}: {place}/{name}"
 
 
-def _on_report(listing: Path, report: Report) -> Iterator[str]:
+def _on_report(listing: str, report: Report) -> Iterator[str]:
     damaged = sum(item["reason"].startswith(DAMAGED) for item in report["skipped"])
     if damaged:
         yield (

@@ -28,7 +28,7 @@ from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, to_stderr
 from preprocess.convert import Settings
 from preprocess.masks.sources import MaskList
-from preprocess.places import FRESH, LocalPlace
+from preprocess.places import FRESH, Place
 from preprocess.publish import NOTE
 from preprocess.sources import Source
 from preprocess.sources.members import ImageRef
@@ -38,7 +38,8 @@ MOST_BYTES = 20 * 10**9
 """A shard takes at most so many images, of so many bytes in their source, unless told otherwise."""
 _FORMAT = 1
 """Of the bytes that are written for given images and settings."""
-_RECIPE = "recipe.json"
+RECIPE = "recipe.json"
+"""Says in a work folder what all of its shards depend on."""
 _TOOLS = ("ffcv", "numpy", "opencv-python", "pillow")
 _FOLDER = re.compile(r"\.([a-z]+)-([0-9a-f]{12})\.partial")
 
@@ -84,16 +85,17 @@ class Inputs:
         images, others = (np.full((count, 2), -1, np.int64) for _ in range(2))
         with Progress(count, label=f"looking at {split}", least_s=2.0) as progress:
             for index in range(count):
-                images[index] = _stamp(masks.split.image(index))
+                images[index] = stamp_of(masks.split.image(index))
                 # A cache is in the recipe as a whole: finding single masks in it takes long.
                 file = masks.request(index).file if masks.cache is None else None
                 if file is not None:
-                    others[index] = _stamp(file)
+                    others[index] = stamp_of(file)
                 progress.advance()
         return Inputs(images, others)
 
 
-def _stamp(image: ImageRef) -> tuple[int, int]:
+def stamp_of(image: ImageRef) -> tuple[int, int]:
+    """Return what tells an image from a changed one, see `Stamps`."""
     if isinstance(image, np.ndarray):
         return image.nbytes, zlib.crc32(image.tobytes())
     if isinstance(image, Path):
@@ -163,7 +165,7 @@ def key_of(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
-def enter(place: LocalPlace, work: str, facts: dict[str, str], wanted: Sequence[str]) -> None:
+def enter(place: Place, work: str, facts: dict[str, str], wanted: Sequence[str]) -> None:
     """Make a split's work folder ready: remove what a killed run left half-done or does not fit.
 
     wanted: names of the shards' folders. Prints what stays, and what lies in folders of other
@@ -175,20 +177,21 @@ def enter(place: LocalPlace, work: str, facts: dict[str, str], wanted: Sequence[
         if match and match[1] == split and name != work:
             _tell_other(place, name, facts)
     there = place.names(work)
-    stale = [name for name in there if name not in wanted and name != _RECIPE]
+    kept = [name for name in there if name in wanted and place.exists(f"{work}/{name}")]
+    stale = [name for name in there if name not in kept and name != RECIPE]
     for name in stale:
         place.remove(f"{work}/{name}")
-    if others := sum(not name.startswith(FRESH) for name in stale):
+    if others := sum(name not in wanted and not name.startswith(FRESH) for name in stale):
         print(
             f"{split}: {others:,} finished shards of an interrupted conversion are of images that "
             f"have changed since: made again"
         )
-    if finished := sum(name in wanted for name in there):
-        print(f"{split}: {finished:,} of {len(wanted):,} shards are finished already", flush=True)
-    place.write(f"{work}/{_RECIPE}", facts)
+    if kept:
+        print(f"{split}: {len(kept):,} of {len(wanted):,} shards are finished already", flush=True)
+    place.write(f"{work}/{RECIPE}", facts)
 
 
-def leave(place: LocalPlace, work: str, wanted: Sequence[str]) -> None:
+def leave(place: Place, work: str, wanted: Sequence[str]) -> None:
     """Keep the shards that are finished when a conversion fails, and say so; else remove it all."""
     finished = sum(name in wanted for name in place.names(work))
     if not finished:
@@ -209,9 +212,9 @@ def work_folder(split: str, facts: dict[str, str]) -> str:
     return f".{split}-{key_of(facts)}.partial"
 
 
-def _tell_other(place: LocalPlace, name: str, facts: dict[str, str]) -> None:
+def _tell_other(place: Place, name: str, facts: dict[str, str]) -> None:
     try:
-        theirs = place.read(f"{name}/{_RECIPE}")
+        theirs = place.read(f"{name}/{RECIPE}")
     except DataError:
         theirs = {}
     differing = [key for key in facts if theirs.get(key) != facts[key]]
