@@ -26,6 +26,12 @@ CHANNELS =
 # jpg, passthrough, raw, yuv420, mix:P or mix:P:yuv420 with a share P of uncompressed samples.
 STORE =
 MASK_SIZE =
+# More images for the containers in OUT, instead of DATA.
+ADD =
+# Images per container: a split of more becomes a set of containers.
+SHARD_SIZE =
+# Address of a Ray cluster that converts the shards; auto: this machine's.
+RAY =
 # heuristic, {selftrained: FILE}, {onnx: FILE}, {png: DIR}, {cache: DIR}, center, full, shuffled or
 # {noise: P}; with parameters as {name: {key: value, ...}}.
 MASK_METHOD =
@@ -69,7 +75,8 @@ TAKES_test = PYTHON TESTS JOBS ARGS
 TAKES_test-slow = PYTHON TESTS ARGS
 TAKES_lint = PYTHON
 TAKES_docs = PYTHON
-TAKES_beton = DATA SOURCE VAL DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE PAGES CHANNELS WORKERS ARGS
+TAKES_beton = DATA ADD SOURCE VAL DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE \
+	PAGES CHANNELS SHARD_SIZE RAY WORKERS ARGS
 TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE PAGES CHANNELS WORKERS ARGS
 TAKES_masks-train = DATA SOURCE VAL MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
@@ -135,14 +142,15 @@ masks-train: setup ## Train a mask network on your own images, no labels: DATA=<
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		--out "$(MASKS_OUT)" $(ARGS)
 
-beton: setup ## Turn images into containers [DATA=<folder or list> | DATASET=<name>] [VAL=] [SOURCE=] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [PAGES=] [CHANNELS=] [OUT=]
-	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) \
+beton: setup ## Turn images into containers [DATA=<folder or list> | ADD=<folder> OUT= | DATASET=<name>] [VAL=] [SOURCE=] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [PAGES=] [CHANNELS=] [SHARD_SIZE=] [RAY=] [OUT=]
+	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) $(call option,--add,$(ADD)) \
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \
 		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) \
 		$(call option,--store,$(STORE)) $(call option,--range,$(RANGE)) \
 		$(call option,--pages,$(PAGES)) $(call option,--channels,$(CHANNELS)) \
+		$(call option,--shard-size,$(SHARD_SIZE)) $(call option,--ray,$(RAY)) \
 		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "containers: $(OUT)"
 

@@ -7,11 +7,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import stat
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -32,6 +32,11 @@ Nothing failed then: the system flushes when it likes. EIO and ENOSPC are failur
 LONGEST_TMPDIR = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 """Bytes of the folder for temporary files: Linux has 108 for a socket's whole name with its final
 zero (unix(7)), and `multiprocessing` gives its own such names there."""
+
+
+def is_url(text: str) -> bool:
+    """Return whether a text is a URL such as ``s3://bucket/set``, not the name of a file."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
 
 
 def check_output(
@@ -83,9 +88,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         if error.filename == str(temporary):
             error.filename = str(path)
@@ -95,55 +100,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_together(folder: Path, *, last: Collection[str]) -> Iterator[Path]:
-    """Yield an empty folder; on success the files written there move into ``folder`` as one set.
-
-    last: names of the files that vouch for the set. The old ones are removed before anything
-    moves, and the new ones follow when all else is on disk. A crash at any point therefore leaves
-    the old set, the new one, or one without such a file, which does not open. On an exception
-    before that ``folder`` is as it was; an `OSError` names the final file. Where the move itself
-    fails, `OutputError` says where the new files are.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=".new.", suffix=".tmp", dir=folder))
-    try:
-        yield fresh
-        with _uninterrupted():
-            _move_up(fresh, last)
-    except OSError as error:
-        if error.filename and Path(error.filename).parent == fresh:
-            error.filename = str(folder / Path(error.filename).name)
-        raise
-    finally:
-        if not isinstance(sys.exc_info()[1], _UnmovedError):
-            shutil.rmtree(fresh, ignore_errors=True)
-
-
-class _UnmovedError(OutputError):
-    pass
-
-
-def _move_up(fresh: Path, last: Collection[str]) -> None:
-    folder, names = fresh.parent, sorted(os.listdir(fresh))
-    for name in names:
-        _sync(fresh / name)
-    try:
-        for name in last:
-            (folder / name).unlink(missing_ok=True)
-        for group in ([n for n in names if n not in last], [n for n in names if n in last]):
-            _sync(folder)
-            for name in group:
-                os.replace(fresh / name, folder / name)
-        _sync(folder)
-    except OSError as error:
-        raise _UnmovedError(
-            f"{folder}: the new files are whole, but {explain(error)}. Those that have not got "
-            f"their place lie in {fresh}: move them up by hand, or delete that folder"
-        ) from error
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Let signals that end a program wait; in other threads than the main one none arrives.
 
     A signal mask would hold for this thread alone, and the kernel give the signal to another.
@@ -179,7 +136,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or folder to disk, where its file system can."""
     try:
         with naming(path):
@@ -312,9 +269,17 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, *, label: str, unit: str = "images", stream: TextIO | None = None
+        self,
+        total: int,
+        *,
+        label: str,
+        unit: str = "images",
+        stream: TextIO | None = None,
+        least_s: float = 0.0,
     ) -> None:
+        """Start the clock. least_s: what took less time leaves no line."""
         self.total, self.label, self.unit = total, one_line(label), unit
+        self.least_s = least_s
         self.done = 0
         self._stream = stream if stream is not None else sys.stderr
         self._line = LiveLine(self._stream)
@@ -329,6 +294,8 @@ class Progress:
         rate = self.done / max(elapsed, 1e-9)
         state = "" if kind is None else " (stopped)"
         self._line.clear()
+        if elapsed < self.least_s:
+            return
         tell(
             f"{self.label}: {self.done:,} of {self.total:,} {self.unit} in "
             f"{format_seconds(elapsed)}, {_per_second(rate)}{state}\n",

@@ -20,7 +20,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +34,8 @@ FOLDER_LOCK = ".writer.lock"
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _LONGEST = 200
 """Characters of a host or a command that a lock keeps."""
+_SETTLED_S = 0.2
+"""After which an object that another process wrote at the same time is seen."""
 _HALF_WRITTEN_S = 1.0
 """How long a file that was created exclusively may stay without its content."""
 
@@ -104,6 +106,50 @@ def locked(path: Path, *, output: Path) -> Iterator[Lock]:
     finally:
         if os.getpid() == own.pid:  # not in a forked process that leaves by an exception
             _release(path, own, with_folder=new_folder)
+
+
+@contextlib.contextmanager
+def locked_object(
+    read: Callable[[], bytes | None],
+    write: Callable[[bytes], None],
+    remove: Callable[[], None],
+    *,
+    output: str,
+) -> Iterator[None]:
+    """Hold a lock that is an object of a store, which knows no links: weaker than `locked`.
+
+    Two processes that take it in the same moment write over each other; each therefore looks again
+    whose it is. Raises HarlError naming the owner if that is another process, unless it is known to
+    be gone.
+    """
+    own = _this_process()
+
+    def owner() -> Owner | None:
+        data = read()
+        try:
+            return None if data is None else _parse(data)
+        except (ValueError, RecursionError) as error:
+            raise HarlError(f"{output} is no lock of this program: delete it") from error
+
+    def refuse(other: Owner) -> None:
+        raise HarlError(
+            f"{output}: in use by {other}. Wait until it ends or stop it; if it is gone for sure, "
+            f"delete that object"
+        )
+
+    other = owner()
+    if other is not None and not _gone(other):
+        refuse(other)
+    write(json.dumps(asdict(own)).encode())
+    time.sleep(_SETTLED_S)
+    other = owner()
+    if other is not None and other != own:
+        refuse(other)
+    try:
+        yield
+    finally:
+        if owner() == own:
+            remove()
 
 
 def lock_beside(output: Path) -> Path:

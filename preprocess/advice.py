@@ -21,6 +21,7 @@ from preprocess.build import build
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.encode import Store
 from preprocess.masks.registry import parse_spec
+from preprocess.places import LocalPlace
 from preprocess.sources import Source, Split
 
 RATES = (6_000, 10_000)
@@ -106,7 +107,7 @@ def measure(source: Source, settings: Settings, split: str) -> dict[str, float]:
         silent = contextlib.redirect_stderr(io.StringIO())
         with contextlib.suppress(DataError, OSError), tempfile.TemporaryDirectory() as folder:
             with quiet, silent:
-                build(part, Path(folder), plain, masks=None, workers=1)
+                build(part, LocalPlace(Path(folder)), plain, masks=None, workers=1)
             costs[name] = _loader_cost_us(Path(folder) / f"{split}.beton")
     return costs
 

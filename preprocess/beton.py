@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import check_output
+from harl_fast.files import is_url
 from harl_fast.host import usable_cores
-from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.options import SEED_MAX, checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
@@ -34,23 +35,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the checked command line."""
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.beton",
-        usage="%(prog)s [--data FOLDER | --dataset NAME] --out OUT [options]",
+        usage="%(prog)s [--data FOLDER | --add FOLDER | --dataset NAME] --out OUT [options]",
         description="Write OUT/train.beton and OUT/val.beton (images, foreground masks, labels) "
         "from an image folder, a public data set, or else a generated demo set.",
         epilog="OUT/<split>.json describes a container, OUT/<split>.report.json lists what was "
         "left out and why; `python -m preprocess.verify OUT/*.beton` reads every byte again.",
     )
     add = parser.add_argument
-    which = parser.add_mutually_exclusive_group()
-    about = "folder or list of images, see docs/data.md"
-    which.add_argument("--data", type=Path, metavar="FOLDER", help=about)
-    which.add_argument(
-        "--dataset",
-        choices=sorted(DATASETS),
-        metavar="NAME",
-        help=f"{', '.join(DATASETS)}: downloaded into OUT/download",
-    )
-    add("--out", type=Path, required=True, metavar="OUT", help="folder of the containers")
+    _add_source(parser)
+    add("--out", type=_path_or_url, required=True, metavar="OUT", help="folder or URL to write to")
     add(
         "--masks",
         type=Path,
@@ -81,20 +74,68 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add_reading(parser)
     add_pages_and_channels(parser)
     number("--workers", 1, 1024, default=usable_cores(), about="processes")
+    _add_shards(parser)
     _add_demo_set(parser)
     args = parser.parse_args(argv)
     if args.mask_size % 8:
         parser.error(f"argument --mask-size: {args.mask_size} is no multiple of 8")
+    args.data = args.data or args.add
     for option in ("masks", "source", "val"):
         if getattr(args, option) is not None and not args.data:
             parser.error(f"argument --{option}: belongs to the images of --data FOLDER")
+    if args.add and isinstance(args.out, str):
+        parser.error("argument --add: takes an --out that is a folder of this machine")
     return args
+
+
+def _path_or_url(text: str) -> Path | str:
+    return text if is_url(text) else Path(text)
 
 
 def _store(text: str) -> Store:
     from preprocess.encode import parse_store  # takes seconds
 
     return parse_store(text)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    about = "folder or list of images, with labels or without, see docs/data.md"
+    which.add_argument("--data", type=_path_or_url, metavar="FOLDER", help=about)
+    which.add_argument(
+        "--add",
+        type=_path_or_url,
+        metavar="FOLDER",
+        help="like --data, but add the images that are not there yet to those in OUT",
+    )
+    which.add_argument(
+        "--dataset",
+        choices=sorted(DATASETS),
+        metavar="NAME",
+        help=f"{', '.join(DATASETS)}: downloaded into OUT/download",
+    )
+
+
+def _add_shards(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("large sets").add_argument
+    add(
+        "--shard-size",
+        type=whole_number(1, 10**9),
+        metavar="N",
+        help="images per shard; a split of more becomes a set, OUT/train/*.beton; default 200000, "
+        "or 20 GB of source if that is less",
+    )
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        help="convert shards on a Ray cluster: its address, or auto for this machine's; needs ray",
+    )
+    add(
+        "--new-classes",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="with --add: take images of classes that OUT lacks; default --no-new-classes",
+    )
 
 
 def _add_demo_set(parser: argparse.ArgumentParser) -> None:
@@ -117,12 +158,16 @@ def _add_number(
 with head(__name__, parse):
     from harl_fast.data.container.manifest import Manifest
     from harl_fast.jit import require_compiler
+    from preprocess.adding import Base
     from preprocess.advice import advise
     from preprocess.build import build
     from preprocess.convert import Settings
     from preprocess.demo.make import DemoSettings, make_demo_set
     from preprocess.pages import with_pages
+    from preprocess.places import LocalPlace, Place
+    from preprocess.publish import finish
     from preprocess.settle import settle
+    from preprocess.urls import UrlPlace, mirror
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -139,16 +184,37 @@ def main(argv: list[str] | None = None) -> int:
     )
     if args.data:
         _check_apart(args.out, args.data)
-    check_output(args.out, option="--out", folder=True)
-    with locked(args.out / FOLDER_LOCK, output=args.out), scratch_beside(args.out) as scratch:
-        source, given = _source(args, scratch)
+    place: Place = UrlPlace(args.out) if isinstance(args.out, str) else LocalPlace(args.out)
+    place.check()
+    home = _home(args.out)
+    with place.locked(), scratch_beside(home) as scratch:
+        finished = finish(place)
+        base = Base.of(args.out) if args.add else None
+        source, given = _source(args, home, scratch)
         if settings.reading.all_pages:
             source = with_pages(source)
-        split = source.splits["train"]
+        if base is not None:
+            settings = base.settings(settings)
+            source, base = base.extend(source, new_classes=args.new_classes)
+            if not source.splits:
+                print(f"nothing to add: all images are in {one_line(str(args.out))} already")
+                return 0
+        split = next(iter(source.splits.values()))
         reading = settle(settings.reading, len(split.names), split.image)
         settings = replace(settings, reading=reading)
-        manifests = build(source, args.out, settings, masks=given, workers=args.workers)
-        _advise(source, settings, manifests[0])
+        manifests = build(
+            source,
+            place,
+            settings,
+            masks=given,
+            workers=args.workers,
+            shard_size=args.shard_size,
+            base=base,
+            finished=finished,
+            ray=args.ray,
+        )
+        if not args.add:
+            _advise(source, settings, manifests[0])
     return 0
 
 
@@ -160,7 +226,9 @@ def _advise(source: Source, settings: Settings, manifest: Manifest) -> None:
         print(one_line(f"note: no advice on stores: {error}"))
 
 
-def _check_apart(out: Path, data: Path) -> None:
+def _check_apart(out: Path | str, data: Path | str) -> None:
+    if isinstance(out, str) or isinstance(data, str):
+        return
     inner, outer = out.resolve(), data.resolve()
     if inner == outer or outer in inner.parents:
         raise DataError(
@@ -169,14 +237,27 @@ def _check_apart(out: Path, data: Path) -> None:
         )
 
 
-def _source(args: argparse.Namespace, scratch: Path) -> tuple[Source, Path | None]:
-    """Return the images that the command line asks for, and their mask tree if there is one."""
+def _home(out: Path | str) -> Path:
+    """Return a folder of this machine for sources that are not files of it."""
+    if isinstance(out, Path):
+        return out
+    return (
+        Path(tempfile.gettempdir()) / f"harl_fast-{hashlib.sha256(out.encode()).hexdigest()[:12]}"
+    )
+
+
+def _source(args: argparse.Namespace, home: Path, scratch: Path) -> tuple[Source, Path | None]:
+    """Return the images that the command line asks for, and their mask tree if there is one.
+
+    home: a folder for what is downloaded or made. scratch: for what is unpacked for the moment.
+    """
     if args.dataset:
-        return torchvision_source(args.dataset, args.out / "download"), args.masks
+        return torchvision_source(args.dataset, home / "download"), args.masks
     if args.data:
-        return read_source(args.data, choices_of(args, scratch)), args.masks
+        data = args.data if isinstance(args.data, Path) else mirror(args.data, home / "download")
+        return read_source(data, choices_of(args, scratch)), args.masks
     demo = DemoSettings(args.demo_images, args.demo_classes, args.demo_size, args.demo_seed)
-    folder = args.out / "source"
+    folder = home / "source"
     make_demo_set(folder, demo, workers=args.workers)
     source = replace(folder_source(folder), name=f"generated, seed {args.demo_seed}")
     return source, folder / "masks"

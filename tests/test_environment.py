@@ -25,7 +25,7 @@ DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "sklearn": "scikit-lea
 DISTRIBUTIONS |= {"yaml": "pyyaml", "llvmlite": "numba", "packaging": "pytest", "tomli": "pytest"}
 DISTRIBUTIONS |= {"markdown": "mkdocs-material"}
 """The last four come with packages that are made of them or need them themselves."""
-OPTIONAL = [("preprocess", extra) for extra in ("masks-onnx", "webdataset", "parquet")]
+OPTIONAL = [("preprocess", extra) for extra in ("masks-onnx", "webdataset", "parquet", "ray")]
 OPTIONAL += [("harl_fast", "timm")]
 """Who imports what an extra brings."""
 OURS = {"harl_fast", "preprocess", "launch", "tests", "benchmarks"}

@@ -1,15 +1,11 @@
-"""Whole files, sets of files, checked outputs, and the progress line."""
+"""Whole files, checked outputs, and the progress line."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
-import shutil
-import signal
 import stat
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +13,7 @@ import pytest
 
 from harl_fast import files
 from harl_fast.errors import OutputError
-from harl_fast.files import Progress, check_output, replacing, replacing_together, write_text
+from harl_fast.files import Progress, check_output, replacing, write_text
 
 REAL_FSYNC = os.fsync
 
@@ -43,8 +39,7 @@ def test_a_file_system_that_cannot_flush_folders_serves(
     monkeypatch.setattr(os, "fsync", failing_fsync(number))
     write_text(tmp_path / "new" / "file", "content")
     assert (tmp_path / "new" / "file").read_text() == "content"
-    with replacing_together(tmp_path / "new", last=["file"]) as fresh:
-        write_text(fresh / "file", "other")
+    write_text(tmp_path / "new" / "file", "other")
     assert (tmp_path / "new" / "file").read_text() == "other"
 
 
@@ -89,113 +84,6 @@ def test_a_full_disk_is_an_error_of_the_final_file(
     with pytest.raises(OSError) as caught, replacing(tmp_path / "file") as temporary:
         (temporary / "below").mkdir()
     assert caught.value.filename == str(temporary / "below")  # another file's error stays its own
-
-
-class Crash(BaseException):
-    """The end of a process, here and now."""
-
-
-OLD, NEW = "the old set", "the new set"
-SET = ("a.beton", "a.json", "a.names.txt", "b.beton", "b.json")
-
-
-def states(folder: Path) -> set[str]:
-    return {(folder / name).read_text() for name in SET if (folder / name).is_file()}
-
-
-def test_a_crash_never_leaves_a_set_that_vouches_for_files_of_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Crash before each call that changes the folder; what has a manifest is then of one set."""
-    seen = set[str]()
-    for crash_at in range(len(SET) + 3):
-        folder = tmp_path / str(crash_at)
-        for name in SET:
-            write_text(folder / name, OLD)
-        calls = [0]
-
-        def counted(real: Callable[..., None]) -> Callable[..., None]:
-            def call(*arguments: object, **options: object) -> None:
-                if calls[0] == crash_at:  # noqa: B023  # used within the same round
-                    raise Crash
-                calls[0] += 1  # noqa: B023
-                real(*arguments, **options)
-
-            return call
-
-        with monkeypatch.context() as patch, pytest.raises(Crash):
-            with replacing_together(folder, last=["a.json", "b.json"]) as fresh:
-                for name in SET:
-                    write_text(fresh / name, NEW)
-                patch.setattr(os, "replace", counted(os.replace))
-                patch.setattr(Path, "unlink", counted(Path.unlink))
-                patch.setattr(shutil, "rmtree", lambda *_, **__: None)
-            raise Crash
-        for manifest, others in (("a.json", ("a.beton", "a.names.txt")), ("b.json", ("b.beton",))):
-            if (folder / manifest).is_file():
-                text = (folder / manifest).read_text()
-                assert {(folder / name).read_text() for name in others} == {text}
-                seen.add(text)
-            else:
-                seen.add("none")
-    assert seen == {OLD, NEW, "none"}
-
-
-def test_a_set_is_replaced_whole_or_left_alone(tmp_path: Path) -> None:
-    for name in (*SET, "other"):
-        write_text(tmp_path / name, OLD)
-    with pytest.raises(KeyError), replacing_together(tmp_path, last=["a.json"]) as fresh:
-        write_text(fresh / "a.beton", NEW)
-        raise KeyError
-    assert states(tmp_path) == {OLD}
-    with replacing_together(tmp_path, last=["a.json", "b.json"]) as fresh:
-        for name in SET:
-            write_text(fresh / name, NEW)
-    assert states(tmp_path) == {NEW}
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*SET, "other"))
-    assert (tmp_path / "other").read_text() == OLD
-    with pytest.raises(OSError) as caught, replacing_together(tmp_path, last=[]) as fresh:
-        raise OSError(errno.ENOSPC, "full", str(fresh / "a.beton"))
-    assert caught.value.filename == str(tmp_path / "a.beton")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_files_move_waits_until_the_set_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    """With another thread there, which the kernel may give the signal to."""
-    write_text(tmp_path / "a.json", OLD)
-    real, done = os.replace, threading.Event()
-
-    def signalled(source: Path, target: Path) -> None:
-        real(source, target)
-        os.kill(os.getpid(), number)
-        time.sleep(0.01)
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(number, interrupt)
-    threading.Thread(target=done.wait).start()
-    try:
-        with pytest.raises(KeyboardInterrupt), replacing_together(tmp_path, last=["a.json"]) as new:
-            for name in SET:
-                write_text(new / name, NEW)
-            monkeypatch.setattr(os, "replace", signalled)
-    finally:
-        done.set()
-        signal.signal(number, before)
-    assert states(tmp_path) == {NEW} and len(list(tmp_path.iterdir())) == len(SET)
-
-
-def test_files_that_could_not_move_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "a.names.txt" / "in the way").mkdir(parents=True)
-    told = pytest.raises(OutputError, match=r"Is a directory.*lie in .*\.new")
-    with told as caught, replacing_together(tmp_path, last=["a.json"]) as fresh:
-        for name in SET:
-            write_text(fresh / name, NEW)
-    assert str(fresh) in str(caught.value)
-    assert (fresh / "a.json").read_text() == NEW and not (tmp_path / "a.json").exists()
 
 
 @pytest.mark.parametrize("name", ["train.beton", "train.json", "train.sums.npy"])

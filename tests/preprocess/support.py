@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 from pathlib import Path
@@ -40,6 +41,28 @@ def image_folder(root: Path, *, classes: int = 2, train: int = 4, val: int = 2) 
                 picture = photo(1000 * kind + 10 * index + len(split), height=48 + 8 * index)
                 save(picture, root / split / f"class{kind}" / f"{index}.jpg", quality=95)
     return root
+
+
+def contents(out: Path) -> dict[str, object]:
+    """Return what lies in a folder of containers: bytes by name, or a manifest without its times.
+
+    Equal for equal conversions. Hidden files count, but not the seals, which cover the times.
+    """
+
+    def timeless(value: object) -> object:
+        if isinstance(value, dict):
+            left_out = ("created", "manifest_sha256")
+            return {key: timeless(each) for key, each in value.items() if key not in left_out}
+        return [timeless(each) for each in value] if isinstance(value, list) else value
+
+    found: dict[str, object] = {}
+    for path in sorted(out.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            is_manifest = path.suffix == ".json" and ".report" not in path.name
+            name = str(path.relative_to(out))
+            found[name] = timeless(json.loads(data)) if is_manifest else data
+    return found
 
 
 def same_colours(pixels: Pixels, expected: Pixels, *, mean: float = 3.0) -> bool:

@@ -54,7 +54,9 @@ def running(data: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
     )
     try:
         wait_for(
-            lambda: any(out.glob(".new.*/train.beton")), seconds=600, what="the program writes"
+            lambda: any(out.glob(".train-*/.new.*/shard.beton")),
+            seconds=600,
+            what="the program writes",
         )
         yield process
     finally:

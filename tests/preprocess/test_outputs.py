@@ -69,37 +69,6 @@ def test_a_file_system_that_cannot_flush_folders_takes_a_conversion(
     check_container(tmp_path / "val.beton", read_manifest(tmp_path / "val.beton"))
 
 
-def test_a_conversion_that_crashes_among_its_renames_is_seen_and_made_again(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert convert(data, tmp_path) == 0
-    # Ten files are renamed at the end, the manifests last; the fourth of them never is.
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr("preprocess.build._describe", renaming_fails(patch))
-        convert(data, tmp_path, "--quality", "70")
-    for split in ("train", "val"):
-        with pytest.raises(DataError, match=rf"{split}\.json is missing: .* `make beton`"):
-            read_manifest(tmp_path / f"{split}.beton")
-    assert convert(data, tmp_path, "--quality", "70") == 0
-    for split in ("train", "val"):
-        manifest = read_manifest(tmp_path / f"{split}.beton")
-        check_container(tmp_path / f"{split}.beton", manifest)
-        assert manifest.store["quality"] == 70
-
-
-def renaming_fails(patch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Return `_describe`, which at its second call, for val, lets the fourth rename crash."""
-    from preprocess.build import _describe
-
-    def describe(path: Path, *rest: Any) -> Any:
-        manifest = _describe(path, *rest)
-        if path.stem == "val":
-            patch.setattr(os, "replace", fails_at(os.replace, 3, Crash()))
-        return manifest
-
-    return describe
-
-
 def test_a_full_disk_is_an_error_of_the_container(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

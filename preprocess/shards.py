@@ -1,0 +1,254 @@
+"""One shard: what becomes of its images, and the files that it is made of."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harl_fast.data.container.checksum import stored_sum
+from harl_fast.data.container.fields import MODE_NAMES
+from harl_fast.data.container.index import check_container
+from harl_fast.data.container.integrity import tables_sha256
+from harl_fast.data.container.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    manifest_path,
+    names_path,
+    sums_path,
+    write_manifest,
+    write_names,
+    write_sums,
+)
+from harl_fast.errors import one_line
+from harl_fast.files import sha256_file, write_json
+from harl_fast.host import utc_time
+from preprocess.convert import Sample, Settings, Task
+from preprocess.masks.registry import CHUNK
+from preprocess.masks.sources import MaskList
+from preprocess.places import Place
+from preprocess.sources import Rejected
+from preprocess.work import tool_versions
+from preprocess.writer import container_writer
+
+STEM = "shard"
+"""Name of a shard's files until it has its place."""
+
+
+def report_path(beton: Path) -> Path:
+    """Return where the list of what a container lacks, and why, lies."""
+    return beton.with_name(f"{beton.stem}.report.json")
+
+
+BESIDE = (report_path, names_path, sums_path, manifest_path)
+"""Files of a container besides itself, the one that vouches for the others last."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to convert: all that another process must know besides the tasks."""
+
+    folder: str
+    """Where its files will lie together, within the output."""
+    shown: str
+    """What messages call its files, without their suffixes."""
+    split: str
+    rows: range
+    """Of the split's list."""
+    first: int
+    """Sample id of the list's first image, if none is left out; not 0 in an addition to a set."""
+    source: str
+    classes: list[str]
+    settings: Settings
+    mask_facts: tuple[dict[str, Any], dict[str, Any]]
+    """For the manifest: without and with masks by a fall-back."""
+    rejected: list[Rejected]
+    """Files of the source that are no images; the first shard lists them."""
+
+    def tasks(self, masks: MaskList) -> Iterator[list[Task]]:
+        """Yield its images in chunks, as networks take them."""
+        split, stop = masks.split, self.rows.stop
+        for start in range(self.rows.start, stop, CHUNK):
+            yield [
+                Task(
+                    name=split.names[index],
+                    label=split.labels[index],
+                    image=split.image(index),
+                    mask=masks.request(index),
+                    position=self.first + index,
+                )
+                for index in range(start, min(start + CHUNK, stop))
+            ]
+
+    @property
+    def chunks(self) -> int:
+        """How many those are."""
+        return -(-len(self.rows) // CHUNK)
+
+
+@dataclass
+class Tally:
+    """What became of a split's images, counted while they pass to the writer."""
+
+    rejected: list[Rejected]
+    names: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    replaced: list[Rejected] = field(default_factory=list)
+    """Masks that a fall-back had to make."""
+    stand_ins: int = 0
+    coverage: float = 0.0
+    """Sum of the masks' foreground shares."""
+    empty: int = 0
+    full: int = 0
+    sums: array[int] = field(default_factory=lambda: array("Q"))
+    """`stored_sum` of each sample's image, then of its mask."""
+    pixels: int = 0
+    modes: Counter[str] = field(default_factory=Counter)
+    """Samples stored under each mode, and their bytes below."""
+    image_bytes: Counter[str] = field(default_factory=Counter)
+    reencoded: Counter[str] = field(default_factory=Counter)
+    """Why files could not pass through, and how many."""
+    warned: list[Rejected] = field(default_factory=list)
+    """Damaged files that were kept."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """What was done to samples' pixels, see `Decoded`, and to how many."""
+
+    def add(self, sample: Sample) -> None:
+        """Count one sample."""
+        self.names.append(sample.name)
+        self.labels.append(sample.label)
+        self.sums.extend((stored_sum(sample.image), stored_sum(sample.mask)))
+        self.pixels += sample.height * sample.width
+        self.modes[MODE_NAMES[sample.mode]] += 1
+        self.image_bytes[MODE_NAMES[sample.mode]] += len(sample.image)
+        if sample.reencoded:
+            self.reencoded[sample.reencoded] += 1
+        if sample.warning:
+            self.warned.append(Rejected(sample.name, sample.warning))
+        self.remarks.update(sample.remarks)
+        if sample.mask_problem:
+            self.replaced.append(Rejected(sample.name, sample.mask_problem))
+        share = float(np.unpackbits(np.frombuffer(sample.mask, np.uint8)).mean())
+        self.stand_ins += sample.stand_in
+        self.coverage += share
+        self.empty += share == 0.0
+        self.full += share == 1.0
+
+
+def write_shard(
+    place: Place,
+    job: Job,
+    results: Iterable[list[Sample | Rejected]],
+    advance: Callable[[int], object],
+) -> None:
+    """Write a shard's files as the folder ``job.folder`` of ``place``, whole or not at all.
+
+    results: of `convert`, in order. advance is told how many images are done. A shard of which no
+    image could be read has its report only.
+    """
+    with place.staging(job.folder, shown=job.shown) as fresh:
+        beton, tally = fresh / f"{STEM}.beton", Tally(list(job.rejected))
+        writer = container_writer(
+            beton,
+            max_resolution=job.settings.max_resolution,
+            mask_size=job.settings.mask_size,
+            yuv420=job.settings.store.has_yuv420,
+        )
+        count = writer.write(_pass_on(results, tally, advance), capacity=len(job.rows))
+        write_json(report_path(beton), _report(tally))
+        if count:
+            _describe(beton, job, tally)
+        else:
+            beton.unlink()
+
+
+def _describe(beton: Path, job: Job, tally: Tally) -> None:
+    """Write what lies beside a container, the manifest last, and check that it opens."""
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        split=job.split,
+        count=len(tally.names),
+        classes=job.classes,
+        class_counts=_class_counts(tally.labels, len(job.classes)),
+        source=job.source,
+        mask=_mask_facts(tally, job),
+        store=_store_facts(tally, job.settings),
+        skipped=len(tally.rejected),
+        beton_bytes=beton.stat().st_size,
+        beton_sha256=sha256_file(beton),
+        names_sha256=write_names(beton, tally.names),
+        created=utc_time(),
+        tool_versions=tool_versions(),
+        tables_sha256=tables_sha256(beton),
+        sums_sha256=write_sums(beton, tally.sums),
+    )
+    check_container(beton, write_manifest(beton, manifest))
+
+
+def _class_counts(labels: Sequence[int], classes: int) -> list[int]:
+    return np.bincount(labels, minlength=classes).tolist() if classes else []
+
+
+def _pass_on(
+    results: Iterable[list[Sample | Rejected]], tally: Tally, advance: Callable[[int], object]
+) -> Iterator[Sample]:
+    for chunk in results:
+        for result in chunk:
+            if isinstance(result, Rejected):
+                tally.rejected.append(result)
+            else:
+                tally.add(result)
+                yield result
+        advance(len(chunk))
+
+
+def _store_facts(tally: Tally, settings: Settings) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "kind": settings.store.name,
+        "max_resolution": settings.max_resolution,
+        "quality": settings.quality,
+        **settings.reading.facts(),
+        "remarks": dict(tally.remarks.most_common()),
+        "pixels": tally.pixels,
+        "modes": {
+            name: {"count": count, "bytes": tally.image_bytes[name]}
+            for name, count in sorted(tally.modes.items())
+        },
+        # Files that pass through have them or not, as they came.
+        "restart_markers": settings.store.kind != "passthrough" and tally.modes["jpg"] > 0,
+    }
+    if settings.reading.keep_warned:
+        facts["warned"] = len(tally.warned)
+    if settings.store.kind == "passthrough":
+        facts["passed_through"] = len(tally.names) - tally.reencoded.total()
+        facts["reencoded"] = dict(tally.reencoded.most_common())
+    return facts
+
+
+def _mask_facts(tally: Tally, job: Job) -> dict[str, Any]:
+    count = len(tally.names)
+    return {
+        **job.mask_facts[bool(tally.replaced)],
+        "size": job.settings.mask_size,
+        "coverage_mean": tally.coverage / count,
+        "empty_share": tally.empty / count,
+        "full_share": tally.full / count,
+        "fallbacks": len(tally.replaced),
+        "stand_ins": tally.stand_ins,
+    }
+
+
+def _report(tally: Tally) -> dict[str, Any]:
+    def listed(items: list[Rejected]) -> list[dict[str, str]]:
+        return [{"path": one_line(item.name), "reason": one_line(item.reason)} for item in items]
+
+    return {
+        "skipped": listed(tally.rejected),
+        "masks_replaced": listed(tally.replaced),
+        "warned": listed(tally.warned),
+    }

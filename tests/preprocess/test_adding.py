@@ -1,0 +1,242 @@
+"""Images are added to a set: old ids stay, new shards follow, and nothing is there twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from harl_fast.data.container.manifest import find_container, read_manifest
+from harl_fast.data.container.reader import read_samples
+from harl_fast.errors import DataError
+from preprocess import beton
+from preprocess.verify import main as verify_main
+from tests.preprocess.support import contents, image_folder, photo, save
+
+
+def run(out: Path, *options: str) -> None:
+    fixed = ["--out", str(out), "--mask-size", "16", "--workers", "1", "--mask-method", "full"]
+    assert beton.main([*fixed, *options]) == 0
+
+
+def names(out: Path, split: str) -> list[str]:
+    path = find_container(out, split)
+    return [sample.name for sample in read_samples(path, range(read_manifest(path).count))]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return image_folder(tmp_path / "photos", classes=2, train=3, val=2)
+
+
+@pytest.fixture
+def out(data: Path, tmp_path: Path) -> Path:
+    run(tmp_path / "out", "--data", str(data))
+    return tmp_path / "out"
+
+
+def grow(root: Path, kind: str, count: int, *, split: str = "train", start: int = 100) -> None:
+    for index in range(start, start + count):
+        save(photo(index), root / split / kind / f"{index}.jpg", quality=95)
+
+
+def test_one_container_becomes_the_first_shard_and_ids_stay(
+    data: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same folder again, with more in it."""
+    before = {split: names(out, split) for split in ("train", "val")}
+    bytes_before = (out / "train.beton").read_bytes()
+    grow(data, "class0", 5)
+    run(out, "--add", str(data), "--shard-size", "3")
+    assert "train: 6 images are there already by their names: passed over" in (
+        capsys.readouterr().out
+    )
+    added = [f"train/class0/{index}.jpg" for index in range(100, 105)]
+    assert names(out, "train") == before["train"] + added
+    assert names(out, "val") == before["val"] and (out / "val.beton").exists()
+    manifest = read_manifest(out / "train")
+    assert [(shard.file, shard.count) for shard in manifest.shards] == [
+        ("00000-of-00003.beton", 6),
+        ("00001-of-00003.beton", 3),
+        ("00002-of-00003.beton", 2),
+    ]
+    assert (out / "train" / "00000-of-00003.beton").read_bytes() == bytes_before
+    assert not (out / "train.beton").exists() and not list(out.glob(".*"))
+    events = [(event["first"], event["count"], event["source"]) for event in manifest.history]
+    assert events == [(0, 6, "photos"), (6, 5, "photos")]
+    assert manifest.class_counts == [8, 3]
+    assert verify_main([str(path) for path in sorted((out / "train").glob("*.beton"))]) == 0
+
+
+def test_shards_follow_those_of_a_set_and_again(data: Path, out: Path, tmp_path: Path) -> None:
+    run(tmp_path / "set", "--data", str(data), "--shard-size", "4")
+    target, grown = tmp_path / "set", names(tmp_path / "set", "train")
+    for turn in (1, 2):
+        grow(data, "class1", 2, start=100 * turn)
+        grow(data, "class0", 1, start=100 * turn, split="val")
+        run(target, "--add", str(data))
+        grown += [f"train/class1/{100 * turn + index}.jpg" for index in range(2)]
+        assert names(target, "train") == grown
+    manifest = read_manifest(target / "train")
+    assert [shard.file for shard in manifest.shards] == [
+        "00000-of-00002.beton",
+        "00001-of-00002.beton",
+        "00002-of-00003.beton",
+        "00003-of-00004.beton",
+    ]
+    assert [event["first"] for event in manifest.history] == [0, 6, 8]
+    assert names(target, "val")[-2:] == ["val/class0/100.jpg", "val/class0/200.jpg"]
+    assert json.loads((target / "train.report.json").read_text())["skipped"] == []
+
+
+def test_nothing_new_changes_nothing(
+    data: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    run(out, "--add", str(data))
+    assert "nothing to add: all images are in " in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_names_of_another_sources_images_are_refused(out: Path, tmp_path: Path) -> None:
+    other = image_folder(tmp_path / "others", classes=2, train=4, val=2)
+    before = contents(out)
+    with pytest.raises(DataError, match=r"6 train images of others have names that .*photos: put"):
+        run(out, "--add", str(other))
+    assert contents(out) == before
+    for split in ("train", "val"):  # as the message says
+        for kind in ("class0", "class1"):
+            folder = other / split / kind
+            inside = folder / "others"
+            files = sorted(folder.iterdir())
+            inside.mkdir()
+            for path in files:
+                path.rename(inside / path.name)
+    run(out, "--add", str(other))
+    assert names(out, "train")[6] == "train/class0/others/0.jpg"
+    manifest = read_manifest(out / "train")
+    assert (manifest.count, manifest.source) == (14, "photos, others")
+
+
+def test_other_classes_are_refused_or_follow_the_old_ones(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "more"
+    for split, kind in (("train", "aardvark"), ("train", "class1"), ("val", "class1")):
+        grow(other, kind, 2, split=split, start=200)
+    with pytest.raises(DataError, match=r"more has 1 classes that .* lacks \(aardvark\).*--new-cl"):
+        run(out, "--add", str(other))
+    for path in (other / "val").rglob("*.jpg"):
+        path.unlink()
+    save(photo(7), other / "val" / "class1" / "0.jpg", quality=95)  # in the set already
+    (out / "val.names.txt").read_text()
+    with pytest.raises(DataError, match="1 val images of more have names"):
+        run(out, "--add", str(other), "--new-classes")
+    save(photo(7), other / "val" / "class1" / "8.jpg", quality=95)
+    (other / "val" / "class1" / "0.jpg").unlink()
+    run(out, "--add", str(other), "--new-classes")
+    train, val = (read_manifest(find_container(out, split)) for split in ("train", "val"))
+    assert train.classes == val.classes == ["class0", "class1", "aardvark"]
+    assert train.class_counts == [3, 5, 2] and val.class_counts == [2, 3, 0]
+    found = read_samples(out / "train", range(10))
+    assert [sample.label for sample in found] == [0, 0, 0, 1, 1, 1, 2, 2, 1, 1]
+
+
+def test_a_split_without_new_images_learns_of_new_classes(data: Path, out: Path) -> None:
+    grow(data, "class2", 2)
+    run(out, "--add", str(data), "--new-classes")
+    val = read_manifest(out / "val.beton")
+    assert val.classes == ["class0", "class1", "class2"] and val.class_counts == [2, 2, 0]
+    assert read_manifest(out / "train").classes == val.classes
+    assert verify_main([str(out / "val.beton")]) == 0
+
+
+def test_images_with_and_without_labels_do_not_mix(data: Path, out: Path, tmp_path: Path) -> None:
+    loose = tmp_path / "loose"
+    save(photo(1), loose / "1.jpg", quality=95)
+    with pytest.raises(DataError, match="have labels, those of loose have none"):
+        run(out, "--add", str(loose))
+    run(tmp_path / "plain", "--data", str(loose))
+    with pytest.raises(DataError, match=r"have no labels, those of photos have: .*SOURCE=images"):
+        run(tmp_path / "plain", "--add", str(data))
+    with pytest.raises(DataError, match=r"has no val images, and photos has 4: .*VAL=0"):
+        run(tmp_path / "plain", "--add", str(data), "--source", "images")
+    run(tmp_path / "plain", "--add", str(data / "train"), "--source", "images")
+    manifest = read_manifest(tmp_path / "plain" / "train")
+    assert manifest.classes == [] and manifest.count == 7
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--quality", "70", "QUALITY=90"),
+        ("--store", "raw", "STORE=jpg"),
+        ("--max-resolution", "64", "MAX_RESOLUTION=512"),
+        ("--mask-size", "32", "MASK_SIZE=16"),
+    ],
+)
+def test_images_are_added_as_the_others_are_stored(
+    data: Path, out: Path, option: str, value: str, told: str
+) -> None:
+    grow(data, "class0", 1)
+    with pytest.raises(DataError, match=f"was made with {told}: give the same"):
+        run(out, "--add", str(data), option, value)
+
+
+def test_there_must_be_a_set_to_add_to(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--add: .*has neither train\.beton.* --data"):
+        run(tmp_path / "none", "--add", str(data))
+
+
+class Crash(BaseException):
+    """The end of a process, here and now."""
+
+
+@pytest.mark.parametrize("crash_at", range(0, 16, 3))
+def test_an_addition_that_crashes_among_its_renames_is_finished(
+    data: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
+) -> None:
+    """The next command does that first, whatever else it is to do."""
+    grow(data, "class0", 2)
+    real, calls = os.replace, [0]
+
+    def replace(source: str, target: str) -> None:
+        if (out / ".publish.json").exists():
+            calls[0] += 1
+            if calls[0] > crash_at:
+                raise Crash
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(os, "replace", replace)
+        run(out, "--add", str(data))
+    run(out, "--add", str(data))
+    assert names(out, "train")[6:] == ["train/class0/100.jpg", "train/class0/101.jpg"]
+    assert read_manifest(out / "train").count == 8 and not list(out.glob(".*"))
+
+
+def test_a_conversion_that_crashes_among_its_renames_is_not_made_again(
+    data: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = os.replace
+
+    def replace(source: str, target: str) -> None:
+        if str(target) == str(out / "train.names.txt"):
+            raise Crash
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(os, "replace", replace)
+        run(out, "--data", str(data), "--quality", "70")
+    with pytest.raises(DataError, match=r"train\.json is missing: .* `make beton`"):
+        read_manifest(out / "train.beton")
+    run(out, "--data", str(data), "--quality", "70")
+    assert "this conversion was complete: its files have their names now" in capsys.readouterr().out
+    for split in ("train", "val"):
+        assert read_manifest(out / f"{split}.beton").store["quality"] == 70
+    assert not list(out.glob(".*"))
