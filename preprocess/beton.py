@@ -19,6 +19,7 @@ from preprocess import masks
 from preprocess.demo.shapes import SHAPES
 from preprocess.reading import add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, read_source, torchvision_source
+from preprocess.sources.archives import scratch_beside
 from preprocess.sources.options import add_choices, choices_of
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def _add_number(
 
 
 with head(__name__, parse):
+    from harl_fast.data.container.manifest import Manifest
     from harl_fast.jit import require_compiler
     from preprocess.advice import advise
     from preprocess.build import build
@@ -135,15 +137,19 @@ def main(argv: list[str] | None = None) -> int:
     if args.data:
         _check_apart(args.out, args.data)
     check_output(args.out, option="--out", folder=True)
-    with locked(args.out / FOLDER_LOCK, output=args.out):
-        source, given = _source(args)
+    with locked(args.out / FOLDER_LOCK, output=args.out), scratch_beside(args.out) as scratch:
+        source, given = _source(args, scratch)
         manifests = build(source, args.out, settings, masks=given, workers=args.workers)
+        _advise(source, settings, manifests[0])
+    return 0
+
+
+def _advise(source: Source, settings: Settings, manifest: Manifest) -> None:
     try:
-        for line in advise(source, settings, manifests[0]):
+        for line in advise(source, settings, manifest):
             print(line, flush=True)
     except (DataError, OSError) as error:  # the containers are there
         print(one_line(f"note: no advice on stores: {error}"))
-    return 0
 
 
 def _check_apart(out: Path, data: Path) -> None:
@@ -155,12 +161,12 @@ def _check_apart(out: Path, data: Path) -> None:
         )
 
 
-def _source(args: argparse.Namespace) -> tuple[Source, Path | None]:
+def _source(args: argparse.Namespace, scratch: Path) -> tuple[Source, Path | None]:
     """Return the images that the command line asks for, and their mask tree if there is one."""
     if args.dataset:
         return torchvision_source(args.dataset, args.out / "download"), args.masks
     if args.data:
-        return read_source(args.data, choices_of(args)), args.masks
+        return read_source(args.data, choices_of(args, scratch)), args.masks
     demo = DemoSettings(args.demo_images, args.demo_classes, args.demo_size, args.demo_seed)
     folder = args.out / "source"
     make_demo_set(folder, demo, workers=args.workers)

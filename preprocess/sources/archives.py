@@ -24,6 +24,7 @@ from preprocess.sources.base import Choices, Source
 from preprocess.sources.entries import BrokenArchiveError, Entry, tar_entries, zip_entries
 from preprocess.sources.layout import HELD_OUT, arranged
 from preprocess.sources.members import FileRange, Members, ZipMember
+from preprocess.sources.tarshards import is_tree
 
 _PACKED: dict[str, Callable[[Any], Any]] = {
     ".gz": gzip.open,
@@ -40,6 +41,13 @@ def is_packed_tar(path: Path) -> bool:
     """Return whether the path is named like a compressed tar archive."""
     *_, inner, outer = ("", "", *(suffix.lower() for suffix in path.suffixes))
     return outer in _PACKED and (inner == ".tar" or outer == ".tgz")
+
+
+def fits_archive(path: Path) -> bool:
+    """Return whether the path is an archive: not a plain .tar that holds shards."""
+    suffix = path.suffix.lower()
+    kind = suffix == ".zip" or is_packed_tar(path) or (suffix == ".tar" and is_tree(path))
+    return path.is_file() and kind
 
 
 def archive_source(path: Path, choices: Choices) -> Source:
