@@ -45,9 +45,10 @@ def is_packed_tar(path: Path) -> bool:
 
 def fits_archive(path: Path) -> bool:
     """Return whether the path is an archive: not a plain .tar that holds shards."""
+    if not path.is_file():
+        return False
     suffix = path.suffix.lower()
-    kind = suffix == ".zip" or is_packed_tar(path) or (suffix == ".tar" and is_tree(path))
-    return path.is_file() and kind
+    return suffix == ".zip" or is_packed_tar(path) or (suffix == ".tar" and is_tree(path))
 
 
 def archive_source(path: Path, choices: Choices) -> Source:

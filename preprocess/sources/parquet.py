@@ -48,7 +48,8 @@ def tables_at(path: Path) -> list[tuple[Path, str]]:
     """Return the files that a path means, with the split of each: Parquet, or else Arrow files."""
     if (path / _SPLITS).is_file():
         names = _texts(path / _SPLITS, "splits")
-        return [(file, name) for name in names for file in _saved(path / name)]
+        splits = {name: split_of(path / name, path) or name for name in names}
+        return [(file, splits[name]) for name in names for file in _saved(path / name)]
     if (path / _STATE).is_file():
         return [(file, "") for file in _saved(path)]
     if path.is_dir():
