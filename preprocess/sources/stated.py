@@ -42,7 +42,7 @@ def used_rows(source: str, rows: list[RowT]) -> tuple[list[RowT], list[str]]:
     if unknown := [row for row in rows if row.split.lower() not in ("", *known)]:
         raise DataError(
             f"{source} has {len(unknown):,} rows of other splits than {', '.join(known)} (first: "
-            f"{shown(unknown[0].split)}, {unknown[0].where})"
+            f"{shown(unknown[0].split)} in {unknown[0].where})"
         )
     _check_all_or_none(source, rows, "split")
     if found[""]:
@@ -66,7 +66,7 @@ def _check_all_or_none(source: str, rows: Sequence[Row], column: str) -> None:
     if 0 < len(without) < len(rows):
         raise DataError(
             f"{source} has a {column} in {len(rows) - len(without):,} of {len(rows):,} rows only "
-            f"(first without: {without[0].where}): fill the column, or leave it out"
+            f"(first without: {without[0].where}): fill it in for all, or for none"
         )
 
 

@@ -186,7 +186,9 @@ def _sort_in(
     key = sample.pop("__key__")
     del sample["__url__"]
     usual = [suffix for suffix in IMAGES if suffix in sample]
-    images = usual or sorted(suffix for suffix in sample if has_image_suffix(f".{suffix}"))
+    images = usual or sorted(
+        suffix for suffix in sample if "." not in suffix and has_image_suffix(f".{suffix}")
+    )
     if not images:
         listed = ", ".join(f".{suffix}" for suffix in sorted(sample))
         reason = f"no image beside {listed}; a key ends at its first dot"
