@@ -152,16 +152,15 @@ class _Table:
         """Return a column's values; not for images."""
         top = column.partition(".")[0]
         if self._file is None:
-            chunks = arrow_table(self.path).column(top).chunks
+            chunks = _sound_chunks(self.path, top)
         else:
             chunks = self._file.read(columns=[column]).column(top).chunks
         return [value for chunk in chunks for value in leaf(chunk, column).to_pylist()]
 
     def groups(self, column: str) -> Iterator[tuple[int, int]]:
-        """Yield rows and bytes of a column in each group; checks that Arrow files are sound."""
+        """Yield rows and bytes of a column in each group."""
         if self._file is None:
-            for chunk in arrow_table(self.path).column(column.partition(".")[0]).chunks:
-                chunk.validate(full=True)  # or offsets beyond the file would be followed
+            for chunk in _sound_chunks(self.path, column.partition(".")[0]):
                 yield len(chunk), chunk.nbytes
             return
         meta = self._file.metadata
@@ -169,6 +168,14 @@ class _Table:
         for number in range(meta.num_row_groups):
             group = meta.row_group(number)
             yield group.num_rows, group.column(place).total_compressed_size
+
+
+def _sound_chunks(path: Path, column: str) -> list[Any]:
+    """Return a column's batches in an Arrow file; raises what `table_source` takes for damage."""
+    chunks: list[Any] = arrow_table(path).column(column).chunks
+    for chunk in chunks:
+        chunk.validate(full=True)  # or offsets beyond the file would be followed
+    return chunks
 
 
 def _cells(table: _Table, number: int, split: str, columns: _Columns) -> Iterator[_Cell]:
