@@ -7,7 +7,7 @@ VENV ?= .venv
 PYTHON ?=
 # Images for `beton`: a folder of any layout or a list; for `lineval` a folder of containers.
 DATA =
-# What DATA is, where the guess is wrong: folders, classes, images or list.
+# What DATA is, where the guess is wrong: folders, classes, images, list, tar, parquet or archive.
 SOURCE =
 # Share of each class to hold out where DATA has no val/: 5% or 0.05.
 VAL =

@@ -68,8 +68,9 @@ def archive_source(path: Path, choices: Choices) -> Source:
     kind: Any = ZipMember if is_zip else FileRange
     top = _top(entries)
     found = [entry._replace(name=entry.name.removeprefix(top)) for entry in entries]
+    del entries
     places = {entry.name: entry.place for entry in found if entry.place}
-    listing = _listing(found, {name: kind(held, *place) for name, place in places.items()})
+    listing = _listing(found, ((name, kind(held, *place)) for name, place in places.items()))
     name = path.name.removesuffix(path.suffix).removesuffix(".tar")
     source = arranged(one_line(name), str(path), listing, choices)
     splits = {
@@ -99,13 +100,13 @@ def _top(entries: Iterable[Entry]) -> str:
     return top
 
 
-def _listing(found: list[Entry], members: dict[str, Any]) -> Listing:
-    heads = [(name, functools.partial(one.head, HEAD_BYTES)) for name, one in members.items()]
-    folders = [
+def _listing(found: list[Entry], members: Iterable[tuple[str, Any]]) -> Listing:
+    folders = {
         entry.name.partition("/")[0]
         for entry in found
         if "/" in entry.name or not (entry.place or entry.reason)
-    ]
+    }
+    heads = ((name, functools.partial(one.head, HEAD_BYTES)) for name, one in members)
     listing = list_names(heads, folders)
     listing.strange |= {entry.name: entry.reason for entry in found if entry.reason}
     return listing

@@ -80,7 +80,8 @@ def fits_tables(path: Path) -> bool:
     """Return whether the path is a Parquet file, holds some, or is a data set on disk."""
     if not path.is_dir():
         return path.suffix.lower() == ".parquet"
-    marks = (_SPLITS, _STATE, "*.parquet", "*/*.parquet", "*/*/*.parquet")
+    # Three levels of a class folder would be all of its files.
+    marks = (_SPLITS, _STATE, "*.parquet", "*/*.parquet", "*/train/*.parquet")
     return any(next(path.glob(mark), None) for mark in marks)
 
 

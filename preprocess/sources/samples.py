@@ -43,7 +43,8 @@ def sample_name(split: str, label: str, inner: str) -> str:
 
     inner: its own; one with folders stands for itself, without the class.
     """
-    parts = [split, label.replace("/", "_")] if "/" not in inner else [split]
+    kind = label.replace("/", "_") if label.strip(".") else "_" * bool(label)
+    parts = [split, kind] if "/" not in inner else [split]
     return "/".join((*filter(None, parts), inner.removeprefix(f"{split}/")))
 
 

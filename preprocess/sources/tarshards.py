@@ -137,13 +137,13 @@ def shard_source(path: Path, choices: Choices) -> Source:
             progress.advance()
     check_whole(path, broken, len(shards))
     if not found.samples:
-        others = ", ".join(f".{one_line(name)}" for name, _ in found.others.most_common(5))
+        others = ", ".join(one_line(name) for name, _ in found.others.most_common(5))
         raise DataError(
             f"{path} holds no image ({' or '.join(IMAGES)}){f', only {others}' if others else ''}"
         )
     notes = []
     if found.others:
-        listed = ", ".join(f".{one_line(n)} {c:,}" for n, c in found.others.most_common(5))
+        listed = ", ".join(f"{one_line(n)} {c:,}" for n, c in found.others.most_common(5))
         notes.append(f"passed over {found.others.total():,} members of other kinds: {listed}")
     return sample_source(
         path,
@@ -164,9 +164,9 @@ def _read(shard: Path, number: int, split: str, choices: Choices, found: _Found)
             found.rejected.append((split, Rejected(f"{shard.name}/{entry.name}", entry.reason)))
         elif entry.place and not _META.match(entry.name):
             if any(map(is_aside, entry.name.split("/"))):
-                found.others["(hidden)"] += 1
+                found.others["hidden"] += 1
             elif library.base_plus_ext(entry.name)[0] is None:
-                found.others["(no suffix)"] += 1
+                found.others["without suffix"] += 1
             else:
                 files.append({"fname": entry.name, "data": entry.place, "__url__": str(shard)})
     # Side by side, as the library expects them, whatever the order in the archive.
@@ -201,7 +201,7 @@ def _sort_in(
         raise DataError(f"{shard}: the label of {one_line(key)} cannot be read: {error}") from error
     name = sample_name(split, label, f"{key}.{images[0]}")
     found.samples.append(_Sample(name, label, split, shard, (number, offset, size)))
-    found.others.update(sample.keys())
+    found.others.update(f".{suffix}" for suffix in sample)
 
 
 def _label(sample: dict[str, Any], shard: Path, column: str | None) -> str:

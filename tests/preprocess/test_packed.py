@@ -68,23 +68,38 @@ def stored(out: Path) -> Iterator[tuple[str, str, int, bytes, bytes]]:
             yield split, name, sample.label, sample.image.tobytes(), sample.mask.tobytes()
 
 
-@pytest.mark.parametrize("kind", ["shards", "parquet", "saved", "zip", "tgz"])
-def test_containers_and_masks_of_a_tree_are_those_of_the_folder(
-    kind: str, folder: Path, tmp_path: Path
-) -> None:
+def converted(data: Path, masks: Path, out: Path) -> list[tuple[str, str, int, bytes, bytes]]:
+    options = ["--out", str(out), "--mask-size", "16", "--workers", "2", "--masks", str(masks)]
+    assert beton.main(["--data", str(data), *options]) == 0
+    assert not (out / ".unpacked").exists()
+    return sorted(stored(out))
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree with the mask of one image; the others get the heuristic's."""
     half = np.zeros((48, 64), np.uint8)
     half[:, :32] = 255
-    masks = tmp_path / "masks"
-    save(half, masks / "train/class0/0.png")  # the other images get the heuristic's
-    found = []
-    for data in (folder, KINDS[kind](folder, tmp_path)):
-        out = tmp_path / f"out-{data.name}"
-        fixed = ["--mask-size", "16", "--workers", "2", "--masks", str(masks)]
-        assert beton.main(["--data", str(data), "--out", str(out), *fixed]) == 0
-        assert not (out / ".unpacked").exists()
-        found.append(sorted(stored(out)))
-    assert found[0] == found[1]
-    (mask,) = [row[-1] for row in found[0] if row[:2] == ("train", "class0/0")]
+    return save(half, tmp_path_factory.mktemp("masks") / "train/class0/0.png").parents[2]
+
+
+@pytest.fixture(scope="module")
+def expected(
+    folder: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[str, str, int, bytes, bytes]]:
+    return converted(folder, masks, tmp_path_factory.mktemp("out"))
+
+
+@pytest.mark.parametrize("kind", ["shards", "parquet", "saved", "tgz"])
+def test_containers_and_masks_of_a_tree_are_those_of_the_folder(
+    kind: str,
+    folder: Path,
+    masks: Path,
+    expected: list[tuple[str, str, int, bytes, bytes]],
+    tmp_path: Path,
+) -> None:
+    assert converted(KINDS[kind](folder, tmp_path), masks, tmp_path / "out") == expected
+    (mask,) = [row[-1] for row in expected if row[:2] == ("train", "class0/0")]
     assert mask == np.repeat([[1] * 8 + [0] * 8], 16, axis=0).astype(np.bool_).tobytes()
 
 
