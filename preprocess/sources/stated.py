@@ -79,7 +79,7 @@ def stated_classes(source: str, rows: Sequence[Row]) -> tuple[list[str], list[in
     _check_all_or_none(source, rows, "label")
     names = sorted({row.label for row in rows} - {""})
     if names and all(name.isascii() and name.isdigit() for name in names):
-        names.sort(key=int)
+        names.sort(key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name))
     if len(names) == 1:
         raise DataError(
             f"{source} has only one label ({one_line(names[0])}); evaluation needs at least two. "

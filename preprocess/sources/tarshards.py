@@ -9,15 +9,15 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import Progress, UnusualFileError
+from harl_fast.files import Progress, UnusualFileError, open_regular
 from harl_fast.textfile import parse_json
 from preprocess.listing import has_image_suffix, is_aside
 from preprocess.sources.base import NO_LABELS, Choices, Rejected, Source
 from preprocess.sources.entries import BrokenArchiveError, tar_entries
-from preprocess.sources.members import FileRange, Members
+from preprocess.sources.members import FileRange, Members, check_size
 from preprocess.sources.samples import (
     check_whole,
     label_text,
@@ -106,6 +106,13 @@ class _Sample(NamedTuple):
         return f"{self.shard.name}: {one_line(self.name)}"
 
 
+class _Shard(NamedTuple):
+    path: Path
+    number: int
+    split: str
+    stream: BinaryIO
+
+
 @dataclass
 class _Found:
     """What the shards hold."""
@@ -175,13 +182,12 @@ def _read(shard: Path, number: int, split: str, choices: Choices, found: _Found)
         samples = list(library.group_by_keys(files))
     except ValueError as error:
         raise BrokenArchiveError(str(error.args[0])) from error
-    for sample in samples:
-        _sort_in(sample, shard, number, split, choices, found)
+    with open_regular(shard) as stream:
+        for sample in samples:
+            _sort_in(sample, _Shard(shard, number, split, stream), choices, found)
 
 
-def _sort_in(
-    sample: dict[str, Any], shard: Path, number: int, split: str, choices: Choices, found: _Found
-) -> None:
+def _sort_in(sample: dict[str, Any], shard: _Shard, choices: Choices, found: _Found) -> None:
     """Add a sample: its key, and where the member of each suffix lies."""
     key = sample.pop("__key__")
     del sample["__url__"]
@@ -192,19 +198,22 @@ def _sort_in(
     if not images:
         listed = ", ".join(f".{suffix}" for suffix in sorted(sample))
         reason = f"no image beside {listed}; a key ends at its first dot"
-        found.rejected.append((split, Rejected(sample_name(split, "", key), reason)))
+        found.rejected.append((shard.split, Rejected(sample_name(shard.split, "", key), reason)))
         return
     offset, size = sample.pop(images[0])
     try:
-        label = _label(sample, shard, choices.label_column)
+        label = _label(sample, shard.stream, choices.label_column)
     except (DataError, UnusualFileError, ValueError) as error:
-        raise DataError(f"{shard}: the label of {one_line(key)} cannot be read: {error}") from error
-    name = sample_name(split, label, f"{key}.{images[0]}")
-    found.samples.append(_Sample(name, label, split, shard, (number, offset, size)))
+        raise DataError(
+            f"{shard.path}: the label of {one_line(key)} cannot be read: {error}"
+        ) from error
+    name = sample_name(shard.split, label, f"{key}.{images[0]}")
+    place = (shard.number, offset, size)
+    found.samples.append(_Sample(name, label, shard.split, shard.path, place))
     found.others.update(f".{suffix}" for suffix in sample)
 
 
-def _label(sample: dict[str, Any], shard: Path, column: str | None) -> str:
+def _label(sample: dict[str, Any], shard: BinaryIO, column: str | None) -> str:
     """Take the members that hold a sample's label, and return it, or ""."""
     if column == NO_LABELS:
         return ""
@@ -218,5 +227,8 @@ def _label(sample: dict[str, Any], shard: Path, column: str | None) -> str:
     return label_text(tree.get(keys[0])) if keys else ""
 
 
-def _text(shard: Path, place: tuple[int, int]) -> str:
-    return FileRange(shard, *place).open(_LABEL_BYTES).read().decode("utf-8")
+def _text(shard: BinaryIO, place: tuple[int, int]) -> str:
+    offset, size = place
+    check_size(size, _LABEL_BYTES)
+    shard.seek(offset)
+    return shard.read(size).decode("utf-8")

@@ -153,6 +153,21 @@ def test_a_broken_archive_is_refused_in_one_line(case: str, tmp_path: Path) -> N
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_headers_are_read_as_tarfile_reads_them(kind: int, tmp_path: Path) -> None:
+    long = "/".join(["folder" * 4] * 6)
+    names = ["a.jpg", f"{long}/b.jpg", "é/ü.jpg", "x" * 99, "x" * 100]
+    names += [] if kind == tarfile.USTAR_FORMAT else ["y" * 300]
+    with tarfile.open(tmp_path / "x.tar", "w", format=kind) as archive:
+        for size, name in enumerate(names):
+            add(archive, name, bytes(600 * size))
+            archive.addfile(tarfile.TarInfo(f"{size}"))
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        expected = [(one.name, (one.offset_data, one.size)) for one in archive.getmembers()]
+    assert [(name, place) for name, place, _ in tar_entries(tmp_path / "x.tar")] == expected
+    assert [name for name, _ in expected[::2]] == names
+
+
 def test_a_tar_of_negative_sizes_ends(tmp_path: Path) -> None:
     """CVE-2025-8194: older versions of `tarfile` go round in circles."""
     info = tarfile.TarInfo("x.jpg")
