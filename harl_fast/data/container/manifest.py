@@ -95,11 +95,9 @@ class Manifest:
     written before there were other kinds than jpg have only these; newer ones add pixels (of all
     images), modes ({mode: {count, bytes}}), restart_markers (every JPEG has those of
     `preprocess.encode`), for passthrough passed_through and reencoded ({reason: count}), and with
-    ``--keep-warned`` warned: how many damaged files were kept. The newest add range, range_found
-    (how ``auto`` came to it) and icc (how files were read; before, "full" and no profile), pages
-    ("all" if each page of a TIFF is a sample), channels (1 of grey sets) and remarks ({what was
-    done to pixels: count}). The loader reads each sample's own mode and depends on none of these:
-    no new format."""
+    ``--keep-warned`` warned: how many damaged files were kept. The newest add `preprocess.reading.Reading.facts`
+    (before, range "full" and no profile) and remarks ({what was done to pixels: count}). The loader
+    reads each sample's own mode and depends on none of these: no new format."""
     skipped: NonNegativeInt
     """Source files that were left out; they are listed in ``<split>.report.json``."""
     beton_bytes: NonNegativeInt
