@@ -24,6 +24,7 @@ _CLEAN_UP_S = 10.0
 _OF_IMPORTS = (ValueError, KeyError, RuntimeError)
 """What imports raise where an environment variable holds what a library does not take."""
 _VARIABLES = ("CUDA_", "DS_", "KMP_", "MKL_", "NCCL_", "NUMBA_", "OMP_", "PYTORCH_", "TORCH")
+_LAYERS = ("default", "safe", "threadsafe", "forksafe", "tbb", "omp", "workqueue")
 _MOST_THREADS = 4096
 LONGEST = 4000
 """Most characters of an error that are printed: a message can hold what a file holds."""
@@ -166,12 +167,18 @@ def _check_options(words: Sequence[str]) -> None:
 
 
 def _check_threads() -> None:
-    """Raise ConfigError for a number of threads that numba warns of at length, or dies of."""
+    """Raise ConfigError for what numba warns of at length, dies of, or refuses at its first use."""
     text = os.environ.get("NUMBA_NUM_THREADS", "1")
     if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= _MOST_THREADS):
         raise ConfigError(
             f"the environment variable NUMBA_NUM_THREADS is {shown(text)}: set a whole number from "
             f"1 to {_MOST_THREADS}, or unset it"
+        )
+    layer = os.environ.get("NUMBA_THREADING_LAYER", _LAYERS[0])
+    if layer not in _LAYERS:
+        raise ConfigError(
+            f"the environment variable NUMBA_THREADING_LAYER is {shown(layer)}: set one of "
+            f"{', '.join(_LAYERS)}, or unset it"
         )
 
 

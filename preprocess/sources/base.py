@@ -11,6 +11,9 @@ import numpy as np
 from preprocess.arrays import Pixels
 from preprocess.sources.members import FileRef, ImageRef, Members
 
+UNLABELLED = -1
+"""What containers hold as the label of each image of a set without labels."""
+
 
 @dataclass(frozen=True)
 class Rejected:

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from harl_fast.data.container.manifest import UNLABELLED
 from harl_fast.errors import DataError
-from preprocess.sources.base import Choices, Split
+from preprocess.sources.base import UNLABELLED, Choices, Split
 
 VAL_SHARE = 0.05
 """Of the images with labels, unless the command line names another share."""

@@ -6,10 +6,9 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from harl_fast.data.container.manifest import UNLABELLED
 from harl_fast.errors import DataError, one_line
 from preprocess.listing import Listing
-from preprocess.sources.base import Choices, Rejected, Source, Split
+from preprocess.sources.base import UNLABELLED, Choices, Rejected, Source, Split
 from preprocess.sources.heldout import hold_out
 
 HELD_OUT = ("val", "valid", "validation", "test")

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from harl_fast.data.container.manifest import UNLABELLED
 from harl_fast.errors import DataError, one_line, shown
-from preprocess.sources.base import Choices, Split
+from preprocess.sources.base import UNLABELLED, Choices, Split
 from preprocess.sources.heldout import hold_out
 from preprocess.sources.layout import HELD_OUT, two_forms
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from harl_fast.data.container.manifest import UNLABELLED
 from harl_fast.errors import DataError
 from preprocess.listing import list_images
 from preprocess.sources import SOURCES, Choices, Reader, folder_source, read_source
+from preprocess.sources.base import UNLABELLED
 from preprocess.sources.layout import arranged, kind_of
 from tests.preprocess.support import photo, save
 from tests.preprocess.test_sources import layout

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harl_fast.data.container.manifest import UNLABELLED
 from harl_fast.errors import DataError
 from preprocess.sources import Choices, Split, folder_source, read_source
+from preprocess.sources.base import UNLABELLED
 from preprocess.sources.heldout import hold_out
 from preprocess.sources.options import add_choices, choices_of, parse_share
 from tests.preprocess.test_sources import layout

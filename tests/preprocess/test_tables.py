@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from harl_fast.data.container.manifest import UNLABELLED
 from harl_fast.errors import ConfigError, DataError
 from preprocess.masks.registry import parse_spec
 from preprocess.masks.sources import open_masks
 from preprocess.sources import Choices, Source, read_source
+from preprocess.sources.base import UNLABELLED
 from tests.preprocess.support import photo, save
 from tests.preprocess.test_sources import layout
 

@@ -12,7 +12,7 @@ import torch
 
 from harl_fast.config import load_config
 from harl_fast.data.container.index import check_container
-from harl_fast.data.container.manifest import UNLABELLED, read_manifest
+from harl_fast.data.container.manifest import read_manifest
 from harl_fast.data.container.reader import read_samples
 from harl_fast.data.loader import EvalLoader
 from harl_fast.engine.monitor.probe import Probe
@@ -20,6 +20,7 @@ from harl_fast.errors import DataError
 from harl_fast.eval.protocol import Evaluator
 from preprocess import beton, preview
 from preprocess.masks.__main__ import main as masks_main
+from preprocess.sources.base import UNLABELLED
 from preprocess.verify import main as verify_main
 from tests.preprocess.support import Pixels, image_folder, photo, same_colours, save
 

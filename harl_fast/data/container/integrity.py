@@ -18,7 +18,6 @@ from ffcv.fields import IntField, RGBImageField
 from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType, get_metadata_type
 
 from harl_fast.data.container.fields import MODE_JPG, MODE_NAMES, BitMaskField, stored_bytes
-from harl_fast.data.container.manifest import UNLABELLED
 
 FIELD_COUNT = 3
 METADATA_START = HeaderType.itemsize + FIELD_COUNT * FieldDescType.itemsize
@@ -104,7 +103,7 @@ def picture_faults(
 ) -> dict[str, npt.NDArray[np.bool_]]:
     """Return which of (N,) records of FFCV's image field and labels cannot be, by what is wrong."""
     height, width = image["height"], image["width"]
-    labels = (0, classes - 1) if classes else (UNLABELLED, UNLABELLED)
+    labels = (0, classes - 1) if classes else (-1, -1)  # of images without labels
     return {
         "image mode": image["mode"] >= len(MODE_NAMES),
         "image without area": (height == 0) | (width == 0),

@@ -36,9 +36,6 @@ from harl_fast.textfile import read_json, tree_sha256
 FORMAT_VERSION = 1
 FIELDS = ("image", "mask", "label")
 """The container's fields, in order."""
-UNLABELLED = -1
-"""The label of every sample of a set without classes."""
-
 MOST_BYTES = 1 << 26
 """Largest manifest; 20,000 classes take 1 MB."""
 
@@ -78,7 +75,7 @@ class Manifest:
     count: NonNegativeInt
     """Number of samples."""
     classes: list[str]
-    """Class names; a label is an index into this list. Empty if every label is `UNLABELLED`."""
+    """Class names; a label is an index into this list. Empty if every label is -1 (none)."""
     class_counts: list[NonNegativeInt]
     """Samples of each class."""
     source: str
@@ -95,9 +92,10 @@ class Manifest:
     written before there were other kinds than jpg have only these; newer ones add pixels (of all
     images), modes ({mode: {count, bytes}}), restart_markers (every JPEG has those of
     `preprocess.encode`), for passthrough passed_through and reencoded ({reason: count}), and with
-    ``--keep-warned`` warned: how many damaged files were kept. The newest add `preprocess.reading.Reading.facts`
-    (before, range "full" and no profile) and remarks ({what was done to pixels: count}). The loader
-    reads each sample's own mode and depends on none of these: no new format."""
+    ``--keep-warned`` warned: how many damaged files were kept. The newest add
+    `preprocess.reading.Reading.facts` (before, range "full" and no profile) and remarks ({what was
+    done to pixels: count}). The loader reads each sample's own mode and depends on none of these:
+    no new format."""
     skipped: NonNegativeInt
     """Source files that were left out; they are listed in ``<split>.report.json``."""
     beton_bytes: NonNegativeInt
