@@ -86,6 +86,7 @@ TAKES_export = CKPT RUN DATA DATASET OUT ENCODER
 TAKES_preview = DATA DATASET OUT RUN CONFIG COUNT SET ARGS
 TAKES_bench-loader = DATA ARGS
 TAKES_bench-step = DATA ARGS
+TAKES_bench-convert = DATA ARGS
 TAKES_bench-masks = HORSES PHOTOS STAMPS NETWORK ONNX ARGS
 TAKES_bench = DATA $(TAKES_bench-masks)
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
@@ -104,7 +105,7 @@ export PATH := $(BIN):$(PATH)
 option = $(if $(2),$(1) "$(2)")
 
 .PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval export preview \
-	bench bench-loader bench-masks bench-step clean
+	bench bench-convert bench-loader bench-masks bench-step clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
@@ -192,10 +193,13 @@ preview: setup ## Draw views and masks as the network receives them, in its run 
 	"$(BIN)/python" -m preprocess.preview "$(OUT)/train.beton" $(call option,--config,$(PREVIEWED)) \
 		--out "$(OUT)/preview.png" --count "$(COUNT)" $(foreach pair,$(SET),--set "$(pair)") $(ARGS)
 
-bench: bench-loader bench-masks bench-step ## Run all benchmarks (on a machine with nothing else to do)
+bench: bench-loader bench-convert bench-masks bench-step ## Run all benchmarks (on a machine with nothing else to do)
 
 bench-loader: setup ## Compare the loader with its peers, in turns [DATA=<photos>] [ARGS="--only L3,L4"]
 	"$(BIN)/python" -m benchmarks.loader $(call option,--data,$(DATA)) $(ARGS)
+
+bench-convert: setup ## Compare the conversion with ffcv's writer, in turns [DATA=<photos>] [ARGS="--only C1"]
+	"$(BIN)/python" -m benchmarks.convert $(call option,--data,$(DATA)) $(ARGS)
 
 bench-step: setup ## Compare the training step with bare PyTorch and lightly [DATA=<photos>] [ARGS=--check]
 	"$(BIN)/python" -m benchmarks.step $(call option,--data,$(DATA)) $(ARGS)

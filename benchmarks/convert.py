@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks import inputs, report
+from benchmarks import inputs, open_set, report
 from benchmarks.process import machine_facts
-from benchmarks.report import Ratio
+from benchmarks.report import Ratio, Row, spread
 from benchmarks.results import write_results
 from benchmarks.rounds import Field
 from harl_fast.files import check_output
@@ -25,8 +25,14 @@ RATIOS = (
     Ratio("C3", "passthrough over encoding again", "ours_passthrough", ("ours",), 2.0, 5.0),
     Ratio("C4", "two workers over one", "ours", ("ours_one",), 1.85, 1.95),
     Ratio("C4", "  ffcv's own", "ffcv", ("ffcv_one",)),
+    Ratio("C5", "tar shards over the folder", "ours_tar", ("ours",), 0.9, 1.1),
+    Ratio("C5", "Parquet over the folder", "ours_parquet", ("ours",), 0.9, 1.1),
+    Ratio("C6", "loading 64 shards over one", "loader_64", ("loader_1",), 0.98, 1.0),
 )
-BARS = tuple(dict.fromkeys(ratio.bar for ratio in RATIOS))
+BARS = (*dict.fromkeys(ratio.bar for ratio in RATIOS), "C7")
+SHARDS = 64
+OPENED, TURNS = 10_000_000, 3
+"""C7: simulated samples, and how often the set is opened."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,6 +63,8 @@ def plans(root: Path, *, count: int, cores: int, bars: tuple[str, ...]) -> dict[
     ours = {"module": "convert_ours", "count": count, "workers": cores, "lead": 1}
     ffcv = {"module": "convert_ffcv", "images": str(images), "side": SIDE_PX, "masks": ""}
     ffcv |= {"workers": cores, "lead": 1}
+    read = ["--max-resolution", str(SIDE_PX), "--quality", str(inputs.QUALITY), "--val", "0"]
+    loader = {"module": "ours", "threads": cores, "lead": 6, "batch": 64}
     known: dict[str, dict[str, Any]] = {
         "ffcv": ffcv,
         "ours": ours | {"options": plain + without},
@@ -66,10 +74,40 @@ def plans(root: Path, *, count: int, cores: int, bars: tuple[str, ...]) -> dict[
         "ours_passthrough": ours | {"options": [*plain, *without, "--store", "passthrough"]},
         "ffcv_one": ffcv | {"workers": 1},
         "ours_one": ours | {"options": plain + without, "workers": 1},
+        "loader_1": loader | {"container": str(out / "set_1/train.beton")},
+        "loader_64": loader | {"container": str(out / "set_64/train")},
     }
+    for kind in ("tar", "parquet"):
+        data = ["--data", str(root / "packed" / kind), "--source", kind]
+        known[f"ours_{kind}"] = ours | {"options": [*data, *read, *without]}
     ratios = [ratio for ratio in RATIOS if ratio.bar in bars]
     needed = {name for ratio in ratios for name in (ratio.ours, *ratio.peers)}
     return {n: s | {"out": str(out / n)} for n, s in known.items() if n in needed}
+
+
+def make_sets(root: Path, *, count: int) -> None:
+    """Write the containers of C6: one, and `SHARDS` of the same images."""
+    from preprocess.beton import main as convert  # takes seconds, and C7 alone needs it not
+
+    options = ["--data", str(root / "source"), "--mask-method", "full", "--out"]
+    for shards in (1, SHARDS):
+        size = ["--shard-size", str(-(-count // shards))]
+        convert([*options, str(root / f"converted/set_{shards}"), *size])
+
+
+def opening_rows(folder: Path) -> list[Row]:
+    """Return C7's lines."""
+    large, small = folder / str(OPENED), folder / "1000"
+    for place, count in ((large, OPENED), (small, 1000)):
+        if not (place / "train.json").exists():  # written last
+            open_set.make_set(place, count)
+    turns = [open_set.measure(large / "train", small / "train") for _ in range(TURNS)]
+    seconds, peak = (spread([turn[key] for turn in turns]) for key in ("seconds", "peak_mb"))
+    what = f"opening {OPENED:,} samples"
+    return [
+        Row("C7", what, seconds.median, "s", 5.0, 1.0, seconds, less_is_better=True),
+        Row("C7", "  its memory", peak.median, "MB", 1000.0, 400.0, peak, less_is_better=True),
+    ]  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,15 +118,24 @@ def main(argv: list[str] | None = None) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     facts = machine_facts()
     root = inputs.image_set(BASE, count=args.count, data=args.data)
+    if "C5" in args.bars:
+        inputs.packed(root)
+    if "C6" in args.bars:
+        make_sets(root, count=args.count)
     made = plans(root, count=args.count, cores=cores, bars=args.bars)
-    with Field(made, threads=cores, logs=logs, warm_s=0.1) as field:
-        rounds = field.rounds(args.rounds, seconds=args.seconds_per_turn)
-        failed = field.failed
+    rounds: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    if made:
+        with Field(made, threads=cores, logs=logs, warm_s=0.1) as field:
+            rounds = field.rounds(args.rounds, seconds=args.seconds_per_turn)
+            failed = field.failed
     speeds = report.rates(rounds)
     rows = report.ratio_rows(speeds, RATIOS)
+    rows += opening_rows(BASE / "open_set") if "C7" in args.bars else []
     print(f"\n{facts['cpu']}, {cores} cores; {args.count} JPEGs, at most {SIDE_PX} px, "
           f"{args.rounds} rounds of {args.seconds_per_turn:g} s a turn\n")  # fmt: skip
-    print(report.rate_table(speeds) + "\n")
+    if speeds:
+        print(report.rate_table(speeds) + "\n")
     print(report.bar_table(rows))
     if warning := report.disturbance(rounds):
         print(f"\n{warning}")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +45,7 @@ PHOTOS = {
     ),
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
 }
+TAR_SHARDS = 4
 LAYOUT = (checksum, fields, jpeg, manifest, integrity)
 STORES = ("jpg", "passthrough", "yuv420", "raw")
 Pixels = npt.NDArray[np.uint8]
@@ -196,3 +199,31 @@ def stock_container(root: Path, log: Path) -> Path:
             subprocess.run(command, stdout=stream, stderr=stream, check=True)
         (root / "stock.complete").touch()
     return path
+
+
+def packed(root: Path) -> Path:
+    """Return a folder with the input files as tar shards in tar/ and a Parquet file in parquet/."""
+    out = root / "packed"
+    if (out / "complete").is_file():
+        return out
+    import pyarrow  # of the extra `parquet`
+    import pyarrow.parquet
+
+    shutil.rmtree(out, ignore_errors=True)
+    for kind in ("tar", "parquet"):
+        (out / kind).mkdir(parents=True)
+    files = jpegs(root)
+    for part in range(TAR_SHARDS):
+        with tarfile.open(out / f"tar/train-{part:02d}.tar", "w") as archive:
+            for file in files[part::TAR_SHARDS]:
+                archive.add(file, f"{file.stem}.jpg")
+                label = tarfile.TarInfo(f"{file.stem}.cls")
+                text = file.parent.name.removeprefix("class").encode()
+                label.size = len(text)
+                archive.addfile(label, io.BytesIO(text))
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    labels = [file.parent.name for file in files]
+    table = pyarrow.table({"image": images, "label": labels})
+    pyarrow.parquet.write_table(table, out / "parquet/train.parquet", row_group_size=100)
+    (out / "complete").touch()
+    return out
