@@ -7,7 +7,7 @@ VENV ?= .venv
 PYTHON ?=
 # Images for `beton`: a folder of any layout or a list; for `lineval` a folder of containers.
 DATA =
-# What DATA is, where the guess is wrong: folders, classes, images or list.
+# What DATA is, where the guess is wrong: folders, classes, images, list, tar, parquet or archive.
 SOURCE =
 # Share of each class to hold out where DATA has no val/: 5% or 0.05.
 VAL =
@@ -21,6 +21,8 @@ QUALITY =
 RANGE =
 # Of TIFFs with several pages: first or all.
 PAGES =
+# 3, 1 (grey pictures, for model.in_channels=1) or auto (1 if a sample of the images is grey).
+CHANNELS =
 # jpg, passthrough, raw, yuv420, mix:P or mix:P:yuv420 with a share P of uncompressed samples.
 STORE =
 MASK_SIZE =
@@ -74,8 +76,8 @@ TAKES_test-slow = PYTHON TESTS ARGS
 TAKES_lint = PYTHON
 TAKES_docs = PYTHON
 TAKES_beton = DATA ADD SOURCE VAL DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE \
-	PAGES SHARD_SIZE RAY WORKERS ARGS
-TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE PAGES WORKERS ARGS
+	PAGES CHANNELS SHARD_SIZE RAY WORKERS ARGS
+TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE PAGES CHANNELS WORKERS ARGS
 TAKES_masks-train = DATA SOURCE VAL MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
 TAKES_demo = EPOCHS ARGS
@@ -140,15 +142,16 @@ masks-train: setup ## Train a mask network on your own images, no labels: DATA=<
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		--out "$(MASKS_OUT)" $(ARGS)
 
-beton: setup ## Turn images into containers [DATA=<folder or list> | ADD=<folder> OUT= | DATASET=<name>] [VAL=] [SOURCE=] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [PAGES=] [SHARD_SIZE=] [RAY=] [OUT=]
+beton: setup ## Turn images into containers [DATA=<folder or list> | ADD=<folder> OUT= | DATASET=<name>] [VAL=] [SOURCE=] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [PAGES=] [CHANNELS=] [SHARD_SIZE=] [RAY=] [OUT=]
 	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) $(call option,--add,$(ADD)) \
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \
 		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) \
 		$(call option,--store,$(STORE)) $(call option,--range,$(RANGE)) \
-		$(call option,--pages,$(PAGES)) $(call option,--shard-size,$(SHARD_SIZE)) \
-		$(call option,--ray,$(RAY)) $(call option,--workers,$(WORKERS)) $(ARGS)
+		$(call option,--pages,$(PAGES)) $(call option,--channels,$(CHANNELS)) \
+		$(call option,--shard-size,$(SHARD_SIZE)) $(call option,--ray,$(RAY)) \
+		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "containers: $(OUT)"
 
 masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache>] [MASK_METHOD=] [SHARD=]
@@ -156,7 +159,7 @@ masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		$(call option,--mask-method,$(MASK_METHOD)) $(call option,--shard,$(SHARD)) \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--range,$(RANGE)) \
-		$(call option,--pages,$(PAGES)) \
+		$(call option,--pages,$(PAGES)) $(call option,--channels,$(CHANNELS)) \
 		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "masks: $(or $(MASKS),$(OUT)/masks) (give it to make beton as MASKS=)"
 

@@ -44,6 +44,9 @@ Sigma = Annotated[float, Field(ge=0.01, le=1000.0)]
 Deviation = Annotated[float, Field(ge=0.01, le=1.0)]
 ScheduleText = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]
 """A value over the run as text; a plain number is one, too."""
+RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LUMA_MEAN, LUMA_STD = (0.449,), (0.226,)
+"""ImageNet's, and their means, which timm takes for one channel."""
 
 
 def crop_rule(text: str) -> tuple[str, float]:
@@ -133,10 +136,11 @@ class DataConfig(Section):
     """Train without those containers of a set that are missing, cut short or changed."""
     colour: Literal["auto", "loader", "device"] = "auto"
     """Who colours the views: the loader's threads, the device in batches, or what suits it."""
-    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
-    """Mean of [0, 1] pixels per channel (R, G, B), which is subtracted."""
-    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
-    """Standard deviation per channel, by which the rest is divided."""
+    mean: Annotated[tuple[Share, ...], Field(min_length=1, max_length=3)] = RGB_MEAN
+    """Mean of [0, 1] pixels per channel (R, G, B), which is subtracted; under model.in_channels 1
+    one value, by default 0.449."""
+    std: Annotated[tuple[Deviation, ...], Field(min_length=1, max_length=3)] = RGB_STD
+    """Standard deviation per channel, by which the rest is divided; one value, by default 0.226."""
     workers: int = Field(0, ge=0, le=1024)
     """Decoding threads per rank; 0 divides this machine's cores among its ranks."""
     batches_ahead: int = Field(3, ge=1, le=16)
@@ -171,7 +175,9 @@ class ModelConfig(Section):
     arch: Annotated[str, Field(pattern=r"^[\w.:/-]{1,100}$")] = "resnet50"
     """resnet18, resnet34, resnet50, resnet101 or resnet152; timm:NAME, a network of timm whose
     `forward_features` gives a map; or a name that was added to `harl_fast.model.backbones`. The
-    four keys below are the ResNets' alone."""
+    four keys from width on are the ResNets' alone."""
+    in_channels: Literal[1, 3] = 3
+    """Channels of the images: 3 (RGB), or 1: of greyscale sets the grey, of others the luma."""
     # With fewer than 8 channels a convolution's backward pass in torch 2.14's oneDNN writes outside
     # its memory (1 x 1, stride 2, channels-last; seen on AVX2).
     width: Annotated[float, Field(ge=1 / 8, le=16.0)] = 1.0
@@ -296,6 +302,20 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     log: LogConfig = LogConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_channel(cls, tree: Any) -> Any:
+        """Let the defaults of mean and std follow model.in_channels."""
+        parts = (tree.get(key, {}) for key in ("model", "data")) if isinstance(tree, dict) else ()
+        sections = [part for part in parts if isinstance(part, dict | Section)]
+        if len(sections) < 2 or dict(sections[0]).get("in_channels") != 1:
+            return tree  # what is of another kind is told where it is checked
+        values = dict(sections[1])
+        for key, three, one in (("mean", RGB_MEAN, LUMA_MEAN), ("std", RGB_STD, LUMA_STD)):
+            if values.get(key, three) in (three, list(three)):
+                values[key] = one
+        return {**tree, "data": values}
+
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:
         if self.optim.warmup_epochs >= self.epochs:
@@ -303,6 +323,13 @@ class RunConfig(Section):
                 f"optim.warmup_epochs {self.optim.warmup_epochs} leaves none of epochs "
                 f"{self.epochs}; shorten the warm-up or train longer"
             )
+        channels = self.model.in_channels
+        for key in ("mean", "std"):
+            if len(values := getattr(self.data, key)) != channels:
+                raise ValueError(
+                    f"data.{key} {list(values)} has {len(values)} values, model.in_channels is "
+                    f"{channels}; give one per channel"
+                )
         return self
 
 

@@ -42,9 +42,10 @@ _REMEDIES = {
     errno.EROFS: "Choose a place on a disk that can be written to",
     errno.EACCES: "Give this user the rights, or choose another place",
     errno.EPERM: "Give this user the rights, or choose another place",
-    errno.ENOTDIR: "A part of this path is a file: choose another one",
+    errno.ENOTDIR: "A part of this path is a file: move it away, or choose another path",
+    errno.EISDIR: "A folder of this name is in the way: move it away, or choose another one",
     errno.ELOOP: "Links lead in a circle, or one stands where none is followed: remove it",
-    errno.EEXIST: "A file or broken link of this name is in the way: choose another one",
+    errno.EEXIST: "A file or broken link of this name is in the way: move it, or choose another",
     errno.ENAMETOOLONG: "Choose a shorter name",
     errno.EMFILE: "Let this process open more files (`ulimit -n 4096`), or use fewer workers",
     errno.ENFILE: "Close other programs, or raise the system's limit (fs.file-max)",
@@ -56,11 +57,16 @@ _REMEDIES = {
 
 
 def explain(error: OSError) -> str:
+    """Return in one line why a program ended: `why`, and to run it again."""
+    return f"{why(error)}, then run the command again"
+
+
+def why(error: OSError) -> str:
     """Return in one line what failed: the file, the system's reason, and what to do."""
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     reason = error.strerror or (str(error.args[0]) if error.args else type(error).__name__)
     remedy = _REMEDIES.get(error.errno or 0, "Check that it is there and can be used")
-    return one_line(f"{place}{reason}. {remedy}, then run the command again")
+    return one_line(f"{place}{reason}. {remedy}")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ import os
 import pickle
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -40,6 +41,9 @@ TOGETHER = (
 )
 """Files whose compiled functions call each other, and whose constants are part of machine code: a
 change in one makes all be compiled again. Compiled functions elsewhere use their own file only."""
+
+# Without a writable /dev/shm it has no lock among processes, which only forks at its start need.
+warnings.filterwarnings("ignore", ".*multiprocessing lock", numba.errors.NumbaSystemWarning)
 
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _log = logging.getLogger(__name__)

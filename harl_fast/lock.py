@@ -186,6 +186,9 @@ def write_new(path: Path, text: str) -> bool:
                 return _write_exclusively(path, text)
             raise
         return True
+    except OSError as error:
+        error.filename = str(path)  # neither the temporary name nor, on a full disk, none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

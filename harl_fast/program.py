@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 from harl_fast.errors import ConfigError, HarlError, explain, one_line, shown
-from harl_fast.files import tell, to_stderr
+from harl_fast.files import naming, tell, to_stderr
 from harl_fast.supervision import answering
 
 _INTERRUPTED = "interrupted: no file is left half-written"
@@ -36,8 +37,9 @@ class PlainStream:
     over a progress line only.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, name: str = "standard output") -> None:
+        """name: for an `OSError`, such as that of a full disk."""
+        self._stream, self._name = stream, Path(name)
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
@@ -47,10 +49,17 @@ class PlainStream:
             head, _, tail = text.partition(core) if core else (text, "", "")
             plain = "".join(c if c in "\n\t" else one_line(c) for c in core)
             safe = plain.encode(self._encoding, "backslashreplace").decode(self._encoding)
-            self._stream.write(f"{head}{safe}{tail}")
+            shown = f"{head}{safe}{tail}"
         else:
-            self._stream.write(text)
+            shown = text
+        with naming(self._name):
+            self._stream.write(shown)
         return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        with naming(self._name):
+            self._stream.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write several texts."""
@@ -112,7 +121,9 @@ def _outcome(main: Callable[[], int]) -> int:
     _fill_closed_streams()
     with _interrupts(), _plain_streams():
         try:
+            _check_folder()
             _check_threads()
+            _check_options(sys.argv[1:])
             code = main()
             sys.stdout.flush()
         except HarlError as error:
@@ -121,8 +132,6 @@ def _outcome(main: Callable[[], int]) -> int:
         except BrokenPipeError:
             code = 128 + signal.SIGPIPE
         except OSError as error:
-            if not _settle_output() and error.filename is None:
-                error.filename = "standard output"
             _complain(explain(error))
             code = 2
         except _OF_IMPORTS as error:
@@ -135,6 +144,25 @@ def _outcome(main: Callable[[], int]) -> int:
             code = 130
         _settle_output()
     return code
+
+
+def _check_folder() -> None:
+    """Raise HarlError if the working folder was deleted: numpy's and torch's libraries abort."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise HarlError(
+            f"the folder that this was started in is gone ({error.strerror}): `cd` to one that is "
+            f"there, then run the command again"
+        ) from error
+
+
+def _check_options(words: Sequence[str]) -> None:
+    """Raise ConfigError for ``--option=--``, of which argparse makes an empty list, unread."""
+    for word in itertools.takewhile(lambda word: word != "--", words):
+        name, _, value = word.partition("=")
+        if name.startswith("--") and value == "--":
+            raise ConfigError(f"argument {shown(name)}: '--' is no value")
 
 
 def _check_threads() -> None:
@@ -218,18 +246,17 @@ def _interrupts() -> Iterator[None]:
 @contextlib.contextmanager
 def _plain_streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(PlainStream, before)
+    sys.stdout = PlainStream(sys.stdout)
+    sys.stderr = PlainStream(sys.stderr, "standard error")
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
 
 
-def _settle_output() -> bool:
-    """Return whether standard output takes what is left; else drop it, or exiting would fail."""
+def _settle_output() -> None:
+    """Drop what is left for standard output if it does not take it, or exiting would fail."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return False
-    return True

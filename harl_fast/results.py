@@ -55,7 +55,7 @@ def _keep(path: Path, *, name: str) -> Path:
     while True:
         kept = path.with_name(f"{stem}{f'-{number}' if number > 1 else ''}{path.suffix}")
         try:
-            with open(kept, "xb") as stream:
+            with naming(kept), open(kept, "xb") as stream:
                 stream.write(content)
             return kept
         except FileExistsError:

@@ -59,7 +59,10 @@ def contact_sheet(
     Raises DataError when the container or a sample is damaged or has no such id.
     """
     views = view_geometry(config, epoch=epoch)
-    loader = BetonLoader(beton, views=views, batch_global=1, batch_micro=1, seed=config.seed)
+    channels = config.model.in_channels
+    loader = BetonLoader(
+        beton, views=views, batch_global=1, batch_micro=1, seed=config.seed, channels=channels
+    )
     try:
         chosen = list(ids) or loader.order.rank_samples(epoch)[:count].tolist()
         colour = Photometric(
@@ -155,8 +158,9 @@ def _heat(grid: npt.NDArray[np.float64]) -> Picture:
 
 
 def _shown(normalised: torch.Tensor, colour: Photometric) -> Picture:
-    """Undo the normalisation: (B, 3, S, S) float32 to (B, S, S, 3) uint8."""
+    """Undo the normalisation: (B, C, S, S) float32 to (B, S, S, 3) uint8."""
     pixels = normalised * colour.std[:, None, None] + colour.mean[:, None, None]
+    pixels = pixels.expand(-1, 3, -1, -1)
     return (pixels.permute(0, 2, 3, 1) * 255.0).round().clamp(0, 255).to(torch.uint8).numpy()
 
 

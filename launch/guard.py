@@ -3,8 +3,8 @@
 DeepSpeed's launcher does not pass signals on to its ranks in a way that lets them save and still
 ends with code 0, and ends with 0 if a part of it is killed. This passes SIGTERM, SIGHUP, SIGINT and
 SIGUSR1 on to the ranks of COMMAND as SIGUSR1, and takes the exit code from the marker in COMMAND's
---run folder: 0 for a new `finished` or `preempted` one (130 after SIGINT), never 0 without one.
-Should this process be killed, the ranks save and leave by themselves.
+--run folder: 0 for a new `finished` or `preempted` one (130 after SIGINT), never 0 without one, nor
+for `preempted` if a rank died. Should this process be killed, the ranks save and leave themselves.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def main(command: list[str]) -> int:
     send(psutil.wait_procs(ranks, timeout=30)[1], signal.SIGKILL)
     new = [path for path, now in markers(folder).items() if before.get(path) != now]
     lost = not got and (lost or any(LOST in path.read_text() for path in new))
-    if got.count(signal.SIGINT) > 1 or (new and not lost):
+    good = [path for path in new if got or not code or path.name == "finished"]
+    if got.count(signal.SIGINT) > 1 or (good and not lost):
         return 130 if signal.SIGINT in got else 0
     if code <= 0:
         why = "its launcher died" if lost else "it has no new marker"

@@ -18,8 +18,9 @@ from harl_fast.options import SEED_MAX, checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
 from preprocess.demo.shapes import SHAPES
-from preprocess.reading import add_pages, add_reading, reading_of
+from preprocess.reading import add_pages_and_channels, add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, read_source, torchvision_source
+from preprocess.sources.archives import scratch_beside
 from preprocess.sources.options import add_choices, choices_of
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     number("--quality", 1, 100, default=90, about="JPEG quality")
     add_choices(parser)
     add_reading(parser)
-    add_pages(parser)
+    add_pages_and_channels(parser)
     number("--workers", 1, 1024, default=usable_cores(), about="processes")
     _add_shards(parser)
     _add_demo_set(parser)
@@ -99,7 +100,7 @@ def _store(text: str) -> Store:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
-    about = "folder or list of images, with labels or without, see docs/data.md"
+    about = "folder or list of images, see docs/data.md"
     which.add_argument("--data", type=_path_or_url, metavar="FOLDER", help=about)
     which.add_argument(
         "--add",
@@ -155,6 +156,7 @@ def _add_number(
 
 
 with head(__name__, parse):
+    from harl_fast.data.container.manifest import Manifest
     from harl_fast.jit import require_compiler
     from preprocess.adding import Base
     from preprocess.advice import advise
@@ -184,10 +186,10 @@ def main(argv: list[str] | None = None) -> int:
         _check_apart(args.out, args.data)
     place: Place = UrlPlace(args.out) if isinstance(args.out, str) else LocalPlace(args.out)
     place.check()
-    with place.locked():
+    with place.locked(), scratch_beside(_local(args.out)) as scratch:
         finished = finish(place)
         base = Base.of(args.out) if args.add else None
-        source, given = _source(args, _scratch(args.out))
+        source, given = _source(args, scratch)
         if settings.reading.all_pages:
             source = with_pages(source)
         if base is not None:
@@ -210,14 +212,17 @@ def main(argv: list[str] | None = None) -> int:
             finished=finished,
             ray=args.ray,
         )
-    if args.add:
-        return 0
+        if base is None:
+            _advise(source, settings, manifests[0])
+    return 0
+
+
+def _advise(source: Source, settings: Settings, manifest: Manifest) -> None:
     try:
-        for line in advise(source, settings, manifests[0]):
+        for line in advise(source, settings, manifest):
             print(line, flush=True)
     except (DataError, OSError) as error:  # the containers are there
         print(one_line(f"note: no advice on stores: {error}"))
-    return 0
 
 
 def _check_apart(out: Path | str, data: Path | str) -> None:
@@ -231,24 +236,25 @@ def _check_apart(out: Path | str, data: Path | str) -> None:
         )
 
 
-def _scratch(out: Path | str) -> Path:
+def _local(out: Path | str) -> Path:
     """Return a folder of this machine for sources that are not files of it."""
     if isinstance(out, Path):
         return out
-    return (
-        Path(tempfile.gettempdir()) / f"harl_fast-{hashlib.sha256(out.encode()).hexdigest()[:12]}"
-    )
+    key = hashlib.sha256(out.encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"harl_fast-{key}"
 
 
 def _source(args: argparse.Namespace, scratch: Path) -> tuple[Source, Path | None]:
     """Return the images that the command line asks for, and their mask tree if there is one."""
     if args.dataset:
-        return torchvision_source(args.dataset, scratch / "download"), args.masks
+        return torchvision_source(args.dataset, _local(args.out) / "download"), args.masks
     if args.data:
-        data = args.data if isinstance(args.data, Path) else mirror(args.data, scratch / "download")
-        return read_source(data, choices_of(args)), args.masks
+        data = args.data
+        if isinstance(data, str):
+            data = mirror(data, _local(args.out) / "download")
+        return read_source(data, choices_of(args, scratch)), args.masks
     demo = DemoSettings(args.demo_images, args.demo_classes, args.demo_size, args.demo_seed)
-    folder = scratch / "source"
+    folder = _local(args.out) / "source"
     make_demo_set(folder, demo, workers=args.workers)
     source = replace(folder_source(folder), name=f"generated, seed {args.demo_seed}")
     return source, folder / "masks"

@@ -9,7 +9,7 @@ import cv2
 
 from harl_fast.data.container.fields import MODE_JPG, pack_mask, resize_mask
 from preprocess.encode import DEFAULT_STORE, Store, encode
-from preprocess.images import Frame, decode_image, shrink
+from preprocess.images import Frame, decode_image, shrink, to_luma
 from preprocess.masks.registry import find_method
 from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks
 from preprocess.masks.spec import MethodSpec
@@ -110,13 +110,14 @@ def _draft(
             sample = sample._replace(reencoded=str(error))
         else:
             rgb, frame = taken.rgb, Frame(1, (taken.width, taken.height))
+            rgb = rgb if rgb is None or reading.channels == 3 else to_luma(rgb)
             sample = sample._replace(image=taken.data, height=taken.height, width=taken.width)
     if not sample.image:
         try:
             decoded = decode_image(task.image, side_px=side_px, reading=reading)
             rgb, frame = shrink(decoded.rgb, side_px=side_px), decoded.frame
             mode = settings.store.mode(task.position)
-            image = encode(rgb, mode, quality=settings.quality)
+            image = encode(rgb, mode, quality=settings.quality, channels=reading.channels)
         except UnusableImageError as error:
             return Rejected(task.name, str(error)), None
         sample = sample._replace(mode=mode, image=image, height=rgb.shape[0], width=rgb.shape[1])

@@ -25,6 +25,7 @@ from preprocess.png import Chunks, check_png
 from preprocess.reading import (
     DEFAULT_READING,
     FIRST_PAGE,
+    NO_COLOUR,
     NO_EXIF,
     UNNAMED_ALPHA,
     Reading,
@@ -174,23 +175,43 @@ def _identified(stream: BinaryIO) -> ImageFile.ImageFile:
 def decode_image(image: ImageRef, *, side_px: int, reading: Reading = DEFAULT_READING) -> Decoded:
     """Return a file's first frame as upright RGB; `UnusableImageError` if it is unreadable.
 
-    image: a file, a `Page` of it, or (H, W, 3) pixels, which come back as they are. side_px: the
-    longest side wanted later; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as both
+    image: a file, a `Page` of it, or (H, W, 3) pixels, which are upright. With one channel all
+    three of the result are the luma (BT.601), which is a grey's own level. side_px: the longest
+    side wanted later; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as both
     sides stay at least this large (12 megapixel photos: 4 times as fast).
     """
     if isinstance(image, np.ndarray):
-        return Decoded(image, Frame(1, image.shape[1::-1]))
-    with open_image(image) as opened:
-        more = False
-        if opened.format == "TIFF" and not isinstance(image, Page):
-            more = next(itertools.islice(pages(opened), 1, None), 0) > 0
-        decoded = _decode(opened, side_px, reading)
-        return replace(decoded, remarks=(FIRST_PAGE, *decoded.remarks)) if more else decoded
+        decoded = Decoded(image, Frame(1, image.shape[1::-1]))
+    else:
+        with open_image(image) as opened:
+            more = False
+            if opened.format == "TIFF" and not isinstance(image, Page):
+                more = next(itertools.islice(pages(opened), 1, None), 0) > 0
+            decoded = _decode(opened, side_px, reading)
+        if more:
+            decoded = replace(decoded, remarks=(FIRST_PAGE, *decoded.remarks))
+    if reading.channels == 3 or is_grey(decoded.rgb):
+        return decoded
+    return replace(decoded, rgb=to_luma(decoded.rgb), remarks=(*decoded.remarks, NO_COLOUR))
+
+
+def to_luma(rgb: Pixels) -> Pixels:
+    """Return (H, W, 3) pixels whose channels all are the luma (BT.601) of those given."""
+    return cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB).astype(
+        np.uint8, copy=False
+    )
+
+
+def is_grey(rgb: Pixels) -> bool:
+    """Return whether the three channels of (H, W, 3) pixels are the same."""
+    red, green, blue = cv2.split(rgb)
+    return np.array_equal(red, green) and np.array_equal(green, blue)
 
 
 def _decode(opened: ImageFile.ImageFile, side_px: int, reading: Reading) -> Decoded:
     size, tiff = opened.size, opened.format == "TIFF"
     orientation, problem, unnamed = 1, "", ""
+    remarks: tuple[str, ...] = ()
     if tiff:  # Pillow turns it upright in load() and forgets that it did
         orientation, problem = read_orientation(opened)
         size = opened.tag_v2[256], opened.tag_v2[257]  # type: ignore[attr-defined]
@@ -204,10 +225,7 @@ def _decode(opened: ImageFile.ImageFile, side_px: int, reading: Reading) -> Deco
     if not tiff:  # a PNG's may stand behind its pixels: not before they are known to be sound
         orientation, problem = read_orientation(opened)
     if loaded.pixels is not None and is_plain_rgb(opened, reading):
-        rgb, remarks = (
-            loaded.pixels,
-            tuple[str, ...](),
-        )  # Pillow's image would cost two copies, 0.3 ms a photo
+        rgb = loaded.pixels  # Pillow's image would cost two copies, 0.3 ms a photo
     else:
         rgb, remarks = to_rgb(loaded.image(), reading)
     if not tiff and orientation != 1:

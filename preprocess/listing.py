@@ -81,7 +81,7 @@ def list_images(base: Path) -> Listing:
     their images would be samples twice, mostly of two classes.
     """
     found = Listing()
-    for folder, inner, names in _folders(base, found.circles):
+    for folder, inner, names in walk(base, found.circles):
         start = f"{folder}/" if folder else ""
         for name in (*inner, *names):
             if is_aside(name):
@@ -169,7 +169,7 @@ def _sort_in(base: Path, path: str, found: Listing) -> None:
         found.images.append(path)
 
 
-def _folders(base: Path, circles: list[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+def walk(base: Path, circles: list[str]) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield each folder's path below ``base``, its folders, which may be altered, and its files."""
 
     def fail(error: OSError) -> None:

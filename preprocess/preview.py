@@ -61,7 +61,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _ids(text: str) -> list[int]:
     words = text.replace(",", " ").split()
-    if len(words) > 1000 or not all(word.isdecimal() and len(word) < 12 for word in words):
+    if len(words) > 1000 or not all(
+        word.isascii() and word.isdecimal() and len(word) < 12 for word in words
+    ):
         raise ValueError(f"{shown(text)} is no list of up to 1000 numbers such as 3,17")
     return [int(word) for word in words]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harl_fast.options import checked, to_float
@@ -14,6 +14,7 @@ UNUSABLE = "colour profile unusable, pixels taken as they are"
 NO_EXIF = "EXIF unreadable, taken as upright"
 UNNAMED_ALPHA = "a TIFF's fourth value has no name, taken for transparency"
 FIRST_PAGE = "with further pages, the first taken (PAGES=all takes all)"
+NO_COLOUR = "in colour, of which the luma was kept (CHANNELS=1)"
 FEW_LEVELS = "left with fewer than 64 of their grey levels (another RANGE keeps more)"
 """Remarks on samples; manifests and summaries count them."""
 
@@ -75,14 +76,17 @@ class Reading:
     keep_warned: bool = False
     """Whether damaged JPEGs and WebPs (see `soundness`) are taken as far as Pillow reads them."""
     all_pages: bool = False
-    """Whether each page of a TIFF is an image, see `pages.expand`."""
+    """Whether each page of a TIFF is an image, see `pages.with_pages`."""
+    channels: int = 3
+    """1: pictures are grey, those in colour by their luma. 0 leaves it to `settle.settle`."""
 
     def facts(self) -> dict[str, Any]:
         """Return what manifests record."""
         found = {"range_found": self.grey.found} if self.grey.found else {}
         kept = {"keep_warned": True} if self.keep_warned else {}
         paged = {"pages": "all"} if self.all_pages else {}
-        return {"range": self.grey.name, **found, "icc": self.icc, **kept, **paged}
+        channels = {"channels": self.channels} if self.channels != 3 else {}
+        return {"range": self.grey.name, **found, "icc": self.icc, **kept, **paged, **channels}
 
 
 DEFAULT_READING = Reading()
@@ -113,8 +117,15 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_pages(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says which pages of TIFFs are images."""
+def add_pages_and_channels(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which pages of TIFFs are images, and whether these are grey."""
+    parser.add_argument(
+        "--channels",
+        choices=("3", "1", "auto"),
+        default="3",
+        help="1: grey pictures, of those in colour the luma, for a network with "
+        "model.in_channels 1; auto: 1 if a sample of the images is grey; default 3",
+    )
     parser.add_argument(
         "--pages",
         choices=("first", "all"),
@@ -126,5 +137,8 @@ def add_pages(parser: argparse.ArgumentParser) -> None:
 
 def reading_of(args: argparse.Namespace) -> Reading:
     """Return how the command line asks for files to be read."""
-    all_pages = getattr(args, "pages", "first") == "all"  # of programs with `add_pages`
-    return Reading(args.range, args.icc, args.keep_warned, all_pages)
+    reading = Reading(args.range, args.icc, args.keep_warned)
+    if not hasattr(args, "pages"):  # a program without `add_pages_and_channels`
+        return reading
+    channels = {"3": 3, "1": 1, "auto": 0}[args.channels]
+    return replace(reading, all_pages=args.pages == "all", channels=channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from PIL import Image
 
 from harl_fast.data.order import spread
 from preprocess.colours import Grey, deep_grey, percentiles
-from preprocess.images import open_image
+from preprocess.images import decode_image, is_grey, open_image
 from preprocess.png import SIGNIFICANT
 from preprocess.reading import GreyRange, Reading, UnusableImageError
 from preprocess.sources.members import ImageRef
@@ -20,6 +21,8 @@ from preprocess.tiff import STATED_RANGES
 
 LOOKED_AT = 64
 """Images of a sample."""
+_SMALL_PX = 64
+"""Longest side at which a JPEG shows whether it is grey."""
 _OUTLIERS = 0.1
 """Percent of an image's values that may lie below the range found, and above."""
 
@@ -39,12 +42,25 @@ def settle(reading: Reading, count: int, image: Callable[[int], ImageRef]) -> Re
     count, image: how many there are, and what returns one. The same images give the same answer. It
     is printed if it is not the default.
     """
-    if reading.grey.kind != "auto":
-        return reading
-    grey = find_range([image(row) for row in spread(count, LOOKED_AT).tolist()])
-    if grey.found:
-        print(f"greys of over 8 bits: black and white are {grey.name}, {grey.found}", flush=True)
-    return replace(reading, grey=grey)
+    sample = [image(row) for row in spread(count, LOOKED_AT).tolist()]
+    if reading.grey.kind == "auto":
+        grey = find_range(sample)
+        reading = replace(reading, grey=grey)
+        if grey.found:
+            print(f"greys of over 8 bits: black and white are {grey.name}, {grey.found}")
+    if reading.channels == 0:
+        channels = 1 if _are_grey(sample, replace(reading, channels=3)) else 3
+        reading = replace(reading, channels=channels)
+        print(f"pictures have {channels} channel{'s' * (channels > 1)}, by {len(sample)} of them")
+    return reading
+
+
+def _are_grey(images: Sequence[ImageRef], reading: Reading) -> bool:
+    for image in images:
+        with contextlib.suppress(UnusableImageError):  # said when it is converted
+            if not is_grey(decode_image(image, side_px=_SMALL_PX, reading=reading).rgb):
+                return False
+    return True
 
 
 def find_range(images: Sequence[ImageRef]) -> GreyRange:

@@ -8,9 +8,10 @@ is kept for the metadata of every candidate, and the header counts those that ca
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from typing import Any
 import ffcv.writer
 import numpy as np
 import numpy.typing as npt
+from ffcv import memory_allocator as allocator
 from ffcv.fields import IntField, RGBImageField
-from ffcv.memory_allocator import MemoryAllocator
 from ffcv.types import ALLOC_TABLE_TYPE
 from ffcv.writer import DatasetWriter, handle_sample
 
@@ -42,15 +43,41 @@ class _Heap:
 
 
 class _PlainMemory:
-    """Stands in for `multiprocessing.shared_memory` while FFCV lays a container out."""
+    """Stands in for `multiprocessing.shared_memory`."""
 
     @staticmethod
     def SharedMemory(*, create: bool, size: int) -> _Heap:  # FFCV's call
         return _Heap(bytearray(size))
 
 
-_laying_out = threading.Lock()
-"""Of two threads that exchange the module at once, one would put back the other's stand-in."""
+class _PlainValue:
+    """Stands in for `multiprocessing.Value`."""
+
+    def __init__(self, kind: Any, value: int) -> None:
+        self.value = value
+
+    @staticmethod
+    def get_lock() -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+_exchange = threading.Lock()
+"""Of two threads that exchange the names at once, one would put back the other's stand-in."""
+
+
+@contextlib.contextmanager
+def _plain_memory() -> Iterator[None]:
+    """Let FFCV take plain memory for a while: /dev/shm may be small, or not writable."""
+    places = ((ffcv.writer, "shared_memory", _PlainMemory), (allocator, "Value", _PlainValue))
+    with _exchange:
+        before = [getattr(module, name) for module, name, _ in places]
+        try:
+            for module, name, plain in places:
+                setattr(module, name, plain)
+            yield
+        finally:
+            for (module, name, _), shared in zip(places, before, strict=True):
+                setattr(module, name, shared)
 
 
 class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
@@ -60,13 +87,8 @@ class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
 
     def prepare(self) -> None:
         """Write header and fields; the metadata's room is plain memory, so nothing can leak."""
-        with _laying_out:
-            shared = ffcv.writer.shared_memory
-            ffcv.writer.shared_memory = _PlainMemory
-            try:
-                super().prepare()
-            finally:
-                ffcv.writer.shared_memory = shared
+        with _plain_memory():
+            super().prepare()
 
     def write(self, samples: Iterable[Sample], *, capacity: int) -> int:
         """Write the samples, at most ``capacity``, in their order and return how many they were.
@@ -78,23 +100,24 @@ class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
             self.prepare()
         metadata = np.frombuffer(self.metadata_sm.buf, dtype=self.metadata_type)
         table = np.zeros(2 * capacity, dtype=ALLOC_TABLE_TYPE)  # an image and a mask each
-        allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
+        with _plain_memory():
+            pages = allocator.MemoryAllocator(self.fname, self.data_region_start, self.page_size)
         names = metadata.dtype.names
         count = 0
-        with naming(Path(self.fname)), allocator:
+        with naming(Path(self.fname)), pages:
             for sample in samples:
                 packed = np.frombuffer(sample.mask, np.uint8)
                 mask = StoredMask(packed, sample.height, sample.width)
                 row = (sample, mask, sample.label)
-                handle_sample(row, count, names, metadata, allocator, self.fields)
-                table[2 * count : 2 * count + 2] = allocator.allocations
-                allocator.allocations.clear()  # as tuples they would take 0.4 GB for ImageNet
+                handle_sample(row, count, names, metadata, pages, self.fields)
+                table[2 * count : 2 * count + 2] = pages.allocations
+                pages.allocations.clear()  # as tuples they would take 0.4 GB for ImageNet
                 count += 1
         self.header["num_samples"] = count
         with naming(Path(self.fname)):
             self.finalize([table[: 2 * count]])
         # FFCV ignores how much a write wrote; a full disk may cut one short without an error.
-        end = allocator.offset + allocator.next_page_allocated.value * self.page_size
+        end = pages.offset + pages.next_page_allocated.value * self.page_size
         if count and int(self.header["alloc_table_ptr"]) != end:
             raise OSError(errno.ENOSPC, "a page was written in part", self.fname)
         return count

@@ -96,7 +96,7 @@ def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Pa
         ("'a\x1b'=3", ["unknown key", r"\x1b"]),
         ("optim.learning_rate=1", ["--set 'optim.learning_rate=1'", "write optim.lr"]),
         ("batch_size=64", ["write train_batch_size in the engine file"]),
-        ("model.qqq=1", ["the keys there are arch, width, stem"]),
+        ("model.qqq=1", ["the keys there are arch, in_channels, width"]),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )

@@ -25,6 +25,7 @@ LEVELS = {
     "harl_fast.host": 0,
     "harl_fast.options": 0,
     "harl_fast.textfile": 0,
+    "harl_fast.tensorfile": 0,
     "harl_fast.jit": 0,
     "harl_fast.supervision": 0,
     "harl_fast.lock": 0,

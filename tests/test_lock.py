@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -321,3 +322,16 @@ def test_a_file_is_written_new_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "a" / "file"
     assert write_new(path, "one") and not write_new(path, "two")
     assert path.read_text() == "one" and len(list(path.parent.iterdir())) == 1
+
+
+def test_a_full_disk_names_the_file_that_was_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as of a descriptor: no name
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as caught:
+        write_new(tmp_path / "masks.json", "{}")
+    assert caught.value.filename == str(tmp_path / "masks.json")
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,12 +77,12 @@ run_main(main)
 """
 
 
-def shell(command: str, *, lines: int) -> subprocess.CompletedProcess[str]:
+def shell(command: str, *, lines: int, unbuffered: str = "") -> subprocess.CompletedProcess[str]:
     program = PROGRAM.format(lines=lines)
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {sys.executable} -c '{program}' {command}"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
         capture_output=True,
         text=True,
         check=False,
@@ -94,13 +95,13 @@ def test_a_reader_that_leaves_ends_a_program_in_silence(lines: int) -> None:
     assert done.stderr == "" and done.returncode in ((0, 141) if lines == 1 else (141,))
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("lines", [1, 100_000])
-def test_output_into_a_full_disk_is_one_line(lines: int) -> None:
-    done = shell("> /dev/full", lines=lines)
+def test_output_into_a_full_disk_is_one_line(lines: int, unbuffered: str) -> None:
+    done = shell("> /dev/full", lines=lines, unbuffered=unbuffered)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ") and "No space left on device. Free space there" in line
-    assert lines > 1 or "standard output: " in line
+    assert line.startswith("error: standard output: No space left on device. Free space there")
 
 
 def test_one_line_escapes_what_does_not_print() -> None:
@@ -321,3 +322,42 @@ def test_a_mistake_of_our_own_in_an_import_is_not_blamed_on_the_environment(
     job = started("-c", program, NUMBA_OPT="3")
     _, errors = job.communicate()
     assert "Traceback" in errors and "NUMBA_OPT" not in errors
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "launch/pretrain.py --data=-- --run x",
+        "launch/lineval.py --ckpt x --data x --seed=--",
+        "launch/demo.py --run=--",
+        "-m preprocess.beton --out=--",
+        "-m preprocess.verify --report=-- x.beton",
+        "-m preprocess.preview x.beton --out x.png --ids=--",
+    ],
+)
+def test_dashes_as_an_options_value_are_refused(command: str, tmp_path: Path) -> None:
+    """argparse makes an empty list of them, past the option's type."""
+    job = started(*command.split())
+    _, errors = job.communicate()
+    assert job.returncode == 2 and errors.count("\n") == 1
+    assert re.match(r"error: argument '--\w+': '--' is no value", errors)
+
+
+def test_dashes_end_the_options_as_ever() -> None:
+    job = started("-c", PROGRAM.format(lines=1), "--", "--a=--")
+    assert job.communicate() == ("line 0\n", "")
+
+
+def test_a_working_folder_that_is_gone_is_told_before_large_libraries_abort(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    script = f"cd gone; rmdir ../gone; {sys.executable} {ROOT}/launch/export.py /x /y.safetensors"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    *_, line = done.stderr.splitlines()  # the shell has its own word before
+    assert done.returncode == 2 and "MKL" not in done.stderr
+    assert line.startswith("error: the folder that this was started in is gone")

@@ -22,7 +22,7 @@ class Outputs(NamedTuple):
     """What `decode_batch` fills: one buffer, or some of its rows."""
 
     views: tuple[npt.NDArray[Any], ...]
-    """Per view (B, S, S, 3) uint8 RGB or, coloured, float32."""
+    """Per view (B, S, S, C) uint8 or, coloured, float32; RGB or luma."""
     cells: tuple[npt.NDArray[np.float32], ...]
     """Per view (B, h, w) float32 foreground shares in [0, 1]."""
     status: npt.NDArray[np.int32]
@@ -42,12 +42,18 @@ class Buffers:
     """
 
     def __init__(
-        self, views: Sequence[ViewGeometry], *, coloured: bool, batch: int, count: int
+        self,
+        views: Sequence[ViewGeometry],
+        *,
+        channels: int,
+        coloured: bool,
+        batch: int,
+        count: int,
     ) -> None:
         self.count, self.batch = count, batch
         pixel = torch.float32 if coloured else torch.uint8
         self._shapes = [
-            *(((view.size_px, view.size_px, 3), pixel) for view in views),
+            *(((view.size_px, view.size_px, channels), pixel) for view in views),
             *(((view.cells, view.cells), torch.float32) for view in views),
             ((), torch.int32),
         ]

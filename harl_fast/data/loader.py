@@ -7,6 +7,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
@@ -21,7 +22,7 @@ from harl_fast.data.container.manifest import Manifest, manifest_path
 from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.damage import Check, Damage, Policy, tell_unchecked
 from harl_fast.data.decode import Decoder
-from harl_fast.data.order import GlobalOrder, Kind, chunk_length
+from harl_fast.data.order import VERSIONS, GlobalOrder, Kind, RankSamples, chunk_length
 from harl_fast.data.prefetch import PrefetchThread, check_process
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
@@ -37,8 +38,9 @@ class Batch(NamedTuple):
     next batch is asked for."""
 
     views: tuple[Tensor, ...]
-    """Per view a (B, S, S, 3) uint8 RGB tensor; S may differ between views. Or, when the loader
-    colours, (B, 3, S, S) float32, normalised, in channels-last memory."""
+    """Per view a (B, S, S, C) uint8 tensor, RGB or of C = 1 channels the luma; S may differ between
+    views. Or, when the loader colours, (B, C, S, S) float32, normalised, in channels-last memory.
+    """
     cells: tuple[Tensor, ...]
     """Per view a (B, h, w) float32 tensor: each cell's foreground share, in [0, 1]."""
     labels: Tensor
@@ -120,6 +122,7 @@ class _Loader:
         batch: int,
         threads: int,
         ahead: int,
+        channels: int,
         colour: Colouring | None = None,
     ) -> None:
         """Prepare passes and check that the buffers will fit; no thread is started."""
@@ -128,8 +131,12 @@ class _Loader:
         if not views:
             raise ConfigError("no views: a loader needs at least one")
         if colour is not None:
-            colour.check(views)
-        buffers = Buffers(views, coloured=colour is not None, batch=batch, count=ahead + 1)
+            colour.check(views, channels=channels)
+        if channels not in (1, 3):
+            raise ConfigError(f"channels: {channels}; views have 3 (RGB) or 1 (luma)")
+        buffers = Buffers(
+            views, channels=channels, coloured=colour is not None, batch=batch, count=ahead + 1
+        )
         buffers.check_memory()
         self._reading = _Reading(
             Decoder(self._container, views, colour=colour, threads=threads), buffers
@@ -159,7 +166,9 @@ class _Loader:
             raise DataError(f"{self.path} has no sample {unknown[0]}: its ids are 0 to {last}")
         return samples
 
-    def _batches(self, samples: np.ndarray, *, seed: int, epoch: int) -> Iterator[Batch]:
+    def _batches(
+        self, samples: np.ndarray | RankSamples, *, seed: int, epoch: int
+    ) -> Iterator[Batch]:
         check_process(self._process)
         self._reading.stop()
         thread = PrefetchThread(
@@ -191,8 +200,9 @@ class BetonLoader(_Loader):
     batches_ahead: batches that are ready or being made while one is consumed. check: whether each
     sample's stored bytes are compared with their checksum. damaged: what is done about a sample
     that differs or cannot be decoded, see `harl_fast.data.damage`; ``damage`` tells how many there
-    were. colour: colour and normalise the views in the decoding threads. Raises ConfigError or
-    DataError before any thread starts.
+    were. colour: colour and normalise the views in the decoding threads. channels: 3, or 1 for
+    views of the luma (BT.601), which pictures of any store have. Raises ConfigError or DataError
+    before any thread starts.
     """
 
     def __init__(
@@ -212,6 +222,7 @@ class BetonLoader(_Loader):
         check: Check = "checksum",
         order: Kind = "random",
         colour: Colouring | None = None,
+        channels: int = 3,
         skip_broken: bool = False,
     ) -> None:
         super().__init__(path, damaged=damaged, check=check, skip_broken=skip_broken)
@@ -223,17 +234,23 @@ class BetonLoader(_Loader):
             world=world,
             seed=seed,
             kind=order,
-            chunk=chunk_length(count=self.manifest.count, total_bytes=self.manifest.beton_bytes),
+            chunk=self._chunk(VERSIONS[-1]),
         )
         self._settings = {
             "batch": batch_micro,
             "threads": decoding_threads(workers, ranks_here=ranks_here),
             "ahead": batches_ahead,
+            "channels": channels,
         }
         self._open(views, colour=colour, **self._settings)
         self.epoch, self.step = 0, 0
         self._within = False  # batches of the current epoch were handed out
         self._micro_steps = batch_global // (batch_micro * world)
+
+    def _chunk(self, version: int) -> int:
+        # Version 1 goes by the file's size, in which a set and one container of its samples differ.
+        total = self.manifest.beton_bytes if version == 1 else self._container.data_bytes
+        return chunk_length(count=self.manifest.count, total_bytes=total)
 
     @property
     def steps(self) -> int:
@@ -287,7 +304,8 @@ class BetonLoader(_Loader):
 
         Damaged samples are no part of it: their replacements follow from the container.
         """
-        return {"seed": self.order.seed, "epoch": self.epoch, "step": self.step, **self._units()}
+        position = {"seed": self.order.seed, "epoch": self.epoch, "step": self.step}
+        return {**position, "order_version": self.order.version, **self._units()}
 
     def _units(self) -> dict[str, int | str]:
         return {
@@ -299,6 +317,7 @@ class BetonLoader(_Loader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a position; nothing that lies before it is decoded.
 
+        The order of samples is that of the position's version from then on: 1 where it names none.
         Raises ConfigError when the position was made under another seed, order, global batch or
         number of samples; positions without the last three are taken at their word.
         """
@@ -318,6 +337,8 @@ class BetonLoader(_Loader):
                 f"epoch {state['epoch']}, step {state['step']} is no position: an epoch has "
                 f"{self.steps} steps"
             )
+        version = state.get("order_version", 1)
+        self.order = replace(self.order, version=version, chunk=self._chunk(version))
         self._reading.stop()
         self.epoch, self.step, self._within = int(state["epoch"]), int(state["step"]), False
 
@@ -325,7 +346,7 @@ class BetonLoader(_Loader):
 class EvalLoader(_Loader):
     """Every sample once, in the container's order, as one central square view.
 
-    ids: these samples only, in this order.
+    ids: these samples only, in this order. channels: as for `BetonLoader`.
     """
 
     def __init__(
@@ -339,13 +360,15 @@ class EvalLoader(_Loader):
         damaged: Policy = "raise",
         check: Check = "checksum",
         ids: Sequence[int] | np.ndarray | None = None,
+        channels: int = 3,
         skip_broken: bool = False,
     ) -> None:
         super().__init__(path, damaged=damaged, check=check, skip_broken=skip_broken)
         self.ids = self._known(range(self.manifest.count) if ids is None else ids)
         view = ViewGeometry(size_px=size_px, cells=1, centre=centre)
         batch = min(batch, len(self.ids))
-        self._open([view], batch=batch, threads=decoding_threads(workers), ahead=2)
+        threads = decoding_threads(workers)
+        self._open([view], batch=batch, threads=threads, ahead=2, channels=channels)
 
     def __len__(self) -> int:
         """Number of samples."""

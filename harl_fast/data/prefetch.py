@@ -15,6 +15,7 @@ from harl_fast.data.buffers import Buffers, Outputs
 from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.damage import Damage
 from harl_fast.data.decode import Decoder
+from harl_fast.data.order import RankSamples
 from harl_fast.data.views.jpeg import OK
 from harl_fast.data.views.sample import UNREAD
 from harl_fast.errors import ConfigError, DataError, HarlError
@@ -39,7 +40,7 @@ class PrefetchThread(threading.Thread):
     def __init__(
         self,
         container: OpenContainer,
-        order: Ids,
+        order: Ids | RankSamples,
         *,
         decoder: Decoder,
         buffers: Buffers,

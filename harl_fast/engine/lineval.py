@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from harl_fast.data.container.manifest import containers_in
-from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
-from harl_fast.engine.networks import load_encoder, random_encoder
+from harl_fast.engine.checkpoint.format import Checkpoint
+from harl_fast.engine.networks import encoder_of, open_to_use, random_encoder
 from harl_fast.engine.provenance import code_version
+from harl_fast.engine.runfolder import check_apart
 from harl_fast.errors import one_line
 from harl_fast.eval.protocol import Evaluator, table
 from harl_fast.files import check_output
@@ -35,11 +36,12 @@ def lineval(
     See launch/lineval.py for the arguments. Returns the exit code; raises HarlError.
     """
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
-    checkpoint = open_checkpoint(ckpt)
+    checkpoint = open_to_use(ckpt)
     containers = [each for split in ("train", "val") for each in containers_in(data, split)]
     check_output(out, option="--out", inputs=[checkpoint.path, *containers])
+    check_apart(out, option="--out")
     with locked(lock_beside(out), output=out):
-        encoder, config = load_encoder(checkpoint.path)
+        encoder, config = encoder_of(checkpoint)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         half = torch.bfloat16 if device.type == "cuda" else None
         evaluator = Evaluator(

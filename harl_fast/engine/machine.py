@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
 from harl_fast.engine.config import Needs
 from harl_fast.errors import ConfigError, HarlError, shown
@@ -149,11 +150,28 @@ def leader_reports(machine: Machine) -> Iterator[None]:
     that is still there after the wait has an error of its own and reports it.
     """
     try:
-        yield
+        with needing_all_ranks(machine):
+            yield
     except (HarlError, OSError):
         if machine.local_rank > 0:
             time.sleep(_GRACE_S)
         raise
+
+
+@contextlib.contextmanager
+def needing_all_ranks(machine: Machine) -> Iterator[None]:
+    """Turn what torch raises in a collective that another rank has left into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or "gloo/" in str(error)
+        if machine.ranks == 1 or not lost:
+            raise
+        raise HarlError(
+            f"rank {machine.rank} of {machine.ranks} cannot go on: another rank is gone or does "
+            f"not answer ({' '.join(str(error).split())[:120]}). Look above for why it ended, or "
+            f"in `dmesg` if it was killed (out of memory?), then continue with --resume"
+        ) from error
 
 
 def _free_port() -> int:

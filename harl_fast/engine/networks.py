@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from harl_fast.config import ModelConfig, RunConfig
-from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint, save_tensors
+from harl_fast.engine.checkpoint.format import (
+    Checkpoint,
+    alternative,
+    mismatch,
+    open_checkpoint,
+    save_tensors,
+)
+from harl_fast.engine.runfolder import check_apart
 from harl_fast.errors import CheckpointError
 from harl_fast.files import check_output, replacing, to_stderr
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.harl import HARL
+from harl_fast.tensorfile import open_tensors
 
 
 def build_model(config: RunConfig) -> HARL:
@@ -53,20 +60,46 @@ def load_encoder(path: Path | str) -> tuple[Backbone, RunConfig]:
     """Return a checkpoint's online backbone, on the CPU and in eval mode, and its configuration.
 
     path: a run folder, its checkpoints folder or a ``step-*.safetensors`` file. The backbone turns
-    (B, 3, S, S) images, normalised by the configuration's ``data.mean`` and ``data.std``, into
-    (B, C, h, h) maps. What is to be told of the checkpoint is printed. Raises CheckpointError.
+    (B, C, S, S) images of ``model.in_channels``, normalised by the configuration's ``data.mean``
+    and ``data.std``, into (B, D, h, h) maps. What is to be told of the checkpoint is printed.
+    Raises CheckpointError.
+    """
+    return encoder_of(open_to_use(path))
+
+
+def open_to_use(path: Path | str) -> Checkpoint:
+    """Return a checkpoint that is unchanged; what is to be told of it is printed.
+
+    path: as for `load_encoder`. Raises CheckpointError.
     """
     checkpoint = open_checkpoint(Path(path), verify=True)
     for note in checkpoint.notes:
         to_stderr(note)
-    config = checkpoint.record.config
+    return checkpoint
+
+
+def encoder_of(checkpoint: Checkpoint) -> tuple[Backbone, RunConfig]:
+    """Return the encoder and the configuration of a checkpoint, see `load_encoder`."""
+    config, weights = checkpoint.record.config, checkpoint.tensors("online.backbone")
     encoder = random_encoder(config, seed=0)
     try:
-        encoder.load_state_dict(checkpoint.tensors("online.backbone"))
+        encoder.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{checkpoint.path} does not hold the backbone that its record describes: {error}"
+            f"{checkpoint.path} does not hold the backbone that its record describes "
+            f"({mismatch(error)}). {alternative(checkpoint.path)}"
         ) from error
+    # Training does not read running statistics, so a run goes on and saves whatever they are.
+    size = config.data.views[0].size_px
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        finite = [*(tensor.isfinite().all() for tensor in weights.values())]
+        finite.append(encoder(image).isfinite().all())
+    if not all(finite):
+        raise CheckpointError(
+            f"{checkpoint.path}: its encoder's running statistics or features are not finite, as a "
+            f"loss that was not finite leaves them. {alternative(checkpoint.path)}"
+        )
     return encoder, config
 
 
@@ -75,11 +108,12 @@ def export_encoder(path: Path | str, out: Path | str) -> str:
 
     path: as for `load_encoder`. The tensors have the names of torchvision, or of timm for its
     networks, so that they load there; only the classifier is missing. The file's metadata hold
-    ``arch``, ``mean``, ``std`` and ``checkpoint``. Raises HarlError.
+    ``arch``, ``mean``, ``std`` and ``checkpoint``. Raises HarlError or OSError.
     """
-    checkpoint, out = open_checkpoint(Path(path)), Path(out)
+    checkpoint, out = open_to_use(path), Path(out)
     check_output(out, option="OUT", inputs=[checkpoint.path])
-    encoder, config = load_encoder(path)
+    check_apart(out, option="OUT")
+    encoder, config = encoder_of(checkpoint)
     weights = encoder.native.state_dict()
     metadata = {
         "arch": config.model.arch,
@@ -119,10 +153,11 @@ def open_initial(path: Path, model: ModelConfig) -> Checkpoint | EncoderFile:
         return _matched(path, _read_pth(path), model)
     if path.suffix == ".safetensors" and path.is_file() and not path.with_suffix(".json").exists():
         try:
-            with safe_open(path, framework="pt") as stream:
-                ours = any(name.startswith("online.") for name in stream.keys())  # noqa: SIM118
-            if not ours:
-                return _matched(path, load_file(path), model)
+            with open_tensors(path) as stream:
+                names = list(stream.keys())
+                if not any(name.startswith("online.") for name in names):
+                    found = {name: stream.get_tensor(name) for name in names}
+                    return _matched(path, found, model)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read ({error})") from error
     return open_checkpoint(path, verify=True)
@@ -164,7 +199,7 @@ def _matched(path: Path, found: Mapping[Any, Any], model: ModelConfig) -> Encode
     if any(not name.endswith("num_batches_tracked") for name in missing):
         raise CheckpointError(
             f"{receipt}. All of the backbone must match: give model.arch, model.width, model.stem "
-            f"as the file's network has them, or another file"
+            f"and model.in_channels as the file's network has them, or another file"
         )
     for name, tensor in weights.items():
         if not tensor.isfinite().all():

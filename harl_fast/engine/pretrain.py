@@ -180,8 +180,7 @@ def prepare(start: Start, machine: Machine, *, loader: BetonLoader, data: Path) 
         resume=start.resume,
     )
     if (record := start.record) is not None:
-        if record.loader:
-            loader.load_state_dict(record.loader)  # refuses another order of samples
+        loader.load_state_dict(record.position)  # refuses another order of samples
         if record.config.epochs != start.config.epochs:
             before = record.config.epochs
             start.notes.append(state.schedule.extension_text(record.step, epochs_before=before))

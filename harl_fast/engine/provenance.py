@@ -111,9 +111,8 @@ def read_provenance(path: Path) -> Provenance:
     Raises CheckpointError if the file is damaged.
     """
     try:
-        content = read_regular(path)
-        json.loads(content)  # what could not be written again
-        return Provenance.model_validate_json(content)
+        # Not by pydantic's own reader, which refuses names of files that are not UTF-8.
+        return Provenance.model_validate(json.loads(read_regular(path)))
     except FileNotFoundError:
         return Provenance()
     except (OSError, ValueError, RecursionError) as error:

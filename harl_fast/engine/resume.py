@@ -80,9 +80,9 @@ def check_data(known: object, beton_sha256: str) -> None:
     """Raise ConfigError if a run began with another container. known: its SHA-256, or nothing."""
     if known not in (None, "", beton_sha256):
         raise ConfigError(
-            "--resume: the training container, or what of its set can be used, is not what the run "
-            "began with (its SHA-256 differs). Give the folder of the old one, or start a new run "
-            "with --init-from"
+            "--resume: the training set is not the container that the run began with, or other "
+            "shards of it are left out (its SHA-256 differs). Give the folder of the old one, or "
+            "start a new run with --init-from"
         )
 
 
@@ -136,7 +136,7 @@ def check_position(checkpoint: Checkpoint, schedule: Schedule, *, beton_sha256: 
     record, note = checkpoint.record, checkpoint.path.with_suffix(".json")
     check_data(record.data.get("beton_sha256", "none"), beton_sha256)
     expected = divmod(record.step, schedule.steps_per_epoch)
-    loader = record.loader or {"epoch": record.epoch, "step": record.epoch_step, "seed": 0}
+    loader = record.position
     positions = {(record.epoch, record.epoch_step), (loader.get("epoch"), loader.get("step"))}
     if positions != {expected} or not isinstance(loader.get("seed"), int):
         raise CheckpointError(

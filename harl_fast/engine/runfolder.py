@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from harl_fast.config import RunConfig, dump_config, load_config, override_config
+from harl_fast.engine.checkpoint.format import is_part_of_a_checkpoint
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.side import required
-from harl_fast.errors import CheckpointError, ConfigError
+from harl_fast.errors import CheckpointError, ConfigError, OutputError
 from harl_fast.files import read_regular, to_stderr, write_json, write_text
 from harl_fast.host import utc_time
 from harl_fast.lock import FOLDER_LOCK
@@ -80,6 +81,18 @@ def open_run_folder(path: Path, *, resume: bool) -> RunFolder:
             f"folder, from its weights if wanted: --run NEW_FOLDER --init-from {path}"
         )
     return folder
+
+
+def check_apart(out: Path, *, option: str) -> None:
+    """Raise OutputError if the file ``out`` would replace one that a run goes on from.
+
+    option: where the user gave it.
+    """
+    folder = RunFolder(out.parent)
+    own = [entry.name for entry in vars(RunFolder).values() if isinstance(entry, _Inside)]
+    of_run = out.name in own and (folder.config.exists() or folder.checkpoints.is_dir())
+    if of_run or is_part_of_a_checkpoint(out):
+        raise OutputError(f"{option} {out} is a file of the run itself: choose another name")
 
 
 def run_config(
@@ -162,11 +175,15 @@ def signs_of_a_save(folder: RunFolder, *, checkpoint_epochs: int) -> Iterator[st
 
 
 def mark(marker: Path, *, step: int, reason: str) -> None:
-    """Write `RunFolder.finished` or `RunFolder.preempted`; call on one rank only, last of all.
+    """Write `RunFolder.finished` or `RunFolder.preempted` and drop the other one.
 
-    Raises CheckpointError if it cannot be written: scripts wait for it.
+    Call on one rank only, last of all. Raises CheckpointError if it cannot be written: scripts wait
+    for it.
     """
-    with required(marker.parent):
+    folder = RunFolder(marker.parent)
+    with required(folder.path):
+        for other in {folder.finished, folder.preempted} - {marker}:
+            other.unlink(missing_ok=True)
         write_json(marker, {"step": step, "reason": reason, "time": utc_time()})
 
 

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from harl_fast.errors import CheckpointError
+from harl_fast.errors import CheckpointError, why
 from harl_fast.files import UnusualFileError
 
 
@@ -36,8 +36,7 @@ class SideOutputs:
         except OSError as error:
             if path not in self._lost:
                 self._warn(
-                    f"warning: {path} cannot be written ({error}); training goes on without it. "
-                    f"Free some space, or make the folder writable"
+                    f"warning: {path} cannot be written; training goes on without it. {why(error)}"
                 )
             self._lost.add(path)
             return False
@@ -82,6 +81,6 @@ def required(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{folder} cannot be written to ({error}). Free some space, make the folder writable "
-            f"for this user, or give --run another one; what is in it stays whole"
+            f"{folder} cannot be written to. {why(error)}, or give --run another folder; what is "
+            f"in this one stays whole"
         ) from error

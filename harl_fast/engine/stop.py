@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import os
 import signal
 import threading
@@ -117,7 +118,7 @@ def parse_duration(text: str) -> float:
         parts = [to_float(part) for part in text.split(":")]
     except ValueError:
         parts = []
-    if len(parts) not in (1, 3) or min(parts) < 0.0:
+    if len(parts) not in (1, 3) or any(math.copysign(1, part) < 0 for part in parts):
         raise ValueError(f"{shown(text)} is neither HH:MM:SS nor minutes")
     hours, minutes, seconds = parts if len(parts) == 3 else (0.0, parts[0], 0.0)
     total_s = 3600.0 * hours + 60.0 * minutes + seconds

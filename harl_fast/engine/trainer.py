@@ -21,7 +21,7 @@ from harl_fast.engine.checkpoint.format import Checkpoint, last_before
 from harl_fast.engine.checkpoint.state import collect_state, load_networks, load_rest, record_of
 from harl_fast.engine.checkpoint.writer import Saver
 from harl_fast.engine.config import EngineConfig
-from harl_fast.engine.machine import Machine, keep_freed_memory
+from harl_fast.engine.machine import Machine, keep_freed_memory, needing_all_ranks
 from harl_fast.engine.monitor.metrics import Meter
 from harl_fast.engine.monitor.monitor import Monitor, Sheet
 from harl_fast.engine.monitor.nonfinite import NonfiniteLog
@@ -69,7 +69,7 @@ def build(
     schedule = Schedule.of(config, steps_per_epoch=loader.steps, batch_global=batch_global)
     if resume and isinstance(weights, Checkpoint):
         check_position(weights, schedule, beton_sha256=loader.manifest.beton_sha256)
-    # What a rank draws without saying so is a function of the run, and saved with it.
+    # torch's own generator, for dropout and the like: seeded from the run, saved with it.
     torch.manual_seed(int(stream(config.seed, 0, machine.rank, 0, RANK)))
     if machine.device.type == "cpu":
         keep_freed_memory()
@@ -245,6 +245,7 @@ class Trainer:
                 keep_every_epochs=log.keep_every_epochs,
                 warn=self.sinks.warn,
             )
+        # Online weights, target and momentum, fp32.
         size = 12 * sum(parameter.numel() for parameter in state.harl.parameters())
         self._limit = TimeLimit(time_limit_s, state_bytes=size)
         self._saved, self._saved_s = step if step else -1, time.monotonic()
@@ -258,7 +259,7 @@ class Trainer:
         """
         schedule, action = self.state.schedule, StopAction.CONTINUE
         saving = contextlib.nullcontext() if self._saver is None else self._saver
-        with saving, self.sinks, self._listening:
+        with saving, self.sinks, self._listening, needing_all_ranks(self.state.machine):
             self.monitor.introduce()
             for epoch in range(self.stepper.step // schedule.steps_per_epoch, schedule.epochs):
                 action = self._epoch(epoch)
@@ -271,7 +272,8 @@ class Trainer:
         """Train to the epoch's end, or to where the ranks agree to leave; return what they do."""
         state, stepper, per_epoch = self.state, self.stepper, self.state.schedule.steps_per_epoch
         first = stepper.step - epoch * per_epoch
-        state.loader.load_state_dict({"seed": state.config.seed, "epoch": epoch, "step": first})
+        loader = state.loader
+        loader.load_state_dict({**loader.state_dict(), "epoch": epoch, "step": first})
         self._fit_views(epoch)
         batches = stepper.meter.timed(state.loader)
         for _ in range(first, per_epoch):
@@ -285,6 +287,7 @@ class Trainer:
                 return action
             if action == StopAction.SAVE:
                 self._save()
+        # This also lets the loader end its epoch and move its position to the next.
         if next(batches, None) is not None:
             raise RuntimeError("the loader gave more batches than its epoch has")
         if (epoch + 1) % state.config.log.checkpoint_epochs == 0:
@@ -352,7 +355,7 @@ class Trainer:
         if self._saver is not None:
             skipped = int(self.stepper.skipped)
             record = record_of(self.state, step=step, skipped=skipped, run_id=self._run_id)
-            # While steps have no effect, the checkpoint from before must not make room.
+            # While steps have no effect, none is deleted: the last one from before them is needed.
             self._saver.save(tensors, record, keep_all=self.stepper.nonfinite.streak > 0)
             if self._saver.took_s:
                 self._limit.saved(self._saver.took_s)
@@ -386,5 +389,7 @@ class Trainer:
         code = INTERRUPTED if action == StopAction.INTERRUPT and not done else 0
         if not written:
             code, text = UNSAVED, f"{text}. ITS LAST CHECKPOINT WAS NOT WRITTEN: see above"
+        if 0 < step == int(self.stepper.skipped):
+            text += f". NO STEP HAD ANY EFFECT: none was finite, see {self.folder.skipped}"
         self.sinks.warn(text)
         return RunResult(code=code, step=step, done=done, reason=reason)

@@ -118,6 +118,7 @@ def build_loader(
         check=config.data.check,
         skip_broken=config.data.skip_broken,
         colour=colouring(config, machine.device, epoch=epoch),
+        channels=config.model.in_channels,
     )
 
 

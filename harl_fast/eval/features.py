@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SizedLoader(Protocol):
-    """An iterable of batches, (B, S, S, 3) uint8 views, that knows how many samples it yields."""
+    """An iterable of batches, (B, S, S, C) uint8 views, that knows how many samples it yields."""
 
     def __len__(self) -> int: ...
 
@@ -48,8 +48,8 @@ def extract(
 ) -> FeatureSet:
     """Return the global mean of the encoder's last map for every sample, in the loader's order.
 
-    encoder: (B, 3, S, S) float to (B, D, h, w), already on ``device``; run in eval mode, and left
-    in the mode it came in. prepare: (B, S, S, 3) uint8 on ``device`` to (B, 3, S, S) normalised.
+    encoder: (B, C, S, S) float to (B, D, h, w), already on ``device``; run in eval mode, and left
+    in the mode it came in. prepare: (B, S, S, C) uint8 on ``device`` to (B, C, S, S) normalised.
     autocast: compute type of the encoder; None computes in its own. label: name on the progress
     line, which goes to ``stream`` (None: standard error). Raises DataError when the loader yields
     another number of samples than it announced, and CheckpointError when a feature is not finite.

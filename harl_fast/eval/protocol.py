@@ -59,7 +59,7 @@ class Evaluator:
         """Open both splits' containers; DataError without labels or with other classes.
 
         size_px: side of the central square that the encoder sees. mean, std: the normalisation it
-        was trained with.
+        was trained with, one value per channel of its images.
         """
         train_set = find_container(Path(folder), "train")
         check_labelled(train_set, read_manifest(train_set))
@@ -70,7 +70,9 @@ class Evaluator:
             )
         containers = {"train": train_set, "val": find_container(Path(folder), "val")}
         self._loaders = {
-            split: EvalLoader(beton, size_px=size_px, batch=batch, workers=workers)
+            split: EvalLoader(
+                beton, size_px=size_px, batch=batch, workers=workers, channels=len(mean)
+            )
             for split, beton in containers.items()
         }
         train, val = (loader.manifest.classes for loader in self._loaders.values())
@@ -95,7 +97,7 @@ class Evaluator:
         autocast: torch.dtype | None = None,
         label: str = "",
     ) -> Evaluation:
-        """Return the accuracies of one encoder, (B, 3, S, S) to (B, D, h, w), on the device.
+        """Return the accuracies of one encoder, (B, C, S, S) to (B, D, h, w), on the device.
 
         epochs: passes of the linear heads over the features. label: name on the progress lines.
         """

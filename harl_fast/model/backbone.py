@@ -8,11 +8,14 @@ from torch.func import functional_call
 
 
 class Backbone(nn.Module):
-    """Interface of the entries of `model.backbones.BACKBONES`: (B, 3, S, S) images to (B, C, h, h).
+    """Interface of the entries of `model.backbones.BACKBONES`: images to maps of (B, C, h, h).
 
-    A subclass sets ``out_channels`` and defines ``forward``; the rest follows.
+    A subclass sets ``out_channels`` and defines ``forward``; the rest follows. One that takes
+    images of ``model.in_channels`` other than 3 sets ``in_channels``, too.
     """
 
+    in_channels: int = 3
+    """Channels of the images."""
     out_channels: int
     """Channels C of the returned map."""
 
@@ -30,15 +33,15 @@ class Backbone(nn.Module):
         nn.SyncBatchNorm.convert_sync_batchnorm(self)
 
 
-def shapes_of_map(network: nn.Module, size_px: int) -> torch.Size:
-    """Return the shape of what a network makes of two (3, size_px, size_px) images.
+def shapes_of_map(network: Backbone, size_px: int) -> torch.Size:
+    """Return the shape of what a network makes of two images of size_px.
 
     Nothing is computed and no state moves: weights and images are replaced by shapes.
     """
     tensors = [*network.named_parameters(), *network.named_buffers()]
     shapes = {name: tensor.detach().to("meta") for name, tensor in tensors}
     # Two images: in training mode BatchNorm refuses a single value per channel.
-    images = torch.empty(2, 3, size_px, size_px, device="meta")
+    images = torch.empty(2, network.in_channels, size_px, size_px, device="meta")
     with torch.no_grad():
         output: Tensor = functional_call(network, shapes, (images,))
     return output.shape

@@ -26,7 +26,13 @@ def build_backbone(model: ModelConfig) -> Backbone:
         raise ConfigError(
             f"model.arch {model.arch!r} is none of {', '.join(names)}{nearest(model.arch, names)}"
         )
-    return BACKBONES[model.arch](model)
+    backbone = BACKBONES[model.arch](model)
+    if backbone.in_channels != model.in_channels:
+        raise ConfigError(
+            f"model.in_channels {model.in_channels}: {model.arch} takes images of "
+            f"{backbone.in_channels} channels (its `in_channels`); set model.in_channels to that"
+        )
+    return backbone
 
 
 @cache

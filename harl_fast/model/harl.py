@@ -87,15 +87,16 @@ class HARL(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the figures to log.
 
-        views: two (B, 3, S, S) batches; their S may differ. cells: of each view (B, h, w), the
+        views: two (B, C, S, S) batches; their S may differ. cells: of each view (B, h, w), the
         foreground coverage in [0, 1] of each cell of its feature map. alpha, beta: see
         `loss.term_weights`; a term of weight zero is not computed. A row counts in a region's term
         if the region has area in both views.
         Returns the 0-d float32 loss and detached 0-d tensors: "loss/<term>" of each computed term,
         "fg" (mean coverage, each view counting alike) and "empty" (share of rows without a usable
-        foreground). If ``watched``, also spreads over the whole views, 1 when even over the sphere
-        and 0 when collapsed: "z_std" of the target's projections, "p_std" of the predictions and
-        "h_std" of the pooled online features (never negative, so well below 1 at best).
+        foreground). If ``watched``, also spreads over the first term's region, 1 when even over
+        the sphere and 0 when collapsed: "z_std" of the target's projections, "p_std" of the
+        predictions and "h_std" of the pooled online features (never negative, so well below 1 at
+        best).
         """
         weights = term_weights(self.loss, alpha=alpha, beta=beta)
         weights = {term: weight for term, weight in weights.items() if weight}

@@ -1,4 +1,7 @@
-"""The terms of the loss: which region each matches, with what weight, and the distance itself."""
+"""The terms of the loss: which region each matches, with what weight, and the distance itself.
+
+`HARL.forward` (harl.py) adds them up.
+"""
 
 from __future__ import annotations
 

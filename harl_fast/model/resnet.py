@@ -29,7 +29,8 @@ class ResNet(Backbone):
         super().__init__()
         block, depths = ARCHS[model.arch]
         base = round(64 * model.width)
-        self.conv1 = _stem_convolution(model.stem, base)
+        self.in_channels = model.in_channels
+        self.conv1 = _stem_convolution(model, base)
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
         pooled = model.stem == "imagenet"
@@ -45,17 +46,18 @@ class ResNet(Backbone):
         _initialise(self, zero_init_residual=model.zero_init_residual)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the (B, C, h, h) map of (B, 3, S, S) images."""
+        """Return the (B, C, h, h) map of (B, in_channels, S, S) images."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for number in range(1, 5):
             x = self.get_submodule(f"layer{number}")(x)
         return x
 
 
-def _stem_convolution(stem: str, channels: int) -> nn.Conv2d:
-    if stem == "imagenet":
-        return nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
-    return nn.Conv2d(3, channels, 3, stride=2 if stem == "small-s2" else 1, padding=1, bias=False)
+def _stem_convolution(model: ModelConfig, channels: int) -> nn.Conv2d:
+    if model.stem == "imagenet":
+        return nn.Conv2d(model.in_channels, channels, 7, stride=2, padding=3, bias=False)
+    stride = 2 if model.stem == "small-s2" else 1
+    return nn.Conv2d(model.in_channels, channels, 3, stride=stride, padding=1, bias=False)
 
 
 def _stage(

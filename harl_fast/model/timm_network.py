@@ -29,18 +29,21 @@ class TimmNetwork(Backbone):
                 f"model.arch {model.arch!r}: timm {timm.__version__} has no network of that name"
                 f"{nearest(name, timm.list_models())}"
             )
-        self.network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+        self.in_channels = model.in_channels
+        self.network: nn.Module = timm.create_model(
+            name, pretrained=False, num_classes=0, in_chans=model.in_channels
+        )
         shape = self._without_unused_children()
         if len(shape) != 4 or shape[1] != self.network.num_features or shape[2] != shape[3]:
             raise ConfigError(
-                f"model.arch {model.arch!r} turns images of (2, 3, 224, 224) into {tuple(shape)}, "
-                f"which is no map of (2, {self.network.num_features}, h, h) that masks could "
-                f"weight. Choose a convolutional network, such as {PREFIX}convnext_tiny"
+                f"model.arch {model.arch!r} turns images of (2, {self.in_channels}, 224, 224) into "
+                f"{tuple(shape)}, which is no map of (2, {self.network.num_features}, h, h) that "
+                f"masks could weight. Choose a convolutional network, such as {PREFIX}convnext_tiny"
             )
         self.out_channels = shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the (B, C, h, h) map of (B, 3, S, S) images."""
+        """Return the (B, C, h, h) map of (B, in_channels, S, S) images."""
         features: Tensor = self.network.forward_features(x)  # type: ignore[operator]
         return features
 

@@ -12,7 +12,7 @@ from harl_fast.host import usable_cores
 from harl_fast.options import checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
-from preprocess.reading import add_pages, add_reading, reading_of
+from preprocess.reading import add_pages_and_channels, add_reading, reading_of
 from preprocess.sources import read_source
 from preprocess.sources.layout import HELD_OUT
 from preprocess.sources.options import add_choices, choices_of
@@ -47,7 +47,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_choices(parser)
     add_reading(parser)
-    add_pages(parser)
+    add_pages_and_channels(parser)
     add(
         "--shard",
         type=checked(_shard),
@@ -62,7 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _shard(text: str) -> tuple[int, int]:
     part, mark, parts = text.partition("/")
-    digits = part.isdecimal() and parts.isdecimal() and len(text) < 20
+    digits = text.isascii() and part.isdecimal() and parts.isdecimal() and len(text) < 20
     if not (mark and digits and 1 <= int(part) <= int(parts)):
         raise ValueError(f"{shown(text)} is not I/N with 1 <= I <= N, such as 2/8")
     return int(part), int(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harl_fast.errors import DataError, one_line
-from preprocess.sources import folders, tables
+from preprocess.sources import archives, folders, parquet, tables, tarshards
 from preprocess.sources.base import Choices, Reader, Rejected, Source, Split
 from preprocess.sources.folders import folder_source
 from preprocess.sources.torchvision import DATASETS, torchvision_source
@@ -19,6 +19,13 @@ SOURCES: dict[str, Reader] = {
     "list": Reader(
         "a list of images (CSV, TSV, JSON lines or paths)", tables.fits_list, tables.list_source
     ),
+    "tar": Reader("tar shards of WebDataset", tarshards.fits_shards, tarshards.shard_source),
+    "parquet": Reader(
+        "Parquet files, or a data set saved by Hugging Face",
+        parquet.fits_tables,
+        parquet.table_source,
+    ),
+    "archive": Reader("a .zip or .tar of folders", archives.fits_archive, archives.archive_source),
 }
 """The kinds of sources by the names that ``--source`` takes."""
 
@@ -55,9 +62,9 @@ def read_source(path: Path, choices: Choices) -> Source:
 
 
 def _guess(path: Path) -> str:
-    if not path.exists():
-        raise DataError(f"{path} does not exist; give the folder or file that holds the images")
     fitting = [name for name, reader in SOURCES.items() if reader.fits(path)]
+    if not fitting and not path.exists():
+        raise DataError(f"{path} does not exist; give the folder or file that holds the images")
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

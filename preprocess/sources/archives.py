@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gzip
 import lzma
+import os
 import posixpath
 import shutil
 import zlib
@@ -24,6 +25,7 @@ from preprocess.sources.base import Choices, Source
 from preprocess.sources.entries import BrokenArchiveError, Entry, tar_entries, zip_entries
 from preprocess.sources.layout import HELD_OUT, arranged
 from preprocess.sources.members import FileRange, Members, ZipMember
+from preprocess.sources.tarshards import is_tree
 
 _PACKED: dict[str, Callable[[Any], Any]] = {
     ".gz": gzip.open,
@@ -40,6 +42,14 @@ def is_packed_tar(path: Path) -> bool:
     """Return whether the path is named like a compressed tar archive."""
     *_, inner, outer = ("", "", *(suffix.lower() for suffix in path.suffixes))
     return outer in _PACKED and (inner == ".tar" or outer == ".tgz")
+
+
+def fits_archive(path: Path) -> bool:
+    """Return whether the path is an archive: not a plain .tar that holds shards."""
+    if not path.is_file():
+        return False
+    suffix = path.suffix.lower()
+    return suffix == ".zip" or is_packed_tar(path) or (suffix == ".tar" and is_tree(path))
 
 
 def archive_source(path: Path, choices: Choices) -> Source:
@@ -59,8 +69,9 @@ def archive_source(path: Path, choices: Choices) -> Source:
     kind: Any = ZipMember if is_zip else FileRange
     top = _top(entries)
     found = [entry._replace(name=entry.name.removeprefix(top)) for entry in entries]
+    del entries
     places = {entry.name: entry.place for entry in found if entry.place}
-    listing = _listing(found, {name: kind(held, *place) for name, place in places.items()})
+    listing = _listing(found, ((name, kind(held, *place)) for name, place in places.items()))
     name = path.name.removesuffix(path.suffix).removesuffix(".tar")
     source = arranged(one_line(name), str(path), listing, choices)
     splits = {
@@ -90,13 +101,13 @@ def _top(entries: Iterable[Entry]) -> str:
     return top
 
 
-def _listing(found: list[Entry], members: dict[str, Any]) -> Listing:
-    heads = [(name, functools.partial(one.head, HEAD_BYTES)) for name, one in members.items()]
-    folders = [
+def _listing(found: list[Entry], members: Iterable[tuple[str, Any]]) -> Listing:
+    folders = {
         entry.name.partition("/")[0]
         for entry in found
         if "/" in entry.name or not (entry.place or entry.reason)
-    ]
+    }
+    heads = ((name, functools.partial(one.head, HEAD_BYTES)) for name, one in members)
     listing = list_names(heads, folders)
     listing.strange |= {entry.name: entry.reason for entry in found if entry.reason}
     return listing
@@ -139,4 +150,6 @@ def _plain_tar(path: Path, scratch: Path | None) -> Path:
                 progress.advance((packed.tell() >> 20) - progress.done)
     except _OF_BROKEN_STREAMS as error:
         raise DataError(f"{path} is no whole archive ({error}): get it again") from error
+    # With the archive's time, an interrupted conversion finds its images unchanged.
+    os.utime(plain, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
     return plain

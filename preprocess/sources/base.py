@@ -77,6 +77,10 @@ class Source:
     """Lines for the user on what was left aside, and on class folders without an image."""
 
 
+NO_LABELS = "none"
+"""Name of no column: the images are read without labels."""
+
+
 @dataclass(frozen=True)
 class Choices:
     """What the command line says on how a source is read."""
@@ -91,7 +95,8 @@ class Choices:
     image_column: str | None = None
     """Of a Parquet file; None leaves it to the guess."""
     label_column: str | None = None
-    """Of a Parquet file, or the key in a tar shard's JSON; None leaves it to the guess."""
+    """Of a Parquet file; of tar shards a suffix, or a key of their JSON. None leaves it to the
+    guess, `NO_LABELS` leaves labels out."""
     scratch: Path | None = None
     """Folder, to be made and removed by the caller, for what has to be unpacked; None: nothing may
     be."""

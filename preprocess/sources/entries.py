@@ -61,7 +61,7 @@ def tar_entries(path: Path) -> Iterator[Entry]:
     with _complaining(), open_regular(path) as stream, _opened_tar(stream) as tar:
         file_bytes = os.fstat(stream.fileno()).st_size
         while info := tar.next():
-            tar.members.clear()  # it would keep all of them
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
             name = posixpath.normpath(info.name)
             plain = info.isreg() and info.sparse is None
             if tar.offset <= info.offset or (plain and info.offset_data + info.size > file_bytes):

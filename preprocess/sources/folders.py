@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import open_regular
-from preprocess.listing import HEAD_BYTES, SUFFIXES, is_aside, list_images, not_an_image
+from preprocess.listing import HEAD_BYTES, SUFFIXES, is_aside, list_images, not_an_image, walk
 from preprocess.sources.base import DEFAULT_CHOICES, Choices, Source
 from preprocess.sources.layout import HELD_OUT, LAYOUT, class_source, plain_source
 
@@ -25,18 +26,18 @@ def fits_folders(folder: Path) -> bool:
 
 
 def fits_classes(folder: Path) -> bool:
-    """Return whether all images lie in folders of the first level, in two of them or more."""
-    if not folder.is_dir() or fits_folders(folder):
+    """Return whether all images lie in two or more folders of the first level, none a train/."""
+    if not folder.is_dir() or (folder / "train").is_dir():
         return False
     kinds, loose = _inner(folder)
-    if any(_is_image(file) for file in loose):
+    if _any_image(folder, loose):
         return False
     with_images = 0
     for kind in kinds:
-        inner, files = _inner(kind)
-        if any(_holds_image(path) for path in inner):
+        inner, files = _inner(folder / kind)
+        if any(_holds_image(folder / kind / name) for name in inner):
             return False
-        with_images += any(_is_image(file) for file in files)
+        with_images += _any_image(folder / kind, files)
     return with_images > 1
 
 
@@ -47,32 +48,36 @@ def fits_images(folder: Path) -> bool:
     return not nested(folder) and _holds_image(folder)
 
 
-def _inner(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return a folder's folders and files, without what is passed over."""
+def _inner(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of a folder's folders and files, without what is passed over."""
+    folders: list[str] = []
+    files: list[str] = []
     try:
         with os.scandir(folder) as entries:
-            found = sorted((e.name, e.is_dir()) for e in entries if not is_aside(e.name))
+            for entry in entries:
+                if not is_aside(entry.name):
+                    (folders if entry.is_dir() else files).append(entry.name)
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror}); check its rights") from error
-    folders = [folder / name for name, is_folder in found if is_folder]
-    return folders, [folder / name for name, is_folder in found if not is_folder]
+    return folders, files
 
 
-def _is_image(file: Path) -> bool:
-    if file.suffix.lower() in SUFFIXES:
+def _any_image(folder: Path, names: list[str]) -> bool:
+    """Return whether a folder's files of these names have an image among them."""
+    if any(os.path.splitext(name)[1].lower() in SUFFIXES for name in names):
         return True
-    try:
-        with open_regular(file) as stream:
-            return not not_an_image(file.name, stream.read(HEAD_BYTES))
-    except OSError:
-        return False
+    for name in names:
+        with contextlib.suppress(OSError), open_regular(folder / name) as stream:
+            if not not_an_image(name, stream.read(HEAD_BYTES)):
+                return True
+    return False
 
 
 def _holds_image(folder: Path) -> bool:
     """Return whether an image lies anywhere below; stops at the first."""
-    for place, inner, names in os.walk(folder):
-        inner[:] = sorted(name for name in inner if not is_aside(name))
-        if any(_is_image(Path(place, name)) for name in names if not is_aside(name)):
+    for place, inner, names in walk(folder, []):
+        inner[:] = [name for name in inner if not is_aside(name)]
+        if _any_image(folder / place, [name for name in names if not is_aside(name)]):
             return True
     return False
 
@@ -174,9 +179,10 @@ def _check_apart(train: Path, val: Path) -> None:
 
 
 def nested(folder: Path) -> Path | None:
-    """Return the folder below that has the train/ folder, if the layout starts further down."""
+    """Return the folder below that has train/ and val/ (or its like), if there is one."""
     for pattern in ("*/train", "*/*/train", "*/*/*/train"):
         for path in sorted(folder.glob(pattern)):
-            if path.is_dir() and _inner(path)[0]:
-                return path.parent
+            inner = path.parent
+            if fits_folders(inner) and any((inner / name).is_dir() for name in HELD_OUT):
+                return inner
     return None

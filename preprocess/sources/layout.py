@@ -43,7 +43,8 @@ def kind_of(listing: Listing) -> str:
     if any(path.startswith("train/") and path.count("/") > 1 for path in listing.images):
         return "folders"
     depths = {path.count("/") for path in listing.images}
-    if depths == {1} and len({path.partition("/")[0] for path in listing.images}) > 1:
+    tops = {path.partition("/")[0] for path in listing.images}
+    if depths == {1} and len(tops) > 1 and "train" not in tops:
         return "classes"
     return "images"
 

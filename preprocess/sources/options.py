@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from harl_fast.errors import shown
 from harl_fast.options import SEED_MAX, checked, to_float, whole_number
 from preprocess.sources import SOURCES, Choices
+from preprocess.sources.base import NO_LABELS
 
 
 def add_choices(parser: argparse.ArgumentParser) -> None:
     """Add the options that `choices_of` reads."""
     add = parser.add_argument
-    kinds = "; ".join(f"{name}: {reader.about}" for name, reader in SOURCES.items())
-    add(
-        "--source",
-        choices=list(SOURCES),
-        metavar="KIND",
-        help=f"kind of --data where the guess is wrong: {kinds}",
-    )
-    add(
-        "--val",
-        type=checked(parse_share),
-        metavar="SHARE",
-        help="what to hold out of each class where --data has no val/: 5%% or 0.05; default 5%% of "
-        "images with labels, 0 of others",
-    )
-    about = "other seeds hold other images out; default %(default)s"
-    add("--val-seed", type=whole_number(0, SEED_MAX), default=0, metavar="N", help=about)
+    kinds = ", ".join(SOURCES)
+    about = f"what --data is, where the guess is wrong: {kinds}"
+    add("--source", choices=list(SOURCES), metavar="KIND", help=about)
+    add("--image-column", metavar="NAME", help="the images' bytes in Parquet files")
+    about = f"their labels, or tar shards' suffix or JSON key with them; {NO_LABELS}: no labels"
+    add("--label-column", metavar="NAME", help=about)
+    about = "share of each class to hold out where there is no val/: 5%% or 0.05"
+    add("--val", type=checked(parse_share), metavar="SHARE", help=about)
+    seed = whole_number(0, SEED_MAX)
+    add("--val-seed", type=seed, default=0, metavar="N", help="others hold out other images")
 
 
-def choices_of(args: argparse.Namespace) -> Choices:
-    """Return how the command line asks for a source to be read."""
-    return Choices(args.source, args.val, args.val_seed)
+def choices_of(args: argparse.Namespace, scratch: Path | None = None) -> Choices:
+    """Return how the command line asks for a source to be read. scratch: see `Choices`."""
+    return Choices(
+        args.source, args.val, args.val_seed, args.image_column, args.label_column, scratch
+    )
 
 
 def parse_share(text: str) -> float:

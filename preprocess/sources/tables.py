@@ -5,18 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from harl_fast.data.container.manifest import UNLABELLED
 from harl_fast.errors import DataError, one_line, shown
 from preprocess.sources.base import Choices, Source, Split
 from preprocess.sources.folders import link_notes
-from preprocess.sources.heldout import hold_out
-from preprocess.sources.layout import HELD_OUT, two_forms
+from preprocess.sources.stated import stated_classes, stated_splits, used_rows
 
 COLUMNS = ("path", "label", "split", "mask")
 """What a list may say of an image; the rest of its columns is not read."""
@@ -31,6 +28,10 @@ class _Row(NamedTuple):
     label: str = ""
     split: str = ""
     mask: str = ""
+
+    @property
+    def where(self) -> str:
+        return f"line {self.line}"
 
 
 def _csv_rows(stream: TextIO, delimiter: str) -> Iterator[_Row]:
@@ -107,27 +108,28 @@ def list_source(path: Path, choices: Choices) -> Source:
     Raises `DataError` for a list that cannot be read, that names files that are not there or files
     twice, or that has labels or splits in some rows only.
     """
-    rows, notes = _used(path, _read(path))
+    rows, notes = used_rows(str(path), _read(path))
     base = os.path.abspath(path.parent)
     files = [os.path.normpath(os.path.join(base, row.path)) for row in rows]
     masks = [Path(base, row.mask) if row.mask else None for row in rows]
     _check_files(path, rows, files, masks)
     inside = all(file.startswith(f"{base}{os.sep}") for file in files)
     root = base if inside else os.path.commonpath([os.path.dirname(file) for file in files])
-    classes = _classes(path, rows)
-    numbers = {name: number for number, name in enumerate(classes)}
+    classes, labels = stated_classes(str(path), rows)
     whole = Split(
         names=[file.removeprefix(root).lstrip(os.sep) for file in files],
-        labels=[numbers[row.label] if classes else UNLABELLED for row in rows],
+        labels=labels,
         root=Path(root),
         mask_files=masks if any(masks) else None,
     )
-    splits, said = _splits(path, rows, whole, choices)
+    splits, said = stated_splits(str(path), rows, whole, choices)
     source = Source(one_line(path.resolve().name), classes, splits, [*notes, *said])
     return replace(source, notes=[*source.notes, *link_notes(source)])
 
 
 def _read(path: Path) -> list[_Row]:
+    if path.suffix.lower() not in _KINDS:
+        raise DataError(f"{path} is no list by its name; give it one of {' '.join(_KINDS)}")
     csv.field_size_limit(1 << 20)
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
@@ -141,35 +143,6 @@ def _read(path: Path) -> list[_Row]:
     if empty := [row.line for row in rows if not row.path]:
         raise DataError(f"{path} has {len(empty):,} rows without a path (first: line {empty[0]})")
     return rows
-
-
-def _used(path: Path, rows: list[_Row]) -> tuple[list[_Row], list[str]]:
-    """Return the rows of the training and of the held-out part, and what is said of others."""
-    rows = [row._replace(split=row.split.lower()) for row in rows]
-    found = Counter(row.split for row in rows)
-    known = ("train", *HELD_OUT)
-    if unknown := [row for row in rows if row.split not in ("", *known)]:
-        raise DataError(
-            f"{path} has {len(unknown):,} rows of other splits than {', '.join(known)} (first: "
-            f"{shown(unknown[0].split)} in line {unknown[0].line})"
-        )
-    _check_all_or_none(path, rows, "split")
-    if found[""]:
-        return rows, []
-    if not found["train"]:
-        raise DataError(f"{path} has no row of the split train: name one so")
-    held_out, *others = [name for name in HELD_OUT if found[name]] or [""]
-    notes = [f"{found[name]:,} rows of the split {name} are not used: val is" for name in others]
-    return [row for row in rows if row.split in ("train", held_out)], notes
-
-
-def _check_all_or_none(path: Path, rows: list[_Row], column: str) -> None:
-    without = [row for row in rows if not getattr(row, column)]
-    if 0 < len(without) < len(rows):
-        raise DataError(
-            f"{path} has a {column} in {len(rows) - len(without):,} of {len(rows):,} rows only "
-            f"(first without: line {without[0].line}): fill the column, or leave it out"
-        )
 
 
 def _check_files(path: Path, rows: list[_Row], files: list[str], masks: list[Path | None]) -> None:
@@ -197,46 +170,3 @@ def _check_files(path: Path, rows: list[_Row], files: list[str], masks: list[Pat
             f"{path} names {len(twice):,} files again (first: {one_line(row.path)} in lines "
             f"{first[file].line} and {row.line}): leave one row per image"
         )
-
-
-def _classes(path: Path, rows: list[_Row]) -> list[str]:
-    """Return the labels that occur, numbers in their order; none if no row has one."""
-    _check_all_or_none(path, rows, "label")
-    names = sorted({row.label for row in rows} - {""})
-    if names and all(name.isascii() and name.isdigit() for name in names):
-        names.sort(key=int)
-    if len(names) == 1:
-        raise DataError(
-            f"{path} has only one label ({one_line(names[0])}); evaluation needs at least two. "
-            f"Leave the column out to read the images without labels"
-        )
-    for name in names:
-        if one_line(name) != name:
-            raise DataError(f"{path} has a label that does not print ({one_line(name)}): rename it")
-    if twins := two_forms(names):
-        raise DataError(
-            f"{path} has two labels that both read {twins[0]}: {twins[0]!a} and "
-            f"{twins[1]!a}, two Unicode forms of the same letters. Use one form"
-        )
-    return names
-
-
-def _splits(
-    path: Path, rows: list[_Row], whole: Split, choices: Choices
-) -> tuple[dict[str, Split], list[str]]:
-    train = [number for number, row in enumerate(rows) if row.split in ("", "train")]
-    val = [number for number, row in enumerate(rows) if row.split not in ("", "train")]
-    if not val:
-        return hold_out(whole, choices)
-    if choices.val is not None:
-        raise DataError(f"{path} has a held-out part of its own: leave --val out")
-    splits = {"train": whole.take(train), "val": whole.take(val)}
-    lacking = set(splits["val"].labels) - set(splits["train"].labels)
-    if lacking:
-        names = sorted({rows[number].label for number in val if whole.labels[number] in lacking})
-        raise DataError(
-            f"{path} has {len(names):,} labels in its held-out part that no training image has "
-            f"({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}): features "
-            f"cannot be judged on them"
-        )
-    return splits, []

@@ -278,6 +278,7 @@ def test_other_views_are_not_read_from_another_container(beton: Path, tmp_path: 
         ({"order": "quasi"}, "order quasi"),
         ({"samples": 61}, "samples 61"),
         ({"batch_global": 6}, "batch_global 6"),
+        ({"order_version": 3}, "version 3 of the sample order"),
         ({"step": 6}, "step 6"),
     ],
 )

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from harl_fast.data.container.reader import read_samples
 from harl_fast.data.loader import Batch, EvalLoader, decoding_threads
+from harl_fast.data.order import VERSIONS, Kind
 from harl_fast.data.views.batch import decode_batch
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
@@ -126,7 +128,7 @@ def test_the_epoch_changes_the_views_without_compiling_again(beton: Path) -> Non
     assert len(decode_batch.signatures) == compiled > 0
     same = [sample for sample in first if first[sample] == second.get(sample)]
     assert same == []
-    units = {"order": "random", "samples": COUNT, "batch_global": 12}
+    units = {"order": "random", "order_version": 2, "samples": COUNT, "batch_global": 12}
     assert one.state_dict() == {"seed": 3, "epoch": 2, "step": 0, **units}
 
 
@@ -138,23 +140,44 @@ def test_golden_pixels(beton: Path) -> None:
     assert digest == GOLDEN
 
 
-def test_resuming_gives_the_rest_of_the_run(beton: Path) -> None:
-    whole = loader(beton)
+@pytest.mark.parametrize("named", [{"order_version": 2}, {"order_version": 1}, {}])
+@pytest.mark.parametrize("order", ["random", "quasi"])
+def test_resuming_gives_the_rest_of_the_run(
+    beton: Path, named: dict[str, int], order: Kind
+) -> None:
+    """In the order that the position was saved under: 1 where none is named."""
+    begun = {"seed": 3, "epoch": 0, "step": 0, **named}
+    version = named.get("order_version", 1)
+    whole = loader(beton, order=order)
+    whole.load_state_dict(begun)
     reference = [batch.ids.tolist() for _ in range(2) for batch in whole]
-    first = loader(beton)
+    newest = loader(beton, order=order).order
+    expected = replace(newest, version=version, chunk=whole.order.chunk)
+    epochs = [expected.rank_samples(epoch)[:].reshape(-1, 12).tolist() for epoch in (0, 1)]
+    assert reference == epochs[0] + epochs[1]
+    first = loader(beton, order=order)
+    first.load_state_dict(begun)
     taken = []
     for batch in first:
         taken.append(batch.ids.tolist())
         if len(taken) == 2:
             break
     # The position counts whole steps that were handed on: the last one is still in our hands.
-    assert first.state_dict()["step"] == 1
-    second = loader(beton)
-    second.load_state_dict({"seed": 3, "epoch": 0, "step": 2})
+    state = first.state_dict()
+    assert state["step"] == 1 and state["order_version"] == version
+    second = loader(beton, order=order)
+    second.load_state_dict({**state, "step": 2})
     rest = [batch.ids.tolist() for _ in range(2) for batch in second]
     assert taken + rest == reference
+
+
+def test_a_new_run_has_the_newest_order_and_the_position_of_another_seed_is_refused(
+    beton: Path,
+) -> None:
+    one = loader(beton, seed=3)
+    assert one.state_dict()["order_version"] == one.order.version == VERSIONS[-1]
     with pytest.raises(ConfigError, match="seed 4"):
-        loader(beton, seed=3).load_state_dict({"seed": 4, "epoch": 0, "step": 0})
+        one.load_state_dict({"seed": 4, "epoch": 0, "step": 0})
 
 
 def test_chosen_samples_are_evaluated_in_the_order_given(beton: Path) -> None:

@@ -26,7 +26,21 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "0", "-3", "1:30", "nan", "inf", "1h", "1:2:3:4", "1:-2:0", "1_0", " 1 ", "1e308:0:0"],
+    [
+        "",
+        "0",
+        "-3",
+        "1:30",
+        "nan",
+        "inf",
+        "1h",
+        "1:2:3:4",
+        "1:-2:0",
+        "-0:0:5",
+        "1_0",
+        " 1 ",
+        "1e308:0:0",
+    ],
 )
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError):

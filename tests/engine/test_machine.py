@@ -14,7 +14,13 @@ import torch
 
 from harl_fast.engine import machine as module
 from harl_fast.engine.config import Needs
-from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
+from harl_fast.engine.machine import (
+    Machine,
+    check_machine,
+    leader_reports,
+    needing_all_ranks,
+    this_machine,
+)
 from harl_fast.errors import ConfigError
 
 EIGHT = Needs(ranks=8, device="cuda", memory_gb=80)
@@ -214,3 +220,47 @@ def test_deepspeeds_lines_go_to_a_file_and_errors_to_the_terminal_too(tmp_path: 
     assert [line.split()[-1] for line in log.read_text().splitlines()][-3:] == list(levels)
     # What cannot be written is not lost.
     assert told(tmp_path / "none" / "deepspeed.log") == (["error"], list(levels))
+
+
+LOST_PEER = """
+import datetime, os, sys
+import torch, torch.distributed as dist
+from harl_fast.engine.machine import Machine, needing_all_ranks
+from harl_fast.program import run_main
+rank = int(sys.argv[1])
+def main():
+    dist.init_process_group(
+        "gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    dist.barrier()
+    if rank == 1:
+        os.kill(os.getpid(), 9)
+    with needing_all_ranks(Machine(rank=rank, ranks=2)):
+        while True:
+            dist.all_reduce(torch.zeros(1000))
+run_main(main)
+"""
+
+
+def test_a_rank_that_is_killed_is_told_by_the_others_in_one_line(tmp_path: Path) -> None:
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOST_PEER, str(rank), str(tmp_path / "meeting")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    printed = [job.communicate(timeout=120)[1] for job in jobs]
+    assert jobs[0].returncode == 2
+    (line,) = (line for line in printed[0].splitlines() if line.startswith("error: "))
+    assert "rank 0 of 2 cannot go on: another rank is gone" in line and "--resume" in line
+    assert "Traceback" not in printed[0]
+
+
+def test_other_errors_and_those_of_a_single_rank_stay_what_they_are() -> None:
+    for ranks, text in ((2, "out of memory"), (1, "gloo/transport/tcp/pair.cc:1: closed")):
+        told = pytest.raises(RuntimeError, match=text)
+        with told, needing_all_ranks(Machine(ranks=ranks)):
+            raise RuntimeError(text)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harl_fast.config import ModelConfig, RunConfig
+from harl_fast.engine import networks
 from harl_fast.engine.checkpoint.format import Checkpoint, write_checkpoint
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import (
@@ -31,10 +33,17 @@ from tests.engine.support import advance, stepper, tiny_file, weights
 RESNET18 = ModelConfig(arch="resnet18")
 
 
-def checkpoint(folder: Path, **model: Any) -> tuple[Checkpoint, dict[str, Tensor]]:
-    """Write a checkpoint of a random encoder; return it and the encoder's tensors."""
+def checkpoint(
+    folder: Path, *, spoil: Mapping[str, float] = {}, **model: Any
+) -> tuple[Checkpoint, dict[str, Tensor]]:
+    """Write a checkpoint of a random encoder; return it and the encoder's tensors.
+
+    spoil: values for the first element of some of them.
+    """
     config = RunConfig(epochs=20, model=ModelConfig.model_validate(model))
     tensors = random_encoder(config, seed=5).state_dict()
+    for name, value in spoil.items():
+        tensors[name][0] = value
     written = write_checkpoint(
         folder / "checkpoints",
         tensors={f"online.backbone.{name}": tensor for name, tensor in tensors.items()},
@@ -186,3 +195,70 @@ def test_checkpoints_are_told_from_other_files(tmp_path: Path) -> None:
     written.path.with_suffix(".json").unlink()
     with pytest.raises(CheckpointError, match=r"step-00000003\.json"):
         open_initial(written.path, RESNET18)
+
+
+def test_a_full_disk_ends_an_export_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
+
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("harl_fast.engine.checkpoint.format.save_file", full)
+    with pytest.raises(OSError) as caught:
+        export_encoder(tmp_path / "run", out := tmp_path / "encoder.safetensors")
+    assert (caught.value.errno, caught.value.filename) == (28, str(out)) and not out.exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("name", ["bn1.running_mean", "bn1.running_var"])
+def test_an_encoder_that_gives_no_numbers_is_refused(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    if (name, value) == ("bn1.running_mean", -1.0):
+        return  # a mean may be
+    checkpoint(tmp_path / "run", arch="resnet18", width=0.125, spoil={name: value})
+    with pytest.raises(CheckpointError, match=r"not finite.*There is no other checkpoint"):
+        export_encoder(tmp_path / "run", out := tmp_path / "encoder.safetensors")
+    assert not out.exists()
+
+
+def test_an_export_is_of_the_checkpoint_that_was_looked_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run may go on meanwhile, and `latest` with it."""
+    first, _ = checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
+    check = networks.check_output
+
+    def goes_on(*args: Any, **kwargs: Any) -> None:
+        check(*args, **kwargs)
+        (first.path.parent / "latest").write_text("step-00000009")
+
+    monkeypatch.setattr(networks, "check_output", goes_on)
+    told = export_encoder(tmp_path / "run", tmp_path / "encoder.safetensors")
+    assert str(first.path) in told
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.yaml", "finished", "checkpoints/latest", "checkpoints/step-00000009.safetensors"],
+)
+def test_no_output_takes_the_place_of_a_runs_own_file(tmp_path: Path, name: str) -> None:
+    checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
+    with pytest.raises(OutputError, match="is a file of the run itself"):
+        export_encoder(tmp_path / "run", tmp_path / "run" / name)
+    export_encoder(tmp_path / "run", tmp_path / Path(name).name)  # elsewhere it is any name
+    export_encoder(tmp_path / "run", tmp_path / "run" / "checkpoints" / "encoder.safetensors")
+
+
+def test_a_record_of_another_network_is_one_line(tmp_path: Path) -> None:
+    written, tensors = checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
+    config = written.record.config
+    wide = config.model_copy(update={"model": config.model.model_copy(update={"width": 0.25})})
+    known = written.record.model_dump(include={"step", "epoch", "epoch_step", "engine", "data"})
+    weights = {f"online.backbone.{name}": tensor for name, tensor in tensors.items()}
+    write_checkpoint(written.path.parent, tensors=weights, record={**known, "config": wide})
+    with pytest.raises(CheckpointError, match=r"size mismatch for conv1\.weight") as caught:
+        load_encoder(tmp_path / "run")
+    assert len(str(caught.value)) < 600 and str(caught.value).isprintable()

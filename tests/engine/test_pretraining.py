@@ -142,6 +142,21 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert_same(whole, parts)
 
 
+@pytest.mark.parametrize("loader_record", [{}, {"seed": 0, "epoch": 1, "step": 0}])
+def test_a_run_from_before_order_versions_keeps_its_order_to_the_end(
+    machine: Machine, tmp_path: Path, data: Path, loader_record: dict[str, int]
+) -> None:
+    loader = build_loader(tiny_config(tmp_path), engine_config(), machine, data=data)
+    assert prepare(machine, tmp_path, loader=loader).run() == 0
+    record = open_checkpoint(tmp_path).record
+    assert record.loader["order_version"] == loader.order.version == 2
+    old = record.model_copy(update={"loader": loader_record, "epoch": 1, "epoch_step": 0})
+    loader.load_state_dict(old.position)
+    later = prepare(machine, tmp_path, loader=loader)
+    assert later.run() == 0
+    assert open_checkpoint(tmp_path).record.loader["order_version"] == loader.order.version == 1
+
+
 @pytest.mark.parametrize(
     ("before", "after", "precision"),
     [(0, 1, "fp32"), (1, 2, "fp32"), (2, 0, "fp32"), (1, 0, "fp16")],
@@ -326,6 +341,21 @@ def test_a_streak_of_broken_steps_ends_the_run_and_keeps_the_checkpoint_from_bef
     assert [line["step"] for line in lines] == list(range(8, 17))
     expected = [FakeLoader().batch(step - 1).ids.tolist() for step in range(8, 17)]
     assert [line["ids_by_rank"] for line in lines] == [[ids] for ids in expected]
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_run_in_which_no_step_had_an_effect_says_so_at_its_end(
+    machine: Machine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    first: int,
+) -> None:
+    run = prepare(machine, tmp_path, config=("log.max_skipped=1000",))
+    poison(monkeypatch, first=first)
+    assert run.run() == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("done: ") and ("NO STEP HAD ANY EFFECT" in last) == (first == 1)
 
 
 @pytest.mark.parametrize("loss", ["deleted", "taken over"])

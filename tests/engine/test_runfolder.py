@@ -13,7 +13,7 @@ import pytest
 
 import harl_fast
 from harl_fast.config import load_config
-from harl_fast.engine.provenance import note_start
+from harl_fast.engine.provenance import note_start, read_provenance
 from harl_fast.engine.resume import refuse_changes, settings
 from harl_fast.engine.runfolder import (
     RunFolder,
@@ -159,3 +159,37 @@ def test_a_start_removes_what_a_killed_process_was_writing(tmp_path: Path) -> No
         path.touch()
     begin(folder, step=0)
     assert list(folder.path.rglob("*.tmp")) == [mine]
+
+
+def test_names_that_are_not_utf8_are_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / os.fsdecode(b"caf\xe9")
+    data.mkdir()
+    (data / "train.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--data", str(data)])
+    path = tmp_path / "provenance.json"
+    for step in (0, 3):
+        note_start(
+            path,
+            run_id="1",
+            manifest=data / "train.json",
+            data={},
+            step=step,
+            ranks=1,
+            source=data,
+        )
+    known = read_provenance(path)
+    assert [(each.step, each.init_from) for each in known.starts] == [
+        (0, str(data)),
+        (3, str(data)),
+    ]
+    assert known.data["manifest"] == str(data / "train.json")
+
+
+@pytest.mark.parametrize("last", ["finished", "preempted"])
+def test_a_run_has_one_marker(tmp_path: Path, last: str) -> None:
+    names = ["finished", "preempted"]
+    for name in [*(name for name in names if name != last), last]:
+        mark(tmp_path / name, step=3, reason="x")
+    assert [path.name for path in tmp_path.iterdir()] == [last]

@@ -106,7 +106,8 @@ def test_a_failed_write_is_loud_stops_nothing_and_is_tried_again(
         ours.save({"online.a": torch.zeros(3)}, record(tmp_path, 2))
         assert not ours.wait()
     assert ours.failures == 1 and len(said) == 1
-    for words in ("ERROR", "step 2", str(error), "step-00000001", "Free space"):
+    remedy = "Free space" if isinstance(error, OSError) else "Check that the folder"
+    for words in ("ERROR", "step 2", str(error.args[-1]), "step-00000001", remedy):
         assert words in said[0]
     good = open_checkpoint(tmp_path / "run")
     assert good.record.step == 1 and torch.equal(good.tensors("online")["a"], torch.ones(3))
@@ -123,6 +124,7 @@ def test_an_unwritable_folder_is_told_and_works_once_it_is_writable(tmp_path: Pa
     folder.write_text("a file where the folder should be")  # stops root as well
     ours.save({"online.a": torch.ones(3)}, record(tmp_path, 1))
     assert not ours.wait() and "last good checkpoint: none" in said[0]
+    assert f"{folder}: File exists. A file or broken link of this name is in the way" in said[0]
     folder.unlink()
     ours.save({"online.a": torch.ones(3)}, record(tmp_path, 2))
     assert ours.wait() and ours.failures == 1
@@ -182,3 +184,17 @@ def test_a_write_that_the_system_refuses_midway(tmp_path: Path) -> None:
     assert "CHECKPOINT NOT WRITTEN" in done.stdout and "step-00000001" in done.stdout
     assert open_checkpoint(tmp_path / "run").record.step == 3
     assert not [name for name in names(tmp_path) if "00000002" in name or name.endswith(".tmp")]
+
+
+def test_a_name_in_the_way_is_told_as_such(tmp_path: Path) -> None:
+    said: list[str] = []
+    ours = saver(tmp_path, said)
+    ours.save({"online.a": torch.ones(3)}, record(tmp_path, 1))
+    assert ours.wait()
+    latest = tmp_path / "run" / "checkpoints" / "latest"
+    latest.unlink()
+    latest.mkdir()
+    ours.save({"online.a": torch.ones(3)}, record(tmp_path, 2))
+    assert not ours.wait()
+    assert f"{latest}: Is a directory. A folder of this name is in the way: move it" in said[0]
+    assert "last good checkpoint: step-0000000" in said[0] and "Free space" not in said[0]

@@ -39,7 +39,7 @@ def launch(count: int) -> int:
         sys.exit(next((rank.returncode for rank in ranks if rank.poll()), 1))
 
     signal.signal(signal.SIGTERM, end), signal.signal(signal.SIGINT, end)
-    while any(rank.poll() is None for rank in ranks):
+    while None in [rank.poll() for rank in ranks]:
         if any(rank.returncode for rank in ranks):
             end(0, None)
         time.sleep(0.1)

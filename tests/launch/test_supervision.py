@@ -265,3 +265,14 @@ def test_the_guard_says_what_it_does() -> None:
     command, env = [sys.executable, "launch/guard.py", "--help"], {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
     assert done.returncode == 0 and "usage: guard.py" in done.stdout and "SIGTERM" in done.stdout
+
+
+def test_a_rank_that_dies_makes_the_job_fail_whatever_marker_the_other_leaves(
+    tmp_path: Path,
+) -> None:
+    with standin(tmp_path / "run") as job:
+        later = max(job.ranks, key=lambda rank: "--local_rank=1" in rank.cmdline())
+        later.kill()
+        assert job.job.wait(SOON_S) not in (0, None)
+        wait_for(job.ended, what="all processes end")
+        assert job.reason() == "SIGTERM"  # the launcher's, of which the guard knows nothing

@@ -248,7 +248,14 @@ def test_a_changed_list_of_images_is_noticed(copy: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--shard", "3/2"], ["--shard", "x"], ["--workers", "0"], ["--mask-method", "x"]]
+    "options",
+    [
+        ["--shard", "3/2"],
+        ["--shard", "x"],
+        ["--shard", "\N{ARABIC-INDIC DIGIT ONE}/\N{ARABIC-INDIC DIGIT TWO}"],
+        ["--workers", "0"],
+        ["--mask-method", "x"],
+    ],
 )
 def test_a_wrong_command_line_exits_with_2(options: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

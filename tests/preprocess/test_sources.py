@@ -74,7 +74,10 @@ def test_links_are_followed_and_a_circle_ends(tmp_path: Path) -> None:
     ("names", "message"),
     [
         ([], r"no train/ folder.*expected FOLDER/train/<class>"),
-        (["x/y/train/a/1.jpg"], r"no train/ folder, but .*x/y has: give that one"),
+        (
+            ["x/y/train/a/1.jpg", "x/y/val/a/1.jpg"],
+            r"no train/ folder, but .*x/y has: give that one",
+        ),
         (["train/a/1.txt", "val/a/1.jpg"], r"train holds no image"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.txt"], r"val holds no image"),
         (["train/a/1.jpg", "val/a/1.jpg"], r"only one class \(a\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import subprocess
 import sys
@@ -216,3 +217,40 @@ def test_a_wrong_store_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         beton.parse(["--out", "x", "--store", "mix:2"])
     assert caught.value.code == 2
     assert "between 0 and 1" in capsys.readouterr().err
+
+
+def test_a_container_is_written_without_shared_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container /dev/shm may be small or read-only; one process writes."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "/dev/shm/pym")
+
+    monkeypatch.setattr("multiprocessing.heap.Arena.__init__", refused)
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refused)
+    monkeypatch.setattr("multiprocessing.shared_memory.SharedMemory.__init__", refused)
+    options = ["--mask-method", "full", "--workers", "1"]
+    assert beton.main(["--data", str(folder), "--out", str(tmp_path), *options]) == 0
+    assert read_manifest(tmp_path / "train.beton").count > 6
+
+
+def test_numba_does_without_the_lock_that_needs_shared_memory() -> None:
+    """Its warning has escape codes and four lines, and asks for nothing that this program lacks."""
+    program = """
+import multiprocessing
+def refused(*_):
+    raise OSError(30, "Read-only file system")
+multiprocessing.get_context = refused
+from harl_fast.jit import njit
+import numba, numpy
+@njit(parallel=True)
+def double(a):
+    for i in numba.prange(len(a)):
+        a[i] *= 2
+double(numpy.ones(3))
+from numba.np.ufunc.parallel import _backend_init_process_lock as lock
+assert type(lock).__name__ == "_nop", lock
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -23,6 +23,7 @@ from preprocess.verify import _rows as rows_of
 from tests.betons import plain_item, write_beton, write_checksums
 from tests.data.jpegfuzz import CRAFTED, SAMPLES, crafted_beton
 from tests.data.support import copied
+from tests.sets import split_beton
 
 COUNT = 70  # more than one chunk
 
@@ -167,3 +168,36 @@ def test_a_crafted_jpeg_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().out
     assert f"1 of {SAMPLES} samples are damaged" in told
     assert f"sample {CRAFTED} (sample{CRAFTED}.jpg): image does not decode" in told
+
+
+def judged(tmp_path: Path, path: Path, *args: object) -> tuple[int, list[dict]]:
+    out = tmp_path / "set.json"
+    code = main([str(path), *map(str, args), "--report", str(out), "--workers", "1"])
+    return code, json.loads(out.read_text())
+
+
+def test_a_set_is_judged_as_the_container_of_its_samples(
+    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, several = copied(beton, tmp_path), split_beton(beton, tmp_path / "set", shards=7)
+    code, found = judged(tmp_path, several, "--deep")
+    assert code == SOUND and len(found) == 7 and all(shard["decoded"] for shard in found)
+    assert sum(shard["samples"] for shard in found) == COUNT
+    shard, place = several / "00003-of-00007.beton", 2  # ten in each
+    overwrite(one, 32, 0, 400, b"\x11")
+    overwrite(shard, place, 0, 400, b"\x11")
+    overwrite(one, 69, 1, 3, b"\x55")
+    overwrite(several / "00006-of-00007.beton", 9, 1, 3, b"\x55")
+    code, found = judged(tmp_path, several)
+    assert code == DAMAGED == report(tmp_path, one)[0]
+    damaged = [finding for shard in found for finding in shard["damaged"]]
+    assert damaged == report(tmp_path, one)[1]["damaged"] and len(damaged) == 2
+    assert [number for number, shard in enumerate(found) if not shard["sound"]] == [3, 6]
+    assert [each["decoded"] for each in found] == [number in (3, 6) for number in range(7)]
+    (several / "00001-of-00007.beton").unlink()  # the others are judged all the same
+    code, found = judged(tmp_path, several)
+    assert code == REFUSED and "00001-of-00007.beton is missing" in found[1]["refused"]
+    assert [finding for shard in found for finding in shard["damaged"]] == damaged
+    assert "00003-of-00007.beton: 1 of 10 samples are damaged" in capsys.readouterr().out
+    assert judged(tmp_path, shard)[0] == DAMAGED  # alone, its ids are its own
+    assert judged(tmp_path, shard)[1][0]["damaged"][0]["id"] == place

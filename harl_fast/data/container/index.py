@@ -1,7 +1,7 @@
 """What decoding must know of each sample, from the containers' tables, which are checked meanwhile.
 
-About 90 bytes per sample are read once, in pieces, and 37 are kept: for the 10 million samples of a
-set of 50 shards 0.4 GB and about a second (`benchmarks/open_set.py`).
+About 100 bytes per sample are read once, in pieces, and 37 are kept: 0.4 GB for 10 million samples,
+and 1.4 s of CPU time, half of it SHA-256 (`benchmarks/open_set.py`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import numpy.typing as npt
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
 
 from harl_fast.data.container.checksum import CHECKED, joint_sum
-from harl_fast.data.container.fields import NOWHERE, BitMaskField, StoredImageField
+from harl_fast.data.container.fields import MODE_NAMES, NOWHERE, BitMaskField, StoredImageField
 from harl_fast.data.container.integrity import (
     IMAGE,
-    LABEL,
     MASK,
     METADATA_START,
     METADATA_TYPE,
+    MOST_PIXELS,
     impossible,
-    picture_faults,
     too_short,
 )
 from harl_fast.data.container.manifest import (
@@ -41,6 +40,7 @@ from harl_fast.data.container.manifest import (
 from harl_fast.errors import DataError
 from harl_fast.files import open_regular
 from harl_fast.host import usable_cores
+from harl_fast.jit import njit
 
 ROW = np.dtype(
     [
@@ -54,14 +54,19 @@ ROW = np.dtype(
     ]
 )
 """A sample's place and kind."""
-PIECE = 1 << 14
+PIECE = 1 << 13
 """Samples whose tables are looked at together: they stay in a core's cache."""
 MOST_THREADS = 8
 
-_PAIR = np.dtype(
-    [(f"{part}_{what}", "<u8") for part in ("image", "mask") for what in ("id", "at", "size")]
+_METADATA = np.dtype(
+    {
+        "names": ["mode", "width", "height", "image", "mask", "label"],
+        "formats": ["u1", "<u2", "<u2", "<u8", "<u8", "<i8"],
+        "offsets": [0, 1, 3, 5, 17, 32],
+        "itemsize": METADATA_TYPE.itemsize,
+    }
 )
-"""Two rows of an allocation table."""
+"""`METADATA_TYPE` without FFCV's numbered columns."""
 
 Rows = npt.NDArray[np.void]
 Labels = npt.NDArray[np.int16 | np.int32]
@@ -252,7 +257,7 @@ def _filled(
             return _unreadable(file.path, error)
         return None
 
-    # Numpy and hashlib let other threads run meanwhile.
+    # Hashing, reading and the compiled loops let other threads run meanwhile.
     with ThreadPoolExecutor(min(MOST_THREADS, usable_cores(), len(files))) as pool:
         found = dict(enumerate(pool.map(fill, range(len(files)))))
     return index, {number: error for number, error in found.items() if error is not None}
@@ -265,28 +270,22 @@ def _fill_rows(file: File, rows: Rows, labels: Labels) -> None:
     """
     path, manifest, counts = file.path, file.manifest, file.manifest.class_counts
     digest, plain, mask_bytes = hashlib.sha256(), True, file.mask_size**2 // 8
-    seen = np.zeros(len(counts) + 1, np.int64)
+    seen = np.zeros(len(counts), np.int64)
     with open_regular(path) as stream:
         digest.update(stream.read(METADATA_START))
-        for at, piece in _pieces(stream, METADATA_TYPE, len(rows), digest):
-            part, image, label = rows[at], piece[IMAGE], piece[LABEL].reshape(-1)
-            part["image"], part["mask"] = image["data_ptr"], piece[MASK]["data_ptr"]
-            for name in ("height", "width", "mode"):
-                part[name] = image[name]
-            labels[at] = label
-            plain &= not any(map(np.any, picture_faults(image, label, len(counts)).values()))
-            seen += np.bincount(np.clip(label + 1, 0, len(counts)), minlength=len(seen))
+        for at, piece in _pieces(stream, _METADATA, len(rows), digest):
+            plain &= _take_samples(piece, rows[at], labels[at], seen, len(MODE_NAMES), MOST_PIXELS)
         stream.seek(file.table_at)
         end = METADATA_START + len(rows) * METADATA_TYPE.itemsize
-        for at, piece in _pieces(stream, _PAIR, len(rows), digest):
-            end, in_order = _take(piece, rows[at], end, file.table_at, mask_bytes)
+        for at, piece in _pieces(stream, ALLOC_TABLE_TYPE, len(rows), digest, each=2):
+            end, in_order = _take_places(piece, rows[at], end, file.table_at, mask_bytes, NOWHERE)
             plain &= in_order and not too_short(rows[at], rows["size"][at]).any()
     if manifest.tables_sha256 and digest.hexdigest() != manifest.tables_sha256:
         raise DataError(
             f"{path}: its header, metadata or allocation table do not have the manifest's "
             f"checksum: some of their bytes have changed. Copy it again, or: {REMEDY}"
         )
-    if plain and seen[1:].tolist() == list(counts):
+    if plain and seen.tolist() == list(counts):
         return
     if found := impossible(path, count=len(rows), counts=counts, table_at=file.table_at):
         raise DataError(f"{path} has {found}. {REMEDY}")
@@ -301,36 +300,64 @@ def _fill_rows(file: File, rows: Rows, labels: Labels) -> None:
 
 
 def _pieces(
-    stream: BinaryIO, kind: np.dtype[Any], count: int, digest: hashlib._Hash
+    stream: BinaryIO, kind: np.dtype[Any], count: int, digest: hashlib._Hash, *, each: int = 1
 ) -> Iterator[tuple[slice, npt.NDArray[np.void]]]:
-    """Yield ``count`` records of a file in pieces, with their place, and add them to a digest."""
+    """Yield a file's records of ``count`` samples in pieces, and add them to a digest.
+
+    each: records of one sample. Yields the place of the samples, too. All pieces come in the same
+    memory: new memory for each would cost as much as the reading.
+    """
+    buffer = np.empty(min(PIECE, count) * each, kind)
     for start in range(0, count, PIECE):
         stop = min(start + PIECE, count)
-        data = stream.read((stop - start) * kind.itemsize)
-        if len(data) < (stop - start) * kind.itemsize:
+        piece = buffer[: (stop - start) * each]
+        data = piece.view(np.uint8).data
+        if stream.readinto(data) < len(data):  # type: ignore[attr-defined]
             raise DataError(f"{stream.name} is being cut short. Copy it again, or: {REMEDY}")
         digest.update(data)
-        yield slice(start, stop), np.frombuffer(data, kind)
+        yield slice(start, stop), piece
 
 
-def _take(
-    pairs: npt.NDArray[np.void], rows: Rows, start: int, stop: int, mask_bytes: int
-) -> tuple[int, bool]:
-    """Take image sizes from (n,) `_PAIR`s; return where the last ends and if all are in order.
+@njit(cache=True, nogil=True)
+def _take_samples(metadata, rows, labels, seen, modes, most_pixels):
+    """Take what metadata (n,) say into rows (n,) and labels (n,); return whether all of it can be.
 
-    They are if they belong to the rows one by one and lie one after another from byte ``start`` to
-    ``stop``. Masks of another size than ``mask_bytes`` get the place `NOWHERE`.
+    seen: (C,) int64, counts the labels. As `integrity.picture_faults`, which names what is wrong.
     """
-    places = np.stack([pairs["image_at"], pairs["mask_at"]], axis=1).reshape(-1)
-    sizes = np.stack([pairs["image_size"], pairs["mask_size"]], axis=1).reshape(-1)
-    in_order = (places[::2] == rows["image"]).all() and (places[1::2] == rows["mask"]).all()
-    # With both below these bounds no sum goes beyond 64 bits.
-    in_order &= ((places <= stop) & (sizes > 0) & (sizes < 1 << 32)).all()
-    ends = places + sizes
-    in_order &= places[0] >= start and (places[1:] >= ends[:-1]).all() and ends[-1] <= stop
-    rows["size"] = sizes[::2]
-    rows["mask"][sizes[1::2] != mask_bytes] = NOWHERE
-    return int(ends[-1]), bool(in_order)
+    possible = True
+    for place in range(rows.shape[0]):
+        sample, row = metadata[place], rows[place]
+        row.image, row.mask = sample.image, sample.mask
+        row.height, row.width, row.mode = sample.height, sample.width, sample.mode
+        labels[place] = sample.label
+        pixels = np.int64(sample.height) * np.int64(sample.width)
+        possible &= 0 < pixels <= most_pixels and sample.mode < modes
+        if 0 <= sample.label < seen.shape[0]:
+            seen[sample.label] += 1
+        else:
+            possible &= seen.shape[0] == 0 and sample.label == -1
+    return possible
+
+
+@njit(cache=True, nogil=True)
+def _take_places(table, rows, start, stop, mask_bytes, nowhere):
+    """Take image sizes from a table (2n,); return where the last ends and if all are in order.
+
+    They are if they belong to the rows (n,) one by one and lie one after another between the bytes
+    ``start`` and ``stop``. Masks of another size than ``mask_bytes`` get the place ``nowhere``.
+    """
+    end, last, in_order = np.uint64(start), np.uint64(stop), True
+    for place in range(rows.shape[0]):
+        row, image, mask = rows[place], table[2 * place], table[2 * place + 1]
+        in_order &= image.ptr == row.image and mask.ptr == row.mask
+        in_order &= np.uint64(0) < image.size < np.uint64(1 << 32)
+        for entry in (image, mask):
+            in_order &= end <= entry.ptr <= last and np.uint64(0) < entry.size <= last - entry.ptr
+            end = entry.ptr + entry.size
+        row.size = image.size
+        if mask.size != np.uint64(mask_bytes):
+            row.mask = nowhere
+    return end, in_order
 
 
 def _fill_sums(file: File, joint: npt.NDArray[np.uint64]) -> str:

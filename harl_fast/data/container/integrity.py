@@ -115,9 +115,11 @@ def picture_faults(
 
 def too_short(image: Table, size: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
     """Return which of (N,) images, with mode, height and width, need more than their (N,) bytes."""
-    height, width = image["height"].astype(np.int64), image["width"].astype(np.int64)
-    least = np.ones(len(image), np.int64)
+    short = size < 1
     for mode in set(range(len(MODE_NAMES))) - {MODE_JPG}:
-        own = image["mode"] == mode
-        least[own] = stored_bytes(mode, height[own], width[own])
-    return size.astype(np.int64) < least
+        if len(own := np.flatnonzero(image["mode"] == mode)):
+            height: Any = image["height"][own].astype(np.int64)  # arrays serve as well as numbers
+            width: Any = image["width"][own].astype(np.int64)
+            least = stored_bytes(mode, height, width)
+            short[own] = size[own].astype(np.int64) < least
+    return short

@@ -8,6 +8,7 @@ path per sample, in sample order) in the same folder. Several containers may for
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -96,8 +97,9 @@ class Manifest:
     `preprocess.encode`), for passthrough passed_through and reencoded ({reason: count}), and with
     ``--keep-warned`` warned: how many damaged files were kept. The newest add range, range_found
     (how ``auto`` came to it) and icc (how files were read; before, "full" and no profile), pages
-    ("all" if each page of a TIFF is a sample) and remarks ({what was done to pixels: count}). The
-    loader reads each sample's own mode and depends on none of these: no new format."""
+    ("all" if each page of a TIFF is a sample), channels (1 of grey sets) and remarks ({what was
+    done to pixels: count}). The loader reads each sample's own mode and depends on none of these:
+    no new format."""
     skipped: NonNegativeInt
     """Source files that were left out; they are listed in ``<split>.report.json``."""
     beton_bytes: NonNegativeInt
@@ -297,6 +299,11 @@ def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uin
     return np.array(sums, order="C")
 
 
+@functools.cache
+def _schema() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
+
+
 def read_manifest(beton: Path) -> Manifest:
     """Return the manifest of a container or of a set; `DataError` if missing, damaged or edited.
 
@@ -312,7 +319,7 @@ def read_manifest(beton: Path) -> Manifest:
         tree = read_json(path, error=DataError, most_bytes=MOST_BYTES)
         seal = tree.pop(_SEAL, None)
         found = tree_sha256(tree)
-        manifest = TypeAdapter(Manifest).validate_python({**tree, _SEAL: found})
+        manifest = _schema().validate_python({**tree, _SEAL: found})
     except DataError as error:
         raise DataError(f"{error}. {REMEDY}") from error
     except ValidationError as error:
@@ -335,10 +342,11 @@ def read_manifest(beton: Path) -> Manifest:
             f"Give them their names again"
         )
     if beton.is_dir() != bool(manifest.shards):
-        kinds = ("a single container", "a set of containers")
+        described = "a set of containers" if manifest.shards else "a single container"
+        found = "a folder" if beton.is_dir() else "a file, or missing"
         raise DataError(
-            f"{path} describes {kinds[bool(manifest.shards)]}, {beton} is {kinds[beton.is_dir()]}. "
-            f"Copy the files of one conversion together, or: {REMEDY}"
+            f"{path} describes {described}, {beton} is {found}. Copy the files of one conversion "
+            f"together, or: {REMEDY}"
         )
     for shard in manifest.shards:
         if Path(shard.file).name != shard.file:

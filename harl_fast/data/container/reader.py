@@ -66,6 +66,12 @@ class OpenContainer:
             sums=self.index.sums,
         )
 
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all stored images and masks."""
+        rows, mask_bytes = self.index.rows, self.index.files[0].mask_size ** 2 // 8
+        return int(rows["size"].sum(dtype=np.int64)) + len(rows) * mask_bytes
+
     def _facts(self, number: int) -> tuple[int, int]:
         facts = os.fstat(self._files[number].fileno())
         return facts.st_size, facts.st_mtime_ns

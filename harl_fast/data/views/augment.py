@@ -27,7 +27,7 @@ class Augmentation(NamedTuple):
     """One colour operation."""
 
     apply: Callable[[Tensor, Tensor], Tensor]
-    """Of (B, 3, S, S) float32 pixels in [0, 1], planar, and (B, ``draws``) float32 random numbers
+    """Of (B, C, S, S) float32 pixels in [0, 1], planar, and (B, ``draws``) float32 random numbers
     in [0, 1), one row per picture; returns pixels of the same kind and may overwrite its input."""
     first_draw: int
     """Index in the colour stream of the draw that decides whether a picture is changed; those of
@@ -66,7 +66,7 @@ def augment(
 ) -> None:
     """Apply a view's ``augment`` in place, in the order of its names.
 
-    x: (B, 3, S, S) float32 in [0, 1], planar. ids: (B,) sample ids on the host.
+    x: (B, C, S, S) float32 in [0, 1], planar. ids: (B,) sample ids on the host.
     """
     for name, probability in policy.augment.items():
         operation = AUGMENTATIONS[name]

@@ -25,7 +25,7 @@ from harl_fast.jit import njit
 
 @njit(cache=True, parallel=True, nogil=True)
 def decode_batch(samples, seed, epoch, stored, table, colours, scratch, views, cells, status):
-    """Fill each view's (B, S, S, 3), its cells (B, h, w) and the (B,) int32 status.
+    """Fill each view's (B, S, S, C), its cells (B, h, w) and the (B,) int32 status.
 
     samples: (B,) int64 ids. The rest is that of `sample.decode_sample`; ``scratch`` has room for as
     many threads as numba was told to use. A sample whose status is not OK leaves its rows

@@ -57,14 +57,15 @@ def policy_table(
 ) -> npt.NDArray[Any]:
     """Return (V,) records, what `draw_colour` and `colour_view` must know of each view.
 
-    mean, std: (3,) of [0, 1] pixels, RGB.
+    mean, std: (3,) of [0, 1] pixels, RGB; or (1,) for views of one channel.
     """
+    mean, std = (tuple(values) * (3 // len(values)) for values in (mean, std))
     rows = [
         (
             policy.jitter_p,
             (policy.brightness, policy.contrast, policy.saturation, policy.hue),
             *(policy.gray_p, policy.blur_p, *policy.blur_sigma, policy.solarize_p),
-            *(policy.size_px, blur_radius(policy), tuple(mean), tuple(std)),
+            *(policy.size_px, blur_radius(policy), mean, std),
         )
         for policy in policies
     ]
@@ -174,27 +175,15 @@ def _across(line, weights, reach, out):
     tap = 1
     ops.taps0(line[reach:], weights, out)
     while tap + 3 <= reach:
-        a, b, c, d = (
-            line[reach - tap :],
-            line[reach + tap :],
-            line[reach - tap - 1 :],
-            line[reach + tap + 1 :],
-        )
-        e, f, g, h = (
-            line[reach - tap - 2 :],
-            line[reach + tap + 2 :],
-            line[reach - tap - 3 :],
-            line[reach + tap + 3 :],
-        )
+        a, b = line[reach - tap :], line[reach + tap :]
+        c, d = line[reach - tap - 1 :], line[reach + tap + 1 :]
+        e, f = line[reach - tap - 2 :], line[reach + tap + 2 :]
+        g, h = line[reach - tap - 3 :], line[reach + tap + 3 :]
         ops.taps4(a, b, c, d, e, f, g, h, weights[tap:], out)
         tap += 4
     if tap + 1 <= reach:
-        a, b, c, d = (
-            line[reach - tap :],
-            line[reach + tap :],
-            line[reach - tap - 1 :],
-            line[reach + tap + 1 :],
-        )
+        a, b = line[reach - tap :], line[reach + tap :]
+        c, d = line[reach - tap - 1 :], line[reach + tap + 1 :]
         ops.taps2(a, b, c, d, weights[tap:], out)
         tap += 2
     if tap <= reach:
@@ -357,3 +346,52 @@ def colour_view(planes, params, row, scratch, out):
         pixels = scratch[: 3 * width].reshape(3, width)
         _coloured(flat, params, place, middle, kept, pixels, start)
         _finish(pixels, grey, invert, scale, offset, kept[3 * start : 3 * (start + width)])
+
+
+@njit(cache=True, nogil=True)
+def _blur_plane(plane, params, reach, total, work):
+    """Blur a picture of one plane, (S * S,) float32, in place. work: uint16 scratch."""
+    side = int(math.sqrt(plane.shape[0]) + 0.5)
+    length = side + 2 * reach
+    pitch = -(-length // 32) * 32
+    line, blurred = work[:length], work[pitch : 2 * pitch]
+    weights = work[2 * pitch : (3 + reach) * pitch].reshape(reach + 1, pitch)
+    ops.fill_weights(params[SIGMA], total, weights)
+    rows = work[(3 + reach) * pitch : (3 + reach + side) * pitch].reshape(side, pitch)
+    for row in range(side):
+        _pad(plane.reshape(1, -1), row * side, reach, 1, line)
+        _across(line, weights, reach, rows[row, :side])
+    for row in range(side):
+        _down(rows, row, side, weights, reach, blurred)
+        ops.from_fixed(blurred[:side], plane[row * side : (row + 1) * side])
+
+
+@njit(cache=True, nogil=True)
+def colour_grey(levels, params, row, scratch, out):
+    """Fill ``out`` (S * S,) float32 with one view of one channel, coloured and normalised.
+
+    levels: (S * S,) uint8. The rest is that of `colour_view`. Of the jitter brightness and contrast
+    are left; saturation, hue and the dropping of colour do nothing to a grey.
+    """
+    scratch, out = ops.borrowed(scratch), ops.borrowed(out)
+    count = out.shape[0]
+    ops.load(levels, out)
+    for place in range(4 if params[JITTER] != 0.0 else 0):
+        number = int(params[ORDER + place])
+        factor = np.float32(params[FACTORS + number])
+        if number == 0:
+            ops.brightness(out, factor)
+        elif number == _CONTRAST:
+            total = 0.0
+            for start in range(0, count, _CHUNK_PX):
+                total += ops.total(out[start : start + _CHUNK_PX])
+            ops.contrast(out, factor, np.float32(total / count))
+    if params[BLUR] != 0.0:
+        reach, total = ops.reach_of(params[SIGMA], row.blur_radius)
+        if reach > 0:
+            start = -scratch.ctypes.data // 4 % 16  # on a cache line
+            _blur_plane(out, params, reach, total, scratch[start:].view(np.uint16))
+    if params[SOLARIZE] != 0.0:
+        ops.solarize(out)
+    scale, offset = 1.0 / (255.0 * row.std[0]), -row.mean[0] / row.std[0]
+    ops.normalise(out, np.float32(scale), np.float32(offset))

@@ -81,16 +81,21 @@ class Colouring:
 
     policies: tuple[ViewConfig, ...]
     """One per view."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    """Per-channel normalisation of [0, 1] pixels, RGB."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Normalisation of [0, 1] pixels: three values, RGB, or one for views of one channel."""
 
     def table(self) -> npt.NDArray[Any]:
         """Return the (V,) records of `color_cpu.policy_table`."""
         return policy_table(self.policies, self.mean, self.std)
 
-    def check(self, views: Sequence[ViewGeometry]) -> None:
-        """Raise ConfigError unless there is one policy per view, of the view's size."""
+    def check(self, views: Sequence[ViewGeometry], *, channels: int) -> None:
+        """Raise ConfigError unless there is one policy per view, of its size, and C values."""
+        if not len(self.mean) == len(self.std) == channels:
+            raise ConfigError(
+                f"colours have {len(self.mean)} values of mean and {len(self.std)} of std, the "
+                f"views {channels} channels: give as many values as channels"
+            )
         sizes, wanted = [p.size_px for p in self.policies], [v.size_px for v in views]
         if sizes != wanted:
             raise ConfigError(f"colours are for views of {sizes} px, the views have {wanted} px")
@@ -104,7 +109,7 @@ class Colouring:
         seed: int,
         epoch: int,
     ) -> None:
-        """Apply what `color_cpu` does not know to its (B, S, S, 3) normalised views, in place."""
+        """Apply what `color_cpu` does not know to its (B, S, S, C) normalised views, in place."""
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
         for view, policy in enumerate(self.policies):
             if policy.augment:
@@ -115,7 +120,9 @@ class Colouring:
 
 
 def luminance(x: Tensor) -> Tensor:
-    """Return (B, 1, H, W) luminance of (B, 3, H, W) RGB (ITU-R BT.601)."""
+    """Return (B, 1, H, W) luminance of (B, 3, H, W) RGB (ITU-R BT.601), or of one channel."""
+    if x.shape[1] == 1:
+        return x
     red, green, blue = x.split(1, dim=1)
     grey: Tensor = red * _GREY[0] + green * _GREY[1] + blue * _GREY[2]
     return grey
@@ -139,6 +146,8 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 def hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn each pixel's hue by (B,) shifts, in turns of the colour circle, through HSV."""
+    if x.shape[1] == 1:  # greys have none
+        return x
     value, chroma, turn = _to_hsv(x)
     turn = torch.remainder(turn + shift[:, None, None], 1.0) * 6.0
     # Each channel is the value less chroma times a trapezoid of the hue (HSV, channel form).
@@ -194,7 +203,10 @@ _JITTER: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brightness, contrast,
 
 
 class Photometric(nn.Module):
-    """Turns the loader's uint8 views into the network's input."""
+    """Turns the loader's uint8 views into the network's input.
+
+    mean, std: one value per channel, C = 3 or 1.
+    """
 
     mean: Tensor
     std: Tensor
@@ -215,9 +227,9 @@ class Photometric(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, *, view: int, ids: npt.ArrayLike, epoch: int) -> Tensor:
-        """Return (B, 3, S, S) float32, normalised, in channels-last memory.
+        """Return (B, C, S, S) float32, normalised, in channels-last memory.
 
-        images: (B, S, S, 3) uint8 on the module's device. view: which policy. ids: (B,) sample
+        images: (B, S, S, C) uint8 on the module's device. view: which policy. ids: (B,) sample
         ids on the host.
         """
         policy = self.policies[view]
@@ -227,9 +239,9 @@ class Photometric(nn.Module):
         return self.normalize(x)
 
     def colour(self, images: Tensor, drawn: Draws, *, policy: ViewConfig) -> Tensor:
-        """Return (B, 3, S, S) float32 in [0, 1] with the drawn operations applied.
+        """Return (B, C, S, S) float32 in [0, 1] with the drawn operations applied.
 
-        images: (B, S, S, 3) uint8.
+        images: (B, S, S, C) uint8.
         """
         x = unit_planes(images)
         for place in range(len(_JITTER)):
@@ -248,19 +260,19 @@ class Photometric(nn.Module):
         return x
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Return planar (B, 3, H, W) [0, 1] pixels normalised, in channels-last memory."""
+        """Return planar (B, C, H, W) [0, 1] pixels normalised, in channels-last memory."""
         x = (x - self.mean[:, None, None]).div_(self.std[:, None, None])
         return x.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def plain(self, images: Tensor) -> Tensor:
-        """Return (B, 3, S, S) normalised without any colouring, for evaluation.
+        """Return (B, C, S, S) normalised without any colouring, for evaluation.
 
-        images: (B, S, S, 3) uint8 on the module's device.
+        images: (B, S, S, C) uint8 on the module's device.
         """
         return self.normalize(unit_planes(images))
 
 
 def unit_planes(images: Tensor) -> Tensor:
-    """Return (B, 3, H, W) contiguous float32 in [0, 1] from (B, H, W, 3) uint8."""
+    """Return (B, C, H, W) contiguous float32 in [0, 1] from (B, H, W, C) uint8."""
     return images.permute(0, 3, 1, 2).contiguous().float().div_(255.0)

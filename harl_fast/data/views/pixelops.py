@@ -241,3 +241,10 @@ def interleave(red, green, blue, scale, offset, out):
         out[place] = np.float32(red[i]) * red_scale + red_offset
         out[place + np.uint64(1)] = np.float32(green[i]) * green_scale + green_offset
         out[place + np.uint64(2)] = np.float32(blue[i]) * blue_scale + blue_offset
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def normalise(plane, scale, offset):
+    """Replace each value by value * scale + offset."""
+    for i in range(plane.shape[0]):
+        plane[i] = plane[i] * scale + offset

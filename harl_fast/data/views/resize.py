@@ -261,6 +261,26 @@ def rgb_to_rgb(red, green, blue, out):
 
 
 @njit(cache=True)
+def round_row(values, out):
+    """Round a row of (N,) uint16 in 8.8 to (N,) uint8."""
+    for i in range(values.shape[0]):
+        out[i] = _rounded(values[i])
+
+
+# BT.601 (and JFIF's Y), in 2^-16; they add up to one.
+_RED_SHARE, _GREEN_SHARE, _BLUE_SHARE = np.uint32(19595), np.uint32(38470), np.uint32(7471)
+
+
+@njit(cache=True)
+def rgb_to_luma(red, green, blue, out):
+    """Turn a row of (N,) uint16 RGB in 8.8 into (N,) uint8 luma."""
+    for i in range(red.shape[0]):
+        luma = np.uint32(red[i]) * _RED_SHARE + np.uint32(green[i]) * _GREEN_SHARE
+        luma = np.uint32(luma + np.uint32(blue[i]) * _BLUE_SHARE)
+        out[i] = _rounded(np.uint16(luma >> np.uint32(16)))
+
+
+@njit(cache=True)
 def ycc_to_planes(luma, blue, red, r, g, b):
     """Convert a row of (N,) uint16 YCbCr in 8.8 to three rows of uint8."""
     for i in range(luma.shape[0]):
@@ -346,3 +366,17 @@ def write_planes(parts, is_ycc, upright, out):
             ycc_to_planes(a, b, c, out[0, row], out[1, row], out[2, row])
         else:
             rgb_to_planes(a, b, c, out[0, row], out[1, row], out[2, row])
+
+
+@njit(cache=True)
+def write_luma(parts, is_ycc, upright, out):
+    """As `write_view`, for the luma alone: ``out`` (S, S). Of YCbCr it is the first part."""
+    side = out.shape[0]
+    for channel in range(1 if is_ycc else 3):
+        transpose(parts[channel], side, upright[channel])
+    for row in range(side):
+        a, b, c = upright[0, row, :side], upright[1, row, :side], upright[2, row, :side]
+        if is_ycc:
+            round_row(a, out[row])
+        else:
+            rgb_to_luma(a, b, c, out[row])

@@ -13,7 +13,7 @@ from numba import types
 from harl_fast.data.container.checksum import sum_differs
 from harl_fast.data.container.fields import MODE_JPG, MODE_RAW, MODE_YUV420, NOWHERE
 from harl_fast.data.views.cells import cell_coverage, fill_integral
-from harl_fast.data.views.color_cpu import PARAMS, colour_view, draw_colour
+from harl_fast.data.views.color_cpu import PARAMS, colour_grey, colour_view, draw_colour
 from harl_fast.data.views.crop import draw_view
 from harl_fast.data.views.jpeg import (
     BAD_JPEG,
@@ -30,7 +30,7 @@ from harl_fast.data.views.jpeg import (
     parse_jpeg,
 )
 from harl_fast.data.views.jpegheader import CHANNELS, FACTOR_X, FACTOR_Y, HEIGHT, LAYOUT, WIDTH
-from harl_fast.data.views.resize import padded, reduce_planes, write_planes, write_view
+from harl_fast.data.views.resize import padded, reduce_planes, write_luma, write_planes, write_view
 from harl_fast.jit import njit
 from harl_fast.rng import GEOMETRY, PHOTOMETRIC, stream
 
@@ -170,13 +170,18 @@ def open_picture(decoder, mode, data, size, union, bytes_, picture):
 
 
 @njit(cache=True)
-def _resize_ycc(planes, picture, size, placed, side, rest, parts):
-    """Resize a view's luma and chroma from ``planes``, one after another in one array."""
+def _resize_ycc(planes, picture, size, placed, side, rest, parts, grey):
+    """Resize a view's luma and chroma from ``planes``, one after another in one array.
+
+    grey: the luma alone.
+    """
     rows, stride = picture[ROWS], picture[STRIDE]
     down, across = picture[_FACTOR_Y], picture[_FACTOR_X]
     luma = planes[: rows * stride].reshape(1, rows, stride)
     origin = (picture[PLANE_Y], picture[PLANE_X])
     reduce_planes(luma, 1, origin, (1, 1), size, placed, side, rest, parts[0:1])
+    if grey:
+        return
     if picture[_CHANNELS] == 1:
         parts[1:] = _GREY_CHROMA
         return
@@ -188,13 +193,27 @@ def _resize_ycc(planes, picture, size, placed, side, rest, parts):
 
 
 @njit(cache=True)
+def _write_grey(parts, is_ycc, upright, scratch, thread, key, colours, out):
+    """Write a view of one channel, see `cut_view`."""
+    side = out.shape[0]
+    if colours is None:
+        write_luma(parts, is_ycc, upright, out.reshape(side, side))
+    else:
+        levels = scratch.levels[thread, : side * side]
+        write_luma(parts, is_ycc, upright, levels.reshape(side, side))
+        params = np.empty(PARAMS, np.float64)
+        draw_colour(key, colours, params)
+        colour_grey(levels, params, colours, scratch.floats[thread], out.reshape(-1))
+
+
+@njit(cache=True)
 def cut_view(mode, data, size, box, picture, scratch, thread, key, colours, out):
-    """Write one view of an opened picture to ``out`` (S, S, 3).
+    """Write one view of an opened picture to ``out`` (S, S, 3), or its luma to (S, S, 1).
 
     mode, data, size, picture: of `open_picture`. box: of `draw_view`. key: the colour stream.
     colours: the view's record of `color_cpu.policy_table`, or None for uint8 pixels.
     """
-    side, words = out.shape[0], scratch.words[thread]
+    side, grey, words = out.shape[0], out.shape[2] == 1, scratch.words[thread]
     rows = padded(side)
     one = 3 * rows * rows
     parts = words[:one].reshape(3, rows, rows)
@@ -203,13 +222,15 @@ def cut_view(mode, data, size, box, picture, scratch, thread, key, colours, out)
         interleaved = data.reshape(1, size[0], size[1] * 3)
         reduce_planes(interleaved, 3, (0, 0), (1, 1), size, box, side, rest, parts)
     elif mode == MODE_YUV420:
-        _resize_ycc(data, picture, size, box, side, rest, parts)
+        _resize_ycc(data, picture, size, box, side, rest, parts, grey)
     else:
         _resize_ycc(
-            scratch.planes[thread, picture[_BEGIN] :], picture, size, box, side, rest, parts
+            scratch.planes[thread, picture[_BEGIN] :], picture, size, box, side, rest, parts, grey
         )
     is_ycc = mode != MODE_RAW
-    if colours is None:
+    if grey:
+        _write_grey(parts, is_ycc, upright, scratch, thread, key, colours, out)
+    elif colours is None:
         write_view(parts, is_ycc, upright, out)
     else:
         planes = scratch.levels[thread, : 3 * side * side].reshape(3, side, side)
@@ -223,7 +244,7 @@ def cut_view(mode, data, size, box, picture, scratch, thread, key, colours, out)
 def decode_sample(
     sample, row, seed, epoch, stored, table, colours, decoder, scratch, thread, views, cells
 ):
-    """Fill row ``row`` of each view (B, S, S, 3) and its cells (B, h, w); return the status.
+    """Fill row ``row`` of each view (B, S, S, C) and its cells (B, h, w); return the status.
 
     stored: a `Stored`. table: of `crop.geometry_table`. colours: of `color_cpu.policy_table`, or
     None for uint8 views. decoder: see `decode_planes`. scratch: a `Scratch`, of which part

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from harl_fast.errors import CheckpointError
 from harl_fast.files import read_regular, replacing, sha256_file, write_json, write_text
 from harl_fast.host import utc_time
 from harl_fast.section import Section
+from harl_fast.tensorfile import open_tensors, writing
 from harl_fast.textfile import tree_sha256
 
 FORMAT_VERSION = 1
@@ -68,6 +69,13 @@ class Record(Section):
     record_sha256: str = ""
     """Of all other fields, see `_seal`."""
 
+    @property
+    def position(self) -> dict[str, int | str]:
+        """Where the loader was; older records have no ``loader``."""
+        if self.loader:
+            return self.loader
+        return {"seed": self.config.seed, "epoch": self.epoch, "step": self.epoch_step}
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -86,18 +94,19 @@ class Checkpoint:
         does not read them.
         """
         try:
-            with safe_open(self.path, framework="pt") as stream:
+            with open_tensors(self.path) as stream:
                 names = [name for name in stream.keys() if name.startswith(f"{prefix}.")]  # noqa: SIM118
                 found = {name: stream.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{self.path} cannot be read ({error}). {_other(self.path)}"
+                f"{self.path} cannot be read ({error}). {alternative(self.path)}"
             ) from error
         free = ("running_mean", "running_var", "ranks.statistics")
         for name, tensor in found.items():
             if not (name.endswith(free) or tensor.isfinite().all()):
                 raise CheckpointError(
-                    f"{self.path}: {name} holds values that are not finite. {_other(self.path)}"
+                    f"{self.path}: {name} holds values that are not finite. "
+                    f"{alternative(self.path)}"
                 )
         return {name[len(prefix) + 1 :]: tensor for name, tensor in found.items()}
 
@@ -133,10 +142,14 @@ def write_checkpoint(
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file with a new file's usual permissions, not its owner's alone."""
+    """Write a safetensors file with a new file's usual permissions, not its owner's alone.
+
+    Raises OSError.
+    """
     path.touch()
     mode = path.stat().st_mode
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    with writing(path):
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
     path.chmod(mode)
 
 
@@ -166,6 +179,11 @@ def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
         leftover.unlink()
 
 
+def mismatch(error: RuntimeError) -> str:
+    """Return in one short line why `torch.nn.Module.load_state_dict` refused a checkpoint."""
+    return " ".join(str(error).split())[:200]
+
+
 def last_before(folder: Path, *, step: float) -> Path | None:
     """Return the newest complete checkpoint of at most so many steps, if there is one."""
     for path in reversed(_tensor_files(folder)):
@@ -179,10 +197,22 @@ def last_before(folder: Path, *, step: float) -> Path | None:
 
 def latest_step(folder: Path) -> int:
     """Return the step of a folder's latest checkpoint, as its name says; 0 if there is none."""
+    name = last_name(folder)
+    return _step(Path(name)) if name != "none" else 0
+
+
+def last_name(folder: Path) -> str:
+    """Return the name of the checkpoint that a folder stands for, or "none"."""
     try:
-        return _step(_latest(folder)[0])
+        return _latest(folder)[0].stem
     except CheckpointError:
-        return 0
+        return "none"
+
+
+def is_part_of_a_checkpoint(path: Path) -> bool:
+    """Return whether a file has, or would take, a name of this format among checkpoints."""
+    named = path.name == LATEST or _NAME.fullmatch(path.stem) is not None
+    return named and any(path.parent.glob("step-*.json"))
 
 
 def is_before_the_first(folder: Path) -> bool:
@@ -214,11 +244,11 @@ def open_checkpoint(path: Path, *, verify: bool = False) -> Checkpoint:
         if verify and size == record.tensors_bytes and record.tensors_sha256:
             digest = sha256_file(file)
     except OSError as error:
-        raise CheckpointError(f"{file}: {error.strerror}. {_other(file)}") from error
+        raise CheckpointError(f"{file}: {error.strerror}. {alternative(file)}") from error
     if size != record.tensors_bytes:
         raise CheckpointError(
             f"{file} has {size:,} bytes, its record says {record.tensors_bytes:,}: it was cut "
-            f"short or changed. {_other(file)}"
+            f"short or changed. {alternative(file)}"
         )
     if verify and not record.tensors_sha256:
         notes += (
@@ -228,7 +258,7 @@ def open_checkpoint(path: Path, *, verify: bool = False) -> Checkpoint:
     elif verify and digest != record.tensors_sha256:
         raise CheckpointError(
             f"{file} has another SHA-256 than its record says: it was changed or damaged after "
-            f"it was written. {_other(file)}"
+            f"it was written. {alternative(file)}"
         )
     return Checkpoint(file, record, notes)
 
@@ -241,10 +271,10 @@ def _read_record(file: Path) -> Record:
         tree = json.loads(text)
         record = Record.model_validate_json(text)
     except OSError as error:
-        raise CheckpointError(f"{note}: {error.strerror or error}. {_other(file)}") from error
+        raise CheckpointError(f"{note}: {error.strerror or error}. {alternative(file)}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{note} is not a checkpoint's record ({first_reason(error)}). {_other(file)}"
+            f"{note} is not a checkpoint's record ({first_reason(error)}). {alternative(file)}"
         ) from error
     if record.format_version != FORMAT_VERSION:
         raise CheckpointError(
@@ -256,10 +286,12 @@ def _read_record(file: Path) -> Record:
     if new and record.record_sha256 != _seal(tree):
         what = "differs" if record.record_sha256 else "is missing"
         raise CheckpointError(
-            f"{note} was changed after it was written (its SHA-256 {what}). {_other(file)}"
+            f"{note} was changed after it was written (its SHA-256 {what}). {alternative(file)}"
         )
     if _NAME.fullmatch(file.stem) and _step(file) != record.step:
-        raise CheckpointError(f"{note} says step {record.step}, not its name's. {_other(file)}")
+        raise CheckpointError(
+            f"{note} says step {record.step}, not its name's. {alternative(file)}"
+        )
     return record
 
 
@@ -307,7 +339,7 @@ def _latest(folder: Path) -> tuple[Path, tuple[str, ...]]:
     )
 
 
-def _other(file: Path) -> str:
+def alternative(file: Path) -> str:
     """Say what else could be used in place of ``file``."""
     complete = sorted(
         other.stem

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harl_fast.engine.checkpoint.format import Checkpoint
+from harl_fast.engine.checkpoint.format import Checkpoint, mismatch
 from harl_fast.engine.deepspeed import gather_rows, load_optimizer_state, optimizer_state
 from harl_fast.engine.resume import changed, recorded_engine
 from harl_fast.engine.state import TrainState
@@ -98,10 +98,9 @@ def load_networks(harl: HARL, checkpoint: Checkpoint) -> None:
         try:
             module.load_state_dict(checkpoint.tensors(prefix))
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
             raise CheckpointError(
-                f"{checkpoint.path} is of another model than section model describes: {reason}. "
-                f"Use the configuration beside its checkpoints folder"
+                f"{checkpoint.path} is of another model than section model describes "
+                f"({mismatch(error)}). Use the configuration beside its checkpoints folder"
             ) from error
 
 

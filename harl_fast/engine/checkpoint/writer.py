@@ -12,9 +12,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from harl_fast.engine.checkpoint.format import LATEST, prune, write_checkpoint
-from harl_fast.errors import CheckpointError
-from harl_fast.files import read_regular
+from harl_fast.engine.checkpoint.format import last_name, prune, write_checkpoint
+from harl_fast.errors import CheckpointError, why
 
 
 class HostCopy:
@@ -106,20 +105,18 @@ class Saver:
         self.took_s = self.blocked_s + time.monotonic() - start
 
     def _report(self, error: Exception, *, step: int) -> None:
+        reason = f"{error}. Check that the folder can be written to"
+        if isinstance(error, OSError):
+            reason = why(error)
         if self._written:
             self._warn(
-                f"warning: old checkpoints in {self._folder} cannot be deleted ({error}). Delete "
+                f"warning: old checkpoints in {self._folder} cannot be deleted: {reason}. Delete "
                 f"some by hand before the disk is full"
             )
             return
         self.failures += 1
-        try:
-            last = read_regular(self._folder / LATEST).decode("ascii", "replace").strip()
-        except OSError:
-            last = "none"
         self._warn(
-            f"ERROR: CHECKPOINT NOT WRITTEN: step {step} into {self._folder}: {error}. Training "
-            f"goes on and the next save tries again (failures so far: {self.failures}; last good "
-            f"checkpoint: {last}). Free space on that disk, or make the folder writable for this "
-            f"user, before the run ends"
+            f"ERROR: CHECKPOINT NOT WRITTEN: step {step} into {self._folder}: {reason}, before the "
+            f"run ends. Training goes on and the next save tries again (failures so far: "
+            f"{self.failures}; last good checkpoint: {last_name(self._folder)})"
         )

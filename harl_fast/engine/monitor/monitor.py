@@ -17,7 +17,13 @@ from harl_fast.data.loader import decoding_threads
 from harl_fast.engine.deepspeed import gather_floats
 from harl_fast.engine.monitor.alarms import Supply
 from harl_fast.engine.monitor.metrics import Meter, StepNorms
-from harl_fast.engine.monitor.probe import Probe, ProbeStopped, averaged_statistics
+from harl_fast.engine.monitor.probe import (
+    Probe,
+    ProbeStopped,
+    ReplacedError,
+    averaged_statistics,
+    check_same,
+)
 from harl_fast.engine.monitor.sink import RunInfo
 from harl_fast.engine.monitor.sinks import Sinks
 from harl_fast.engine.precision import AUTOCAST
@@ -189,7 +195,13 @@ class Monitor:
             return None
         threads = decoding_threads(state.config.data.workers, ranks_here=state.machine.ranks_here)
         try:
-            probe = Probe(state.loader.path, state.config, device=state.device, threads=threads)
+            probe = Probe(
+                state.loader.path,
+                state.loader.manifest,
+                state.config,
+                device=state.device,
+                threads=threads,
+            )
         except DataError as error:
             self.sinks.warn(f"warning: no online probe: {error}")
             return None
@@ -216,6 +228,8 @@ class Monitor:
         assert self._sheet is not None
         out = self.sinks.run.folder.path / "sheets" / f"epoch-{done:04d}.png"
         state, sheet = self._state, self._sheet
+        loader, skip_broken = state.loader, state.config.data.skip_broken
+        check_same(loader.path, loader.manifest, skip_broken=skip_broken)
         self.sinks.image(
             "views",
             out,
@@ -226,6 +240,9 @@ class Monitor:
     def _guarded(self, name: str, work: Callable[[], None]) -> None:
         try:
             work()
+        except ReplacedError as error:
+            self._probe = self._sheet = None
+            self.sinks.warn(f"warning: no more online probes and contact sheets: {error}")
         # Whatever fails here has touched no weight; out of memory, a full disk, a damaged sample.
         except Exception as error:  # noqa: BLE001
             self.sinks.warn(

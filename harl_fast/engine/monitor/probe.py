@@ -20,7 +20,12 @@ from torch import Tensor, nn
 
 from harl_fast.config import RunConfig
 from harl_fast.data.container.index import manifest_of
-from harl_fast.data.container.manifest import check_labelled, containers_in, find_container
+from harl_fast.data.container.manifest import (
+    Manifest,
+    check_labelled,
+    containers_in,
+    find_container,
+)
 from harl_fast.data.loader import Batch, EvalLoader
 from harl_fast.data.order import spread
 from harl_fast.data.views.color_device import Photometric
@@ -37,6 +42,19 @@ class ProbeStopped(Exception):
     """The run was asked to stop while a probe was under way."""
 
 
+class ReplacedError(DataError):
+    """A container is another one than when the run began."""
+
+
+def check_same(path: Path, known: Manifest, *, skip_broken: bool) -> None:
+    """Raise ReplacedError if ``path`` holds another container than ``known`` describes."""
+    if manifest_of(path, skip_broken=skip_broken).beton_sha256 != known.beton_sha256:
+        raise ReplacedError(
+            f"{path} was replaced by another container since the run began, which goes on with the "
+            f"old one"
+        )
+
+
 class Probe:
     """Labelled images beside the training set, to judge a backbone by again and again.
 
@@ -46,15 +64,24 @@ class Probe:
     """
 
     def __init__(
-        self, train: Path, config: RunConfig, *, device: torch.device, threads: int
+        self,
+        train: Path,
+        manifest: Manifest,
+        config: RunConfig,
+        *,
+        device: torch.device,
+        threads: int,
     ) -> None:
-        """train: the training container. Raises DataError if the containers cannot serve."""
+        """train, manifest: the training container, as the run has it open.
+
+        Raises DataError if the containers cannot serve.
+        """
         self._size_px = config.data.views[0].size_px
         self._device, self._threads = device, threads
         self._check, data = config.data.check, config.data
+        self._mean = data.mean
         self._prepare = Photometric((), mean=data.mean, std=data.std, seed=0).to(device).plain
         self._skip_broken = data.skip_broken
-        manifest = manifest_of(train, skip_broken=data.skip_broken)
         check_labelled(train, manifest)
         count, judged = config.log.probe_images, config.log.probe_images // 2
         val = train
@@ -62,13 +89,13 @@ class Probe:
             val = find_container(train.parent, "val")
             other = manifest_of(val, skip_broken=data.skip_broken)
             ids, test = spread(manifest.count, count), spread(other.count, judged)
-            self._sets = ((train, ids), (val, test))
+            self._sets = ((train, manifest, ids), (val, other, test))
             self.held_out = False
         else:
             other = manifest
             ids = spread(manifest.count, count + judged)
             held = np.arange(len(ids)) % 3 == 2
-            self._sets = ((train, ids[~held]), (val, ids[held]))
+            self._sets = ((train, manifest, ids[~held]), (train, manifest, ids[held]))
             self.held_out = True
         if manifest.classes != other.classes or len(manifest.classes) < 2:
             raise DataError(
@@ -88,12 +115,12 @@ class Probe:
         """Return "probe_knn" and "probe_linear", top-1 in percent, and "probe_s", the seconds.
 
         backbone: (B, 3, S, S) to (B, D, h, w), on the device. Raises ProbeStopped as soon as
-        ``stopping`` says so.
+        ``stopping`` says so, and ReplacedError if a container is another one by now.
         """
         start, encoder = time.monotonic(), _Plain(backbone)
         train, test = (
-            self._features(encoder, path, ids, autocast=autocast, stopping=stopping)
-            for path, ids in self._sets
+            self._features(encoder, path, known, ids, autocast=autocast, stopping=stopping)
+            for path, known, ids in self._sets
         )
         knn = knn_accuracy(train, test, classes=self.classes, device=self._device)
         ridge = ridge_probe(train, test, classes=self.classes, device=self._device)
@@ -107,11 +134,13 @@ class Probe:
         self,
         encoder: nn.Module,
         path: Path,
+        known: Manifest,
         ids: np.ndarray,
         *,
         autocast: torch.dtype | None,
         stopping: Callable[[], bool],
     ) -> FeatureSet:
+        check_same(path, known, skip_broken=self._skip_broken)
         # Opened for the moment only: its buffers would be missed by the training's loader.
         loader = EvalLoader(
             path,
@@ -120,6 +149,7 @@ class Probe:
             workers=self._threads,
             check=self._check,
             ids=ids,
+            channels=len(self._mean),
             skip_broken=self._skip_broken,
         )
         try:

@@ -21,7 +21,7 @@ from harl_fast.engine.monitor.sink import Figures, LogRecord, RunInfo, Sink
 from harl_fast.engine.side import SideOutputs, append_whole
 
 TAGS = {
-    "loss": ("loss/total", "Weighted sum of the loss terms, in [0, 8]."),
+    "loss": ("loss/total", "Weighted sum of the loss terms; without loss.extra in [0, 8]."),
     "probe_knn": ("probe/knn_top1", "Top-1 of k-NN on frozen features of held-out images, in %."),
     "probe_linear": ("probe/linear_top1", "Top-1 of a ridge head on the same features, in %."),
     "z_std": (

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,6 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from harl_fast.errors import ConfigError, DataError, one_line, shown
 from harl_fast.files import write_bytes
+from harl_fast.tensorfile import open_tensors
 from harl_fast.textfile import parse_json
 from preprocess.arrays import Map, Pixels
 from preprocess.masks.binary import resized
@@ -270,7 +271,7 @@ def read_network(path: Path) -> tuple[MaskNet, dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"the mask network {path} is no file; {REMEDY}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             header = (file.metadata() or {}).get("harl_fast")
             if header is None:
                 raise DataError(

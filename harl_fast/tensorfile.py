@@ -1,0 +1,38 @@
+"""Safetensors files under any name, whose failures are those of files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from harl_fast.files import open_regular
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Open a file of torch's tensors, as `safetensors.safe_open` does.
+
+    Raises OSError if it cannot be read, and SafetensorError if it is not such a file.
+    """
+    with open_regular(path) as stream:
+        name = f"/proc/self/fd/{stream.fileno()}"  # the library refuses names that are not UTF-8
+        with safe_open(name, framework="pt") as found:
+            yield found
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise what the library could not do with the file system as an OSError of ``path``."""
+    try:
+        yield
+    except SafetensorError as error:
+        code = re.search(r"\(os error ([0-9]+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error

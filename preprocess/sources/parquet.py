@@ -1,0 +1,282 @@
+"""Parquet files, and data sets that Hugging Face's `datasets` saved on disk (Arrow files)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harl_fast.errors import DataError, one_line
+from harl_fast.files import Progress
+from harl_fast.textfile import read_json
+from preprocess.sources.base import NO_LABELS, Choices, Source
+from preprocess.sources.cells import ArrowCell, ParquetCell, arrow_table, leaf
+from preprocess.sources.members import Members
+from preprocess.sources.samples import (
+    check_whole,
+    label_text,
+    sample_name,
+    sample_source,
+    split_of,
+)
+
+IMAGE_NAMES = ("image", "img", "jpg", "png", "jpeg", "webp", "image_bytes", "bytes")
+LABEL_NAMES = ("label", "labels", "class", "cls", "category")
+"""Names by which columns are taken for images and labels, where the file does not say itself."""
+_STATE, _SPLITS = "state.json", "dataset_dict.json"
+"""What `datasets` writes beside its Arrow files, and above those of several splits."""
+
+
+class _Cell(NamedTuple):
+    """One row: a `samples.Sample`."""
+
+    name: str
+    label: str
+    split: str
+    path: Path
+    place: tuple[int, int, int, int]
+    """Number of the file, row group, row in it, mean bytes."""
+
+    @property
+    def where(self) -> str:
+        return f"{self.path.name}: row {self.place[2]} of group {self.place[1]}"
+
+
+def tables_at(path: Path) -> list[tuple[Path, str]]:
+    """Return the files that a path means, with the split of each: Parquet, or else Arrow files."""
+    if (path / _SPLITS).is_file():
+        names = _texts(path / _SPLITS, "splits")
+        splits = {name: split_of(path / name, path) or name for name in names}
+        return [(file, splits[name]) for name in names for file in _saved(path / name)]
+    if (path / _STATE).is_file():
+        return [(file, "") for file in _saved(path)]
+    if path.is_dir():
+        found = sorted(
+            file for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet")
+        )
+        return [(file, split_of(file, path)) for file in found]
+    return [(path, split_of(path, path.parent))] if path.suffix.lower() == ".parquet" else []
+
+
+def _saved(folder: Path) -> list[Path]:
+    files = _texts(folder / _STATE, "_data_files")
+    return [folder / file for file in files]
+
+
+def _texts(path: Path, key: str) -> list[str]:
+    """Return the texts of a list in a JSON file, or those under ``filename`` in it."""
+    values = read_json(path, error=DataError).get(key)
+    items = values if isinstance(values, list) else [None]
+    found = [item.get("filename") if isinstance(item, dict) else item for item in items]
+    texts = [text for text in found if isinstance(text, str) and text == Path(text).name]
+    if len(texts) < len(found):
+        raise DataError(f"{path} has no list of names under {key!r}: save the data set again")
+    return texts
+
+
+def fits_tables(path: Path) -> bool:
+    """Return whether the path is a Parquet file, holds some, or is a data set on disk."""
+    if not path.is_dir():
+        return path.suffix.lower() == ".parquet"
+    # Three levels of a class folder would be all of its files.
+    marks = (_SPLITS, _STATE, "*.parquet", "*/*.parquet", "*/train/*.parquet")
+    return any(next(path.glob(mark), None) for mark in marks)
+
+
+def table_source(path: Path, choices: Choices) -> Source:
+    """Return the images of a column of bytes, with the labels of another one.
+
+    Raises `DataError` for files that are missing or broken, and for a lack of such columns.
+    """
+    try:
+        import pyarrow as pa
+    except ModuleNotFoundError as error:
+        raise DataError(
+            "Parquet and Arrow files are read with the package pyarrow, which is not installed: "
+            "pip install pyarrow"
+        ) from error
+    tables = tables_at(path)
+    if not tables:
+        raise DataError(f"{path} holds no .parquet; give a file, or a folder with some")
+    cells, broken, columns = list[_Cell](), list[str](), None
+    with Progress(len(tables), label="reading the tables' labels", unit="files") as progress:
+        for number, (file, split) in enumerate(tables):
+            try:
+                table = _Table(file)
+                columns = columns or _columns(file, table, choices)
+                cells += _cells(table, number, split, columns)
+            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+                broken.append(f"{one_line(file.name)} ({one_line(str(error)[:200])})")
+            progress.advance()
+    check_whole(path, broken, len(tables))
+    if not cells or columns is None:
+        raise DataError(f"{path} holds no row")
+    kind = ArrowCell if tables[0][0].suffix == ".arrow" else ParquetCell
+    places = [(file, columns.image) for file, _ in tables]
+    held = functools.partial(Members, kind, places)
+    return sample_source(path, cells, held, choices, rejected=(), notes=())
+
+
+class _Columns(NamedTuple):
+    """Columns by the names that `leaf` takes, and what the label's numbers mean."""
+
+    image: str
+    path: str
+    """Of the images' own file names; empty if there is none."""
+    label: str
+    """Empty if the images have no labels."""
+    classes: list[str]
+    """Empty if the labels are the classes' names themselves."""
+
+
+class _Table:
+    """A Parquet or Arrow file, of which only what is asked for is read."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        self.path = path
+        self._file: Any = None if path.suffix == ".arrow" else pq.ParquetFile(path)
+        self.schema = arrow_table(path).schema if self._file is None else self._file.schema_arrow
+
+    def features(self) -> dict[str, Any]:
+        """Return what Hugging Face's metadata say of the columns."""
+        try:
+            found = json.loads((self.schema.metadata or {})[b"huggingface"])["info"]["features"]
+        except (KeyError, ValueError, TypeError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def values(self, column: str) -> list[Any]:
+        """Return a column's values; not for images."""
+        top = column.partition(".")[0]
+        if self._file is None:
+            chunks = _sound_chunks(self.path, top)
+        else:
+            chunks = self._file.read(columns=[column]).column(top).chunks
+        return [value for chunk in chunks for value in leaf(chunk, column).to_pylist()]
+
+    def groups(self, column: str) -> Iterator[tuple[int, int]]:
+        """Yield rows and bytes of a column in each group."""
+        if self._file is None:
+            for chunk in _sound_chunks(self.path, column.partition(".")[0]):
+                yield len(chunk), chunk.nbytes
+            return
+        meta = self._file.metadata
+        place = [meta.schema.column(n).path for n in range(meta.num_columns)].index(column)
+        for number in range(meta.num_row_groups):
+            group = meta.row_group(number)
+            yield group.num_rows, group.column(place).total_compressed_size
+
+
+def _sound_chunks(path: Path, column: str) -> list[Any]:
+    """Return a column's batches in an Arrow file; raises what `table_source` takes for damage."""
+    chunks: list[Any] = arrow_table(path).column(column).chunks
+    for chunk in chunks:
+        chunk.validate(full=True)  # or offsets beyond the file would be followed
+    return chunks
+
+
+def _cells(table: _Table, number: int, split: str, columns: _Columns) -> Iterator[_Cell]:
+    labels = table.values(columns.label) if columns.label else None
+    paths = table.values(columns.path) if columns.path else None
+    row = 0
+    for group, (rows, size) in enumerate(table.groups(columns.image)):
+        for place in range(rows):
+            label = "" if labels is None else _label(labels[row], columns.classes, table.path, row)
+            own = paths[row] if paths else None
+            name = sample_name(split, label, _inner(own) or f"{table.path.stem}-{row:06d}")
+            yield _Cell(name, label, split, table.path, (number, group, place, size // rows))
+            row += 1
+
+
+def _inner(path: str | None) -> str:
+    """Return an image's own path, without folders if it is no relative one."""
+    parts = (path or "").split("/")
+    return parts[-1] if ".." in parts or "" in parts else "/".join(parts)
+
+
+def _label(value: Any, classes: list[str], path: Path, row: int) -> str:
+    try:
+        text = label_text(value)
+        return classes[int(text)] if classes and text else text
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path}: the label of row {row} is unknown: {error}") from error
+
+
+def _columns(file: Path, table: _Table, choices: Choices) -> _Columns:
+    """Return which columns hold images and labels, by the command line, metadata and names."""
+    features, schema = table.features(), table.schema
+    kinds = {name: one.get("_type") for name, one in features.items() if isinstance(one, dict)}
+    there = ", ".join(f"{one_line(field.name)} ({field.type})" for field in schema)[:500]
+    images = {field.name: inner for field in schema if (inner := _bytes_column(field))}
+    marked = [name for name in images if kinds.get(name) == "Image" or "." in images[name]]
+    named = [name for name in IMAGE_NAMES if name in images][:1]
+    found = [choices.image_column] if choices.image_column else marked or named or list(images)
+    if len(found) > 1:
+        raise DataError(
+            f"{file} has {len(found)} columns of images ({', '.join(map(one_line, found))}): "
+            f"choose by --image-column"
+        )
+    if not found or found[0] not in images:
+        what = f"column {found[0]} of images" if found else "column of images"
+        raise DataError(
+            f"{file} has no {what}, which are bytes of image files; it has {there}. Choose by "
+            f"--image-column"
+        )
+    (image,) = found
+    struct = "." in images[image] and "path" in [one.name for one in schema.field(image).type]
+    label = _label_column(file, schema, kinds, choices, there)
+    classes = features[label]["names"] if kinds.get(label) == "ClassLabel" else []
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise DataError(f"{file}: the metadata of the column {label} name no classes")
+    return _Columns(images[image], f"{image}.path" if struct else "", label, classes)
+
+
+def _bytes_column(field: Any) -> str:
+    """Return the name of a column's bytes, as `leaf` takes it, or ""."""
+    import pyarrow as pa
+
+    def is_bytes(kind: Any) -> bool:
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    if is_bytes(field.type):
+        return str(field.name)
+    inner = (
+        [one.name for one in field.type if is_bytes(one.type)]
+        if pa.types.is_struct(field.type)
+        else []
+    )
+    return f"{field.name}.bytes" if "bytes" in inner else ""
+
+
+def _label_column(
+    file: Path, schema: Any, kinds: dict[str, Any], choices: Choices, there: str
+) -> str:
+    import pyarrow as pa
+
+    def is_label(name: str) -> bool:
+        kind = schema.field(name).type
+        tests = pa.types.is_integer, pa.types.is_string, pa.types.is_large_string
+        return any(test(kind) for test in (*tests, pa.types.is_dictionary))
+
+    if choices.label_column == NO_LABELS:
+        return ""
+    if choices.label_column:
+        if choices.label_column not in schema.names or not is_label(choices.label_column):
+            raise DataError(
+                f"{file} has no column {choices.label_column} of whole numbers or texts; it has "
+                f"{there}. Give --label-column one of them, or {NO_LABELS}"
+            )
+        return choices.label_column
+    marked = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
+    named = [name for name in LABEL_NAMES if name in schema.names and is_label(name)]
+    found = [name for name in named if name in marked][:1] or marked or named[:1]
+    if len(found) > 1:
+        raise DataError(
+            f"{file} has {len(found)} columns of labels ({', '.join(map(one_line, found))}): "
+            f"choose by --label-column"
+        )
+    return found[0] if found else ""

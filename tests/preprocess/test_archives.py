@@ -1,0 +1,183 @@
+"""Archives of trees: what is passed over, what is refused, and that nothing leads out of them."""
+
+from __future__ import annotations
+
+import io
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from harl_fast.errors import DataError
+from preprocess.sources import SOURCES, Choices, Source, read_source
+from preprocess.sources.archives import scratch_beside
+from preprocess.sources.entries import BrokenArchiveError, tar_entries
+from tests.preprocess.packed import add, to_zip, write_tar
+from tests.preprocess.support import photo, save
+
+TREE = ("train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg", "val/a/3.jpg")
+
+
+def tar_of(path: Path, *names: str) -> Path:
+    return write_tar(path, {name: name.encode() for name in names})
+
+
+def read(path: Path, **choices: object) -> Source:
+    return read_source(path, Choices(source="archive", **choices))
+
+
+def bytes_of(source: Source, split: str = "train") -> dict[str, bytes]:
+    part = source.splits[split]
+    return {name: part.file(row).open(99).read() for row, name in enumerate(part.names)}
+
+
+def test_layouts_are_those_of_folders(tmp_path: Path) -> None:
+    source = read(tar_of(tmp_path / "x.tar", *TREE))
+    assert source.classes == ["a", "b"] and list(source.splits) == ["train", "val"]
+    assert bytes_of(source, "val") == {"val/a/3.jpg": b"val/a/3.jpg"}
+    kinds = read(tar_of(tmp_path / "y.tar", "set/cat/1.jpg", "set/dog/2.png", "set/dog/3.png"))
+    assert kinds.classes == ["cat", "dog"]  # the folder around all is none
+    plain = read(tar_of(tmp_path / "z.tar", "1.jpg", "Rome/2.jpg", "Rome/old/3.webp"))
+    assert plain.classes == [] and plain.splits["train"].labels == [-1] * 3
+
+
+def test_what_systems_and_links_leave_is_passed_over(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "x.tar", *TREE, "__MACOSX/train/a/._1.jpg", "train/a/.DS_Store")
+    with tarfile.open(path, "a") as archive:
+        add(archive, "train/a/notes.txt", b"no image")
+        for name, kind in (("train/a/link.jpg", tarfile.SYMTYPE), ("train/c", tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    source = read(path)
+    reasons = {item.name: item.reason for item in source.splits["train"].rejected}
+    assert set(reasons) == {"train/a/notes.txt", "train/a/link.jpg"}
+    assert "link to /etc/passwd, which is not followed" in reasons["train/a/link.jpg"]
+    assert set(bytes_of(source)) == set(TREE[:3])
+    said = "\n".join(source.notes)
+    assert "passed over 1 hidden or system files" in said
+
+
+def test_a_hard_link_is_the_file_that_it_links_to(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "x.tar", *TREE)
+    with tarfile.open(path, "a") as archive:
+        info = tarfile.TarInfo("train/b/2.jpg")
+        info.type, info.linkname = tarfile.LNKTYPE, "train/a/1.jpg"
+        archive.addfile(info)
+    assert bytes_of(read(path))["train/b/2.jpg"] == b"train/a/1.jpg"
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_names_that_lead_out_are_no_images(kind: str, tmp_path: Path) -> None:
+    """They would name mask files elsewhere."""
+    out = ["../train/a/9.jpg", "/train/a/9.jpg", "train/../../a/9.jpg"]
+    path = tmp_path / f"x.{kind}"
+    if kind == "tar":
+        tar_of(path, *TREE, *out)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in (*TREE, *out):
+                archive.writestr(name, name)
+    source = read(path)
+    names = [name for split in source.splits.values() for name in split.names]
+    assert sorted(names) == sorted(TREE)
+
+
+def test_the_last_of_several_files_of_a_name_counts(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "x.tar", *TREE)
+    with tarfile.open(path, "a") as archive:
+        add(archive, "./train/a/1.jpg", b"newer")
+    source = read(path)
+    assert bytes_of(source)["train/a/1.jpg"] == b"newer"
+    assert "1 files stand in it again under a name" in "\n".join(source.notes)
+
+
+def test_zips_of_other_kinds_of_members_say_why(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in TREE:
+            archive.writestr(name, name)
+        archive.writestr("train/a/packed.jpg", b"x" * 99, zipfile.ZIP_BZIP2)
+        link = zipfile.ZipInfo("train/a/link.jpg")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+        archive.writestr("train/a/secret.jpg", b"x")
+    data = path.read_bytes()
+    at = data.index(b"PK\1\2", data.index(b"train/a/secret.jpg") + 30)
+    while data[at + 46 :][:18] != b"train/a/secret.jpg":
+        at = data.index(b"PK\1\2", at + 1)
+    path.write_bytes(data[: at + 8] + b"\1" + data[at + 9 :])  # the flag of encryption
+    reasons = {item.name: item.reason for item in read(path).splits["train"].rejected}
+    assert reasons == {
+        "train/a/packed.jpg": "compressed by method 12, not by deflate",
+        "train/a/link.jpg": "a link or no regular file",
+        "train/a/secret.jpg": "encrypted",
+    }
+
+
+def broken(tmp_path: Path) -> dict[str, tuple[str, bytes]]:
+    tar = tar_of(tmp_path / "whole.tar", *TREE).read_bytes()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        add(archive, "train/a/1.jpg", bytes(range(256)) * 40)
+    save(photo(1), tmp_path / "tree/a/1.png")
+    zipped = to_zip(tmp_path / "tree", tmp_path / "whole.zip").read_bytes()
+    return {
+        "cut in a member": ("x.tar", tar[:1200] + b""),
+        "cut in a header": ("x.tar", tar[:1100]),
+        "a damaged header": ("x.tar", tar[:1024] + bytes(8) + b"x" * 200 + tar[1232:]),
+        "two after each other": ("x.tar", tar + tar),
+        "no tar": ("x.tar", b"PK" * 999),
+        "cut stream": ("x.tar.gz", packed.getvalue()[:-40]),
+        "no stream": ("x.tgz", b"x" * 999),
+        "cut zip": ("x.zip", zipped[:-30]),
+        "no zip": ("x.zip", b"x" * 999),
+        "empty": ("x.zip", b""),
+    }
+
+
+@pytest.mark.parametrize("case", [
+    "cut in a member", "cut in a header", "a damaged header", "two after each other", "no tar",
+    "cut stream", "no stream", "cut zip", "no zip", "empty",
+])  # fmt: skip
+def test_a_broken_archive_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    name, data = broken(tmp_path)[case]
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(
+        DataError, match=rf"{name} is no whole archive \(.*\): get it again"
+    ) as error:
+        read(path, scratch=tmp_path / "scratch")
+    assert "\n" not in str(error.value)
+
+
+def test_a_tar_of_negative_sizes_ends(tmp_path: Path) -> None:
+    """CVE-2025-8194: older versions of `tarfile` go round in circles."""
+    info = tarfile.TarInfo("x.jpg")
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 8 + (-512).to_bytes(4, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    (tmp_path / "x.tar").write_bytes(header + bytes(10240))
+    with pytest.raises(BrokenArchiveError):
+        list(tar_entries(tmp_path / "x.tar"))
+
+
+def test_scratch_is_made_when_needed_and_removed(tmp_path: Path) -> None:
+    (tmp_path / ".unpacked").mkdir()
+    (tmp_path / ".unpacked/left.plain").touch()  # of a run that was killed
+    with scratch_beside(tmp_path) as scratch:
+        assert not scratch.exists()
+        scratch.mkdir()
+        (scratch / "x").touch()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tar_is_an_archive_or_shards_by_its_first_members(tmp_path: Path) -> None:
+    tree = tar_of(tmp_path / "tree.tar", *TREE)
+    shard = tar_of(tmp_path / "shard.tar", "a/1.jpg", "a/1.cls", "b/1.jpg", "b/1.cls")
+    flat = tar_of(tmp_path / "flat.tar", "1.jpg", "2.jpg")
+    for path, kind in ((tree, "archive"), (shard, "tar"), (flat, "tar")):
+        assert [name for name, reader in SOURCES.items() if reader.fits(path)] == [kind]

@@ -1,0 +1,228 @@
+"""Tables of images: which columns are taken, what names and labels mean, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harl_fast.errors import DataError
+from harl_fast.files import UnusualFileError
+from preprocess.sources import Choices, Source, read_source
+from preprocess.sources.cells import ArrowCell, ParquetCell
+from tests.preprocess.packed import to_saved
+from tests.preprocess.support import image_folder
+
+pa = pytest.importorskip("pyarrow", reason="pip install pyarrow")
+pq = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
+
+IMAGES = [b"0", b"1", b"2", b"3"]
+
+
+def table(path: Path, rows: int = 10, **columns: Any) -> Path:
+    """Write a Parquet file of some columns, and say so if a name is Hugging Face's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=rows)
+    return path
+
+
+def structs(paths: list[str | None]) -> Any:
+    return pa.array([{"bytes": b, "path": p} for b, p in zip(IMAGES, paths, strict=True)])
+
+
+def read(path: Path, **choices: object) -> Source:
+    return read_source(path, Choices(source="parquet", **{"val": 0.0, **choices}))
+
+
+def rows(source: Source, split: str = "train") -> list[tuple[str, bytes]]:
+    part = source.splits[split]
+    return [(name, part.file(row).open(99).read()) for row, name in enumerate(part.names)]
+
+
+def test_columns_are_taken_by_their_kind_and_name(tmp_path: Path) -> None:
+    path = table(
+        tmp_path / "x.parquet",
+        rows=3,
+        id=[b"x"] * 4,
+        jpg=IMAGES,
+        cls=[1, 0, 10, 1],
+        caption=["a"] * 4,
+    )
+    source = read(path)
+    assert source.classes == ["0", "1", "10"]
+    names = ["1/x-000000", "0/x-000001", "10/x-000002", "1/x-000003"]
+    assert rows(source) == list(zip(names, IMAGES, strict=True))
+    other = read(path, image_column="id", label_column="none")
+    assert other.classes == [] and rows(other)[0] == ("x-000000", b"x")
+
+
+def test_labels_may_be_texts_and_names_are_the_images_own(tmp_path: Path) -> None:
+    images = structs(["1.jpg", "d/1.jpg", "/home/me/1.jpg", None])
+    path = table(tmp_path / "x.parquet", image=images, label=["cat", "a/b", "cat", "cat"])
+    source = read(path)
+    assert source.classes == ["a/b", "cat"]
+    assert [name for name, _ in rows(source)] == [
+        "cat/1.jpg", "d/1.jpg", "cat/1-2.jpg", "cat/x-000003"
+    ]  # fmt: skip
+    up = table(tmp_path / "y.parquet", image=structs(["../../1.jpg"] * 4), label=["a", ".."] * 2)
+    assert [name for name, _ in rows(read(up))][:2] == ["a/1.jpg", "_/1.jpg"]
+
+
+def test_splits_are_those_of_names_and_a_test_set_without_labels_is_not_used(
+    tmp_path: Path,
+) -> None:
+    for name, labels in (("data/train-0-of-1", [0, 1, 0, 1]), ("data/test-0-of-1", [-1] * 4)):
+        table(tmp_path / f"{name}.parquet", image=IMAGES, label=labels)
+    source = read(tmp_path)
+    assert list(source.splits) == ["train"] and rows(source)[0][0] == "train/0/train-0-of-1-000000"
+    assert "4 rows of the split test are not used: they have no labels" in source.notes
+    table(tmp_path / "default/validation/0000.parquet", image=IMAGES, label=[1, 0, 1, 0])
+    assert rows(read(tmp_path, val=None), "val")[0][0] == "val/1/0000-000000"
+
+
+def test_rows_are_read_in_any_order(tmp_path: Path) -> None:
+    images = [b"%d" % number for number in range(50)]
+    path = table(tmp_path / "x.parquet", rows=40, image=images)
+    members = read(path).splits["train"].members
+    assert members is not None
+    for row in (0, 17, 3, 49, 41, 39, 40, 38):
+        assert members[row].open(9).read() == images[row]
+    assert [one.open(9).read() for one in members] == images
+
+
+def test_a_saved_data_set_keeps_its_order_and_class_names(tmp_path: Path) -> None:
+    saved = to_saved(image_folder(tmp_path / "set", classes=2), tmp_path / "saved")
+    whole = read(saved, val=None)
+    assert whole.classes == ["class0", "class1"]
+    assert whole.splits["train"].names[0] == "train/class0/0.jpg"
+    assert whole.splits["val"].names[0] == "test/class0/0.jpg"
+    one = read(saved / "train")  # a split of it, itself a data set on disk
+    assert one.splits["train"].names[0] == "class0/0.jpg"
+
+
+def test_a_cell_without_bytes_or_too_large_is_said(tmp_path: Path) -> None:
+    path = table(tmp_path / "x.parquet", image=[b"12345", None])
+    cell = ParquetCell(path, "image", 0, 0, 5)
+    assert cell.open(5).read() == b"12345"
+    for bad, message in (
+        (cell._replace(row=1), "the table holds no bytes of it"),
+        (cell._replace(row=2), r"damaged: the row group ends at row 2"),
+        (cell._replace(group=3), "damaged: "),
+    ):
+        with pytest.raises(UnusualFileError, match=message):
+            bad.open(5)
+    with pytest.raises(UnusualFileError, match="5 bytes, more than 4"):
+        cell.open(4)
+
+
+METADATA = {b"huggingface": json.dumps({"info": {"features": {
+    "label": {"_type": "ClassLabel", "names": ["cat", "dog"]},
+    "coarse": {"_type": "ClassLabel", "names": ["x", "y"]},
+}}}).encode()}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "choices", "message"),
+    [
+        (
+            {"url": ["a"] * 4, "label": [1] * 4},
+            {},
+            r"has no column of images, .*; it has url \(string\), label \(int64\)\. Choose",
+        ),
+        (
+            {"image": IMAGES},
+            {"image_column": "img"},
+            r"has no column img of images.* image \(binary",
+        ),
+        ({"image": IMAGES}, {"label_column": "kind"}, r"no column kind of whole numbers or texts"),
+        (
+            {"a": IMAGES, "b": IMAGES},
+            {},
+            r"has 2 columns of images \(a, b\): choose by --image-col",
+        ),
+        (
+            {"image": IMAGES, "label": [0, 1, None, 1]},
+            {},
+            r"label in 3 of 4 rows only \(first .*row 2",
+        ),
+        ({"image": IMAGES, "label": [0] * 4}, {}, r"only one label \(0\)"),
+        ({"image": pa.array([], pa.binary())}, {}, r"holds no row"),
+    ],
+)
+def test_bad_tables_are_refused_in_one_line(
+    columns: dict[str, Any], choices: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message) as error:
+        read(table(tmp_path / "x.parquet", **columns), **choices)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_mean_the_classes_of_the_metadata(tmp_path: Path) -> None:
+    def write(**columns: Any) -> Path:
+        data = pa.table({"image": IMAGES, **columns}).replace_schema_metadata(METADATA)
+        pq.write_table(data, tmp_path / "x.parquet")
+        return tmp_path / "x.parquet"
+
+    assert read(write(label=[1, 0, 1, 0], coarse=[0, 1, 1, 0])).classes == ["cat", "dog"]
+    found = read(write(label=[1, 0, 1, 0], coarse=[0, 1, 1, 0]), label_column="coarse")
+    assert found.classes == ["x", "y"]
+    with pytest.raises(DataError, match=r"the label of row 1 is unknown"):
+        read(write(label=[1, 7, 1, 0]))
+
+
+def test_broken_files_among_many_are_named(tmp_path: Path) -> None:
+    for number in range(3):
+        table(tmp_path / f"{number}.parquet", image=IMAGES)
+    whole = (tmp_path / "1.parquet").read_bytes()
+    (tmp_path / "1.parquet").write_bytes(whole[:-20])
+    with pytest.raises(
+        DataError, match=r"1 of 3 files cannot be read: 1.parquet \(.*\)\. Get them"
+    ):
+        read(tmp_path)
+    table(tmp_path / "1.parquet", other=IMAGES)
+    with pytest.raises(DataError, match=r"1 of 3 files cannot be read: 1.parquet \(.*image"):
+        read(tmp_path)
+
+
+def test_a_saved_data_set_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    saved = to_saved(image_folder(tmp_path / "set", classes=2), tmp_path / "saved")
+    state = saved / "test/state.json"
+    for name in ("../train/data-00000-of-00002.arrow", "/etc/passwd", 5, None):
+        state.write_text(json.dumps({"_data_files": [{"filename": name}]}))
+        with pytest.raises(DataError, match=r"state.json has no list of names under '_data_files'"):
+            read(saved, val=None)
+
+
+def test_an_arrow_file_of_wrong_offsets_is_refused(tmp_path: Path) -> None:
+    """Arrow follows them unseen."""
+    array = pa.array(IMAGES, pa.binary())
+    offsets = pa.array([0, 1, 2, 1 << 30, 4], pa.int32())
+    bad = pa.BinaryArray.from_buffers(
+        pa.binary(), 4, [None, offsets.buffers()[1], array.buffers()[2]]
+    )
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    with pa.OSFile(str(folder / "x.arrow"), "wb") as sink:
+        batch = pa.record_batch({"image": bad})
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "x.arrow"}]}')
+    with pytest.raises(DataError, match=r"1 of 1 files cannot be read: x.arrow"):
+        read(folder)
+
+
+def test_an_arrow_cell_outside_its_batch_is_damage(tmp_path: Path) -> None:
+    saved = to_saved(image_folder(tmp_path / "set", classes=2), tmp_path / "saved")
+    cell = ArrowCell(saved / "test/data-00000-of-00001.arrow", "image.bytes", 0, 99, 1)
+    with pytest.raises(UnusualFileError, match="damaged: "):
+        cell.open(1 << 20)
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = table(tmp_path / "x.parquet", image=IMAGES)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"package pyarrow, .* pip install pyarrow"):
+        read(path)
