@@ -100,7 +100,7 @@ def _store(text: str) -> Store:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
-    about = "folder or list of images, with labels or without, see docs/data.md"
+    about = "folder or list of images, see docs/data.md"
     which.add_argument("--data", type=_path_or_url, metavar="FOLDER", help=about)
     which.add_argument(
         "--add",
@@ -186,11 +186,10 @@ def main(argv: list[str] | None = None) -> int:
         _check_apart(args.out, args.data)
     place: Place = UrlPlace(args.out) if isinstance(args.out, str) else LocalPlace(args.out)
     place.check()
-    home = _home(args.out)
-    with place.locked(), scratch_beside(home) as scratch:
+    with place.locked(), scratch_beside(_local(args.out)) as scratch:
         finished = finish(place)
         base = Base.of(args.out) if args.add else None
-        source, given = _source(args, home, scratch)
+        source, given = _source(args, scratch)
         if settings.reading.all_pages:
             source = with_pages(source)
         if base is not None:
@@ -213,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
             finished=finished,
             ray=args.ray,
         )
-        if not args.add:
+        if base is None:
             _advise(source, settings, manifests[0])
     return 0
 
@@ -237,27 +236,25 @@ def _check_apart(out: Path | str, data: Path | str) -> None:
         )
 
 
-def _home(out: Path | str) -> Path:
+def _local(out: Path | str) -> Path:
     """Return a folder of this machine for sources that are not files of it."""
     if isinstance(out, Path):
         return out
-    return (
-        Path(tempfile.gettempdir()) / f"harl_fast-{hashlib.sha256(out.encode()).hexdigest()[:12]}"
-    )
+    key = hashlib.sha256(out.encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"harl_fast-{key}"
 
 
-def _source(args: argparse.Namespace, home: Path, scratch: Path) -> tuple[Source, Path | None]:
-    """Return the images that the command line asks for, and their mask tree if there is one.
-
-    home: a folder for what is downloaded or made. scratch: for what is unpacked for the moment.
-    """
+def _source(args: argparse.Namespace, scratch: Path) -> tuple[Source, Path | None]:
+    """Return the images that the command line asks for, and their mask tree if there is one."""
     if args.dataset:
-        return torchvision_source(args.dataset, home / "download"), args.masks
+        return torchvision_source(args.dataset, _local(args.out) / "download"), args.masks
     if args.data:
-        data = args.data if isinstance(args.data, Path) else mirror(args.data, home / "download")
+        data = args.data
+        if isinstance(data, str):
+            data = mirror(data, _local(args.out) / "download")
         return read_source(data, choices_of(args, scratch)), args.masks
     demo = DemoSettings(args.demo_images, args.demo_classes, args.demo_size, args.demo_seed)
-    folder = home / "source"
+    folder = _local(args.out) / "source"
     make_demo_set(folder, demo, workers=args.workers)
     source = replace(folder_source(folder), name=f"generated, seed {args.demo_seed}")
     return source, folder / "masks"

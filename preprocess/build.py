@@ -126,10 +126,11 @@ def _check_outputs(place: Place, plan: Plan) -> None:
 
 def _check_leftover(place: Place, source: Source) -> None:
     """Raise `DataError` if an older val would stay beside the new train."""
-    if "val" not in source.splits and (place.exists("val.beton") or place.exists("val.json")):
+    left = [name for name in ("val.beton", "val.json") if place.exists(name)]
+    if left and "val" not in source.splits:
         raise DataError(
-            f"{place}/val.json is of an earlier conversion, and this source has no held-out part: "
-            f"delete that val, give --val a share, or choose another --out"
+            f"{place}/{left[0]} is of an earlier conversion, and this source has no held-out part: "
+            f"delete it and what is named like it, give --val a share, or choose another --out"
         )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gzip
 import lzma
+import os
 import posixpath
 import shutil
 import zlib
@@ -149,4 +150,6 @@ def _plain_tar(path: Path, scratch: Path | None) -> Path:
                 progress.advance((packed.tell() >> 20) - progress.done)
     except _OF_BROKEN_STREAMS as error:
         raise DataError(f"{path} is no whole archive ({error}): get it again") from error
+    # With the archive's time, an interrupted conversion finds its images unchanged.
+    os.utime(plain, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
     return plain
