@@ -1,8 +1,9 @@
-"""Time limits: durations read, the process's age, and when the last step is."""
+"""Time limits (durations, the process's age, the last step) and repeated signals."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harl_fast.engine import stop
-from harl_fast.engine.stop import MARGIN_S, TimeLimit, parse_duration, process_age_s
+from harl_fast.engine.stop import MARGIN_S, StopSignal, TimeLimit, parse_duration, process_age_s
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,3 +91,14 @@ def test_before_the_first_save_its_time_is_guessed_from_its_size() -> None:
     age = process_age_s()
     assert TimeLimit(age + 60.0, state_bytes=2 * 10**9).reached()  # 40 s of writing
     assert not TimeLimit(age + 60.0, state_bytes=10**8).reached()
+
+
+def test_a_second_interrupt_ends_at_once_but_a_second_term_does_not() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -255,19 +255,6 @@ def test_a_resumed_run_must_have_the_same_batch_and_container(
         prepare(machine, tmp_path, loader=loader, weights=saved, resume=True)
 
 
-def test_a_second_interrupt_ends_at_once_but_a_second_term_does_not() -> None:
-    from harl_fast.engine.stop import StopSignal
-
-    before = signal.getsignal(signal.SIGTERM)
-    with StopSignal() as stop:
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.number == signal.SIGTERM
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
 def test_when_a_checkpoint_is_written_changes_nothing(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
