@@ -85,7 +85,8 @@ def _lost(split: Split, report: Report, classes: list[str]) -> Iterator[str]:
     def group(row: int) -> str:
         if classes:
             return f"class {classes[split.labels[row]]}"
-        return f"folder {split.names[row].rpartition('/')[0] or '.'}"
+        folder = split.names[row].rpartition("/")[0]
+        return f"folder {folder}" if folder else "the first level of folders"
 
     reasons = {item["path"]: item["reason"] for item in report["skipped"]}
     lost: dict[str, list[int]] = {}

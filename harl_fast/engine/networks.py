@@ -91,7 +91,8 @@ def encoder_of(checkpoint: Checkpoint) -> tuple[Backbone, RunConfig]:
         ) from error
     # Training does not read running statistics, so a run goes on and saves whatever they are.
     size = config.data.views[0].size_px
-    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    shape = (1, config.model.in_channels, size, size)
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         finite = [*(tensor.isfinite().all() for tensor in weights.values())]
         finite.append(encoder(image).isfinite().all())

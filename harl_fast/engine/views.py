@@ -102,9 +102,10 @@ def build_loader(
     Raises ConfigError or DataError.
     """
     _check_batch(config, engine_config)
+    views = view_geometry(config, epoch=epoch)  # refuses what cannot be before data are looked for
     return BetonLoader(
         find_container(data, "train"),
-        views=view_geometry(config, epoch=epoch),
+        views=views,
         batch_global=engine_config.batches.batch_global,
         batch_micro=engine_config.batches.batch_micro,
         rank=machine.rank,

@@ -68,7 +68,11 @@ def archive_source(path: Path, choices: Choices) -> Source:
         raise DataError(f"{path} is no whole archive ({error}): get it again") from error
     kind: Any = ZipMember if is_zip else FileRange
     top = _top(entries)
-    found = [entry._replace(name=entry.name.removeprefix(top)) for entry in entries]
+    found = [
+        entry._replace(name=entry.name.removeprefix(top))
+        for entry in entries
+        if not top.startswith(f"{entry.name.rstrip('/')}/")  # the folders around everything
+    ]
     del entries
     places = {entry.name: entry.place for entry in found if entry.place}
     listing = _listing(found, ((name, kind(held, *place)) for name, place in places.items()))

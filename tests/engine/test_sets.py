@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harl_fast import doctor
+from harl_fast.data.container.index import manifest_of
 from harl_fast.data.container.manifest import manifest_path, read_manifest
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.monitor.probe import Probe
@@ -66,16 +67,18 @@ def test_a_run_reads_a_set_and_knows_it_again(
 def test_the_probe_takes_sets(single: Path, several: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, overrides=["log.probe_images=30"])
     paths = (single / "train.beton", several / "train")
-    probes = [Probe(path, config, device=torch.device("cpu"), threads=1) for path in paths]
+    cpu = torch.device("cpu")
+    probes = [Probe(path, read_manifest(path), config, device=cpu, threads=1) for path in paths]
     assert not any(probe.held_out for probe in probes)
     results = [probe(torch.nn.Identity()) for probe in probes]
     for name in ("probe_knn", "probe_linear"):
         assert results[0][name] == results[1][name]
     (several / "train" / MISSING).unlink()
     skipping = tiny_config(tmp_path, overrides=["log.probe_images=30", "data.skip_broken=true"])
-    probe = Probe(several / "train", skipping, device=torch.device("cpu"), threads=1)
+    manifest = manifest_of(several / "train", skip_broken=True)
+    probe = Probe(several / "train", manifest, skipping, device=cpu, threads=1)
     assert probe(torch.nn.Identity())["probe_s"] > 0
-    assert max(probe._sets[0][1]) == 47
+    assert max(probe._sets[0][2]) == 47
 
 
 def test_evaluation_takes_sets(single: Path, several: Path) -> None:

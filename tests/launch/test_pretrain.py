@@ -257,7 +257,7 @@ def test_a_failing_rank_fails_the_job(tmp_path: Path, data: Path, way: str) -> N
         (["--config", "demo", "--set", "optim.lrr=3"], ["optim.lrr", "'lr'"]),
         (["--config", "demo", "--engine-set", "zero_optimization.stage=3"], ["stage 3"]),
         (["--config", "demo", "--engine-set", "train_batch_size=0"], ["train_batch_size"]),
-        (["--config", "demo"], ["train.json", "make beton"]),
+        (["--config", "demo"], ["train.beton", "make beton"]),
         (["--resume"], ["holds no run"]),
         (["--config", "demo", "--run", "/proc/none/run"], ["/proc/none/run cannot be written to"]),
         (["--config", "demo", "--init-from", "nowhere"], ["nowhere", "holds no checkpoint"]),

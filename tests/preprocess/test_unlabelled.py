@@ -118,7 +118,9 @@ def test_judging_features_asks_for_labels_or_for_a_val(out: Path, tmp_path: Path
         Evaluator(out, **settings)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="has no labels"):
-        Probe(out / "train.beton", load_config("demo"), device=torch.device("cpu"), threads=1)
+        train = out / "train.beton"
+        config, cpu = load_config("demo"), torch.device("cpu")
+        Probe(train, read_manifest(train), config, device=cpu, threads=1)
     convert(image_folder(tmp_path / "set", val=0) / "train", tmp_path / "out", "--val", "0")
     with pytest.raises(DataError, match=r"has no val.beton.*make beton DATA=<images> VAL=5%"):
         Evaluator(tmp_path / "out", **settings)  # type: ignore[arg-type]

@@ -30,6 +30,8 @@ MODE_NAMES = ("jpg", "raw", "yuv420")
 
 NOWHERE = np.uint64(2**64 - 1)
 """Place of a mask that is missing or has another size than the container's masks."""
+PIECE = 1 << 13
+"""Samples whose tables are looked at together: they stay in a core's cache."""
 
 _FFCV_OWN, _WITH_YUV420 = 0, 1
 """First argument byte of the field: FFCV writes zeros."""

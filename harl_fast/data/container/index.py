@@ -18,7 +18,13 @@ import numpy.typing as npt
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
 
 from harl_fast.data.container.checksum import CHECKED, joint_sum
-from harl_fast.data.container.fields import MODE_NAMES, NOWHERE, BitMaskField, StoredImageField
+from harl_fast.data.container.fields import (
+    MODE_NAMES,
+    NOWHERE,
+    PIECE,
+    BitMaskField,
+    StoredImageField,
+)
 from harl_fast.data.container.integrity import (
     IMAGE,
     MASK,
@@ -54,8 +60,6 @@ ROW = np.dtype(
     ]
 )
 """A sample's place and kind."""
-PIECE = 1 << 13
-"""Samples whose tables are looked at together: they stay in a core's cache."""
 MOST_THREADS = 8
 
 _METADATA = np.dtype(

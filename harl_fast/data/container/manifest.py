@@ -315,7 +315,7 @@ def read_manifest(beton: Path) -> Manifest:
         tree = read_json(path, error=DataError, most_bytes=MOST_BYTES)
         seal = tree.pop(_SEAL, None)
         found = tree_sha256(tree)
-        manifest = _schema().validate_python({**tree, _SEAL: found})
+        manifest = _schema().validate_python({**tree, _SEAL: seal or ""})
     except DataError as error:
         raise DataError(f"{error}. {REMEDY}") from error
     except ValidationError as error:

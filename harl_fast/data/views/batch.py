@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import prange
 
-from harl_fast.data.container.fields import MODE_RAW
-from harl_fast.data.container.index import PIECE
+from harl_fast.data.container.fields import MODE_RAW, PIECE
 from harl_fast.data.views.color_cpu import scratch_size
 from harl_fast.data.views.crop import ViewGeometry, geometry_table, needs_mask
 from harl_fast.data.views.jpeg import close_decoder, excerpt_size, open_decoder, planes_size
