@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +34,8 @@ def cluster(address: str, *, workers: int) -> Iterator[Any]:
     """Connect to a cluster and yield the module `ray`; `DataError` if it does not answer.
 
     `AUTO` is the cluster that this machine belongs to, or else one of ``workers`` cores that is
-    started here and ended at the end.
+    started here and ended at the end. Tasks that still run then are ended, too, as Ray does when
+    their driver leaves (`ray.cancel` as well would abort the process: the two race).
     """
     try:
         import ray
@@ -50,6 +52,7 @@ def cluster(address: str, *, workers: int) -> Iterator[Any]:
         "logging_level": logging.ERROR,
         "log_to_driver": False,
     }
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         try:
             ray.init(address=address, **options)
@@ -57,11 +60,15 @@ def cluster(address: str, *, workers: int) -> Iterator[Any]:
             if address != AUTO:
                 raise
             ray.init(address="local", num_cpus=workers, include_dashboard=False, **options)
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise DataError(
             f"--ray {address}: {one_line(str(error).strip())[:300]}. Start the cluster (`ray start "
             f"--head`), check the address, or leave --ray out"
         ) from error
+    except SystemExit as left:  # by Ray's answer to SIGTERM
+        raise KeyboardInterrupt from left
     try:
         yield ray
     finally:
@@ -89,33 +96,29 @@ def convert_on(
     """Convert shards as tasks of a cluster, one core each, and wait for all of them.
 
     jobs: with a function that lists the shard's tasks, and the mask methods. A shard whose process
-    or machine dies is begun again elsewhere. Raises `DataError` when one cannot be made.
+    or machine dies is begun again elsewhere. Raises `DataError` when one cannot be made. Tasks
+    that are running then end with the connection: see `cluster`.
     """
     remote = ray.remote(num_cpus=1, max_retries=RETRIES)(_make)
     if isinstance(place, LocalPlace):
         place = LocalPlace(place.root.resolve())
     waiting, running = iter(jobs), dict[Any, Job]()
-    try:
-        while True:
-            # The lists of tasks are large: not all at once.
-            room = 2 * max(1, int(ray.cluster_resources().get("CPU", 1))) - len(running)
-            for job, tasks, methods in _first(waiting, room):
-                chunks = list(tasks())
-                known = [(task, stamp_of(task.image)) for task in _some(chunks)]
-                reference = remote.remote(
-                    place, job, chunks, methods, known, tool_versions(), os.getcwd()
-                )
-                running[reference] = job
-            if not running:
-                return
-            for reference in ray.wait(list(running), timeout=10.0)[0]:
-                job = running.pop(reference)
-                _collect(ray, reference, job)
-                advance(len(job.rows))
-    except BaseException:
-        for reference in running:
-            ray.cancel(reference, force=True)
-        raise
+    while True:
+        # The lists of tasks are large: not all at once.
+        room = 2 * max(1, int(ray.cluster_resources().get("CPU", 1))) - len(running)
+        for job, tasks, methods in _first(waiting, room):
+            chunks = list(tasks())
+            known = [(task, stamp_of(task.image)) for task in _some(chunks)]
+            reference = remote.remote(
+                place, job, chunks, methods, known, tool_versions(), os.getcwd()
+            )
+            running[reference] = job
+        if not running:
+            return
+        for reference in ray.wait(list(running), timeout=10.0)[0]:
+            job = running.pop(reference)
+            _collect(ray, reference, job)
+            advance(len(job.rows))
 
 
 def _first(jobs: Iterator[Any], count: int) -> Iterator[Any]:

@@ -7,9 +7,10 @@ therefore put into a folder when all else is in it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,29 @@ from harl_fast.data.container.manifest import Manifest, read_manifest
 from harl_fast.errors import ConfigError, DataError, OutputError, one_line
 from harl_fast.files import Progress
 from harl_fast.lock import FOLDER_LOCK, locked_object
+from harl_fast.textfile import read_json
 
 _WHOLE = ".whole"
+_COPIED = ".copied.jsonl"
+"""Marks a folder as a copy made by this program: its first line, then a line for each file."""
+_MARK = "A copy that harl_fast made: what is gone from its source is deleted here."
+_VERSIONS = (
+    *("ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "modified"),
+    *("updated", "created", "generation", "Content-MD5", "Digest", "sha", "blob_id"),
+)
+"""What file systems tell of a file that changes with its content; each has its own."""
 
 
 def file_system(url: str) -> tuple[Any, str]:
     """Return fsspec's file system of a URL, and the path within; raises `ConfigError`."""
     from fsspec.core import url_to_fs  # an extra of its own for most kinds
 
+    parts = url.partition("://")[2].rstrip("/").split("/")
+    if not parts[-1] or {".", ".."} & set(parts):
+        raise ConfigError(
+            f"{one_line(url)}: a URL needs a name at its end and no part that is '.' or '..': "
+            f"write the folder's own name"
+        )
     try:
         found, path = url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -112,9 +128,14 @@ class UrlPlace:
         return copy
 
     def read(self, name: str) -> Any:
-        return json.loads(self.path(name).read_bytes())
+        copy = self.path(name)
+        try:
+            return read_json(copy, error=DataError, most_bytes=1 << 30)
+        except DataError as error:
+            raise DataError(str(error).replace(str(copy), f"{self.url}/{name}")) from error
 
     def write(self, name: str, tree: Any) -> None:
+        self._fs.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
         self._fs.pipe_file(self._at(name), json.dumps(tree, indent=2).encode())
 
     def move(self, old: str, new: str) -> None:
@@ -144,39 +165,90 @@ class UrlPlace:
             yield Path(fresh)
             if self.exists(name):
                 return
+            self._fs.makedirs(self._at(name), exist_ok=True)
             for path in sorted(Path(fresh).iterdir()):
-                self._fs.makedirs(self._at(name), exist_ok=True)
                 self._fs.put_file(str(path), self._at(f"{name}/{path.name}"))
             self._fs.pipe_file(self._at(f"{name}/{_WHOLE}"), b"")
 
 
 def mirror(url: str, folder: Path) -> Path:
-    """Copy what is below a URL to ``folder``, where files of the same size stay; return its place.
+    """Copy what is below a URL into a folder of its own in ``folder``; return the copy's place.
 
-    Raises `DataError` if nothing is there or it cannot be read.
+    Files stay that the file system says are those copied before; what is gone there is deleted.
+    Raises `DataError` if nothing is there, it cannot be read, or its folder is not this program's.
     """
     system, root = file_system(url)
-    place = folder / (one_line(root.rpartition("/")[2]) or "source")
-    try:
+    name = one_line(root.rpartition("/")[2]) or "source"
+    own = folder / f"{name[:50]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"  # of <= 255 bytes
+    place = own / name
+    known = _copied(own)
+    with _told(url, folder):
         found = system.find(root, detail=True)
-        files = {path: int(facts.get("size") or 0) for path, facts in found.items()}
-        with Progress(len(files), label=f"copying {url}", unit="files", least_s=1.0) as progress:
-            for path, size in files.items():
-                inner = path[len(root) :].lstrip("/")
-                target = place / inner if inner else place
-                if not (target.is_file() and target.stat().st_size == size):
+    if not found:
+        raise DataError(f"{one_line(url)} holds no files: check the URL")
+    kept = set[Path]()
+    with (
+        Progress(len(found), label=f"copying {url}", unit="files", least_s=1.0) as progress,
+        open(own / _COPIED, "a", encoding="utf-8") as copied,
+    ):
+        for path, facts in found.items():
+            inner = path[len(root) :].lstrip("/")
+            if ".." in inner.split("/"):
+                raise DataError(f"{one_line(url)} holds {one_line(inner)}: rename it, without '..'")
+            target = place / inner
+            kept.add(target)
+            with _told(url, folder):
+                version = _version(facts) or _version(system.info(path))
+                if not (target.is_file() and version and known.get(inner) == version):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     temporary = target.with_name(f".{target.name}.tmp")
                     system.get_file(path, str(temporary))
                     temporary.replace(target)
-                progress.advance()
-    except OSError as error:
-        if error.errno is not None and error.filename and str(folder) in str(error.filename):
-            raise
-        raise DataError(f"{one_line(url)} cannot be read: {one_line(str(error))[:300]}") from error
-    if not files:
-        raise DataError(f"{one_line(url)} holds no files: check the URL")
-    for path in sorted(place.rglob("*"), reverse=True) if place.is_dir() else ():
-        if path.is_file() and f"{root}/{path.relative_to(place).as_posix()}" not in files:
-            path.unlink()  # it is gone there
+                    copied.write(f"\n{json.dumps([inner, version])}")
+            progress.advance()
+    for old in sorted(place.rglob("*"), reverse=True):
+        if old.is_file() and old not in kept:
+            old.unlink()
     return place
+
+
+@contextlib.contextmanager
+def _told(url: str, folder: Path) -> Iterator[None]:
+    """Make `DataError` of what goes wrong there; errors of files of ``folder`` pass."""
+    try:
+        yield
+    except Exception as error:  # every file system has errors of its own
+        if isinstance(error, OSError) and str(folder) in str(error.filename):
+            raise
+        raise DataError(
+            f"{one_line(url)} cannot be read: {one_line(str(error))[:300]}. Check the URL, the "
+            f"network and your credentials for it, then run the command again"
+        ) from error
+
+
+def _version(facts: Mapping[str, Any]) -> str:
+    """Return what changes with a file's content, "" if its file system tells nothing of it."""
+    told = [f"{key}={facts[key]}" for key in _VERSIONS if facts.get(key)]
+    return " ".join([*told, f"size={facts.get('size')}"]) if told else ""
+
+
+def _copied(own: Path) -> dict[str, str]:
+    """Return each copied file's version; make and mark the folder if it is new.
+
+    Raises `DataError` for a folder that holds files and no mark.
+    """
+    own.mkdir(parents=True, exist_ok=True)
+    index = own / _COPIED
+    if not index.is_file():
+        if any(own.iterdir()):
+            raise DataError(
+                f"{one_line(str(own))} is to hold a copy of the images, but holds files that this "
+                f"program did not put there: move it away"
+            )
+        index.write_text(_MARK, encoding="utf-8")
+    versions = dict[str, str]()
+    for line in index.read_text(encoding="utf-8", errors="replace").split("\n")[1:]:
+        with contextlib.suppress(ValueError, TypeError):  # cut off by a crash: copied again
+            name, version = json.loads(line)
+            versions[name] = version
+    return versions

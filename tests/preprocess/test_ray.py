@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import pytest
 
 from harl_fast.errors import ConfigError, DataError
 from preprocess import beton
+from preprocess.ray import cluster
 from tests.preprocess.support import contents, image_folder
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +45,7 @@ class StandIn:
 
     def __init__(self, *, dies: tuple[int, ...] = (), before: Any = None) -> None:
         self.dies, self.before = dies, before
-        self.tasks, self.cancelled = list[Any](), list[int]()
+        self.tasks = list[Any]()
 
     def remote(self, **arguments: object) -> Any:
         assert arguments["num_cpus"] == 1
@@ -69,10 +72,6 @@ class StandIn:
         if self.before is not None:
             self.before(number)
         return function(*task)
-
-    def cancel(self, number: int, *, force: bool) -> None:
-        assert force
-        self.cancelled.append(number)
 
 
 def with_stand_in(monkeypatch: pytest.MonkeyPatch, stand_in: StandIn) -> None:
@@ -101,7 +100,7 @@ def test_a_shard_that_cannot_be_made_ends_the_conversion_and_the_rest_stays(
         with_stand_in(patch, stand_in)
         with pytest.raises(DataError, match=r"images 24 to 35 of train died, 9 times: worker di"):
             beton.main(options(data, tmp_path / "out", "--ray", "auto"))
-    assert len(stand_in.tasks) == 4 and stand_in.cancelled == [3]  # two for each core, no more
+    assert len(stand_in.tasks) == 4  # two for each core, no more
     (work,) = (tmp_path / "out").glob(".train-*.partial")
     assert len([path for path in work.iterdir() if path.is_dir()]) == 2
     assert beton.main(options(data, tmp_path / "out")) == 0
@@ -140,6 +139,29 @@ def test_a_machine_that_sees_other_files_or_versions_makes_nothing(
                 beton.main(options(data, tmp_path / "out", "--ray", "auto"))
         if (data / "hidden").exists():
             (data / "hidden").rename(data / "train")
+
+
+def test_ray_leaves_sigterm_to_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray answers it by leaving at once, with traces of its own, while it connects and after."""
+    ended = list[str]()
+
+    def init(*, terminated: bool, **_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        if terminated:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    for terminated in (False, True):
+        stand_in = SimpleNamespace(
+            init=functools.partial(init, terminated=terminated), shutdown=lambda: ended.append("")
+        )
+        monkeypatch.setitem(sys.modules, "ray", stand_in)
+        with pytest.raises(KeyboardInterrupt), cluster("auto", workers=1):
+            assert not terminated
+            assert signal.getsignal(signal.SIGTERM) is before
+            raise KeyboardInterrupt
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert len(ended) == 1
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
@@ -199,6 +221,34 @@ def test_auto_starts_a_cluster_of_this_machine(sets: tuple[Path, Path], tmp_path
         check=True,
     )
     assert contents(tmp_path) == contents(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_conversion_in_one_line_and_finished_shards_stay(
+    sets: tuple[Path, Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    pytest.importorskip("ray", reason="needs the package ray: pip install 'ray>=2.40,<3'")
+    command = options(sets[0], tmp_path, "--ray", "auto")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "preprocess.beton", *command],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(lambda: list(tmp_path.glob(".train-*.partial/0*")), process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert errors.endswith("\ninterrupted: no file is left half-written\n")
+    assert not any(word in errors for word in ("Traceback", "SIGTERM", "Check failed"))
+    assert not (tmp_path / ".writer.lock").exists()
+    assert list(tmp_path.glob(".train-*.partial/0*"))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "nowhere.invalid:6379"])

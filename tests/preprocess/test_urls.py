@@ -115,8 +115,7 @@ def test_images_come_from_a_url_and_are_copied_once(
     store.put(f"{sets[0]}/", f"/bucket/{sets[0].name}/", recursive=True)
     url = f"memory://bucket/{sets[0].name}"
     run(url, tmp_path / "out")
-    copy = tmp_path / "out" / "download" / sets[0].name
-    assert copy.is_dir()
+    (copy,) = (tmp_path / "out" / "download").glob(f"{sets[0].name}-????????/{sets[0].name}")
     fetched = list[str]()
     real = MemoryFileSystem.get_file
 
@@ -128,8 +127,11 @@ def test_images_come_from_a_url_and_are_copied_once(
     gone = f"/bucket/{sets[0].name}/train/class0/0.jpg"
     store.pipe_file(gone.replace("0.jpg", "new.jpg"), b"\xff\xd8\xff")
     store.rm_file(gone)
+    changed = gone.replace("0.jpg", "1.jpg")
+    store.pipe_file(changed, bytes(store.info(changed)["size"]))  # of the same size
     assert urls.mirror(url, tmp_path / "out" / "download") == copy
-    assert fetched == [gone.replace("0.jpg", "new.jpg")]
+    assert sorted(fetched) == [changed, gone.replace("0.jpg", "new.jpg")]
+    assert not any((copy / "train" / "class0" / "1.jpg").read_bytes())
     assert not (copy / "train" / "class0" / "0.jpg").exists()
     (tmp_path / "out" / "download").rename(tmp_path / "download")
     assert contents(tmp_path / "out") == contents(sets[1])
@@ -152,3 +154,111 @@ def test_locks_of_stores_are_taken_over_only_from_the_dead(
     store.pipe_file("/bucket/set/.writer.lock", b"{}")
     with pytest.raises(HarlError, match="is no lock of this program"), place.locked():
         pass
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "memory://bucket/..",
+        "memory://bucket/.",
+        "memory://a/../b",
+        "memory://",
+        "file:///",
+        "s3:///",
+    ],
+)
+def test_a_url_that_ends_in_no_name_is_refused_and_nothing_deleted(
+    sets: tuple[Path, Path], tmp_path: Path, url: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    mine = tmp_path / "out" / "mine.txt"
+    mine.write_text("kept")
+    with pytest.raises(ConfigError, match=r"a URL needs a name at its end"):
+        run(url, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"a URL needs a name at its end"):
+        run(sets[0], url)
+    assert mine.read_text() == "kept"
+
+
+def test_copies_go_only_into_folders_that_this_program_made(tmp_path: Path, store: Any) -> None:
+    for name in ("a/set", "b/set"):
+        store.pipe_file(f"/{name}/{name[0]}.jpg", b"1")
+    taken = tmp_path / "set"
+    taken.mkdir()
+    (taken / "mine").touch()
+    first, second = (urls.mirror(f"memory://{name}/set", tmp_path) for name in "ab")
+    assert [path.name for path in (*first.iterdir(), *second.iterdir())] == ["a.jpg", "b.jpg"]
+    assert (taken / "mine").exists()
+    (first.parent / ".copied.jsonl").unlink()
+    with pytest.raises(DataError, match=r"set-[0-9a-f]{8} is to hold a copy.*move it away"):
+        urls.mirror("memory://a/set", tmp_path)
+    assert (first / "a.jpg").exists()
+    store.pipe_file(f"/bucket/{'x' * 99}.tar.gz", b"1")
+    archive = urls.mirror(f"memory://bucket/{'x' * 99}.tar.gz", tmp_path)
+    assert archive.name == f"{'x' * 99}.tar.gz" and archive.read_bytes() == b"1"
+    store.pipe_file("/c/set/../../x.jpg", b"1")
+    with pytest.raises(DataError, match=r"memory://c/set holds \.\./\.\./x\.jpg: rename it"):
+        urls.mirror("memory://c/set", tmp_path)
+
+
+def test_what_was_copied_is_noted_even_by_a_copy_that_was_cut_off(
+    tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        store.pipe_file(f"/bucket/set/{number}.jpg", b"1")
+    fetched = list[str]()
+    real = MemoryFileSystem.get_file
+
+    def get_file(self: Any, path: str, *rest: Any, **options: Any) -> None:
+        if len(fetched) == 2:
+            raise KeyboardInterrupt
+        fetched.append(path)
+        real(self, path, *rest, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MemoryFileSystem, "get_file", get_file)
+        urls.mirror("memory://bucket/set", tmp_path)
+    (index,) = tmp_path.glob("*/.copied.jsonl")
+    index.write_bytes(index.read_bytes()[:-5])  # and the second file's line as well
+    again = list[str]()
+    monkeypatch.setattr(
+        MemoryFileSystem,
+        "get_file",
+        lambda self, path, *rest, **more: (again.append(path), real(self, path, *rest, **more)),
+    )
+    place = urls.mirror("memory://bucket/set", tmp_path)
+    assert again == [path for path in sorted(store.find("/bucket/set")) if path != fetched[0]]
+    assert len(list(place.iterdir())) == 4
+    # A file system that tells no more than sizes: each file is copied again.
+    again.clear()
+    monkeypatch.setattr(urls, "_VERSIONS", ())
+    urls.mirror("memory://bucket/set", tmp_path)
+    assert len(again) == 4
+
+
+def test_a_store_without_credentials_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoCredentialsError(Exception):  # botocore's is no OSError either
+        pass
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(MemoryFileSystem, "find", refuse)
+    told = r"^memory://bucket/set cannot be read: Unable to locate cred.*your credentials for it"
+    with pytest.raises(DataError, match=told):
+        run("memory://bucket/set", tmp_path / "out")
+
+
+def test_a_file_url_gets_what_a_folder_gets(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    run(sets[0], f"file://{tmp_path}/deep/set")
+    assert contents(tmp_path / "deep" / "set") == contents(sets[1])
+
+
+@pytest.mark.parametrize("data", [b"", b'{"a": ', b"\xff\xfe", b"[]"])
+def test_a_damaged_note_is_told_in_one_line(store: Any, data: bytes) -> None:
+    store.pipe_file("/bucket/set/note.json", data)
+    with pytest.raises(DataError, match=r"^memory://bucket/set/note\.json[: ]") as refused:
+        urls.UrlPlace("memory://bucket/set").read("note.json")
+    assert "\n" not in str(refused.value)
