@@ -175,9 +175,6 @@ def shard_source(path: Path, choices: Choices) -> Source:
             f"{path} holds no image ({' or '.join(IMAGES)}){f', only {others}' if others else ''}"
         )
     notes = []
-    if unread:
-        first = one_line(unread[0].name)
-        notes.append(f"{len(unread):,} files beside the shards are not read (first: {first})")
     if found.others:
         listed = ", ".join(f"{one_line(n)} {c:,}" for n, c in found.others.most_common(5))
         notes.append(f"passed over {found.others.total():,} members of other kinds: {listed}")

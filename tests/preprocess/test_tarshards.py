@@ -86,7 +86,7 @@ def test_shards_are_found_in_any_case_and_depth_and_the_rest_is_said(tmp_path: P
     ]
     listed = [(item.name, item.reason) for item in source.splits["train"].rejected]
     assert listed == [("b/README.md", "no .tar"), ("b/c.tar.md5", "no .tar")]
-    assert "2 files beside the shards are not read (first: README.md)" in source.notes
+    assert "2 are left out (first: b/README.md: no .tar)" in source.notes
 
 
 @pytest.mark.parametrize("name", ["y.tar.gz", "in/y.TGZ", "y.tar.zst", "y.tar.xz", "y.tbz2"])
