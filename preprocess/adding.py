@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +20,20 @@ from harl_fast.data.container.manifest import (
     read_shard,
 )
 from harl_fast.errors import DataError, one_line
+from harl_fast.files import Progress
 from preprocess.assemble import Existing
 from preprocess.convert import Settings
+from preprocess.prints import NONE, fingerprint, read_prints
 from preprocess.reading import parse_range
 from preprocess.sources import Source, Split
 
-_STORED = {"kind": "STORE", "max_resolution": "MAX_RESOLUTION", "quality": "QUALITY"}
-"""What is to be the same in all of a set, and the variables that say so."""
+_DEFAULTS = {"channels": 3, "pages": "first", "keep_warned": False}
+"""What manifests leave out of `Reading.facts`."""
+_SWITCHES = {
+    "icc": ("ARGS=--no-icc", "ARGS=--icc"),
+    "keep_warned": ("no --keep-warned", "ARGS=--keep-warned"),
+}
+"""How one asks for what is to be the same in all of a set, where no variable does."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Base:
     def settings(self, settings: Settings) -> Settings:
         """Return the settings for new images, which are stored as the others are.
 
-        A range of greys that is left to the images is the one that was found for the others.
+        A range or number of channels that is left to the images is what was found for the others.
         Raises `DataError` for settings that differ from theirs.
         """
         manifest = self.splits["train"].manifest
@@ -62,14 +70,20 @@ class Base:
         if settings.reading.grey.kind == "auto" and isinstance(store.get("range"), str):
             grey = parse_range(store["range"])
             settings = replace(settings, reading=replace(settings.reading, grey=grey))
+        store = {**_DEFAULTS, **store, "store": store["kind"]}
+        if settings.reading.channels == 0 and isinstance(store["channels"], int):
+            reading = replace(settings.reading, channels=store["channels"])
+            settings = replace(settings, reading=reading)
         asked = {
-            "kind": settings.store.name,
+            **_DEFAULTS,
+            **settings.reading.facts(),
+            "store": settings.store.name,
             "max_resolution": settings.max_resolution,
             "quality": settings.quality,
-            "range": settings.reading.grey.name,
         }
+        asked.pop("range_found", None)
         wrong = [
-            f"{_STORED.get(key, key.upper())}={store[key]}"
+            _option(key, store[key])
             for key, value in asked.items()
             if isinstance(store.get(key), str | int) and store[key] != value
         ]
@@ -86,11 +100,12 @@ class Base:
 
         Labels and classes of the source returned are the set's. Raises `DataError` for images that
         do not belong there: without labels among labelled ones, of other classes without
-        ``new_classes``, or with the names of other images.
+        ``new_classes``, or with the names of other images: of two files with a name, other
+        fingerprints tell, and where none was recorded, sources of other names.
         """
         classes = self._classes(source, new_classes=new_classes)
         number = {name: label for label, name in enumerate(classes)}
-        known = _hashes(name for one in self.splits for name in self._names(one))
+        known = _Known.of(self)
         splits = {}
         for name, split in source.splits.items():
             if name not in self.splits:
@@ -140,32 +155,87 @@ class Base:
             )
         return [*classes, *others]
 
-    def _names(self, split: str) -> Iterator[str]:
-        there = self.splits[split]
-        folder = self.out / split
-        single = not there.manifest.shards
-        for file, _ in there.shards:
-            path = names_path(self.out / f"{split}.beton" if single else folder / file)
-            with open(path, encoding="utf-8") as lines:
-                yield from (line.rstrip("\n") for line in lines)
+    def containers(self) -> Iterator[tuple[Path, int]]:
+        """Yield each container's path and number of samples."""
+        for split, there in self.splits.items():
+            folder = self.out / split if there.manifest.shards else self.out
+            yield from ((folder / file, manifest.count) for file, manifest in there.shards)
 
-    def _new_rows(
-        self, name: str, split: Split, source: Source, known: npt.NDArray[np.uint64]
-    ) -> list[int]:
-        there = np.isin(_hashes(map(one_line, split.names)), known)
+    def _new_rows(self, name: str, split: Split, source: Source, known: _Known) -> list[int]:
+        hashes = _hashes(map(one_line, split.names))
+        there, prints = known.find(hashes)
+        others = _changed(split, np.flatnonzero(there & (prints != NONE)), prints)
+        _refuse(self.out, name, split, source, others, "and other contents")
+        named = np.flatnonzero(there & (prints == NONE))
         manifest = self.splits[name].manifest
         sources = {event["source"] for event in manifest.history} or {manifest.source}
-        if there.any() and source.name not in sources:
-            first = one_line(split.names[int(np.argmax(there))])
-            raise DataError(
-                f"{there.sum():,} {name} images of {source.name} have names that images of "
-                f"{self.out} have already ({first}, ...), which came from "
-                f"{', '.join(sorted(sources))}: put them into a folder of their own inside each "
-                f"class, such as train/CLASS/{source.name}/"
-            )
+        if source.name not in sources:
+            came = f"which came from {', '.join(sorted(sources))}"
+            _refuse(self.out, name, split, source, named.tolist(), came)
         if there.any():
-            print(f"{name}: {there.sum():,} images are there already by their names: passed over")
+            print(f"{name}: {there.sum():,} images are there already: passed over")
+        if named.size:
+            print(
+                f"WARNING: {named.size:,} of these are taken for known ones BY THEIR NAMES ALONE "
+                f"({one_line(split.names[named[0]])}, ...), since what {self.out} was made of was "
+                f"not recorded then: images of another folder named {source.name} would be lost"
+            )
         return [int(row) for row in np.flatnonzero(~there)]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The images of a set."""
+
+    names: npt.NDArray[np.uint64]
+    """(N,): hashes of their names, ascending."""
+    prints: npt.NDArray[np.uint64]
+    """(N,): their fingerprints."""
+
+    @staticmethod
+    def of(base: Base) -> _Known:
+        parts = [(_names(beton), read_prints(beton, count)) for beton, count in base.containers()]
+        names, first = np.unique(np.concatenate([name for name, _ in parts]), return_index=True)
+        return _Known(names, np.concatenate([prints for _, prints in parts])[first])
+
+    def find(
+        self, names: npt.NDArray[np.uint64]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint64]]:
+        """Return (n,) whether each name is there, and the fingerprints under these names."""
+        rows = np.minimum(np.searchsorted(self.names, names), len(self.names) - 1)
+        return self.names[rows] == names, self.prints[rows]
+
+
+def _names(beton: Path) -> npt.NDArray[np.uint64]:
+    with open(names_path(beton), encoding="utf-8") as lines:
+        return _hashes(line.rstrip("\n") for line in lines)
+
+
+def _changed(split: Split, rows: npt.NDArray[np.intp], prints: npt.NDArray[np.uint64]) -> list[int]:
+    """Return which of some images have other fingerprints than those given for all."""
+    found = list[int]()
+    with Progress(len(rows), label="comparing with images there", least_s=2.0) as progress:
+        for row in rows.tolist():
+            if fingerprint(split.image(row)) not in (NONE, int(prints[row])):
+                found.append(row)
+            progress.advance()
+    return found
+
+
+def _refuse(
+    out: Path, name: str, split: Split, source: Source, rows: Sequence[int], why: str
+) -> None:
+    """Raise `DataError` if there are images that have the names of others."""
+    if rows:
+        raise DataError(
+            f"{len(rows):,} {name} images of {source.name} have names that images of {out} have "
+            f"already ({one_line(split.names[rows[0]])}, ...), {why}: put them into a folder of "
+            f"their own inside each class, such as train/CLASS/{source.name}/"
+        )
+
+
+def _option(key: str, value: Any) -> str:
+    return _SWITCHES[key][value] if key in _SWITCHES else f"{key.upper()}={value}"
 
 
 def _existing(path: Path) -> Existing:

@@ -22,7 +22,9 @@ from preprocess.places import Place
 from preprocess.publish import ASIDE, Moves
 from preprocess.shards import BESIDE, STEM, Job, report_path
 
-OF_A_SET = re.compile(r"\d{5,}-of-\d{5,}\.(beton|json|names\.txt|sums\.npy|report\.json)")
+OF_A_SET = re.compile(
+    r"\d{5,}-of-\d{5,}\.(beton|json|names\.txt|sums\.npy|prints\.npy|report\.json)"
+)
 """Files in the folder of a set."""
 _MANIFESTS = ".manifests.partial"
 

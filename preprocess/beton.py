@@ -189,11 +189,14 @@ def main(argv: list[str] | None = None) -> int:
     with place.locked(), scratch_beside(_local(args.out)) as scratch:
         finished = finish(place)
         base = Base.of(args.out) if args.add else None
+        if base is not None:
+            settings = base.settings(settings)
+            if finished:
+                print("an earlier run was cut short while its files took their names: it is done")
         source, given = _source(args, scratch)
         if settings.reading.all_pages:
             source = with_pages(source)
         if base is not None:
-            settings = base.settings(settings)
             source, base = base.extend(source, new_classes=args.new_classes)
             if not source.splits:
                 print(f"nothing to add: all images are in {one_line(str(args.out))} already")

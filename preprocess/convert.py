@@ -14,6 +14,7 @@ from preprocess.masks.registry import find_method
 from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks
 from preprocess.masks.spec import MethodSpec
 from preprocess.passthrough import NotTakenError, take_jpeg
+from preprocess.prints import NONE, fingerprint
 from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.sources import Rejected
 from preprocess.sources.members import ImageRef
@@ -68,6 +69,8 @@ class Sample(NamedTuple):
     """What is damaged in the file, where such files are kept."""
     remarks: tuple[str, ...] = ()
     """Of `Decoded`."""
+    source_print: int = NONE
+    """`fingerprint` of its file."""
 
 
 def convert(
@@ -122,6 +125,7 @@ def _draft(
             return Rejected(task.name, str(error)), None
         sample = sample._replace(mode=mode, image=image, height=rgb.shape[0], width=rgb.shape[1])
         sample = sample._replace(warning=decoded.warning, remarks=decoded.remarks)
+    sample = sample._replace(source_print=fingerprint(task.image))
     origin = LazyImage(
         wanted,
         side_px=side_px,

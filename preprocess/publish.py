@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from harl_fast.data.container.manifest import PUBLISHING
 from harl_fast.errors import OutputError, explain
 from harl_fast.files import uninterrupted
 from preprocess.places import Place
 
-NOTE = ".publish.json"
+NOTE = PUBLISHING
 ASIDE = ".replaced.tmp"
 """Takes what is replaced, until all else is done."""
 

@@ -32,6 +32,7 @@ from preprocess.convert import Sample, Settings, Task
 from preprocess.masks.registry import CHUNK
 from preprocess.masks.sources import MaskList
 from preprocess.places import Place
+from preprocess.prints import prints_path, write_prints
 from preprocess.sources import Rejected
 from preprocess.work import tool_versions
 from preprocess.writer import container_writer
@@ -45,7 +46,7 @@ def report_path(beton: Path) -> Path:
     return beton.with_name(f"{beton.stem}.report.json")
 
 
-BESIDE = (report_path, names_path, sums_path, manifest_path)
+BESIDE = (report_path, names_path, sums_path, prints_path, manifest_path)
 """Files of a container besides itself, the one that vouches for the others last."""
 
 
@@ -107,6 +108,8 @@ class Tally:
     full: int = 0
     sums: array[int] = field(default_factory=lambda: array("Q"))
     """`stored_sum` of each sample's image, then of its mask."""
+    prints: array[int] = field(default_factory=lambda: array("Q"))
+    """`fingerprint` of each sample's file."""
     pixels: int = 0
     modes: Counter[str] = field(default_factory=Counter)
     """Samples stored under each mode, and their bytes below."""
@@ -123,6 +126,7 @@ class Tally:
         self.names.append(sample.name)
         self.labels.append(sample.label)
         self.sums.extend((stored_sum(sample.image), stored_sum(sample.mask)))
+        self.prints.append(sample.source_print)
         self.pixels += sample.height * sample.width
         self.modes[MODE_NAMES[sample.mode]] += 1
         self.image_bytes[MODE_NAMES[sample.mode]] += len(sample.image)
@@ -169,6 +173,7 @@ def write_shard(
 
 def _describe(beton: Path, job: Job, tally: Tally) -> None:
     """Write what lies beside a container, the manifest last, and check that it opens."""
+    write_prints(beton, tally.prints)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         split=job.split,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import posixpath
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -14,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, UnusualFileError, open_regular
 from harl_fast.textfile import parse_json
-from preprocess.listing import has_image_suffix, is_aside
+from preprocess.listing import has_image_suffix, is_aside, walk
 from preprocess.sources.base import NO_LABELS, Choices, Rejected, Source
 from preprocess.sources.entries import BrokenArchiveError, tar_entries
 from preprocess.sources.members import FileRange, Members, check_size
@@ -36,15 +38,17 @@ _LOOKED_AT = 100
 """Members by which shards are told from the archive of a tree."""
 _META = re.compile("__[^/]*__($|/)")
 """WebDataset's names of members that are of no sample."""
+_PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|t[gbx]z2?|tzst)$", re.IGNORECASE)
+"""How the name of a compressed shard ends."""
 
 
 def shards_at(path: Path) -> list[Path]:
-    """Return the shards that a path means: a .tar, those in a folder, or a pattern's.
+    """Return the shards that a path means: a .tar, those at any depth in a folder, or a pattern's.
 
     A pattern is ``name-{0000..0123}.tar``, of files that need not be there.
     """
     if path.is_dir():
-        return sorted((*path.glob("*.tar"), *path.glob("*/*.tar")))
+        return sorted(file for file in _files(path) if file.suffix.lower() == ".tar")
     if path.suffix.lower() != ".tar":
         return []
     if "{" not in str(path) or path.exists():
@@ -56,6 +60,26 @@ def shards_at(path: Path) -> list[Path]:
         raise DataError(
             f"{path} is no pattern of shards such as x-{{00..17}}.tar: {error}"
         ) from error
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files at any depth in a folder, without hidden ones and the system's."""
+    for place, inner, names in walk(folder, []):
+        inner[:] = [name for name in inner if not is_aside(name)]
+        yield from (folder / place / name for name in names if not is_aside(name))
+
+
+def _unread(folder: Path) -> list[Rejected]:
+    """Return the files of a folder that are no shards; `DataError` for compressed ones."""
+    others = sorted(file for file in _files(folder) if file.suffix.lower() != ".tar")
+    if packed := [file for file in others if _PACKED.search(file.name)]:
+        shown = ", ".join(one_line(str(file.relative_to(folder))) for file in packed[:5])
+        raise DataError(
+            f"{folder} holds {len(packed):,} compressed shards ({shown}"
+            f"{', ...' * (len(packed) > 5)}), which are not read: unpack them, say by gunzip, xz "
+            f"-d or zstd -d, or move them away to go on without them"
+        )
+    return [Rejected(file.relative_to(folder).as_posix(), "no .tar") for file in others]
 
 
 def _webdataset() -> tuple[Any, Any]:
@@ -73,7 +97,9 @@ def _webdataset() -> tuple[Any, Any]:
 def fits_shards(path: Path) -> bool:
     """Return whether the path means tar files, and not one that holds a tree of folders."""
     if path.is_dir():
-        return bool(shards_at(path))
+        with contextlib.suppress(DataError):  # said by whoever reads it
+            return any(file.suffix.lower() == ".tar" for file in _files(path))
+        return False
     named = path.suffix.lower() == ".tar"
     return named and ("{" in str(path) if not path.exists() else not is_tree(path))
 
@@ -129,11 +155,11 @@ def shard_source(path: Path, choices: Choices) -> Source:
 
     Raises `DataError` for shards that are missing or broken, and for labels of some images only.
     """
-    shards = shards_at(path)
+    shards, unread = shards_at(path), _unread(path) if path.is_dir() else []
     if not shards:
         raise DataError(f"{path} holds no .tar; give a folder of shards, or x-{{0000..0123}}.tar")
     base = path if path.is_dir() else path.parent
-    found, broken = _Found(), list[str]()
+    found, broken = _Found(rejected=[("", one) for one in unread]), list[str]()
     with Progress(len(shards), label="reading the shards' lists", unit="shards") as progress:
         for number, shard in enumerate(shards):
             try:

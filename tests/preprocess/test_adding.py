@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harl_fast.data.container.manifest import find_container, read_manifest
@@ -50,9 +52,8 @@ def test_one_container_becomes_the_first_shard_and_ids_stay(
     bytes_before = (out / "train.beton").read_bytes()
     grow(data, "class0", 5)
     run(out, "--add", str(data), "--shard-size", "3")
-    assert "train: 6 images are there already by their names: passed over" in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "train: 6 images are there already: passed over" in said and "WARNING" not in said
     added = [f"train/class0/{index}.jpg" for index in range(100, 105)]
     assert names(out, "train") == before["train"] + added
     assert names(out, "val") == before["val"] and (out / "val.beton").exists()
@@ -102,8 +103,10 @@ def test_nothing_new_changes_nothing(
 
 def test_names_of_another_sources_images_are_refused(out: Path, tmp_path: Path) -> None:
     other = image_folder(tmp_path / "others", classes=2, train=4, val=2)
+    for path in other.rglob("*.jpg"):
+        path.write_bytes(path.read_bytes() + b"others")
     before = contents(out)
-    with pytest.raises(DataError, match=r"6 train images of others have names that .*photos: put"):
+    with pytest.raises(DataError, match=r"6 train images of others have names .*contents: put"):
         run(out, "--add", str(other))
     assert contents(out) == before
     for split in ("train", "val"):  # as the message says
@@ -118,6 +121,64 @@ def test_names_of_another_sources_images_are_refused(out: Path, tmp_path: Path) 
     assert names(out, "train")[6] == "train/class0/others/0.jpg"
     manifest = read_manifest(out / "train")
     assert (manifest.count, manifest.source) == (14, "photos, others")
+
+
+def altered(path: Path, position: int) -> None:
+    """Change one byte of a file and keep its size."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_content_tells_known_images_not_the_folders_name(
+    data: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of the folder under any name is known; another year's folder of its name is not."""
+    before = contents(out)
+    copy = tmp_path / "backup" / "renamed"
+    shutil.copytree(data, copy)
+    run(out, "--add", str(copy))
+    assert "nothing to add" in capsys.readouterr().out
+    twin = tmp_path / "2025" / "photos"
+    shutil.copytree(data, twin)
+    altered(twin / "train" / "class1" / "2.jpg", -1)
+    with pytest.raises(
+        DataError,
+        match=r"1 train images of photos .*\(train/class1/2.jpg, \.\.\.\), and other cont",
+    ):
+        run(out, "--add", str(twin))
+    assert contents(out) == before
+    grow(data, "class0", 1)  # and images of an addition are recorded too
+    run(out, "--add", str(data))
+    grow(twin, "class0", 1)
+    shutil.copy(data / "train/class1/2.jpg", twin / "train/class1/2.jpg")
+    run(out, "--add", str(twin))
+    altered(twin / "train" / "class0" / "100.jpg", 100)
+    with pytest.raises(DataError, match="1 train images of photos have names"):
+        run(out, "--add", str(twin))
+
+
+def test_sets_without_fingerprints_go_by_names_and_say_so(
+    data: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        (out / f"{split}.prints.npy").unlink()
+    altered(data / "train" / "class0" / "1.jpg", -1)
+    grow(data, "class0", 1)
+    run(out, "--add", str(data))
+    assert "WARNING: 6 of these are taken for known ones BY THEIR NAMES ALONE" in (
+        capsys.readouterr().out
+    )
+    assert names(out, "train")[6:] == ["train/class0/100.jpg"]
+    shutil.copytree(data, tmp_path / "others")
+    with pytest.raises(DataError, match=r"6 train images of others have names .*came from photos"):
+        run(out, "--add", str(tmp_path / "others"))
+    np.save(out / "val.prints.npy", np.zeros(3, np.uint64))
+    with pytest.raises(DataError, match=r"val\.prints\.npy is of another container: .*delete it"):
+        run(out, "--add", str(data))
+    (out / "val.prints.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(DataError, match=r"val\.prints\.npy holds no fingerprints .*delete it"):
+        run(out, "--add", str(data))
 
 
 def test_other_classes_are_refused_or_follow_the_old_ones(
@@ -175,6 +236,11 @@ def test_images_with_and_without_labels_do_not_mix(data: Path, out: Path, tmp_pa
         ("--store", "raw", "STORE=jpg"),
         ("--max-resolution", "64", "MAX_RESOLUTION=512"),
         ("--mask-size", "32", "MASK_SIZE=16"),
+        ("--channels", "1", "CHANNELS=3"),
+        ("--pages", "all", "PAGES=first"),
+        ("--range", "0:99", "RANGE=full"),
+        ("--no-icc", "", "ARGS=--icc"),
+        ("--keep-warned", "", "no --keep-warned"),
     ],
 )
 def test_images_are_added_as_the_others_are_stored(
@@ -182,7 +248,34 @@ def test_images_are_added_as_the_others_are_stored(
 ) -> None:
     grow(data, "class0", 1)
     with pytest.raises(DataError, match=f"was made with {told}: give the same"):
-        run(out, "--add", str(data), option, value)
+        run(out, "--add", str(data), *filter(None, (option, value)))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--channels", "1"), "CHANNELS=1"),
+        (("--pages", "all"), "PAGES=all"),
+        (("--no-icc",), "ARGS=--no-icc"),
+        (("--keep-warned",), "ARGS=--keep-warned"),
+        (("--range", "0:99"), ""),
+    ],
+)
+def test_what_the_set_was_made_with_is_not_left_out(
+    data: Path, tmp_path: Path, options: tuple[str, ...], told: str
+) -> None:
+    """Only a range, and channels if asked for by auto, are taken over."""
+    out = tmp_path / "out"
+    run(out, "--data", str(data), *options)
+    grow(data, "class0", 1)
+    if told:
+        with pytest.raises(DataError, match=f"was made with {told}: give the same"):
+            run(out, "--add", str(data))
+    run(out, "--add", str(data), *(("--channels", "auto") if "1" in options else options))
+    store = read_manifest(out / "train").store
+    shards = [read_manifest(path).store for path in sorted((out / "train").glob("*.beton"))]
+    for key in ("channels", "pages", "icc", "keep_warned", "range"):
+        assert [shard.get(key) for shard in shards] == [store.get(key)] * 2
 
 
 def test_there_must_be_a_set_to_add_to(data: Path, tmp_path: Path) -> None:
@@ -196,7 +289,11 @@ class Crash(BaseException):
 
 @pytest.mark.parametrize("crash_at", range(0, 16, 3))
 def test_an_addition_that_crashes_among_its_renames_is_finished(
-    data: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
+    data: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    crash_at: int,
 ) -> None:
     """The next command does that first, whatever else it is to do."""
     grow(data, "class0", 2)
@@ -212,7 +309,13 @@ def test_an_addition_that_crashes_among_its_renames_is_finished(
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(os, "replace", replace)
         run(out, "--add", str(data))
+    cut_short = (out / ".publish.json").exists()
+    if not (out / "train.json").exists() and (out / "train").exists():
+        with pytest.raises(DataError, match=r"cut short while .*: run the same again"):
+            read_manifest(out / "train")
+    capsys.readouterr()
     run(out, "--add", str(data))
+    assert ("an earlier run was cut short" in capsys.readouterr().out) == cut_short
     assert names(out, "train")[6:] == ["train/class0/100.jpg", "train/class0/101.jpg"]
     assert read_manifest(out / "train").count == 8 and not list(out.glob(".*"))
 
@@ -233,7 +336,7 @@ def test_a_conversion_that_crashes_among_its_renames_is_not_made_again(
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(os, "replace", replace)
         run(out, "--data", str(data), "--quality", "70")
-    with pytest.raises(DataError, match=r"train\.json is missing: .* `make beton`"):
+    with pytest.raises(DataError, match=r"train\.json is missing: .* `make beton` was cut short"):
         read_manifest(out / "train.beton")
     run(out, "--data", str(data), "--quality", "70")
     assert "this conversion was complete: its files have their names now" in capsys.readouterr().out

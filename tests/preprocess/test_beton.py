@@ -43,7 +43,7 @@ def report(out: Path, split: str = "train") -> dict[str, list[dict[str, str]]]:
 FILES = [
     f"{split}.{suffix}"
     for split in ("train", "val")
-    for suffix in ("beton", "json", "names.txt", "report.json", "sums.npy")
+    for suffix in ("beton", "json", "names.txt", "prints.npy", "report.json", "sums.npy")
 ]
 
 

@@ -74,6 +74,29 @@ def test_shards_without_labels_are_read_without(tmp_path: Path) -> None:
     assert list(source.splits) == ["train"]
 
 
+def test_shards_are_found_in_any_case_and_depth_and_the_rest_is_said(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.TAR", "b/c.tar", "b/d/e/f.Tar", "b/d/e/._f.tar")):
+        write_tar(tmp_path / name, {f"{number}{k}.webp": b"1" for k in "ab"})
+    (tmp_path / "b/README.md").write_text("x")
+    (tmp_path / "b/c.tar.md5").write_text("x")
+    assert [name for name, reader in SOURCES.items() if reader.fits(tmp_path)] == ["tar"]
+    source = read(tmp_path)
+    assert source.splits["train"].names == [
+        f"{number}{k}.webp" for number in range(3) for k in "ab"
+    ]
+    listed = [(item.name, item.reason) for item in source.splits["train"].rejected]
+    assert listed == [("b/README.md", "no .tar"), ("b/c.tar.md5", "no .tar")]
+    assert "2 are left out (first: b/README.md: no .tar)" in source.notes
+
+
+@pytest.mark.parametrize("name", ["y.tar.gz", "in/y.TGZ", "y.tar.zst", "y.tar.xz", "y.tbz2"])
+def test_compressed_shards_beside_others_are_refused(name: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", PAIRS)
+    write_tar(tmp_path / name, PAIRS)
+    with pytest.raises(DataError, match=rf"holds 1 compressed shards \({name}\), .*: unpack them"):
+        read(tmp_path)
+
+
 def test_splits_are_those_of_the_shards_names(tmp_path: Path) -> None:
     for name in ("x-train-0", "train/1", "x-val-0", "test/0"):
         write_tar(

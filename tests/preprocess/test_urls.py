@@ -51,7 +51,7 @@ def test_a_url_gets_what_a_folder_gets(
     assert "3 shards" in capsys.readouterr().out
     run(sets[0], "memory://bucket/set", "--shard-size", "100")  # the set's place is taken
     found = sorted(path.rpartition("/")[2] for path in store.find("/bucket/set"))
-    suffixes = ("beton", "json", "names.txt", "report.json", "sums.npy")
+    suffixes = ("beton", "json", "names.txt", "prints.npy", "report.json", "sums.npy")
     assert found == [f"{split}.{suffix}" for split in ("train", "val") for suffix in suffixes]
 
 

@@ -24,13 +24,7 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from harl_fast.data.container.checksum import CHECKED, CRC32
 from harl_fast.errors import DataError, one_line, shown
-from harl_fast.files import (
-    naming,
-    replacing,
-    sha256_file,
-    write_json,
-    write_text,
-)
+from harl_fast.files import naming, replacing, sha256_file, write_json, write_text
 from harl_fast.textfile import read_json, tree_sha256
 
 FORMAT_VERSION = 1
@@ -49,6 +43,8 @@ It guards against accident, not against intent: who edits a manifest can make it
 since nothing else tells manifests from before it from later ones.
 """
 
+PUBLISHING = ".publish.json"
+"""Note of a conversion whose files are taking their names."""
 REMEDY = "Write the container again with `make beton`."
 
 
@@ -295,6 +291,12 @@ def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uin
     return np.array(sums, order="C")
 
 
+def _remedy(beton: Path, files: str) -> str:
+    if (beton.parent / PUBLISHING).exists():
+        return "A `make beton` was cut short while its files took their names: run the same again."
+    return f"Copy the files of {files} together, or: {REMEDY}"
+
+
 @functools.cache
 def _schema() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)
@@ -308,8 +310,7 @@ def read_manifest(beton: Path) -> Manifest:
     path = manifest_path(beton)
     if not path.exists():
         raise DataError(
-            f"{path} is missing: {beton} has no manifest beside it. Copy the files of a container "
-            f"together, or: {REMEDY}"
+            f"{path} is missing: {beton} has no manifest beside it. {_remedy(beton, 'a container')}"
         )
     try:
         tree = read_json(path, error=DataError, most_bytes=MOST_BYTES)
@@ -341,8 +342,7 @@ def read_manifest(beton: Path) -> Manifest:
         described = "a set of containers" if manifest.shards else "a single container"
         found = "a folder" if beton.is_dir() else "a file, or missing"
         raise DataError(
-            f"{path} describes {described}, {beton} is {found}. Copy the files of one conversion "
-            f"together, or: {REMEDY}"
+            f"{path} describes {described}, {beton} is {found}. {_remedy(beton, 'one conversion')}"
         )
     for shard in manifest.shards:
         if Path(shard.file).name != shard.file:
@@ -357,7 +357,7 @@ def read_shard(folder: Path, shard: Shard) -> Manifest:
     if manifest.manifest_sha256 != shard.manifest_sha256 or manifest.count != shard.count:
         raise DataError(
             f"{manifest_path(beton)} is not the one that the set's {manifest_path(folder).name} "
-            f"lists: another conversion's shard. Copy the files of a set together, or: {REMEDY}"
+            f"lists: another conversion's shard. {_remedy(folder, 'a set')}"
         )
     return manifest
 

@@ -1,0 +1,79 @@
+"""Fingerprints of source files, by which an addition tells known images from others of a name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from harl_fast.errors import DataError, shown
+from harl_fast.files import UnusualFileError, naming, replacing
+from preprocess.images import open_file
+from preprocess.sources.members import ImageRef
+
+NONE = 0
+"""Stands for an image whose fingerprint is not known."""
+_BLOCK = 1 << 15
+"""Bytes of each part of a file that is looked at."""
+
+
+def fingerprint(image: ImageRef) -> int:
+    """Return 64 bits of a file's size and its first, middle and last 32 kB, `NONE` if unreadable.
+
+    Files of up to 64 kB are covered as a whole, and so are pixels in memory.
+    """
+    if isinstance(image, np.ndarray):
+        return _digest(str(image.shape).encode(), image.tobytes())
+    try:
+        with open_file(image) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            parts = [str(size).encode()]
+            for start in (0, (size - _BLOCK) // 2, size - _BLOCK):
+                stream.seek(max(0, start))
+                parts.append(stream.read(_BLOCK))
+    except (OSError, UnusualFileError):  # said when it is converted
+        return NONE
+    return _digest(*parts)
+
+
+def _digest(*parts: bytes) -> int:
+    found = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        found.update(part)
+    return int.from_bytes(found.digest(), "little")
+
+
+def prints_path(beton: Path) -> Path:
+    """Return where the fingerprints of a container's source files lie."""
+    return beton.with_suffix(".prints.npy")
+
+
+def write_prints(beton: Path, prints: Sequence[int]) -> None:
+    """Write the samples' fingerprints as (N,) uint64."""
+    path = prints_path(beton)
+    with replacing(path) as temporary, naming(path), open(temporary, "wb") as stream:
+        np.save(stream, np.asarray(prints, np.uint64))
+
+
+def read_prints(beton: Path, count: int) -> npt.NDArray[np.uint64]:
+    """Return (count,) uint64, all `NONE` if they were not recorded; `DataError` for other files."""
+    path = prints_path(beton)
+    if not path.exists():
+        return np.full(count, NONE, np.uint64)
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(
+            f"{path} holds no fingerprints ({shown(str(error))}). Copy it again, or delete it: "
+            f"names alone then tell which images are there"
+        ) from error
+    if not isinstance(found, np.ndarray) or (found.shape, found.dtype) != ((count,), np.uint64):
+        raise DataError(
+            f"{path} is of another container: one fingerprint for each of {count:,} samples is "
+            f"expected. Copy it again, or delete it: names alone then tell which images are there"
+        )
+    return found
