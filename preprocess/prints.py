@@ -17,14 +17,14 @@ from preprocess.sources.members import ImageRef
 
 NONE = 0
 """Stands for an image whose fingerprint is not known."""
-_BLOCK = 1 << 15
+_BLOCK = 1 << 12
 """Bytes of each part of a file that is looked at."""
 
 
 def fingerprint(image: ImageRef) -> int:
-    """Return 64 bits of a file's size and its first, middle and last 32 kB, `NONE` if unreadable.
+    """Return 64 bits of a file's size and its first, middle and last 4 kB, `NONE` if unreadable.
 
-    Files of up to 64 kB are covered as a whole, and so are pixels in memory.
+    Files of up to 8 kB are covered as a whole, and so are pixels in memory.
     """
     if isinstance(image, np.ndarray):
         return _digest(str(image.shape).encode(), image.tobytes())
