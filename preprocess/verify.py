@@ -298,7 +298,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     require_compiler()
     if args.report:
-        check_output(args.report, option="--report", inputs=args.betons)
+        beside = [each for beton in args.betons for each in beton.parent.glob("*.beton")]
+        check_output(args.report, option="--report", inputs=[*args.betons, *beside])
     found = list[Verdict]()
     for beton in args.betons:
         for one in verdicts(beton, deep=args.deep, workers=args.workers):

@@ -56,7 +56,10 @@ def _inner(folder: Path) -> tuple[list[str], list[str]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not is_aside(entry.name):
-                    (folders if entry.is_dir() else files).append(entry.name)
+                    # A link that leads to itself is an error to `is_dir`, and a file to `isdir`.
+                    link = entry.is_symlink()
+                    is_folder = os.path.isdir(entry.path) if link else entry.is_dir()
+                    (folders if is_folder else files).append(entry.name)
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror}); check its rights") from error
     return folders, files

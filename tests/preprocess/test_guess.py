@@ -153,3 +153,13 @@ def test_a_whole_listing_is_arranged_as_the_folder_itself(tmp_path: Path) -> Non
             other = direct.splits[name]
             assert (split.names, split.labels) == (other.names, other.labels)
             assert split.rejected == other.rejected and split.root is None
+
+
+def test_a_link_that_leads_to_itself_is_a_file_that_is_not_read(tmp_path: Path) -> None:
+    for kind in ("a", "b"):
+        for number in range(3):
+            save(photo(number), tmp_path / "set" / kind / f"{number}.png")
+    (tmp_path / "set" / "b" / "loop.txt").symlink_to("loop.txt")
+    train = read_source(tmp_path / "set", Choices(val=0.0)).splits["train"]
+    assert len(train.names) == 6
+    assert [item.name for item in train.rejected] == ["b/loop.txt"]

@@ -161,6 +161,16 @@ def test_a_report_that_cannot_be_written_is_an_error(beton: Path) -> None:
         main([str(beton), "--report", f"{beton}/report.json"])
 
 
+def test_a_report_does_not_replace_a_file_of_a_container_beside_it(
+    beton: Path, tmp_path: Path
+) -> None:
+    train = copied(beton, tmp_path)
+    other = train.with_name("other.beton")
+    other.touch()
+    with pytest.raises(OutputError, match="belongs to the input"):
+        main([str(train), "--report", str(other.with_suffix(".json"))])
+
+
 def test_a_crafted_jpeg_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """libjpeg alone would call it sound: it scales the hidden picture to the size asked for."""
     path = crafted_beton(tmp_path)
