@@ -59,7 +59,7 @@ def plans(root: Path, *, count: int, cores: int, bars: tuple[str, ...]) -> dict[
     images, out = root / "source/train", root / "converted"
     plain = ["--data", str(root / "source"), "--max-resolution", str(SIDE_PX)]
     plain += ["--quality", str(inputs.QUALITY)]
-    without, given = ["--mask-method", "full"], ["--masks", str(root / "masks")]
+    without, given = ["--mask-method", "full"], ["--masks", str(root / "whole_masks")]
     ours = {"module": "convert_ours", "count": count, "workers": cores, "lead": 1}
     ffcv = {"module": "convert_ffcv", "images": str(images), "side": SIDE_PX, "masks": ""}
     ffcv |= {"workers": cores, "lead": 1}
@@ -68,7 +68,7 @@ def plans(root: Path, *, count: int, cores: int, bars: tuple[str, ...]) -> dict[
     known: dict[str, dict[str, Any]] = {
         "ffcv": ffcv,
         "ours": ours | {"options": plain + without},
-        "ffcv_masks": ffcv | {"masks": str(root / "masks")},
+        "ffcv_masks": ffcv | {"masks": str(root / "whole_masks")},
         "ours_masks": ours | {"options": plain + given},
         "ours_heuristic": ours | {"options": plain},
         "ours_passthrough": ours | {"options": [*plain, *without, "--store", "passthrough"]},

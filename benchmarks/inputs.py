@@ -116,18 +116,19 @@ def set_name(data: Path | None, count: int) -> str:
 
 
 def image_set(base: Path, *, count: int, data: Path | None) -> Path:
-    """Return a folder with ``count`` JPEGs in source/train/<class>/, masks in masks/<class>/.
+    """Return a folder with ``count`` JPEGs in source/train/<class>/, and their masks.
 
     ``data``: a folder of photos; those above `LONGEST_PX` or not RGB are shrunk and written again,
-    so that every contender reads the same pixels. The masks are the project's heuristic ones,
-    `MASK_PX` pixels square in the image's frame, 0 or 255.
+    so that every contender reads the same pixels. The masks are the project's heuristic ones, 0 or
+    255: in masks/<class>/ `MASK_PX` pixels square in the image's frame, in whole_masks/<class>/ of
+    the image's size, as people have them.
     """
     root = base / set_name(data, count)
-    if (root / "complete").is_file():
+    if (root / "complete").is_file() and (root / "whole_masks").is_dir():
         return root
     shutil.rmtree(root, ignore_errors=True)
     for kind in range(CLASSES):
-        for part in ("source/train", "source/val", "masks"):
+        for part in ("source/train", "source/val", "masks", "whole_masks"):
             (root / part / f"class{kind}").mkdir(parents=True)
     with Progress(count, label="making the input set") as progress:
         for number, (pixels, file) in enumerate(_pictures(data, count)):
@@ -137,9 +138,11 @@ def image_set(base: Path, *, count: int, data: Path | None) -> Path:
                 Image.fromarray(pixels).save(target, quality=QUALITY)
             else:
                 shutil.copyfile(file, target)
-            mask = resize_mask(find_mask(pixels, "heuristic")[0], size=MASK_PX)
-            picture = Image.fromarray(mask.astype(np.uint8) * 255)
-            picture.save(root / "masks" / kind / f"{stem}.png")
+            mask = find_mask(pixels, "heuristic")[0]
+            small = Image.fromarray(resize_mask(mask, size=MASK_PX).astype(np.uint8) * 255)
+            small.save(root / "masks" / kind / f"{stem}.png")
+            whole = Image.fromarray(mask.astype(np.uint8) * 255).resize(pixels.shape[1::-1])
+            whole.save(root / "whole_masks" / kind / f"{stem}.png")
             if number < CLASSES:  # a container's source must have a val folder
                 shutil.copyfile(target, root / "source/val" / kind / f"{stem}.jpg")
             progress.advance()

@@ -40,19 +40,25 @@ def is_url(text: str) -> bool:
 
 
 def check_output(
-    path: Path, *, option: str, folder: bool = False, inputs: Collection[Path] = ()
+    path: Path,
+    *,
+    option: str,
+    folder: bool = False,
+    inputs: Collection[Path] = (),
+    of_container: bool = False,
 ) -> None:
     """Raise `OutputError` unless a file can be written as ``path``, or into it if ``folder``.
 
     For programs to call before their work. Makes the folders that are missing and a file under the
     temporary name that `replacing` will use, and removes all of them again: work that is refused
     for another reason leaves no trace. option: where the user gave the path. inputs: files that it
-    must not replace, nor those beside them that are named after them.
+    must not replace, nor those beside them that are named after them. of_container: the file is to
+    be a container's; others must not take the name of one, whether it is an input or not.
     """
-    for each in inputs:
-        beside = path.resolve().parent == each.resolve().parent
+    for each in (*inputs, *(() if of_container or folder else _containers_beside(path))):
+        beside = os.path.dirname(os.path.realpath(path)) == os.path.dirname(os.path.realpath(each))
         if beside and (path.name == each.name or path.name.startswith(f"{each.stem}.")):
-            raise OutputError(f"{option} {path} belongs to the input {each}: choose another name")
+            raise OutputError(f"{option} {path} belongs to {each}: choose another name")
     trial, made = None, list[Path]()
     try:
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
@@ -74,6 +80,12 @@ def check_output(
         for each in made:
             with contextlib.suppress(OSError):  # not made after all, or in use already
                 each.rmdir()
+
+
+def _containers_beside(path: Path) -> list[Path]:
+    """Return the containers, and the folders of such, in the folder of a path."""
+    here = Path(os.path.realpath(path)).parent
+    return [*here.glob("*.beton"), *{beton.parent for beton in here.glob("*/*.beton")}]
 
 
 @contextlib.contextmanager

@@ -155,11 +155,11 @@ class Base:
             )
         return [*classes, *others]
 
-    def containers(self) -> Iterator[tuple[Path, int]]:
-        """Yield each container's path and number of samples."""
+    def containers(self) -> Iterator[tuple[Path, Manifest]]:
+        """Yield each container's path and manifest."""
         for split, there in self.splits.items():
             folder = self.out / split if there.manifest.shards else self.out
-            yield from ((folder / file, manifest.count) for file, manifest in there.shards)
+            yield from ((folder / file, manifest) for file, manifest in there.shards)
 
     def _new_rows(self, name: str, split: Split, source: Source, known: _Known) -> list[int]:
         hashes = _hashes(map(one_line, split.names))
@@ -194,7 +194,7 @@ class _Known:
 
     @staticmethod
     def of(base: Base) -> _Known:
-        parts = [(_names(beton), read_prints(beton, count)) for beton, count in base.containers()]
+        parts = [(_names(beton), read_prints(beton, each)) for beton, each in base.containers()]
         names, first = np.unique(np.concatenate([name for name, _ in parts]), return_index=True)
         return _Known(names, np.concatenate([prints for _, prints in parts])[first])
 

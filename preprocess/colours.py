@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 
 from preprocess.arrays import Pixels
 from preprocess.icc import SPACES, convert_profile
-from preprocess.reading import FEW_LEVELS, GreyRange, Reading, UnusableImageError
+from preprocess.reading import FEW_LEVELS, UNUSABLE, GreyRange, Reading, UnusableImageError
 from preprocess.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, WHITE_IS_ZERO
 
 STRIP_PIXELS = 1 << 20
@@ -65,7 +65,7 @@ def deep_grey(image: Image.Image) -> Grey | None:
 
 def is_plain_rgb(image: Image.Image, reading: Reading) -> bool:
     """Return whether `to_rgb` would return a JPEG's pixels as they are."""
-    return image.mode == "RGB" and not (reading.icc and image.info.get("icc_profile"))
+    return image.mode == "RGB" and not (reading.icc and "icc_profile" in image.info)
 
 
 def to_rgb(image: Image.Image, reading: Reading) -> tuple[Pixels, tuple[str, ...]]:
@@ -117,12 +117,13 @@ def _conversion(
     blank = image.format in ("BMP", "DIB") and image.mode == "RGBA" and not _greatest_alpha(image)
     # Pillow reads every CMYK JPEG as inverted; that is Adobe's habit, marked by APP14.
     adobe = "adobe" in image.info or image.format not in ("JPEG", "MPO")
-    profile = image.info.get("icc_profile") if reading.icc else None
+    # None if Pillow found a profile but not the whole of it.
+    profile = image.info.get("icc_profile", b"") if reading.icc else b""
 
     def convert(strip: Image.Image) -> tuple[Pixels, str]:
         strip = strip.convert("RGB") if blank else strip
         plain = _plain(strip, adobe=adobe) if grey is None else to_8_bit(strip)
-        remark = ""
+        remark = UNUSABLE if profile is None else ""
         if profile:
             plain, remark = convert_profile(plain, profile)
         return np.asarray(plain if plain.mode == "RGB" else plain.convert("RGB")), remark

@@ -86,11 +86,24 @@ def convert(
     looks = not find_method(methods[0].name).fixed
     drafts = [_draft(task, settings, looks=looks) for task in tasks]
     origins = [origin for _, origin in drafts if origin is not None]
-    masks = iter(find_masks(origins, methods))
+    masks = find_masks(origins, methods)
+    distinct = {id(found.mask): found.mask for found in masks}  # few, of a method that is fixed
+    bits = {
+        key: pack_mask(resize_mask(mask, size=settings.mask_size)).tobytes()
+        for key, mask in distinct.items()
+    }
+    left = iter(masks)
     return [
-        _masked(draft, next(masks), settings) if isinstance(draft, Sample) else draft
+        _masked(draft, next(left), bits) if isinstance(draft, Sample) else draft
         for draft, _ in drafts
     ]
+
+
+def convert_chunk(
+    work: tuple[list[Task], tuple[MethodSpec, ...]], settings: Settings
+) -> list[Sample | Rejected]:
+    """Return `convert` of tasks and methods, as one argument."""
+    return convert(work[0], settings, work[1])
 
 
 def _draft(
@@ -136,6 +149,6 @@ def _draft(
     return sample, origin
 
 
-def _masked(sample: Sample, found: MaskResult, settings: Settings) -> Sample:
-    mask = pack_mask(resize_mask(found.mask, size=settings.mask_size)).tobytes()
+def _masked(sample: Sample, found: MaskResult, bits: dict[int, bytes]) -> Sample:
+    mask = bits[id(found.mask)]
     return sample._replace(mask=mask, stand_in=found.stand_in, mask_problem=found.problem)

@@ -23,7 +23,7 @@ from harl_fast.files import LONGEST_TMPDIR
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
-PRELOAD = ["preprocess.convert", "preprocess.demo.render"]
+PRELOAD = ["preprocess.build", "preprocess.demo.render"]
 """Imported once, in the process that workers are forked from: ffcv brings torch, 3 s each."""
 
 TASKS_AHEAD = 4

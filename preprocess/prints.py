@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from harl_fast.data.container.manifest import Manifest
 from harl_fast.errors import DataError, shown
-from harl_fast.files import UnusualFileError, naming, replacing
+from harl_fast.files import UnusualFileError, naming, replacing, sha256_file
 from preprocess.images import open_file
 from preprocess.sources.members import ImageRef
 
@@ -52,28 +53,32 @@ def prints_path(beton: Path) -> Path:
     return beton.with_suffix(".prints.npy")
 
 
-def write_prints(beton: Path, prints: Sequence[int]) -> None:
-    """Write the samples' fingerprints as (N,) uint64."""
+def write_prints(beton: Path, prints: Sequence[int]) -> str:
+    """Write the samples' fingerprints as (N,) uint64; returns the SHA-256 of the file."""
     path = prints_path(beton)
     with replacing(path) as temporary, naming(path), open(temporary, "wb") as stream:
         np.save(stream, np.asarray(prints, np.uint64))
+    return sha256_file(path)
 
 
-def read_prints(beton: Path, count: int) -> npt.NDArray[np.uint64]:
-    """Return (count,) uint64, all `NONE` if they were not recorded; `DataError` for other files."""
+def read_prints(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64]:
+    """Return (N,) uint64, all `NONE` if they are not there; `DataError` for another file's."""
     path = prints_path(beton)
     if not path.exists():
-        return np.full(count, NONE, np.uint64)
+        return np.full(manifest.count, NONE, np.uint64)
+    remedy = "Copy it again, or delete it: names alone then tell which images are there"
+    if manifest.prints_sha256 not in ("", sha256_file(path)):
+        raise DataError(
+            f"{path} was changed after it was written, or is of another container. {remedy}"
+        )
     try:
         found = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path} holds no fingerprints ({shown(str(error))}). {remedy}") from error
+    expected = ((manifest.count,), np.uint64)
+    if not isinstance(found, np.ndarray) or (found.shape, found.dtype) != expected:
         raise DataError(
-            f"{path} holds no fingerprints ({shown(str(error))}). Copy it again, or delete it: "
-            f"names alone then tell which images are there"
-        ) from error
-    if not isinstance(found, np.ndarray) or (found.shape, found.dtype) != ((count,), np.uint64):
-        raise DataError(
-            f"{path} is of another container: one fingerprint for each of {count:,} samples is "
-            f"expected. Copy it again, or delete it: names alone then tell which images are there"
+            f"{path} is of another container: one fingerprint for each of {manifest.count:,} "
+            f"samples is expected. {remedy}"
         )
     return found

@@ -173,7 +173,6 @@ def write_shard(
 
 def _describe(beton: Path, job: Job, tally: Tally) -> None:
     """Write what lies beside a container, the manifest last, and check that it opens."""
-    write_prints(beton, tally.prints)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         split=job.split,
@@ -191,6 +190,7 @@ def _describe(beton: Path, job: Job, tally: Tally) -> None:
         tool_versions=tool_versions(),
         tables_sha256=tables_sha256(beton),
         sums_sha256=write_sums(beton, tally.sums),
+        prints_sha256=write_prints(beton, tally.prints),
     )
     check_container(beton, write_manifest(beton, manifest))
 

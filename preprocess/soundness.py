@@ -106,6 +106,8 @@ def _load_jpeg(image: ImageFile.ImageFile, file_size: tuple[int, int]) -> Loaded
     if has_zero_steps(image):
         return Loaded(image, warning=f"{DAMAGED}a quantization table of the JPEG has zeros")
     data = np.frombuffer(_file_bytes(image), np.uint8)
+    if image.icclist:  # type: ignore[attr-defined]  # parts of a profile that Pillow left aside
+        image.info.setdefault("icc_profile", None)
     channels, pixel_format = _PIXELS[image.mode]
     pixels = np.empty((image.height, image.width, channels), np.uint8)
     code = decode_pixels(data, file_size[::-1], pixels, pixel_format)

@@ -61,6 +61,7 @@ with head(__name__, parse):
     )
     from harl_fast.data.container.reader import stored_pixels
     from harl_fast.jit import require_compiler
+    from preprocess.prints import read_prints
 
 CHUNK = 64
 """Samples a worker takes at a time: about 0.1 s of decoding."""
@@ -151,6 +152,7 @@ def verify(beton: Path, *, deep: bool, workers: int, first: int = 0) -> Verdict:
         check_container(beton, manifest)
         names = _names(beton, manifest)
         sums = read_sums(beton, manifest)
+        read_prints(beton, manifest)
         size = beton.stat().st_size >> 20
         with Progress(size, label=f"reading {beton.name}", unit="MB") as progress:
             same = sha256_file(beton, progress=progress) == manifest.beton_sha256
@@ -298,8 +300,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     require_compiler()
     if args.report:
-        beside = [each for beton in args.betons for each in beton.parent.glob("*.beton")]
-        check_output(args.report, option="--report", inputs=[*args.betons, *beside])
+        check_output(args.report, option="--report", inputs=args.betons)
     found = list[Verdict]()
     for beton in args.betons:
         for one in verdicts(beton, deep=args.deep, workers=args.workers):

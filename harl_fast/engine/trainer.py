@@ -42,6 +42,7 @@ from harl_fast.engine.views import (
 )
 from harl_fast.errors import HarlError
 from harl_fast.model.ema import ema_pairs, ema_update
+from harl_fast.model.norm import FiniteStatistics
 from harl_fast.optim.build import build_optimizer, init_momentum
 from harl_fast.optim.lars import LARS
 from harl_fast.rng import RANK, stream
@@ -124,6 +125,7 @@ class Stepper:
         )
         self._finite = torch.ones((), dtype=torch.bool, device=state.device)
         self._target, self._online = ema_pairs(state.harl.target, state.harl)
+        self._statistics = FiniteStatistics(state.harl, state.harl.target)
 
     def advance(self, batches: Iterable[Batch], *, epoch: int) -> None:
         """Do one step on this rank's micro batches of a global batch."""
@@ -148,6 +150,7 @@ class Stepper:
         # False where ZeRO itself found an overflow, which it looks for only if it clips.
         applied: Tensor = finite & engine.was_step_applied()
         ema_update(self._target, self._online, tau=settings.tau, applied=applied)
+        self._statistics.restore()
         factor = None if scale is None else scale.factor
         self.nonfinite.add(self.step + 1, ids=ids, applied=applied, scale=factor)
         if scale is not None:

@@ -68,6 +68,38 @@ class GroupedBatchNorm1d(nn.BatchNorm1d):
         self.num_batches_tracked.add_(1)
 
 
+class FiniteStatistics:
+    """Keeps what is not finite out of the running statistics of BatchNorm layers.
+
+    A moving average that has taken one NaN, as of an activation beyond float16, keeps it for ever,
+    and the network could never be evaluated again.
+    """
+
+    def __init__(self, *networks: nn.Module) -> None:
+        """Take the statistics as they are for finite."""
+        layers = [layer for network in networks for layer in network.modules()]
+        self._buffers: list[Tensor] = [
+            buffer
+            for layer in layers
+            if isinstance(layer, nn.modules.batchnorm._NormBase)
+            for buffer in (layer.running_mean, layer.running_var)
+            if buffer is not None
+        ]
+        self._finite = self._joined() if self._buffers else torch.empty(0)
+
+    def restore(self) -> None:
+        """Give values that are not finite those of the call before, without asking the device."""
+        if not self._buffers:
+            return
+        now = self._joined()
+        self._finite = torch.where(now.isfinite(), now, self._finite)
+        pieces = self._finite.split([buffer.numel() for buffer in self._buffers])
+        torch._foreach_copy_(self._buffers, pieces)
+
+    def _joined(self) -> Tensor:
+        return torch.cat(self._buffers)
+
+
 class _RankSum(torch.autograd.Function):
     """Sum over ranks; each rank's gradient reaches every rank's summand, hence the same sum back.
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -106,12 +107,11 @@ class LazyImage:
         assert self._rgb is not None
         return self._rgb
 
-    def blank(self) -> Pixels:
-        """Return black pixels of the shape of `pixels`, for methods that do not look at them."""
+    def size(self) -> tuple[int, int]:
+        """Return the (height, width) of `pixels`, without decoding them."""
         orientation, (width, height) = self.frame()
         upright = (width, height) if orientation >= 5 else (height, width)
-        size = stored_size(*stored_size(*upright, side_px=self._side_px), side_px=INPUT_PX)
-        return np.zeros((*size, 3), np.uint8)
+        return stored_size(*stored_size(*upright, side_px=self._side_px), side_px=INPUT_PX)
 
     def _load(self) -> None:
         decoded = decode_image(self.request.image, side_px=self._side_px, reading=self._reading)
@@ -133,13 +133,11 @@ def find_masks(images: Sequence[LazyImage], methods: Sequence[MethodSpec]) -> li
         problems.append([given] if isinstance(given, str) and given else [])
     for spec in methods:
         rest = [place for place, result in enumerate(results) if result is None]
-        for place, answer in zip(rest, _maps(spec, [images[p] for p in rest]), strict=True):
+        for place, answer in zip(rest, _masks(spec, [images[p] for p in rest]), strict=True):
             if isinstance(answer, str):
                 problems[place].append(answer)
                 continue
-            mask, stand_in = to_mask(spec, answer)
-            if CANVAS_PX % len(mask):
-                mask = to_canvas(mask)
+            mask, stand_in = answer
             why = [*problems[place], f"{spec.name} serves"] if problems[place] else []
             results[place] = MaskResult(mask, stand_in, "; ".join(why))
     found = []
@@ -171,19 +169,36 @@ def _existing(image: LazyImage) -> MaskResult | str:
     return MaskResult(mask, cached.stand_in, cached.problem)
 
 
-def _maps(spec: MethodSpec, images: Sequence[LazyImage]) -> list[Map | str]:
-    """Return each image's map, or what went wrong with it alone."""
-    answers: list[Map | str | None] = []
+def _masks(spec: MethodSpec, images: Sequence[LazyImage]) -> list[tuple[Mask, bool] | str]:
+    """Return each image's `to_mask`, or what went wrong with it alone."""
+    answers: list[tuple[Mask, bool] | str | None] = []
     pixels: list[Pixels] = []
     fixed = find_method(spec.name).fixed
     for image in images:
         try:
-            pixels.append(image.blank() if fixed else image.pixels())
-            answers.append(None)
+            if fixed:
+                answers.append(_fixed(spec, image.size()))
+            else:
+                pixels.append(image.pixels())
+                answers.append(None)
         except UnusableImageError as error:
             answers.append(f"{image.request.name}: {error}")
-    made = iter(_tried(spec, pixels))
+    made = (_on_canvas(spec, answer) for answer in _tried(spec, pixels))
     return [next(made) if answer is None else answer for answer in answers]
+
+
+@functools.lru_cache(maxsize=CHUNK)
+def _fixed(spec: MethodSpec, size: tuple[int, int]) -> tuple[Mask, bool] | str:
+    """Return the mask of a method that does not look at pixels, the same array each time."""
+    (answer,) = _tried(spec, [np.zeros((*size, 3), np.uint8)])
+    return _on_canvas(spec, answer)
+
+
+def _on_canvas(spec: MethodSpec, answer: Map | str) -> tuple[Mask, bool] | str:
+    if isinstance(answer, str):
+        return answer
+    mask, stand_in = to_mask(spec, answer)
+    return (to_canvas(mask) if CANVAS_PX % len(mask) else mask), stand_in
 
 
 def _tried(spec: MethodSpec, images: list[Pixels]) -> list[Map | str]:

@@ -99,7 +99,7 @@ def _top(entries: Iterable[Entry]) -> str:
     }
     top = ""
     for part in posixpath.commonpath(folders).split("/") if folders else ():
-        if part in ("", "train", *HELD_OUT):
+        if part.lower() in ("", "train", *HELD_OUT):
             break
         top += f"{part}/"
     return top

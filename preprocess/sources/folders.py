@@ -14,23 +14,31 @@ import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import open_regular
-from preprocess.listing import HEAD_BYTES, SUFFIXES, is_aside, list_images, not_an_image, walk
+from preprocess.listing import (
+    HEAD_BYTES,
+    SUFFIXES,
+    has_image_suffix,
+    is_aside,
+    list_images,
+    not_an_image,
+    walk,
+)
 from preprocess.sources.base import DEFAULT_CHOICES, Choices, Source
-from preprocess.sources.layout import HELD_OUT, LAYOUT, class_source, plain_source
+from preprocess.sources.layout import LAYOUT, class_source, plain_source, split_folders
 
 
 def fits_folders(folder: Path) -> bool:
     """Return whether there is a train/ with folders inside."""
-    train = folder / "train"
-    return train.is_dir() and bool(_inner(train)[0])
+    train = split_folders(_inner(folder)[0]).train if folder.is_dir() else ""
+    return bool(train) and bool(_inner(folder / train)[0])
 
 
 def fits_classes(folder: Path) -> bool:
     """Return whether all images lie in two or more folders of the first level, none a train/."""
-    if not folder.is_dir() or (folder / "train").is_dir():
+    if not folder.is_dir():
         return False
     kinds, loose = _inner(folder)
-    if _any_image(folder, loose):
+    if split_folders(kinds).train or _any_image(folder, loose):
         return False
     with_images = 0
     for kind in kinds:
@@ -92,16 +100,18 @@ def folder_source(folder: Path, choices: Choices = DEFAULT_CHOICES) -> Source:
     rejected. Raises `DataError` for a layout that cannot be used.
     """
     _check_folder(folder)
-    train = folder / "train"
-    if not train.is_dir():
+    inside, loose = _inner(folder)
+    tops = split_folders(inside)
+    if not tops.train:
         hint = f", but {inner} has: give that one" if (inner := nested(folder)) else ""
         raise DataError(f"{folder} has no train/ folder{hint}; {LAYOUT}")
-    parts = {"train": ("train", list_images(train))}
-    held_out = next((name for name in HELD_OUT if (folder / name).is_dir()), "")
-    if held_out:
-        parts["val"] = (held_out, list_images(folder / held_out))
-        _check_apart(train, folder / held_out)
-    return _rooted(folder, class_source(_name(folder), str(folder), parts, choices))
+    parts = {"train": (tops.train, list_images(folder / tops.train))}
+    if tops.held_out:
+        parts["val"] = (tops.held_out, list_images(folder / tops.held_out))
+        _check_apart(folder / tops.train, folder / tops.held_out)
+    source = class_source(_name(folder), str(folder), parts, choices)
+    beside = tops.unread([name for name in loose if has_image_suffix(name)])
+    return _rooted(folder, replace(source, notes=[*source.notes, *beside]))
 
 
 def class_folders(folder: Path, choices: Choices) -> Source:
@@ -183,9 +193,11 @@ def _check_apart(train: Path, val: Path) -> None:
 
 def nested(folder: Path) -> Path | None:
     """Return the folder below that has train/ and val/ (or its like), if there is one."""
-    for pattern in ("*/train", "*/*/train", "*/*/*/train"):
+    for pattern in ("*/[tT]*", "*/*/[tT]*", "*/*/*/[tT]*"):
         for path in sorted(folder.glob(pattern)):
             inner = path.parent
-            if fits_folders(inner) and any((inner / name).is_dir() for name in HELD_OUT):
+            if path.name.lower() != "train" or not fits_folders(inner):
+                continue
+            if split_folders(_inner(inner)[0]).held_out:
                 return inner
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harl_fast.errors import DataError, one_line
@@ -12,7 +12,7 @@ from preprocess.sources.base import UNLABELLED, Choices, Rejected, Source, Split
 from preprocess.sources.heldout import hold_out
 
 HELD_OUT = ("val", "valid", "validation", "test")
-"""Folders that may hold the images that features are judged on; the first one there does."""
+"""Folders, in any case, of the images that features are judged on; the first one there is."""
 LAYOUT = "expected FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg (or test/)"
 WITHOUT_LABELS = "--source images reads all images without labels"
 ONE_FORM = "Give both the composed form, say by `convmv -f utf8 -t utf8 --nfc -r --notest FOLDER`"
@@ -30,20 +30,57 @@ def arranged(name: str, shown: str, listing: Listing, choices: Choices) -> Sourc
         return plain_source(name, shown, listing, choices)
     if kind == "classes":
         return class_source(name, shown, {"train": ("", listing)}, choices)
-    held_out = next((part for part in HELD_OUT if part in listing.folders), None)
-    parts = {"train": ("train", listing.below("train"))}
-    if held_out:
-        parts["val"] = (held_out, listing.below(held_out))
-    return class_source(name, shown, parts, choices)
+    tops = split_folders(listing.folders)
+    parts = {"train": (tops.train, listing.below(tops.train))}
+    if tops.held_out:
+        parts["val"] = (tops.held_out, listing.below(tops.held_out))
+    source = class_source(name, shown, parts, choices)
+    loose = [path for path in listing.images if "/" not in path]
+    return replace(source, notes=[*source.notes, *tops.unread(loose)])
+
+
+@dataclass(frozen=True)
+class SplitFolders:
+    """What the folders of a tree's first level are; empty names for those that are not there."""
+
+    train: str
+    held_out: str
+    others: list[str]
+
+    def unread(self, loose: Sequence[str] = ()) -> Iterator[str]:
+        """Yield a line on what lies beside the splits. loose: images in no folder."""
+        beside = [f"{one_line(name)}/" for name in self.others]
+        beside += [f"{len(loose):,} images in no folder ({one_line(loose[0])})"] if loose else []
+        if beside:
+            listed = ", ".join(beside[:_SHOWN]) + (", ..." if len(beside) > _SHOWN else "")
+            splits = " and ".join(f"{name}/" for name in (self.train, self.held_out) if name)
+            yield f"not read, being beside {splits}: {listed}"
+
+
+def split_folders(names: Iterable[str]) -> SplitFolders:
+    """Return which of a tree's first folders hold which split, by names in any case."""
+    left = sorted(names)
+
+    def take(wanted: Sequence[str]) -> str:
+        for name in wanted:
+            forms = [each for each in left if each.lower() == name]
+            if forms:
+                best = name if name in forms else forms[0]
+                left.remove(best)
+                return best
+        return ""
+
+    return SplitFolders(take(["train"]), take(HELD_OUT), left)
 
 
 def kind_of(listing: Listing) -> str:
     """Return the key of `SOURCES` that a whole tree looks like: folders, classes or images."""
-    if any(path.startswith("train/") and path.count("/") > 1 for path in listing.images):
+    train = split_folders(listing.folders).train
+    if train and any(p.startswith(f"{train}/") and p.count("/") > 1 for p in listing.images):
         return "folders"
     depths = {path.count("/") for path in listing.images}
     tops = {path.partition("/")[0] for path in listing.images}
-    if depths == {1} and len(tops) > 1 and "train" not in tops:
+    if depths == {1} and len(tops) > 1 and not train:
         return "classes"
     return "images"
 
@@ -87,14 +124,15 @@ def plain_source(name: str, shown: str, listing: Listing, choices: Choices) -> S
     if not listing.images:
         raise DataError(f"{shown} holds no image{f' ({bare[0]})' if bare else ''}")
     whole = Split(listing.images, [UNLABELLED] * len(listing.images))
-    held_out = next((part for part in HELD_OUT if part in listing.folders), "")
     said: list[str] = []
-    tops = [path.partition("/")[0] for path in listing.images]
-    if held_out and "train" in tops and set(tops) <= {"train", *HELD_OUT}:
-        _check_no_share(shown, f"{held_out}/", choices)
-        parts = {"train": "train", "val": held_out}
-        rows = {part: [row for row, top in enumerate(tops) if top == part] for part in tops}
-        splits = {name: whole.take(rows[part]) for name, part in parts.items() if part in rows}
+    tops = [path.partition("/")[0] if "/" in path else "" for path in listing.images]
+    there = split_folders(set(tops) - {""})
+    if there.train and there.held_out and all(top.lower() in ("train", *HELD_OUT) for top in tops):
+        _check_no_share(shown, f"{there.held_out}/", choices)
+        rows = {part: [row for row, top in enumerate(tops) if top == part] for part in set(tops)}
+        parts = {"train": there.train, "val": there.held_out}
+        splits = {name: whole.take(rows[part]) for name, part in parts.items()}
+        said += there.unread()
     else:
         splits, said = hold_out(whole, choices)
     splits["train"] = replace(splits["train"], rejected=_rejected("", listing))

@@ -119,7 +119,7 @@ def sample_source(
         first = f"{rejected[0][1].name}: {rejected[0][1].reason}"
         more.append(f"{len(rejected):,} are left out (first: {one_line(first)})")
     for name, split in splits.items():
-        own = [one for part, one in rejected if (part in HELD_OUT) == (name == "val")]
+        own = [one for part, one in rejected if (part.lower() in HELD_OUT) == (name == "val")]
         splits[name] = replace(split, rejected=own)
     return Source(one_line(path.stem), classes, splits, [*notes, *said, *more])
 

@@ -80,7 +80,7 @@ def test_an_exported_encoder_loads_into_torchvision(tmp_path: Path) -> None:
 
 def test_an_export_spares_the_checkpoint_itself(tmp_path: Path) -> None:
     written, _ = checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
-    with pytest.raises(OutputError, match="belongs to the input"):
+    with pytest.raises(OutputError, match="belongs to "):
         export_encoder(tmp_path / "run", written.path)
     assert load_encoder(str(tmp_path / "run"))[1].model.arch == "resnet18"
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from harl_fast.model.heads import MLPHead
-from harl_fast.model.norm import GroupedBatchNorm1d
+from harl_fast.model.norm import FiniteStatistics, GroupedBatchNorm1d
 
 GROUPS, ROWS, DIM = 4, 6, 5
 TIGHT = 1e-11  # float64, sums of a few dozen terms
@@ -82,3 +82,25 @@ def test_head_has_byols_layers(layers: int) -> None:
     assert len(head.linears) == layers - 1
     expected = torch.cat([plain(part) for part in x.chunk(2)])
     torch.testing.assert_close(head(x, groups=2), expected, rtol=TIGHT, atol=TIGHT)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, GroupedBatchNorm1d])
+def test_an_overflow_leaves_running_statistics_finite(kind: type[nn.Module]) -> None:
+    layer = kind(3).train()
+    shape = (4, 3, 2, 2) if kind is nn.BatchNorm2d else (4, 3)
+    statistics = FiniteStatistics(layer)
+    layer(torch.randn(shape))
+    statistics.restore()
+    before = layer.running_mean.clone()
+    bad = torch.randn(shape)
+    bad[0, 1] = torch.inf
+    layer(bad)
+    assert not layer.running_mean.isfinite().all() and not layer.running_var.isfinite().all()
+    expected = torch.where(layer.running_mean.isfinite(), layer.running_mean, before)
+    statistics.restore()
+    torch.testing.assert_close(layer.running_mean, expected, rtol=0, atol=0)
+    assert layer.running_var.isfinite().all()
+    moved = layer.running_mean.clone()
+    layer(torch.randn(shape) + 5)
+    statistics.restore()
+    assert (layer.running_mean > moved).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harl_fast.data.container.manifest import find_container, read_manifest
+from harl_fast.data.container.manifest import find_container, read_manifest, write_manifest
 from harl_fast.data.container.reader import read_samples
 from harl_fast.errors import DataError
 from preprocess import beton
@@ -174,6 +175,11 @@ def test_sets_without_fingerprints_go_by_names_and_say_so(
     with pytest.raises(DataError, match=r"6 train images of others have names .*came from photos"):
         run(out, "--add", str(tmp_path / "others"))
     np.save(out / "val.prints.npy", np.zeros(3, np.uint64))
+    with pytest.raises(DataError, match=r"val\.prints\.npy was changed .*delete it"):
+        run(out, "--add", str(data))
+    # A container from before the manifest knew them:
+    beton = out / "val.beton"
+    write_manifest(beton, dataclasses.replace(read_manifest(beton), prints_sha256=""))
     with pytest.raises(DataError, match=r"val\.prints\.npy is of another container: .*delete it"):
         run(out, "--add", str(data))
     (out / "val.prints.npy").write_bytes(b"\x93NUMPY")

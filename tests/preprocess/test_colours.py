@@ -264,6 +264,24 @@ def test_an_unusable_profile_is_remarked_and_ignored(tmp_path: Path, profile: by
     assert got.remarks == (UNUSABLE,)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_jpegs_profile_in_parts_of_which_one_is_missing_is_remarked(
+    tmp_path: Path, late: bool
+) -> None:
+    """Pillow drops such a profile without a word, and one that stands after the frame's header."""
+    path = save(PHOTO, tmp_path / "x.jpg", quality=95)
+    data = path.read_bytes()
+    part = b"ICC_PROFILE\0" + bytes([1, 1 if late else 2]) + WIDE
+    segment = b"\xff\xe2" + (len(part) + 2).to_bytes(2, "big") + part
+    at = data.index(b"\xff\xda") if late else 2
+    plain = decode_image(path, side_px=512)
+    path.write_bytes(data[:at] + segment + data[at:])
+    got = decode_image(path, side_px=512)
+    assert got.remarks == (UNUSABLE,) and plain.remarks == ()
+    np.testing.assert_array_equal(got.rgb, plain.rgb)
+    assert decode_image(path, side_px=512, reading=Reading(icc=False)).remarks == ()
+
+
 def test_grey_profiles_and_strips_are_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harl_fast.errors import DataError
 from preprocess.listing import list_images
-from preprocess.sources import SOURCES, Choices, Reader, folder_source, read_source
+from preprocess.sources import SOURCES, Choices, Reader, Source, folder_source, read_source
 from preprocess.sources.base import UNLABELLED
 from preprocess.sources.layout import arranged, kind_of
 from tests.preprocess.support import photo, save
@@ -37,6 +38,7 @@ def test_each_layout_is_known_by_its_names(kind: str, tmp_path: Path) -> None:
         (["a/1.jpg", "b/1.jpg", "b/deep/notes.txt", "README"], "classes"),
         (["train/1.jpg", "train/2.jpg"], "images"),
         (["train/a/1.jpg", "test/1.jpg"], "folders"),
+        (["Train/a/1.jpg", "VAL/a/1.jpg"], "folders"),
         (["hobbies/train/steam/1.jpg", "Rome/2.jpg"], "images"),
     ],
 )
@@ -127,6 +129,43 @@ def test_splits_of_images_without_labels_stay_apart(tmp_path: Path) -> None:
     assert source.splits["train"].names == ["train/1.jpg", "train/2.jpg"]
     assert source.splits["val"].names == ["test/3.jpg"]
     assert [item.name for item in source.splits["train"].rejected] == ["test/x.txt"]
+
+
+def in_archive(folder: Path) -> Source:
+    return arranged("set", "set.zip", list_images(folder), Choices())
+
+
+@pytest.mark.parametrize("read", [folder_source, in_archive])
+def test_a_split_has_its_name_in_any_case(read: Callable[[Path], Source], tmp_path: Path) -> None:
+    layout(tmp_path, *(f"{part}/{kind}/1.jpg" for part in ("Train", "VAL") for kind in "ab"))
+    splits = read(tmp_path).splits
+    assert splits["train"].names == ["Train/a/1.jpg", "Train/b/1.jpg"]
+    assert splits["val"].names == ["VAL/a/1.jpg", "VAL/b/1.jpg"]
+
+
+def by_guess(folder: Path) -> Source:
+    return read_source(folder, Choices())
+
+
+@pytest.mark.parametrize("read", [by_guess, in_archive])
+@pytest.mark.parametrize("labels", [True, False])
+def test_what_lies_beside_the_splits_is_said(
+    read: Callable[[Path], Source], labels: bool, tmp_path: Path
+) -> None:
+    parts = ["train", "TRAIN", "val", "Val", "test", *["extra"] * labels]
+    layout(tmp_path, *(f"{part}/{kind}1.jpg" for part in parts for kind in ("a/", "b/") if labels))
+    layout(tmp_path, *(f"{part}/1.jpg" for part in parts if not labels))
+    said = [note for note in read(tmp_path).notes if note.startswith("not read, being beside")]
+    others = "TRAIN/, Val/, extra/, test/" if labels else "TRAIN/, Val/, test/"
+    assert said == [f"not read, being beside train/ and val/: {others}"]
+
+
+@pytest.mark.parametrize("read", [folder_source, in_archive])
+def test_images_beside_the_splits_are_counted(
+    read: Callable[[Path], Source], tmp_path: Path
+) -> None:
+    layout(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "2.jpg", "3.jpg")
+    assert "not read, being beside train/: 2 images in no folder (2.jpg)" in read(tmp_path).notes
 
 
 def test_folders_that_lose_all_files_are_said_and_each_file_is_reported(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from harl_fast.data.container.manifest import (
 )
 from harl_fast.errors import OutputError
 from harl_fast.files import sha256_file
+from preprocess.prints import prints_path, write_prints
 from preprocess.verify import DAMAGED, REFUSED, SOUND, main
 from preprocess.verify import _rows as rows_of
 from tests.betons import plain_item, write_beton, write_checksums
@@ -167,8 +168,27 @@ def test_a_report_does_not_replace_a_file_of_a_container_beside_it(
     train = copied(beton, tmp_path)
     other = train.with_name("other.beton")
     other.touch()
-    with pytest.raises(OutputError, match="belongs to the input"):
-        main([str(train), "--report", str(other.with_suffix(".json"))])
+    shard = tmp_path / "val" / "00000-of-00001.beton"
+    shard.parent.mkdir()
+    shard.touch()
+    for report in (other.with_suffix(".json"), tmp_path / "val.json", shard.with_suffix(".json")):
+        with pytest.raises(OutputError, match="belongs to "):
+            main([str(train), "--report", str(report)])
+
+
+def test_changed_fingerprints_of_source_files_are_named(
+    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied(beton, tmp_path)
+    prints = np.arange(read_manifest(path).count)
+    known = write_prints(path, prints)
+    write_manifest(path, dataclasses.replace(read_manifest(path), prints_sha256=known))
+    assert main([str(path)]) == SOUND
+    write_prints(path, prints[::-1])
+    assert main([str(path)]) == REFUSED
+    assert "train.prints.npy was changed" in capsys.readouterr().out
+    prints_path(path).unlink()  # additions then go by names
+    assert main([str(path)]) == SOUND
 
 
 def test_a_crafted_jpeg_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from ffcv.fields.base import ARG_TYPE, Field
@@ -175,24 +176,19 @@ def resize_mask(mask: npt.NDArray[Any], *, size: int) -> Mask:
     Returns (size, size) bool. Exact for bool and integer masks, ties included; float64 otherwise.
     """
     height, width = mask.shape
-    if mask.dtype.kind in "bui":
-        values: npt.NDArray[Any] = (mask != 0).astype(np.int64)
-    else:
-        values = mask.astype(np.float64)
-    rows = _cell_sums(values, size=size)
-    cells = _cell_sums(np.ascontiguousarray(rows.T), size=size).T
-    return np.ascontiguousarray(2 * cells >= height * width)
+    whole = mask.dtype.kind in "bui"
+    flat = np.ascontiguousarray(mask != 0 if whole else mask)
+    values = flat.view(np.uint8) if whole else flat.astype(np.float64)
+    # Sums over the pixels above and left of each corner, and at the cells' corners in between:
+    # these lie at multiples of 1/size, so size * size times a sum is a whole number of pixels.
+    sums = cv2.integral(values, sdepth=cv2.CV_32S if whole else cv2.CV_64F)
+    (top, below), (left, right) = _corners(height, size=size), _corners(width, size=size)
+    rows = (size - below)[:, None] * sums[top] + below[:, None] * sums[np.minimum(top + 1, height)]
+    corners = (size - right) * rows[:, left] + right * rows[:, np.minimum(left + 1, width)]
+    return np.ascontiguousarray(2 * np.diff(np.diff(corners, axis=0)) >= height * width)
 
 
-def _cell_sums(values: npt.NDArray[Any], *, size: int) -> npt.NDArray[Any]:
-    """Return ``size`` times the integral of each of ``size`` equal bands of the rows.
-
-    Band edges lie at multiples of H/size, so ``size`` times the running integral at an edge is a
-    whole number of units for whole-numbered values: nothing is rounded.
-    """
-    whole, part = np.divmod(np.arange(size + 1) * len(values), size)
-    running = np.zeros((len(values) + 1, values.shape[1]), dtype=values.dtype)
-    np.cumsum(values, axis=0, out=running[1:])
-    inside = values[np.minimum(whole, len(values) - 1)]
-    integral = size * running[whole] + part[:, None] * inside
-    return np.diff(integral, axis=0)
+def _corners(pixels: int, *, size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return where ``size`` equal parts of a side begin and end: pixel, and 1/size pixels more."""
+    pixel, part = np.divmod(np.arange(size + 1) * pixels, size)
+    return pixel, part

@@ -103,8 +103,9 @@ class Manifest:
     tables_sha256: str = ""
     """`integrity.tables_sha256`; empty, like the next, in containers from before these checks."""
     sums_sha256: str = ""
-    """Of ``<split>.sums.npy``, see `write_sums`. Of a set, this and the other SHA-256 are those of
-    its shards' hexadecimal digests, one after another."""
+    prints_sha256: str = ""
+    """Of ``<split>.prints.npy``, for additions to the set. Of a set, this and the other SHA-256 are
+    those of its shards' hexadecimal digests, one after another."""
     shards: list[Shard] = field(default_factory=list)
     """Of a set, in the order in which the sample ids run through them; else empty."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -197,6 +198,7 @@ def merge_manifests(
         tool_versions=_merged([each.tool_versions for each in manifests], counts),
         tables_sha256=_joint([each.tables_sha256 for each in manifests]),
         sums_sha256=_joint([each.sums_sha256 for each in manifests]),
+        prints_sha256=_joint([each.prints_sha256 for each in manifests]),
         shards=[
             Shard(name, each.count, each.beton_bytes, each.beton_sha256, each.manifest_sha256)
             for name, each in shards
