@@ -11,6 +11,7 @@ import os
 import posixpath
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -83,8 +84,12 @@ def archive_source(path: Path, choices: Choices) -> Source:
         for split, part in source.splits.items()
     }
     notes = list(source.notes)
-    if more := sum(bool(entry.place) for entry in found) - len(places):
-        notes.append(f"{more:,} files stand in it again under a name: the last one counts")
+    times = Counter(entry.name for entry in found if entry.place)
+    if again := [name for name, count in times.items() if count > 1]:
+        notes.append(
+            f"{len(again):,} names stand in it more than once ({one_line(again[0])}): the last file "
+            f"of each counts"
+        )
     return replace(source, splits=splits, notes=notes)
 
 

@@ -100,6 +100,8 @@ class Choices:
     label_column: str | None = None
     """Of a Parquet file; of tar shards a suffix, or a key of their JSON. None leaves it to the
     guess, `NO_LABELS` leaves labels out."""
+    skip_broken: bool = False
+    """Go on without tar shards, Parquet and Arrow files that are broken."""
     scratch: Path | None = None
     """Folder, to be made and removed by the caller, for what has to be unpacked; None: nothing may
     be."""

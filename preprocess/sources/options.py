@@ -20,6 +20,8 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     add("--image-column", metavar="NAME", help="the images' bytes in Parquet files")
     about = f"their labels, or tar shards' suffix or JSON key with them; {NO_LABELS}: no labels"
     add("--label-column", metavar="NAME", help=about)
+    about = "go on without tar shards and Parquet files that are broken; default: refuse"
+    add("--skip-broken", action="store_true", help=about)
     about = "share of each class to hold out where there is no val/: 5%% or 0.05"
     add("--val", type=checked(parse_share), metavar="SHARE", help=about)
     seed = whole_number(0, SEED_MAX)
@@ -29,7 +31,13 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
 def choices_of(args: argparse.Namespace, scratch: Path | None = None) -> Choices:
     """Return how the command line asks for a source to be read. scratch: see `Choices`."""
     return Choices(
-        args.source, args.val, args.val_seed, args.image_column, args.label_column, scratch
+        source=args.source,
+        val=args.val,
+        seed=args.val_seed,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        skip_broken=args.skip_broken,
+        scratch=scratch,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress
 from harl_fast.textfile import read_json
-from preprocess.sources.base import NO_LABELS, Choices, Source
+from preprocess.sources.base import NO_LABELS, Choices, Rejected, Source
 from preprocess.sources.cells import ArrowCell, ParquetCell, arrow_table, leaf
 from preprocess.sources.members import Members
 from preprocess.sources.samples import (
@@ -100,7 +100,7 @@ def table_source(path: Path, choices: Choices) -> Source:
     tables = tables_at(path)
     if not tables:
         raise DataError(f"{path} holds no .parquet; give a file, or a folder with some")
-    cells, broken, columns = list[_Cell](), list[str](), None
+    cells, broken, columns = list[_Cell](), list[Rejected](), None
     with Progress(len(tables), label="reading the tables' labels", unit="files") as progress:
         for number, (file, split) in enumerate(tables):
             try:
@@ -108,15 +108,15 @@ def table_source(path: Path, choices: Choices) -> Source:
                 columns = columns or _columns(file, table, choices)
                 cells += _cells(table, number, split, columns)
             except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-                broken.append(f"{one_line(file.name)} ({one_line(str(error)[:200])})")
+                broken.append(Rejected(file.name, str(error)[:200]))
             progress.advance()
-    check_whole(path, broken, len(tables))
+    notes = check_whole(path, broken, len(tables), choices)
     if not cells or columns is None:
         raise DataError(f"{path} holds no row")
     kind = ArrowCell if tables[0][0].suffix == ".arrow" else ParquetCell
     places = [(file, columns.image) for file, _ in tables]
     held = functools.partial(Members, kind, places)
-    return sample_source(path, cells, held, choices, rejected=(), notes=())
+    return sample_source(path, cells, held, choices, rejected=[("", one) for one in broken], notes=notes)
 
 
 class _Columns(NamedTuple):

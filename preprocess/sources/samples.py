@@ -124,11 +124,14 @@ def sample_source(
     return Source(one_line(path.stem), classes, splits, [*notes, *said, *more])
 
 
-def check_whole(path: Path, broken: Sequence[str], files: int) -> None:
-    """Raise `DataError` if some of a source's files are broken. broken: their names and why."""
-    if broken:
-        listed = "; ".join(broken[:_SHOWN]) + ("; ..." if len(broken) > _SHOWN else "")
-        raise DataError(
-            f"{path}: {len(broken):,} of {files:,} files cannot be read: {listed}. Get them again, "
-            f"or move them away to go on without them"
-        )
+def check_whole(path: Path, broken: Sequence[Rejected], files: int, choices: Choices) -> list[str]:
+    """Return lines for the user on a source's files that are broken; `DataError` if unwanted."""
+    if not broken:
+        return []
+    shown = [f"{one_line(each.name)} ({one_line(each.reason)})" for each in broken[:_SHOWN]]
+    listed = "; ".join(shown) + ("; ..." if len(broken) > _SHOWN else "")
+    said = f"{len(broken):,} of {files:,} files cannot be read: {listed}"
+    if choices.skip_broken and len(broken) < files:
+        return [f"{said}. They are left out"]
+    remedy = "" if choices.skip_broken else ", or go on without them: --skip-broken"
+    raise DataError(f"{path}: {said}. Get them again{remedy}")

@@ -149,6 +149,12 @@ class _Found:
     others: Counter[str] = field(default_factory=Counter)
     """Members that are of no use here, by their suffix."""
 
+    def add(self, other: _Found) -> None:
+        """Take what another shard holds."""
+        self.samples += other.samples
+        self.rejected += other.rejected
+        self.others += other.others
+
 
 def shard_source(path: Path, choices: Choices) -> Source:
     """Return the images of tar shards, with the labels of .cls members or of .json ones.
@@ -159,22 +165,22 @@ def shard_source(path: Path, choices: Choices) -> Source:
     if not shards:
         raise DataError(f"{path} holds no .tar; give a folder of shards, or x-{{0000..0123}}.tar")
     base = path if path.is_dir() else path.parent
-    found, broken = _Found(rejected=[("", one) for one in unread]), list[str]()
+    found, broken = _Found(rejected=[("", one) for one in unread]), list[Rejected]()
     with Progress(len(shards), label="reading the shards' lists", unit="shards") as progress:
         for number, shard in enumerate(shards):
             try:
-                _read(shard, number, split_of(shard, base), choices, found)
+                found.add(_read(shard, number, split_of(shard, base), choices))
             except (BrokenArchiveError, OSError) as error:
                 reason = error.strerror if isinstance(error, OSError) else None
-                broken.append(f"{one_line(shard.name)} ({one_line(reason or str(error))})")
+                broken.append(Rejected(shard.name, reason or str(error)))
             progress.advance()
-    check_whole(path, broken, len(shards))
+    notes = check_whole(path, broken, len(shards), choices)
+    found.rejected += [("", one) for one in broken]
     if not found.samples:
         others = ", ".join(one_line(name) for name, _ in found.others.most_common(5))
         raise DataError(
             f"{path} holds no image ({' or '.join(IMAGES)}){f', only {others}' if others else ''}"
         )
-    notes = []
     if found.others:
         listed = ", ".join(f"{one_line(n)} {c:,}" for n, c in found.others.most_common(5))
         notes.append(f"passed over {found.others.total():,} members of other kinds: {listed}")
@@ -188,10 +194,10 @@ def shard_source(path: Path, choices: Choices) -> Source:
     )
 
 
-def _read(shard: Path, number: int, split: str, choices: Choices, found: _Found) -> None:
-    """Add the samples of one shard; raises `BrokenArchiveError`."""
+def _read(shard: Path, number: int, split: str, choices: Choices) -> _Found:
+    """Return what one shard holds; raises `BrokenArchiveError`."""
     library, _ = _webdataset()
-    files = []
+    found, files = _Found(), []
     for entry in tar_entries(shard):
         if entry.reason:
             found.rejected.append((split, Rejected(f"{shard.name}/{entry.name}", entry.reason)))
@@ -211,6 +217,7 @@ def _read(shard: Path, number: int, split: str, choices: Choices, found: _Found)
     with open_regular(shard) as stream:
         for sample in samples:
             _sort_in(sample, _Shard(shard, number, split, stream), choices, found)
+    return found
 
 
 def _sort_in(sample: dict[str, Any], shard: _Shard, choices: Choices, found: _Found) -> None:

@@ -91,7 +91,7 @@ def test_the_last_of_several_files_of_a_name_counts(tmp_path: Path) -> None:
         add(archive, "./train/a/1.jpg", b"newer")
     source = read(path)
     assert bytes_of(source)["train/a/1.jpg"] == b"newer"
-    assert "1 files stand in it again under a name" in "\n".join(source.notes)
+    assert "1 names stand in it more than once (" in "\n".join(source.notes)
 
 
 def test_zips_of_other_kinds_of_members_say_why(tmp_path: Path) -> None:

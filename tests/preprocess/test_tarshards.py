@@ -171,10 +171,15 @@ def test_broken_shards_among_many_are_named(tmp_path: Path) -> None:
     (tmp_path / "s-3.tar").write_bytes(whole[:1500])
     (tmp_path / "s-5.tar").write_bytes(b"x" * 999)
     message = (
-        r"2 of 9 files cannot be read: s-3.tar \(.*\); s-5.tar \(.*\). Get them again, or move"
+        r"2 of 9 files cannot be read: s-3.tar \(.*\); s-5.tar \(.*\). Get them again, or go on without"
     )
     with pytest.raises(DataError, match=message):
         read(tmp_path)
+    rest = read(tmp_path, skip_broken=True)
+    assert len([name for split in rest.splits.values() for name in split.names]) == 7
+    assert any("2 of 9 files cannot be read: s-3.tar" in note for note in rest.notes)
+    left_out = {one.name for split in rest.splits.values() for one in split.rejected}
+    assert left_out == {"s-3.tar", "s-5.tar"}
     with pytest.raises(DataError, match=r"1 of 10 files cannot be read: s-9.tar \(No such file"):
         (tmp_path / "s-3.tar").write_bytes(whole)
         (tmp_path / "s-5.tar").write_bytes(whole)
