@@ -87,8 +87,8 @@ def archive_source(path: Path, choices: Choices) -> Source:
     times = Counter(entry.name for entry in found if entry.place)
     if again := [name for name, count in times.items() if count > 1]:
         notes.append(
-            f"{len(again):,} names stand in it more than once ({one_line(again[0])}): the last file "
-            f"of each counts"
+            f"{len(again):,} names stand in it more than once ({one_line(again[0])}): of each the "
+            f"last file counts"
         )
     return replace(source, splits=splits, notes=notes)
 

@@ -116,7 +116,8 @@ def table_source(path: Path, choices: Choices) -> Source:
     kind = ArrowCell if tables[0][0].suffix == ".arrow" else ParquetCell
     places = [(file, columns.image) for file, _ in tables]
     held = functools.partial(Members, kind, places)
-    return sample_source(path, cells, held, choices, rejected=[("", one) for one in broken], notes=notes)
+    rejected = [("", one) for one in broken]
+    return sample_source(path, cells, held, choices, rejected=rejected, notes=notes)
 
 
 class _Columns(NamedTuple):

@@ -171,7 +171,7 @@ def test_broken_shards_among_many_are_named(tmp_path: Path) -> None:
     (tmp_path / "s-3.tar").write_bytes(whole[:1500])
     (tmp_path / "s-5.tar").write_bytes(b"x" * 999)
     message = (
-        r"2 of 9 files cannot be read: s-3.tar \(.*\); s-5.tar \(.*\). Get them again, or go on without"
+        r"2 of 9 files cannot be read: s-3.tar \(.*\); s-5.tar \(.*\). Get them again, or go on"
     )
     with pytest.raises(DataError, match=message):
         read(tmp_path)
