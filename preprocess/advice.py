@@ -29,8 +29,8 @@ RATES = (6_000, 10_000)
 CACHE_SHARE = 0.8
 """Share of the available memory that a container may take: training needs some as well."""
 PIXEL_BYTES = {"raw": 3.0, "yuv420": 1.5}
-LEAST_COUNT = 1000
-"""Smaller sets are not measured: that would take longer than their conversion."""
+LEAST_COUNT = 20_000
+"""Smaller sets are not measured: their conversion takes seconds, and so would that."""
 SAMPLE, BATCH, PASSES = 128, 32, 3
 """Images measured, images per batch, and passes of which the fastest counts."""
 
