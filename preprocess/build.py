@@ -14,7 +14,7 @@ from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output
 from preprocess.adding import Base
 from preprocess.assemble import OF_A_SET, Existing, Plan, assemble
-from preprocess.convert import Settings, convert_chunk
+from preprocess.convert import Settings, convert
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.sources import MaskList, open_masks
 from preprocess.places import LocalPlace, Place
@@ -158,26 +158,30 @@ def _check_cache(masks: MaskList, settings: Settings) -> None:
 
 def _convert(place: Place, plans: Sequence[Plan], *, workers: int, ray: str | None) -> float:
     """Convert all shards that are not there yet; return images per second, 0 if all were."""
-    pairs = [(plan, job) for plan in plans for job in plan.jobs if not place.exists(job.folder)]
-    total = sum(len(job.rows) for _, job in pairs)
+    missing = [[job for job in plan.jobs if not place.exists(job.folder)] for plan in plans]
+    total = sum(len(job.rows) for jobs in missing for job in jobs)
     start = time.monotonic()
     with Progress(total, label="writing") as progress:
-        if ray is not None and pairs:
-            _convert_there(place, pairs, workers, ray, progress)
-        elif pairs:
-            _convert_here(place, pairs, workers, progress)
+        if ray is not None and total:
+            _convert_there(place, plans, missing, workers, ray, progress)
+        else:
+            for plan, jobs in zip(plans, missing, strict=True):
+                if jobs:
+                    _convert_here(place, plan, jobs, workers, progress)
         progress.label = "writing"
     return total / (time.monotonic() - start)
 
 
 def _convert_there(
     place: Place,
-    pairs: Sequence[tuple[Plan, Job]],
+    plans: Sequence[Plan],
+    missing: Sequence[Sequence[Job]],
     workers: int,
     address: str,
     progress: Progress,
 ) -> None:
     """Convert shards side by side, one process at work on each."""
+    pairs = [(plan, job) for plan, jobs in zip(plans, missing, strict=True) for job in jobs]
     work = [
         (job, functools.partial(job.tasks, plan.masks), plan.masks.methods) for plan, job in pairs
     ]
@@ -193,17 +197,18 @@ def _convert_there(
 
 
 def _convert_here(
-    place: Place, pairs: Sequence[tuple[Plan, Job]], workers: int, progress: Progress
+    place: Place, plan: Plan, jobs: Sequence[Job], workers: int, progress: Progress
 ) -> None:
     """Convert shards one after another, all processes at work on the same one."""
+    settings, methods = jobs[0].settings, plan.masks.methods
     results = ordered_map(
-        functools.partial(convert_chunk, settings=pairs[0][1].settings),
-        ((chunk, plan.masks.methods) for plan, job in pairs for chunk in job.tasks(plan.masks)),
-        workers=min(workers, sum(job.chunks for _, job in pairs)),
-        describe=lambda work: f"{work[0][0].name} to {work[0][-1].name}",
+        functools.partial(convert, settings=settings, methods=methods),
+        itertools.chain.from_iterable(job.tasks(plan.masks) for job in jobs),
+        workers=min(workers, sum(job.chunks for job in jobs)),
+        describe=lambda chunk: f"{chunk[0].name} to {chunk[-1].name}",
     )
     with contextlib.closing(results):
-        for plan, job in pairs:
+        for job in jobs:
             number = f" shard {plan.jobs.index(job) + 1} of {len(plan.jobs)}"
             progress.label = f"writing {plan.split}{number if len(plan.jobs) > 1 else ''}"
             write_shard(place, job, itertools.islice(results, job.chunks), progress.advance)

@@ -99,13 +99,6 @@ def convert(
     ]
 
 
-def convert_chunk(
-    work: tuple[list[Task], tuple[MethodSpec, ...]], settings: Settings
-) -> list[Sample | Rejected]:
-    """Return `convert` of tasks and methods, as one argument."""
-    return convert(work[0], settings, work[1])
-
-
 def _draft(
     task: Task, settings: Settings, *, looks: bool
 ) -> tuple[Sample | Rejected, LazyImage | None]:
