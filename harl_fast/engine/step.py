@@ -35,6 +35,17 @@ class Stepping(ABC):
     def _loss(self, batch: Batch, *, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a micro batch's loss by the engine's forward pass, and the figures to log."""
 
+    def _views(self, batch: Batch, *, epoch: int) -> list[Tensor]:
+        """Return the batch's views on the device, coloured and normalised."""
+        device, colour = self.state.device, self.state.photometric
+        views = [images.to(device, non_blocking=True) for images in batch.views]
+        if colour is not None:
+            views = [
+                colour(images, view=view, ids=batch.ids, epoch=epoch)
+                for view, images in enumerate(views)
+            ]
+        return views
+
     def _moved(self, applied: Tensor) -> None:  # noqa: B027  # not all trainings need it
         """Do what follows a step. applied: () bool, whether it had an effect."""
 

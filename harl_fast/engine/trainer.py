@@ -109,15 +109,9 @@ class Stepper(Stepping):
         ema_update(self._target, self._online, tau=tau, applied=applied)
 
     def _inputs(self, batch: Batch, *, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
-        device, colour = self.state.device, self.state.photometric
-        views = [images.to(device, non_blocking=True) for images in batch.views]
+        device = self.state.device
         cells = [grid.to(device, non_blocking=True) for grid in batch.cells]
-        if colour is not None:
-            views = [
-                colour(images, view=view, ids=batch.ids, epoch=epoch)
-                for view, images in enumerate(views)
-            ]
-        return views, cells
+        return self._views(batch, epoch=epoch), cells
 
 
 class Trainer(Loop):

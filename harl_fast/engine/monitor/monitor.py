@@ -29,7 +29,7 @@ from harl_fast.engine.monitor.sinks import Sinks
 from harl_fast.engine.precision import AUTOCAST
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.state import LoopState, TrainState
-from harl_fast.engine.views import loader_colours, small_map_text
+from harl_fast.engine.views import small_map_text
 from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
 from harl_fast.optim.lars import LARS
@@ -188,9 +188,7 @@ class PretrainMonitor(Monitor):
     ) -> None:
         """step: optimizer steps done before."""
         run = _run_info(state, folder, step=step, quiet=quiet)
-        super().__init__(
-            state, meter, run, loader_colours=loader_colours(state.config, state.device)
-        )
+        super().__init__(state, meter, run)
         self._sheet = sheet
         self._probe = self._open_probe()
 
@@ -310,7 +308,7 @@ def _run_info(state: TrainState, folder: RunFolder, *, step: int, quiet: bool) -
     )
 
 
-def _supply(state: LoopState, *, loader_colours: bool) -> Supply:
+def _supply(state: LoopState) -> Supply:
     """Return how this rank's images come."""
     machine = state.machine
     return Supply(
@@ -318,7 +316,7 @@ def _supply(state: LoopState, *, loader_colours: bool) -> Supply:
         threads=decoding_threads(state.reading.workers, ranks_here=machine.ranks_here),
         cores=max(1, usable_cores() // machine.ranks_here),
         store=str(state.loader.manifest.store.get("kind", "jpg")),
-        loader_colours=loader_colours,
+        loader_colours=state.photometric is None,
         on_gpu=state.device.type == "cuda",
     )
 
