@@ -247,6 +247,11 @@ def flag_keys() -> dict[str, str]:
     }
 
 
+def is_switch(key: str) -> bool:
+    """Return whether a key is true or false."""
+    return FinetuneConfig.model_fields[key].annotation is bool
+
+
 def flag_value(key: str, text: str) -> Any:
     """Return what the text of a flag means: True and False, numbers, or for texts the text itself.
 

@@ -220,8 +220,11 @@ class _Finetuning(Job):
         from harl_fast.engine.supervised import TuneMonitor, TuneStepper
 
         start = self._start
+        self._total = state.schedule.total
         if self.mode == "eval":
-            state = replace(state, schedule=replace(state.schedule, steps=start.step, epochs=0))
+            epochs = start.step // state.schedule.steps_per_epoch
+            schedule = replace(state.schedule, steps=start.step, epochs=epochs)
+            state = replace(state, schedule=schedule)
         skipped = 0 if start.record is None else start.record.skipped
         stepper = TuneStepper(state, step=start.step, skipped=skipped)
         return Loop(
@@ -237,14 +240,14 @@ class _Finetuning(Job):
             still_held=still_held,
         )
 
-    def after(self, loop: Loop) -> bool:
-        """Evaluate; return False where that was stopped."""
+    def after(self, loop: Loop) -> str:
+        """Evaluate; return why the run is not at its end, or an empty text."""
         from harl_fast.engine.judge import JudgingStopped, judge, right_answers, write_judgement
         from harl_fast.eval.metrics import scores
 
         data, state = self._start.data, loop.state
         if self.mode == "train" or data.val is None:
-            return True
+            return ""
         choice: dict[str, Any] = {}
         trials: list[dict[str, Any]] = []
 
@@ -257,7 +260,7 @@ class _Finetuning(Job):
                 choice, trials = _choose(state, shares, count=len(data.held_out))  # type: ignore[arg-type]
             found = judge(state, data.val, head=choice.get("head", 0), stopping=stopping)  # type: ignore[arg-type]
         except JudgingStopped:
-            return False
+            return loop.stop.reason or "another rank's signal"
         if state.machine.rank == 0:
             protocol = "imagenet" if trials else Path(self.preset or "finetune").stem
             write_judgement(
@@ -271,7 +274,7 @@ class _Finetuning(Job):
             )
             accuracies = scores(found[0], classes=len(self._start.facts["classes"]))
             self.found = {name: score.value for name, score in accuracies.items()}
-        return True
+        return "" if loop.stepper.step == self._total else "evaluated before its end"
 
 
 def _choose(

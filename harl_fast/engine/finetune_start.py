@@ -1,4 +1,4 @@
-"""What a start of a fine-tuning is to do: its data, its weights, or the run that it goes on with."""
+"""What a start of a fine-tuning is to do: its data, and its weights or the run that goes on."""
 
 from __future__ import annotations
 
