@@ -50,10 +50,11 @@ def finetune(
     allow_change: Sequence[str] = (),
     quiet: bool = False,
     time_limit_s: float | None = None,
+    protocol: str = "",
 ) -> int:
     """Run one rank of a fine-tuning and return its exit code, see `Loop.run`.
 
-    See launch/finetune.py for the arguments. With several seeds each has its run in a folder
+    See launch/finetune.py for the arguments; protocol: names results, the preset by default. With several seeds each has its run in a folder
     ``run/seed-N``, and ``run/seeds.json`` holds all results with mean and deviation; what is
     finished is not repeated with ``resume``. Raises HarlError.
     """
@@ -71,6 +72,7 @@ def finetune(
         allow_change=allow_change,
         quiet=quiet,
         time_limit_s=time_limit_s,
+        protocol=protocol,
     )
     if seeds == 1:
         return serve(job, run=run, resume=job.resume)
@@ -112,6 +114,7 @@ def linear_protocol(
         resume=RunFolder(run).config.exists(),
         quiet=quiet,
         time_limit_s=time_limit_s,
+        protocol="imagenet",
     )
 
 
@@ -132,6 +135,8 @@ class _Finetuning(Job):
     allow_change: Sequence[str]
     quiet: bool
     time_limit_s: float | None
+    protocol: str = ""
+    """What results are named after; left out, the preset."""
     found: dict[str, float] = field(default_factory=dict)
     """After an evaluation: its metrics in percent; on rank 0."""
 
@@ -166,7 +171,11 @@ class _Finetuning(Job):
         """Settle what the start does and open the data; return the steps done before."""
         from harl_fast.engine.finetune_start import first_start, go_on, network_of
 
-        common = {"data": self.data, "needs_val": self.mode != "train"}
+        common: dict[str, Any] = {
+            "data": self.data,
+            "needs_val": self.mode != "train",
+            "protocol": self.protocol or Path(self.preset or "finetune").stem,
+        }
         if self.resume:
             start = go_on(
                 folder,
@@ -174,11 +183,11 @@ class _Finetuning(Job):
                 engine_config,
                 ckpt=self.ckpt,
                 allow_change=self.allow_change,
-                **common,  # type: ignore[arg-type]
+                **common,
             )
         else:
             assert self.ckpt is not None
-            start = first_start(folder, self._config, engine_config, ckpt=self.ckpt, **common)  # type: ignore[arg-type]
+            start = first_start(folder, self._config, engine_config, ckpt=self.ckpt, **common)
         start.notes.extend([self._told] if self._told else [])
         self._start, self._classifier = start, network_of(start)
         self._loader = _train_loader(start, machine)
@@ -262,13 +271,11 @@ class _Finetuning(Job):
         except JudgingStopped:
             return loop.stop.reason or "another rank's signal"
         if state.machine.rank == 0:
-            protocol = "imagenet" if trials else Path(self.preset or "finetune").stem
             write_judgement(
                 state,  # type: ignore[arg-type]
                 self._start.folder.path,
                 found,
                 container=data.val,
-                protocol=protocol,
                 choice=choice,
                 trials=trials,
             )

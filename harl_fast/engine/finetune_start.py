@@ -190,9 +190,13 @@ def first_start(
     ckpt: Path,
     data: Path,
     needs_val: bool,
+    protocol: str,
     notes: Sequence[str] = (),
 ) -> TuneStart:
-    """Return a start from step 0 with a checkpoint's network. Raises HarlError."""
+    """Return a start from step 0 with a checkpoint's network. Raises HarlError.
+
+    protocol: what results are to be named after.
+    """
     pretrained = load_pretrained(
         ckpt, mean=config.data.mean, std=config.data.std, size_px=config.image_size
     )
@@ -225,7 +229,11 @@ def first_start(
         engine_config=engine_config,
         run_id=read_provenance(folder.provenance).run_id or new_run_id(),
         data=found,
-        facts={**found.facts(), "pretrained": checkpoint_facts(pretrained)},
+        facts={
+            **found.facts(),
+            "protocol": protocol,
+            "pretrained": checkpoint_facts(pretrained),
+        },
         pretrained=pretrained,
         init_from=ckpt,
         notes=told,
@@ -293,6 +301,7 @@ def go_on(
     ckpt: Path | None,
     data: Path,
     needs_val: bool,
+    protocol: str,
     allow_change: Sequence[str],
 ) -> TuneStart:
     """Return the start of a run that goes on after its latest checkpoint, or begins again.
@@ -312,6 +321,7 @@ def go_on(
             ckpt=source,
             data=data,
             needs_val=needs_val,
+            protocol=protocol,
             notes=[note],
         )
     checkpoint = open_checkpoint(folder.checkpoints, verify=True)
@@ -343,7 +353,10 @@ def go_on(
         engine_config=engine_config,
         run_id=known.run_id or record.run_id or new_run_id(),
         data=found,
-        facts={**found.facts(), "pretrained": record.data["pretrained"]},
+        facts={
+            **found.facts(),
+            **{key: record.data[key] for key in ("protocol", "pretrained")},
+        },
         checkpoint=checkpoint,
         changes=changes,
         notes=notes,

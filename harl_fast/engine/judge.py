@@ -148,13 +148,12 @@ def write_judgement(
     found: tuple[Predictions, Tensor],
     *,
     container: Path,
-    protocol: str,
     choice: dict[str, Any],
     trials: list[dict[str, Any]],
 ) -> Path:
     """Write the result folder of a classifier and print its accuracies; return the folder.
 
-    found: from `judge`. protocol: the preset's name. Call on rank 0 alone.
+    found: from `judge`. Call on rank 0 alone.
     """
     config, facts = state.config, state.facts
     said, ids = found
@@ -165,7 +164,7 @@ def write_judgement(
         layer = state.classifier.heads[choice.get("head", 0)]
         head = Head(layer.weight.detach().float().cpu(), layer.bias.detach().float().cpu())
     result = Result(
-        protocol=protocol,
+        protocol=facts["protocol"],
         headline="top1",
         data={
             "name": container.parent.resolve().name,
@@ -193,7 +192,7 @@ def write_judgement(
         trials=trials,
         head=head,
     )
-    folder = result_folder(run, data=result.data["name"], protocol=protocol)
+    folder = result_folder(run, data=result.data["name"], protocol=result.protocol)
     write_result(folder, result)
     shown = ", ".join(f"{name} {score}" for name, score in metrics.items())
     to_stderr(f"{len(ids):,} val images: {shown}; result: {folder}")
