@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harl_fast.engine.config import EngineConfig, EngineFile, run_engine_file, settle
+from harl_fast.engine.config import EngineConfig, run_engine_file, settle, with_batch
 from harl_fast.engine.machine import Machine, check_machine
 from harl_fast.engine.runfolder import RunFolder, mark
 from harl_fast.engine.session import Job, note_beginning, serve
@@ -23,7 +23,6 @@ from harl_fast.finetuning import (
 )
 
 if TYPE_CHECKING:
-    from harl_fast.engine.finetune_start import TuneStart
     from harl_fast.engine.loop import Loop
     from harl_fast.engine.supervised import TuneState
 
@@ -54,8 +53,8 @@ def finetune(
 ) -> int:
     """Run one rank of a fine-tuning and return its exit code, see `Loop.run`.
 
-    See launch/finetune.py for the arguments; protocol: names results, the preset by default. With several seeds each has its run in a folder
-    ``run/seed-N``, and ``run/seeds.json`` holds all results with mean and deviation; what is
+    See launch/finetune.py for the arguments. protocol: names results; by default the preset does.
+    With several seeds each has its run in a folder ``run/seed-N``, and ``run/seeds.json`` holds all results with mean and deviation; what is
     finished is not repeated with ``resume``. Raises HarlError.
     """
     job = _Finetuning(
@@ -164,12 +163,12 @@ class _Finetuning(Job):
             self.engine_file, own=own, overrides=self.engine_overrides, ranks=machine.ranks
         )
         check_machine(file.harl_fast, machine, source=str(self.engine_file))
-        file = _with_batch(file, config.train_batch_size, ranks=machine.ranks)
+        file = with_batch(file, config.train_batch_size, ranks=machine.ranks)
         return settle(file, ranks=machine.ranks, source=str(self.engine_file))
 
     def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> int:
         """Settle what the start does and open the data; return the steps done before."""
-        from harl_fast.engine.finetune_start import first_start, go_on, network_of
+        from harl_fast.engine.finetune_start import first_start, go_on, network_of, train_loader
 
         common: dict[str, Any] = {
             "data": self.data,
@@ -190,7 +189,7 @@ class _Finetuning(Job):
             start = first_start(folder, self._config, engine_config, ckpt=self.ckpt, **common)
         start.notes.extend([self._told] if self._told else [])
         self._start, self._classifier = start, network_of(start)
-        self._loader = _train_loader(start, machine)
+        self._loader = train_loader(start, machine)
         return start.step
 
     def prepare(self, machine: Machine) -> TuneState:
@@ -251,7 +250,13 @@ class _Finetuning(Job):
 
     def after(self, loop: Loop) -> str:
         """Evaluate; return why the run is not at its end, or an empty text."""
-        from harl_fast.engine.judge import JudgingStopped, judge, right_answers, write_judgement
+        from harl_fast.engine.judge import (
+            JudgingStopped,
+            choose_head,
+            judge,
+            right_answers,
+            write_judgement,
+        )
         from harl_fast.eval.metrics import scores
 
         data, state = self._start.data, loop.state
@@ -266,7 +271,7 @@ class _Finetuning(Job):
         try:
             if len(data.held_out):
                 shares = right_answers(state, data.train, data.held_out, stopping=stopping)  # type: ignore[arg-type]
-                choice, trials = _choose(state, shares, count=len(data.held_out))  # type: ignore[arg-type]
+                choice, trials = choose_head(state, shares, count=len(data.held_out))  # type: ignore[arg-type]
             found = judge(state, data.val, head=choice.get("head", 0), stopping=stopping)  # type: ignore[arg-type]
         except JudgingStopped:
             return loop.stop.reason or "another rank's signal"
@@ -282,82 +287,6 @@ class _Finetuning(Job):
             accuracies = scores(found[0], classes=len(self._start.facts["classes"]))
             self.found = {name: score.value for name, score in accuracies.items()}
         return "" if loop.stepper.step == self._total else "evaluated before its end"
-
-
-def _choose(
-    state: TuneState, shares: Sequence[float], *, count: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the head with the most right answers on held-out images, and all trials.
-
-    Of equal ones the lowest rate's.
-    """
-    config = state.config
-    rates = [config.head_lr_mult * factor for factor in config.head_lr_grid]
-    trials = [
-        {"head": g, "lr": rate * config.learning_rate, "held_out_top1": 100.0 * share}
-        for g, (rate, share) in enumerate(zip(rates, shares, strict=True))
-    ]
-    best = max(trials, key=lambda trial: (trial["held_out_top1"], -trial["lr"]))
-    edge = best["lr"] in (trials[0]["lr"], trials[-1]["lr"]) and len(trials) > 1
-    where = f"{count:,} held-out training images"
-    return {**best, "chosen_on": where, "at_edge": edge}, trials
-
-
-def _with_batch(file: EngineFile, batch: int, *, ranks: int) -> EngineFile:
-    """Return an engine file for another global batch: micro batches grow no larger than its own."""
-    if file.train_batch_size == batch:
-        return file
-    if batch % ranks:
-        near = max(ranks, round(batch / ranks) * ranks)
-        raise ConfigError(
-            f"train_batch_size {batch} cannot be divided among {ranks} ranks: use "
-            f"--train-batch-size {near}"
-        )
-    micro, steps = file.train_micro_batch_size_per_gpu, file.gradient_accumulation_steps
-    if micro is not None:
-        most = min(micro, batch // ranks)
-        micro = next(size for size in range(most, 0, -1) if batch // ranks % size == 0)
-        steps = None
-    update = {
-        "train_batch_size": batch,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": steps,
-    }
-    return file.model_copy(update=update)
-
-
-def _train_loader(start: TuneStart, machine: Machine) -> Any:
-    """Return this rank's loader of the training images. Raises ConfigError or DataError."""
-    from harl_fast.data.loader import BetonLoader
-    from harl_fast.data.views.color_device import Colouring
-    from harl_fast.data.views.crop import ViewGeometry
-
-    config, batches = start.config, start.engine_config.batches
-    view, reading = config.view(), config.data
-    assert reading.mean is not None and reading.std is not None and config.model is not None
-    geometry = ViewGeometry(
-        size_px=view.size_px, cells=1, scale=view.scale, ratio=view.ratio, flip_p=view.flip_p
-    )
-    colour = Colouring((view,), mean=reading.mean, std=reading.std)
-    return BetonLoader(
-        start.data.train,
-        views=[geometry],
-        batch_global=batches.batch_global,
-        batch_micro=batches.batch_micro,
-        rank=machine.rank,
-        world=machine.ranks,
-        seed=config.seed,
-        workers=reading.workers,
-        ranks_here=machine.ranks_here,
-        batches_ahead=reading.batches_ahead,
-        order=reading.order,
-        damaged=reading.damaged,
-        check=reading.check,
-        skip_broken=reading.skip_broken,
-        colour=colour if machine.device.type == "cpu" else None,
-        channels=config.model.in_channels,
-        ids=start.data.ids,
-    )
 
 
 def _several(job: _Finetuning, *, seeds: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,25 @@ def right_answers(
     by_rank = torch.tensor(ds.gather_floats(right.tolist()))
     found: list[float] = (by_rank.sum(0) / max(1, len(ids))).tolist()
     return found
+
+
+def choose_head(
+    state: TuneState, shares: Sequence[float], *, count: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the head with the most right answers on held-out images, and all trials.
+
+    Of equal ones the lowest rate's.
+    """
+    config = state.config
+    rates = [config.head_lr_mult * factor for factor in config.head_lr_grid]
+    trials = [
+        {"head": g, "lr": rate * config.learning_rate, "held_out_top1": 100.0 * share}
+        for g, (rate, share) in enumerate(zip(rates, shares, strict=True))
+    ]
+    best = max(trials, key=lambda trial: (trial["held_out_top1"], -trial["lr"]))
+    edge = best["lr"] in (trials[0]["lr"], trials[-1]["lr"]) and len(trials) > 1
+    where = f"{count:,} held-out training images"
+    return {**best, "chosen_on": where, "at_edge": edge}, trials
 
 
 def judge(
