@@ -263,8 +263,8 @@ class OptimConfig(Section):
     """Which published LARS, see `harl_fast.optim.formula`."""
 
 
-class LogConfig(Section):
-    """What is written, and how often."""
+class RecordingConfig(Section):
+    """What every training writes, and how often."""
 
     every_steps: Count = 50
     """Steps between log lines; only then is the device waited for."""
@@ -280,6 +280,11 @@ class LogConfig(Section):
     max_skipped: Count = 20
     """The run fails after so many steps in a row with a loss or gradient that is not finite, looked
     at with each log line. Under fp16 a step counts only once the loss scale is at its minimum."""
+
+
+class LogConfig(RecordingConfig):
+    """What is written, and how often."""
+
     probe_epochs: int = Field(0, ge=0, le=10**6)
     """Epochs between judgements of the features (k-NN and a ridge head); 0: never."""
     probe_images: int = Field(2000, ge=20, le=10**7)
