@@ -20,10 +20,8 @@ from harl_fast.model.heads import MLPHead
 from harl_fast.model.resnet import ARCHS, BasicBlock, Bottleneck
 
 WRAPPERS = frozenset(
-    ("module", "_orig_mod")  # DistributedDataParallel, torch.compile
-    + ("state_dict", "model_state_dict", "model")
-    + ("backbone", "encoder", "net")
-    + ("online_network", "online_network_state_dict", "online_encoder", "online", "encoder_q")
+    {"state_dict", "model_state_dict", "model", "backbone", "encoder", "net"}
+    | {"online_network", "online_network_state_dict", "online_encoder", "online", "encoder_q"}
 )
 """What may stand before the names of an encoder."""
 COPY = re.compile(r"(^|_)(momentum|target|teacher|ema|k)(_|$)")
@@ -153,7 +151,7 @@ def build_projector(weights: Mapping[str, Tensor]) -> MLPHead:
 
 
 def _unwrapped(name: str) -> str:
-    """Return a name without what wrappers put into it at any place."""
+    """Return a name without what DistributedDataParallel and torch.compile put into it."""
     return ".".join(part for part in _parts(name) if part not in ("module", "_orig_mod"))
 
 

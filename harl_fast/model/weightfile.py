@@ -17,10 +17,8 @@ from harl_fast.files import open_regular
 from harl_fast.tensorfile import open_tensors
 
 TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
-_OTHERS = frozenset(
-    (".h5", ".hdf5", ".keras", ".pb", ".index", ".meta")  # TensorFlow
-    + (".npz", ".npy", ".msgpack", ".pkl", ".pickle")  # JAX, Haiku, Flax
-)
+_TENSORFLOW = {".h5", ".hdf5", ".keras", ".pb", ".index", ".meta"}
+_JAX = {".npz", ".npy", ".msgpack", ".pkl", ".pickle"}
 _DEEPEST = 8
 _REFUSED = re.compile(r"Unsupported (?:global|class|type)\S*:? ?(?:GLOBAL )?([\w.]+)")
 
@@ -51,11 +49,11 @@ def refuse_other_frameworks(path: Path) -> None:
     """Raise CheckpointError for what TensorFlow or JAX wrote: a file, a prefix or a folder."""
     inside = [*path.glob("*.index"), *path.glob("saved_model.pb")] if path.is_dir() else []
     prefix = path.with_name(f"{path.name}.index")
-    if path.suffix in _OTHERS or ".data-0" in path.name or inside or prefix.exists():
+    if path.suffix in _TENSORFLOW | _JAX or ".data-0" in path.name or inside or prefix.exists():
         raise CheckpointError(
-            f"{path} is of TensorFlow or JAX, which is not read here. Convert it with the tools "
-            f"of its authors' or others' making: the .pth files of tonylins/simclr-converter "
-            f"(SimCLR; give --mean 0,0,0 --std 1,1,1) and ajtejankar/byol-convert (BYOL) are read"
+            f"{path} is of TensorFlow or JAX, which is not read here. Convert it: the files that "
+            f"tonylins/simclr-converter (SimCLR; give --mean 0,0,0 --std 1,1,1 with them) and "
+            f"ajtejankar/byol-convert (BYOL) write for PyTorch are read"
         )
 
 
