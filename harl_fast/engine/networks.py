@@ -26,7 +26,7 @@ from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.folder import WEIGHTS, is_folder, load_native, read_folder
 from harl_fast.model.harl import HARL
-from harl_fast.model.heads import MLPHead
+from harl_fast.model.heads import LinearHeads, MLPHead
 from harl_fast.model.names import Receipt, listed, locate, recognise
 from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import TORCH, read_weights, refuse_other_frameworks
@@ -142,6 +142,10 @@ class Pretrained:
     """Of the backbone's tensors, whatever file they are from, see `digest`."""
     source: Path
     """The file."""
+    head: LinearHeads | None = None
+    """The linear classifier of an exported folder, if it has one."""
+    classes: tuple[str, ...] = ()
+    """The classifier's, in its order."""
 
 
 def load_pretrained(
@@ -235,6 +239,8 @@ def _of_folder(folder: Path) -> Pretrained:
         receipt=Receipt(found.matched, found.total, naming, f"{folder} ({found.source})"),
         weights_sha256=digest(found.backbone),
         source=folder,
+        head=found.head,
+        classes=tuple(found.classes),
     )
 
 
@@ -296,6 +302,8 @@ def random_like(pretrained: Pretrained, *, seed: int) -> Pretrained:
         projector=projector,
         receipt=Receipt(0, count, "freshly initialised", f"seed {seed}"),
         weights_sha256=digest(backbone),
+        head=None,
+        classes=(),
     )
 
 
