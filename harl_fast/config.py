@@ -182,8 +182,9 @@ class ModelConfig(Section):
     # its memory (1 x 1, stride 2, channels-last; seen on AVX2).
     width: Annotated[float, Field(ge=1 / 8, le=16.0)] = 1.0
     """Multiplier of all channel counts."""
-    stem: Literal["imagenet", "small", "small-s2"] = "imagenet"
-    """imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1; small-s2: 3x3 stride 2."""
+    stem: Literal["imagenet", "small", "small-s2", "small-pad2"] = "imagenet"
+    """imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1; small-s2: 3x3 stride 2; small-pad2:
+    as small, padded by 2, as solo-learn has it."""
     last_stride: Literal[1, 2] = 2
     """Stride of the last stage; 1 doubles the side of the map that the masks weight."""
     zero_init_residual: bool = False

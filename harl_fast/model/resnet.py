@@ -66,7 +66,8 @@ def _stem_convolution(model: ModelConfig, channels: int) -> nn.Conv2d:
     if model.stem == "imagenet":
         return nn.Conv2d(model.in_channels, channels, 7, stride=2, padding=3, bias=False)
     stride = 2 if model.stem == "small-s2" else 1
-    return nn.Conv2d(model.in_channels, channels, 3, stride=stride, padding=1, bias=False)
+    padding = 2 if model.stem == "small-pad2" else 1
+    return nn.Conv2d(model.in_channels, channels, 3, stride=stride, padding=padding, bias=False)
 
 
 def _stage(
