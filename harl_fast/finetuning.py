@@ -5,6 +5,7 @@ Keys are SimCLR's flags (google-research/simclr, `run.py`), so that its recipes 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from harl_fast.config import (
     ViewConfig,
 )
 from harl_fast.errors import ConfigError, nearest, shown
-from harl_fast.options import SEED_MAX
+from harl_fast.options import SEED_MAX, checked
 from harl_fast.section import Count, Section, override, validated
 from harl_fast.textfile import dump_yaml, parse_yaml, read_yaml
 
@@ -188,7 +189,7 @@ class FinetuneConfig(Section):
             ratio=self.data.crop_ratio,
             flip_p=self.data.flip_p,
             jitter_p=0.0,
-            grey_p=0.0,
+            gray_p=0.0,
             blur_p=0.0,
         )
 
@@ -247,9 +248,19 @@ def flag_keys() -> dict[str, str]:
     }
 
 
-def is_switch(key: str) -> bool:
-    """Return whether a key is true or false."""
-    return FinetuneConfig.model_fields[key].annotation is bool
+def flag_options() -> dict[str, dict[str, Any]]:
+    """Return what argparse is to know of each flag; its value's name is ``flag:KEY``."""
+    found = {}
+    for key, text in flag_keys().items():
+        switch = FinetuneConfig.model_fields[key].annotation is bool
+        found[f"--{key.replace('_', '-')}"] = {
+            "dest": f"flag:{key}",
+            "type": checked(functools.partial(flag_value, key)),
+            "metavar": "V",
+            "help": text.replace("%", "%%"),
+            **({"nargs": "?", "const": True} if switch else {}),
+        }
+    return found
 
 
 def flag_value(key: str, text: str) -> Any:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from harl_fast.engine.stop import parse_duration
-from harl_fast.finetuning import flag_keys, flag_value, is_switch, normalised, presets
+from harl_fast.finetuning import flag_keys, flag_options, normalised, presets
 from harl_fast.options import checked, whole_number
 from harl_fast.program import run_main
 
@@ -43,11 +43,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--train-mode", choices=["finetune"], default="finetune", help=argparse.SUPPRESS)
     about = "repeat with N seeds and report mean and deviation"
     add("--seeds", type=whole_number(1, 1000), default=1, metavar="N", help=about)
-    for key, text in flag_keys().items():
-        flag, value = f"--{key.replace('_', '-')}", checked(lambda t, k=key: flag_value(k, t))
-        switch = {"nargs": "?", "const": True} if is_switch(key) else {}
-        text = text.replace("%", "%%")
-        add(flag, dest=f"flag:{key}", type=value, metavar="V", help=text, **switch)
+    for flag, settings in flag_options().items():
+        add(flag, **settings)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key")
     text = "let --resume continue with another value of it (repeatable)"
     add("--allow-change", action="append", default=[], metavar="KEY", help=text)

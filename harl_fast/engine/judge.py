@@ -180,7 +180,7 @@ def write_judgement(
     names = read_names(container)
     head = None
     if config.fine_tune_after_block == 4 and config.ft_proj_selector == 0:
-        layer = state.classifier.heads[choice.get("head", 0)]
+        layer = state.classifier.heads.linears[choice.get("head", 0)]
         head = Head(layer.weight.detach().float().cpu(), layer.bias.detach().float().cpu())
     result = Result(
         protocol=facts["protocol"],

@@ -164,7 +164,7 @@ def _check_boundary(backbone: Backbone, boundary: int) -> None:
 
 def _out_dim(head: MLPHead) -> int:
     out = head.out
-    dim: int = out.out_features if isinstance(out, nn.Linear) else head.linears[-1].out_features  # type: ignore[assignment]
+    dim: int = out.out_features if isinstance(out, nn.Linear) else head.linears[-1].out_features
     return dim
 
 

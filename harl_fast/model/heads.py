@@ -63,13 +63,20 @@ class LinearHeads(nn.ModuleList):
         super().__init__(nn.Linear(in_dim, classes) for _ in range(count))
         weight = torch.zeros(classes, in_dim) if zero else torch.randn(classes, in_dim) * 0.01
         with torch.no_grad():
-            for head in self:
+            for head in self.linears:
                 head.weight.copy_(weight)
                 head.bias.zero_()
 
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The classifiers."""
+        return [head for head in self if isinstance(head, nn.Linear)]
+
     def forward(self, rows: Tensor) -> Tensor:
         """Return (B, G, K) logits of (B, D) rows."""
-        weights, biases = ([getattr(head, n) for head in self] for n in ("weight", "bias"))
+        heads = self.linears
+        weight = torch.cat([head.weight for head in heads])
+        bias = torch.cat([head.bias for head in heads])
         with without_autocast(rows):
-            logits = functional.linear(widened(rows), torch.cat(weights), torch.cat(biases))
-        return logits.unflatten(1, (len(self), -1))
+            logits: Tensor = functional.linear(widened(rows), weight, bias)
+        return logits.unflatten(1, (len(heads), -1))

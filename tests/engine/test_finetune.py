@@ -106,7 +106,7 @@ def test_a_stopped_and_resumed_run_has_the_same_bits(
         assert open_checkpoint(tmp_path / "run").record.step == step
     assert tune(tmp_path / "run", ckpt=None, data=sets, resume=True) == 0
     wanted, found = saved(tuned), saved(tmp_path / "run")
-    assert wanted.keys() == found.keys() and len(found) > 200
+    assert wanted.keys() == found.keys() and len(found) > 150
     for name, tensor in wanted.items():
         assert torch.equal(tensor, found[name]), name
     assert result_of(tuned)["metrics"] == result_of(tmp_path / "run")["metrics"]
