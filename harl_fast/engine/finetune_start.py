@@ -316,6 +316,12 @@ def train_loader(start: TuneStart, machine: Machine) -> BetonLoader:
     """Return this rank's loader of the training images. Raises ConfigError or DataError."""
     config, batches = start.config, start.engine_config.batches
     view, reading = config.view(), config.data
+    alone = batches.batch_micro == 1 and not (config.global_bn and batches.ranks > 1)
+    if alone and config.fine_tune_after_block < 4:
+        raise ConfigError(
+            f"{start.engine_config.source}: {batches}: BatchNorm needs 2 or more images to tell "
+            f"their spread. Use a larger --train-batch-size, or --fine-tune-after-block 4"
+        )
     assert reading.mean is not None and reading.std is not None and config.model is not None
     geometry = ViewGeometry(
         size_px=view.size_px, cells=1, scale=view.scale, ratio=view.ratio, flip_p=view.flip_p

@@ -61,7 +61,7 @@ def test_two_ranks_take_pasted_flags_and_leave_one_result(
     result = run([*GUARD, *command, "--train_epochs=2"], log=tmp_path / "log")
     assert result.code == 0, result.text
     assert len(result.lines("120/120 tensors")) == 1
-    assert len(result.lines("head_contrastive 6 loaded, 0 excluded")) == 1
+    assert len(result.lines("head_contrastive 8 loaded, 0 excluded")) == 1
     assert len(result.lines("global batch 16 = micro batch 8 x accumulation 1 x 2 ranks")) == 1
     found = result_of(tmp_path / "run")
     assert found["metrics"]["top1"]["value"] > 40.0 and found["data"]["val_count"] == 40
