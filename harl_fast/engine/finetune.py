@@ -148,6 +148,11 @@ class _Finetuning(Job):
     def settle(self, machine: Machine) -> EngineConfig:
         """Return the engine's configuration, with the global batch of the fine-tuning's."""
         folder = RunFolder(self.run)
+        if any(text.startswith("train_batch_size=") for text in self.engine_overrides):
+            raise ConfigError(
+                "--engine-set train_batch_size: of a fine-tuning it is a setting of its own, "
+                "--train-batch-size"
+            )
         if not self.resume and self.ckpt is None:
             raise ConfigError("--ckpt is missing: give a run folder or a file of weights")
         if self.preset is not None or not self.resume or not folder.config.exists():

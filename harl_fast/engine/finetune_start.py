@@ -243,12 +243,14 @@ def go_on(
         )
     before = record.finetune
     config = _filled(config, before)
+    engine_before = recorded_engine(checkpoint)
+    same_ranks = engine_before.batches.ranks == engine_config.batches.ranks
     changes = refuse_changes(
-        settings(before, recorded_engine(checkpoint)),
+        settings(before, engine_before),
         settings(config, engine_config),
         allowed=allow_change,
         where=str(checkpoint.path),
-        free=("train_micro_batch_size_per_gpu",),
+        free=() if same_ranks else ("train_micro_batch_size_per_gpu",),
     )
     subset = folder.subset if folder.subset.exists() else config.subset
     found = open_data(data, config, subset=subset, needs_val=needs_val)
