@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from harl_fast.config import ModelConfig
 from harl_fast.errors import CheckpointError
 from harl_fast.model.heads import MLPHead
-from harl_fast.model.resnet import ARCHS, BasicBlock, Bottleneck
+from harl_fast.model.resnet import ARCHS
 
 WRAPPERS = frozenset(
     {"state_dict", "model_state_dict", "model", "backbone", "encoder", "net"}
