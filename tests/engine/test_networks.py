@@ -113,7 +113,7 @@ def wrong_file(path: Path, kind: str) -> None:
         ("nothing", r"0 tensors matched: none is named layer1\.0\.conv1\.weight"),
         ("one missing", r"119 of the 120 .*missing: layer2\.0\.conv1\.weight"),
         ("not finite", r"conv1\.weight holds values that are not finite"),
-        ("code", r"cannot be read as plain weights .*state_dict\(\)"),
+        ("code", r"object of type torchvision\.models\.resnet\.ResNet.*state_dict\(\)"),
         ("garbage", "cannot be read as plain weights"),
         ("absent", "cannot be read as plain weights"),
     ],
