@@ -150,6 +150,8 @@ class FinetuneConfig(Section):
     """Images of an optimizer step over all ranks."""
     image_size: int | None = Field(None, ge=SMALLEST_PX, le=LARGEST_PX)
     """Side of the images in pixels; left out, the pretraining's."""
+    random: bool = False
+    """Start from a fresh network of the checkpoint's kind, the baseline."""
     subset: str = Field("", max_length=4096)
     """Train on these alone: a file with a name a line, a share such as 1%, or 5-per-class."""
     subset_seed: int = Field(0, ge=0, le=SEED_MAX)
@@ -243,6 +245,11 @@ def flag_keys() -> dict[str, str]:
         for name, field in FinetuneConfig.model_fields.items()
         if name not in ("data", "log", "model")
     }
+
+
+def is_switch(key: str) -> bool:
+    """Return whether a key is true or false."""
+    return FinetuneConfig.model_fields[key].annotation is bool
 
 
 def flag_value(key: str, text: str) -> Any:

@@ -73,9 +73,9 @@ class Job(ABC):
     def loop(self, state: LoopState, *, stop: StopSignal, still_held: Callable[[], bool]) -> Loop:
         """Return the training, ready to run."""
 
-    def after(self, loop: Loop) -> bool:
-        """Do what follows a training that came to its end; return whether that is done, too."""
-        return True
+    def after(self, loop: Loop) -> str:
+        """Do what follows a training that came to its end; return why the run has not, or ""."""
+        return ""
 
 
 def serve(job: Job, *, run: Path, resume: bool, last: bool = True) -> int:
@@ -120,8 +120,8 @@ def _train(job: Job, loop: Loop, folder: RunFolder, *, last: bool) -> int:
     code, result = loop.run(), loop.result
     assert result is not None
     done, reason = result.done, result.reason
-    if code == 0 and done and not job.after(loop):
-        done, reason = False, loop.stop.reason or "another rank's signal"
+    if code == 0 and done and (left := job.after(loop)):
+        done, reason = False, left
     if last or not done:
         ds.stop()
     if loop.state.machine.rank == 0 and code in (0, INTERRUPTED):

@@ -8,11 +8,11 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from harl_fast.config import RunConfig, dump_config
+from harl_fast.config import RunConfig
 from harl_fast.data.loader import decoding_threads
 from harl_fast.engine.deepspeed import gather_floats
 from harl_fast.engine.monitor.alarms import Supply
@@ -33,7 +33,8 @@ from harl_fast.engine.views import small_map_text
 from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
 from harl_fast.optim.lars import LARS
-from harl_fast.textfile import nodes
+from harl_fast.section import Section
+from harl_fast.textfile import dump_yaml, nodes
 
 
 class Sheet(Protocol):
@@ -109,8 +110,8 @@ class Monitor:
 
     def _due(self, step: int) -> bool:
         """Return whether the ``step``-th step, from 1, is logged."""
-        every, epoch = self._state.log.every_steps, self._state.schedule.steps_per_epoch
-        return step % every == 0 or step % epoch == 0
+        every, schedule = self._state.log.every_steps, self._state.schedule
+        return step % every == 0 or step % schedule.steps_per_epoch == 0 or step == schedule.total
 
     def _arm(self) -> None:
         self._state.module.watched = self._norms.armed = self._due(self._step + 1)
@@ -187,7 +188,15 @@ class PretrainMonitor(Monitor):
         sheet: Sheet | None = None,
     ) -> None:
         """step: optimizer steps done before."""
-        run = _run_info(state, folder, step=step, quiet=quiet)
+        method = {"epochs", "seed", "model", "loss", "target", "optim"}
+        run = run_info(
+            state,
+            folder,
+            step=step,
+            quiet=quiet,
+            config=state.config,
+            method=state.config.model_dump(include=method),
+        )
         super().__init__(state, meter, run)
         self._sheet = sheet
         self._probe = self._open_probe()
@@ -282,9 +291,17 @@ class PretrainMonitor(Monitor):
             )
 
 
-def _run_info(state: TrainState, folder: RunFolder, *, step: int, quiet: bool) -> RunInfo:
-    config, engine = state.config, state.engine_config
-    method = config.model_dump(include={"epochs", "seed", "model", "loss", "target", "optim"})
+def run_info(
+    state: LoopState,
+    folder: RunFolder,
+    *,
+    step: int,
+    quiet: bool,
+    config: Section,
+    method: dict[str, Any],
+) -> RunInfo:
+    """Return what sinks may know of a run. method: settings that tell runs apart."""
+    engine = state.engine_config
     return RunInfo(
         folder,
         epochs=state.schedule.epochs,
@@ -293,7 +310,7 @@ def _run_info(state: TrainState, folder: RunFolder, *, step: int, quiet: bool) -
         batch_global=engine.batches.batch_global,
         quiet=quiet,
         texts={
-            "config/method": dump_config(config),
+            "config/method": dump_yaml(config.model_dump(mode="json")),
             "config/engine": json.dumps(engine.record(), indent=2),
         },
         hparams={
