@@ -27,7 +27,8 @@ from harl_fast.model.backbones import build_backbone
 from harl_fast.model.folder import WEIGHTS, is_folder, load_native, read_folder
 from harl_fast.model.harl import HARL
 from harl_fast.model.heads import LinearHeads, MLPHead
-from harl_fast.model.names import Receipt, listed, locate, recognise
+from harl_fast.model.names import RESNET, Receipt, listed, locate, recognise
+from harl_fast.model.resnet import ARCHS
 from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import TORCH, read_weights, refuse_other_frameworks
 from harl_fast.tensorfile import open_tensors
@@ -281,6 +282,9 @@ def _stated(about: Mapping[str, str], key: str) -> tuple[float, ...]:
 
 
 def _anchor(model: ModelConfig) -> str:
+    """Return a name that a network's weights are known by."""
+    if model.arch in ARCHS:
+        return RESNET
     with torch.device("meta"):
         return next(iter(build_backbone(model).native.state_dict()))
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -166,7 +165,5 @@ def _head(
             f"{backbone.out_channels}"
         )
     heads = LinearHeads(weight.shape[1], weight.shape[0])
-    with torch.no_grad():
-        heads[0].weight.copy_(weight)
-        heads[0].bias.copy_(bias)
+    heads[0].load_state_dict({"weight": weight, "bias": bias})
     return heads.eval()

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from harl_fast.config import ModelConfig
 from harl_fast.errors import CheckpointError
 from harl_fast.model.heads import MLPHead
-from harl_fast.model.resnet import ARCHS, BasicBlock, Bottleneck
+from harl_fast.model.resnet import ARCHS
 
 WRAPPERS = frozenset(
     {"state_dict", "model_state_dict", "model", "backbone", "encoder", "net"}
@@ -30,7 +31,8 @@ PROJECTORS = ("projector", "projetion", "projection", "projection_head")
 """The second is how sthalles/PyTorch-BYOL and yaox12/BYOL-PyTorch write it."""
 STAGES = dict(enumerate(("conv1", "bn1", "", "", "layer1", "layer2", "layer3", "layer4")))
 """The places of `nn.Sequential(*resnet.children())`, a usual way to drop the classifier."""
-_PLAIN, _SEQUENTIAL = "layer1.0.conv1.weight", "4.0.conv1.weight"
+RESNET, _SEQUENTIAL = "layer1.0.conv1.weight", "4.0.conv1.weight"
+"""What a ResNet is known by, under torchvision's names and in such places."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Located:
     """Whether a 3x3 stem pads by 2, as in solo-learn and the code of HARL's authors."""
 
 
-def locate(tensors: Mapping[str, Tensor], *, where: str, anchor: str = _PLAIN) -> Located:
+def locate(tensors: Mapping[str, Tensor], *, where: str, anchor: str = RESNET) -> Located:
     """Return the trained encoder in a file, whatever its names begin with.
 
     anchor: a name that the encoder is known by. Raises CheckpointError if there is none, several
@@ -71,7 +73,7 @@ def locate(tensors: Mapping[str, Tensor], *, where: str, anchor: str = _PLAIN) -
     """
     flat = {_unwrapped(name): tensor for name, tensor in tensors.items()}
     found = {prefix: _below(flat, prefix) for prefix in _prefixes(flat, anchor)}
-    if anchor == _PLAIN:
+    if anchor == RESNET:
         for prefix in _prefixes(flat, _SEQUENTIAL):
             found[prefix] = {_by_stage(name): t for name, t in _below(flat, prefix).items()}
     trained = [prefix for prefix in found if set(_parts(prefix)) <= WRAPPERS]

@@ -13,12 +13,12 @@ from harl_fast.files import to_stderr
 _METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
 
 
-def model_card(pretrained: Pretrained, *, classes: Sequence[str] | None, timm: bool) -> str:
+def model_card(pretrained: Pretrained, *, classes: Sequence[str], timm: bool) -> str:
     """Return README.md in Markdown with the header that Hugging Face's hub reads.
 
-    classes: of the classifier in the file, if there is one. timm: whether timm has the network.
+    classes: of the classifier in the file, none without one. timm: whether timm has the network.
     """
-    model, source = pretrained.model, one_line(pretrained.receipt.source)
+    model, source = pretrained.model, one_line(origin(pretrained))
     ours = run_of(pretrained.source) is not None
     head = [
         "---",
@@ -95,6 +95,12 @@ def results_of(pretrained: Pretrained) -> Iterator[Result]:
 def run_of(file: Path) -> Path | None:
     """Return the run folder of a step file, or None for other files."""
     return file.parent.parent if file.parent.name == "checkpoints" else None
+
+
+def origin(pretrained: Pretrained) -> str:
+    """Return where weights are from for readers elsewhere: names, no paths of this machine."""
+    place = run_of(pretrained.source) or pretrained.source
+    return f"{place.resolve().name}{pretrained.receipt.source.removeprefix(str(place))}"
 
 
 def _cell(text: str) -> str:

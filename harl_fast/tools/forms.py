@@ -18,15 +18,16 @@ from torch.nn import functional
 from harl_fast import __version__
 from harl_fast.config import ModelConfig
 from harl_fast.engine.checkpoint.format import save_tensors
-from harl_fast.engine.networks import Pretrained, load_pretrained
+from harl_fast.engine.networks import Pretrained
 from harl_fast.errors import ConfigError, OutputError
 from harl_fast.files import write_bytes, write_json, write_text
 from harl_fast.model.folder import CARD, CONFIG, FORMAT, PROJECTOR, WEIGHTS, read_folder
 from harl_fast.model.pool import global_mean
 from harl_fast.model.resnet import ARCHS
 from harl_fast.model.timm_network import PREFIX
+from harl_fast.model.weightfile import read_weights
 from harl_fast.textfile import dump_yaml
-from harl_fast.tools.card import model_card
+from harl_fast.tools.card import model_card, origin
 
 CENTRE = 0.875
 """Share of the shorter side that evaluation cuts out, as `EvalLoader` does."""
@@ -107,7 +108,7 @@ def _write_torchvision(folder: Path, pretrained: Pretrained, head: Classifier | 
         "arch": pretrained.model.arch,
         "mean": json.dumps(pretrained.mean),
         "std": json.dumps(pretrained.std),
-        "checkpoint": pretrained.receipt.source,
+        "checkpoint": origin(pretrained),
     }
     if head is not None:
         metadata["classes"] = json.dumps(head.classes)
@@ -127,8 +128,8 @@ def _check_torchvision(folder: Path, pretrained: Pretrained, head: Classifier | 
     model.load_state_dict(weights, strict=True)
     with torch.inference_mode():
         _compare(model.eval()(images), expected, what="torchvision")
-    again = load_pretrained(folder / WEIGHTS)
-    if again.weights_sha256 != pretrained.weights_sha256:
+    again, _ = read_weights(folder / WEIGHTS)
+    if any(not torch.equal(again[name], tensor) for name, tensor in weights.items()):
         raise OutputError(f"{folder / WEIGHTS}: reading it back gives other weights")
     return f"torchvision {torchvision.__version__} loads all {len(weights)} tensors strictly"
 
@@ -162,9 +163,8 @@ def _write_folder(folder: Path, pretrained: Pretrained, head: Classifier | None)
     if pretrained.projector is not None:
         save_tensors(folder / PROJECTOR, pretrained.projector.state_dict())
     write_json(folder / CONFIG, config)
-    write_text(
-        folder / CARD, model_card(pretrained, classes=head and head.classes, timm=is_timms(model))
-    )
+    classes = [] if head is None else head.classes
+    write_text(folder / CARD, model_card(pretrained, classes=classes, timm=is_timms(model)))
 
 
 def _config(pretrained: Pretrained, head: Classifier | None) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _config(pretrained: Pretrained, head: Classifier | None) -> dict[str, Any]:
             "format": FORMAT,
             "version": __version__,
             "model": model.model_dump(mode="json"),
-            "source": pretrained.receipt.source,
+            "source": origin(pretrained),
             "weights_sha256": pretrained.weights_sha256,
         },
     }
@@ -215,7 +215,8 @@ def _completed(
     timm = optional("timm", option="TO=folder of a network of timm")
     model = pretrained.model
     name = model.arch.removeprefix(PREFIX)
-    whole = timm.create_model(name, num_classes=classes, in_chans=model.in_channels).state_dict()
+    theirs = timm.create_model(name, num_classes=classes, in_chans=model.in_channels)
+    whole: dict[str, Tensor] = theirs.state_dict()
     missing = [name for name in whole if name not in tensors]
     if missing and classes:
         raise ConfigError(
@@ -256,6 +257,9 @@ def _check_folder(folder: Path, pretrained: Pretrained, head: Classifier | None)
 class _Deployed(nn.Module):
     """Pixels in [0, 1] to pooled features, and logits if there is a head."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, pretrained: Pretrained, head: Classifier | None) -> None:
         super().__init__()
         self.backbone, self.head = pretrained.backbone, head
@@ -285,8 +289,13 @@ def _write_onnx(folder: Path, pretrained: Pretrained, head: Classifier | None) -
     )
     assert program is not None
     program.save(folder / "model.onnx", external_data=False)
-    about = {"mean": pretrained.mean, "std": pretrained.std, "source": pretrained.receipt.source}
-    about |= {"input": "RGB in [0, 1], normalised inside", "classes": head and head.classes}
+    about = {
+        "input": "RGB in [0, 1], normalised inside",
+        "mean": pretrained.mean,
+        "std": pretrained.std,
+        "source": origin(pretrained),
+        "classes": [] if head is None else head.classes,
+    }
     write_json(folder / "model.json", about)
 
 
