@@ -27,13 +27,20 @@ import torch
 from torch import Tensor
 
 from harl_fast.errors import DataError
+from harl_fast.eval.lbfgs import Pairs, dot
 from harl_fast.eval.results import Head
 
 CS = tuple(10.0 ** (-6.0 + 11.0 * step / 44) for step in range(45))
 """The penalties' reciprocals: 45 in equal ratios from 1e-6 to 1e5, as SimCLR and DINOv2 take."""
-TOLERANCE = 2e-8
+TOLERANCE = 5e-8
 """Relative distance to the optimum, as L-BFGS estimates it, at which a solution counts as found."""
-_PAIRS = 20
+_FAST = 0.5
+"""Shrinkage of the slopes per step up to which L-BFGS's own estimate of the rest is trusted."""
+_DOUBT = 0.1
+"""By how much less the rest must be where progress is slow: what CG finds is from below."""
+_DELAY = 8
+_REFRESH = 12
+"""Steps after which the expected Hessian is that of the present weights."""
 _MOST_STEPS = 500
 """For one C in float32, and then again in float64."""
 _BLOCK = 1 << 18
@@ -129,13 +136,16 @@ class _Problem:
         weight[-1] = (counts / counts.sum()).log()
         return weight
 
+    def pairs(self) -> Pairs:
+        """Return an empty memory of this loss's curvature, bounded as Boehning does."""
+        like = self.rows.new_empty(self.rows.shape[1], self.classes)
+        return Pairs(like, penalised=self.penalised)
+
     def __call__(self, weight: Tensor) -> tuple[float, Tensor]:
         """Return the mean loss in nats and its gradient (D + 1, K), in the rows' dtype."""
         self.evaluations += 1
         gradient, loss = torch.zeros_like(weight), 0.0
-        block = _BLOCK_CUDA if weight.is_cuda else _BLOCK
-        size = max(1, block // self.classes)
-        for rows, labels in zip(self.rows.split(size), self.labels.split(size), strict=True):
+        for rows, labels in self._blocks():
             scores = rows @ weight
             scores.sub_(scores.gather(1, labels))
             largest = scores.amax(1, keepdim=True)  # 0 or more: the true class's is 0
@@ -147,6 +157,35 @@ class _Problem:
             # The true class's probability minus one, without the cancellation.
             gradient.addmm_(rows.T, scores.scatter_(1, labels, -others).div_(total))
         return loss / len(self.rows), gradient.div_(len(self.rows))
+
+    def expected(self, weight: Tensor) -> Tensor:
+        """Return roughly the Hessian's diagonal at ``weight``, (D + 1, K).
+
+        It is each class's mean p (1 - p) times each feature's variance, as if the two were
+        independent; Boehning's bound has a half in place of the former.
+        """
+        self.evaluations += 1
+        spread = torch.zeros_like(weight[0])
+        for rows, _ in self._blocks():
+            likely = (rows @ weight).softmax(1)
+            spread += (likely * (1.0 - likely)).sum(0)
+        smallest = torch.finfo(torch.float32).eps ** 2
+        return self.variance * (spread / len(self.rows)).clamp(smallest, 0.5)
+
+    def curvature(self, weight: Tensor, step: Tensor) -> Tensor:
+        """Return the Hessian of the mean loss at ``weight`` times ``step``, both (D + 1, K)."""
+        self.evaluations += 1
+        product = torch.zeros_like(step)
+        for rows, labels in self._blocks():
+            likely, change = (rows @ weight).softmax(1), rows @ step
+            change.sub_(change.gather(1, labels))  # as for the gradient: no cancellation
+            change.sub_((likely * change).sum(1, keepdim=True)).mul_(likely)
+            product.addmm_(rows.T, change)
+        return product.div_(len(self.rows))
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        size = max(1, (_BLOCK_CUDA if self.rows.is_cuda else _BLOCK) // self.classes)
+        return zip(self.rows.split(size), self.labels.split(size), strict=True)
 
 
 @dataclass
@@ -169,7 +208,7 @@ class _Path:
     def __init__(self, problem: _Problem, *, tolerance: float) -> None:
         self._problem, self._tolerance = problem, tolerance
         self._solved: list[tuple[float, _Point]] = []
-        self._pairs = _Pairs(problem)
+        self._pairs = problem.pairs()
         self._first = problem.prior()
         self._slopes: deque[float] = deque(maxlen=5)
         """Of the last steps."""
@@ -184,14 +223,12 @@ class _Path:
         """Return the weight (D + 1, K), the penalised mean loss, whether found, evaluations."""
         before, decay = self._problem.evaluations, 1.0 / (c * len(self._problem.rows))
         point = self._start(c, decay)
-        self._pairs.set_decay(decay)
         converged = False
         for dtype in (torch.float32, torch.float64):
             if dtype == torch.float64:
                 self._to_double()
                 weight = point.weight.double()
                 point = _Point(weight, *self._problem(weight))
-                self._pairs.set_decay(decay)
             point, converged = self._descend(point, decay)
             if converged or self._problem.rows.dtype == torch.float64:
                 break
@@ -207,7 +244,7 @@ class _Path:
         self._solved = [
             (c, _Point(p.weight.double(), p.loss, p.gradient.double())) for c, p in self._solved
         ]
-        self._pairs = _Pairs(problem)
+        self._pairs = problem.pairs()
 
     def _start(self, c: float, decay: float) -> _Point:
         if not self._solved:
@@ -231,20 +268,57 @@ class _Path:
         penalised = self._problem.penalised
         full = point.gradient + decay * penalised * point.weight
         self._slopes.clear()
-        for _ in range(_MOST_STEPS):
+        for number in range(_MOST_STEPS):
+            if number % _REFRESH == 0:
+                self._pairs.set_penalty(decay, self._problem.expected(point.weight))
             step = self._pairs.direction(full)
-            slope = _dot(full, step)
+            slope = dot(full, step)
             if not slope > 0:  # rounding: the pairs no longer describe a convex function
                 self._pairs.clear()
                 step = self._pairs.direction(full)
-                slope = _dot(full, step)
-            if self._left(slope) <= self._tolerance * point.value(decay, penalised):
-                return point, True
+                slope = dot(full, step)
+            enough = self._tolerance * point.value(decay, penalised)
+            if self._left(slope) <= enough:
+                if self._rate <= _FAST:
+                    return point, True
+                # Slow progress looks like an end. Newton's step tells how far the end is.
+                self._pairs.set_penalty(decay, self._problem.expected(point.weight))
+                step = self._newton(point.weight, full, decay)
+                slope = dot(full, step)
+                if 0.5 * slope <= _DOUBT * enough:
+                    return point, True
             after, gradient = self._search(point, step, slope, decay)
             self._slopes.append(slope)
             self._pairs.add(after.weight - point.weight, after.gradient - point.gradient, gradient)
             point, full = after, gradient
         return point, False
+
+    def _newton(self, weight: Tensor, gradient: Tensor, decay: float) -> Tensor:
+        """Return the inverse Hessian times the gradient, by preconditioned conjugate gradients.
+
+        Ends when the last steps added little to what is promised (Strakos and Tichy, Electronic
+        Transactions on Numerical Analysis 13, 2002): half the slope is then the way to the optimum.
+        """
+        penalised = self._problem.penalised
+        found, rest = torch.zeros_like(weight), gradient.clone()
+        scaled = self._pairs.inverse(rest)
+        along, size = scaled.clone(), dot(rest, scaled)
+        added: list[float] = []
+        for _ in range(_MOST_STEPS):
+            curved = self._problem.curvature(weight, along) + decay * penalised * along
+            width = dot(along, curved)
+            if not (width > 0 and size > 0):
+                break
+            length = size / width
+            found.add_(along, alpha=length)
+            rest.sub_(curved, alpha=length)
+            added.append(length * size)
+            if len(added) > _DELAY and sum(added[-_DELAY:]) < 0.05 * sum(added):
+                break
+            scaled = self._pairs.inverse(rest)
+            before, size = size, dot(rest, scaled)
+            along = scaled.add_(along, alpha=size / before)
+        return found
 
     def _left(self, slope: float) -> float:
         """Return how far above the optimum a point is, estimated from the slope of its step.
@@ -270,7 +344,7 @@ class _Path:
             weight = point.weight - length * step
             after = _Point(weight, *self._problem(weight))
             gradient = after.gradient + decay * self._problem.penalised * weight
-            there = _dot(gradient, step)  # minus the slope at the new point
+            there = dot(gradient, step)  # minus the slope at the new point
             if there < -0.5 * slope:
                 length *= max(0.1, slope / (slope - there))
             elif there > 0.9 * slope and length < 8:
@@ -278,90 +352,3 @@ class _Path:
             else:
                 break
         return after, gradient
-
-
-class _Pairs:
-    """L-BFGS's memory in compact form (Byrd, Nocedal, Schnabel, Mathematical Programming 63, 1994).
-
-    Rows of (m, (D + 1) K) matrices: steps, changes of the loss's gradient, and, for the present
-    decay, changes of the whole gradient and these preconditioned.
-    """
-
-    def __init__(self, problem: _Problem) -> None:
-        self._problem = problem
-        size = problem.rows.shape[1] * problem.classes
-        self._steps, self._data, self._changes, self._scaled = (
-            problem.rows.new_zeros(_PAIRS, size) for _ in range(4)
-        )
-        self._order: list[int] = []
-        """Slots from the oldest pair to the newest."""
-        self._step_change = torch.zeros(_PAIRS, _PAIRS, dtype=torch.float64)
-        self._change_scaled = torch.zeros(_PAIRS, _PAIRS, dtype=torch.float64)
-        self._inverse = problem.variance
-        self._decay = 0.0
-        self._known: Tensor | None = None
-
-    def clear(self) -> None:
-        """Forget all pairs."""
-        self._order, self._known = [], None
-
-    def set_decay(self, decay: float) -> None:
-        """Make the pairs those of another penalty."""
-        problem, self._decay, self._known = self._problem, decay, None
-        self._inverse = 1.0 / (0.5 * problem.variance + decay * problem.penalised)
-        shape = (_PAIRS, problem.rows.shape[1], problem.classes)
-        steps = self._steps.view(shape)
-        torch.add(
-            self._data.view(shape), decay * problem.penalised * steps, out=self._changes.view(shape)
-        )
-        torch.mul(self._changes.view(shape), self._inverse, out=self._scaled.view(shape))
-        self._step_change = (self._steps @ self._changes.T).double().cpu()
-        self._change_scaled = (self._scaled @ self._changes.T).double().cpu()
-
-    def add(self, step: Tensor, data: Tensor, gradient: Tensor) -> None:
-        """Note a step, the change of the loss's gradient over it, and the whole gradient after."""
-        change = data + self._decay * self._problem.penalised * step
-        if not _dot(step, change) > 0:
-            self._known = None
-            return
-        used = len(self._order)
-        slot = used if used < _PAIRS else self._order.pop(0)
-        self._order.append(slot)
-        self._steps[slot], self._data[slot] = step.flatten(), data.flatten()
-        self._changes[slot] = change.flatten()
-        self._scaled[slot] = (self._inverse * change).flatten()
-        both = torch.stack([change.flatten(), gradient.flatten()], 1)
-        by_step = (self._steps @ both).double().cpu()
-        by_change = (self._scaled @ both).double().cpu()
-        self._step_change[:, slot] = by_step[:, 0]
-        self._change_scaled[:, slot] = self._change_scaled[slot] = by_change[:, 0]
-        # The next direction is of this gradient: its products are at hand.
-        self._known = torch.stack([by_step[:, 1], by_change[:, 1]])
-
-    def direction(self, gradient: Tensor) -> Tensor:
-        """Return the approximate inverse Hessian times a gradient (D + 1, K)."""
-        plain = self._inverse * gradient
-        if not self._order:
-            return plain
-        if self._known is None:
-            flat = gradient.flatten()
-            products = [matrix @ flat for matrix in (self._steps, self._scaled)]
-            self._known = torch.stack(products).double().cpu()
-        order = torch.tensor(self._order)
-        upper = self._step_change[order][:, order].triu()
-        inner = self._change_scaled[order][:, order]
-        curvature, newest = upper.diagonal(), self._order[-1]
-        scale = float(self._step_change[newest, newest] / self._change_scaled[newest, newest])
-        by_step, by_change = self._known[:, order]
-        solved = torch.linalg.solve_triangular(upper, by_step[:, None], upper=True)[:, 0]
-        weighted = curvature * solved + scale * (inner @ solved) - scale * by_change
-        first = torch.linalg.solve_triangular(upper.T, weighted[:, None], upper=False)[:, 0]
-        coefficients = torch.zeros(2, _PAIRS, dtype=torch.float64)
-        coefficients[0, order], coefficients[1, order] = first, -scale * solved
-        of_steps, of_changes = coefficients.to(plain.device, plain.dtype)
-        flat = of_steps @ self._steps + of_changes @ self._scaled
-        return plain.mul_(scale).add_(flat.view_as(plain))
-
-
-def _dot(one: Tensor, other: Tensor) -> float:
-    return float(torch.dot(one.flatten(), other.flatten()))
