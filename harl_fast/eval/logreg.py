@@ -36,7 +36,9 @@ TOLERANCE = 5e-8
 """Relative distance to the optimum, as L-BFGS estimates it, at which a solution counts as found."""
 _FAST = 0.5
 """Shrinkage of the slopes per step up to which L-BFGS's own estimate of the rest is trusted."""
-_DOUBT = 0.1
+_AUDIT = 8
+"""Every so many penalties that estimate is checked by Newton's step anyway."""
+_DOUBT = 0.3
 """By how much less the rest must be where progress is slow: what CG finds is from below."""
 _DELAY = 8
 _REFRESH = 12
@@ -110,8 +112,8 @@ class _Problem:
         centred = features - self.mean
         covariance = (centred.T @ centred).double() / len(features)
         variance, axes = torch.linalg.eigh(covariance)
-        self.axes = axes.float()
-        self.rows = torch.cat([centred @ self.axes, features.new_ones(len(features), 1)], 1)
+        self.axes, self._features = axes, features
+        self.rows = torch.cat([centred @ axes.float(), features.new_ones(len(features), 1)], 1)
         """(N, D + 1): the last column is the bias's."""
         self.labels, self.classes = labels[:, None], classes
         self.variance = torch.cat([variance.clamp_min(0), variance.new_ones(1)]).float()[:, None]
@@ -121,13 +123,19 @@ class _Problem:
 
     def head(self, weight: Tensor) -> Head:
         """Return (D + 1, K) rotated weights as a head of the given features."""
-        plain = (self.axes.double() @ weight[:-1].double()).T
+        plain = (self.axes @ weight[:-1].double()).T
         return Head(plain.float(), (weight[-1].double() - plain @ self.mean.double()).float())
 
     def rotated(self, head: Head) -> Tensor:
         """Return the inverse of `head`."""
-        weight = self.axes.T @ head.weight.T
+        weight = self.axes.float().T @ head.weight.T
         return torch.cat([weight, (head.bias + head.weight @ self.mean)[None]])
+
+    def to_double(self) -> None:
+        """Go on in float64."""
+        centred = self._features.double() - self.mean.double()
+        self.rows = torch.cat([centred @ self.axes, centred.new_ones(len(centred), 1)], 1)
+        self.variance, self.penalised = self.variance.double(), self.penalised.double()
 
     def prior(self) -> Tensor:
         """Return the optimum without features: the logarithms of the classes' shares."""
@@ -156,7 +164,7 @@ class _Problem:
             loss += float(losses.double().sum())
             # The true class's probability minus one, without the cancellation.
             gradient.addmm_(rows.T, scores.scatter_(1, labels, -others).div_(total))
-        return loss / len(self.rows), gradient.div_(len(self.rows))
+        return loss / len(self.rows), self._balanced(gradient)
 
     def expected(self, weight: Tensor) -> Tensor:
         """Return roughly the Hessian's diagonal at ``weight``, (D + 1, K).
@@ -181,7 +189,15 @@ class _Problem:
             change.sub_(change.gather(1, labels))  # as for the gradient: no cancellation
             change.sub_((likely * change).sum(1, keepdim=True)).mul_(likely)
             product.addmm_(rows.T, change)
-        return product.div_(len(self.rows))
+        return self._balanced(product)
+
+    def _balanced(self, total: Tensor) -> Tensor:
+        """Return the mean over rows of a sum, without what rounding adds to all biases alike.
+
+        Nothing holds a shift of all biases back: a step along it would be boundless.
+        """
+        total[-1] -= total[-1].mean()
+        return total.div_(len(self.rows))
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         size = max(1, (_BLOCK_CUDA if self.rows.is_cuda else _BLOCK) // self.classes)
@@ -214,6 +230,10 @@ class _Path:
         """Of the last steps."""
         self._rate = 0.5
         """By which the slopes shrank per step, the last time that it was seen."""
+        self._misjudged = False
+        """L-BFGS took a point for the optimum that was not: it is asked no longer."""
+        self._count = 0
+        """Penalties that were solved for."""
 
     def begin(self, weight: Tensor) -> None:
         """Start the first solution from a (D + 1, K) weight."""
@@ -221,6 +241,7 @@ class _Path:
 
     def solve(self, c: float) -> tuple[Tensor, float, bool, int]:
         """Return the weight (D + 1, K), the penalised mean loss, whether found, evaluations."""
+        self._count += 1
         before, decay = self._problem.evaluations, 1.0 / (c * len(self._problem.rows))
         point = self._start(c, decay)
         converged = False
@@ -238,13 +259,11 @@ class _Path:
 
     def _to_double(self) -> None:
         """Go on in float64, where float32's rounding hides the way down."""
-        problem = self._problem
-        problem.rows = problem.rows.double()
-        problem.variance, problem.penalised = problem.variance.double(), problem.penalised.double()
+        self._problem.to_double()
         self._solved = [
             (c, _Point(p.weight.double(), p.loss, p.gradient.double())) for c, p in self._solved
         ]
-        self._pairs = problem.pairs()
+        self._pairs = self._problem.pairs()
 
     def _start(self, c: float, decay: float) -> _Point:
         if not self._solved:
@@ -279,7 +298,7 @@ class _Path:
                 slope = dot(full, step)
             enough = self._tolerance * point.value(decay, penalised)
             if self._left(slope) <= enough:
-                if self._rate <= _FAST:
+                if self._rate <= _FAST and not self._misjudged and self._count % _AUDIT:
                     return point, True
                 # Slow progress looks like an end. Newton's step tells how far the end is.
                 self._pairs.set_penalty(decay, self._problem.expected(point.weight))
@@ -287,6 +306,7 @@ class _Path:
                 slope = dot(full, step)
                 if 0.5 * slope <= _DOUBT * enough:
                     return point, True
+                self._misjudged |= 0.5 * slope > enough
             after, gradient = self._search(point, step, slope, decay)
             self._slopes.append(slope)
             self._pairs.add(after.weight - point.weight, after.gradient - point.gradient, gradient)
