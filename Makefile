@@ -11,8 +11,15 @@ DATA =
 SOURCE =
 # Share of each class to hold out where DATA has no val/: 5% or 0.05.
 VAL =
-# cifar10, cifar100, imagenette, stl10, flowers102 or pets, instead of DATA.
+# cifar10, cifar100, stl10, svhn, food101, dtd, cars, sun397, gtsrb, eurosat, pcam, imagenette, pets, flowers102,
+# aircraft or caltech101, instead of DATA.
 DATASET =
+# Where the files of DATASET already are, as torchvision lays them out.
+DATASET_ROOT =
+# Of lineval: cached or logreg. Numbers of neighbours; training samples: a file of names, 1% or 5-per-class.
+PROTOCOL =
+KNN =
+SUBSET =
 # A tree of mask files, or a cache that `make masks` made.
 MASKS =
 MAX_RESOLUTION =
@@ -83,13 +90,13 @@ TAKES_test = PYTHON TESTS JOBS ARGS
 TAKES_test-slow = PYTHON TESTS ARGS
 TAKES_lint = PYTHON
 TAKES_docs = PYTHON
-TAKES_beton = DATA ADD SOURCE VAL DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE \
+TAKES_beton = DATA ADD SOURCE VAL DATASET DATASET_ROOT OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE \
 	PAGES CHANNELS SHARD_SIZE RAY WORKERS ARGS
 TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE PAGES CHANNELS WORKERS ARGS
 TAKES_masks-train = DATA SOURCE VAL MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
 TAKES_demo = EPOCHS ARGS
-TAKES_lineval = CKPT RUN DATA DATASET OUT RANDOM EPOCHS WORKERS ARGS
+TAKES_lineval = CKPT RUN DATA DATASET DATASET_ROOT OUT RANDOM EPOCHS WORKERS PROTOCOL KNN SUBSET ARGS
 TAKES_finetune = CKPT DATA DATASET OUT RUN PRESET SUBSET SEEDS RANDOM DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET \
 	RESUME ARGS
 TAKES_export = CKPT RUN OUT TO HEAD ARGS
@@ -156,7 +163,7 @@ masks-train: setup ## Train a mask network on your own images, no labels: DATA=<
 beton: setup ## Turn images into containers [DATA=<folder or list> | ADD=<folder> OUT= | DATASET=<name>] [VAL=] [SOURCE=] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [PAGES=] [CHANNELS=] [SHARD_SIZE=] [RAY=] [OUT=]
 	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) $(call option,--add,$(ADD)) \
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
-		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
+		$(call option,--dataset,$(DATASET)) $(call option,--dataset-root,$(DATASET_ROOT)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \
 		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) \
 		$(call option,--store,$(STORE)) $(call option,--range,$(RANGE)) \
@@ -188,10 +195,12 @@ pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATC
 demo: setup ## Data, pretraining and evaluation at small size, with a summary [EPOCHS=]
 	"$(BIN)/python" launch/demo.py $(call option,--epochs,$(EPOCHS)) $(ARGS)
 
-lineval: setup ## Judge CKPT's features on DATA or OUT [RANDOM=1: a random encoder too] [EPOCHS=]
+lineval: setup ## Judge CKPT's features on DATA or DATASET [RANDOM=1] [PROTOCOL=] [KNN=] [SUBSET=] [EPOCHS=] [DATASET_ROOT=]
+	@$(if $(DATASET),[ -e "$(OUT)/val.json" ] || "$(BIN)/python" -m preprocess.beton --dataset "$(DATASET)" \
+		$(call option,--dataset-root,$(DATASET_ROOT)) --out "$(OUT)" --mask-method center)
 	"$(BIN)/python" launch/lineval.py --ckpt "$(CKPT)" --data "$(or $(DATA),$(OUT))" \
-		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) \
-		$(call option,--workers,$(WORKERS)) $(ARGS)
+		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) $(call option,--protocol,$(PROTOCOL)) \
+		$(call option,--knn,$(KNN)) $(call option,--subset,$(SUBSET)) $(call option,--workers,$(WORKERS)) $(ARGS)
 
 # Where a fine-tuning goes: beside the checkpoint's run, named after the preset.
 TUNED = $(if $(filter file,$(origin RUN)),$(CKPT)-$(notdir $(basename $(or $(PRESET),full))),$(RUN))

@@ -274,7 +274,7 @@ def test_resuming_something_else_is_refused(
     with pytest.raises(ConfigError, match=r"learning_rate 0\.05 -> 0\.5"):
         tune(tuned, ckpt=None, data=sets, resume=True, flags={"learning_rate": 0.5})
     with pytest.raises(CheckpointError, match="holds a pretraining"):
-        tune(run, ckpt=None, data=sets, resume=True, preset="full")
+        tune(run, ckpt=None, data=sets, resume=True, preset="semi-1pct")
     with pytest.raises(CheckpointError, match=r"--run NEW_FOLDER --ckpt"):
         tune(tuned, ckpt=run, data=sets)
     other = write_sets(tmp_path / "other", train=104)
