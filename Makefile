@@ -62,8 +62,6 @@ HEAD =
 RANDOM =
 # Of `finetune`: a preset of harl_fast/configs/finetune or a YAML file.
 PRESET =
-# Of `finetune`: train on these alone, a file of names, 1% or 5-per-class.
-SUBSET =
 # Of `finetune`: how many times, each with another seed.
 SEEDS =
 COUNT = 8
