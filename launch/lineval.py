@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 
 from harl_fast.config import LARGEST_PX, SMALLEST_PX
+from harl_fast.finetuning import LINEAR_PRESETS
 from harl_fast.options import SEED_MAX, number, per_channel, whole_number, whole_numbers
 from harl_fast.program import run_main
 
 PROTOCOLS = {
     "cached": "24 heads by SGD",
     "logreg": "logistic regression for 45 C",
+    "imagenet": "random crops and flips, 5 rates side by side, on any number of ranks",
 }
 
 
@@ -24,8 +26,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="run folder, checkpoint or file of weights")
     add("--data", type=Path, required=True, help="folder with containers of train and val")
-    about = "; ".join(f"{name}: {what}" for name, what in PROTOCOLS.items())
-    add("--protocol", choices=list(PROTOCOLS), default="cached", help=f"{about} (%(default)s)")
+    about = "; ".join(f"{name}: {what}" for name, what in PROTOCOLS.items()) + " (%(default)s)"
+    add("--protocol", choices=list(PROTOCOLS), default="cached", help=about)
     for flag, default, about in (
         ("--random", False, "also judge a randomly initialised encoder, the baseline"),
         ("--cache", True, "keep features in features/ beside --ckpt, and take them from there"),
@@ -53,16 +55,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         add(flag, type=kind, metavar="X,..", help=about)
     add("--subset", metavar="S", help="training samples: FILE of names, 1%%, 5-per-class")
     add("--out", type=Path, help="JSON file (default: lineval.json beside --ckpt)")
+    add("--deepspeed_config", type=Path, help="engine file of imagenet")
+    add("--preset", default="seed-readme", help=f"of imagenet: {', '.join(LINEAR_PRESETS)}")
+    add("--local_rank", type=whole_number(-1, 10**6), default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Judge; return the exit code."""
-    args = parse(argv)
-    # Imported late: torch and FFCV take seconds, which --help and usage errors need not wait for.
+    args = vars(parse(argv))
+    engine_file, preset, _ = map(args.pop, ("deepspeed_config", "preset", "local_rank"))
+    # Late: torch and FFCV take seconds, which --help and usage errors need not wait for.
+    if args["protocol"] == "imagenet":
+        from harl_fast.engine.finetune import linear_protocol as linear
+
+        for other in ("protocol", "cache", "epochs", "batch", "knn", "knn_temperature", "out"):
+            del args[other]
+        return linear(engine_file=engine_file, preset=preset, **args)
     from harl_fast.engine.lineval import lineval
 
-    return lineval(**vars(args))
+    return lineval(**args)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from harl_fast.engine.machine import Machine, check_machine
 from harl_fast.engine.runfolder import RunFolder, mark
 from harl_fast.engine.session import Job, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
-from harl_fast.errors import ConfigError
+from harl_fast.errors import ConfigError, nearest
 from harl_fast.files import to_stderr, write_json
 from harl_fast.finetuning import (
     LINEAR_PRESETS,
@@ -50,13 +51,14 @@ def finetune(
     quiet: bool = False,
     time_limit_s: float | None = None,
     protocol: str = "",
+    last: bool = True,
 ) -> int:
     """Run one rank of a fine-tuning and return its exit code, see `Loop.run`.
 
     See launch/finetune.py for the arguments. protocol: names results; by default the preset does.
-    With several seeds each has its run in a folder ``run/seed-N``, and ``run/seeds.json`` holds all
-    results with mean and deviation; what is finished is not repeated with ``resume``. Raises
-    HarlError.
+    last: no other training follows in this process. With several seeds each has its run in a
+    folder ``run/seed-N``, and ``run/seeds.json`` holds all results with mean and deviation; what is
+    finished is not repeated with ``resume``. Raises HarlError.
     """
     job = _Finetuning(
         engine_file=engine_file,
@@ -75,47 +77,79 @@ def finetune(
         protocol=protocol,
     )
     if seeds == 1:
-        return serve(job, run=run, resume=job.resume)
+        return serve(job, run=run, resume=job.resume, last=last)
     return _several(job, seeds=seeds)
 
 
 def linear_protocol(
     *,
+    engine_file: Path | None,
     preset: str,
     ckpt: Path,
     data: Path,
-    engine_file: Path,
-    engine_overrides: Sequence[str] = (),
     run: Path | None = None,
+    random: bool = False,
+    size_px: int | None = None,
+    seed: int = 0,
+    subset: str | None = None,
+    subset_seed: int = 0,
+    crop: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    workers: int = 0,
     flags: Mapping[str, Any] | None = None,
-    quiet: bool = False,
-    time_limit_s: float | None = None,
 ) -> int:
     """Run one rank of the ``imagenet`` linear protocol and return its exit code.
 
     A frozen network, random crops and flips, and one head per factor of `HEAD_LR_GRID`, trained
     side by side; the best on `HOLD_OUT` training images, a tenth at most, is reported. preset: one
     of `finetuning.LINEAR_PRESETS`. run: where it trains, a folder inside the checkpoint's run by
-    default; one that is there already goes on. The result stands in ``run/eval/``.
+    default; one that is there already goes on. The result stands in ``run/eval/``. random: judge
+    a freshly initialised network in the same way, too. flags: keys of a `FinetuneConfig` that
+    differ from the preset's; the others are those of launch/lineval.py. Raises HarlError.
     """
+    if engine_file is None:
+        raise ConfigError(
+            "--protocol imagenet trains under the engine: give --deepspeed_config, such as "
+            "ds_configs/cpu.json"
+        )
     if preset not in LINEAR_PRESETS:
-        raise ConfigError(f"--preset {preset!r} is none of {', '.join(LINEAR_PRESETS)}")
+        raise ConfigError(
+            f"--preset {preset!r} is none of {', '.join(LINEAR_PRESETS)}"
+            f"{nearest(preset, LINEAR_PRESETS)}"
+        )
     home = ckpt if ckpt.is_dir() else ckpt.parent
-    run = run or home / "linear" / f"{data.resolve().name}-{preset}"
-    grid = {"head_lr_grid": HEAD_LR_GRID, "hold_out": HOLD_OUT}
-    return finetune(
-        engine_file=engine_file,
-        engine_overrides=engine_overrides,
-        preset=LINEAR_PRESETS[preset],
-        flags={**grid, **(flags or {})},
-        ckpt=ckpt,
-        data=data,
-        run=run,
-        resume=RunFolder(run).config.exists(),
-        quiet=quiet,
-        time_limit_s=time_limit_s,
-        protocol="imagenet",
-    )
+    base = run or home / "linear" / f"{data.resolve().name}-{preset}"
+    asked = {
+        "head_lr_grid": HEAD_LR_GRID,
+        "hold_out": HOLD_OUT,
+        "image_size": size_px,
+        "seed": seed,
+        "subset": subset or "",
+        "subset_seed": subset_seed,
+        **(flags or {}),
+    }
+    reading = {"centre": crop, "mean": mean, "std": std, "workers": workers}
+    code = 0
+    for fresh in (False, True)[: 1 + random]:
+        place = base.with_name(f"{base.name}-random") if fresh else base
+        code = code or finetune(
+            engine_file=engine_file,
+            preset=LINEAR_PRESETS[preset],
+            flags={**asked, "random": fresh},
+            overrides=[
+                f"data.{key}={json.dumps(value)}"
+                for key, value in reading.items()
+                if value is not None
+            ],
+            ckpt=ckpt,
+            data=data,
+            run=place,
+            resume=RunFolder(place).config.exists(),
+            protocol="imagenet",
+            last=fresh or not random,
+        )
+    return code
 
 
 @dataclass(kw_only=True)
