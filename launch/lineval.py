@@ -19,10 +19,8 @@ PROTOCOLS = {
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
-    parser = argparse.ArgumentParser(
-        description="Train linear heads on an encoder's frozen features of train.beton and report "
-        "their accuracy, and k-NN's, on val.beton."
-    )
+    about = "Train heads on an encoder's frozen features of train.beton, judge them on val.beton."
+    parser = argparse.ArgumentParser(description=about)
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="run folder, checkpoint or file of weights")
     add("--data", type=Path, required=True, help="folder with containers of train and val")
