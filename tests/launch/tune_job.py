@@ -20,7 +20,17 @@ from harl_fast.engine.supervised import TuneStepper, build, classifier_of
 from harl_fast.finetuning import FinetuneConfig
 from tests.engine.support import FakeLoader, disturb, engine_config
 
-ROWS, STEPS, CLASSES = 16, 20, 5
+ROWS, STEPS, CLASSES = 32, 20, 5
+
+MODEL = ModelConfig(
+    arch="resnet18",
+    width=0.125,
+    stem="small-s2",
+    last_stride=1,
+    projector_hidden=32,
+    projector_out=16,
+)
+"""With maps large enough that BatchNorm does not blow rounding up."""
 
 
 def rows_of(step: int, *, rank: int, ranks: int) -> Batch:
@@ -42,11 +52,11 @@ def main(out: Path, boundary: int, stage: int, shared: bool, name: str) -> None:
         num_proj_layers=2,
         global_bn=shared,
         optimizer="lars" if boundary == 0 else "momentum",
-        learning_rate=0.01,
+        learning_rate=1e-3,
         learning_rate_scaling="none",
         zero_init_logits_layer=False,
         image_size=32,
-        model=ModelConfig(arch="resnet18", width=0.125, projector_hidden=32, projector_out=16),
+        model=MODEL,
         data={"mean": (0.5,) * 3, "std": (0.5,) * 3},  # type: ignore[arg-type]
     )
     classifier = classifier_of(config, classes=CLASSES)
