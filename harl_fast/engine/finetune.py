@@ -34,48 +34,15 @@ HOLD_OUT = 10_000
 """Training images that choose among its heads (BYOL, appendix C.1: 10,009)."""
 
 
-def finetune(
-    *,
-    engine_file: Path,
-    engine_overrides: Sequence[str] = (),
-    preset: str | None,
-    flags: Mapping[str, Any],
-    overrides: Sequence[str] = (),
-    ckpt: Path | None,
-    data: Path,
-    run: Path,
-    resume: bool = False,
-    mode: Mode = "train_then_eval",
-    seeds: int = 1,
-    allow_change: Sequence[str] = (),
-    quiet: bool = False,
-    time_limit_s: float | None = None,
-    protocol: str = "",
-    last: bool = True,
-) -> int:
+def finetune(*, run: Path, seeds: int = 1, last: bool = True, **settings: Any) -> int:
     """Run one rank of a fine-tuning and return its exit code, see `Loop.run`.
 
-    See launch/finetune.py for the arguments. protocol: names results; by default the preset does.
-    last: no other training follows in this process. With several seeds each has its run in a
-    folder ``run/seed-N``, and ``run/seeds.json`` holds all results with mean and deviation; what is
-    finished is not repeated with ``resume``. Raises HarlError.
+    settings: the other fields of `Finetuning`. last: no other training follows in this process.
+    With several seeds each has its run in a folder ``run/seed-N``, and ``run/seeds.json`` holds all
+    results with mean and deviation; what is finished is not repeated with ``resume``. Raises
+    HarlError.
     """
-    job = _Finetuning(
-        engine_file=engine_file,
-        engine_overrides=engine_overrides,
-        preset=preset,
-        flags=dict(flags),
-        overrides=overrides,
-        ckpt=ckpt,
-        data=data,
-        run=run,
-        resume=resume,
-        mode=mode,
-        allow_change=allow_change,
-        quiet=quiet,
-        time_limit_s=time_limit_s,
-        protocol=protocol,
-    )
+    job = Finetuning(run=run, **settings)
     if seeds == 1:
         return serve(job, run=run, resume=job.resume, last=last)
     return _several(job, seeds=seeds)
@@ -89,15 +56,10 @@ def linear_protocol(
     data: Path,
     run: Path | None = None,
     random: bool = False,
-    size_px: int | None = None,
-    seed: int = 0,
-    subset: str | None = None,
-    subset_seed: int = 0,
-    crop: float | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    workers: int = 0,
     flags: Mapping[str, Any] | None = None,
+    size_px: int | None = None,
+    subset: str | None = None,
+    **others: Any,
 ) -> int:
     """Run one rank of the ``imagenet`` linear protocol and return its exit code.
 
@@ -106,7 +68,8 @@ def linear_protocol(
     of `finetuning.LINEAR_PRESETS`. run: where it trains, a folder inside the checkpoint's run by
     default; one that is there already goes on. The result stands in ``run/eval/``. random: judge
     a freshly initialised network in the same way, too. flags: keys of a `FinetuneConfig` that
-    differ from the preset's; the others are those of launch/lineval.py. Raises HarlError.
+    differ from the preset's. others: seed, subset_seed, crop, mean, std and workers, as of
+    launch/lineval.py. Raises HarlError.
     """
     if engine_file is None:
         raise ConfigError(
@@ -114,34 +77,22 @@ def linear_protocol(
             "ds_configs/cpu.json"
         )
     if preset not in LINEAR_PRESETS:
-        raise ConfigError(
-            f"--preset {preset!r} is none of {', '.join(LINEAR_PRESETS)}"
-            f"{nearest(preset, LINEAR_PRESETS)}"
-        )
+        near = nearest(preset, LINEAR_PRESETS)
+        raise ConfigError(f"--preset {preset!r} is none of {', '.join(LINEAR_PRESETS)}{near}")
+    asked = {"head_lr_grid": HEAD_LR_GRID, "hold_out": HOLD_OUT, "image_size": size_px}
+    asked |= {"subset": subset or "", **(flags or {})}
+    asked |= {key: others[key] for key in ("seed", "subset_seed") if key in others}
+    reading = {"centre": "crop", "mean": "mean", "std": "std", "workers": "workers"}
+    given = {key: others.get(name) for key, name in reading.items()}
     home = ckpt if ckpt.is_dir() else ckpt.parent
-    base = run or home / "linear" / f"{data.resolve().name}-{preset}"
-    asked = {
-        "head_lr_grid": HEAD_LR_GRID,
-        "hold_out": HOLD_OUT,
-        "image_size": size_px,
-        "seed": seed,
-        "subset": subset or "",
-        "subset_seed": subset_seed,
-        **(flags or {}),
-    }
-    reading = {"centre": crop, "mean": mean, "std": std, "workers": workers}
-    code = 0
+    base, code = run or home / "linear" / f"{data.resolve().name}-{preset}", 0
     for fresh in (False, True)[: 1 + random]:
         place = base.with_name(f"{base.name}-random") if fresh else base
         code = code or finetune(
             engine_file=engine_file,
             preset=LINEAR_PRESETS[preset],
             flags={**asked, "random": fresh},
-            overrides=[
-                f"data.{key}={json.dumps(value)}"
-                for key, value in reading.items()
-                if value is not None
-            ],
+            overrides=[f"data.{k}={json.dumps(v)}" for k, v in given.items() if v is not None],
             ckpt=ckpt,
             data=data,
             run=place,
@@ -153,22 +104,23 @@ def linear_protocol(
 
 
 @dataclass(kw_only=True)
-class _Finetuning(Job):
-    """The command line's values, and what becomes of them."""
+class Finetuning(Job):
+    """The values of launch/finetune.py's command line, and what becomes of them."""
 
     engine_file: Path
-    engine_overrides: Sequence[str]
+    engine_overrides: Sequence[str] = ()
     preset: str | None
-    flags: dict[str, Any]
-    overrides: Sequence[str]
+    flags: Mapping[str, Any]
+    """Values by key of `FinetuneConfig`."""
+    overrides: Sequence[str] = ()
     ckpt: Path | None
     data: Path
     run: Path
-    resume: bool
-    mode: Mode
-    allow_change: Sequence[str]
-    quiet: bool
-    time_limit_s: float | None
+    resume: bool = False
+    mode: Mode = "train_then_eval"
+    allow_change: Sequence[str] = ()
+    quiet: bool = False
+    time_limit_s: float | None = None
     protocol: str = ""
     """What results are named after; left out, the preset."""
     found: dict[str, float] = field(default_factory=dict)
@@ -329,7 +281,7 @@ class _Finetuning(Job):
         return "" if loop.stepper.step == self._total else "evaluated before its end"
 
 
-def _several(job: _Finetuning, *, seeds: int) -> int:
+def _several(job: Finetuning, *, seeds: int) -> int:
     """Run the job once per seed, from its own on; write all results with mean and deviation."""
     from harl_fast.engine.machine import this_machine
 

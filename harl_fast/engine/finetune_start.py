@@ -105,15 +105,7 @@ def first_start(
         pretrained, text = apply_schema(pretrained, config.variable_schema, seed=config.seed)
         told.append(text)
         _check_head(pretrained, config, found)
-    reading = config.data.model_copy(update={"mean": pretrained.mean, "std": pretrained.std})
-    config = config.model_copy(
-        update={
-            "num_proj_layers": layers,
-            "image_size": pretrained.size_px,
-            "model": pretrained.model,
-            "data": reading,
-        }
-    )
+    config = _resolved(config, pretrained, layers=layers)
     return TuneStart(
         folder=folder,
         config=config,
@@ -128,6 +120,19 @@ def first_start(
         pretrained=pretrained,
         init_from=ckpt,
         notes=told,
+    )
+
+
+def _resolved(config: FinetuneConfig, pretrained: Pretrained, *, layers: int) -> FinetuneConfig:
+    """Return a configuration with what it leaves to the checkpoint. layers: of its projector."""
+    reading = config.data.model_copy(update={"mean": pretrained.mean, "std": pretrained.std})
+    return config.model_copy(
+        update={
+            "num_proj_layers": layers,
+            "image_size": pretrained.size_px,
+            "model": pretrained.model,
+            "data": reading,
+        }
     )
 
 

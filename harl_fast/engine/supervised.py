@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from harl_fast.config import RecordingConfig, RunConfig
 from harl_fast.data.loader import Batch, BetonLoader
@@ -190,32 +191,13 @@ def build(
     if config.global_bn and machine.ranks > 1:
         classifier.share_statistics()
     classifier.to(machine.device)
-    rates = [config.head_lr_mult * factor for factor in config.head_lr_grid]
-    groups = param_groups(
-        classifier,
-        weight_decay=config.weight_decay,
-        heads={f"heads.{number}": rate for number, rate in enumerate(rates)},
-    )
-    optimizer = make_optimizer(
-        "sgd" if config.optimizer == "momentum" else config.optimizer,
-        groups,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.optimizer == "momentum" and config.momentum > 0.0,
-        formula="simclr",
-    )
+    optimizer = _optimizer(config, classifier)
     engine, scale = on_engine(classifier, optimizer, engine_config=engine_config, machine=machine)
-    photometric = None
-    if machine.device.type != "cpu":  # on a CPU the loader's threads normalise
-        policies, data = (config.view(),), config.data
-        assert data.mean is not None and data.std is not None
-        colour = Photometric(policies, mean=data.mean, std=data.std, seed=config.seed)
-        photometric = colour.to(machine.device)
     state = TuneState(
         engine_config=engine_config,
         machine=machine,
         loader=loader,
-        photometric=photometric,
+        photometric=_normalising(config, machine),
         optimizer=optimizer,
         engine=engine,
         scale=scale,
@@ -227,6 +209,33 @@ def build(
     if checkpoint is not None:
         load_rest(state, checkpoint)
     return state
+
+
+def _optimizer(config: FinetuneConfig, classifier: Classifier) -> Optimizer:
+    rates = [config.head_lr_mult * factor for factor in config.head_lr_grid]
+    groups = param_groups(
+        classifier,
+        weight_decay=config.weight_decay,
+        heads={f"heads.{number}": rate for number, rate in enumerate(rates)},
+    )
+    return make_optimizer(
+        "sgd" if config.optimizer == "momentum" else config.optimizer,
+        groups,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.optimizer == "momentum" and config.momentum > 0.0,
+        formula="simclr",
+    )
+
+
+def _normalising(config: FinetuneConfig, machine: Machine) -> Photometric | None:
+    """Return what normalises views on a GPU; on a CPU the loader's threads do."""
+    if machine.device.type == "cpu":
+        return None
+    data = config.data
+    assert data.mean is not None and data.std is not None
+    colour = Photometric((config.view(),), mean=data.mean, std=data.std, seed=config.seed)
+    return colour.to(machine.device)
 
 
 class TuneStepper(Stepping):

@@ -78,5 +78,6 @@ class LinearHeads(nn.ModuleList):
         weight = torch.cat([head.weight for head in heads])
         bias = torch.cat([head.bias for head in heads])
         with without_autocast(rows):
-            logits: Tensor = functional.linear(widened(rows), weight, bias)
-        return logits.unflatten(1, (len(heads), -1))
+            logits = functional.linear(widened(rows), weight, bias)
+        found: Tensor = logits.unflatten(1, (len(heads), -1))
+        return found
