@@ -11,8 +11,15 @@ DATA =
 SOURCE =
 # Share of each class to hold out where DATA has no val/: 5% or 0.05.
 VAL =
-# cifar10, cifar100, imagenette, stl10, flowers102 or pets, instead of DATA.
+# cifar10, cifar100, stl10, svhn, food101, dtd, cars, sun397, gtsrb, eurosat, pcam, imagenette, pets, flowers102,
+# aircraft or caltech101, instead of DATA.
 DATASET =
+# Where the files of DATASET already are, as torchvision lays them out.
+DATASET_ROOT =
+# Of lineval: cached or logreg. Numbers of neighbours; training samples: a file of names, 1% or 5-per-class.
+PROTOCOL =
+KNN =
+SUBSET =
 # A tree of mask files, or a cache that `make masks` made.
 MASKS =
 MAX_RESOLUTION =
@@ -48,9 +55,15 @@ RANKS = $(if $(filter %/cpu.json,$(DS_CONFIG)),1)
 SET =
 RESUME =
 CKPT = $(RUN)
-# What `export` writes.
-ENCODER = encoder.safetensors
+# The form that `export` writes: folder (timm, torch.hub), torchvision, onnx or detectron2.
+TO = folder
+# A result.json whose classifier `export` adds.
+HEAD =
 RANDOM =
+# Of `finetune`: a preset of harl_fast/configs/finetune or a YAML file.
+PRESET =
+# Of `finetune`: how many times, each with another seed.
+SEEDS =
 COUNT = 8
 TESTS = tests
 # Processes among which `test` divides the files of tests.
@@ -75,14 +88,16 @@ TAKES_test = PYTHON TESTS JOBS ARGS
 TAKES_test-slow = PYTHON TESTS ARGS
 TAKES_lint = PYTHON
 TAKES_docs = PYTHON
-TAKES_beton = DATA ADD SOURCE VAL DATASET OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE \
+TAKES_beton = DATA ADD SOURCE VAL DATASET DATASET_ROOT OUT MASKS MASK_METHOD MASK_SIZE STORE QUALITY MAX_RESOLUTION RANGE \
 	PAGES CHANNELS SHARD_SIZE RAY WORKERS ARGS
 TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE PAGES CHANNELS WORKERS ARGS
 TAKES_masks-train = DATA SOURCE VAL MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
 TAKES_demo = EPOCHS ARGS
-TAKES_lineval = CKPT RUN DATA DATASET OUT RANDOM EPOCHS WORKERS ARGS
-TAKES_export = CKPT RUN DATA DATASET OUT ENCODER
+TAKES_lineval = CKPT RUN DATA DATASET DATASET_ROOT OUT RANDOM EPOCHS WORKERS PROTOCOL KNN SUBSET ARGS
+TAKES_finetune = CKPT DATA DATASET OUT RUN PRESET SUBSET SEEDS RANDOM DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET \
+	RESUME ARGS
+TAKES_export = CKPT RUN OUT TO HEAD ARGS
 TAKES_preview = DATA DATASET OUT RUN CONFIG COUNT SET ARGS
 TAKES_bench-loader = DATA ARGS
 TAKES_bench-step = DATA ARGS
@@ -104,7 +119,7 @@ export PATH := $(BIN):$(PATH)
 # An option whose variable is set: $(call option,--max-resolution,$(MAX_RESOLUTION))
 option = $(if $(2),$(1) "$(2)")
 
-.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval export preview \
+.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval finetune export preview \
 	bench bench-convert bench-loader bench-masks bench-step clean
 
 help: ## Show this list
@@ -146,7 +161,7 @@ masks-train: setup ## Train a mask network on your own images, no labels: DATA=<
 beton: setup ## Turn images into containers [DATA=<folder or list> | ADD=<folder> OUT= | DATASET=<name>] [VAL=] [SOURCE=] [MASKS=] [MASK_METHOD=] [STORE=] [RANGE=] [PAGES=] [CHANNELS=] [SHARD_SIZE=] [RAY=] [OUT=]
 	"$(BIN)/python" -m preprocess.beton $(call option,--data,$(DATA)) $(call option,--add,$(ADD)) \
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
-		$(call option,--dataset,$(DATASET)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
+		$(call option,--dataset,$(DATASET)) $(call option,--dataset-root,$(DATASET_ROOT)) $(call option,--masks,$(MASKS)) --out "$(OUT)" \
 		$(call option,--max-resolution,$(MAX_RESOLUTION)) $(call option,--quality,$(QUALITY)) \
 		$(call option,--mask-size,$(MASK_SIZE)) $(call option,--mask-method,$(MASK_METHOD)) \
 		$(call option,--store,$(STORE)) $(call option,--range,$(RANGE)) \
@@ -178,13 +193,33 @@ pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATC
 demo: setup ## Data, pretraining and evaluation at small size, with a summary [EPOCHS=]
 	"$(BIN)/python" launch/demo.py $(call option,--epochs,$(EPOCHS)) $(ARGS)
 
-lineval: setup ## Judge CKPT's features on DATA or OUT [RANDOM=1: a random encoder too] [EPOCHS=]
+lineval: setup ## Judge CKPT's features on DATA or DATASET [RANDOM=1] [PROTOCOL=] [KNN=] [SUBSET=] [EPOCHS=] [DATASET_ROOT=]
+	@$(if $(DATASET),[ -e "$(OUT)/val.json" ] || "$(BIN)/python" -m preprocess.beton --dataset "$(DATASET)" \
+		$(call option,--dataset-root,$(DATASET_ROOT)) --out "$(OUT)" --mask-method center)
 	"$(BIN)/python" launch/lineval.py --ckpt "$(CKPT)" --data "$(or $(DATA),$(OUT))" \
-		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) \
-		$(call option,--workers,$(WORKERS)) $(ARGS)
+		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) $(call option,--protocol,$(PROTOCOL)) \
+		$(call option,--knn,$(KNN)) $(call option,--subset,$(SUBSET)) $(call option,--workers,$(WORKERS)) $(ARGS)
 
-export: setup ## Write CKPT's encoder under torchvision's or timm's names, to ENCODER [CKPT=] [ENCODER=]
-	"$(BIN)/python" launch/export.py "$(CKPT)" "$(ENCODER)"
+# Where a fine-tuning goes: beside the checkpoint's run, named after the preset.
+TUNED = $(if $(filter file,$(origin RUN)),$(CKPT)-$(notdir $(basename $(or $(PRESET),full))),$(RUN))
+finetune: setup ## Fine-tune CKPT with the labels of DATA or OUT [PRESET=] [SUBSET=10%] [RUN=] [DS_CONFIG=] [EPOCHS=] [BATCH=] [LR=] [SEEDS=] [RANDOM=1] [RESUME=1]
+	@case "$(RANKS)" in *[!0-9]*|0*) echo "RANKS=$(RANKS) is no number from 1 up" >&2; exit 2;; esac
+	"$(BIN)/python" launch/guard.py \
+		"$(BIN)/python" "$(BIN)/deepspeed" --log_level=error $(call option,--num_gpus,$(RANKS)) launch/finetune.py \
+		--deepspeed_config "$(DS_CONFIG)" --ckpt "$(CKPT)" --data "$(or $(DATA),$(OUT))" --run "$(TUNED)" \
+		$(if $(or $(PRESET),$(RESUME)),$(call option,--preset,$(PRESET)),--preset full) \
+		$(call option,--subset,$(SUBSET)) $(call option,--train-epochs,$(EPOCHS)) \
+		$(call option,--train-batch-size,$(BATCH)) $(call option,--learning-rate,$(LR)) \
+		$(call option,--seeds,$(SEEDS)) $(if $(RANDOM),--random) \
+		$(if $(WORKERS),--set "data.workers=$(WORKERS)") \
+		$(foreach pair,$(SET),--set "$(pair)") $(if $(RESUME),--resume) $(ARGS)
+	@echo "run: $(TUNED)"
+
+# Where OUT names no folder, it is one of the run's own name.
+EXPORTED = $(if $(filter file,$(origin OUT)),exports/$(notdir $(patsubst %/,%,$(CKPT)))-$(TO),$(OUT))
+export: setup ## Write CKPT's encoder for other programs, and load it back there: CKPT= [TO=] [OUT=] [HEAD=]
+	"$(BIN)/python" -m harl_fast.tools.export --ckpt "$(CKPT)" --to "$(TO)" --out "$(EXPORTED)" \
+		$(call option,--head,$(HEAD)) $(ARGS)
 
 # CONFIG= or RUN= as given, else the configuration of the set's run if there is one.
 PREVIEWED = $(if $(filter file,$(origin CONFIG)),$(if $(filter file,$(origin RUN)),$(wildcard \

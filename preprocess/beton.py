@@ -114,6 +114,12 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(DATASETS)}: downloaded into OUT/download",
     )
+    parser.add_argument(
+        "--dataset-root",
+        type=Path,
+        metavar="DIR",
+        help="where --dataset's files already are, as torchvision lays them out: no download",
+    )
 
 
 def _add_shards(parser: argparse.ArgumentParser) -> None:
@@ -249,8 +255,14 @@ def _local(out: Path | str) -> Path:
 
 def _source(args: argparse.Namespace, scratch: Path) -> tuple[Source, Path | None]:
     """Return the images that the command line asks for, and their mask tree if there is one."""
+    if args.dataset_root and not args.dataset:
+        raise DataError(f"--dataset-root {args.dataset_root}: it says where --dataset's files are")
     if args.dataset:
-        return torchvision_source(args.dataset, _local(args.out) / "download"), args.masks
+        place = _local(args.out) / "download"
+        source = torchvision_source(args.dataset, place, root=args.dataset_root)
+        for note in source.notes:
+            print(f"note: {note}", flush=True)
+        return source, args.masks
     if args.data:
         data = args.data
         if isinstance(data, str):

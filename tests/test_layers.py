@@ -19,6 +19,7 @@ LEVELS = {
     "harl_fast.rng": 0,
     "harl_fast.schedules": 0,
     "harl_fast.config": 0,
+    "harl_fast.finetuning": 0,
     "harl_fast.section": 0,
     "harl_fast.errors": 0,
     "harl_fast.files": 0,
@@ -38,6 +39,7 @@ LEVELS = {
     "harl_fast.eval": 2,
     "harl_fast.engine": 3,
     "harl_fast.viz": 4,  # draws what the engine's loader receives
+    "harl_fast.tools": 4,  # programs that come after training
     "harl_fast.doctor": 5,
     "preprocess": 5,
     "preprocess.preview": 6,  # a thin program over harl_fast.viz and preprocess.masks
@@ -133,6 +135,8 @@ def test_no_import_goes_up_the_stairs(path: Path) -> None:
         ("harl_fast.engine.trainer", "from deepspeed.accelerator import get_accelerator"),
         ("harl_fast.engine.trainer", "from harl_fast.viz import contact_sheet"),
         ("harl_fast.engine.trainer", "from launch import pretrain"),
+        ("harl_fast.engine.networks", "from harl_fast.tools.export import export_encoder"),
+        ("harl_fast.tools.export", "from harl_fast.viz import contact_sheet"),
         ("harl_fast.viz", "from launch import lineval"),
         ("preprocess.beton", "from harl_fast.model.backbones import build_backbone"),
         ("preprocess.beton", "from harl_fast.eval import knn"),
@@ -157,6 +161,7 @@ def test_a_step_up_or_sideways_is_found(module: str, source: str) -> None:
             "import harl_fast\nfrom harl_fast import __version__",
         ),
         ("harl_fast.engine.deepspeed", "import deepspeed"),
+        ("harl_fast.tools.card", "from harl_fast.eval.results import read_result"),
         ("preprocess.beton", "from harl_fast.data.container.fields import BitMaskField"),
         ("launch.lineval", "from harl_fast.engine.networks import load_encoder"),
     ],

@@ -187,6 +187,10 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, request: Request) 
     weights = open_checkpoint(folder.checkpoints, verify=True)
     check_identity(weights, known.run_id)
     record, notes = weights.record, [*weights.notes]
+    if record.finetune is not None:
+        raise CheckpointError(
+            f"{folder.path} holds a fine-tuning: continue it with launch/finetune.py --resume"
+        )
     config = _asked_config(folder, request, record=record.config)
     pairs = (record.config, recorded_engine(weights)), (config, engine_config)
     changes = _allowed_changes(request, *pairs, where=str(weights.path))
