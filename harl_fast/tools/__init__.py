@@ -1,0 +1,1 @@
+"""Programs that come after training: pictures, comparison, export."""
