@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from harl_fast.files import check_output, replacing, to_stderr
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.harl import HARL
+from harl_fast.model.heads import MLPHead
+from harl_fast.model.names import Receipt
 from harl_fast.tensorfile import open_tensors
 
 
@@ -102,6 +106,111 @@ def encoder_of(checkpoint: Checkpoint) -> tuple[Backbone, RunConfig]:
             f"loss that was not finite leaves them. {alternative(checkpoint.path)}"
         )
     return encoder, config
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A backbone with everything that using it needs, see `load_pretrained`."""
+
+    backbone: Backbone
+    """On the CPU and in eval mode: (B, C, S, S) normalised images to (B, D, h, h) maps."""
+    projector: MLPHead | None
+    """The online projector, if the file has one that `MLPHead` can be."""
+    model: ModelConfig
+    """What describes backbone and projector."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Per channel, of values in [0, 1]."""
+    size_px: int
+    """Side of the images that it was trained on."""
+    receipt: Receipt
+    weights_sha256: str
+    """Of the backbone's tensors, whatever file they are from, see `digest`."""
+    source: Path
+    """The file."""
+
+
+def load_pretrained(
+    ckpt: Path,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size_px: int | None = None,
+) -> Pretrained:
+    """Return the online network of a checkpoint; rank 0 prints the receipt.
+
+    ckpt: a run folder, its checkpoints folder or a step file. mean, std, size_px: in place of what
+    the checkpoint says. Raises CheckpointError unless all of the backbone is there and finite.
+    """
+    checkpoint = open_to_use(ckpt)
+    backbone, config = encoder_of(checkpoint)
+    run = checkpoint.path.parent
+    run = run.parent if run.name == "checkpoints" else run
+    count = len(backbone.state_dict())
+    naming = "timm names" if config.model.arch.startswith("timm:") else "torchvision names"
+    loaded = Pretrained(
+        backbone=backbone,
+        projector=_projector_of(checkpoint, backbone),
+        model=config.model,
+        mean=tuple(mean or config.data.mean),
+        std=tuple(std or config.data.std),
+        size_px=size_px or config.data.views[0].size_px,
+        receipt=Receipt(count, count, naming, f"{run} step {checkpoint.record.step}"),
+        weights_sha256=digest(backbone),
+        source=checkpoint.path,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        to_stderr(f"weights: {loaded.receipt}")
+    return loaded
+
+
+def random_like(pretrained: Pretrained, *, seed: int) -> Pretrained:
+    """Return the same network freshly initialised: the baseline."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = build_backbone(pretrained.model).eval()
+        projector = pretrained.projector and _fresh_projector(pretrained.model, backbone)
+    count = pretrained.receipt.total
+    return replace(
+        pretrained,
+        backbone=backbone,
+        projector=projector,
+        receipt=Receipt(0, count, "freshly initialised", f"seed {seed}"),
+        weights_sha256=digest(backbone),
+    )
+
+
+def digest(backbone: Backbone) -> str:
+    """Return the SHA-256 of a backbone's names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(backbone.native.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _fresh_projector(model: ModelConfig, backbone: Backbone) -> MLPHead:
+    return MLPHead(
+        backbone.out_channels,
+        model.projector_hidden,
+        model.projector_out,
+        layers=model.projector_layers,
+    ).eval()
+
+
+def _projector_of(checkpoint: Checkpoint, backbone: Backbone) -> MLPHead | None:
+    weights = checkpoint.tensors("online.projector")
+    if not weights:
+        return None
+    projector = _fresh_projector(checkpoint.record.config.model, backbone)
+    try:
+        projector.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{checkpoint.path} does not hold the projector that its record describes "
+            f"({mismatch(error)}). {alternative(checkpoint.path)}"
+        ) from error
+    return projector
 
 
 def export_encoder(path: Path | str, out: Path | str) -> str:

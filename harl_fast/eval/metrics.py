@@ -1,11 +1,21 @@
-"""Accuracies from class scores."""
+"""Accuracies from class scores, and how sure they are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+RESAMPLES = 2000
+"""Bootstrap samples behind an interval; its ends then vary by about 0.06 standard errors."""
+LEVEL = 0.95
+"""Share of the bootstrap distribution that an interval covers."""
+NO_CLASS = -1
+"""The predicted class of a row whose scores are not finite, and what fills a top-5 of fewer."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,32 @@ class Metrics:
     """Mean over the classes present of each one's top-1: no class weighs more for being larger."""
     count: int
     """Samples judged."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One accuracy in percent with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier said of N samples, on the CPU."""
+
+    labels: Tensor
+    """(N,) int64: the true classes."""
+    predicted: Tensor
+    """(N,) int64: the class of the highest score, `NO_CLASS` if the scores are not finite."""
+    top5: Tensor
+    """(N, 5) int64: the classes of the five highest scores, highest first."""
+    probability: Tensor
+    """(N,) float32: the softmax probability of the predicted class; 0 without one."""
 
 
 def from_logits(logits: Tensor, labels: Tensor, *, classes: int) -> Metrics:
@@ -52,3 +88,71 @@ def outranked(logits: Tensor, labels: Tensor) -> Tensor:
     better = (logits >= truth).sum(-1) - 1
     finite = torch.isfinite(logits).all(-1)
     return torch.where(finite, better, logits.shape[-1])
+
+
+def predictions(logits: Tensor, labels: Tensor) -> Predictions:
+    """Return what class scores predict, such that counting hits gives what `from_logits` says.
+
+    logits: (N, classes) float. labels: (N,) int64. The true class therefore ranks behind those
+    of equal score.
+    """
+    scores, labels = logits.detach().double().cpu(), labels.cpu()
+    finite = torch.isfinite(scores).all(1)
+    scores = torch.where(finite[:, None], scores, 0.0)
+    truth = scores.gather(1, labels[:, None])
+    ranked = scores.scatter(
+        1, labels[:, None], torch.nextafter(truth, truth.new_tensor(-torch.inf))
+    )
+    found = ranked.topk(min(5, ranked.shape[1]), dim=1).indices
+    top5 = torch.full((len(labels), 5), NO_CLASS)
+    top5[:, : found.shape[1]] = found
+    top5[~finite] = NO_CLASS
+    likely = scores.softmax(1).gather(1, found[:, :1])[:, 0].float()
+    return Predictions(labels, top5[:, 0].clone(), top5, torch.where(finite, likely, 0.0))
+
+
+def scores(found: Predictions, *, classes: int, seed: int = 0) -> dict[str, Score]:
+    """Return top1, top5 and mean_per_class in percent, each with its interval.
+
+    The interval holds the middle 95 % of the metric over `RESAMPLES` draws of N samples with
+    replacement (the percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap,
+    1993, chapter 13). seed: of the draws. classes: K; labels are below it.
+    """
+    hits = found.predicted == found.labels
+    near = (found.top5 == found.labels[:, None]).any(1)
+    # Each metric depends on how many samples of each class are right, near or wrong. Drawing these
+    # counts is drawing the samples, in time that does not grow with N.
+    outcome = 2 - near.long() - hits.long()
+    table = torch.bincount(found.labels * 3 + outcome, minlength=3 * classes).numpy()
+    draws = np.random.default_rng(seed).multinomial(
+        table.sum(), table / table.sum(), size=RESAMPLES
+    )
+    value, drawn = (_metrics(each.reshape(-1, classes, 3)) for each in (table[None], draws))
+    ends = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    return {
+        name: Score(float(value[name][0]), *(float(x) for x in np.quantile(drawn[name], ends)))
+        for name in value
+    }
+
+
+def _metrics(counts: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float64]]:
+    """Return each metric (R,) in percent of R tables (R, K, 3): right, in the top 5, wrong."""
+    per_class = counts.sum(2)
+    total = per_class.sum(1)
+    with np.errstate(invalid="ignore"):
+        share = np.where(per_class > 0, counts[..., 0] / per_class, 0.0)
+    return {
+        "top1": 100.0 * counts[..., 0].sum(1) / total,
+        "top5": 100.0 * counts[..., :2].sum((1, 2)) / total,
+        "mean_per_class": 100.0 * share.sum(1) / (per_class > 0).sum(1),
+    }
+
+
+def per_class(found: Predictions, names: Sequence[str]) -> list[tuple[str, int, int, float]]:
+    """Return each class's name, samples, hits and accuracy in percent (NaN without a sample)."""
+    counts = torch.bincount(found.labels, minlength=len(names))
+    hits = torch.bincount(found.labels[found.predicted == found.labels], minlength=len(names))
+    return [
+        (name, count, right, 100.0 * right / count if count else float("nan"))
+        for name, count, right in zip(names, counts.tolist(), hits.tolist(), strict=True)
+    ]

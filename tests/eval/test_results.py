@@ -1,0 +1,117 @@
+"""The result folder: what is written is what is read, and nothing else is lost."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harl_fast.errors import DataError
+from harl_fast.eval.metrics import predictions, scores
+from harl_fast.eval.results import Head, Result, read_head, read_result, result_folder, write_result
+
+CLASSES = ["cat", "dog", "ibis"]
+
+
+def result(**changes: Any) -> Result:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(30) % 3
+    found = predictions(torch.randn(30, 3, generator=generator), labels)
+    fields: dict[str, Any] = {
+        "protocol": "cached",
+        "headline": "top1",
+        "data": {"name": "pets", "classes": CLASSES, "train_sha256": "a", "val_sha256": "b"},
+        "checkpoint": {"path": "x", "weights_sha256": "c", "receipt": "4/4 tensors"},
+        "preprocessing": {"size_px": 32, "mean": [0.5]},
+        "metrics": scores(found, classes=3),
+        "knn": {"20": scores(found, classes=3)},
+        "choice": {"lr": 0.1},
+        "trials": [{"lr": 0.1, "nll": 1.5}, {"lr": 1e9, "nll": float("inf")}],
+        "predictions": found,
+        "ids": torch.arange(30) * 2,
+        "names": [f"{CLASSES[i % 3]}/ä{i}.jpg" for i in range(30)],
+        "head": Head(torch.randn(3, 5, generator=generator), torch.zeros(3)),
+        "seed": 0,
+    }
+    return Result(**(fields | changes))
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    made = result()
+    folder = write_result(result_folder(tmp_path, data="pets", protocol="cached"), made)
+    assert folder == tmp_path / "eval" / "pets-cached"
+    got = read_result(folder)
+    plain = [f.name for f in dataclasses.fields(Result) if f.name not in ("trials", "head")]
+    for name in plain:
+        one, other = getattr(got, name), getattr(made, name)
+        if name == "predictions":
+            assert all(torch.equal(vars(one)[k], vars(other)[k]) for k in vars(other))
+        elif name == "ids":
+            assert torch.equal(one, other)
+        else:
+            assert one == other, name
+    assert got.trials[1] == {"lr": 1e9, "nll": None}  # JSON has no infinity
+    assert got.head is not None and made.head is not None
+    assert torch.equal(got.head.weight, made.head.weight)
+    assert read_result(folder / "result.json").names == made.names
+    assert json.loads((folder / "result.json").read_text())["format"] == 1
+
+
+def test_the_table_of_classes_counts_the_predictions(tmp_path: Path) -> None:
+    made = result()
+    folder = write_result(tmp_path / "r", made)
+    with open(folder / "per_class.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["class"] for row in rows] == CLASSES
+    hits = made.predictions.predicted == made.predictions.labels
+    assert sum(int(row["correct"]) for row in rows) == int(hits.sum())
+    shares = [float(row["accuracy"]) for row in rows]
+    assert np.mean(shares) == pytest.approx(made.metrics["mean_per_class"].value, abs=1e-3)
+
+
+def test_another_checkpoints_result_is_kept_and_the_same_ones_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_result(tmp_path / "r", result())
+    write_result(tmp_path / "r", result(choice={"lr": 0.3}))
+    assert [p.name for p in tmp_path.iterdir()] == ["r"]
+    write_result(tmp_path / "r", result(checkpoint={"weights_sha256": "d"}, head=None))
+    assert "was of other checkpoint; kept as" in capsys.readouterr().err
+    assert read_result(tmp_path / "r-1").choice == {"lr": 0.3}
+    assert read_result(tmp_path / "r").head is None
+
+
+def test_a_head_of_other_classes_is_refused(tmp_path: Path) -> None:
+    folder = write_result(tmp_path / "r", result())
+    assert read_head(folder / "head.safetensors", classes=CLASSES).bias.shape == (3,)
+    with pytest.raises(DataError, match="trained for 3 other classes, or the same in another"):
+        read_head(folder / "head.safetensors", classes=CLASSES[::-1])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("result.json", b"{}", "format is None"),
+        ("result.json", b'{"format": 1}', "lacks protocol"),
+        ("result.json", b"{", "not valid JSON"),
+        ("predictions.npz", b"no archive", r"predictions\.npz cannot be read"),
+        ("head.safetensors", b"\0" * 20, "cannot be read as a linear head"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, message: str) -> None:
+    folder = write_result(tmp_path / "r", result())
+    (folder / file).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_result(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_result_is_no_result(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"result\.json does not exist"):
+        read_result(tmp_path / "none")
