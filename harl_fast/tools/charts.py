@@ -76,12 +76,18 @@ def label(name: str, longest: int = LONGEST_NAME) -> str:
 
 
 def bars(
-    axes: Axes, names: Sequence[str], values: Sequence[float], *, colours: Any, texts: Sequence[str]
+    axes: Axes,
+    names: Sequence[str],
+    values: Sequence[float],
+    *,
+    colours: Any,
+    texts: Sequence[str],
+    longest: int = LONGEST_NAME,
 ) -> None:
     """Draw horizontal bars from the top down, each with its name before and its text behind it."""
     places = range(len(names))
     axes.barh(places, values, color=colours, height=0.75)
-    axes.set_yticks(places, [label(name) for name in names], fontsize=9)
+    axes.set_yticks(places, [label(name, longest) for name in names], fontsize=9)
     axes.invert_yaxis()
     axes.set_ylim(len(names) - 0.4, -0.6)
     for place, value, text in zip(places, values, texts, strict=True):

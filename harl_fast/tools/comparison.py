@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +94,13 @@ def _results_of(path: Path) -> list[Path]:
         raise DataError(f"{path} does not exist: give folders of results, or runs that have some")
     if (path / RESULT).is_file():
         return [path.resolve()]
-    if not (folders := sorted(each.parent.resolve() for each in path.glob(f"eval/*/{RESULT}"))):
+    folders = sorted(each.parent.resolve() for each in path.glob(f"eval/*/{RESULT}"))
+    # A result of an earlier checkpoint was kept beside the latest one under a number.
+    latest = {folder.name for folder in folders}
+    folders = [
+        each for each in folders if re.sub(r"-\d+$", "", each.name) not in latest - {each.name}
+    ]
+    if not folders:
         raise DataError(
             f"{path} holds neither {RESULT} nor eval/*/{RESULT}: make one with "
             f"`make lineval CKPT={path} DATA=<containers>`"

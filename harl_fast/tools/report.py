@@ -7,14 +7,18 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harl_fast.errors import one_line
 from harl_fast.eval.metrics import Score
+from harl_fast.files import write_text
 from harl_fast.tools import charts
 from harl_fast.tools.comparison import METRICS, Change, Comparison, Entry
 from harl_fast.tools.curves import Curve
 from harl_fast.tools.paired import Difference
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Head and rows."""
@@ -86,9 +90,7 @@ def _about(comparison: Comparison) -> str:
     )
 
 
-def _sections(
-    comparison: Comparison, curves: Sequence[Curve]
-) -> list[tuple[str, str, Table]]:
+def _sections(comparison: Comparison, curves: Sequence[Curve]) -> list[tuple[str, str, Table]]:
     """Return heads, texts and tables, in order."""
     found = [("Accuracy", "", _accuracies(comparison))]
     for entry in comparison.entries[1:]:
@@ -212,7 +214,7 @@ def _intervals(comparison: Comparison) -> bytes:
     return charts.png(figure)
 
 
-def _whisker(axes: charts.Axes, place: int, found: Score | Difference, colour: str) -> None:
+def _whisker(axes: Axes, place: int, found: Score | Difference, colour: str) -> None:
     axes.plot((found.low, found.high), (place, place), color=colour, linewidth=2.5)
     axes.plot(found.value, place, "o", color=colour)
 
@@ -222,7 +224,8 @@ def _change_bars(changes: Sequence[Change], entry: Entry, comparison: Comparison
     colours = [charts.GREEN if change.points > 0 else charts.ORANGE for change in changes]
     texts = [f"{change.points:+.1f}" for change in changes]
     names = [f"{charts.label(change.name)} ({change.count})" for change in changes]
-    charts.bars(axes, names, [c.points for c in changes], colours=colours, texts=texts)
+    values = [change.points for change in changes]
+    charts.bars(axes, names, values, colours=colours, texts=texts, longest=40)
     axes.axvline(0, color="#444444", linewidth=1)
     axes.margins(x=0.12)
     axes.set_xlabel("points of accuracy; in brackets: validation images of the class")
@@ -232,17 +235,33 @@ def _change_bars(changes: Sequence[Change], entry: Entry, comparison: Comparison
 
 
 def _curve_chart(curves: Sequence[Curve]) -> bytes:
-    figure, (axes,) = charts.panels(9, 4.5)
-    for number, curve in enumerate(curves):
+    """Draw each run in a colour of its own, and each kind of measurement as its own line."""
+    runs = list(dict.fromkeys(curve.name for curve in curves))
+    kinds = list(dict.fromkeys(curve.what for curve in curves))
+    figure, (axes,) = charts.panels(11, 4.5)
+    for curve in curves:
         steps, values = zip(*curve.points, strict=True)
+        line = ("-", "--", ":", "-.")[kinds.index(curve.what) % 4]
         text = f"{charts.label(curve.name, 36)}: {curve.what}"
-        axes.plot(steps, values, "o-", color=f"C{number % 10}", label=text, markersize=4)
+        colour = f"C{runs.index(curve.name) % 10}"
+        axes.plot(steps, values, marker="o", ls=line, color=colour, label=text, markersize=4)
     axes.set_xlabel("step")
     axes.set_ylabel("accuracy (%)")
     axes.grid(color="#e5e5e5")
-    axes.legend(frameon=False, fontsize=9)
-    axes.set_title("over the run")
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_title("Accuracy over the run")
     return charts.png(figure)
+
+
+def accuracy_table(comparison: Comparison) -> str:
+    """Return the table of accuracies as aligned text."""
+    head, rows = _accuracies(comparison)
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (head, *rows)
+    ]
+    return "\n".join(map(one_line, lines))
 
 
 def _md(text: str) -> str:
@@ -265,7 +284,5 @@ def _html_table(table: Table) -> str:
 
 def write_report(out: Path, comparison: Comparison, curves: Sequence[Curve] = ()) -> None:
     """Write ``report.html`` and ``report.md`` into a folder. Raises OSError."""
-    from harl_fast.files import write_text
-
     write_text(out / "report.md", markdown(comparison, curves))
     write_text(out / "report.html", page(comparison, curves))

@@ -1,0 +1,40 @@
+"""A part of a large image folder: a list with equally many images of each class."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from harl_fast.errors import DataError
+from harl_fast.files import write_text
+from preprocess.sources.layout import HELD_OUT, LAYOUT
+
+HELD_OUT_SHARE = 5
+"""Training images per held-out image."""
+
+
+def write_balanced_list(folder: Path, out: Path, *, count: int) -> Path:
+    """Write a list of about ``count`` training and a fifth as many held-out images; return ``out``.
+
+    folder: holds ``train/<class>/`` and ``val/`` or its like. Of each class the first files by name
+    are taken, equally many, at least one and at most all. Raises DataError for another layout.
+    """
+    held_out = next((name for name in HELD_OUT if (folder / name).is_dir()), "")
+    rows = []
+    for split, wanted in (("train", count), (held_out, count // HELD_OUT_SHARE)):
+        classes = sorted(path for path in (folder / split).glob("*") if path.is_dir())
+        if not held_out or len(classes) < 2:
+            raise DataError(
+                f"{folder} has no {split or 'test'}/ folder with class folders in it; {LAYOUT}"
+            )
+        each = max(1, round(wanted / len(classes)))
+        for path in classes:
+            files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+            rows += [(file.resolve(), path.name, split) for file in files[:each]]
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("path", "label", "split"))
+    table.writerows(rows)
+    write_text(out, text.getvalue())
+    return out
