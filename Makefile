@@ -51,6 +51,12 @@ CKPT = $(RUN)
 # What `export` writes.
 ENCODER = encoder.safetensors
 RANDOM =
+# Of `finetune`: a preset of harl_fast/configs/finetune or a YAML file.
+PRESET =
+# Of `finetune`: train on these alone, a file of names, 1% or 5-per-class.
+SUBSET =
+# Of `finetune`: how many times, each with another seed.
+SEEDS =
 COUNT = 8
 TESTS = tests
 # Processes among which `test` divides the files of tests.
@@ -82,6 +88,8 @@ TAKES_masks-train = DATA SOURCE VAL MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
 TAKES_demo = EPOCHS ARGS
 TAKES_lineval = CKPT RUN DATA DATASET OUT RANDOM EPOCHS WORKERS ARGS
+TAKES_finetune = CKPT DATA DATASET OUT RUN PRESET SUBSET SEEDS RANDOM DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET \
+	RESUME ARGS
 TAKES_export = CKPT RUN DATA DATASET OUT ENCODER
 TAKES_preview = DATA DATASET OUT RUN CONFIG COUNT SET ARGS
 TAKES_bench-loader = DATA ARGS
@@ -104,7 +112,7 @@ export PATH := $(BIN):$(PATH)
 # An option whose variable is set: $(call option,--max-resolution,$(MAX_RESOLUTION))
 option = $(if $(2),$(1) "$(2)")
 
-.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval export preview \
+.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval finetune export preview \
 	bench bench-convert bench-loader bench-masks bench-step clean
 
 help: ## Show this list
@@ -182,6 +190,21 @@ lineval: setup ## Judge CKPT's features on DATA or OUT [RANDOM=1: a random encod
 	"$(BIN)/python" launch/lineval.py --ckpt "$(CKPT)" --data "$(or $(DATA),$(OUT))" \
 		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) \
 		$(call option,--workers,$(WORKERS)) $(ARGS)
+
+# Where a fine-tuning goes: beside the checkpoint's run, named after the preset.
+TUNED = $(if $(filter file,$(origin RUN)),$(CKPT)-$(notdir $(basename $(or $(PRESET),full))),$(RUN))
+finetune: setup ## Fine-tune CKPT with the labels of DATA or OUT [PRESET=] [SUBSET=10%] [RUN=] [DS_CONFIG=] [EPOCHS=] [BATCH=] [LR=] [SEEDS=] [RANDOM=1] [RESUME=1]
+	@case "$(RANKS)" in *[!0-9]*|0*) echo "RANKS=$(RANKS) is no number from 1 up" >&2; exit 2;; esac
+	"$(BIN)/python" launch/guard.py \
+		"$(BIN)/python" "$(BIN)/deepspeed" --log_level=error $(call option,--num_gpus,$(RANKS)) launch/finetune.py \
+		--deepspeed_config "$(DS_CONFIG)" --ckpt "$(CKPT)" --data "$(or $(DATA),$(OUT))" --run "$(TUNED)" \
+		$(if $(or $(PRESET),$(RESUME)),$(call option,--preset,$(PRESET)),--preset full) \
+		$(call option,--subset,$(SUBSET)) $(call option,--train-epochs,$(EPOCHS)) \
+		$(call option,--train-batch-size,$(BATCH)) $(call option,--learning-rate,$(LR)) \
+		$(call option,--seeds,$(SEEDS)) $(if $(RANDOM),--random) \
+		$(if $(WORKERS),--set "data.workers=$(WORKERS)") \
+		$(foreach pair,$(SET),--set "$(pair)") $(if $(RESUME),--resume) $(ARGS)
+	@echo "run: $(TUNED)"
 
 export: setup ## Write CKPT's encoder under torchvision's or timm's names, to ENCODER [CKPT=] [ENCODER=]
 	"$(BIN)/python" launch/export.py "$(CKPT)" "$(ENCODER)"

@@ -11,8 +11,9 @@ from .data.views.augment import Augmentation as Augmentation
 from .data.views.color_device import Colouring as Colouring
 from .data.views.color_device import Photometric as Photometric
 from .data.views.crop import ViewGeometry as ViewGeometry
-from .engine.networks import export_encoder as export_encoder
+from .engine.networks import Pretrained as Pretrained
 from .engine.networks import load_encoder as load_encoder
+from .engine.networks import load_pretrained as load_pretrained
 from .model.backbone import Backbone as Backbone
 from .model.backbones import BACKBONES as BACKBONES
 from .model.backbones import build_backbone as build_backbone
@@ -26,5 +27,6 @@ from .optim.lars import LARS as LARS
 from .schedules import cosine_tau as cosine_tau
 from .schedules import scaled_lr as scaled_lr
 from .schedules import warmup_cosine as warmup_cosine
+from .tools.export import export_encoder as export_encoder
 
 __version__: str

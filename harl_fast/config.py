@@ -182,8 +182,9 @@ class ModelConfig(Section):
     # its memory (1 x 1, stride 2, channels-last; seen on AVX2).
     width: Annotated[float, Field(ge=1 / 8, le=16.0)] = 1.0
     """Multiplier of all channel counts."""
-    stem: Literal["imagenet", "small", "small-s2"] = "imagenet"
-    """imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1; small-s2: 3x3 stride 2."""
+    stem: Literal["imagenet", "small", "small-s2", "small-pad2"] = "imagenet"
+    """imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1; small-s2: 3x3 stride 2; small-pad2:
+    as small, padded by 2, as solo-learn has it."""
     last_stride: Literal[1, 2] = 2
     """Stride of the last stage; 1 doubles the side of the map that the masks weight."""
     zero_init_residual: bool = False
@@ -263,8 +264,8 @@ class OptimConfig(Section):
     """Which published LARS, see `harl_fast.optim.formula`."""
 
 
-class LogConfig(Section):
-    """What is written, and how often."""
+class RecordingConfig(Section):
+    """What every training writes, and how often."""
 
     every_steps: Count = 50
     """Steps between log lines; only then is the device waited for."""
@@ -280,6 +281,11 @@ class LogConfig(Section):
     max_skipped: Count = 20
     """The run fails after so many steps in a row with a loss or gradient that is not finite, looked
     at with each log line. Under fp16 a step counts only once the loss scale is at its minimum."""
+
+
+class LogConfig(RecordingConfig):
+    """What is written, and how often."""
+
     probe_epochs: int = Field(0, ge=0, le=10**6)
     """Epochs between judgements of the features (k-NN and a ridge head); 0: never."""
     probe_images: int = Field(2000, ge=20, le=10**7)

@@ -60,6 +60,15 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return checked(lambda text: _within(to_float(text), low, high, f"{low:g} to {high:g}"))
 
 
+def per_channel(low: float, high: float) -> Callable[[str], tuple[float, ...]]:
+    """Return an argparse type: a number per channel with commas between, as ``0.5,0.5,0.5``."""
+    return checked(
+        lambda text: tuple(
+            _within(to_float(each), low, high, f"{low:g} to {high:g}") for each in text.split(",")
+        )
+    )
+
+
 def _within(value: Number, low: float, high: float, bounds: str) -> Number:
     if not low <= value <= high:  # also true for NaN
         raise ValueError(f"{shown(value)} is not from {bounds}")

@@ -19,6 +19,7 @@ LEVELS = {
     "harl_fast.rng": 0,
     "harl_fast.schedules": 0,
     "harl_fast.config": 0,
+    "harl_fast.finetuning": 0,
     "harl_fast.section": 0,
     "harl_fast.errors": 0,
     "harl_fast.files": 0,

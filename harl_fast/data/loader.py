@@ -23,7 +23,7 @@ from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.damage import Check, Damage, Policy, tell_unchecked
 from harl_fast.data.decode import Decoder
 from harl_fast.data.order import VERSIONS, GlobalOrder, Kind, RankSamples, chunk_length
-from harl_fast.data.prefetch import PrefetchThread, check_process
+from harl_fast.data.prefetch import PrefetchThread, Samples, check_process
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
@@ -166,9 +166,7 @@ class _Loader:
             raise DataError(f"{self.path} has no sample {unknown[0]}: its ids are 0 to {last}")
         return samples
 
-    def _batches(
-        self, samples: np.ndarray | RankSamples, *, seed: int, epoch: int
-    ) -> Iterator[Batch]:
+    def _batches(self, samples: np.ndarray | Samples, *, seed: int, epoch: int) -> Iterator[Batch]:
         check_process(self._process)
         self._reading.stop()
         thread = PrefetchThread(
@@ -194,6 +192,20 @@ class _Loader:
             thread.close()
 
 
+class _Chosen:
+    """A rank's samples by their places among chosen ids, to take slices of."""
+
+    def __init__(self, places: RankSamples, ids: np.ndarray) -> None:
+        self._places, self._ids = places, ids
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        found: np.ndarray = self._ids[self._places[rows]]
+        return found
+
+
 class BetonLoader(_Loader):
     """The training loader: any number of views per sample, in an order that no rank count changes.
 
@@ -201,8 +213,8 @@ class BetonLoader(_Loader):
     sample's stored bytes are compared with their checksum. damaged: what is done about a sample
     that differs or cannot be decoded, see `harl_fast.data.damage`; ``damage`` tells how many there
     were. colour: colour and normalise the views in the decoding threads. channels: 3, or 1 for
-    views of the luma (BT.601), which pictures of any store have. Raises ConfigError or DataError
-    before any thread starts.
+    views of the luma (BT.601), which pictures of any store have. ids: train on these samples alone.
+    Raises ConfigError or DataError before any thread starts.
     """
 
     def __init__(
@@ -224,10 +236,14 @@ class BetonLoader(_Loader):
         colour: Colouring | None = None,
         channels: int = 3,
         skip_broken: bool = False,
+        ids: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         super().__init__(path, damaged=damaged, check=check, skip_broken=skip_broken)
+        self._chosen = None if ids is None else self._known(ids)
+        self.count = self.manifest.count if self._chosen is None else len(self._chosen)
+        """Samples of an epoch, before its tail is left out."""
         self.order = GlobalOrder(
-            count=self.manifest.count,
+            count=self.count,
             batch_global=batch_global,
             batch_micro=batch_micro,
             rank=rank,
@@ -263,7 +279,8 @@ class BetonLoader(_Loader):
         The position moves on with each whole global step that was handed out, and to the next
         epoch at the end.
         """
-        samples = self.order.rank_samples(self.epoch, first_step=self.step)
+        places = self.order.rank_samples(self.epoch, first_step=self.step)
+        samples = places if self._chosen is None else _Chosen(places, self._chosen)
         batches = self._batches(samples, seed=self.order.seed, epoch=self.epoch)
         for number, batch in enumerate(batches, start=1):
             self._within = True

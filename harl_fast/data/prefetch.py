@@ -6,7 +6,7 @@ import logging
 import os
 import queue
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,6 @@ from harl_fast.data.buffers import Buffers, Outputs
 from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.damage import Damage
 from harl_fast.data.decode import Decoder
-from harl_fast.data.order import RankSamples
 from harl_fast.data.views.jpeg import OK
 from harl_fast.data.views.sample import UNREAD
 from harl_fast.errors import ConfigError, DataError, HarlError
@@ -31,6 +30,14 @@ _log = logging.getLogger(__name__)
 Ids = npt.NDArray[np.int64]
 
 
+class Samples(Protocol):
+    """Sample ids that are computed when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Ids: ...
+
+
 class PrefetchThread(threading.Thread):
     """Fills buffers ahead of its consumer; iterate it for (ids of the rows, their `Outputs`).
 
@@ -40,7 +47,7 @@ class PrefetchThread(threading.Thread):
     def __init__(
         self,
         container: OpenContainer,
-        order: Ids | RankSamples,
+        order: Ids | Samples,
         *,
         decoder: Decoder,
         buffers: Buffers,

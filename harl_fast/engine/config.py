@@ -342,6 +342,29 @@ def divide_batch(
     return Batches(batch_global, micro, steps, ranks)
 
 
+def with_batch(file: EngineFile, batch: int, *, ranks: int) -> EngineFile:
+    """Return an engine file for another global batch: micro batches grow no larger than its own."""
+    if file.train_batch_size == batch:
+        return file
+    if batch % ranks:
+        near = max(ranks, round(batch / ranks) * ranks)
+        raise ConfigError(
+            f"train_batch_size {batch} cannot be divided among {ranks} ranks: use "
+            f"--train-batch-size {near}"
+        )
+    micro, steps = file.train_micro_batch_size_per_gpu, file.gradient_accumulation_steps
+    if micro is not None:
+        most = min(micro, batch // ranks)
+        micro = next(size for size in range(most, 0, -1) if batch // ranks % size == 0)
+        steps = None
+    update = {
+        "train_batch_size": batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": steps,
+    }
+    return file.model_copy(update=update)
+
+
 def _precision(file: EngineFile, *, source: str) -> Precision:
     dtype = file.torch_autocast.dtype
     if dtype not in _DTYPES:

@@ -5,32 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from harl_fast.config import ModelConfig, RunConfig
+from harl_fast.config import LUMA_MEAN, LUMA_STD, RGB_MEAN, RGB_STD, ModelConfig, RunConfig
 from harl_fast.engine.checkpoint.format import (
     Checkpoint,
     alternative,
     mismatch,
     open_checkpoint,
-    save_tensors,
 )
-from harl_fast.engine.runfolder import check_apart
-from harl_fast.errors import CheckpointError
-from harl_fast.files import check_output, replacing, to_stderr
+from harl_fast.errors import CheckpointError, ConfigError
+from harl_fast.files import to_stderr
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
+from harl_fast.model.folder import WEIGHTS, is_folder, load_native, read_folder
 from harl_fast.model.harl import HARL
-from harl_fast.model.heads import MLPHead
-from harl_fast.model.names import Receipt
+from harl_fast.model.heads import LinearHeads, MLPHead
+from harl_fast.model.names import Receipt, listed, locate, recognise
+from harl_fast.model.timm_network import PREFIX
+from harl_fast.model.weightfile import TORCH, read_weights, refuse_other_frameworks
 from harl_fast.tensorfile import open_tensors
 
 
@@ -93,19 +92,34 @@ def encoder_of(checkpoint: Checkpoint) -> tuple[Backbone, RunConfig]:
             f"{checkpoint.path} does not hold the backbone that its record describes "
             f"({mismatch(error)}). {alternative(checkpoint.path)}"
         ) from error
+    _check_features(
+        encoder,
+        size_px=config.data.views[0].size_px,
+        where=str(checkpoint.path),
+        remedy=alternative(checkpoint.path),
+    )
+    return encoder, config
+
+
+def _check_features(
+    encoder: Backbone,
+    *,
+    size_px: int,
+    where: str,
+    remedy: str = "Use another file",
+) -> None:
+    """Raise CheckpointError unless an encoder has finite statistics and gives finite features."""
     # Training does not read running statistics, so a run goes on and saves whatever they are.
-    size = config.data.views[0].size_px
-    shape = (1, config.model.in_channels, size, size)
+    shape = (1, encoder.in_channels, size_px, size_px)
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        finite = [*(tensor.isfinite().all() for tensor in weights.values())]
+        finite = [*(tensor.isfinite().all() for tensor in encoder.state_dict().values())]
         finite.append(encoder(image).isfinite().all())
     if not all(finite):
         raise CheckpointError(
-            f"{checkpoint.path}: its encoder's running statistics or features are not finite, as a "
-            f"loss that was not finite leaves them. {alternative(checkpoint.path)}"
+            f"{where}: its encoder's running statistics or features are not finite, as a loss that "
+            f"was not finite leaves them. {remedy}"
         )
-    return encoder, config
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,10 @@ class Pretrained:
     """Of the backbone's tensors, whatever file they are from, see `digest`."""
     source: Path
     """The file."""
+    head: LinearHeads | None = None
+    """The linear classifier of an exported folder, if it has one."""
+    classes: tuple[str, ...] = ()
+    """The classifier's, in its order."""
 
 
 def load_pretrained(
@@ -137,31 +155,138 @@ def load_pretrained(
     std: Sequence[float] | None = None,
     size_px: int | None = None,
 ) -> Pretrained:
-    """Return the online network of a checkpoint; rank 0 prints the receipt.
+    """Return the trained encoder of a run or of another program's file; rank 0 prints the receipt.
 
-    ckpt: a run folder, its checkpoints folder or a step file. mean, std, size_px: in place of what
-    the checkpoint says. Raises CheckpointError unless all of the backbone is there and finite.
+    ckpt: a run folder, its checkpoints folder, a step file, an exported folder (`model.folder`), or
+    weights of torchvision, timm, solo-learn, HARL or BYOL in PyTorch (`model.names`). mean, std,
+    size_px: in place of what it says itself; files of others say nothing, so that ImageNet's are
+    the defaults. Raises HarlError unless all of the backbone is there and finite.
     """
-    checkpoint = open_to_use(ckpt)
+    ckpt = Path(ckpt)
+    refuse_other_frameworks(ckpt)
+    if is_folder(ckpt) or (ckpt.name == WEIGHTS and is_folder(ckpt.parent)):
+        loaded = _of_folder(ckpt if ckpt.is_dir() else ckpt.parent)
+    elif is_foreign(ckpt):
+        loaded = _of_file(ckpt)
+    else:
+        loaded = _of_checkpoint(open_to_use(ckpt))
+    own = loaded.mean, loaded.std, loaded.size_px
+    loaded = replace(
+        loaded,
+        mean=tuple(mean or loaded.mean),
+        std=tuple(std or loaded.std),
+        size_px=size_px or loaded.size_px,
+    )
+    for option, values in (("--mean", loaded.mean), ("--std", loaded.std)):
+        if len(values) != loaded.model.in_channels:
+            raise ConfigError(
+                f"{option} has {len(values)} values, the network of {ckpt} takes images of "
+                f"{loaded.model.in_channels} channels: give as many"
+            )
+    if os.environ.get("RANK", "0") == "0":
+        to_stderr(f"weights: {loaded.receipt}")
+        if is_foreign(ckpt) or own != (loaded.mean, loaded.std, loaded.size_px):
+            to_stderr(
+                f"inputs: mean {_numbers(loaded.mean)}, std {_numbers(loaded.std)}, "
+                f"{loaded.size_px} px{' (assumed: the file does not say)' * is_foreign(ckpt)}"
+            )
+    return loaded
+
+
+def is_foreign(path: Path) -> bool:
+    """Return whether a file is of another program: neither a run's nor an exported folder's."""
+    if path.suffix in TORCH:
+        return not path.is_dir()
+    if path.suffix != ".safetensors" or not path.is_file() or path.with_suffix(".json").exists():
+        return False
+    try:
+        with open_tensors(path) as stream:
+            return not any(name.startswith("online.") for name in stream.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from error
+
+
+def _of_checkpoint(checkpoint: Checkpoint) -> Pretrained:
     backbone, config = encoder_of(checkpoint)
     run = checkpoint.path.parent
     run = run.parent if run.name == "checkpoints" else run
-    count = len(backbone.state_dict())
-    naming = "timm names" if config.model.arch.startswith("timm:") else "torchvision names"
-    loaded = Pretrained(
+    count = len(backbone.native.state_dict())
+    naming = "timm names" if config.model.arch.startswith(PREFIX) else "torchvision names"
+    return Pretrained(
         backbone=backbone,
         projector=_projector_of(checkpoint, backbone),
         model=config.model,
-        mean=tuple(mean or config.data.mean),
-        std=tuple(std or config.data.std),
-        size_px=size_px or config.data.views[0].size_px,
+        mean=config.data.mean,
+        std=config.data.std,
+        size_px=config.data.views[0].size_px,
         receipt=Receipt(count, count, naming, f"{run} step {checkpoint.record.step}"),
         weights_sha256=digest(backbone),
         source=checkpoint.path,
     )
-    if os.environ.get("RANK", "0") == "0":
-        to_stderr(f"weights: {loaded.receipt}")
-    return loaded
+
+
+def _of_folder(folder: Path) -> Pretrained:
+    found = read_folder(folder)
+    naming = "timm names" if found.model.arch.startswith(PREFIX) else "torchvision names"
+    _check_features(found.backbone, size_px=found.size_px, where=str(folder))
+    return Pretrained(
+        backbone=found.backbone,
+        projector=found.projector,
+        model=found.model,
+        mean=found.mean,
+        std=found.std,
+        size_px=found.size_px,
+        receipt=Receipt(found.matched, found.total, naming, f"{folder} ({found.source})"),
+        weights_sha256=digest(found.backbone),
+        source=folder,
+        head=found.head,
+        classes=tuple(found.classes),
+    )
+
+
+def _of_file(path: Path) -> Pretrained:
+    tensors, about = read_weights(path)
+    arch = about.get("arch", "")
+    if arch.startswith(PREFIX):
+        model = ModelConfig(arch=arch)
+        located = locate(tensors, where=str(path), anchor=_anchor(model))
+    else:
+        located = locate(tensors, where=str(path))
+        model = recognise(located, where=str(path))
+    with torch.random.fork_rng(devices=[]):
+        backbone = build_backbone(model).eval()
+    matched, total = load_native(backbone, located.backbone, where=str(path), arch=model.arch)
+    size_px = 224 if model.stem == "imagenet" else 32
+    _check_features(backbone, size_px=size_px, where=str(path))
+    grey = model.in_channels == 1
+    return Pretrained(
+        backbone=backbone,
+        projector=located.projector,
+        model=model,
+        mean=_stated(about, "mean") or (LUMA_MEAN if grey else RGB_MEAN),
+        std=_stated(about, "std") or (LUMA_STD if grey else RGB_STD),
+        size_px=size_px,
+        receipt=Receipt(matched, total, located.naming, str(path)),
+        weights_sha256=digest(backbone),
+        source=path,
+    )
+
+
+def _stated(about: Mapping[str, str], key: str) -> tuple[float, ...]:
+    """Return the numbers in the metadata of a file that `make export` wrote, if there are any."""
+    try:
+        return tuple(float(value) for value in json.loads(about[key]))
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return ()
+
+
+def _anchor(model: ModelConfig) -> str:
+    with torch.device("meta"):
+        return next(iter(build_backbone(model).native.state_dict()))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def random_like(pretrained: Pretrained, *, seed: int) -> Pretrained:
@@ -177,6 +302,8 @@ def random_like(pretrained: Pretrained, *, seed: int) -> Pretrained:
         projector=projector,
         receipt=Receipt(0, count, "freshly initialised", f"seed {seed}"),
         weights_sha256=digest(backbone),
+        head=None,
+        classes=(),
     )
 
 
@@ -213,29 +340,6 @@ def _projector_of(checkpoint: Checkpoint, backbone: Backbone) -> MLPHead | None:
     return projector
 
 
-def export_encoder(path: Path | str, out: Path | str) -> str:
-    """Write a checkpoint's online backbone as a safetensors file, and return what was written.
-
-    path: as for `load_encoder`. The tensors have the names of torchvision, or of timm for its
-    networks, so that they load there; only the classifier is missing. The file's metadata hold
-    ``arch``, ``mean``, ``std`` and ``checkpoint``. Raises HarlError or OSError.
-    """
-    checkpoint, out = open_to_use(path), Path(out)
-    check_output(out, option="OUT", inputs=[checkpoint.path])
-    check_apart(out, option="OUT")
-    encoder, config = encoder_of(checkpoint)
-    weights = encoder.native.state_dict()
-    metadata = {
-        "arch": config.model.arch,
-        "mean": json.dumps(config.data.mean),
-        "std": json.dumps(config.data.std),
-        "checkpoint": f"{checkpoint.record.run_id} {checkpoint.path.stem}".strip(),
-    }
-    with replacing(out) as temporary:
-        save_tensors(temporary, weights, metadata=metadata)
-    return f"{out}: {len(weights)} tensors of {config.model.arch} from {checkpoint.path}"
-
-
 @dataclass(frozen=True)
 class EncoderFile:
     """A backbone's weights from a file without heads, matched with a configuration's backbone."""
@@ -254,69 +358,31 @@ class EncoderFile:
 
 
 def open_initial(path: Path, model: ModelConfig) -> Checkpoint | EncoderFile:
-    """Return what ``--init-from`` names: a checkpoint, or an encoder's file of torchvision or timm.
+    """Return what ``--init-from`` names: a checkpoint, or an encoder that `load_pretrained` reads.
 
-    A file is an encoder's if it is a ``.pth`` or ``.pt``, or a ``.safetensors`` that is no
-    checkpoint's. Raises CheckpointError, also if it does not hold all of the backbone.
+    Raises HarlError, also if it does not hold all of the backbone that ``model`` describes.
     """
-    if path.suffix in (".pth", ".pt"):
-        return _matched(path, _read_pth(path), model)
-    if path.suffix == ".safetensors" and path.is_file() and not path.with_suffix(".json").exists():
-        try:
-            with open_tensors(path) as stream:
-                names = list(stream.keys())
-                if not any(name.startswith("online.") for name in names):
-                    found = {name: stream.get_tensor(name) for name in names}
-                    return _matched(path, found, model)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error})") from error
-    return open_checkpoint(path, verify=True)
-
-
-def _read_pth(path: Path) -> Mapping[Any, Any]:
-    try:
-        # Tensors and containers alone: unpickling anything else could run code.
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path} cannot be read as plain weights ({type(error).__name__}: {reason}). Save the "
-            f"network's state_dict() alone, best by safetensors.torch.save_file"
-        ) from error
-    while isinstance(content, Mapping) and (
-        inner := next((content[k] for k in ("state_dict", "model") if k in content), None)
-    ):
-        content = inner
-    return content if isinstance(content, Mapping) else {}
-
-
-def _matched(path: Path, found: Mapping[Any, Any], model: ModelConfig) -> EncoderFile:
-    """Return the tensors of ``found`` that the backbone of ``model`` has, with a receipt."""
-    with torch.device("meta"):
-        expected = build_backbone(model).native.state_dict()
-    tensors = {str(k).removeprefix("module."): t for k, t in found.items() if torch.is_tensor(t)}
-    weights = {
-        name: tensors[name]
-        for name, like in expected.items()
-        if name in tensors and tensors[name].shape == like.shape
-    }
-    missing = [name for name in expected if name not in weights]
-    over = sorted(name for name in tensors if name not in weights)
-    receipt = (
-        f"{path}: {len(weights)} of the {len(expected)} tensors of {model.arch} matched; "
-        f"missing: {_listed(missing)}; left over: {_listed(over)}"
-    )
-    if any(not name.endswith("num_batches_tracked") for name in missing):
-        raise CheckpointError(
-            f"{receipt}. All of the backbone must match: give model.arch, model.width, model.stem "
-            f"and model.in_channels as the file's network has them, or another file"
+    refuse_other_frameworks(path)
+    file = path / WEIGHTS if is_folder(path) else path
+    if not is_foreign(file):
+        return open_checkpoint(path, verify=True)
+    tensors, _ = read_weights(file)
+    located = locate(tensors, where=str(path), anchor=_anchor(model))
+    if located.pads_by_2 and model.stem in ("small", "small-s2"):
+        raise ConfigError(
+            f"model.stem {model.stem}: the 3x3 stem in {path} has stride 1 and pads by 2, as "
+            f"{located.naming.split()[0]} has it; set model.stem to small-pad2"
         )
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: {name} holds values that are not finite")
-    return EncoderFile(path, weights, (f"{receipt}; the heads start at random",))
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(name[:80] for name in names[:4])
-    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown or "none"
+    with torch.random.fork_rng(devices=[]):
+        backbone = build_backbone(model)
+    matched, _ = load_native(backbone, located.backbone, where=str(path), arch=model.arch)
+    expected = backbone.native.state_dict()
+    weights = {name: tensor for name, tensor in located.backbone.items() if name in expected}
+    missing = [name for name in expected if name not in weights]
+    over = sorted(name for name in located.backbone if name not in expected)
+    note = (
+        f"{path}: {matched} of the {len(expected)} tensors of {model.arch} matched, "
+        f"{located.naming}; missing: {listed(missing)}; left over: {listed(over)}; the heads start "
+        f"at random"
+    )
+    return EncoderFile(path, weights, (note,))

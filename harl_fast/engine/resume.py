@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harl_fast.config import RunConfig
 from harl_fast.engine.checkpoint.format import Checkpoint
 from harl_fast.engine.config import (
     FREE_KEYS,
@@ -19,8 +18,9 @@ from harl_fast.engine.config import (
     settle,
 )
 from harl_fast.engine.provenance import first_reason
-from harl_fast.engine.schedule import Schedule
+from harl_fast.engine.schedule import LrSchedule
 from harl_fast.errors import CheckpointError, ConfigError, nearest
+from harl_fast.section import Section
 from harl_fast.textfile import nodes
 
 _FREE = (
@@ -35,7 +35,7 @@ Changes = dict[str, tuple[Any, Any]]
 """Values before and after by dotted key."""
 
 
-def settings(config: RunConfig, engine_config: EngineConfig | None = None) -> dict[str, Any]:
+def settings(config: Section, engine_config: EngineConfig | None = None) -> dict[str, Any]:
     """Return what decides a run's result, as one tree: the method's keys and the engine's.
 
     The ways to ask for a precision are one key, ``precision``; ``fp16`` stays beside it where the
@@ -131,7 +131,7 @@ def change_text(changes: Changes) -> str:
     return "; ".join(f"{key} {old!r:.60} -> {new!r:.60}" for key, (old, new) in changes.items())
 
 
-def check_position(checkpoint: Checkpoint, schedule: Schedule, *, beton_sha256: str) -> None:
+def check_position(checkpoint: Checkpoint, schedule: LrSchedule, *, beton_sha256: str) -> None:
     """Raise ConfigError or CheckpointError if a checkpoint's position is none of this run's."""
     record, note = checkpoint.record, checkpoint.path.with_suffix(".json")
     check_data(record.data.get("beton_sha256", "none"), beton_sha256)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harl_fast.config import RunConfig, dump_config, load_config, override_config
+from harl_fast.config import RunConfig, load_config, override_config
 from harl_fast.engine.checkpoint.format import is_part_of_a_checkpoint
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.side import required
@@ -16,6 +16,8 @@ from harl_fast.errors import CheckpointError, ConfigError, OutputError
 from harl_fast.files import read_regular, to_stderr, write_json, write_text
 from harl_fast.host import utc_time
 from harl_fast.lock import FOLDER_LOCK
+from harl_fast.section import Section
+from harl_fast.textfile import dump_yaml
 
 
 class _Inside:
@@ -45,6 +47,8 @@ class RunFolder:
     """What the run is doing, see `monitor.runjson`."""
     deepspeed = _Inside("deepspeed.log")
     """What DeepSpeed logs on rank 0."""
+    subset = _Inside("subset.txt")
+    """Names of the training images of a fine-tuning on some of them."""
     provenance = _Inside("provenance.json")
     """See `engine.provenance`."""
     lock = _Inside(FOLDER_LOCK)
@@ -62,8 +66,10 @@ class RunFolder:
         return self.path / "tensorboard" / self.path.resolve().name
 
 
-def open_run_folder(path: Path, *, resume: bool) -> RunFolder:
+def open_run_folder(path: Path, *, resume: bool, source: str = "--init-from") -> RunFolder:
     """Return the folder of a new run, or of the one to continue; nothing is written.
+
+    source: the option that names the weights of a new run.
 
     Raises CheckpointError if a new run would mix with what is there, or nothing can be resumed.
     """
@@ -78,7 +84,7 @@ def open_run_folder(path: Path, *, resume: bool) -> RunFolder:
     elif folder.path.is_dir() and any(not _before_a_run(path) for path in folder.path.iterdir()):
         raise CheckpointError(
             f"{path} is not empty. Continue its run with --resume; or start a new one in another "
-            f"folder, from its weights if wanted: --run NEW_FOLDER --init-from {path}"
+            f"folder, from its weights if wanted: --run NEW_FOLDER {source} {path}"
         )
     return folder
 
@@ -125,19 +131,19 @@ def run_config(
         raise ConfigError(*lines, f"{last}. If it is damaged, {instead}") from error
 
 
-def write_configs(folder: RunFolder, config: RunConfig, engine: EngineConfig) -> None:
+def write_configs(folder: RunFolder, config: Section, engine: EngineConfig) -> None:
     """Write both resolved configurations; call on one rank only, and after `note_start`.
 
     The method's is written last: with it the folder holds a run.
     """
     write_json(folder.engine, engine.record())
-    write_text(folder.config, dump_config(config))
+    write_text(folder.config, dump_yaml(config.model_dump(mode="json")))
 
 
 def _before_a_run(path: Path) -> bool:
     """Return whether a process that ended before `write_configs` was done left this."""
     names = ("deepspeed.log", "engine.json", "provenance.json", "preempted", "run.json")
-    return path.name in names or (
+    return path.name in (*names, "subset.txt") or (
         path.name.startswith(".") and path.name.endswith((".tmp", ".lock"))
     )
 

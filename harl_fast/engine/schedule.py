@@ -20,13 +20,32 @@ class StepSettings:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """A run's length in steps, and its settings as a function of the step alone."""
+class LrSchedule:
+    """A run's length in steps, and its learning rate as a function of the step alone."""
 
     epochs: int
     steps_per_epoch: int
     lr_peak: float
     warmup_steps: float
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of the step after ``step`` steps are done."""
+        return warmup_cosine(step, total=self.total, warmup=self.warmup_steps, peak=self.lr_peak)
+
+    def figures(self, step: int) -> dict[str, float]:
+        """Return what a log record says of that step's settings."""
+        return {"lr": self.lr(step)}
+
+
+@dataclass(frozen=True)
+class Schedule(LrSchedule):
+    """The same of a pretraining, with its other settings."""
+
     tau: tuple[float, float]
     """At the first and at the last step."""
     alpha: Callable[[float], float]
@@ -46,20 +65,20 @@ class Schedule:
             beta=weight_schedule(config.loss.beta),
         )
 
-    @property
-    def total(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.epochs * self.steps_per_epoch
-
     def at(self, step: int) -> StepSettings:
         """Return the settings of the step after ``step`` steps are done."""
         start, end = self.tau
         return StepSettings(
-            lr=warmup_cosine(step, total=self.total, warmup=self.warmup_steps, peak=self.lr_peak),
+            lr=self.lr(step),
             tau=cosine_tau(step, total=self.total, start=start, end=end),
             alpha=self.alpha(step / self.total),
             beta=self.beta(step / self.total),
         )
+
+    def figures(self, step: int) -> dict[str, float]:
+        """Return what a log record says of that step's settings."""
+        settings = self.at(step)
+        return {name: getattr(settings, name) for name in ("lr", "tau", "alpha", "beta")}
 
     def extension_text(self, step: int, *, epochs_before: int) -> str:
         """Say what becomes of a run of ``epochs_before`` that goes on to this one's end."""

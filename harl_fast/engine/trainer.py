@@ -1,37 +1,30 @@
-"""The trainer on one page: what a run is built of, its step, and its epochs.
+"""Pretraining on one page: what a run is built of, and its step; its epochs are `loop.Loop`'s.
 
 `pretrain.pretrain` opens the run and calls this.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from harl_fast.config import RunConfig
 from harl_fast.data.loader import Batch, BetonLoader
-from harl_fast.engine import deepspeed as ds
-from harl_fast.engine.checkpoint.format import Checkpoint, last_before
-from harl_fast.engine.checkpoint.state import collect_state, load_networks, load_rest, record_of
-from harl_fast.engine.checkpoint.writer import Saver
+from harl_fast.engine.checkpoint.format import Checkpoint
+from harl_fast.engine.checkpoint.state import load_networks, load_rest
 from harl_fast.engine.config import EngineConfig
-from harl_fast.engine.machine import Machine, keep_freed_memory, needing_all_ranks
-from harl_fast.engine.monitor.metrics import Meter
-from harl_fast.engine.monitor.monitor import Monitor, Sheet
-from harl_fast.engine.monitor.nonfinite import NonfiniteLog
+from harl_fast.engine.loop import INTERRUPTED, UNSAVED, Loop, RunResult
+from harl_fast.engine.machine import Machine, keep_freed_memory
+from harl_fast.engine.monitor.monitor import PretrainMonitor, Sheet
 from harl_fast.engine.networks import EncoderFile, build_model, compile_networks
-from harl_fast.engine.precision import Autocast, LossScale
 from harl_fast.engine.resume import check_position
 from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.schedule import Schedule
-from harl_fast.engine.state import TrainState
-from harl_fast.engine.stop import StopAction, StopSignal, TimeLimit
+from harl_fast.engine.state import TrainState, on_engine
+from harl_fast.engine.step import Stepping
+from harl_fast.engine.stop import StopSignal
 from harl_fast.engine.views import (
     build_photometric,
     colouring,
@@ -40,15 +33,11 @@ from harl_fast.engine.views import (
     view_geometry,
     views_at,
 )
-from harl_fast.errors import HarlError
 from harl_fast.model.ema import ema_pairs, ema_update
-from harl_fast.optim.build import build_optimizer, init_momentum
-from harl_fast.optim.lars import LARS
+from harl_fast.optim.build import build_optimizer
 from harl_fast.rng import RANK, stream
 
-UNSAVED = 2
-"""Exit code of a run whose last checkpoint could not be written."""
-INTERRUPTED = 130
+__all__ = ["INTERRUPTED", "UNSAVED", "RunResult", "Stepper", "Trainer", "build"]
 
 
 def build(
@@ -77,20 +66,11 @@ def build(
     if isinstance(weights, EncoderFile):
         weights.load_into(harl)
     elif weights is not None:
-        load_networks(harl, weights)
+        load_networks({"online": harl, "target": harl.target}, weights)
     optimizer = build_optimizer(config.optim, harl)
-    autocast = Autocast(harl, precision=engine_config.precision)
-    engine = ds.initialize(autocast, optimizer, config=engine_config.deepspeed())
-    if engine_config.stage == 0:
-        # Under ZeRO weights are slices of one flat buffer and keep its layout.
-        harl.to(memory_format=torch.channels_last)
-    init_momentum(optimizer)
+    engine, scale = on_engine(harl, optimizer, engine_config=engine_config, machine=machine)
     if config.model.compile:
         compile_networks(harl, sizes=len(sizes_in(config)))
-    scale = None
-    if engine_config.precision == "fp16":
-        scale = LossScale(engine_config.file.fp16, device=machine.device)
-        scale.attach(optimizer)
     photometric = build_photometric(config, machine)
     state = TrainState(
         config=config,
@@ -109,108 +89,36 @@ def build(
     return state
 
 
-class Stepper:
-    """One optimizer step after another: micro batches in, networks moved, figures metered."""
+class Stepper(Stepping):
+    """The method's steps: views in, online network moved, target following."""
+
+    state: TrainState
 
     def __init__(self, state: TrainState, *, step: int = 0, skipped: int = 0) -> None:
-        self.state = state
-        self.step = step
-        """Optimizer steps done, those without effect included: the schedules' clock."""
-        self.meter = Meter()
-        self.skipped = torch.full((), skipped, dtype=torch.int64, device=state.device)
-        """Steps without effect, for non-finite gradients; on the device."""
-        self.nonfinite = NonfiniteLog(
-            lowest_scale=None if state.scale is None else state.scale.lowest
-        )
-        self._finite = torch.ones((), dtype=torch.bool, device=state.device)
+        super().__init__(state, step=step, skipped=skipped)
         self._target, self._online = ema_pairs(state.harl.target, state.harl)
 
-    def advance(self, batches: Iterable[Batch], *, epoch: int) -> None:
-        """Do one step on this rank's micro batches of a global batch."""
-        state, settings = self.state, self.state.schedule.at(self.step)
-        engine, optimizer, scale = state.engine, state.optimizer, state.scale
-        lars = optimizer if isinstance(optimizer, LARS) else None
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr
-        if lars:
-            lars.begin_step()
-        ids = []
-        for batch in batches:
-            ids.append(batch.ids)
-            views, cells = self._inputs(batch, epoch=epoch)
-            loss, figures = engine(views, cells, alpha=settings.alpha, beta=settings.beta)
-            self.meter.add({"loss": loss, **figures})
-            engine.backward(loss if scale is None else loss * scale.factor)
-            if engine.is_gradient_accumulation_boundary():
-                self._check_gradients()
-            engine.step()
-        finite = lars.applied if lars else self._finite
-        # False where ZeRO itself found an overflow, which it looks for only if it clips.
-        applied: Tensor = finite & engine.was_step_applied()
-        ema_update(self._target, self._online, tau=settings.tau, applied=applied)
-        factor = None if scale is None else scale.factor
-        self.nonfinite.add(self.step + 1, ids=ids, applied=applied, scale=factor)
-        if scale is not None:
-            scale.update(applied)
-        self.skipped += ~applied
-        figures = {"skipped": ~applied}
-        if lars:
-            figures["grad_norm"] = lars.grad_norm
-        if scale is not None:
-            figures["loss_scale"] = scale.factor
-        self.meter.add(figures)
-        self.step += 1
+    def _loss(self, batch: Batch, *, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        settings = self.state.schedule.at(self.step)
+        views, cells = self._inputs(batch, epoch=epoch)
+        loss, figures = self.state.engine(views, cells, alpha=settings.alpha, beta=settings.beta)
+        return loss, figures
+
+    def _moved(self, applied: Tensor) -> None:
+        tau = self.state.schedule.at(self.step).tau
+        ema_update(self._target, self._online, tau=tau, applied=applied)
 
     def _inputs(self, batch: Batch, *, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
-        device, colour = self.state.device, self.state.photometric
-        views = [images.to(device, non_blocking=True) for images in batch.views]
+        device = self.state.device
         cells = [grid.to(device, non_blocking=True) for grid in batch.cells]
-        if colour is not None:
-            views = [
-                colour(images, view=view, ids=batch.ids, epoch=epoch)
-                for view, images in enumerate(views)
-            ]
-        return views, cells
-
-    def _check_gradients(self) -> None:
-        """Tell the optimizer, on the device, whether the whole gradient is finite; meter its norm.
-
-        Under ZeRO, `optimizer.step` runs once per parameter group: check all gradients first, or
-        early groups move before a later NaN is seen. LARS at stage 0 is called once and takes all
-        norms itself.
-        """
-        optimizer, engine, scale = self.state.optimizer, self.state.engine, self.state.scale
-        if isinstance(optimizer, LARS) and engine.zero_optimization_stage() == 0:
-            return
-        norm = ds.gradient_norm(engine)
-        self._finite = torch.isfinite(norm)
-        if isinstance(optimizer, LARS):
-            optimizer.applied = optimizer.applied & self._finite
-            return
-        # torch's own name; its fused SGD and AdamW then skip without asking the host.
-        optimizer.found_inf = (~self._finite).float()  # type: ignore[attr-defined]
-        self.meter.add({"grad_norm": norm if scale is None else norm / scale.factor})
+        return self._views(batch, epoch=epoch), cells
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended."""
+class Trainer(Loop):
+    """A pretraining from a step to its end, see `Loop`."""
 
-    code: int
-    """Exit code; the same on all ranks."""
-    step: int
-    done: bool
-    """Whether it came to its end, rather than saving and leaving before."""
-    reason: str
-
-
-class Trainer:
-    """A run from a step to its end, with logs, checkpoints and a clean stop on a signal.
-
-    run_id: noted in its checkpoints. time_limit_s: of the process's age, at which it must have
-    saved and left; None for none. stop: signals received so far; by default they are watched while
-    `run` runs. still_held: on rank 0, whether the folder is still this run's, asked at each save.
-    """
+    state: TrainState
+    stepper: Stepper
 
     def __init__(
         self,
@@ -219,83 +127,28 @@ class Trainer:
         *,
         step: int = 0,
         skipped: int = 0,
-        run_id: str = "",
         quiet: bool = False,
         sheet: Sheet | None = None,
+        run_id: str = "",
         time_limit_s: float | None = None,
         stop: StopSignal | None = None,
         still_held: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.state, self.folder = state, folder
-        self.stepper = Stepper(state, step=step, skipped=skipped)
-        self.monitor = Monitor(
-            state, self.stepper.meter, folder, step=step, quiet=quiet, sheet=sheet
+        stepper = Stepper(state, step=step, skipped=skipped)
+        super().__init__(
+            state,
+            folder,
+            stepper=stepper,
+            monitor=PretrainMonitor(
+                state, stepper.meter, folder, step=step, quiet=quiet, sheet=sheet
+            ),
+            run_id=run_id,
+            time_limit_s=time_limit_s,
+            stop=stop,
+            still_held=still_held,
         )
-        self.sinks = self.monitor.sinks
-        self._run_id, self._still_held = run_id, still_held
-        self.result: RunResult | None = None
-        self.stop = StopSignal() if stop is None else stop
-        self._listening = self.stop if stop is None else contextlib.nullcontext()
-        log = state.config.log
-        self._saver: Saver | None = None
-        if state.machine.rank == 0:
-            self._saver = Saver(
-                folder.checkpoints,
-                keep_last=log.keep_last,
-                keep_every_epochs=log.keep_every_epochs,
-                warn=self.sinks.warn,
-            )
-        # Online weights, target and momentum, fp32.
-        size = 12 * sum(parameter.numel() for parameter in state.harl.parameters())
-        self._limit = TimeLimit(time_limit_s, state_bytes=size)
-        self._saved, self._saved_s = step if step else -1, time.monotonic()
 
-    def run(self) -> int:
-        """Train to the last epoch; return the exit code, see `result`.
-
-        0 at the end, at the time limit and after what `StopSignal` says; 130 after Ctrl-C; 2 if the
-        last checkpoint could not be written. Raises HarlError after too many steps without effect,
-        and if the run folder is no longer this run's.
-        """
-        schedule, action = self.state.schedule, StopAction.CONTINUE
-        saving = contextlib.nullcontext() if self._saver is None else self._saver
-        with saving, self.sinks, self._listening, needing_all_ranks(self.state.machine):
-            self.monitor.introduce()
-            for epoch in range(self.stepper.step // schedule.steps_per_epoch, schedule.epochs):
-                action = self._epoch(epoch)
-                if action >= StopAction.LEAVE:
-                    break
-            self.result = self._finish(action)
-        return self.result.code
-
-    def _epoch(self, epoch: int) -> StopAction:
-        """Train to the epoch's end, or to where the ranks agree to leave; return what they do."""
-        state, stepper, per_epoch = self.state, self.stepper, self.state.schedule.steps_per_epoch
-        first = stepper.step - epoch * per_epoch
-        loader = state.loader
-        loader.load_state_dict({**loader.state_dict(), "epoch": epoch, "step": first})
-        self._fit_views(epoch)
-        batches = stepper.meter.timed(state.loader)
-        for _ in range(first, per_epoch):
-            micro_batches = itertools.islice(batches, state.engine_config.batches.accumulation)
-            stepper.advance(micro_batches, epoch=epoch)
-            if self.monitor.step(stepper.step, epoch=epoch):
-                self._check_skipped()
-            action = self._agree()
-            if action >= StopAction.LEAVE:
-                state.loader.close()
-                return action
-            if action == StopAction.SAVE:
-                self._save()
-        # This also lets the loader end its epoch and move its position to the next.
-        if next(batches, None) is not None:
-            raise RuntimeError("the loader gave more batches than its epoch has")
-        if (epoch + 1) % state.config.log.checkpoint_epochs == 0:
-            self._save()
-        self.monitor.epoch(epoch + 1, stopping=lambda: self.stop.number > 0)
-        return StopAction.CONTINUE
-
-    def _fit_views(self, epoch: int) -> None:
+    def _prepare_epoch(self, epoch: int) -> None:
         """Give loader and colours the epoch's view sizes; announce a change."""
         state, config = self.state, self.state.config
         if state.photometric is not None:
@@ -307,89 +160,3 @@ class Trainer:
         seconds = state.loader.set_views(views, colour=colour)
         again = "; torch.compile will compile again for them" if config.model.compile else ""
         self.sinks.info(f"epoch {epoch + 1}: views of {sizes_text(views)} ({seconds:.1f} s){again}")
-
-    def _agree(self) -> StopAction:
-        """Return what all ranks do after this step; all must call it."""
-        action = self.stop.action
-        if self.state.machine.rank == 0:  # one clock decides
-            period_s = 60.0 * self.state.config.log.checkpoint_minutes
-            if period_s and time.monotonic() - self._saved_s >= period_s:
-                action = max(action, StopAction.SAVE)
-            if self._limit.reached():
-                action = max(action, StopAction.LEAVE)
-        return StopAction(ds.max_over_ranks(action))
-
-    def _check_skipped(self) -> None:
-        """Tell of steps without effect, and raise HarlError after too many of them in a row."""
-        log, folder = self.stepper.nonfinite, self.folder
-        self.sinks.skipped(log.drain())
-        if log.streak < self.state.config.log.max_skipped:
-            return
-        if self._saver is not None:
-            self._saver.wait()
-        good = last_before(folder.checkpoints, step=log.first - 1)
-        name = f"the checkpoint before them is {good}" if good else "there is no checkpoint before"
-        raise HarlError(
-            f"{folder.path}: {log.streak} steps in a row, from {log.first} on, had a loss or "
-            f"gradient that is not finite and changed nothing; {name}. Look at the samples in "
-            f"{folder.skipped}; start a new run with a lower optim.lr or a longer "
-            f"optim.warmup_epochs, from that checkpoint by --init-from if wanted"
-        )
-
-    def _save(self) -> None:
-        """Begin to write a checkpoint unless this step has one; all ranks must call it."""
-        step = self.stepper.step
-        if ds.any_rank(not self._still_held()):
-            self.sinks.files.close()
-            raise HarlError(
-                f"{self.folder.path} is no longer this run's: while it trained, the folder was "
-                f"deleted or moved, or its lock deleted or taken over. The run stops at step "
-                f"{step} and has not saved it; bring the folder back and continue with --resume, "
-                f"or start again in a new one"
-            )
-        if step == self._saved:
-            return
-        self._check_skipped()
-        self.sinks.state("saving")
-        tensors = collect_state(self.state)
-        if self._saver is not None:
-            skipped = int(self.stepper.skipped)
-            record = record_of(self.state, step=step, skipped=skipped, run_id=self._run_id)
-            # While steps have no effect, none is deleted: the last one from before them is needed.
-            self._saver.save(tensors, record, keep_all=self.stepper.nonfinite.streak > 0)
-            if self._saver.took_s:
-                self._limit.saved(self._saver.took_s)
-        self._saved, self._saved_s = step, time.monotonic()
-
-    def _save_surely(self) -> bool:
-        """Save and return whether it is on disk; a write that failed is tried once more."""
-        for _ in range(2):
-            self._save()
-            if not ds.any_rank(self._saver is not None and not self._saver.wait()):
-                return True
-            self._saved = -1
-        return False
-
-    def _finish(self, action: StopAction) -> RunResult:
-        """Write the last checkpoint, and say how the run ended."""
-        schedule, step = self.state.schedule, self.stepper.step
-        written = self._save_surely()
-        done = step == schedule.total
-        if done:
-            reason = "done"
-            text = f"done: {schedule.epochs} epochs, {schedule.total} steps; "
-            text += f"weights: {self.folder.checkpoints}"
-            self.sinks.state("finished" if written else "failed")
-        else:
-            late = action == StopAction.LEAVE and not self.stop.number and self._limit.passed
-            reason = self.stop.reason or ("time limit" if late else "another rank's signal")
-            name = reason.replace("SIGINT", "Ctrl-C")
-            text = f"stopped by {name} at step {step}; --resume continues there"
-            self.sinks.state("preempted" if written else "failed", reason=reason)
-        code = INTERRUPTED if action == StopAction.INTERRUPT and not done else 0
-        if not written:
-            code, text = UNSAVED, f"{text}. ITS LAST CHECKPOINT WAS NOT WRITTEN: see above"
-        if 0 < step == int(self.stepper.skipped):
-            text += f". NO STEP HAD ANY EFFECT: none was finite, see {self.folder.skipped}"
-        self.sinks.warn(text)
-        return RunResult(code=code, step=step, done=done, reason=reason)

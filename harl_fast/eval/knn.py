@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from harl_fast.errors import ConfigError
 from harl_fast.eval.features import FeatureSet
-from harl_fast.eval.metrics import Metrics, from_logits
+from harl_fast.eval.metrics import Metrics, Predictions, from_logits, predictions
 
-SIMILARITIES = 1 << 26
-"""Default bound on similarities held at once (256 MB), whatever the size of the training set."""
+NEIGHBOURS = (10, 20, 50, 100, 200)
+"""What `make lineval` reports by default."""
+HEADLINE = 20
+"""The k to quote, fixed beforehand: the value DINO reports best."""
+TEMPERATURE = 0.07
+BLOCK = 1 << 24
+"""Numbers of the bank, and similarities, that are held at once (64 MB each)."""
 
 
 def knn_accuracy(
@@ -18,35 +27,120 @@ def knn_accuracy(
     test: FeatureSet,
     *,
     classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int = HEADLINE,
+    temperature: float = TEMPERATURE,
     chunk: int | None = None,
     device: torch.device | None = None,
 ) -> Metrics:
-    """Return the accuracies of a vote of the k nearest training samples by cosine.
+    """Return the accuracies of a vote of the k nearest training samples, see `knn`.
 
-    A neighbour of similarity s votes for its class with weight exp(s / temperature) (Wu et al.,
-    Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018; k = 20 is
-    the value DINO reports best). k is lowered to the size of the training set when that is smaller.
-    chunk: test rows compared at once; by default as many as keep within `SIMILARITIES`.
+    k is lowered to the size of the training set when that is smaller. chunk: test rows compared at
+    once; by default as many as keep within `BLOCK`.
     """
     device = device or torch.device("cpu")
-    bank = functional.normalize(train.features.to(device), dim=1).T.contiguous()
-    bank_labels = train.labels.to(device)
-    rows = chunk or max(1, SIMILARITIES // bank.shape[1])
-    votes = [
-        _votes(part.to(device), bank, bank_labels, classes=classes, k=k, temperature=temperature)
-        for part in test.features.split(rows)
-    ]
-    return from_logits(torch.cat(votes), test.labels.to(device), classes=classes)
+    k = min(k, train.labels.shape[0])
+    similarity, index = nearest(train.features, test.features, k=k, chunk=chunk, device=device)
+    labels = train.labels.to(device)[index]
+    votes = _votes(similarity, labels, classes=classes, temperature=temperature)
+    return from_logits(votes, test.labels.to(device), classes=classes)
 
 
-def _votes(
-    queries: Tensor, bank: Tensor, labels: Tensor, *, classes: int, k: int, temperature: float
-) -> Tensor:
-    similarity = functional.normalize(queries, dim=1) @ bank
-    nearest, index = similarity.topk(min(k, bank.shape[1]), dim=1)
+def knn(
+    train: FeatureSet,
+    test: FeatureSet,
+    *,
+    classes: int,
+    ks: Sequence[int] = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    device: torch.device | None = None,
+) -> dict[int, Predictions]:
+    """Return for each k what a vote of the k nearest training samples by cosine predicts.
+
+    A neighbour of similarity s votes for its class with weight exp(s / temperature) (Wu et al.,
+    Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018). All k
+    share one search. Raises ConfigError for a k that the training set has too few samples for.
+    """
+    device = device or torch.device("cpu")
+    check_neighbours(ks, samples=train.labels.shape[0])
+    similarity, index = nearest(train.features, test.features, k=max(ks), device=device)
+    labels, rows = train.labels.to(device), max(1, BLOCK // classes)
+    found: dict[int, list[Predictions]] = {k: [] for k in ks}
+    for part, near, truth in zip(
+        similarity.split(rows), index.split(rows), test.labels.split(rows), strict=True
+    ):
+        for k in ks:
+            votes = _votes(
+                part[:, :k], labels[near[:, :k]], classes=classes, temperature=temperature
+            )
+            found[k].append(predictions(votes, truth))
+    return {k: Predictions.joined(parts) for k, parts in found.items()}
+
+
+def check_neighbours(ks: Sequence[int], *, samples: int) -> None:
+    """Raise ConfigError for a k above the number of training samples."""
+    if max(ks) > samples:
+        raise ConfigError(
+            f"--knn {max(ks)}: the training set has {samples} samples; give numbers up to that"
+        )
+
+
+def nearest(
+    bank: Tensor,
+    queries: Tensor,
+    *,
+    k: int,
+    chunk: int | None = None,
+    device: torch.device | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the k largest cosines of each query with the bank's rows, and these rows' numbers.
+
+    bank: (N, D), N >= k, and queries: (M, D), float32 on any device. Both go to ``device`` in
+    blocks of at most `BLOCK` numbers, and so do similarities; chunk: queries in a block instead.
+    Returns (M, k) float32, descending, and (M, k) int64 on ``device``.
+    """
+    device = device or bank.device
+    width = max(1, BLOCK // bank.shape[1])
+    rows = chunk or max(1, BLOCK // min(width, bank.shape[0]))
+    best: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, bank.shape[0], width):
+        block = functional.normalize(bank[start : start + width].to(device), dim=1)
+        for number, part in enumerate(queries.split(rows)):
+            similarity = functional.normalize(part.to(device), dim=1) @ block.T
+            values, index = _largest(similarity, min(k, block.shape[0]))
+            index += start
+            if start == 0:
+                best.append((values, index))
+                continue
+            values = torch.cat([best[number][0], values], 1)
+            index = torch.cat([best[number][1], index], 1)
+            values, order = values.topk(min(k, values.shape[1]), dim=1)
+            best[number] = values, index.gather(1, order)
+    values, index = (torch.cat(each) for each in zip(*best, strict=True))
+    return values, index
+
+
+def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return what ``values.topk(k, dim=1)`` does, of values (M, N), in less time for large N.
+
+    The k largest lie in the k groups of the largest maxima, so that all but those are read once.
+    """
+    group = math.isqrt(values.shape[1] // k)
+    count = values.shape[1] // max(group, 1)
+    if group < 4 or count < k:
+        found = values.topk(k, dim=1)
+        return found.values, found.indices
+    whole = values[:, : count * group].unflatten(1, (count, group))
+    groups = whole.amax(2).topk(k, dim=1, sorted=False).indices
+    inside = torch.arange(group, device=values.device)
+    index = (groups[:, :, None] * group + inside).flatten(1)
+    rest = torch.arange(count * group, values.shape[1], device=values.device)
+    index = torch.cat([index, rest.expand(values.shape[0], -1)], 1)
+    largest, order = values.gather(1, index).topk(k, dim=1)
+    return largest, index.gather(1, order)
+
+
+def _votes(similarity: Tensor, labels: Tensor, *, classes: int, temperature: float) -> Tensor:
     # Minus one keeps the exponent at or below zero; it scales all votes of a row alike.
-    weights = ((nearest - 1.0) / temperature).exp()
-    votes = torch.zeros(queries.shape[0], classes, device=queries.device)
-    return votes.scatter_add_(1, labels[index], weights)
+    weights = ((similarity - 1.0) / temperature).exp()
+    votes = torch.zeros(similarity.shape[0], classes, device=similarity.device)
+    return votes.scatter_add_(1, labels, weights)

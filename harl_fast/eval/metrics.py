@@ -55,6 +55,15 @@ class Predictions:
     probability: Tensor
     """(N,) float32: the softmax probability of the predicted class; 0 without one."""
 
+    @classmethod
+    def joined(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Return the predictions of several parts as one."""
+        return cls(*(torch.cat(each) for each in zip(*map(_columns, parts), strict=True)))
+
+
+def _columns(found: Predictions) -> tuple[Tensor, ...]:
+    return found.labels, found.predicted, found.top5, found.probability
+
 
 def from_logits(logits: Tensor, labels: Tensor, *, classes: int) -> Metrics:
     """Return the accuracies of class scores.

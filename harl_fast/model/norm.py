@@ -1,4 +1,4 @@
-"""BatchNorm over groups of rows, optionally with statistics shared by all ranks."""
+"""BatchNorm over groups of rows, and BatchNorm with statistics shared by all ranks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from harl_fast.errors import ConfigError
 from harl_fast.model.precision import widened, without_autocast
 
 
@@ -51,11 +52,7 @@ class GroupedBatchNorm1d(nn.BatchNorm1d):
 
     def _over_ranks(self, grouped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Do as `_local` with the statistics of each group over all ranks."""
-        world = dist.get_world_size()
-        var, local = torch.var_mean(grouped, dim=1, correction=0)
-        mean = _rank_sum(local) / world
-        # Law of total variance: within the ranks plus between them.
-        var = _rank_sum(var + (local - mean).square()) / world
+        mean, var = _joint(*torch.var_mean(grouped, dim=1, correction=0))
         scale = self.weight * torch.rsqrt(var + self.eps)
         return (grouped - mean[:, None]) * scale[:, None] + self.bias, mean, var
 
@@ -66,6 +63,64 @@ class GroupedBatchNorm1d(nn.BatchNorm1d):
         self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked.add_(1)
+
+
+class RankBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose statistics in training are those over all ranks, on CPU as on CUDA.
+
+    The ranks must hold equally many images. torch.nn.SyncBatchNorm, which is faster, has no CPU
+    form.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised (B, C, H, W) map."""
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(input)
+        with without_autocast(input):
+            values = widened(input)
+            mean, var = _joint(*torch.var_mean(values, dim=(0, 2, 3), correction=0))
+            scale = self.weight * torch.rsqrt(var + self.eps)
+            shift = self.bias - mean * scale
+            output = values * scale[:, None, None] + shift[:, None, None]
+            count = dist.get_world_size() * input.numel() // input.shape[1]
+            self._follow(mean.detach(), var.detach() * (count / (count - 1)))
+        return output.to(input.dtype)
+
+    def _follow(self, mean: Tensor, var: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked.add_(1)
+
+
+def share_statistics(module: nn.Module) -> None:
+    """Make the BatchNorm layers inside a module take their statistics over all ranks, in place.
+
+    By torch.nn.SyncBatchNorm where there is CUDA. Raises ConfigError on a CPU for a special form of
+    BatchNorm, as some networks of timm have.
+    """
+    if torch.cuda.is_available():
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return
+    for parent in [*module.modules()]:
+        for name, layer in parent.named_children():
+            if type(layer) is nn.BatchNorm2d:
+                setattr(parent, name, _over_ranks_2d(layer))
+            elif isinstance(layer, nn.BatchNorm2d) and not isinstance(layer, RankBatchNorm2d):
+                raise ConfigError(
+                    f"BatchNorm of kind {type(layer).__name__} cannot share statistics over ranks "
+                    f"on a CPU: set global_bn to false (--global-bn False), or use one rank"
+                )
+
+
+def _over_ranks_2d(layer: nn.BatchNorm2d) -> RankBatchNorm2d:
+    """Return the same layer, with its own parameters and buffers, as a `RankBatchNorm2d`."""
+    with torch.device("meta"):
+        twin = RankBatchNorm2d(layer.num_features, eps=layer.eps, momentum=layer.momentum)
+    twin._parameters.update(layer._parameters)
+    twin._buffers.update(layer._buffers)
+    return twin.train(layer.training)
 
 
 class _RankSum(torch.autograd.Function):
@@ -88,3 +143,11 @@ class _RankSum(torch.autograd.Function):
 def _rank_sum(values: Tensor) -> Tensor:
     total: Tensor = _RankSum.apply(values)
     return total
+
+
+def _joint(var: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance over all ranks from each rank's variance and mean."""
+    world = dist.get_world_size()
+    mean = _rank_sum(local) / world
+    # Law of total variance: within the ranks plus between them.
+    return mean, _rank_sum(var + (local - mean).square()) / world

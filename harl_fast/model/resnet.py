@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -47,17 +49,25 @@ class ResNet(Backbone):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the (B, C, h, h) map of (B, in_channels, S, S) images."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for number in range(1, 5):
-            x = self.get_submodule(f"layer{number}")(x)
+        for stage in self.stages():
+            x = stage(x)
         return x
+
+    def stages(self) -> list[Callable[[Tensor], Tensor]]:
+        """Return the stem and the four stages; one after the other they are `forward`."""
+        return [self._stem, *(self.get_submodule(f"layer{number}") for number in range(1, 5))]
+
+    def _stem(self, x: Tensor) -> Tensor:
+        out: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return out
 
 
 def _stem_convolution(model: ModelConfig, channels: int) -> nn.Conv2d:
     if model.stem == "imagenet":
         return nn.Conv2d(model.in_channels, channels, 7, stride=2, padding=3, bias=False)
     stride = 2 if model.stem == "small-s2" else 1
-    return nn.Conv2d(model.in_channels, channels, 3, stride=stride, padding=1, bias=False)
+    padding = 2 if model.stem == "small-pad2" else 1
+    return nn.Conv2d(model.in_channels, channels, 3, stride=stride, padding=padding, bias=False)
 
 
 def _stage(

@@ -7,40 +7,57 @@ from torch import nn
 
 from harl_fast.config import OptimConfig
 from harl_fast.errors import ConfigError
-from harl_fast.optim.groups import param_groups
+from harl_fast.optim.groups import ParamGroup, param_groups
 from harl_fast.optim.lars import LARS
 
 
 def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of a section over the groups of ``module``, see `groups.param_groups`.
 
-    Its learning rate is the section's base rate, for the caller to set at each step. sgd and adamw
-    are torch's fused ones: while their attribute ``found_inf`` is a 0-d float32 of 1, a step
-    changes nothing, without waiting for the device. Raises ConfigError for an impossible value.
+    As `make_optimizer`. Raises ConfigError for an impossible value.
     """
-    groups, lr = param_groups(module, weight_decay=optim.weight_decay), optim.lr
-    momentum, nesterov = optim.momentum, optim.nesterov
-    if nesterov and momentum == 0.0:
+    if optim.nesterov and optim.momentum == 0.0:
         raise ConfigError("optim.nesterov needs a momentum above 0; raise it or drop nesterov")
-    if optim.name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=True)
-    if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
-    return LARS(
-        groups,
-        lr=lr,
-        momentum=momentum,
-        nesterov=nesterov,
+    return make_optimizer(
+        optim.name,
+        param_groups(module, weight_decay=optim.weight_decay),
+        lr=optim.lr,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
         trust=optim.trust,
         formula=optim.formula,
     )
+
+
+def make_optimizer(
+    name: str,
+    groups: list[ParamGroup],
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    trust: float = 1e-3,
+    formula: str = "byol",
+) -> torch.optim.Optimizer:
+    """Return an optimizer: lars, sgd, adam or adamw.
+
+    Its learning rate is the base rate, for the caller to set at each step. All but lars are torch's
+    fused ones: while their attribute ``found_inf`` is a 0-d float32 of 1, a step changes nothing,
+    without waiting for the device.
+    """
+    if name in ("adam", "adamw"):
+        kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+        return kind(groups, lr=lr, fused=True)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    return LARS(groups, lr=lr, momentum=momentum, nesterov=nesterov, trust=trust, formula=formula)
 
 
 def state_shapes(
     optimizer: torch.optim.Optimizer, parameter: torch.Tensor
 ) -> dict[str, torch.Size]:
     """Return the names and shapes of the states that an optimizer keeps for a whole parameter."""
-    if isinstance(optimizer, torch.optim.AdamW):
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         shapes = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
         return {**shapes, "step": torch.Size()}
     return {"momentum_buffer": parameter.shape} if optimizer.defaults["momentum"] else {}

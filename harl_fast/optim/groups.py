@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,13 +11,17 @@ from torch.nn.modules.conv import _ConvNd
 ParamGroup = dict[str, Any]  # torch's own type: tensors, numbers, names
 
 
-def param_groups(module: nn.Module, *, weight_decay: float) -> list[ParamGroup]:
+def param_groups(
+    module: nn.Module, *, weight_decay: float, heads: Mapping[str, float] | None = None
+) -> list[ParamGroup]:
     """Return the trainable parameters of ``module`` as the groups "adapt" and "plain".
 
     adapt: weights of linear and convolution layers, which LARS adapts (``lars`` True) and which
     decay. plain: everything else, that is biases and the affine parts of norm layers (BYOL,
-    section 3.3). ``names`` holds each group's parameter names in order. A group without
-    parameters is left out.
+    section 3.3). heads: factors of the learning rate (``lr_mult``) by the names of classifiers,
+    such as "heads.0", each of which becomes two groups, weights that decay and biases: LARS adapts
+    neither (SimCLR, `lars_optimizer.py`). ``names`` holds each group's parameter names in order. A
+    group without parameters is left out.
     """
     adapt: ParamGroup = {"name": "adapt", "lars": True, "weight_decay": weight_decay}
     plain: ParamGroup = {"name": "plain", "lars": False, "weight_decay": 0.0}
@@ -24,8 +29,25 @@ def param_groups(module: nn.Module, *, weight_decay: float) -> list[ParamGroup]:
         id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear | _ConvNd)
     }
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    for group, chosen in ((adapt, True), (plain, False)):
-        members = [(name, p) for name, p in named if (id(p) in weights) is chosen]
-        group["params"] = [p for _, p in members]
-        group["names"] = [name for name, _ in members]
-    return [group for group in (adapt, plain) if group["params"]]
+    groups = []
+    for prefix, factor in (heads or {}).items():
+        part = [(name, p) for name, p in named if name.startswith(f"{prefix}.")]
+        named = [(name, p) for name, p in named if not name.startswith(f"{prefix}.")]
+        for group, chosen in ((adapt, True), (plain, False)):
+            own = {**group, "name": f"{prefix} {group['name']}", "lars": False, "lr_mult": factor}
+            groups.append(_filled(own, part, weights=weights, chosen=chosen))
+    body = [_filled(g, named, weights=weights, chosen=g["lars"]) for g in (adapt, plain)]
+    return [group for group in (*body, *groups) if group["params"]]
+
+
+def _filled(
+    group: ParamGroup,
+    named: list[tuple[str, nn.Parameter]],
+    *,
+    weights: set[int],
+    chosen: bool,
+) -> ParamGroup:
+    """Return the group with those parameters that are weights, or with the others."""
+    members = [(name, p) for name, p in named if (id(p) in weights) is chosen]
+    parts = {"params": [p for _, p in members], "names": [name for name, _ in members]}
+    return {**group, **parts}

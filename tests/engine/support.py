@@ -115,6 +115,7 @@ class FakeLoader:
     """Batches of noise that depend on (epoch, step, micro step) alone, without a container."""
 
     manifest: Any = SimpleNamespace(beton_sha256="0" * 64, count=BATCH * STEPS, store={})
+    count = BATCH * STEPS
     damage = SimpleNamespace(count=0)
     steps = STEPS
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from harl_fast.errors import ConfigError
+from harl_fast.eval import knn as knn_module
 from harl_fast.eval.features import FeatureSet
-from harl_fast.eval.knn import knn_accuracy
-from harl_fast.eval.metrics import Metrics, from_logits
+from harl_fast.eval.knn import _largest, knn, knn_accuracy, nearest
+from harl_fast.eval.metrics import Metrics, from_logits, scores
 
 
 def clusters(seed: int, *, rows: int, classes: int = 8, dim: int = 16) -> FeatureSet:
@@ -63,3 +65,42 @@ def test_collapsed_features_do_not_pass_for_an_accuracy() -> None:
     train = FeatureSet(torch.ones(80, 4), torch.arange(80) % 8)
     test = FeatureSet(torch.ones(40, 4), torch.arange(40) % 8)
     assert knn_accuracy(train, test, classes=8, k=80).top1 == 0.0
+
+
+def test_one_search_serves_every_k() -> None:
+    train, test = clusters(1, rows=500), clusters(2, rows=300)
+    found = knn(train, test, classes=8, ks=(10, 1, 200), temperature=0.2)
+    assert list(found) == [10, 1, 200]
+    for k, predicted in found.items():
+        expected = oracle(train, test, k=k, temperature=0.2)
+        got = scores(predicted, classes=8)
+        assert got["top1"].value == pytest.approx(expected.top1), k
+        assert got["top5"].value == pytest.approx(expected.top5), k
+        assert got["mean_per_class"].value == pytest.approx(expected.mean_per_class), k
+
+
+@pytest.mark.parametrize("block", [64, 700, 5000, 1 << 24])
+def test_blocks_of_any_size_find_the_same(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn_module, "BLOCK", block)
+    train, test = clusters(1, rows=533), clusters(2, rows=90)
+    values, index = nearest(train.features, test.features, k=30)
+    x, y = (d.features.double().numpy() for d in (train, test))
+    cosines = (y / np.linalg.norm(y, axis=1)[:, None]) @ (x / np.linalg.norm(x, axis=1)[:, None]).T
+    order = np.argsort(-cosines, axis=1)[:, :30]
+    assert np.array_equal(index.numpy(), order)
+    # A dot product of 16 float32 terms of length one in all.
+    np.testing.assert_allclose(values.numpy(), np.take_along_axis(cosines, order, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(("columns", "k"), [(1000, 3), (1007, 10), (4000, 200), (50, 50), (9, 1)])
+def test_the_largest_by_groups_are_the_largest(columns: int, k: int) -> None:
+    values = torch.randn(20, columns, generator=torch.Generator().manual_seed(columns))
+    got, index = _largest(values, k)
+    expected = values.topk(k, dim=1)
+    assert torch.equal(got, expected.values) and torch.equal(index, expected.indices)
+
+
+def test_more_neighbours_than_samples_are_refused() -> None:
+    train = clusters(1, rows=15)
+    with pytest.raises(ConfigError, match="--knn 20: the training set has 15 samples"):
+        knn(train, train, classes=8, ks=(10, 20))

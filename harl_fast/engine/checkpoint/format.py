@@ -26,6 +26,7 @@ from harl_fast.config import RunConfig
 from harl_fast.engine.provenance import code_version, first_reason
 from harl_fast.errors import CheckpointError
 from harl_fast.files import read_regular, replacing, sha256_file, write_json, write_text
+from harl_fast.finetuning import FinetuneConfig
 from harl_fast.host import utc_time
 from harl_fast.section import Section
 from harl_fast.tensorfile import open_tensors, writing
@@ -49,6 +50,9 @@ class Record(Section):
     skipped: int = 0
     """Steps of these whose gradients were not finite, so that nothing moved."""
     config: RunConfig
+    """Of a fine-tuning: what is known of the pretraining behind it, its network at least."""
+    finetune: FinetuneConfig | None = None
+    """What a fine-tuning's run was, see `harl_fast.finetuning`; None for pretraining."""
     engine: dict[str, Any]
     """The DeepSpeed file as settled for the run that wrote this."""
     ranks: int = Field(1, ge=1)
@@ -56,7 +60,7 @@ class Record(Section):
     loader: dict[str, int | str] = Field(default_factory=dict)
     """The loader's position and what it counts in."""
     data: dict[str, Any]
-    """The container's ``count`` and ``beton_sha256``."""
+    """The container's ``count`` and ``beton_sha256``; of a fine-tuning also its classes."""
     code: str
     """Version of harl_fast, and the git commit if there is one."""
     created: str

@@ -1,7 +1,8 @@
-"""What a checkpoint holds of a running pretraining: its record, and its state as named tensors."""
+"""What a checkpoint holds of a running training: its record, and its state as named tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,31 +11,28 @@ from torch import Tensor, nn
 from harl_fast.engine.checkpoint.format import Checkpoint, mismatch
 from harl_fast.engine.deepspeed import gather_rows, load_optimizer_state, optimizer_state
 from harl_fast.engine.resume import changed, recorded_engine
-from harl_fast.engine.state import TrainState
+from harl_fast.engine.state import LoopState
 from harl_fast.errors import CheckpointError
-from harl_fast.model.harl import HARL
 from harl_fast.optim.build import state_shapes
 
 
-def record_of(state: TrainState, *, step: int, skipped: int, run_id: str) -> dict[str, Any]:
+def record_of(state: LoopState, *, step: int, skipped: int, run_id: str) -> dict[str, Any]:
     """Return the fields of `format.Record` that are known after ``step`` steps."""
     epoch, epoch_step = divmod(step, state.schedule.steps_per_epoch)
-    manifest = state.loader.manifest
     return {
         "run_id": run_id,
         "step": step,
         "epoch": epoch,
         "epoch_step": epoch_step,
         "skipped": skipped,
-        "config": state.config,
+        **state.about,
         "engine": state.engine_config.record(),
         "ranks": state.machine.ranks,
         "loader": {**state.loader.state_dict(), "epoch": epoch, "step": epoch_step},
-        "data": {"count": manifest.count, "beton_sha256": manifest.beton_sha256},
     }
 
 
-def collect_state(state: TrainState) -> dict[str, Tensor]:
+def collect_state(state: LoopState) -> dict[str, Tensor]:
     """Return the whole state for a checkpoint; on ranks other than 0, nothing.
 
     All ranks must call it. Training is not touched, so it does not matter when it is called; the
@@ -60,7 +58,7 @@ def collect_state(state: TrainState) -> dict[str, Tensor]:
         return {}
     if len(by_rank) > 1:
         rows["statistics"] = by_rank
-    for prefix, network in (("online", state.harl), ("target", state.harl.target)):
+    for prefix, network in state.networks.items():
         found |= {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
     found |= _unpack(by_rank.mean(0), statistics)
     found |= {f"ranks.{name}": tensor for name, tensor in rows.items()}
@@ -69,11 +67,11 @@ def collect_state(state: TrainState) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
-def _statistics(state: TrainState) -> dict[str, Tensor]:
+def _statistics(state: LoopState) -> dict[str, Tensor]:
     """Return all running statistics by their names in a checkpoint."""
     return {
         f"{prefix}.{name}": buffer
-        for prefix, network in (("online", state.harl), ("target", state.harl.target))
+        for prefix, network in state.networks.items()
         for name, buffer in network.named_buffers()
         if buffer.is_floating_point()
     }
@@ -87,14 +85,13 @@ def _unpack(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def load_networks(harl: HARL, checkpoint: Checkpoint) -> None:
-    """Set online and target network from a checkpoint; do it before the engine exists.
+def load_networks(networks: Mapping[str, nn.Module], checkpoint: Checkpoint) -> None:
+    """Set networks, by their prefixes, from a checkpoint; do it before the engine exists.
 
     ZeRO then copies its fp32 shards from the right weights. Raises CheckpointError naming what
     differs if the checkpoint is of another model.
     """
-    modules: list[tuple[str, nn.Module]] = [("online", harl), ("target", harl.target)]
-    for prefix, module in modules:
+    for prefix, module in networks.items():
         try:
             module.load_state_dict(checkpoint.tensors(prefix))
         except RuntimeError as error:
@@ -104,7 +101,7 @@ def load_networks(harl: HARL, checkpoint: Checkpoint) -> None:
             ) from error
 
 
-def load_rest(state: TrainState, checkpoint: Checkpoint) -> None:
+def load_rest(state: LoopState, checkpoint: Checkpoint) -> None:
     """Set what `load_networks` leaves from a checkpoint, once the engine exists.
 
     That is the optimizer's state, the loss scale, and what each rank has for itself. Raises
@@ -142,7 +139,7 @@ def _check_shapes(
         )
 
 
-def _load_rank(state: TrainState, checkpoint: Checkpoint) -> None:
+def _load_rank(state: LoopState, checkpoint: Checkpoint) -> None:
     """Set a rank's generators and, on as many ranks as before, its own running statistics."""
     rank, rows = state.machine.rank, checkpoint.tensors("ranks")
     statistics, buffers = rows.get("statistics"), _statistics(state)
@@ -162,5 +159,7 @@ def _load_rank(state: TrainState, checkpoint: Checkpoint) -> None:
         ) from error
 
 
-def _names(state: TrainState) -> dict[nn.Parameter, str]:
-    return {parameter: name for name, parameter in state.harl.named_parameters()}
+def _names(state: LoopState) -> dict[nn.Parameter, str]:
+    """Return the trained parameters with their names."""
+    named = state.module.named_parameters()
+    return {parameter: name for name, parameter in named if parameter.requires_grad}

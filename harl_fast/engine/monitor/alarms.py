@@ -65,7 +65,7 @@ ALARMS = (
     ),
     Alarm(
         "collapse",
-        lambda r, s: r["z_std"] < 0.1,
+        lambda r, s: r.get("z_std", 1.0) < 0.1,
         "z_std is {z_std:.3f} (1 is spread out, 0 is one point for all images): the projections "
         "are collapsing. Lower optim.lr, raise target.tau_start, or use a larger batch",
     ),
@@ -78,14 +78,14 @@ ALARMS = (
     ),
     Alarm(
         "empty-mask",
-        lambda r, s: r["empty"] > 0.5,
+        lambda r, s: r.get("empty", 0.0) > 0.5,
         "{empty:.0%} of the pairs have no foreground in one of their views and only feed the "
         "whole-image term. Look at the masks (`make preview`), try another mask method, or raise "
         "the lower end of data.views.*.scale",
     ),
     Alarm(
         "full-mask",
-        lambda r, s: r["fg"] > 0.95,
+        lambda r, s: r.get("fg", 0.0) > 0.95,
         "the masks cover {fg:.0%} of the views, so foreground is the same as the whole image. Look "
         "at the masks (`make preview`) and try another mask method",
     ),

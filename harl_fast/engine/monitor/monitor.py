@@ -8,11 +8,11 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from harl_fast.config import RunConfig, dump_config
+from harl_fast.config import RunConfig
 from harl_fast.data.loader import decoding_threads
 from harl_fast.engine.deepspeed import gather_floats
 from harl_fast.engine.monitor.alarms import Supply
@@ -28,12 +28,13 @@ from harl_fast.engine.monitor.sink import RunInfo
 from harl_fast.engine.monitor.sinks import Sinks
 from harl_fast.engine.precision import AUTOCAST
 from harl_fast.engine.runfolder import RunFolder
-from harl_fast.engine.state import TrainState
-from harl_fast.engine.views import loader_colours, small_map_text
+from harl_fast.engine.state import LoopState, TrainState
+from harl_fast.engine.views import small_map_text
 from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
 from harl_fast.optim.lars import LARS
-from harl_fast.textfile import nodes
+from harl_fast.section import Section
+from harl_fast.textfile import dump_yaml, nodes
 
 
 class Sheet(Protocol):
@@ -54,40 +55,38 @@ class Monitor:
     """
 
     def __init__(
-        self,
-        state: TrainState,
-        meter: Meter,
-        folder: RunFolder,
-        *,
-        step: int = 0,
-        quiet: bool = False,
-        sheet: Sheet | None = None,
+        self, state: LoopState, meter: Meter, run: RunInfo, *, loader_colours: bool
     ) -> None:
-        """step: optimizer steps done before."""
-        run = _run_info(state, folder, step=step, quiet=quiet)
-        self.sinks = Sinks(run, silent=state.machine.rank > 0, supply=_supply(state))
-        self._state, self._meter, self._sheet = state, meter, sheet
+        """run: what sinks may know; its ``first_step`` steps were done before."""
+        self.sinks = Sinks(
+            run,
+            silent=state.machine.rank > 0,
+            supply=_supply(state, loader_colours=loader_colours),
+        )
+        self._state: LoopState = state
+        self._meter = meter
         self._norms = StepNorms(state.optimizer)
-        self._step = self._began = self._logged = step
+        self._step = self._began = self._logged = run.first_step
         self._train_s = 0.0
-        self._probe = self._open_probe()
         self._arm()
 
     def introduce(self) -> None:
         """Say what is about to run."""
         state, schedule = self._state, self._state.schedule
         self.sinks.info(
-            f"{self.sinks.run.folder.path}: {state.config.model.arch} on {state.device.type}, "
+            f"{self.sinks.run.folder.path}: {self._subject()} on {state.device.type}, "
             f"{state.engine_config.precision}, ZeRO stage {state.engine_config.stage}; "
-            f"{state.engine_config.batches}; {state.loader.manifest.count:,} images, "
+            f"{state.engine_config.batches}; {state.loader.count:,} images, "
             f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps, "
             f"peak lr {schedule.lr_peak:.4g}"
         )
-        if warning := small_map_text(state.config):
-            self.sinks.warn(warning)
         if self._began:
             self.sinks.info(f"resuming after step {self._began}")
         self.sinks.state("warming")
+
+    def _subject(self) -> str:
+        """Return what is trained, for the first line."""
+        return "training"
 
     def step(self, step: int, *, epoch: int) -> bool:
         """Tell that the ``step``-th step (from 1) of ``epoch`` (from 0) is done; all ranks must.
@@ -104,30 +103,18 @@ class Monitor:
         return due
 
     def epoch(self, done: int, *, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Probe and draw if ``done`` epochs make it due; all ranks must call it.
+        """Do what ``done`` epochs make due; all ranks must call it.
 
-        stopping: whether the run was asked to stop, which ends a probe early. A failure is told
-        and training goes on: no picture is worth a run.
+        stopping: whether the run was asked to stop.
         """
-        start, log = time.monotonic(), self._state.config.log
-        if log.probe_epochs and done % log.probe_epochs == 0:
-            with averaged_statistics(self._state.harl.backbone):
-                if self._probe is not None:
-                    self._guarded("online probe", lambda: self._run_probe(done, stopping))
-        drawing = log.sheet_epochs > 0 and done % log.sheet_epochs == 0 and not stopping()
-        if drawing and self._sheet is not None and self._state.machine.rank == 0:
-            self._guarded("contact sheet", lambda: self._draw(done))
-        took = time.monotonic() - start
-        self._train_s += took
-        self._meter.exclude(took)
 
     def _due(self, step: int) -> bool:
         """Return whether the ``step``-th step, from 1, is logged."""
-        every, epoch = self._state.config.log.every_steps, self._state.schedule.steps_per_epoch
-        return step % every == 0 or step % epoch == 0
+        every, schedule = self._state.log.every_steps, self._state.schedule
+        return step % every == 0 or step % schedule.steps_per_epoch == 0 or step == schedule.total
 
     def _arm(self) -> None:
-        self._state.harl.watched = self._norms.armed = self._due(self._step + 1)
+        self._state.module.watched = self._norms.armed = self._due(self._step + 1)
 
     def _log(self, epoch: int) -> None:
         step, schedule = self._step, self._state.schedule
@@ -137,7 +124,6 @@ class Monitor:
         elapsed = figures.pop("elapsed_s")
         self._train_s += elapsed
         per_step = self._train_s / (step - self._began)
-        settings = schedule.at(step - 1)
         host = self._host_figures(figures.pop("wait_s"), elapsed)
         for name in ("weight", "update"):  # squares, of a rank's shards under ZeRO
             if f"{name}_sq" in figures:
@@ -152,10 +138,7 @@ class Monitor:
             **figures,
             "skipped": round(figures["skipped"] * steps),
             **_range("trust", ratios),
-            "lr": settings.lr,
-            "tau": settings.tau,
-            "alpha": settings.alpha,
-            "beta": settings.beta,
+            **schedule.figures(step - 1),
             "img_s": steps * self.sinks.run.batch_global / elapsed,
             "step_s": elapsed / steps,
             **host,
@@ -187,6 +170,63 @@ class Monitor:
         adapted = {group["name"] for group in optimizer.param_groups if group["lars"]}
         found = [ratio for name, ratio in optimizer.ratios().items() if name in adapted]
         return torch.cat(found).tolist() if found else []
+
+
+class PretrainMonitor(Monitor):
+    """The same of a pretraining, with online probes and contact sheets between epochs."""
+
+    _state: TrainState
+
+    def __init__(
+        self,
+        state: TrainState,
+        meter: Meter,
+        folder: RunFolder,
+        *,
+        step: int = 0,
+        quiet: bool = False,
+        sheet: Sheet | None = None,
+    ) -> None:
+        """step: optimizer steps done before."""
+        method = {"epochs", "seed", "model", "loss", "target", "optim"}
+        run = run_info(
+            state,
+            folder,
+            step=step,
+            quiet=quiet,
+            config=state.config,
+            method=state.config.model_dump(include=method),
+        )
+        super().__init__(state, meter, run)
+        self._sheet = sheet
+        self._probe = self._open_probe()
+
+    def introduce(self) -> None:
+        """Say what is about to run."""
+        super().introduce()
+        if warning := small_map_text(self._state.config):
+            self.sinks.warn(warning)
+
+    def _subject(self) -> str:
+        return self._state.config.model.arch
+
+    def epoch(self, done: int, *, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Probe and draw if ``done`` epochs make it due; all ranks must call it.
+
+        stopping: whether the run was asked to stop, which ends a probe early. A failure is told
+        and training goes on: no picture is worth a run.
+        """
+        start, log = time.monotonic(), self._state.config.log
+        if log.probe_epochs and done % log.probe_epochs == 0:
+            with averaged_statistics(self._state.harl.backbone):
+                if self._probe is not None:
+                    self._guarded("online probe", lambda: self._run_probe(done, stopping))
+        drawing = log.sheet_epochs > 0 and done % log.sheet_epochs == 0 and not stopping()
+        if drawing and self._sheet is not None and self._state.machine.rank == 0:
+            self._guarded("contact sheet", lambda: self._draw(done))
+        took = time.monotonic() - start
+        self._train_s += took
+        self._meter.exclude(took)
 
     def _open_probe(self) -> Probe | None:
         """Return rank 0's probe if one is wanted; say so at the start if the data cannot serve."""
@@ -251,9 +291,17 @@ class Monitor:
             )
 
 
-def _run_info(state: TrainState, folder: RunFolder, *, step: int, quiet: bool) -> RunInfo:
-    config, engine = state.config, state.engine_config
-    method = config.model_dump(include={"epochs", "seed", "model", "loss", "target", "optim"})
+def run_info(
+    state: LoopState,
+    folder: RunFolder,
+    *,
+    step: int,
+    quiet: bool,
+    config: Section,
+    method: dict[str, Any],
+) -> RunInfo:
+    """Return what sinks may know of a run. method: settings that tell runs apart."""
+    engine = state.engine_config
     return RunInfo(
         folder,
         epochs=state.schedule.epochs,
@@ -262,7 +310,7 @@ def _run_info(state: TrainState, folder: RunFolder, *, step: int, quiet: bool) -
         batch_global=engine.batches.batch_global,
         quiet=quiet,
         texts={
-            "config/method": dump_config(config),
+            "config/method": dump_yaml(config.model_dump(mode="json")),
             "config/engine": json.dumps(engine.record(), indent=2),
         },
         hparams={
@@ -277,15 +325,15 @@ def _run_info(state: TrainState, folder: RunFolder, *, step: int, quiet: bool) -
     )
 
 
-def _supply(state: TrainState) -> Supply:
+def _supply(state: LoopState) -> Supply:
     """Return how this rank's images come."""
-    config, machine = state.config, state.machine
+    machine = state.machine
     return Supply(
-        batches_ahead=config.data.batches_ahead,
-        threads=decoding_threads(config.data.workers, ranks_here=machine.ranks_here),
+        batches_ahead=state.reading.batches_ahead,
+        threads=decoding_threads(state.reading.workers, ranks_here=machine.ranks_here),
         cores=max(1, usable_cores() // machine.ranks_here),
         store=str(state.loader.manifest.store.get("kind", "jpg")),
-        loader_colours=loader_colours(config, state.device),
+        loader_colours=state.photometric is None,
         on_gpu=state.device.type == "cuda",
     )
 

@@ -21,16 +21,29 @@ from harl_fast.files import LiveLine, format_seconds, to_stderr
 _PROGRESS_PERIOD_S = 0.5
 
 
+_SHOWN = {
+    "top1": ".1%",
+    "img_s": ".0f",
+    "wait_worst": ".1%",
+    "z_std": ".2f",
+    "fg": ".1%",
+    "empty": ".1%",
+    "lr": ".4g",
+    "tau": ".5f",
+}
+"""Figures of a log line after the loss, in this order, and how each is written."""
+
+
 def log_line(record: Figures, *, epochs: int) -> str:
     """Return a record as one line of ``key value`` pairs in fixed order."""
     terms = [f"{key[5:]} {value:.4f}" for key, value in record.items() if key.startswith("loss/")]
-    return (
-        f"epoch {record['epoch']:.0f}/{epochs} step {record['step']:.0f}  "
-        f"loss {record['loss']:.4f}{' (' + ' '.join(terms) + ')' if terms else ''}  "
-        f"img_s {record['img_s']:.0f}  wait {record['wait_worst']:.1%}  "
-        f"z_std {record['z_std']:.2f}  fg {record['fg']:.1%}  empty {record['empty']:.1%}  "
-        f"lr {record['lr']:.4g}  tau {record['tau']:.5f}  eta {format_seconds(record['eta_s'])}"
-    )
+    parts = [
+        f"epoch {record['epoch']:.0f}/{epochs} step {record['step']:.0f}",
+        f"loss {record['loss']:.4f}{' (' + ' '.join(terms) + ')' if terms else ''}",
+    ]
+    parts += [f"{key} {record[key]:{form}}" for key, form in _SHOWN.items() if key in record]
+    text = "  ".join([*parts, f"eta {format_seconds(record['eta_s'])}"])
+    return text.replace("wait_worst", "wait")
 
 
 class Console(Sink):
@@ -49,7 +62,7 @@ class Console(Sink):
         if not self.run.quiet:
             self.message(log_line(figures, epochs=self.run.epochs))
             return
-        means = {"loss", "img_s", "wait_worst", "fg", "empty"}
+        means = {"loss", "top1", "img_s", "wait_worst", "fg", "empty"}
         for key, value in figures.items():
             if key in means or key.startswith("loss/"):
                 self._sums[key] = self._sums.get(key, 0.0) + value * figures["steps"]

@@ -1,0 +1,333 @@
+"""Fine-tuning and linear evaluation from a command line's values to results and exit code."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from harl_fast.engine.config import EngineConfig, run_engine_file, settle, with_batch
+from harl_fast.engine.machine import Machine, check_machine
+from harl_fast.engine.runfolder import RunFolder, mark
+from harl_fast.engine.session import Job, note_beginning, serve
+from harl_fast.engine.stop import StopSignal
+from harl_fast.errors import ConfigError
+from harl_fast.files import to_stderr, write_json
+from harl_fast.finetuning import (
+    LINEAR_PRESETS,
+    FinetuneConfig,
+    change_finetuning,
+    load_finetuning,
+)
+
+if TYPE_CHECKING:
+    from harl_fast.engine.loop import Loop
+    from harl_fast.engine.supervised import TuneState
+
+Mode = Literal["train_then_eval", "train", "eval"]
+HEAD_LR_GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Factors of the linear protocol's learning rate, one head for each."""
+HOLD_OUT = 10_000
+"""Training images that choose among its heads (BYOL, appendix C.1: 10,009)."""
+
+
+def finetune(
+    *,
+    engine_file: Path,
+    engine_overrides: Sequence[str] = (),
+    preset: str | None,
+    flags: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    ckpt: Path | None,
+    data: Path,
+    run: Path,
+    resume: bool = False,
+    mode: Mode = "train_then_eval",
+    seeds: int = 1,
+    allow_change: Sequence[str] = (),
+    quiet: bool = False,
+    time_limit_s: float | None = None,
+    protocol: str = "",
+) -> int:
+    """Run one rank of a fine-tuning and return its exit code, see `Loop.run`.
+
+    See launch/finetune.py for the arguments. protocol: names results; by default the preset does.
+    With several seeds each has its run in a folder ``run/seed-N``, and ``run/seeds.json`` holds all results with mean and deviation; what is
+    finished is not repeated with ``resume``. Raises HarlError.
+    """
+    job = _Finetuning(
+        engine_file=engine_file,
+        engine_overrides=engine_overrides,
+        preset=preset,
+        flags=dict(flags),
+        overrides=overrides,
+        ckpt=ckpt,
+        data=data,
+        run=run,
+        resume=resume,
+        mode=mode,
+        allow_change=allow_change,
+        quiet=quiet,
+        time_limit_s=time_limit_s,
+        protocol=protocol,
+    )
+    if seeds == 1:
+        return serve(job, run=run, resume=job.resume)
+    return _several(job, seeds=seeds)
+
+
+def linear_protocol(
+    *,
+    preset: str,
+    ckpt: Path,
+    data: Path,
+    engine_file: Path,
+    engine_overrides: Sequence[str] = (),
+    run: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+    time_limit_s: float | None = None,
+) -> int:
+    """Run one rank of the ``imagenet`` linear protocol and return its exit code.
+
+    A frozen network, random crops and flips, and one head per factor of `HEAD_LR_GRID`, trained
+    side by side; the best on `HOLD_OUT` training images, a tenth at most, is reported. preset: one
+    of `finetuning.LINEAR_PRESETS`. run: where it trains, a folder inside the checkpoint's run by
+    default; one that is there already goes on. The result stands in ``run/eval/``.
+    """
+    if preset not in LINEAR_PRESETS:
+        raise ConfigError(f"--preset {preset!r} is none of {', '.join(LINEAR_PRESETS)}")
+    home = ckpt if ckpt.is_dir() else ckpt.parent
+    run = run or home / "linear" / f"{data.resolve().name}-{preset}"
+    grid = {"head_lr_grid": HEAD_LR_GRID, "hold_out": HOLD_OUT}
+    return finetune(
+        engine_file=engine_file,
+        engine_overrides=engine_overrides,
+        preset=LINEAR_PRESETS[preset],
+        flags={**grid, **(flags or {})},
+        ckpt=ckpt,
+        data=data,
+        run=run,
+        resume=RunFolder(run).config.exists(),
+        quiet=quiet,
+        time_limit_s=time_limit_s,
+        protocol="imagenet",
+    )
+
+
+@dataclass(kw_only=True)
+class _Finetuning(Job):
+    """The command line's values, and what becomes of them."""
+
+    engine_file: Path
+    engine_overrides: Sequence[str]
+    preset: str | None
+    flags: dict[str, Any]
+    overrides: Sequence[str]
+    ckpt: Path | None
+    data: Path
+    run: Path
+    resume: bool
+    mode: Mode
+    allow_change: Sequence[str]
+    quiet: bool
+    time_limit_s: float | None
+    protocol: str = ""
+    """What results are named after; left out, the preset."""
+    found: dict[str, float] = field(default_factory=dict)
+    """After an evaluation: its metrics in percent; on rank 0."""
+
+    source_option = "--ckpt"
+
+    def __post_init__(self) -> None:
+        self.resume = self.resume or self.mode == "eval"
+
+    def settle(self, machine: Machine) -> EngineConfig:
+        """Return the engine's configuration, with the global batch of the fine-tuning's."""
+        folder = RunFolder(self.run)
+        if not self.resume and self.ckpt is None:
+            raise ConfigError("--ckpt is missing: give a run folder or a file of weights")
+        if self.preset is not None or not self.resume or not folder.config.exists():
+            config = (
+                load_finetuning(self.preset, flags=self.flags, overrides=self.overrides)
+                if self.preset is not None
+                else change_finetuning(FinetuneConfig(), flags=self.flags, overrides=self.overrides)
+            )
+        else:
+            config = load_finetuning(str(folder.config), flags=self.flags, overrides=self.overrides)
+        self._config = config
+        own = folder.engine if self.resume else None
+        file, self._told = run_engine_file(
+            self.engine_file, own=own, overrides=self.engine_overrides, ranks=machine.ranks
+        )
+        check_machine(file.harl_fast, machine, source=str(self.engine_file))
+        file = with_batch(file, config.train_batch_size, ranks=machine.ranks)
+        return settle(file, ranks=machine.ranks, source=str(self.engine_file))
+
+    def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> int:
+        """Settle what the start does and open the data; return the steps done before."""
+        from harl_fast.engine.finetune_start import first_start, go_on, network_of, train_loader
+
+        common: dict[str, Any] = {
+            "data": self.data,
+            "needs_val": self.mode != "train",
+            "protocol": self.protocol or Path(self.preset or "finetune").stem,
+        }
+        if self.resume:
+            start = go_on(
+                folder,
+                self._config,
+                engine_config,
+                ckpt=self.ckpt,
+                allow_change=self.allow_change,
+                **common,
+            )
+        else:
+            assert self.ckpt is not None
+            start = first_start(folder, self._config, engine_config, ckpt=self.ckpt, **common)
+        start.notes.extend([self._told] if self._told else [])
+        self._start, self._classifier = start, network_of(start)
+        self._loader = train_loader(start, machine)
+        return start.step
+
+    def prepare(self, machine: Machine) -> TuneState:
+        """Build what the rank trains with, and note the start in the run folder."""
+        from harl_fast.engine.supervised import build
+        from harl_fast.eval.subsets import write_subset
+
+        start = self._start
+        state = build(
+            start.config,
+            start.engine_config,
+            machine,
+            loader=self._loader,
+            classifier=self._classifier,
+            facts=start.facts,
+            checkpoint=start.checkpoint,
+        )
+        if start.record is not None:
+            self._loader.load_state_dict(start.record.position)
+        if machine.rank == 0:
+            if start.config.subset and not start.folder.subset.exists():
+                import torch
+
+                ids = torch.from_numpy(start.data.subset)
+                write_subset(start.folder.subset, start.data.names, ids)
+            note_beginning(
+                start, start.facts, ranks=machine.ranks, manifest=self.data / "train.json"
+            )
+        return state
+
+    def loop(  # type: ignore[override]  # of what `prepare` returned
+        self, state: TuneState, *, stop: StopSignal, still_held: Callable[[], bool]
+    ) -> Loop:
+        """Return the training; in mode eval there is nothing left of it."""
+        from harl_fast.engine.loop import Loop
+        from harl_fast.engine.supervised import TuneMonitor, TuneStepper
+
+        start = self._start
+        self._total = state.schedule.total
+        if self.mode == "eval":
+            epochs = start.step // state.schedule.steps_per_epoch
+            schedule = replace(state.schedule, steps=start.step, epochs=epochs)
+            state = replace(state, schedule=schedule)
+        skipped = 0 if start.record is None else start.record.skipped
+        stepper = TuneStepper(state, step=start.step, skipped=skipped)
+        return Loop(
+            state,
+            start.folder,
+            stepper=stepper,
+            monitor=TuneMonitor(
+                state, stepper.meter, start.folder, step=start.step, quiet=self.quiet
+            ),
+            run_id=start.run_id,
+            time_limit_s=self.time_limit_s,
+            stop=stop,
+            still_held=still_held,
+        )
+
+    def after(self, loop: Loop) -> str:
+        """Evaluate; return why the run is not at its end, or an empty text."""
+        from harl_fast.engine.judge import (
+            JudgingStopped,
+            choose_head,
+            judge,
+            right_answers,
+            write_judgement,
+        )
+        from harl_fast.eval.metrics import scores
+
+        data, state = self._start.data, loop.state
+        if self.mode == "train" or data.val is None:
+            return ""
+        choice: dict[str, Any] = {}
+        trials: list[dict[str, Any]] = []
+
+        def stopping() -> bool:
+            return loop.stop.number > 0
+
+        try:
+            if len(data.held_out):
+                shares = right_answers(state, data.train, data.held_out, stopping=stopping)  # type: ignore[arg-type]
+                choice, trials = choose_head(state, shares, count=len(data.held_out))  # type: ignore[arg-type]
+            found = judge(state, data.val, head=choice.get("head", 0), stopping=stopping)  # type: ignore[arg-type]
+        except JudgingStopped:
+            return loop.stop.reason or "another rank's signal"
+        if state.machine.rank == 0:
+            write_judgement(
+                state,  # type: ignore[arg-type]
+                self._start.folder.path,
+                found,
+                container=data.val,
+                choice=choice,
+                trials=trials,
+            )
+            accuracies = scores(found[0], classes=len(self._start.facts["classes"]))
+            self.found = {name: score.value for name, score in accuracies.items()}
+        return "" if loop.stepper.step == self._total else "evaluated before its end"
+
+
+def _several(job: _Finetuning, *, seeds: int) -> int:
+    """Run the job once per seed, from its own on; write all results with mean and deviation."""
+    from harl_fast.engine.machine import this_machine
+
+    job.settle(this_machine())  # refuses settings before a first folder is made
+    first, results = job._config.seed, {}
+    for number in range(seeds):
+        seed = first + number
+        folder = RunFolder(job.run / f"seed-{seed}")
+        each = replace(
+            job,
+            run=folder.path,
+            flags={**job.flags, "seed": seed},
+            resume=job.resume and folder.config.exists(),
+            found={},
+        )
+        code = serve(each, run=folder.path, resume=each.resume, last=number == seeds - 1)
+        ended = folder.finished.is_file()
+        rank_0 = this_machine().rank == 0
+        if code or not ended:
+            if rank_0 and not code:
+                mark(RunFolder(job.run).preempted, step=number, reason=f"seed {seed} was stopped")
+            return code
+        results[seed] = each.found
+    if rank_0:
+        _write_seeds(job.run, results)
+        mark(RunFolder(job.run).finished, step=seeds, reason="done")
+    return 0
+
+
+def _write_seeds(run: Path, results: Mapping[int, Mapping[str, float]]) -> None:
+    names = list(next(iter(results.values())))
+    table = {name: [result[name] for result in results.values()] for name in names}
+    summary = {
+        name: {"mean": statistics.mean(values), "deviation": statistics.stdev(values)}
+        for name, values in table.items()
+    }
+    write_json(run / "seeds.json", {"seeds": list(results), "metrics": table, "summary": summary})
+    text = ", ".join(
+        f"{name} {each['mean']:.2f} +- {each['deviation']:.2f}" for name, each in summary.items()
+    )
+    to_stderr(f"{len(results)} seeds: {text}; all of them: {run / 'seeds.json'}")

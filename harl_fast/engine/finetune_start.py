@@ -1,0 +1,319 @@
+"""What a start of a fine-tuning is to do: its data, and its weights or the run that goes on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harl_fast.data.loader import BetonLoader
+from harl_fast.data.views.color_device import Colouring
+from harl_fast.data.views.crop import ViewGeometry
+from harl_fast.engine.checkpoint.format import (
+    Checkpoint,
+    Record,
+    is_before_the_first,
+    open_checkpoint,
+)
+from harl_fast.engine.config import EngineConfig
+from harl_fast.engine.labelled import TuneData, open_data
+from harl_fast.engine.machine import Machine
+from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
+from harl_fast.engine.provenance import new_run_id, read_provenance
+from harl_fast.engine.resume import (
+    Changes,
+    change_text,
+    check_identity,
+    recorded_engine,
+    refuse_changes,
+    settings,
+)
+from harl_fast.engine.runfolder import RunFolder
+from harl_fast.engine.supervised import classifier_of
+from harl_fast.errors import CheckpointError, ConfigError, nearest, shown
+from harl_fast.finetuning import FinetuneConfig, change_finetuning
+from harl_fast.model.classifier import Classifier
+
+GROUPS = ("backbone", "head_contrastive", "head_supervised")
+"""What names begin with that ``variable_schema`` is matched with."""
+
+
+@dataclass(frozen=True)
+class TuneStart:
+    """What is to be done."""
+
+    folder: RunFolder
+    config: FinetuneConfig
+    engine_config: EngineConfig
+    run_id: str
+    data: TuneData
+    facts: dict[str, Any]
+    """See `supervised.TuneState`."""
+    pretrained: Pretrained | None = None
+    """Where a new run's network is from."""
+    checkpoint: Checkpoint | None = None
+    """Of the run that goes on."""
+    init_from: Path | None = None
+    changes: Changes | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def record(self) -> Record | None:
+        """Of the checkpoint that the run goes on from."""
+        return None if self.checkpoint is None else self.checkpoint.record
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done before."""
+        return 0 if self.record is None else self.record.step
+
+
+def first_start(
+    folder: RunFolder,
+    config: FinetuneConfig,
+    engine_config: EngineConfig,
+    *,
+    ckpt: Path,
+    data: Path,
+    needs_val: bool,
+    protocol: str,
+    notes: Sequence[str] = (),
+) -> TuneStart:
+    """Return a start from step 0 with a checkpoint's network. Raises HarlError.
+
+    protocol: what results are to be named after.
+    """
+    pretrained = load_pretrained(
+        ckpt, mean=config.data.mean, std=config.data.std, size_px=config.image_size
+    )
+    layers = pretrained.model.projector_layers if pretrained.projector is not None else 0
+    if config.num_proj_layers not in (None, layers):
+        raise ConfigError(
+            f"num_proj_layers {config.num_proj_layers}: the projector of {ckpt} has {layers} "
+            f"layers; leave --num-proj-layers out, or give another checkpoint"
+        )
+    found = open_data(data, config, subset=config.subset, needs_val=needs_val)
+    told = [*notes]
+    if config.random:
+        pretrained = random_like(pretrained, seed=config.seed)
+        told.append(f"weights: {pretrained.receipt}")
+    else:
+        pretrained, text = apply_schema(pretrained, config.variable_schema, seed=config.seed)
+        told.append(text)
+    reading = config.data.model_copy(update={"mean": pretrained.mean, "std": pretrained.std})
+    config = config.model_copy(
+        update={
+            "num_proj_layers": layers,
+            "image_size": pretrained.size_px,
+            "model": pretrained.model,
+            "data": reading,
+        }
+    )
+    return TuneStart(
+        folder=folder,
+        config=config,
+        engine_config=engine_config,
+        run_id=read_provenance(folder.provenance).run_id or new_run_id(),
+        data=found,
+        facts={
+            **found.facts(),
+            "protocol": protocol,
+            "pretrained": checkpoint_facts(pretrained),
+        },
+        pretrained=pretrained,
+        init_from=ckpt,
+        notes=told,
+    )
+
+
+def checkpoint_facts(pretrained: Pretrained) -> dict[str, Any]:
+    """Return what a result says of the network behind it."""
+    run, _, step = pretrained.receipt.source.partition(" step ")
+    return {
+        "path": str(pretrained.source),
+        "run": run,
+        "step": int(step) if step.isdecimal() else None,
+        "weights_sha256": pretrained.weights_sha256,
+        "receipt": str(pretrained.receipt),
+    }
+
+
+@torch.no_grad()
+def apply_schema(pretrained: Pretrained, schema: str, *, seed: int) -> tuple[Pretrained, str]:
+    """Initialise anew what a ``variable_schema`` does not match, in place; say what was loaded.
+
+    Raises ConfigError for a text that is no regular expression, or that matches nothing.
+    """
+    try:
+        pattern = re.compile(schema)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(
+            f"variable_schema {shown(schema)} is no regular expression ({error}); such as "
+            f"(?!global_step|head) loads all but the heads"
+        ) from error
+    parts = {"backbone": pretrained.backbone.native}
+    fresh = random_like(pretrained, seed=seed)
+    new = {"backbone": fresh.backbone.native}
+    if pretrained.projector is not None and fresh.projector is not None:
+        parts["head_contrastive"], new["head_contrastive"] = (
+            pretrained.projector,
+            fresh.projector,
+        )
+    told, any_loaded = [], False
+    for group, module in parts.items():
+        other, loaded = new[group].state_dict(), 0
+        for name, tensor in module.state_dict().items():
+            if pattern.match(f"{group}.{name}"):
+                loaded += 1
+            else:
+                tensor.copy_(other[name])
+        any_loaded |= loaded > 0
+        told.append(f"{group} {loaded} loaded, {len(other) - loaded} excluded")
+    if not any_loaded:
+        near = nearest(re.sub(r"[^a-z_]", "", schema), GROUPS)
+        raise ConfigError(
+            f"variable_schema {shown(schema)} matches no name: they begin with "
+            f"{', '.join(f'{group}.' for group in GROUPS)}{near}"
+        )
+    told += [f"{group}: none in the file" for group in GROUPS if group not in parts]
+    return pretrained, f"variable schema {shown(schema)}: {'; '.join(told)}"
+
+
+def go_on(
+    folder: RunFolder,
+    config: FinetuneConfig,
+    engine_config: EngineConfig,
+    *,
+    ckpt: Path | None,
+    data: Path,
+    needs_val: bool,
+    protocol: str,
+    allow_change: Sequence[str],
+) -> TuneStart:
+    """Return the start of a run that goes on after its latest checkpoint, or begins again.
+
+    Raises HarlError if it would not go on as it began, or its files are damaged.
+    """
+    known = read_provenance(folder.provenance)
+    if is_before_the_first(folder.checkpoints):
+        source = ckpt or (Path(known.starts[0].init_from or "") if known.starts else None)
+        if source is None:
+            raise CheckpointError(f"{folder.path} has no checkpoint yet: give --ckpt again")
+        note = f"{folder.path} has no complete checkpoint yet: the run begins again"
+        return first_start(
+            folder,
+            config,
+            engine_config,
+            ckpt=source,
+            data=data,
+            needs_val=needs_val,
+            protocol=protocol,
+            notes=[note],
+        )
+    checkpoint = open_checkpoint(folder.checkpoints, verify=True)
+    check_identity(checkpoint, known.run_id)
+    record = checkpoint.record
+    if record.finetune is None:
+        raise CheckpointError(
+            f"{folder.path} holds a pretraining: continue that with launch/pretrain.py --resume, "
+            f"or fine-tune it with --ckpt {folder.path} and another --run"
+        )
+    before = record.finetune
+    config = _filled(config, before)
+    changes = refuse_changes(
+        settings(before, recorded_engine(checkpoint)),
+        settings(config, engine_config),
+        allowed=allow_change,
+        where=str(checkpoint.path),
+        free=("train_micro_batch_size_per_gpu",),
+    )
+    subset = folder.subset if folder.subset.exists() else config.subset
+    found = open_data(data, config, subset=subset, needs_val=needs_val)
+    _check_images(record.data, found.facts())
+    notes = [*checkpoint.notes]
+    if changes:
+        notes.append(f"changed after step {record.step}: {change_text(changes)}")
+    return TuneStart(
+        folder=folder,
+        config=config,
+        engine_config=engine_config,
+        run_id=known.run_id or record.run_id or new_run_id(),
+        data=found,
+        facts={
+            **found.facts(),
+            **{key: record.data[key] for key in ("protocol", "pretrained")},
+        },
+        checkpoint=checkpoint,
+        changes=changes,
+        notes=notes,
+    )
+
+
+def _filled(config: FinetuneConfig, before: FinetuneConfig) -> FinetuneConfig:
+    """Return a configuration with what a run's first start took from its checkpoint."""
+    keys = ("model", "image_size", "num_proj_layers")
+    flags = {key: getattr(before, key) for key in keys if getattr(config, key) is None}
+    if "model" in flags and flags["model"] is not None:
+        flags["model"] = flags["model"].model_dump(mode="json")
+    reading = config.data.model_dump(mode="json")
+    reading |= {key: getattr(before.data, key) for key in ("mean", "std") if reading[key] is None}
+    return change_finetuning(config, flags={**flags, "data": reading})
+
+
+def _check_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a run began with other training images or classes."""
+    for key, what in (
+        ("beton_sha256", "container"),
+        ("classes", "classes"),
+        ("ids_sha256", "subset"),
+    ):
+        if before.get(key) != now[key]:
+            raise ConfigError(
+                f"--resume: the training set's {what} differs from what the run began with. Give "
+                f"the folder of the old one, or start a new run with --ckpt"
+            )
+
+
+def network_of(start: TuneStart) -> Classifier:
+    """Return the classifier that a start trains, on the CPU. Raises ConfigError."""
+    pretrained = start.pretrained
+    return classifier_of(
+        start.config,
+        classes=len(start.data.manifest.classes),
+        backbone=None if pretrained is None else pretrained.backbone,
+        projector=None if pretrained is None else pretrained.projector,
+    )
+
+
+def train_loader(start: TuneStart, machine: Machine) -> BetonLoader:
+    """Return this rank's loader of the training images. Raises ConfigError or DataError."""
+    config, batches = start.config, start.engine_config.batches
+    view, reading = config.view(), config.data
+    assert reading.mean is not None and reading.std is not None and config.model is not None
+    geometry = ViewGeometry(
+        size_px=view.size_px, cells=1, scale=view.scale, ratio=view.ratio, flip_p=view.flip_p
+    )
+    colour = Colouring((view,), mean=reading.mean, std=reading.std)
+    return BetonLoader(
+        start.data.train,
+        views=[geometry],
+        batch_global=batches.batch_global,
+        batch_micro=batches.batch_micro,
+        rank=machine.rank,
+        world=machine.ranks,
+        seed=config.seed,
+        workers=reading.workers,
+        ranks_here=machine.ranks_here,
+        batches_ahead=reading.batches_ahead,
+        order=reading.order,
+        damaged=reading.damaged,
+        check=reading.check,
+        skip_broken=reading.skip_broken,
+        colour=colour if machine.device.type == "cpu" else None,
+        channels=config.model.in_channels,
+        ids=start.data.ids,
+    )

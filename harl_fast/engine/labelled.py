@@ -1,0 +1,127 @@
+"""The labelled images of a fine-tuning: which are trained on, held out, and judged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harl_fast.data.container.index import read_index
+from harl_fast.data.container.manifest import (
+    Manifest,
+    check_labelled,
+    containers_in,
+    find_container,
+    read_manifest,
+)
+from harl_fast.data.container.names import read_names
+from harl_fast.errors import DataError, shown
+from harl_fast.eval.subsets import choose
+from harl_fast.finetuning import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class TuneData:
+    """The images of a fine-tuning."""
+
+    folder: Path
+    val: Path | None
+    manifest: Manifest
+    train: Path
+    ids: Any
+    """(N,) int64 array of the samples trained on, ascending; None for all."""
+    subset: Any
+    """(S,) int64 array of the subset's samples, those held out too; None without one."""
+    held_out: Any
+    """(M,) int64 array of training samples that choose the head; empty without."""
+    names: list[str]
+    """Of all training samples, where a subset needs them; else empty."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint's record says of them."""
+        manifest, ids = self.manifest, self.ids
+        return {
+            "count": manifest.count,
+            "beton_sha256": manifest.beton_sha256,
+            "classes": list(manifest.classes),
+            "train_count": manifest.count if ids is None else len(ids),
+            "ids_sha256": "" if ids is None else hashlib.sha256(ids.tobytes()).hexdigest(),
+            "val_sha256": "" if self.val is None else read_manifest(self.val).beton_sha256,
+        }
+
+
+def open_data(
+    folder: Path, config: FinetuneConfig, *, subset: str | Path, needs_val: bool
+) -> TuneData:
+    """Return the images that a configuration asks for. Raises DataError.
+
+    subset: as in `eval.subsets.choose`; empty for all images.
+    """
+    train = find_container(folder, "train")
+    manifest = read_manifest(train)
+    check_labelled(train, manifest)
+    if len(manifest.classes) < 2:
+        raise DataError(
+            f"{train} has one class, {shown(manifest.classes[0])}, and there is nothing to tell "
+            f"apart: convert images of two classes or more"
+        )
+    val = None
+    if containers_in(folder, "val"):
+        val = find_container(folder, "val")
+        check_classes(folder, manifest, read_manifest(val))
+    elif needs_val:
+        raise DataError(
+            f"{folder} has no val.beton to judge the network on: nothing was held out. Write both "
+            f"with `make beton DATA=<images> VAL=5% OUT={folder}`, or give --mode train"
+        )
+    ids, drawn, held_out, names = None, None, np.empty(0, np.int64), list[str]()
+    if subset or config.hold_out:
+        index = read_index(train, manifest, sums=False, skip_broken=config.data.skip_broken)
+        names, labels = read_names(train), np.asarray(index.labels, np.int64)
+        if len(names) != len(labels):
+            raise DataError(
+                f"{train}: {len(names):,} names for {len(labels):,} samples, as some shards are "
+                f"left out: a subset needs all of them; bring them back or drop --subset"
+            )
+        ids = np.arange(len(names))
+        if subset:
+            seed = config.subset_seed
+            ids = choose(names, labels, manifest.classes, subset=subset, seed=seed).numpy()
+            drawn = ids
+        if config.hold_out:
+            held_out = _held_out(ids, names, labels, manifest, config)
+            ids = np.setdiff1d(ids, held_out)
+    return TuneData(folder, val, manifest, train, ids, drawn, held_out, names)
+
+
+def _held_out(
+    ids: Any, names: Sequence[str], labels: Any, manifest: Manifest, config: FinetuneConfig
+) -> Any:
+    """Return which of the ids choose the head: ``hold_out`` of them, at most a tenth."""
+    share = 100.0 * min(config.hold_out, len(ids) // 10) / len(ids)
+    if share == 0.0:
+        raise DataError(f"{len(ids)} training images are too few to hold a tenth out: use more")
+    chosen = choose(
+        [names[place] for place in ids],
+        labels[ids],
+        manifest.classes,
+        subset=f"{share:.9f}%",
+        seed=config.seed,
+    )
+    return ids[chosen.numpy()]
+
+
+def check_classes(folder: Path, train: Manifest, val: Manifest) -> None:
+    """Raise DataError unless both splits have the same classes in the same order."""
+    if train.classes == val.classes:
+        return
+    differing = sorted(set(train.classes) ^ set(val.classes)) or ["their order"]
+    raise DataError(
+        f"{folder}: train has {len(train.classes)} classes and val {len(val.classes)}; they "
+        f"differ in {', '.join(map(shown, differing[:5]))}. Give both splits the same class "
+        f"folders and run `make beton` again"
+    )

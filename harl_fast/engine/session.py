@@ -1,0 +1,206 @@
+"""One rank's way through a training, from opening the run folder to the exit code."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from harl_fast.engine.config import EngineConfig
+from harl_fast.engine.machine import Machine, leader_reports, this_machine
+from harl_fast.engine.provenance import note_start
+from harl_fast.engine.resume import Changes
+from harl_fast.engine.runfolder import RunFolder, begin, mark, open_run_folder, write_configs
+from harl_fast.engine.side import SideOutputs, required
+from harl_fast.engine.stop import Leaving, StopSignal
+from harl_fast.errors import CheckpointError, HarlError
+from harl_fast.files import to_stderr
+from harl_fast.lock import Lock, locked
+from harl_fast.section import Section
+from harl_fast.supervision import supervisors
+
+if TYPE_CHECKING:
+    from harl_fast.engine.loop import Loop
+    from harl_fast.engine.state import LoopState
+
+
+class Beginning(Protocol):
+    """What a start is to do, as far as the run folder is told of it."""
+
+    @property
+    def folder(self) -> RunFolder: ...
+    @property
+    def config(self) -> Section: ...
+    @property
+    def engine_config(self) -> EngineConfig: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def init_from(self) -> Path | None: ...
+    @property
+    def changes(self) -> Changes | None: ...
+    @property
+    def notes(self) -> list[str]: ...
+    @property
+    def step(self) -> int: ...
+
+
+class Job(ABC):
+    """What a kind of training brings to `serve`. Each method is called once, in this order."""
+
+    source_option = "--init-from"
+    """Names the weights of a new run."""
+
+    @abstractmethod
+    def settle(self, machine: Machine) -> EngineConfig:
+        """Return the engine's configuration. Raises HarlError; nothing may take long."""
+
+    @abstractmethod
+    def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> int:
+        """Settle what the start does, open the data, and return the steps done before.
+
+        Raises HarlError for whatever can be known before the ranks meet.
+        """
+
+    @abstractmethod
+    def prepare(self, machine: Machine) -> LoopState:
+        """Return what the rank trains with, and note the start in the run folder."""
+
+    @abstractmethod
+    def loop(self, state: LoopState, *, stop: StopSignal, still_held: Callable[[], bool]) -> Loop:
+        """Return the training, ready to run."""
+
+    def after(self, loop: Loop) -> str:
+        """Do what follows a training that came to its end; return why the run has not, or ""."""
+        return ""
+
+
+def serve(job: Job, *, run: Path, resume: bool, last: bool = True) -> int:
+    """Run one rank of a training and return its exit code, see `Loop.run`.
+
+    Configurations, data and folders are refused before the ranks meet. last: no other training
+    follows in this process. Raises HarlError.
+    """
+    watched = supervisors()
+    machine = this_machine()
+    with leader_reports(machine), StopSignal(supervisors=watched) as stop, ExitStack() as held:
+        folder = RunFolder(run)
+        engine_config = job.settle(machine)
+        open_run_folder(run, resume=resume, source=job.source_option)
+        lock = None
+        try:
+            stop.starting = True
+            lock = _take(folder, machine, engine_config, held)
+            # What was found may have changed until now.
+            open_run_folder(run, resume=resume, source=job.source_option)
+            step = job.decide(folder, engine_config, machine)
+            _meet(machine, engine_config, step=step, log=folder.deepspeed)
+            state = job.prepare(machine)
+            stop.starting = False
+        except Leaving:
+            if lock is not None:
+                _leave(folder, reason=stop.reason)
+            if machine.ranks > 1:
+                held.close()
+                os._exit(0)  # an orderly end would wait for ranks that may wait for this one
+            return 0
+        still_held = lock.still_held if lock is not None else lambda: True
+        loop = job.loop(state, stop=stop, still_held=still_held)
+        return _train(job, loop, folder, last=last)
+
+
+def _train(job: Job, loop: Loop, folder: RunFolder, *, last: bool) -> int:
+    """Train, and mark how that ended; return the exit code."""
+    from harl_fast.engine import deepspeed as ds
+    from harl_fast.engine.loop import INTERRUPTED
+
+    code, result = loop.run(), loop.result
+    assert result is not None
+    done, reason = result.done, result.reason
+    if code == 0 and done and (left := job.after(loop)):
+        done, reason = False, left
+    if last or not done:
+        ds.stop()
+    if loop.state.machine.rank == 0 and code in (0, INTERRUPTED):
+        marker = folder.finished if done else folder.preempted
+        mark(marker, step=result.step, reason=reason)
+    return code
+
+
+def _take(
+    folder: RunFolder, machine: Machine, engine_config: EngineConfig, held: ExitStack
+) -> Lock | None:
+    """Hold the run folder's lock until ``held`` is closed and return it; None but on rank 0.
+
+    Raises HarlError if another process holds it. Of several ranks the others hear of that when
+    they meet: not all launchers end them.
+    """
+    if machine.rank > 0:
+        return None
+    try:
+        return held.enter_context(locked(folder.lock, output=folder.path))
+    except HarlError as refusal:
+        if machine.ranks > 1:
+            _meet(machine, engine_config, refusal=refusal)
+        raise
+
+
+def _meet(
+    machine: Machine,
+    engine_config: EngineConfig,
+    *,
+    step: int = 0,
+    log: Path | None = None,
+    refusal: HarlError | None = None,
+) -> None:
+    """Join this rank to the others. Raises HarlError on all of them if one must not go on.
+
+    step: where this rank would start from. log: file for what DeepSpeed logs on rank 0.
+    """
+    from harl_fast.engine import deepspeed as ds
+
+    if not ds.started():
+        ds.start(machine, timeout_minutes=engine_config.file.harl_fast.timeout_minutes, log=log)
+    if ds.any_rank(refusal is not None):
+        raise refusal or CheckpointError("rank 0 cannot have the run folder; its message says why")
+    if ds.max_over_ranks(step) != -ds.max_over_ranks(-step):
+        raise CheckpointError(
+            f"the ranks found different checkpoints, this one of step {step}: another job or a "
+            f"slow file server changed the folder meanwhile. Start again"
+        )
+
+
+def note_beginning(start: Beginning, data: dict[str, Any], *, ranks: int, manifest: Path) -> None:
+    """Write what a start writes before its first step. Raises CheckpointError if it cannot be."""
+    folder = start.folder
+    for text in start.notes:
+        to_stderr(text)
+    with required(folder.path):
+        begin(folder, step=start.step)
+        note_start(
+            folder.provenance,
+            run_id=start.run_id,
+            manifest=manifest,
+            data=data,
+            step=start.step,
+            ranks=ranks,
+            source=start.init_from,
+            changes=start.changes,
+        )
+        write_configs(folder, start.config, start.engine_config)
+
+
+def _leave(folder: RunFolder, *, reason: str) -> None:
+    """Note that the start was given up."""
+    from harl_fast.engine.checkpoint.format import latest_step
+    from harl_fast.engine.monitor.runjson import RunJson
+    from harl_fast.engine.monitor.sink import RunInfo
+
+    step = latest_step(folder.checkpoints)
+    to_stderr(f"stopped by {reason} before the first step")
+    mark(folder.preempted, step=step, reason=reason)
+    status = RunJson(RunInfo(folder, first_step=step), SideOutputs(to_stderr))
+    status.state("preempted", reason)

@@ -1,0 +1,172 @@
+"""The folder of an exported encoder: what lies in it, and how it is read.
+
+``config.json`` in timm's schema with a section ``harl_fast`` of ours; ``model.safetensors`` under
+the names of torchvision or timm, with the classifier if there is one; ``projector.safetensors``.
+Hugging Face's hub and ``timm.create_model("local-dir:FOLDER", pretrained=True)`` take it as it is.
+Reading needs torch alone, so that `hubconf.py` works where little is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from harl_fast.config import LUMA_MEAN, LUMA_STD, RGB_MEAN, RGB_STD, ModelConfig
+from harl_fast.errors import CheckpointError, HarlError
+from harl_fast.model.backbone import Backbone
+from harl_fast.model.backbones import build_backbone
+from harl_fast.model.heads import LinearHeads, MLPHead
+from harl_fast.model.names import build_projector, listed
+from harl_fast.model.resnet import ARCHS
+from harl_fast.model.timm_network import PREFIX
+from harl_fast.model.weightfile import read_weights
+from harl_fast.textfile import read_json
+
+CONFIG, WEIGHTS, PROJECTOR, CARD = (
+    "config.json",
+    "model.safetensors",
+    "projector.safetensors",
+    "README.md",
+)
+FORMAT = 1
+MOST_BYTES = 1 << 24
+"""Largest config.json: it can hold the names of thousands of classes."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an exported folder holds."""
+
+    model: ModelConfig
+    backbone: Backbone
+    """In eval mode."""
+    projector: MLPHead | None
+    head: LinearHeads | None
+    """One linear classifier of the pooled features."""
+    classes: list[str]
+    """The classifier's, in its order."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size_px: int
+    source: str
+    """Where the weights are from: a run and its step."""
+    matched: int
+    """Tensors of the backbone; all of them."""
+    total: int
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether this is such a folder, ours or timm's own."""
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+def read_folder(path: Path) -> Exported:
+    """Return what a folder holds, on the CPU.
+
+    One that timm wrote serves too. Raises CheckpointError unless all of the backbone is there.
+    """
+    config = read_json(path / CONFIG, error=CheckpointError, most_bytes=MOST_BYTES)
+    try:
+        return _read(path, config)
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise CheckpointError(
+            f"{path / CONFIG} is no configuration of an exported encoder ({type(error).__name__}: "
+            f"{error!s:.120}): export it again by `make export`"
+        ) from error
+
+
+def _read(path: Path, config: Mapping[str, Any]) -> Exported:
+    ours = config.get("harl_fast")
+    if ours is not None and ours.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path / CONFIG}: format is {ours.get('format')!r}, this program reads {FORMAT}"
+        )
+    inputs = config["pretrained_cfg"]
+    channels, size_px = inputs.get("input_size", (3, 224, 224))[:2]
+    tree = ours["model"] if ours else _of_timm(config["architecture"], in_channels=channels)
+    model = ModelConfig.model_validate(tree)
+    backbone = build_backbone(model)
+    tensors, _ = read_weights(path / WEIGHTS)
+    matched, total = load_native(backbone, tensors, where=str(path / WEIGHTS), arch=model.arch)
+    projector = path / PROJECTOR
+    grey = channels == 1
+    return Exported(
+        model=model,
+        backbone=backbone.eval(),
+        projector=build_projector(read_weights(projector)[0]) if projector.exists() else None,
+        head=_head(tensors, backbone, classifier=str(inputs.get("classifier"))),
+        classes=[*map(str, config.get("label_names") or ())],
+        mean=tuple(inputs.get("mean", LUMA_MEAN if grey else RGB_MEAN)),
+        std=tuple(inputs.get("std", LUMA_STD if grey else RGB_STD)),
+        size_px=int(size_px),
+        source=str(ours["source"]) if ours else str(path),
+        matched=matched,
+        total=total,
+    )
+
+
+def load_native(
+    backbone: Backbone, tensors: Mapping[str, Tensor], *, where: str, arch: str
+) -> tuple[int, int]:
+    """Set a backbone's tensors by its library's names; return how many matched and there are.
+
+    Old files of torchvision lack counts of batches: those neither count nor move. Raises
+    CheckpointError unless all others match and are finite.
+    """
+    expected = backbone.native.state_dict()
+    weights = {
+        name: tensors[name]
+        for name, like in expected.items()
+        if name in tensors and tensors[name].shape == like.shape
+    }
+    missing = [name for name in expected if name not in weights]
+    needed = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if needed:
+        over = sorted(name for name in tensors if name not in weights)
+        other = next((name for name in needed if name in tensors), None)
+        shapes = (
+            f"; {other} is {tuple(tensors[other].shape)}, not {tuple(expected[other].shape)}"
+            if other
+            else ""
+        )
+        raise CheckpointError(
+            f"{where}: {len(weights)} of the {len(expected)} tensors of {arch} matched; missing: "
+            f"{listed(needed)}; left over: {listed(over)}{shapes}. All of the backbone must match: "
+            f"give model.arch, model.width, model.stem and model.in_channels as the file's network "
+            f"has them, or another file"
+        )
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{where}: {name} holds values that are not finite")
+    backbone.native.load_state_dict(weights, strict=False)
+    return len(weights), len(expected) - len(missing)
+
+
+def _of_timm(architecture: str, *, in_channels: int) -> dict[str, Any]:
+    """Return the keys of section ``model`` that timm's name of a network means."""
+    name = architecture.partition(".")[0]
+    return {"arch": name if name in ARCHS else f"{PREFIX}{name}", "in_channels": in_channels}
+
+
+def _head(
+    tensors: Mapping[str, Tensor], backbone: Backbone, *, classifier: str
+) -> LinearHeads | None:
+    weight, bias = (tensors.get(f"{classifier}.{kind}") for kind in ("weight", "bias"))
+    if weight is None or bias is None or weight.ndim != 2:
+        return None
+    if weight.shape[1] != backbone.out_channels:
+        raise HarlError(
+            f"the classifier takes {weight.shape[1]} features, the encoder has "
+            f"{backbone.out_channels}"
+        )
+    heads = LinearHeads(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        heads[0].weight.copy_(weight)
+        heads[0].bias.copy_(bias)
+    return heads.eval()

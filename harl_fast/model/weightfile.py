@@ -1,0 +1,87 @@
+"""Files of weights from other programs, read without running any code of theirs."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from harl_fast.errors import CheckpointError
+from harl_fast.files import open_regular
+from harl_fast.tensorfile import open_tensors
+
+TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
+_TENSORFLOW = {".h5", ".hdf5", ".keras", ".pb", ".index", ".meta"}
+_JAX = {".npz", ".npy", ".msgpack", ".pkl", ".pickle"}
+_DEEPEST = 8
+_REFUSED = re.compile(r"Unsupported (?:global|class|type)\S*:? ?(?:GLOBAL )?([\w.]+)")
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file's tensors by their dotted names, and a safetensors file's metadata.
+
+    path: ``.safetensors``, or one of `TORCH`, of which nested dictionaries are flattened. Raises
+    CheckpointError, for files of TensorFlow and JAX with the converters whose output is read.
+    """
+    refuse_other_frameworks(path)
+    if path.suffix == ".safetensors":
+        try:
+            with open_tensors(path) as stream:
+                names = list(stream.keys())
+                return {name: stream.get_tensor(name) for name in names}, stream.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error})") from error
+    if path.suffix not in TORCH:
+        raise CheckpointError(
+            f"{path} is no kind of file that is read: give a run, a step file, an exported folder, "
+            f"a .safetensors file, or one of torch ({', '.join(TORCH)})"
+        )
+    return dict(_flat(_read_torch(path))), {}
+
+
+def refuse_other_frameworks(path: Path) -> None:
+    """Raise CheckpointError for what TensorFlow or JAX wrote: a file, a prefix or a folder."""
+    inside = [*path.glob("*.index"), *path.glob("saved_model.pb")] if path.is_dir() else []
+    prefix = path.with_name(f"{path.name}.index")
+    if path.suffix in _TENSORFLOW | _JAX or ".data-0" in path.name or inside or prefix.exists():
+        raise CheckpointError(
+            f"{path} is of TensorFlow or JAX, which is not read here. Convert it: the files that "
+            f"tonylins/simclr-converter (SimCLR; give --mean 0,0,0 --std 1,1,1 with them) and "
+            f"ajtejankar/byol-convert (BYOL) write for PyTorch are read"
+        )
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        # Tensors and containers alone: unpickling anything else could run code.
+        with open_regular(path) as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())
+        if kind := _REFUSED.search(reason):
+            raise CheckpointError(
+                f"{path} cannot be read as plain weights: it holds an object of type {kind[1]}, "
+                f"and unpickling such a one could run code. Where you trust the file, save its "
+                f"state_dict() alone with the program that wrote it: safetensors.torch.save_file("
+                f"torch.load(FILE, weights_only=False)['state_dict'], 'encoder.safetensors')"
+            ) from error
+        raise CheckpointError(
+            f"{path} cannot be read as plain weights ({type(error).__name__}: {reason[:200]}). "
+            f"Save the network's state_dict() alone, best by safetensors.torch.save_file"
+        ) from error
+
+
+def _flat(content: object, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of nested dictionaries with their names joined by dots."""
+    if isinstance(content, Tensor):
+        yield prefix.removesuffix("."), content
+    elif isinstance(content, Mapping) and depth < _DEEPEST:
+        items: Mapping[Any, Any] = content
+        for name, value in items.items():
+            yield from _flat(value, f"{prefix}{name}.", depth + 1)

@@ -1,0 +1,140 @@
+"""Write an encoder for other programs: `python -m harl_fast.tools.export --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harl_fast.errors import ConfigError, OutputError, nearest, one_line
+from harl_fast.files import check_output, sync
+from harl_fast.options import per_channel, whole_number
+from harl_fast.program import run_main
+
+if TYPE_CHECKING:
+    from harl_fast.engine.networks import Pretrained
+    from harl_fast.tools.forms import Classifier
+
+TO = ("folder", "torchvision", "onnx", "detectron2")
+"""Of `forms.FORMS`, which needs torch."""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Return the command line's values."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harl_fast.tools.export",
+        description="Write a checkpoint's encoder into a new folder for other programs, and load "
+        "it back there where they are installed.",
+    )
+    add = parser.add_argument
+    add("--ckpt", type=Path, required=True, help="run, step file, or weights of another program")
+    add(
+        "--to",
+        choices=TO,
+        default=TO[0],
+        help="folder: Hugging Face's layout, for timm and torch.hub (default); torchvision: .pth "
+        "and .safetensors; onnx: pixels in [0, 1] to features; detectron2: .pkl and .yaml",
+    )
+    add("--out", type=Path, required=True, metavar="FOLDER", help="new or empty folder")
+    add("--head", type=Path, metavar="RESULT", help="result.json whose classifier is added")
+    for option in ("--mean", "--std"):
+        low = 0.0 if option == "--mean" else 0.01
+        add(option, type=per_channel(low, 1.0), metavar="R,G,B", help="instead of the checkpoint's")
+    add("--size-px", type=whole_number(8, 4096), metavar="N", help="instead of the checkpoint's")
+    return parser.parse_args(argv)
+
+
+def export_encoder(
+    ckpt: Path | str,
+    out: Path | str,
+    *,
+    to: str = "folder",
+    head: Path | str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size_px: int | None = None,
+) -> str:
+    """Write an encoder in a new folder, load it back, and return what was written and seen.
+
+    ckpt, mean, std, size_px: as for `load_pretrained`. to: "folder" (Hugging Face's layout),
+    "torchvision" (``model.pth``, ``model.safetensors``), "onnx" (``model.onnx``) or "detectron2"
+    (``model.pkl``, ``model.yaml``). head: the ``result.json`` of an evaluation of these weights,
+    whose linear classifier is added. Raises HarlError or OSError; nothing is left then.
+    """
+    from harl_fast.engine.networks import load_pretrained
+    from harl_fast.tools.forms import FORMS
+
+    if to not in FORMS:
+        raise ConfigError(f"TO={to} is none of {', '.join(FORMS)}{nearest(to, FORMS)}")
+    check_out(Path(out), option="OUT")
+    pretrained = load_pretrained(Path(ckpt), mean=mean, std=std, size_px=size_px)
+    FORMS[to].refuse(pretrained.model)
+    classifier = None if head is None else _classifier(Path(head), pretrained)
+    return write(pretrained, Path(out), to=to, head=classifier)
+
+
+def check_out(out: Path, *, option: str) -> None:
+    """Raise OutputError unless ``out`` can be made, or is an empty folder."""
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputError(f"{option} {out} is not empty: give a new folder, or delete that one")
+    check_output(out, option=option, folder=True)
+
+
+def write(pretrained: Pretrained, out: Path, *, to: str, head: Classifier | None = None) -> str:
+    """Write one form into a new folder, load it back, and return what was written and seen.
+
+    The folder appears whole or not at all. Raises HarlError or OSError.
+    """
+    from harl_fast.tools.forms import FORMS
+
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        FORMS[to].write(temporary, pretrained, head)
+        seen = FORMS[to].check(temporary, pretrained, head)
+        for path in temporary.iterdir():
+            sync(path)
+        os.replace(temporary, out)
+        sync(out.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6
+    return f"{out}: {to} of {pretrained.model.arch}, {size_mb:.1f} MB; {seen}"
+
+
+def _classifier(path: Path, pretrained: Pretrained) -> Classifier:
+    """Return the linear head of a result; ConfigError unless it is of these weights."""
+    from harl_fast.eval.results import read_result
+    from harl_fast.tools.forms import Classifier
+
+    result = read_result(path)
+    if result.head is None:
+        raise ConfigError(f"HEAD {path} has no head.safetensors beside it: evaluate again")
+    if result.checkpoint.get("weights_sha256") != pretrained.weights_sha256:
+        raise ConfigError(
+            f"HEAD {path} was trained on the features of "
+            f"{result.checkpoint.get('receipt', 'other weights')}, not on those of "
+            f"{pretrained.receipt}: give a result of this checkpoint"
+        )
+    width, features = result.head.weight.shape[1], pretrained.backbone.out_channels
+    if width != features:
+        raise ConfigError(
+            f"HEAD {path} takes {width} features, the encoder has {features}: give a head that "
+            f"stands on the backbone itself (--ft-proj-selector 0)"
+        )
+    return Classifier(result.head.weight, result.head.bias, [*result.data["classes"]])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and export; return the exit code."""
+    args = vars(parse(argv))
+    # Torch takes seconds, which --help and usage errors need not wait for.
+    print(one_line(export_encoder(args.pop("ckpt"), args.pop("out"), **args)))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

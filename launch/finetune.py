@@ -1,0 +1,80 @@
+"""Fine-tune a pretrained network with labels: `deepspeed launch/finetune.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from harl_fast.engine.stop import parse_duration
+from harl_fast.finetuning import flag_keys, flag_value, is_switch, normalised, presets
+from harl_fast.options import checked, whole_number
+from harl_fast.program import run_main
+
+EXAMPLES = """\
+examples:
+  python launch/finetune.py --deepspeed_config ds_configs/cpu.json --preset semi-10pct \\
+      --ckpt runs/x --data data/caltech101 --subset 10% --train-batch-size 64 --run runs/x-10
+  deepspeed launch/finetune.py --deepspeed_config ds_configs/a100x8.json --preset full ...
+  ... --run runs/x-10 --resume                       continue after a stop
+  ... --fine_tune_after_block=4 --zero_init_logits_layer=True     SimCLR's spelling works, too
+"""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Return the command line's values."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,  # launch/guard.py looks for --run
+        description="Fine-tune a pretrained network, or train heads on it, and evaluate it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--deepspeed_config", type=Path, required=True, metavar="JSON", help="engine file")
+    add("--engine-set", action="append", default=[], metavar="KEY=VALUE", help="override in it")
+    add("--preset", metavar="NAME|YAML", help=f"{', '.join(presets())}, or a file")
+    add("--ckpt", "--checkpoint", type=Path, help="pretrained network: run folder or file")
+    about = "holds containers of train and val"
+    add("--data", "--data-dir", type=Path, required=True, metavar="FOLDER", help=about)
+    about = "where all output goes"
+    add("--run", "--model-dir", type=Path, required=True, metavar="FOLDER", help=about)
+    add("--resume", action="store_true", help="continue the run in --run")
+    add("--mode", choices=["train_then_eval", "train", "eval"], default="train_then_eval")
+    add("--train-mode", choices=["finetune"], default="finetune", help=argparse.SUPPRESS)
+    about = "repeat with N seeds and report mean and deviation"
+    add("--seeds", type=whole_number(1, 1000), default=1, metavar="N", help=about)
+    for key, text in flag_keys().items():
+        flag, value = f"--{key.replace('_', '-')}", checked(lambda t, k=key: flag_value(k, t))
+        switch = {"nargs": "?", "const": True} if is_switch(key) else {}
+        text = text.replace("%", "%%")
+        add(flag, dest=f"flag:{key}", type=value, metavar="V", help=text, **switch)
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key")
+    text = "let --resume continue with another value of it (repeatable)"
+    add("--allow-change", action="append", default=[], metavar="KEY", help=text)
+    add("--quiet", action="store_true", help="print warnings and one line per epoch only")
+    text = "save and end with exit code 0 before this process is so old"
+    add("--time-limit", type=checked(parse_duration), metavar="HH:MM:SS|MINUTES", help=text)
+    add("--local_rank", type=whole_number(-1, 10**6), default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(normalised(sys.argv[1:] if argv is None else argv))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and train; return the exit code."""
+    args = vars(parse(argv))
+    flags = {key: args[f"flag:{key}"] for key in flag_keys()}
+    # Imported late: torch and FFCV take seconds, which --help and usage errors need not wait for.
+    from harl_fast.engine.finetune import finetune
+
+    return finetune(
+        engine_file=args["deepspeed_config"],
+        engine_overrides=args["engine_set"],
+        flags={key: value for key, value in flags.items() if value is not None},
+        overrides=args["set"],
+        time_limit_s=args["time_limit"],
+        **{k: args[k] for k in ("preset", "ckpt", "data", "run", "resume", "mode", "seeds")},
+        **{k: args[k] for k in ("allow_change", "quiet")},
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
