@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,15 @@ from torch.nn import functional
 
 from harl_fast.errors import DataError
 from harl_fast.eval.features import FeatureSet
-from harl_fast.eval.metrics import Metrics, from_logits, outranked
+from harl_fast.eval.metrics import Metrics, Predictions, from_logits, outranked, predictions
+from harl_fast.eval.results import Head
 from harl_fast.files import Progress
 from harl_fast.rng import ORDER, permutation, uniforms
 
-LRS = (0.003, 0.01, 0.03, 0.1, 0.3)
+LRS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
 MOMENTUM = 0.9
+_ROWS = 1 << 13
 HELD_OUT = 0.1
 """Share of each class's training samples that chooses the setting."""
 
@@ -53,6 +56,30 @@ class LinearResult:
     trials: tuple[Trial, ...]
     lr_at_edge: bool
     """The chosen rate is the grid's lowest or highest: a wider grid might do better."""
+    head: Head = field(compare=False, repr=False)
+    """The chosen head, of features as they are: standardisation is folded in. On the CPU."""
+    predictions: Predictions = field(compare=False, repr=False)
+    """Of the test set."""
+
+    def record(self) -> dict[str, Any]:
+        """Return accuracies, choice and trials as plain values."""
+        return {"metrics": asdict(self.metrics), **self.choice(), "trials": self.trial_records()}
+
+    def trial_records(self) -> list[dict[str, Any]]:
+        """Return the trials as plain values."""
+        return [asdict(trial) for trial in self.trials]
+
+    def choice(self) -> dict[str, Any]:
+        """Return the chosen setting."""
+        return {"lr": self.lr, "weight_decay": self.weight_decay, "lr_at_edge": self.lr_at_edge}
+
+    def explain(self) -> str:
+        """Return the choice in words."""
+        edge = " (the grid's edge: a wider grid may do better)" if self.lr_at_edge else ""
+        return (
+            f"linear head with lr {self.lr}, weight decay {self.weight_decay}, chosen on held-out "
+            f"training images{edge}"
+        )
 
 
 @dataclass(frozen=True)
@@ -78,6 +105,15 @@ class Standardiser:
     def __call__(self, features: Tensor) -> Tensor:
         """Return (..., D) features with the fitted set's mean 0 and deviation 1."""
         return (features - self.mean) * self.scale
+
+    def folded(self, head: Head) -> Head:
+        """Return the head of plain features that equals one of standardised features, on the CPU.
+
+        Computed in float64: shifts can be large beside deviations.
+        """
+        weight, bias, mean = (t.double().cpu() for t in (head.weight, head.bias, self.mean))
+        weight = weight * self.scale.double().cpu()
+        return Head(weight.float(), (bias - weight @ mean).float())
 
 
 @dataclass(frozen=True)
@@ -130,15 +166,24 @@ def linear_probe(
         best = max(trials, key=lambda trial: (trial.top1, -trial.nll))
         chosen = [(best.lr, best.weight_decay)]
         shift, heads = _train(train, every, grid=chosen, recipe=recipe, progress=progress)
-    rows = test.features.split(batch)
-    logits = torch.cat([heads(shift(part.to(recipe.device)))[:, 0].cpu() for part in rows])
+    head = Head(heads.weight[:, 0].T, heads.bias[0])
+    logits = scores_of(head, test.features, shift=shift, device=recipe.device)
     return LinearResult(
         metrics=from_logits(logits, test.labels, classes=classes),
         lr=best.lr,
         weight_decay=best.weight_decay,
         trials=tuple(trials),
         lr_at_edge=len(set(lrs)) > 1 and best.lr in (min(lrs), max(lrs)),
+        head=shift.folded(head),
+        predictions=predictions(logits, test.labels),
     )
+
+
+def scores_of(
+    head: Head, features: Tensor, *, shift: Standardiser, device: torch.device
+) -> Tensor:
+    """Return the (N, K) scores of (N, D) features by a head of standardised ones, on the CPU."""
+    return torch.cat([head(shift(part.to(device))).cpu() for part in features.split(_ROWS)])
 
 
 def stratified_split(labels: Tensor, *, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harl_fast.data.container.manifest import (
     check_labelled,
@@ -17,29 +18,53 @@ from harl_fast.data.container.manifest import (
     find_container,
     read_manifest,
 )
+from harl_fast.data.container.names import read_names
 from harl_fast.data.loader import EvalLoader
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.errors import DataError
+from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.features import FeatureSet, extract
-from harl_fast.eval.knn import knn_accuracy
+from harl_fast.eval.knn import HEADLINE, TEMPERATURE, check_neighbours, knn, knn_accuracy
 from harl_fast.eval.linear import LinearResult, linear_probe
-from harl_fast.eval.metrics import Metrics
+from harl_fast.eval.logistic import LogisticResult, logistic_probe
+from harl_fast.eval.metrics import Metrics, Predictions
+from harl_fast.eval.subsets import choose
+
+PROTOCOLS = ("cached", "logreg")
+CROP = 0.875
+"""Side of the central square that is seen, as a share of the shorter side of the picture."""
+MEAN_PER_CLASS = ("pets", "flowers102", "aircraft", "caltech101")
+"""Data sets whose published results are means over classes; all others' are top-1."""
+OFFICIAL = (
+    "cifar10", "cifar100", "stl10", "svhn", "food101", "dtd", "cars", "gtsrb", "pcam",
+    "imagenette", "pets", "flowers102", "aircraft",
+)  # fmt: skip
+"""Data sets that come with a split into training and test images."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What one frozen encoder reaches on the validation split."""
 
-    linear: LinearResult
+    linear: LinearResult | LogisticResult
     knn: Metrics
+    """Of `HEADLINE` neighbours, or of all training samples if those are fewer."""
     train_count: int
     """Training samples behind both."""
     feature_dim: int
     seconds: float
+    neighbours: dict[int, Predictions] = field(default_factory=dict, compare=False, repr=False)
+    """What k-NN predicts, for each k that was asked for."""
 
     def record(self) -> dict[str, Any]:
         """Return the same as plain values, for JSON."""
-        return asdict(self)
+        return {
+            "linear": self.linear.record(),
+            "knn": asdict(self.knn),
+            "train_count": self.train_count,
+            "feature_dim": self.feature_dim,
+            "seconds": self.seconds,
+        }
 
 
 class Evaluator:
@@ -55,11 +80,17 @@ class Evaluator:
         device: torch.device,
         batch: int = 256,
         workers: int = 0,
+        crop: float = CROP,
+        subset: str | Path | None = None,
+        subset_seed: int = 0,
+        cache: FeatureCache | None = None,
     ) -> None:
         """Open both splits' containers; DataError without labels or with other classes.
 
-        size_px: side of the central square that the encoder sees. mean, std: the normalisation it
-        was trained with, one value per channel of its images.
+        size_px: side of the central square that the encoder sees, ``crop`` of the shorter side of
+        a picture. mean, std: the normalisation it was trained with, one value per channel of its
+        images. subset: of the training samples, see `subsets.choose`. cache: where features are
+        kept.
         """
         train_set = find_container(Path(folder), "train")
         check_labelled(train_set, read_manifest(train_set))
@@ -68,12 +99,11 @@ class Evaluator:
                 f"{folder} has no val.beton to judge features on: nothing was held out. Write both "
                 f"with `make beton DATA=<images> VAL=5% OUT={folder}`"
             )
-        containers = {"train": train_set, "val": find_container(Path(folder), "val")}
+        self._containers = {"train": train_set, "val": find_container(Path(folder), "val")}
+        reading = {"size_px": size_px, "batch": batch, "workers": workers, "centre": crop}
         self._loaders = {
-            split: EvalLoader(
-                beton, size_px=size_px, batch=batch, workers=workers, channels=len(mean)
-            )
-            for split, beton in containers.items()
+            split: EvalLoader(beton, channels=len(mean), **reading)
+            for split, beton in self._containers.items()
         }
         train, val = (loader.manifest.classes for loader in self._loaders.values())
         if train != val:
@@ -83,10 +113,34 @@ class Evaluator:
                 f"differ in {', '.join(differing[:5])}. Give both splits the same class folders "
                 f"and run `make beton` again."
             )
+        if len(train) < 2:
+            raise DataError(
+                f"{folder} has one class, {train[0]}: there is nothing to tell apart. Convert "
+                f"images of two classes or more"
+            )
         self.classes = len(train)
-        self._folder, self._device = folder, device
+        self.subset: Tensor | None = None
+        """Ids of the training samples that are used, ascending; None: all."""
+        if subset is not None:
+            labels = self._loaders["train"].labels
+            names = read_names(train_set)
+            self.subset = choose(names, labels, train, subset=subset, seed=subset_seed)
+            self._some = EvalLoader(
+                train_set, ids=self.subset.numpy(), channels=len(mean), **reading
+            )
+        self._folder, self._device, self._cache = folder, device, cache
         self._settings = {"size_px": size_px, "batch": batch, "mean": mean, "std": std}
+        self._crop, self._subset = crop, subset
         self._prepare = Photometric((), mean=mean, std=std, seed=0).to(device).plain
+
+    @property
+    def train_count(self) -> int:
+        """Training samples that are used."""
+        return len(self._loaders["train"] if self.subset is None else self.subset)
+
+    def check_neighbours(self, ks: Sequence[int]) -> None:
+        """Raise ConfigError for a k above the number of training samples."""
+        check_neighbours(ks, samples=self.train_count)
 
     def __call__(
         self,
@@ -96,45 +150,108 @@ class Evaluator:
         seed: int = 0,
         autocast: torch.dtype | None = None,
         label: str = "",
+        protocol: str = "cached",
+        ks: Sequence[int] = (),
+        temperature: float = TEMPERATURE,
+        weights_sha256: str | None = None,
     ) -> Evaluation:
         """Return the accuracies of one encoder, (B, C, S, S) to (B, D, h, w), on the device.
 
         epochs: passes of the linear heads over the features. label: name on the progress lines.
+        protocol: one of `PROTOCOLS`. ks, temperature: see `knn.knn`. weights_sha256: which encoder
+        it is; without it features are not kept.
         """
         start = time.monotonic()
         encoder = encoder.to(self._device)
         train, val = (
-            self._features(encoder, split, autocast=autocast, label=label)
+            self._features(encoder, split, autocast=autocast, label=label, weights=weights_sha256)
             for split in ("train", "val")
         )
-        knn = knn_accuracy(train, val, classes=self.classes, device=self._device)
-        linear = linear_probe(
-            train, val, classes=self.classes, epochs=epochs, seed=seed, device=self._device
-        )
+        among = {"classes": self.classes, "device": self._device}
+        found = knn(train, val, ks=ks, temperature=temperature, **among) if ks else {}
+        nearby = knn_accuracy(train, val, k=HEADLINE, temperature=temperature, **among)
+        linear: LinearResult | LogisticResult
+        if protocol == "logreg":
+            linear = logistic_probe(train, val, seed=seed, **among)
+        else:
+            linear = linear_probe(train, val, epochs=epochs, seed=seed, **among)
         return Evaluation(
             linear=linear,
-            knn=knn,
+            knn=nearby,
             train_count=train.labels.shape[0],
             feature_dim=train.features.shape[1],
             seconds=time.monotonic() - start,
+            neighbours=found,
         )
 
     def _features(
-        self, encoder: nn.Module, split: str, *, autocast: torch.dtype | None, label: str
+        self,
+        encoder: nn.Module,
+        split: str,
+        *,
+        autocast: torch.dtype | None,
+        label: str,
+        weights: str | None,
     ) -> FeatureSet:
-        return extract(
-            encoder,
-            self._loaders[split],
-            prepare=self._prepare,
-            device=self._device,
-            autocast=autocast,
-            label=f"{label} {split} features".strip(),
-        )
+        ids = self.subset if split == "train" else None
+        loader = self._loaders[split] if ids is None else self._some
+
+        def make() -> FeatureSet:
+            return extract(
+                encoder,
+                loader,
+                prepare=self._prepare,
+                device=self._device,
+                autocast=autocast,
+                label=f"{label} {split} features".strip(),
+            )
+
+        if self._cache is None or weights is None:
+            return make()
+        facts = {
+            "weights": weights,
+            "container": loader.manifest.beton_sha256,
+            "precision": str(autocast or torch.float32).removeprefix("torch."),
+            "device": self._device.type,
+            "crop": self._crop,
+            "samples": "all",
+            **{name: self._settings[name] for name in ("size_px", "mean", "std")},
+        }
+        name = f"{label} {split}".strip().replace(" ", "-")
+        if ids is not None:
+            if self._cache.path(facts, name=name).exists():
+                whole = self._cache.get(facts, lambda: self._all(make), name=name)
+                return FeatureSet(whole.features[ids], whole.labels[ids])
+            facts["samples"] = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+        return self._cache.get(facts, make, name=name)
 
     def data_facts(self) -> dict[str, str]:
         """Return which containers both splits are."""
         digests = {name: each.manifest.beton_sha256 for name, each in self._loaders.items()}
         return {"folder": str(self._folder.resolve()), **digests}
+
+    def data_record(self) -> dict[str, Any]:
+        """Return what a result says of its data, see `results.Result`."""
+        train, val = (loader.manifest for loader in self._loaders.values())
+        return {
+            "name": self._folder.resolve().name,
+            "classes": train.classes,
+            "train_sha256": train.beton_sha256,
+            "val_sha256": val.beton_sha256,
+            "train_count": self.train_count,
+            "val_count": val.count,
+            "split": "official" if train.source in OFFICIAL else "own split",
+            "subset": None if self._subset is None else str(self._subset),
+        }
+
+    def headline(self) -> str:
+        """Return which metric to quote of this data set."""
+        source = self._loaders["train"].manifest.source
+        return "mean_per_class" if source in MEAN_PER_CLASS else "top1"
+
+    def names(self, split: str) -> list[str]:
+        """Return the names of a split's samples, in the order of their ids."""
+        return read_names(self._containers[split])
 
     def settings(self) -> dict[str, Any]:
         """Return what an evaluation depends on beside data and encoder, and the device's type."""
@@ -156,10 +273,7 @@ def table(results: Mapping[str, Evaluation], *, chance: float) -> str:
             )
     lines.append(f"{'(largest class always)':<21} {chance:7.2f}")
     for name, result in results.items():
-        choice = f"{name}: linear head with lr {result.linear.lr}, "
-        choice += f"weight decay {result.linear.weight_decay}, chosen on held-out training images"
-        edge = " (the grid's edge: a wider grid may do better)" if result.linear.lr_at_edge else ""
-        lines.append(choice + edge)
+        lines.append(f"{name}: {result.linear.explain()}")
     first = next(iter(results.values()))
     lines.append(
         f"{first.linear.metrics.count:,} validation and {first.train_count:,} training images, "

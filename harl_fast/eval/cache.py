@@ -1,0 +1,83 @@
+"""Features kept on disk, so that a second evaluation of the same network reads no image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harl_fast.eval.features import FeatureSet
+from harl_fast.files import replacing, to_stderr
+from harl_fast.tensorfile import open_tensors, writing
+
+VERSION = 1
+"""Of the way from images to features; a change of it makes older files useless."""
+
+
+class FeatureCache:
+    """Features in ``folder``, one safetensors file for each set of facts that decide them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, facts: Mapping[str, Any], *, name: str) -> Path:
+        """Return where features are kept. name: a readable beginning of the file's name."""
+        text = json.dumps({"version": VERSION, **facts}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return self.folder / f"{name}-{digest[:24]}.safetensors"
+
+    def get(
+        self, facts: Mapping[str, Any], make: Callable[[], FeatureSet], *, name: str
+    ) -> FeatureSet:
+        """Return the features that ``facts`` decide: the kept ones, else made and then kept.
+
+        facts: JSON values: the weights' digest, the container's, the samples, size, crop,
+        normalisation, precision. A file that is damaged is made again, which is said. Raises
+        OSError if the folder cannot be written to.
+        """
+        path = self.path(facts, name=name)
+        if path.exists():
+            found = _read(path)
+            if isinstance(found, FeatureSet):
+                to_stderr(f"features: {len(found.labels):,} read from {path}")
+                return found
+            to_stderr(f"note: {path} is damaged ({found}); its features are computed again")
+        made = make()
+        tensors = {"features": made.features.contiguous(), "labels": made.labels.contiguous()}
+        about = {"sha256": _digest(made), "facts": json.dumps(facts, sort_keys=True)}
+        with replacing(path) as temporary, writing(path):
+            save_file(tensors, temporary, metadata=about)
+        return made
+
+
+def _read(path: Path) -> FeatureSet | str:
+    """Return the features in a file, or why they are not usable."""
+    try:
+        with open_tensors(path) as file:
+            names = set(file.keys())
+            if names != {"features", "labels"}:
+                return "it holds other tensors"
+            found = FeatureSet(file.get_tensor("features"), file.get_tensor("labels"))
+            expected = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError) as error:
+        return str(error)
+    return found if _digest(found) == expected else "its checksum differs"
+
+
+def _digest(data: FeatureSet) -> str:
+    found = hashlib.sha256()
+    for tensor in (data.features, data.labels):
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+        found.update(_bytes(tensor))
+    return found.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
