@@ -36,13 +36,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and test/")
     parser.add_argument("--out", type=Path, default=Path("data/cifar10"), help="containers; kept")
     parser.add_argument("--run", type=Path, default=Path("runs/cifar10"), help="folder; replaced")
-    parser.add_argument("--images", type=whole_number(50, 10**6), help="training images; all")
+    parser.add_argument("--images", type=whole_number(50, 10**6), help="in both splits; all")
     parser.add_argument("--epochs", type=whole_number(1, 10**6), help="default: the preset's")
     parser.add_argument("--engine", default="ds_configs/cpu.json", help="DeepSpeed configuration")
     parser.add_argument(
         "--augmented",
         action="store_true",
-        help="also train the head on random crops, as published figures do: 100 more passes",
+        help="also train the head on random crops, as published figures do: 100 more passes of all",
     )
     return parser.parse_args(argv)
 
@@ -50,26 +50,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args, start = parse(argv), time.monotonic()
     check_output(ROOT / args.run, option="--run", folder=True)
-    data, out = args.data.resolve(), args.out
+    data, out, tuned = args.data.resolve(), args.out, args.run.with_name(f"{args.run.name}-linear")
     if args.images:
         out = args.out.with_name(f"{args.out.name}-{args.images}")
     if not (ROOT / out / "val.json").exists():
         if args.images:
             data = write_balanced_list(data, ROOT / out / "images.csv", count=args.images)
-        how = ["--mask-method", MASKS, "--store", "raw"]
-        run("-m", "preprocess.beton", "--data", data, "--out", out, *how)
-    if (ROOT / args.run / "config.yaml").exists():
-        discard_folder(ROOT / args.run)  # an earlier run; the trainer refuses any other content
-    warm = ["--set", "optim.warmup_epochs=0"] if (args.epochs or 1000) <= 10 else []
-    chosen = warm if args.epochs is None else ["--epochs", str(args.epochs), *warm]
+        run("-m", "preprocess.beton", "--data", data, "--out", out, "--mask-method", MASKS)
+    for folder in (args.run, tuned):
+        if (ROOT / folder / "config.yaml").exists():
+            discard_folder(ROOT / folder)  # an earlier run; the trainer refuses any other content
     launcher = (Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1")
-    pretrain = ["launch/pretrain.py", "--deepspeed_config", args.engine, "--config", "cifar10"]
-    pretrain += ["--data", out, "--run", args.run, *chosen]
-    run("launch/guard.py", sys.executable, *launcher, *pretrain)
-    run("launch/lineval.py", "--ckpt", args.run, "--data", out, "--random", "--epochs", "100")
+    guarded = ("launch/guard.py", sys.executable, *launcher)
+    common = ["--deepspeed_config", args.engine, "--data", out, "--run"]
+    length = [] if args.epochs is None else ["--epochs", str(args.epochs)]
+    if args.epochs and args.epochs <= 10:
+        length += ["--set", "optim.warmup_epochs=0"]  # the preset's is as long
+    run(*guarded, "launch/pretrain.py", *common, args.run, "--config", "cifar10", *length)
+    run("launch/lineval.py", "--ckpt", args.run, "--data", out, "--random")
     if args.augmented:
-        judged = ["--ckpt", args.run, "--data", out, "--preset", "seed-linear-cifar10"]
-        run("launch/finetune.py", *judged)
+        head = ["--ckpt", args.run, "--preset", "seed-linear-cifar10"]
+        run(*guarded, "launch/finetune.py", *common, tuned, *head)
     print(f"\nresults: {args.run / 'eval'}; took {format_seconds(time.monotonic() - start)}")
     return 0
 

@@ -164,6 +164,11 @@ def _facts(result: Result) -> dict[str, Any]:
     }
 
 
+def freshly_initialised(result: Result) -> bool:
+    """Return whether a result is of the random baseline of a checkpoint, see `random_like`."""
+    return str(result.checkpoint.get("receipt")).startswith("0/")
+
+
 def same_samples(base: Result, other: Result) -> bool:
     """Return whether two results judge the same samples with the same labels, in any order."""
     (ids, labels), (others, theirs) = (_sorted(each)[:2] for each in (base, other))
@@ -220,7 +225,10 @@ def _names(folders: Sequence[Path], results: Sequence[Result]) -> list[str]:
     for result in results:
         source, step = result.checkpoint, result.checkpoint.get("step")
         run = Path(str(source.get("run") or source.get("path") or "checkpoint")).name
-        names.append(run if step is None else f"{run} step {step}")
+        if freshly_initialised(result):
+            names.append(f"{run} random")
+        else:
+            names.append(run if step is None else f"{run} step {step}")
     if len(set(names)) < len(names):
         names = [f"{name} ({folder.name})" for name, folder in zip(names, folders, strict=True)]
     if len(set(names)) < len(names):

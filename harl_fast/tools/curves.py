@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harl_fast.engine.checkpoint.format import open_checkpoint
-from harl_fast.engine.networks import load_pretrained
 from harl_fast.errors import CheckpointError, one_line
 from harl_fast.eval.knn import knn_accuracy
-from harl_fast.eval.results import RESULT, read_result
+from harl_fast.eval.results import RESULT, Result, read_result
 from harl_fast.files import read_regular, to_stderr
-from harl_fast.tools.comparison import METRICS, Comparison, differing
-from harl_fast.tools.features import check_containers, features_of
+from harl_fast.tools.comparison import METRICS, Comparison, differing, freshly_initialised
+from harl_fast.tools.features import check_containers, features_of, load_like
 
 _PROBES = {"probe_knn": "k-NN of the run's own probe", "probe_linear": "ridge of the run's probe"}
 """Keys in metrics.jsonl, and what they are."""
@@ -54,11 +53,12 @@ def find_curves(comparison: Comparison, *, data: Path | None = None) -> list[Cur
         for path in sorted(run.glob(f"eval/*/{RESULT}")):
             other = read_result(path)
             step = other.checkpoint.get("step")
-            if isinstance(step, int) and not differing(first, other):
+            fresh = freshly_initialised(other)
+            if isinstance(step, int) and not (fresh or differing(first, other)):
                 points[step] = other.metrics[first.headline].value
         curves.append(Curve(run.name, METRICS[first.headline], sorted(points.items())))
         if data is not None:
-            curves.append(Curve(run.name, f"k-NN, {METRICS['top1']}", _knn(run, data)))
+            curves.append(Curve(run.name, f"k-NN, {METRICS['top1']}", _knn(run, data, first)))
         probed = _probed(run)
         curves += [Curve(run.name, what, probed[key]) for key, what in _PROBES.items()]
     return [curve for curve in curves if len(curve.points) > 1]
@@ -82,7 +82,7 @@ def _probed(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {key: sorted(points.items()) for key, points in found.items()}
 
 
-def _knn(run: Path, data: Path) -> list[tuple[int, float]]:
+def _knn(run: Path, data: Path, like: Result) -> list[tuple[int, float]]:
     """Return the step and k-NN top-1 of each complete checkpoint of a run."""
     points = []
     for path in sorted((run / "checkpoints").glob("step-*.safetensors")):
@@ -91,8 +91,7 @@ def _knn(run: Path, data: Path) -> list[tuple[int, float]]:
         except CheckpointError as error:
             to_stderr(one_line(f"left out: {error}"))
             continue
-        pretrained = load_pretrained(path)
-        train, val = (features_of(pretrained, data, split) for split in ("train", "val"))
-        classes = int(train.labels.max()) + 1
+        train, val = features_of(load_like(path, like), like, data, ("train", "val"))
+        classes = len(like.data["classes"])
         points.append((step, knn_accuracy(train, val, classes=classes).top1))
     return sorted(points)

@@ -1,8 +1,8 @@
-"""Features of a result's checkpoint, extracted again as the evaluation did."""
+"""Features of a result's checkpoint: those that the evaluation kept, else extracted as it did."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy.typing as npt
 import torch
 
 from harl_fast.data.container.manifest import find_container, read_manifest
-from harl_fast.data.loader import EvalLoader
-from harl_fast.data.views.color_device import Photometric
-from harl_fast.engine.networks import Pretrained, load_pretrained
+from harl_fast.engine.lineval import home
+from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.errors import CheckpointError, DataError
-from harl_fast.eval.features import FeatureSet, extract
+from harl_fast.eval.cache import FeatureCache
+from harl_fast.eval.features import FeatureSet
+from harl_fast.eval.protocol import Evaluator
 from harl_fast.eval.results import Result
+from harl_fast.tools.comparison import freshly_initialised
 
 
 def check_containers(folder: Path, data: Mapping[str, Any]) -> None:
@@ -36,34 +38,49 @@ def validation_features(result: Result, data: Path) -> npt.NDArray[np.float32]:
 
     Raises CheckpointError if the checkpoint is gone or another one by now.
     """
-    seen = result.preprocessing
-    pretrained = load_pretrained(
-        Path(result.checkpoint["path"]),
-        mean=seen["mean"],
-        std=seen["std"],
-        size_px=seen["size_px"],
-    )
-    if pretrained.weights_sha256 != result.checkpoint["weights_sha256"]:
+    pretrained = load_like(Path(result.checkpoint["path"]), result)
+    if freshly_initialised(result):
+        pretrained = random_like(pretrained, seed=result.seed)
+    wanted = str(result.checkpoint["weights_sha256"])
+    if pretrained.weights_sha256 != wanted:
         raise CheckpointError(
-            f"{pretrained.source} is not the checkpoint that the result is of (weights "
-            f"{pretrained.weights_sha256[:12]}..., not "
-            f"{str(result.checkpoint['weights_sha256'])[:12]}...): evaluate it again"
+            f"{pretrained.source} is not what the result is of (weights "
+            f"{pretrained.weights_sha256[:12]}..., not {wanted[:12]}...): evaluate it again"
         )
-    return features_of(pretrained, data, "val").features.numpy()
+    (found,) = features_of(pretrained, result, data, ("val",))
+    features: npt.NDArray[np.float32] = found.features.numpy()
+    return features
 
 
-def features_of(pretrained: Pretrained, data: Path, split: str) -> FeatureSet:
-    """Return the features of one split of a folder's containers."""
+def load_like(ckpt: Path, result: Result) -> Pretrained:
+    """Return a checkpoint with the preprocessing that a result had."""
+    seen = result.preprocessing
+    return load_pretrained(ckpt, mean=seen["mean"], std=seen["std"], size_px=seen["size_px"])
+
+
+def features_of(
+    pretrained: Pretrained, like: Result, data: Path, splits: Sequence[str]
+) -> list[FeatureSet]:
+    """Return the features of splits of a folder's containers, seen as a result's were.
+
+    They are taken from ``features/`` beside the checkpoint if they are there, else kept there.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    mean, std = pretrained.mean, pretrained.std
-    loader = EvalLoader(find_container(data, split), size_px=pretrained.size_px, channels=len(mean))
-    try:
-        return extract(
-            pretrained.backbone.to(device),
-            loader,
-            prepare=Photometric((), mean=mean, std=std, seed=0).to(device).plain,
-            device=device,
-            label=f"{split} features",
+    evaluator = Evaluator(
+        data,
+        size_px=pretrained.size_px,
+        mean=pretrained.mean,
+        std=pretrained.std,
+        crop=like.preprocessing["crop"],
+        device=device,
+        cache=FeatureCache(home(pretrained.source) / "features"),
+    )
+    half = torch.bfloat16 if device.type == "cuda" else None
+    encoder = pretrained.backbone.to(device)
+    label = "random" if pretrained.receipt.matched == 0 else "pretrained"
+    return [
+        evaluator.features(
+            encoder, split, autocast=half, label=label, weights=pretrained.weights_sha256
         )
-    finally:
-        loader.close()
+        for split in splits
+    ]

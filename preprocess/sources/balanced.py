@@ -10,25 +10,26 @@ from harl_fast.errors import DataError
 from harl_fast.files import write_text
 from preprocess.sources.layout import HELD_OUT, LAYOUT
 
-HELD_OUT_SHARE = 5
-"""Training images per held-out image."""
+HELD_OUT_SHARE = 1 / 6
+"""Of all images; CIFAR-10's own share."""
 
 
 def write_balanced_list(folder: Path, out: Path, *, count: int) -> Path:
-    """Write a list of about ``count`` training and a fifth as many held-out images; return ``out``.
+    """Write a list of about ``count`` images, a sixth of them held out; return ``out``.
 
-    folder: holds ``train/<class>/`` and ``val/`` or its like. Of each class the first files by name
-    are taken, equally many, at least one and at most all. Raises DataError for another layout.
+    folder: holds ``train/<class>/`` and ``val/<class>/`` or its like. Of each class the first files
+    by name are taken, equally many, at least one and at most all. Raises DataError for another
+    layout.
     """
     held_out = next((name for name in HELD_OUT if (folder / name).is_dir()), "")
+    shares = {"train": 1 - HELD_OUT_SHARE, held_out: HELD_OUT_SHARE}
     rows = []
-    for split, wanted in (("train", count), (held_out, count // HELD_OUT_SHARE)):
+    for split, share in shares.items():
         classes = sorted(path for path in (folder / split).glob("*") if path.is_dir())
-        if not held_out or len(classes) < 2:
-            raise DataError(
-                f"{folder} has no {split or 'test'}/ folder with class folders in it; {LAYOUT}"
-            )
-        each = max(1, round(wanted / len(classes)))
+        if not split or len(classes) < 2:
+            where = split or "val"
+            raise DataError(f"{folder}: {where}/ has no class folders or is not there; {LAYOUT}")
+        each = max(1, round(count * share / len(classes)))
         for path in classes:
             files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
             rows += [(file.resolve(), path.name, split) for file in files[:each]]

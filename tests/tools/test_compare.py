@@ -77,7 +77,7 @@ def test_what_cannot_be_compared_is_refused_and_forced_is_marked(
     pair: tuple[Path, Path], tmp_path: Path, values: dict[str, Any], said: str
 ) -> None:
     odd = other(tmp_path / "odd" / "eval" / "pets-cached", **values)
-    with pytest.raises(DataError, match="not comparable with base step 200: .*--force") as error:
+    with pytest.raises(DataError, match=r"not comparable with base step 200: .*--force") as error:
         compare([pair[0], odd])
     assert said in str(error.value) and "\n" not in str(error.value)
     forced = compare([pair[0], odd], force=True)
@@ -94,7 +94,7 @@ def test_a_run_stands_for_the_result_that_all_have(pair: tuple[Path, Path]) -> N
     found = find_results([pair[0], pair[1]])
     assert [path.name for path in found] == ["pets-cached", "pets-cached"]
     other(pair[1] / "eval" / "pets-logreg", protocol="logreg")
-    with pytest.raises(DataError, match="has 2 results .*of which 2 are there for all"):
+    with pytest.raises(DataError, match=r"has 2 results .*of which 2 are there for all"):
         find_results([pair[0], pair[1]])
     direct = [pair[0] / "eval" / "pets-logreg", pair[1] / "eval" / "pets-logreg" / "result.json"]
     assert [path.name for path in find_results(direct)] == ["pets-logreg"] * 2
