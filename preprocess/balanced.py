@@ -1,13 +1,16 @@
-"""A part of a large image folder: a list with equally many images of each class."""
+"""List a part of an image folder, as many of each class: `python -m preprocess.balanced`."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 from pathlib import Path
 
-from harl_fast.errors import DataError
-from harl_fast.files import write_text
+from harl_fast.errors import DataError, one_line
+from harl_fast.files import check_output, write_text
+from harl_fast.options import whole_number
+from harl_fast.program import run_main
 from preprocess.sources.layout import HELD_OUT, LAYOUT
 
 HELD_OUT_SHARE = 1 / 6
@@ -39,3 +42,24 @@ def write_balanced_list(folder: Path, out: Path, *, count: int) -> Path:
     table.writerows(rows)
     write_text(out, text.getvalue())
     return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the list; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m preprocess.balanced",
+        description="Write a list of a part of FOLDER, for `python -m preprocess.beton --data`: of "
+        "each class equally many images, a sixth of all held out.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="with train/ and val/ or test/")
+    count = whole_number(2, 10**9)
+    parser.add_argument("--count", type=count, required=True, metavar="N", help="in both splits")
+    parser.add_argument("--out", type=Path, required=True, metavar="LIST", help="such as part.csv")
+    args = parser.parse_args(argv)
+    check_output(args.out, option="--out")
+    print(one_line(f"list: {write_balanced_list(args.folder, args.out, count=args.count)}"))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
