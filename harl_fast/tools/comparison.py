@@ -68,11 +68,11 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
     DataError if there is none, or more than one.
     """
     found = [_results_of(path) for path in paths]
-    shared = set.intersection(*({folder.name for folder in each} for each in found))
+    shared = set.intersection(*({_kind(folder) for folder in each} for each in found))
     chosen = []
     for path, folders in zip(paths, found, strict=True):
         if len(folders) > 1:
-            folders = [folder for folder in folders if folder.name in shared]
+            folders = [folder for folder in folders if _kind(folder) in shared]
         if len(folders) != 1:
             several = sorted(folder.name for folder in _results_of(path))
             raise DataError(
@@ -95,17 +95,19 @@ def _results_of(path: Path) -> list[Path]:
     if (path / RESULT).is_file():
         return [path.resolve()]
     folders = sorted(each.parent.resolve() for each in path.glob(f"eval/*/{RESULT}"))
-    # A result of an earlier checkpoint was kept beside the latest one under a number.
-    latest = {folder.name for folder in folders}
-    folders = [
-        each for each in folders if re.sub(r"-\d+$", "", each.name) not in latest - {each.name}
-    ]
+    # The latest results; those of a random encoder and of earlier steps stand beside them.
+    folders = [folder for folder in folders if folder.name == _kind(folder)] or folders
     if not folders:
         raise DataError(
             f"{path} holds neither {RESULT} nor eval/*/{RESULT}: make one with "
             f"`make lineval CKPT={path} DATA=<containers>`"
         )
     return folders
+
+
+def _kind(folder: Path) -> str:
+    """Return ``<data>-<protocol>`` of the folder of a result, its baseline or an earlier one."""
+    return re.sub(r"(-random)?(-[0-9]+)?$", "", folder.name)
 
 
 def compare(paths: Sequence[Path], *, force: bool = False, seed: int = 0) -> Comparison:

@@ -93,6 +93,8 @@ def test_a_run_stands_for_the_result_that_all_have(pair: tuple[Path, Path]) -> N
     other(pair[0] / "eval" / "pets-cached-1", step=100)  # an earlier checkpoint's
     found = find_results([pair[0], pair[1]])
     assert [path.name for path in found] == ["pets-cached", "pets-cached"]
+    baseline = other(pair[0] / "eval" / "pets-cached-random")
+    assert find_results([baseline, pair[0]])[1].name == "pets-cached"
     other(pair[1] / "eval" / "pets-logreg", protocol="logreg")
     with pytest.raises(DataError, match=r"has 2 results .*of which 2 are there for all"):
         find_results([pair[0], pair[1]])
