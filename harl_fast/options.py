@@ -60,6 +60,14 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return checked(lambda text: _within(to_float(text), low, high, f"{low:g} to {high:g}"))
 
 
+def whole_numbers(low: int, high: int) -> Callable[[str], tuple[int, ...]]:
+    """Return an argparse type: whole numbers with commas between, as ``10,20,50``."""
+    bounds = f"{low} to {high}"
+    return checked(
+        lambda text: tuple(_within(to_int(each), low, high, bounds) for each in text.split(","))
+    )
+
+
 def per_channel(low: float, high: float) -> Callable[[str], tuple[float, ...]]:
     """Return an argparse type: a number per channel with commas between, as ``0.5,0.5,0.5``."""
     return checked(

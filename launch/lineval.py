@@ -6,8 +6,13 @@ import argparse
 from pathlib import Path
 
 from harl_fast.config import LARGEST_PX, SMALLEST_PX
-from harl_fast.options import SEED_MAX, whole_number
+from harl_fast.options import SEED_MAX, number, per_channel, whole_number, whole_numbers
 from harl_fast.program import run_main
+
+PROTOCOLS = {
+    "cached": "24 heads by SGD",
+    "logreg": "logistic regression for 45 C",
+}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -16,26 +21,38 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Train linear heads on an encoder's frozen features of train.beton and report "
         "their accuracy, and k-NN's, on val.beton."
     )
-    parser.add_argument("--ckpt", type=Path, required=True, help="run folder or checkpoint")
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder with containers of train and val"
-    )
-    parser.add_argument(
-        "--random",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="also judge a randomly initialised encoder, the baseline",
-    )
+    add = parser.add_argument
+    add("--ckpt", type=Path, required=True, help="run folder, checkpoint or file of weights")
+    add("--data", type=Path, required=True, help="folder with containers of train and val")
+    about = "; ".join(f"{name}: {what}" for name, what in PROTOCOLS.items())
+    add("--protocol", choices=list(PROTOCOLS), default="cached", help=f"{about} (%(default)s)")
+    for flag, default, about in (
+        ("--random", False, "also judge a randomly initialised encoder, the baseline"),
+        ("--cache", True, "keep features in features/ beside --ckpt, and take them from there"),
+    ):
+        add(flag, action=argparse.BooleanOptionalAction, default=default, help=about)
     for flag, low, high, default, about in (
         ("--size-px", SMALLEST_PX, LARGEST_PX, None, "view side (default: the pretraining's)"),
-        ("--epochs", 1, 10**6, 100, "passes over the features (%(default)s)"),
+        ("--epochs", 1, 10**6, 100, "passes over the features of cached (%(default)s)"),
         ("--batch", 1, 1 << 16, 256, "images in one encoder pass (%(default)s)"),
         ("--workers", 0, 1024, 0, "decoding threads (%(default)s: one per core)"),
         ("--seed", 0, SEED_MAX, 0, "of split, order and random encoder (%(default)s)"),
+        ("--subset-seed", 0, SEED_MAX, 0, "of --subset (%(default)s)"),
     ):
-        kind = whole_number(low, high)
-        parser.add_argument(flag, type=kind, default=default, metavar="N", help=about)
-    parser.add_argument("--out", type=Path, help="JSON file (default: lineval.json beside --ckpt)")
+        add(flag, type=whole_number(low, high), default=default, metavar="N", help=about)
+    for flag, low, high, default, about in (
+        ("--crop", 0.1, 1.0, None, "central share that is seen (default: 0.875; to 32 px 1)"),
+        ("--knn-temperature", 1e-3, 1e3, 0.07, "of k-NN's votes (%(default)s)"),
+    ):
+        add(flag, type=number(low, high), default=default, metavar="X", help=about)
+    for flag, kind, about in (
+        ("--knn", whole_numbers(1, 10**6), "neighbours (default: 10,20,50,100,200)"),
+        ("--mean", per_channel(0.0, 1.0), "normalisation (default: the checkpoint's)"),
+        ("--std", per_channel(1e-3, 1e3), "and its scale, one per channel"),
+    ):
+        add(flag, type=kind, metavar="X,..", help=about)
+    add("--subset", metavar="S", help="training samples: FILE of names, 1%%, 5-per-class")
+    add("--out", type=Path, help="JSON file (default: lineval.json beside --ckpt)")
     return parser.parse_args(argv)
 
 

@@ -145,11 +145,6 @@ class _Loader:
         # Runs at garbage collection and at exit, too.
         self._end = weakref.finalize(self, self._reading.close)
 
-    @property
-    def labels(self) -> np.ndarray:
-        """(N,) int64: the label of every sample of the container or set, by its id."""
-        return self._container.labels.astype(np.int64)
-
     def close(self) -> None:
         """Stop the pass under way and free the buffers; iterating again allocates new ones."""
         if os.getpid() == self._process:

@@ -2,3 +2,214 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harl_fast.data.container.manifest import containers_in
+from harl_fast.engine.checkpoint.format import is_part_of_a_checkpoint, open_checkpoint
+from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
+from harl_fast.engine.provenance import code_version
+from harl_fast.engine.runfolder import check_apart
+from harl_fast.errors import one_line
+from harl_fast.eval.cache import FeatureCache
+from harl_fast.eval.knn import NEIGHBOURS, TEMPERATURE
+from harl_fast.eval.metrics import scores
+from harl_fast.eval.protocol import CROP, Evaluation, Evaluator, table
+from harl_fast.eval.results import Result, result_folder
+from harl_fast.eval.results import write_result as write_folder
+from harl_fast.eval.subsets import write_subset
+from harl_fast.files import check_output
+from harl_fast.lock import lock_beside, locked
+from harl_fast.results import write_result
+
+SMALL_PX = 32
+"""Up to this side the whole square is seen, as SimCLR does on CIFAR-10."""
+
+
+def lineval(
+    *,
+    ckpt: Path,
+    data: Path,
+    random: bool,
+    size_px: int | None,
+    epochs: int,
+    batch: int,
+    workers: int,
+    seed: int,
+    out: Path | None,
+    protocol: str = "cached",
+    knn: Sequence[int] | None = None,
+    knn_temperature: float = TEMPERATURE,
+    subset: str | None = None,
+    subset_seed: int = 0,
+    cache: bool = True,
+    crop: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> int:
+    """Judge the checkpoint's encoder, and a random one if asked; print and write the results.
+
+    See launch/lineval.py for the arguments. Returns the exit code; raises HarlError.
+    """
+    run = home(ckpt)
+    out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
+    containers = [each for split in ("train", "val") for each in containers_in(data, split)]
+    check_output(out, option="--out", inputs=[ckpt, *containers])
+    check_output(run / "eval", option="--ckpt", folder=True)
+    check_apart(out, option="--out")
+    with locked(lock_beside(out), output=out):
+        encoders = {"pretrained": load_pretrained(ckpt, mean=mean, std=std, size_px=size_px)}
+        if random:
+            encoders["random"] = random_like(encoders["pretrained"], seed=seed)
+        seen = preprocessing(encoders["pretrained"], crop=crop)
+        print(one_line("preprocessing: " + ", ".join(f"{k} {v}" for k, v in seen.items())))
+        evaluator = Evaluator(
+            data,
+            size_px=seen["size_px"],
+            mean=seen["mean"],
+            std=seen["std"],
+            device=_device(),
+            batch=batch,
+            workers=workers,
+            crop=seen["crop"],
+            subset=subset,
+            subset_seed=subset_seed,
+            cache=FeatureCache(run / "features") if cache else None,
+        )
+        if knn:
+            evaluator.check_neighbours(knn)
+        settings = {"epochs": epochs, "seed": seed, "protocol": protocol}
+        settings["ks"] = knn or [k for k in NEIGHBOURS if k <= evaluator.train_count]
+        settings["temperature"] = knn_temperature
+        found = {
+            name: evaluator(
+                each.backbone,
+                label=name,
+                autocast=_half(),
+                weights_sha256=each.weights_sha256,
+                **settings,
+            )
+            for name, each in encoders.items()
+        }
+        settings |= {"random": random, "subset": subset, "subset_seed": subset_seed, **seen}
+        _write_summary(out, evaluator, encoders["pretrained"], found, settings)
+        folders = [
+            _write(run, evaluator, encoders[name], result, name, seen, settings)
+            for name, result in found.items()
+        ]
+        # A full disk of the log takes nothing of the result.
+        print(table(found, chance=evaluator.chance()))
+        for place in (out, *folders):
+            print(one_line(f"result: {place}"))
+    return 0
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _half() -> torch.dtype | None:
+    """Return what encoders compute in; None is their own type."""
+    return torch.bfloat16 if _device().type == "cuda" else None
+
+
+def home(ckpt: Path) -> Path:
+    """Return the folder that keeps features and results of a checkpoint: its run's, or its own."""
+    if ckpt.is_dir():
+        return ckpt.parent if ckpt.name == "checkpoints" else ckpt
+    return ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
+
+
+def checkpoint_record(pretrained: Pretrained, run: Path) -> dict[str, Any]:
+    """Return what a result says of its checkpoint, see `results.Result`."""
+    return {
+        "path": str(pretrained.source.resolve()),
+        "run": str(run.resolve()),
+        "step": _facts(pretrained).get("step"),
+        "weights_sha256": pretrained.weights_sha256,
+        "receipt": str(pretrained.receipt),
+    }
+
+
+def preprocessing(pretrained: Pretrained, *, crop: float | None) -> dict[str, Any]:
+    """Return what a result says of how images become inputs, see `results.Result`.
+
+    crop: share of the shorter side; None: all of it up to `SMALL_PX`, else `CROP`.
+    """
+    return {
+        "size_px": pretrained.size_px,
+        "crop": crop or (1.0 if pretrained.size_px <= SMALL_PX else CROP),
+        "mean": list(pretrained.mean),
+        "std": list(pretrained.std),
+        "precision": str(_half() or torch.float32).removeprefix("torch."),
+    }
+
+
+def _write_summary(
+    out: Path,
+    evaluator: Evaluator,
+    pretrained: Pretrained,
+    found: Mapping[str, Evaluation],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write ``lineval.json``."""
+    provenance = {
+        "checkpoint": _facts(pretrained),
+        "data": evaluator.data_facts(),
+        "settings": {**settings, "autocast": str(_half()), **evaluator.settings()},
+        "code": code_version(),
+        "torch": torch.__version__,
+    }
+    records = {name: each.record() for name, each in found.items()}
+    name = f"{evaluator.data_record()['name']}-{pretrained.source.stem}"
+    write_result(out, records, provenance=provenance, name=name)
+
+
+def _write(
+    run: Path,
+    evaluator: Evaluator,
+    encoder: Pretrained,
+    found: Evaluation,
+    name: str,
+    seen: dict[str, Any],
+    settings: Mapping[str, Any],
+) -> Path:
+    """Write the result of one encoder into its folder and return that."""
+    data, linear, seed = evaluator.data_record(), found.linear, settings["seed"]
+    among = {"classes": evaluator.classes, "seed": seed}
+    protocol = settings["protocol"]
+    baseline = "" if name == "pretrained" else f"-{name}"
+    folder = result_folder(run, data=data["name"], protocol=f"{protocol}{baseline}")
+    result = Result(
+        protocol=protocol,
+        headline=evaluator.headline(),
+        data=data,
+        checkpoint=checkpoint_record(encoder, run),
+        preprocessing=seen,
+        metrics=scores(linear.predictions, **among),
+        knn={str(k): scores(each, **among) for k, each in found.neighbours.items()},
+        choice=linear.choice(),
+        trials=linear.trial_records(),
+        predictions=linear.predictions,
+        ids=torch.arange(len(linear.predictions.labels)),
+        names=evaluator.names("val"),
+        head=linear.head,
+        seed=seed,
+    )
+    write_folder(folder, result)
+    if evaluator.subset is not None:
+        write_subset(folder / "subset.txt", evaluator.names("train"), evaluator.subset)
+    return folder
+
+
+def _facts(pretrained: Pretrained) -> dict[str, Any]:
+    """Return what a checkpoint's record says of it; of other files, which they are."""
+    file = {"file": str(pretrained.source.resolve())}
+    if not is_part_of_a_checkpoint(pretrained.source):
+        return {**file, "weights_sha256": pretrained.weights_sha256}
+    record = open_checkpoint(pretrained.source).record
+    known = record.model_dump(mode="json", exclude={"config", "engine", "loader", "ranks"})
+    return {**file, **known}

@@ -179,9 +179,7 @@ def linear_probe(
     )
 
 
-def scores_of(
-    head: Head, features: Tensor, *, shift: Standardiser, device: torch.device
-) -> Tensor:
+def scores_of(head: Head, features: Tensor, *, shift: Standardiser, device: torch.device) -> Tensor:
     """Return the (N, K) scores of (N, D) features by a head of standardised ones, on the CPU."""
     return torch.cat([head(shift(part.to(device))).cpu() for part in features.split(_ROWS)])
 

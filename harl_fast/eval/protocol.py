@@ -19,6 +19,7 @@ from harl_fast.data.container.manifest import (
     read_manifest,
 )
 from harl_fast.data.container.names import read_names
+from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.loader import EvalLoader
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.errors import DataError
@@ -122,7 +123,7 @@ class Evaluator:
         self.subset: Tensor | None = None
         """Ids of the training samples that are used, ascending; None: all."""
         if subset is not None:
-            labels = self._loaders["train"].labels
+            labels = OpenContainer(train_set).labels
             names = read_names(train_set)
             self.subset = choose(names, labels, train, subset=subset, seed=subset_seed)
             self._some = EvalLoader(

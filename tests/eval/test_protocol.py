@@ -187,6 +187,6 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
 
     (run / "file").touch()
     monkeypatch.setattr("harl_fast.engine.lineval.Evaluator", no_work)
-    monkeypatch.setattr("harl_fast.engine.lineval.encoder_of", no_work)
+    monkeypatch.setattr("harl_fast.engine.lineval.load_pretrained", no_work)
     with pytest.raises(OutputError, match=r"^--out .*cannot be written: "):
         lineval.main(["--ckpt", str(run), "--data", str(folder), "--out", str(run / place)])

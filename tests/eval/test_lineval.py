@@ -1,0 +1,138 @@
+"""`launch/lineval.py`: protocols, result folders, kept features, subsets and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harl_fast.data.loader import EvalLoader
+from harl_fast.engine.networks import load_pretrained
+from harl_fast.errors import ConfigError, DataError
+from harl_fast.eval.features import extract
+from harl_fast.eval.results import read_result
+from launch import lineval
+from tests.eval.test_protocol import folder, run
+
+__all__ = ["folder", "run"]  # fixtures
+
+
+def judge(run: Path, folder: Path, *options: str) -> int:
+    arguments = ["--ckpt", str(run), "--data", str(folder), "--workers", "1", "--epochs", "3"]
+    return lineval.main([*arguments, *options])
+
+
+@pytest.mark.parametrize("protocol", ["cached", "logreg"])
+def test_a_result_folder_holds_all_that_the_summary_says(
+    folder: Path, run: Path, protocol: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert judge(run, folder, "--protocol", protocol, "--random", "--knn", "5,20") == 0
+    printed = capsys.readouterr()
+    assert "preprocessing: size_px 16, crop 1.0" in printed.out
+    assert "tensors" in printed.err and "step 1" in printed.err  # the receipt
+    summary = json.loads((run / "lineval.json").read_text())
+    result = read_result(run / "eval" / f"{folder.name}-{protocol}")
+    baseline = read_result(run / "eval" / f"{folder.name}-{protocol}-random")
+    assert result.checkpoint["weights_sha256"] != baseline.checkpoint["weights_sha256"]
+    assert result.checkpoint["step"] == 1
+    assert result.metrics["top1"].value == pytest.approx(
+        summary["pretrained"]["linear"]["metrics"]["top1"]
+    )
+    assert result.knn["20"]["top1"].value == pytest.approx(summary["pretrained"]["knn"]["top1"])
+    assert list(result.knn) == ["5", "20"]
+    assert len(result.trials) == {"cached": 24, "logreg": 45}[protocol]
+    assert result.names[3] == "sample3.jpg" and result.data["split"] == "own split"
+    assert result.preprocessing["size_px"] == 16 and result.headline == "top1"
+
+
+@pytest.mark.parametrize("protocol", ["cached", "logreg"])
+def test_the_head_file_alone_gives_the_predictions(folder: Path, run: Path, protocol: str) -> None:
+    assert judge(run, folder, "--protocol", protocol) == 0
+    result = read_result(run / "eval" / f"{folder.name}-{protocol}")
+    loaded = load_pretrained(run)
+
+    def prepare(views: torch.Tensor) -> torch.Tensor:
+        mean, std = torch.tensor(loaded.mean), torch.tensor(loaded.std)
+        return ((views / 255.0 - mean) / std).permute(0, 3, 1, 2)
+
+    loader = EvalLoader(folder / "val.beton", size_px=16, centre=1.0, workers=1)
+    data = extract(loaded.backbone, loader, prepare=prepare, device=torch.device("cpu"))
+    assert result.head is not None
+    predicted = result.head(data.features).argmax(1)
+    # Rounding of standardised and plain features may turn a sample at the border.
+    assert (predicted == result.predictions.predicted).double().mean() >= 0.95
+
+
+def test_a_second_evaluation_reads_no_image(
+    folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert judge(run, folder) == 0
+    first = (run / "eval" / f"{folder.name}-cached" / "predictions.npz").read_bytes()
+    assert len(list((run / "features").glob("*.safetensors"))) == 2
+
+    def no_image(*_: object) -> None:
+        raise AssertionError("an image was read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EvalLoader, "__iter__", no_image)
+        assert judge(run, folder) == 0
+        assert judge(run, folder, "--protocol", "logreg") == 0
+        assert judge(run, folder, "--subset", "3-per-class") == 0
+        for other in (["--no-cache"], ["--size-px", "24"], ["--mean", "0,0,0"], ["--crop", "0.5"]):
+            with pytest.raises(AssertionError, match="an image was read"):
+                judge(run, folder, *other)
+    assert (run / "eval" / f"{folder.name}-cached-1" / "predictions.npz").read_bytes() == first
+    # One flipped bit of a feature.
+    for file in (run / "features").glob("*train*"):
+        content = bytearray(file.read_bytes())
+        content[-1000] ^= 1
+        file.write_bytes(content)
+    capsys.readouterr()
+    assert judge(run, folder) == 0
+    assert "is damaged (its checksum differs)" in capsys.readouterr().err
+    assert (run / "eval" / f"{folder.name}-cached" / "predictions.npz").read_bytes() == first
+
+
+def test_a_subset_trains_on_its_samples_alone(folder: Path, run: Path) -> None:
+    assert judge(run, folder, "--subset", "4-per-class", "--no-cache") == 0
+    place = run / "eval" / f"{folder.name}-cached"
+    kept = (place / "subset.txt").read_text().split()
+    assert read_result(place).data["train_count"] == len(kept) == 12
+    labels = np.array([int(name.removeprefix("sample").removesuffix(".jpg")) for name in kept])
+    assert len(set(labels)) == 12
+    assert judge(run, folder, "--subset", str(place / "subset.txt"), "--no-cache") == 0
+    assert json.loads((run / "lineval.json").read_text())["pretrained"]["train_count"] == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (["--knn", "10,91"], ConfigError, "--knn 91: the training set has 90 samples"),
+        (["--subset", "3-per-class", "--knn", "10"], ConfigError, "--knn 10: .* has 9 samples"),
+        (["--subset", "no.txt"], DataError, "'no.txt' is no file"),
+        (["--mean", "0.5"], ConfigError, "mean"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_image(
+    folder: Path,
+    run: Path,
+    options: list[str],
+    error: type[Exception],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_image(*_: object) -> None:
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr(EvalLoader, "__iter__", no_image)
+    with pytest.raises(error, match=message) as caught:
+        judge(run, folder, *options)
+    assert "\n" not in str(caught.value)
+
+
+def test_default_neighbours_are_those_that_there_are(folder: Path, run: Path) -> None:
+    assert judge(run, folder) == 0
+    assert list(read_result(run / "eval" / f"{folder.name}-cached").knn) == ["10", "20", "50"]
