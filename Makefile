@@ -48,8 +48,10 @@ RANKS = $(if $(filter %/cpu.json,$(DS_CONFIG)),1)
 SET =
 RESUME =
 CKPT = $(RUN)
-# What `export` writes.
-ENCODER = encoder.safetensors
+# The form that `export` writes: folder (timm, torch.hub), torchvision, onnx or detectron2.
+TO = folder
+# A result.json whose classifier `export` adds.
+HEAD =
 RANDOM =
 # Of `cifar10`: how many images in both splits together.
 IMAGES =
@@ -98,7 +100,7 @@ TAKES_finetune = CKPT DATA DATASET OUT RUN PRESET SUBSET SEEDS RANDOM DS_CONFIG 
 TAKES_cifar10 = DATA OUT RUN DS_CONFIG EPOCHS IMAGES ARGS
 TAKES_pictures = RESULT DATA OUT ARGS
 TAKES_compare = RESULTS OUT ARGS
-TAKES_export = CKPT RUN DATA DATASET OUT ENCODER
+TAKES_export = CKPT RUN OUT TO HEAD ARGS
 TAKES_preview = DATA DATASET OUT RUN CONFIG COUNT SET ARGS
 TAKES_bench-loader = DATA ARGS
 TAKES_bench-step = DATA ARGS
@@ -227,8 +229,11 @@ compare: setup ## Put results or runs side by side: RESULTS="runs/a runs/b" [OUT
 	"$(BIN)/python" -m harl_fast.tools.compare $(RESULTS) \
 		--out "$(if $(filter file,$(origin OUT)),runs/comparison,$(OUT))" $(ARGS)
 
-export: setup ## Write CKPT's encoder under torchvision's or timm's names, to ENCODER [CKPT=] [ENCODER=]
-	"$(BIN)/python" launch/export.py "$(CKPT)" "$(ENCODER)"
+# Where OUT names no folder, it is one of the run's own name.
+EXPORTED = $(if $(filter file,$(origin OUT)),exports/$(notdir $(patsubst %/,%,$(CKPT)))-$(TO),$(OUT))
+export: setup ## Write CKPT's encoder for other programs, and load it back there: CKPT= [TO=] [OUT=] [HEAD=]
+	"$(BIN)/python" -m harl_fast.tools.export --ckpt "$(CKPT)" --to "$(TO)" --out "$(EXPORTED)" \
+		$(call option,--head,$(HEAD)) $(ARGS)
 
 # CONFIG= or RUN= as given, else the configuration of the set's run if there is one.
 PREVIEWED = $(if $(filter file,$(origin CONFIG)),$(if $(filter file,$(origin RUN)),$(wildcard \

@@ -60,7 +60,7 @@ def test_conda_users_get_the_same_pins() -> None:
 def test_an_extra_has_the_pins_of_the_development_environment() -> None:
     extras = project()["optional-dependencies"]
     dev = requirements(extras["dev"])
-    for name in ("masks-onnx", "timm", "webdataset", "parquet", "eval", "notebook"):
+    for name in ("masks-onnx", "timm", "export", "webdataset", "parquet", "eval", "notebook"):
         extra = requirements(extras[name])
         assert extra and extra.items() <= dev.items()
 

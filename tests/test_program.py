@@ -350,7 +350,9 @@ def test_dashes_end_the_options_as_ever() -> None:
 
 def test_a_working_folder_that_is_gone_is_told_before_large_libraries_abort(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
-    script = f"cd gone; rmdir ../gone; {sys.executable} {ROOT}/launch/export.py /x /y.safetensors"
+    script = (
+        f"cd gone; rmdir ../gone; {sys.executable} {ROOT}/launch/lineval.py --ckpt /x --data /y"
+    )
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,

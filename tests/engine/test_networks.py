@@ -3,99 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torchvision
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
-from harl_fast.config import ModelConfig, RunConfig
-from harl_fast.engine import networks
-from harl_fast.engine.checkpoint.format import Checkpoint, write_checkpoint
+from harl_fast.config import ModelConfig
+from harl_fast.engine.checkpoint.format import write_checkpoint
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.networks import (
-    EncoderFile,
-    export_encoder,
-    load_encoder,
-    open_initial,
-    random_encoder,
-)
+from harl_fast.engine.networks import EncoderFile, load_encoder, open_initial
+from harl_fast.engine.runfolder import check_apart
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import CheckpointError, OutputError
+from harl_fast.tools.export import export_encoder
 from tests.engine.runs import ask, start
+from tests.engine.saved import checkpoint
 from tests.engine.support import advance, stepper, tiny_file, weights
 
 RESNET18 = ModelConfig(arch="resnet18")
 
 
-def checkpoint(
-    folder: Path, *, spoil: Mapping[str, float] = {}, **model: Any
-) -> tuple[Checkpoint, dict[str, Tensor]]:
-    """Write a checkpoint of a random encoder; return it and the encoder's tensors.
-
-    spoil: values for the first element of some of them.
-    """
-    config = RunConfig(epochs=20, model=ModelConfig.model_validate(model))
-    tensors = random_encoder(config, seed=5).state_dict()
-    for name, value in spoil.items():
-        tensors[name][0] = value
-    written = write_checkpoint(
-        folder / "checkpoints",
-        tensors={f"online.backbone.{name}": tensor for name, tensor in tensors.items()},
-        record={
-            "step": 3,
-            "epoch": 1,
-            "epoch_step": 1,
-            "config": config,
-            "engine": {},
-            "data": {},
-            "run_id": "0123",
-        },
-    )
-    return written, tensors
-
-
-def test_an_exported_encoder_loads_into_torchvision(tmp_path: Path) -> None:
-    _, tensors = checkpoint(tmp_path / "run", arch="resnet50")
-    out = tmp_path / "encoder.safetensors"
-    assert "318 tensors of resnet50" in export_encoder(tmp_path / "run", out)
-    model = torchvision.models.resnet50()
-    missing, unexpected = model.load_state_dict(load_file(out), strict=False)
-    assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
-    assert torch.equal(model.conv1.weight, tensors["conv1.weight"])
-    with safe_open(out, framework="pt") as stream:
-        metadata = stream.metadata()
-    assert metadata["arch"] == "resnet50" and metadata["checkpoint"] == "0123 step-00000003"
-    assert json.loads(metadata["std"]) == [0.229, 0.224, 0.225]
-    assert out.stat().st_mode == (tmp_path / "run" / "checkpoints" / "latest").stat().st_mode
-    # What was exported is what a new run may start from.
-    again = open_initial(out, ModelConfig(arch="resnet50"))
-    assert isinstance(again, EncoderFile) and "318 of the 318 tensors" in again.notes[0]
-
-
-def test_an_export_spares_the_checkpoint_itself(tmp_path: Path) -> None:
-    written, _ = checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
-    with pytest.raises(OutputError, match="belongs to the input"):
-        export_encoder(tmp_path / "run", written.path)
-    assert load_encoder(str(tmp_path / "run"))[1].model.arch == "resnet18"
-
-
 @pytest.mark.parametrize("arch", ["timm:resnet50d", "timm:convnext_tiny"])
-def test_a_checkpoint_of_a_timm_network_loads_and_is_exported(tmp_path: Path, arch: str) -> None:
+def test_a_checkpoint_of_a_timm_network_loads(tmp_path: Path, arch: str) -> None:
     timm = pytest.importorskip("timm", reason="the extra timm is not installed")
     _, tensors = checkpoint(tmp_path / "run", arch=arch)
     encoder, _ = load_encoder(tmp_path / "run")
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor, tensors[name]), name
-    export_encoder(tmp_path / "run", out := tmp_path / "encoder.safetensors")
     theirs = timm.create_model(arch.removeprefix("timm:"), pretrained=False)
-    missing, unexpected = theirs.load_state_dict(load_file(out), strict=False)
-    assert not unexpected and all(name.startswith(("fc.", "head.")) for name in missing)
     full = tmp_path / "full.safetensors"
     save_file(theirs.state_dict(), full)
     opened = open_initial(full, ModelConfig(arch=arch))
@@ -173,7 +110,7 @@ def wrong_file(path: Path, kind: str) -> None:
     ("kind", "named"),
     [
         ("other shapes", r"of the 120 tensors of resnet18 matched.*All of the backbone must match"),
-        ("nothing", r"0 of the 120 tensors"),
+        ("nothing", r"0 tensors matched: none is named layer1\.0\.conv1\.weight"),
         ("one missing", r"119 of the 120 .*missing: layer2\.0\.conv1\.weight"),
         ("not finite", r"conv1\.weight holds values that are not finite"),
         ("code", r"cannot be read as plain weights .*state_dict\(\)"),
@@ -197,20 +134,6 @@ def test_checkpoints_are_told_from_other_files(tmp_path: Path) -> None:
         open_initial(written.path, RESNET18)
 
 
-def test_a_full_disk_ends_an_export_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
-
-    def full(*_: object) -> None:
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr("harl_fast.engine.checkpoint.format.save_file", full)
-    with pytest.raises(OSError) as caught:
-        export_encoder(tmp_path / "run", out := tmp_path / "encoder.safetensors")
-    assert (caught.value.errno, caught.value.filename) == (28, str(out)) and not out.exists()
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 @pytest.mark.parametrize("name", ["bn1.running_mean", "bn1.running_var"])
 def test_an_encoder_that_gives_no_numbers_is_refused(
@@ -220,24 +143,8 @@ def test_an_encoder_that_gives_no_numbers_is_refused(
         return  # a mean may be
     checkpoint(tmp_path / "run", arch="resnet18", width=0.125, spoil={name: value})
     with pytest.raises(CheckpointError, match=r"not finite.*There is no other checkpoint"):
-        export_encoder(tmp_path / "run", out := tmp_path / "encoder.safetensors")
+        export_encoder(tmp_path / "run", out := tmp_path / "out")
     assert not out.exists()
-
-
-def test_an_export_is_of_the_checkpoint_that_was_looked_up_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run may go on meanwhile, and `latest` with it."""
-    first, _ = checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
-    check = networks.check_output
-
-    def goes_on(*args: Any, **kwargs: Any) -> None:
-        check(*args, **kwargs)
-        (first.path.parent / "latest").write_text("step-00000009")
-
-    monkeypatch.setattr(networks, "check_output", goes_on)
-    told = export_encoder(tmp_path / "run", tmp_path / "encoder.safetensors")
-    assert str(first.path) in told
 
 
 @pytest.mark.parametrize(
@@ -247,9 +154,9 @@ def test_an_export_is_of_the_checkpoint_that_was_looked_up_once(
 def test_no_output_takes_the_place_of_a_runs_own_file(tmp_path: Path, name: str) -> None:
     checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
     with pytest.raises(OutputError, match="is a file of the run itself"):
-        export_encoder(tmp_path / "run", tmp_path / "run" / name)
-    export_encoder(tmp_path / "run", tmp_path / Path(name).name)  # elsewhere it is any name
-    export_encoder(tmp_path / "run", tmp_path / "run" / "checkpoints" / "encoder.safetensors")
+        check_apart(tmp_path / "run" / name, option="--out")
+    check_apart(tmp_path / Path(name).name, option="--out")  # elsewhere it is any name
+    check_apart(tmp_path / "run" / "checkpoints" / "encoder.safetensors", option="--out")
 
 
 def test_a_record_of_another_network_is_one_line(tmp_path: Path) -> None:
