@@ -13,13 +13,14 @@ from pydantic import BaseModel
 
 from harl_fast.config import RunConfig, ViewConfig
 from harl_fast.engine.config import EngineFile
+from harl_fast.finetuning import FinetuneConfig
 
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """\
 # Configuration
 
-Written by `python docs/configuration.py` from the sections in `harl_fast/config.py` and
-`harl_fast/engine/config.py`; `make lint` checks that it is current.
+Written by `python docs/configuration.py` from the sections in `harl_fast/config.py`,
+`harl_fast/engine/config.py` and `harl_fast/finetuning.py`; `make lint` checks that it is current.
 
 A run has two files. Any key can be overridden on the command line: `SET="optim.lr=0.3"` (`--set`)
 for the method, `--engine-set train_batch_size=256` for the engine. List items go by number:
@@ -77,7 +78,8 @@ def rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
     """Yield a table row per key of a section that is no section itself."""
     schema = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
-        if section(field.annotation) is not None or name == "views":
+        inner = section(field.annotation) is not None or "$ref" in str(schema[name])
+        if inner or name == "views":
             continue
         default = "required" if field.is_required() else f"`{text_of(field.default)}`"
         about = " ".join((field.description or "").split()).replace("|", "\\|")
@@ -107,11 +109,16 @@ def tables(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def page() -> str:
     """Return the page's text."""
-    method, engine = "\n".join(tables(RunConfig)), "\n".join(tables(EngineFile))
+    method, engine, tuning = (
+        "\n".join(tables(model)) for model in (RunConfig, EngineFile, FinetuneConfig)
+    )
     return (
         f"{HEAD}\n## The method\n\nYAML, in `harl_fast/configs/` or a file of yours.\n{method}\n\n"
         f"## The engine\n\nDeepSpeed's JSON (comments are allowed), in `ds_configs/`. Other keys "
-        f"are refused with the reason; a key without a meaning here has DeepSpeed's.\n{engine}\n"
+        f"are refused with the reason; a key without a meaning here has DeepSpeed's.\n{engine}\n\n"
+        f"## Fine-tuning\n\nYAML, in `harl_fast/configs/finetune/` or a file of yours. Each key of "
+        f"the first table is also a flag of `launch/finetune.py`, with dashes or underscores.\n"
+        f"{tuning}\n"
     )
 
 

@@ -54,8 +54,9 @@ def finetune(
     """Run one rank of a fine-tuning and return its exit code, see `Loop.run`.
 
     See launch/finetune.py for the arguments. protocol: names results; by default the preset does.
-    With several seeds each has its run in a folder ``run/seed-N``, and ``run/seeds.json`` holds all results with mean and deviation; what is
-    finished is not repeated with ``resume``. Raises HarlError.
+    With several seeds each has its run in a folder ``run/seed-N``, and ``run/seeds.json`` holds all
+    results with mean and deviation; what is finished is not repeated with ``resume``. Raises
+    HarlError.
     """
     job = _Finetuning(
         engine_file=engine_file,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ def first_start(
     else:
         pretrained, text = apply_schema(pretrained, config.variable_schema, seed=config.seed)
         told.append(text)
+        _check_head(pretrained, config, found)
     reading = config.data.model_copy(update={"mean": pretrained.mean, "std": pretrained.std})
     config = config.model_copy(
         update={
@@ -128,6 +129,20 @@ def first_start(
         init_from=ckpt,
         notes=told,
     )
+
+
+def _check_head(pretrained: Pretrained, config: FinetuneConfig, data: TuneData) -> None:
+    """Raise ConfigError if a head of the file would be trained on, and does not fit."""
+    if pretrained.head is None or config.zero_init_logits_layer:
+        return
+    theirs, ours = list(pretrained.classes), list(data.manifest.classes)
+    if config.ft_proj_selector or len(config.head_lr_grid) > 1 or theirs != ours:
+        differing = sorted(set(theirs) ^ set(ours)) or ["their order, or where the head sits"]
+        raise ConfigError(
+            f"{pretrained.source} has a head of {len(theirs)} classes, {data.train} has "
+            f"{len(ours)}; they differ in {', '.join(map(shown, differing[:5]))}. Start a new "
+            f"head: --variable-schema '(?!head_supervised)', or --zero-init-logits-layer"
+        )
 
 
 def checkpoint_facts(pretrained: Pretrained) -> dict[str, Any]:
@@ -179,7 +194,11 @@ def apply_schema(pretrained: Pretrained, schema: str, *, seed: int) -> tuple[Pre
             f"variable_schema {shown(schema)} matches no name: they begin with "
             f"{', '.join(f'{group}.' for group in GROUPS)}{near}"
         )
-    told += [f"{group}: none in the file" for group in GROUPS if group not in parts]
+    if pretrained.head is not None:
+        kept = pattern.match("head_supervised.weight") is not None
+        told.append(f"head_supervised {'loaded' if kept else 'excluded'}")
+        if not kept:
+            pretrained = replace(pretrained, head=None, classes=())
     return pretrained, f"variable schema {shown(schema)}: {'; '.join(told)}"
 
 
@@ -280,13 +299,17 @@ def _check_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 def network_of(start: TuneStart) -> Classifier:
     """Return the classifier that a start trains, on the CPU. Raises ConfigError."""
-    pretrained = start.pretrained
-    return classifier_of(
-        start.config,
+    pretrained, config = start.pretrained, start.config
+    network = classifier_of(
+        config,
         classes=len(start.data.manifest.classes),
         backbone=None if pretrained is None else pretrained.backbone,
         projector=None if pretrained is None else pretrained.projector,
     )
+    # SimCLR sets the head to zero after loading it.
+    if pretrained is not None and pretrained.head is not None and not config.zero_init_logits_layer:
+        network.heads.load_state_dict(pretrained.head.state_dict())
+    return network
 
 
 def train_loader(start: TuneStart, machine: Machine) -> BetonLoader:

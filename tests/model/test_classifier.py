@@ -57,7 +57,8 @@ def test_what_is_below_the_boundary_neither_moves_nor_gets_gradients(boundary: i
     for name, parameter in network.named_parameters():
         frozen = group_of(name) <= boundary
         assert (parameter.grad is None) is frozen, name
-        assert torch.equal(parameter, before[name]) is frozen, name
+        if "linears" not in name or parameter.ndim > 1:  # BatchNorm undoes a bias before it
+            assert torch.equal(parameter, before[name]) is frozen, name
     buffers = {name: b for name, b in network.named_buffers() if "running" in name}
     assert len(buffers) > 30
     for name, buffer in buffers.items():
@@ -116,8 +117,8 @@ def test_refusals() -> None:
 
 def test_heads_that_start_at_zero_lose_ln_k() -> None:
     loss, figures = classifier(zero=True)(*images())
-    assert float(loss) == pytest.approx(math.log(CLASSES), rel=1e-6)
-    assert float(figures["loss"]) == float(loss)
+    assert loss.item() == pytest.approx(math.log(CLASSES), rel=1e-6)
+    assert figures["loss"].item() == loss.item()
 
 
 def test_the_other_start_is_small_and_the_same_for_all_heads() -> None:

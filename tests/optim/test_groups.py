@@ -45,3 +45,19 @@ def test_frozen_shared_and_absent_parameters() -> None:
     assert adapt["names"] == ["0.weight"]
     module.requires_grad_(False)
     assert param_groups(module, weight_decay=0.1) == []
+
+
+def test_heads_are_groups_of_their_own_that_lars_leaves_alone() -> None:
+    heads = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)])
+    module = nn.ModuleDict({"body": nn.Linear(4, 3), "heads": heads})
+    groups = param_groups(module, weight_decay=0.1, heads={"heads.0": 1.0, "heads.1": 10.0})
+    found = {group["name"]: group for group in groups}
+    names = [
+        f"{head}{kind}" for head in ("", "heads.0 ", "heads.1 ") for kind in ("adapt", "plain")
+    ]
+    assert list(found) == names
+    assert found["heads.1 adapt"]["names"] == ["heads.1.weight"]
+    assert found["heads.1 plain"]["names"] == ["heads.1.bias"]
+    assert [group["lars"] for group in groups] == [True, *[False] * 5]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0] * 3
+    assert [group.get("lr_mult", 1.0) for group in groups] == [1.0, 1.0, 1.0, 1.0, 10.0, 10.0]

@@ -52,11 +52,12 @@ def collect_state(state: LoopState) -> dict[str, Tensor]:
     rows = {"cpu_generator": gather_rows(torch.get_rng_state())}
     if state.device.type == "cuda":
         rows["cuda_generator"] = gather_rows(torch.cuda.get_rng_state(state.device))
-    own = torch.cat([tensor.reshape(-1) for tensor in statistics.values()]).float().cpu()
-    by_rank = gather_rows(own)
+    flat = [tensor.reshape(-1) for tensor in statistics.values()]
+    own = torch.cat(flat).float().cpu() if flat else torch.empty(0)
+    by_rank = gather_rows(own) if flat else own[None]
     if state.machine.rank > 0:
         return {}
-    if len(by_rank) > 1:
+    if len(by_rank) > 1:  # of several ranks
         rows["statistics"] = by_rank
     for prefix, network in state.networks.items():
         found |= {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
@@ -68,12 +69,16 @@ def collect_state(state: LoopState) -> dict[str, Tensor]:
 
 
 def _statistics(state: LoopState) -> dict[str, Tensor]:
-    """Return all running statistics by their names in a checkpoint."""
+    """Return all running statistics that training moves, by their names in a checkpoint.
+
+    Frozen ones are left out: a mean over three ranks would not keep their bits.
+    """
     return {
-        f"{prefix}.{name}": buffer
+        ".".join(filter(None, (prefix, place, name))): buffer
         for prefix, network in state.networks.items()
-        for name, buffer in network.named_buffers()
-        if buffer.is_floating_point()
+        for place, module in network.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if module.training and buffer.is_floating_point()
     }
 
 
