@@ -17,7 +17,7 @@ BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#777777", "#009E73"
 """Of Okabe and Ito's colours, which colour-blind readers tell apart."""
 LONGEST_NAME = 28
 """Characters of a class name on a chart."""
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 12,
     "axes.spines.top": False,

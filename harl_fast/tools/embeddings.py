@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -87,7 +88,7 @@ def stratified(labels: Ints, count: int, *, seed: int) -> Ints:
 
 def write_npz(path: Path, embeddings: Embeddings) -> None:
     """Write all of it as plain arrays: np.load(path) needs no pickle. Raises OSError."""
-    arrays = {
+    arrays: dict[str, Any] = {
         "ids": embeddings.ids,
         "names": np.array(embeddings.names, dtype=str),
         "features": embeddings.features,

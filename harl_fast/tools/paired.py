@@ -64,7 +64,8 @@ def paired_difference(
 def _points(cells: npt.NDArray[np.int64], *, per_class: bool) -> npt.NDArray[np.float64]:
     """Return the differences (R,) of counts (R, K, 3), in points."""
     gain, counts = cells[..., 2] - cells[..., 0], cells.sum(-1)
-    if not per_class:
-        return 100.0 * gain.sum(-1) / counts.sum(-1)
-    shares = gain / np.maximum(counts, 1)
-    return 100.0 * shares.sum(-1) / (counts > 0).sum(-1)
+    points: npt.NDArray[np.float64] = 100.0 * gain.sum(-1) / counts.sum(-1)
+    if per_class:
+        shares = gain / np.maximum(counts, 1)
+        points = 100.0 * shares.sum(-1) / (counts > 0).sum(-1)
+    return points

@@ -92,6 +92,7 @@ def _pairs(
     texts = [f"{wrong[t, p]} of {counts[t]}" for t, p in worst]
     charts.bars(axes, names, values, colours=charts.ORANGE, texts=texts, longest=52)
     axes.margins(x=0.12)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("images; of how many of the true class stands behind each bar")
     axes.set_title(f"Most confused: true class → predicted class\n{title}")
     return charts.png(figure)
@@ -117,11 +118,11 @@ def per_class(result: Result) -> bytes:
         figure, panels = charts.panels(6.6 * len(parts), height, columns=len(parts))
         for axes, (head, chosen) in zip(panels, parts.items(), strict=True):
             names = [f"{charts.label(classes[present[i]])} ({counts[present[i]]})" for i in chosen]
-            values = shares[chosen]
+            values = shares[chosen].tolist()
             texts = [f"{value:.0f}" for value in values]
             charts.bars(axes, names, values, colours=charts.BLUE, texts=texts, longest=40)
             mean = float(shares.mean())
-            axes.axvline(mean, color=charts.ORANGE, linewidth=1.2)
+            axes.axvline(mean, color=charts.ORANGE, linewidth=1.2, zorder=0)
             axes.set_xlim(0, 107)
             axes.set_xlabel(f"% right; line: mean over all classes, {mean:.1f}")
             axes.set_title(head)
@@ -142,7 +143,9 @@ def feature_map(embeddings: Embeddings, *, title: str, seed: int = 0) -> bytes:
         for number, label in enumerate(present):
             of_class = places[shown.labels == label]
             share = number / 20 + 0.001 if len(present) <= 20 else number / len(present)
-            axes.scatter(*of_class.T, s=9, color=palette(share), linewidths=0, alpha=0.75)
+            axes.scatter(
+                of_class[:, 0], of_class[:, 1], s=9, color=palette(share), linewidths=0, alpha=0.75
+            )
         _name_classes(axes, shown, places, present)
         axes.set_xticks([])
         axes.set_yticks([])

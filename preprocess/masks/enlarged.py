@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import cv2
+import numpy as np
 from pydantic import Field
 
 from preprocess.arrays import Map, Pixels
@@ -19,4 +20,4 @@ def enlarged_map(rgb: Pixels, *, factor: Annotated[int, Field(ge=2, le=16)] = 4)
     """
     height, width = rgb.shape[:2]
     size = (width * factor, height * factor)
-    return heuristic_map(cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC))
+    return heuristic_map(np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC), np.uint8))

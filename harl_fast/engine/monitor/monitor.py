@@ -54,15 +54,9 @@ class Monitor:
     the forward pass and norms around the optimizer's step are computed for those steps alone.
     """
 
-    def __init__(
-        self, state: LoopState, meter: Meter, run: RunInfo, *, loader_colours: bool
-    ) -> None:
+    def __init__(self, state: LoopState, meter: Meter, run: RunInfo) -> None:
         """run: what sinks may know; its ``first_step`` steps were done before."""
-        self.sinks = Sinks(
-            run,
-            silent=state.machine.rank > 0,
-            supply=_supply(state, loader_colours=loader_colours),
-        )
+        self.sinks = Sinks(run, silent=state.machine.rank > 0, supply=_supply(state))
         self._state: LoopState = state
         self._meter = meter
         self._norms = StepNorms(state.optimizer)
