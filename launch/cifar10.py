@@ -15,7 +15,7 @@ from harl_fast.program import run_main
 from harl_fast.supervision import run_below
 
 ROOT = Path(__file__).resolve().parent.parent
-MASKS = "{enlarged: {factor: 4}}"
+MASKS = "enlarged"
 """At 32 px the heuristic sees too little of an outline."""
 
 

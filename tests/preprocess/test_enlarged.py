@@ -37,5 +37,5 @@ def test_the_outline_of_a_small_disc_is_rounder_than_without() -> None:
 
 
 def test_manifests_say_that_no_label_was_used() -> None:
-    facts = method_facts(parse_spec("{enlarged: 4}"))
+    facts = method_facts(parse_spec("enlarged"))
     assert facts["supervision"] == "none" and facts["parameters"] == {"factor": 4}

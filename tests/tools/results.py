@@ -38,31 +38,9 @@ def make_result(
     named = torch.where(right, labels, (labels + 1) % len(classes))
     logits[torch.arange(count), named] += 5.0
     found = predictions(logits, labels)
-    values: dict[str, Any] = {
-        "protocol": "cached",
-        "headline": "mean_per_class",
-        "data": {
-            "name": "pets",
-            "classes": list(classes),
-            "train_sha256": "a" * 64,
-            "val_sha256": "b" * 64,
-            "train_count": 2 * count,
-            "val_count": count,
-            "split": "official",
-            **(data or {}),
-        },
-        "checkpoint": {
-            "path": f"{run or folder.parent.parent}/checkpoints/step-{step}.safetensors",
-            "run": run or str(folder.parent.parent),
-            "step": step,
-            "weights_sha256": "c" * 64,
-            "receipt": "318/318 tensors, torchvision names",
-        },
-        "preprocessing": {
-            "size_px": 64, "crop": 0.875, "mean": [0.5] * 3, "std": [0.2] * 3, "precision": "fp32",
-            **(preprocessing or {}),
-        },
-    }  # fmt: skip
+    values = _facts(folder, classes, count=count, step=step, run=run)
+    values["data"] |= data or {}
+    values["preprocessing"] |= preprocessing or {}
     measured = scores(found, classes=len(classes))
     result = Result(
         **{
@@ -79,3 +57,31 @@ def make_result(
     )
     write_result(folder, result)
     return result
+
+
+def _facts(
+    folder: Path, classes: Sequence[str], *, count: int, step: int, run: str
+) -> dict[str, Any]:
+    return {
+        "protocol": "cached",
+        "headline": "mean_per_class",
+        "data": {
+            "name": "pets",
+            "classes": list(classes),
+            "train_sha256": "a" * 64,
+            "val_sha256": "b" * 64,
+            "train_count": 2 * count,
+            "val_count": count,
+            "split": "official",
+        },
+        "checkpoint": {
+            "path": f"{run or folder.parent.parent}/checkpoints/step-{step}.safetensors",
+            "run": run or str(folder.parent.parent),
+            "step": step,
+            "weights_sha256": "c" * 64,
+            "receipt": "318/318 tensors, torchvision names",
+        },
+        "preprocessing": {
+            "size_px": 64, "crop": 0.875, "mean": [0.5] * 3, "std": [0.2] * 3, "precision": "fp32",
+        },
+    }  # fmt: skip
