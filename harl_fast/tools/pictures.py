@@ -92,7 +92,7 @@ def _pairs(
     texts = [f"{wrong[t, p]} of {counts[t]}" for t, p in worst]
     charts.bars(axes, names, values, colours=charts.ORANGE, texts=texts, longest=52)
     axes.margins(x=0.12)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("images; of how many of the true class stands behind each bar")
     axes.set_title(f"Most confused: true class → predicted class\n{title}")
     return charts.png(figure)
