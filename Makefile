@@ -60,6 +60,11 @@ TO = folder
 # A result.json whose classifier `export` adds.
 HEAD =
 RANDOM =
+# Of `cifar10`: how many images in both splits together.
+IMAGES =
+# Of `pictures` and `compare`: folders RUN/eval/<data>-<protocol>, or for `compare` runs.
+RESULT =
+RESULTS =
 # Of `finetune`: a preset of harl_fast/configs/finetune or a YAML file.
 PRESET =
 # Of `finetune`: how many times, each with another seed.
@@ -97,6 +102,9 @@ TAKES_demo = EPOCHS ARGS
 TAKES_lineval = CKPT RUN DATA DATASET DATASET_ROOT OUT RANDOM EPOCHS WORKERS PROTOCOL KNN SUBSET ARGS
 TAKES_finetune = CKPT DATA DATASET OUT RUN PRESET SUBSET SEEDS RANDOM DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET \
 	RESUME ARGS
+TAKES_cifar10 = DATA OUT RUN DS_CONFIG EPOCHS IMAGES ARGS
+TAKES_pictures = RESULT DATA OUT ARGS
+TAKES_compare = RESULTS OUT ARGS
 TAKES_export = CKPT RUN OUT TO HEAD ARGS
 TAKES_preview = DATA DATASET OUT RUN CONFIG COUNT SET ARGS
 TAKES_bench-loader = DATA ARGS
@@ -119,12 +127,12 @@ export PATH := $(BIN):$(PATH)
 # An option whose variable is set: $(call option,--max-resolution,$(MAX_RESOLUTION))
 option = $(if $(2),$(1) "$(2)")
 
-.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval finetune export preview \
-	bench bench-convert bench-loader bench-masks bench-step clean
+.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval finetune cifar10 \
+	pictures compare export preview bench bench-convert bench-loader bench-masks bench-step clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 14
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 14
 	@echo "Variables: $(foreach v,VENV OUT RUN CONFIG DS_CONFIG CKPT,$(v)=$($(v)))"
 
 setup: ## Install what is missing: system packages, VENV, Python packages [PYTHON=<interpreter>]
@@ -214,6 +222,19 @@ finetune: setup ## Fine-tune CKPT with the labels of DATA or OUT [PRESET=] [SUBS
 		$(if $(WORKERS),--set "data.workers=$(WORKERS)") \
 		$(foreach pair,$(SET),--set "$(pair)") $(if $(RESUME),--resume) $(ARGS)
 	@echo "run: $(TUNED)"
+
+cifar10: setup ## CIFAR-10 from images to linear accuracy: DATA=<folder with train/ and test/> [EPOCHS=] [IMAGES=] [DS_CONFIG=]
+	"$(BIN)/python" launch/cifar10.py $(call option,--data,$(DATA)) $(call option,--epochs,$(EPOCHS)) \
+		$(call option,--images,$(IMAGES)) $(if $(filter file,$(origin OUT)),,--out "$(OUT)") \
+		$(if $(filter file,$(origin RUN)),,--run "$(RUN)") --engine "$(DS_CONFIG)" $(ARGS)
+
+pictures: setup ## Draw a result: RESULT=RUN/eval/<data>-<protocol> [DATA=<its containers>: a map, TensorBoard's projector] [OUT=]
+	"$(BIN)/python" -m harl_fast.tools.pictures "$(RESULT)" $(call option,--data,$(DATA)) \
+		$(if $(filter file,$(origin OUT)),,--out "$(OUT)") $(ARGS)
+
+compare: setup ## Put results or runs side by side: RESULTS="runs/a runs/b" [OUT=<folder for the report>]
+	"$(BIN)/python" -m harl_fast.tools.compare $(RESULTS) \
+		--out "$(if $(filter file,$(origin OUT)),runs/comparison,$(OUT))" $(ARGS)
 
 # Where OUT names no folder, it is one of the run's own name.
 EXPORTED = $(if $(filter file,$(origin OUT)),exports/$(notdir $(patsubst %/,%,$(CKPT)))-$(TO),$(OUT))

@@ -28,7 +28,7 @@ from harl_fast.optim.formula import FORMULAS
 from harl_fast.schedules import size_schedule, weight_schedule
 
 
-@pytest.mark.parametrize("name", ["demo", "paper", "repo-pt", "seed-readme", "small"])
+@pytest.mark.parametrize("name", ["cifar10", "demo", "paper", "repo-pt", "seed-readme", "small"])
 def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Path) -> None:
     assert name in presets()
     config = load_config(name)

@@ -23,10 +23,10 @@ ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "sklearn": "scikit-learn"}
 """Where a module's name is not its distribution's."""
 DISTRIBUTIONS |= {"yaml": "pyyaml", "llvmlite": "numba", "packaging": "pytest", "tomli": "pytest"}
-DISTRIBUTIONS |= {"markdown": "mkdocs-material"}
-"""The last four come with packages that are made of them or need them themselves."""
+DISTRIBUTIONS |= {"markdown": "mkdocs-material", "nbformat": "nbclient", "google": "tensorboard"}
+"""The last six come with packages that are made of them or need them themselves."""
 OPTIONAL = [("preprocess", extra) for extra in ("masks-onnx", "webdataset", "parquet", "ray")]
-OPTIONAL += [("harl_fast", "timm")]
+OPTIONAL += [("harl_fast", "timm"), ("harl_fast", "eval")]
 """Who imports what an extra brings."""
 OURS = {"harl_fast", "preprocess", "launch", "tests", "benchmarks"}
 OURS_AND_PYTHONS = sys.stdlib_module_names | OURS
@@ -60,7 +60,7 @@ def test_conda_users_get_the_same_pins() -> None:
 def test_an_extra_has_the_pins_of_the_development_environment() -> None:
     extras = project()["optional-dependencies"]
     dev = requirements(extras["dev"])
-    for name in ("masks-onnx", "timm", "export", "webdataset", "parquet"):
+    for name in ("masks-onnx", "timm", "export", "webdataset", "parquet", "eval", "notebook"):
         extra = requirements(extras[name])
         assert extra and extra.items() <= dev.items()
 

@@ -62,6 +62,19 @@ def test_batch_rate_and_workers_reach_the_program() -> None:
     assert '--workers "2"' in planned("beton", "WORKERS=2").stdout
 
 
+def test_what_is_given_of_a_result_or_of_cifar10_reaches_the_program() -> None:
+    printed = planned("cifar10", "DATA=/x y", "EPOCHS=1", "IMAGES=5000").stdout
+    for option in ('--data "/x y"', '--epochs "1"', '--images "5000"', "ds_configs/cpu.json"):
+        assert option in printed
+    assert "--out" not in printed and "--run" not in printed  # the program's own
+    assert '--out "/o"' in planned("cifar10", "DATA=/x", "OUT=/o").stdout
+    assert (
+        '"r/eval/x-logreg" --data "d"'
+        in planned("pictures", "RESULT=r/eval/x-logreg", "DATA=d").stdout
+    )
+    assert "compare runs/a runs/b" in planned("compare", "RESULTS=runs/a runs/b").stdout
+
+
 def test_every_target_lists_its_variables() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = {line.partition(":")[0] for line in text.splitlines() if ": setup ##" in line}

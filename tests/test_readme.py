@@ -24,6 +24,7 @@ SHORTER = {
     "make pretrain": "EPOCHS=3",
     "make lineval": "EPOCHS=5",
     "make export": "",
+    "make pictures": "",
     ".venv/bin/python -m": "",
 }
 """What is added to each command, by its first two words."""
@@ -76,6 +77,9 @@ def here(command: str, work: Path) -> str:
         "/data/imagenet": work / "demo" / "source",
         "data/my_photos_masks": work / "masks",
         "data/my_photos": work / "photos",
+        "runs/my_photos/eval/my_photos-cached": work / "run" / "eval" / "photos-cached",
+        "runs/my_photos/eval/my_photos-cached-random": work / "run/eval/photos-cached-random",
+        "runs/comparison": work / "comparison",
         "runs/my_photos": work / "run",
         "runs/paper": work / "run",
         "exports/my_photos": work / "exported",
@@ -118,6 +122,8 @@ def test_the_other_commands_do_what_they_say(demo: str, work: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}"
     assert (work / "photos" / "val.beton").exists() and (work / "imagenet" / "val.beton").exists()
     assert (work / "masks" / "masks.json").exists()
+    assert (work / "comparison" / "report.html").exists()
+    assert (work / "run/eval/photos-cached/pictures/projector/sprite.png").exists()
     assert (work / "run" / "lineval.json").exists()
     assert (work / "exported" / "model.safetensors").exists()
 

@@ -165,7 +165,7 @@ class Evaluator:
         start = time.monotonic()
         encoder = encoder.to(self._device)
         train, val = (
-            self._features(encoder, split, autocast=autocast, label=label, weights=weights_sha256)
+            self.features(encoder, split, autocast=autocast, label=label, weights=weights_sha256)
             for split in ("train", "val")
         )
         among = {"classes": self.classes, "device": self._device}
@@ -185,7 +185,7 @@ class Evaluator:
             neighbours=found,
         )
 
-    def _features(
+    def features(
         self,
         encoder: nn.Module,
         split: str,
@@ -194,6 +194,7 @@ class Evaluator:
         label: str,
         weights: str | None,
     ) -> FeatureSet:
+        """Return an encoder's features of a split, on the device already; see `__call__`."""
         ids = self.subset if split == "train" else None
         loader = self._loaders[split] if ids is None else self._some
 

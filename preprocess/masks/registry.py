@@ -27,6 +27,7 @@ from harl_fast.section import Section
 from preprocess.arrays import Map, Mask, Pixels
 from preprocess.masks.binary import binarize
 from preprocess.masks.controls import center_map, full_map
+from preprocess.masks.enlarged import enlarged_map
 from preprocess.masks.heuristic.method import heuristic_map
 from preprocess.masks.onnx import open_onnx
 from preprocess.masks.spec import BASE, MethodSpec, NoParameters, parameters_of, parse
@@ -119,6 +120,9 @@ class _Noise(Section):
 MASK_METHODS: dict[str, MaskMethod] = {
     "heuristic": of_one_image(
         heuristic_map, about="label-free: colour contrast to the border, refined"
+    ),
+    "enlarged": of_one_image(
+        enlarged_map, about="heuristic on the image at 4 times its size: for sides below 64 px"
     ),
     "selftrained": of_many_images(
         _open_selftrained,

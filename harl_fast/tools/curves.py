@@ -1,0 +1,97 @@
+"""Accuracy over a run: what its probes saw, its results of several steps, k-NN of checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from harl_fast.engine.checkpoint.format import open_checkpoint
+from harl_fast.errors import CheckpointError, one_line
+from harl_fast.eval.knn import knn_accuracy
+from harl_fast.eval.results import RESULT, Result, read_result
+from harl_fast.files import read_regular, to_stderr
+from harl_fast.tools.comparison import METRICS, Comparison, differing, freshly_initialised
+from harl_fast.tools.features import check_containers, features_of, load_like
+
+_PROBES = {"probe_knn": "k-NN of the run's own probe", "probe_linear": "ridge of the run's probe"}
+"""Keys in metrics.jsonl, and what they are."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One accuracy by step."""
+
+    name: str
+    """The run."""
+    what: str
+    """What was measured."""
+    points: list[tuple[int, float]]
+    """Step and percent, by step; at least two."""
+
+
+def run_of(folder: Path) -> Path | None:
+    """Return the run that a result folder ``RUN/eval/NAME`` belongs to, if it is in one."""
+    run = folder.parent.parent
+    return run if folder.parent.name == "eval" and (run / "checkpoints").is_dir() else None
+
+
+def find_curves(comparison: Comparison, *, data: Path | None = None) -> list[Curve]:
+    """Return the curves of all runs among the results.
+
+    data: folder of the containers that the results are of; each kept checkpoint is then judged
+    on it by k-NN (k = 20), which takes a pass over both splits per checkpoint. Raises DataError
+    if it holds other containers.
+    """
+    first = comparison.entries[0].result
+    if data is not None:
+        check_containers(data, first.data)
+    runs = dict.fromkeys(filter(None, (run_of(entry.folder) for entry in comparison.entries)))
+    curves = []
+    for run in runs:
+        points = {}
+        for path in sorted(run.glob(f"eval/*/{RESULT}")):
+            other = read_result(path)
+            step = other.checkpoint.get("step")
+            fresh = freshly_initialised(other)
+            if isinstance(step, int) and not (fresh or differing(first, other)):
+                points[step] = other.metrics[first.headline].value
+        curves.append(Curve(run.name, METRICS[first.headline], sorted(points.items())))
+        if data is not None:
+            curves.append(Curve(run.name, f"k-NN, {METRICS['top1']}", _knn(run, data, first)))
+        probed = _probed(run)
+        curves += [Curve(run.name, what, probed[key]) for key, what in _PROBES.items()]
+    return [curve for curve in curves if len(curve.points) > 1]
+
+
+def _probed(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return what a run's probes found, from its metrics.jsonl."""
+    found: dict[str, dict[int, float]] = {key: {} for key in _PROBES}
+    try:
+        lines = read_regular(run / "metrics.jsonl").decode("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        lines = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # a kill within a write leaves half a line
+        for key, points in found.items():
+            if isinstance(record, dict) and isinstance(record.get(key), int | float):
+                points[int(record["step"])] = float(record[key])
+    return {key: sorted(points.items()) for key, points in found.items()}
+
+
+def _knn(run: Path, data: Path, like: Result) -> list[tuple[int, float]]:
+    """Return the step and k-NN top-1 of each complete checkpoint of a run."""
+    points = []
+    for path in sorted((run / "checkpoints").glob("step-*.safetensors")):
+        try:
+            step = open_checkpoint(path).record.step
+        except CheckpointError as error:
+            to_stderr(one_line(f"left out: {error}"))
+            continue
+        train, val = features_of(load_like(path, like), like, data, ("train", "val"))
+        classes = len(like.data["classes"])
+        points.append((step, knn_accuracy(train, val, classes=classes).top1))
+    return sorted(points)

@@ -1,0 +1,65 @@
+"""List a part of an image folder, as many of each class: `python -m preprocess.balanced`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from pathlib import Path
+
+from harl_fast.errors import DataError, one_line
+from harl_fast.files import check_output, write_text
+from harl_fast.options import whole_number
+from harl_fast.program import run_main
+from preprocess.sources.layout import HELD_OUT, LAYOUT
+
+HELD_OUT_SHARE = 1 / 6
+"""Of all images; CIFAR-10's own share."""
+
+
+def write_balanced_list(folder: Path, out: Path, *, count: int) -> Path:
+    """Write a list of about ``count`` images, a sixth of them held out; return ``out``.
+
+    folder: holds ``train/<class>/`` and ``val/<class>/`` or its like. Of each class the first files
+    by name are taken, equally many, at least one and at most all. Raises DataError for another
+    layout.
+    """
+    held_out = next((name for name in HELD_OUT if (folder / name).is_dir()), "")
+    shares = {"train": 1 - HELD_OUT_SHARE, held_out: HELD_OUT_SHARE}
+    rows = []
+    for split, share in shares.items():
+        classes = sorted(path for path in (folder / split).glob("*") if path.is_dir())
+        if not split or len(classes) < 2:
+            where = split or "val"
+            raise DataError(f"{folder}: {where}/ has no class folders or is not there; {LAYOUT}")
+        each = max(1, round(count * share / len(classes)))
+        for path in classes:
+            files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+            rows += [(file.resolve(), path.name, split) for file in files[:each]]
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("path", "label", "split"))
+    table.writerows(rows)
+    write_text(out, text.getvalue())
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the list; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m preprocess.balanced",
+        description="Write a list of a part of FOLDER, for `python -m preprocess.beton --data`: of "
+        "each class equally many images, a sixth of all held out.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="with train/ and val/ or test/")
+    count = whole_number(2, 10**9)
+    parser.add_argument("--count", type=count, required=True, metavar="N", help="in both splits")
+    parser.add_argument("--out", type=Path, required=True, metavar="LIST", help="such as part.csv")
+    args = parser.parse_args(argv)
+    check_output(args.out, option="--out")
+    print(one_line(f"list: {write_balanced_list(args.folder, args.out, count=args.count)}"))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

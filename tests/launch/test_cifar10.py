@@ -1,0 +1,64 @@
+"""`make cifar10` on generated images: containers, a run, results beside a random encoder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harl_fast.data.container.manifest import read_manifest
+from harl_fast.eval.results import read_result
+from tests.launch.jobs import LONG_S, run
+
+SCRIPT = Path("launch/cifar10.py")
+
+
+def images(folder: Path) -> Path:
+    """Write 32 px pictures of a dark and a light class; more than are asked for."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 9)):
+        for label, name in enumerate(("cat", "dog")):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 120, (32, 32, 3)) + 120 * label
+                picture = Image.fromarray(pixels.astype(np.uint8))
+                picture.save(folder / split / name / f"{number:04d}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_it_goes_from_images_to_results(tmp_path: Path) -> None:
+    places = ["--out", tmp_path / "c10", "--run", tmp_path / "run"]
+    command = [sys.executable, SCRIPT, "--data", images(tmp_path / "set"), *places]
+    command += ["--images", "84", "--epochs", "1"]
+    for _ in range(2):  # again in the same places: the containers stay, the run is replaced
+        job = run(command, log=tmp_path / "log", limit_s=LONG_S)
+        assert job.code == 0, job.text
+    assert "preprocess.beton" not in job.text and "took" in job.text
+    facts = {s: read_manifest(tmp_path / "c10-84" / f"{s}.beton") for s in ("train", "val")}
+    assert {split: each.class_counts for split, each in facts.items()} == {
+        "train": [35, 35],
+        "val": [7, 7],
+    }
+    assert facts["train"].mask["method"] == "enlarged"
+    config = json.loads((tmp_path / "run" / "engine.json").read_text())
+    assert config["train_batch_size"] == 64
+    results = {path.name: read_result(path) for path in (tmp_path / "run" / "eval").iterdir()}
+    assert sorted(results) == ["c10-84-cached", "c10-84-cached-random"]
+    for result in results.values():
+        assert result.preprocessing["size_px"] == 32 and result.preprocessing["crop"] == 1.0
+        assert "20" in result.knn and result.headline == "top1"
+
+
+def test_a_folder_of_another_layout_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    places = ["--out", tmp_path / "c10", "--run", tmp_path / "run", "--images", "100"]
+    job = run(
+        [sys.executable, SCRIPT, "--data", tmp_path, *places],
+        log=tmp_path.with_suffix(".log"), limit_s=LONG_S,
+    )  # fmt: skip
+    assert job.code == 2 and "expected FOLDER/train/<class>" in job.text
+    assert list(tmp_path.iterdir()) == []

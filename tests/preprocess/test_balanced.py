@@ -1,0 +1,47 @@
+"""Parts of image folders: lists with equally many images of each class."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from harl_fast.errors import DataError
+from preprocess.balanced import write_balanced_list
+
+
+def tree(folder: Path, *, held_out: str = "test") -> Path:
+    for split, count in (("train", 30), (held_out, 4)):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                (folder / split / name / f"{number:02d}.jpg").touch()
+    (folder / "train" / "cat" / ".DS_Store").touch()
+    return folder
+
+
+@pytest.mark.parametrize(("count", "train", "held_out"), [(24, 10, 2), (1, 1, 1), (10_000, 30, 4)])
+def test_each_class_gives_as_many_images(
+    tmp_path: Path, count: int, train: int, held_out: int
+) -> None:
+    out = write_balanced_list(tree(tmp_path / "set"), tmp_path / "list.csv", count=count)
+    with open(out, newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    found = Counter((row["split"], row["label"]) for row in rows)
+    assert found == {
+        (split, name): number
+        for split, number in (("train", train), ("test", held_out))
+        for name in ("cat", "dog")
+    }
+    assert all(Path(row["path"]).is_absolute() and row["path"].endswith(".jpg") for row in rows)
+
+
+def test_other_layouts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train/ has no class folders .*expected FOLDER/train"):
+        write_balanced_list(tmp_path, tmp_path / "list.csv", count=9)
+    (tree(tmp_path / "set") / "test").rename(tmp_path / "gone")
+    with pytest.raises(DataError, match="val/ has no class folders or is not there"):
+        write_balanced_list(tmp_path / "set", tmp_path / "list.csv", count=9)
+    assert not (tmp_path / "list.csv").exists()

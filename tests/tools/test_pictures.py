@@ -1,0 +1,222 @@
+"""Pictures of a result: what is counted, what text is drawn, and which files others can read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from google.protobuf import text_format
+from matplotlib.figure import Figure
+from PIL import Image
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+from harl_fast.errors import DataError, HarlError
+from harl_fast.eval.results import Result, read_result
+from harl_fast.tools import charts, embeddings, pictures
+from harl_fast.tools.embeddings import Embeddings, stratified
+from tests.betons import plain_item, write_beton
+from tests.tools.results import make_result
+
+ODD = ("cat", "$x_", "a\nb", "<b>", "a class with a name that is far too long for any chart", "owl")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
+    """Return the list of the figures that become files from now on."""
+    found: list[Figure] = []
+    plain = charts.png
+
+    def png(figure: Figure) -> bytes:
+        found.append(figure)
+        return plain(figure)
+
+    monkeypatch.setattr(charts, "png", png)
+    yield found
+
+
+def ticks(figure: Figure) -> list[str]:
+    """Return the names along the vertical axis of a figure's first panel."""
+    return [text.get_text() for text in figure.axes[0].get_yticklabels()]
+
+
+def result_of(tmp_path: Path, **values: Any) -> Result:
+    return make_result(tmp_path / "run" / "eval" / "pets-cached", **{"accuracy": 0.6, **values})
+
+
+def test_a_small_confusion_matrix_has_the_shares_of_true_classes(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    result = result_of(tmp_path, classes=ODD)
+    assert pictures.confusion(result).startswith(b"\x89PNG")
+    (image,) = drawn[0].axes[0].get_images()
+    shares = np.asarray(image.get_array())
+    hits = result.predictions.predicted == result.predictions.labels
+    for label in range(len(ODD)):
+        chosen = result.predictions.labels == label
+        assert shares[label, label] == pytest.approx(100 * float(hits[chosen].double().mean()))
+    assert shares.sum(1) == pytest.approx(100)
+    assert ticks(drawn[0])[1:3] == ["$x_ (100)", "a\\nb (100)"]
+    assert "…" in ticks(drawn[0])[4] and "true class" in drawn[0].axes[0].get_ylabel()
+
+
+def test_of_many_classes_the_most_confused_pairs_stand(tmp_path: Path, drawn: list[Figure]) -> None:
+    classes = [f"class{number:03d}" for number in range(60)]
+    pictures.confusion(result_of(tmp_path, classes=classes, accuracy=[0.9] * 59 + [0.1]))
+    # The last class is mostly taken for the first one, see `make_result`.
+    assert ticks(drawn[0])[0] == "class059 → class000"
+    assert len(ticks(drawn[0])) <= pictures.PAIRS
+
+
+def test_a_prediction_of_no_class_is_wrong_and_draws(tmp_path: Path, drawn: list[Figure]) -> None:
+    result = result_of(tmp_path)
+    found = dataclasses.replace(
+        result.predictions, predicted=torch.full_like(result.predictions.predicted, -1)
+    )
+    result = dataclasses.replace(result, predictions=found)
+    pictures.confusion(result)
+    pictures.per_class(result)
+    assert np.asarray(drawn[0].axes[0].get_images()[0].get_array()).max() == 0
+    assert {bar.get_width() for bar in drawn[1].axes[0].patches} == {0}
+
+
+@pytest.mark.parametrize(("count", "panels"), [(6, [6]), (70, [35, 35]), (150, [50, 50])])
+def test_bars_of_classes_go_from_the_lowest_to_the_highest(
+    tmp_path: Path, drawn: list[Figure], count: int, panels: list[int]
+) -> None:
+    classes = [f"c{number}" for number in range(count)]
+    pictures.per_class(result_of(tmp_path, classes=classes, count=1500))
+    widths = [[bar.get_width() for bar in axes.patches] for axes in drawn[0].axes]
+    assert [len(each) for each in widths] == panels
+    flat = [width for each in widths for width in each]
+    assert flat == sorted(flat)
+
+
+def embedded(count: int = 120, classes: int = 4) -> Embeddings:
+    """Return clusters, one per class, the last class having one sample."""
+    random = np.random.default_rng(0)
+    labels = np.arange(count) % (classes - 1)
+    labels[7] = classes - 1
+    return Embeddings(
+        ids=np.arange(count),
+        names=[f"class{label}/{index}\t.jpg" for index, label in enumerate(labels)],
+        features=(random.normal(size=(count, 16)) + 8 * np.eye(16)[labels]).astype(np.float32),
+        labels=labels,
+        predicted=np.where(np.arange(count) % 5 == 0, -1, labels),
+        classes=[f"class{number}" for number in range(classes)],
+    )
+
+
+def test_the_map_keeps_classes_together_and_names_them(drawn: list[Figure]) -> None:
+    charts.check_extra()
+    pictures.feature_map(embedded(), title="t")
+    axes = drawn[0].axes[0]
+    groups = [np.asarray(each.get_offsets()) for each in axes.collections]
+    assert [len(group) for group in groups] == [40, 39, 40, 1]
+    middles = np.array([np.median(group, axis=0) for group in groups[:3]])
+    for number, group in enumerate(groups[:3]):
+        nearest = np.linalg.norm(group[:, None] - middles, axis=2).argmin(1)
+        assert (nearest == number).mean() > 0.9
+    assert {text.get_text() for text in axes.texts} >= {"class0", "class1", "class2"}
+    assert "t-SNE" in axes.get_title() or "UMAP" in axes.get_title()
+    with pytest.raises(HarlError, match="10 or more"):
+        pictures.feature_map(embedded(count=9), title="t")
+
+
+def test_a_stratified_part_has_each_class_and_their_shares() -> None:
+    labels = np.repeat([0, 1, 2], (900, 90, 2))
+    chosen = stratified(labels, 100, seed=0)
+    assert len(set(chosen.tolist())) == 100 and chosen.tolist() == sorted(chosen.tolist())
+    counts = np.bincount(labels[chosen])
+    assert abs(counts[0] - 91) <= 1 and abs(counts[1] - 9) <= 1 and counts[2] >= 1
+    assert (stratified(labels, 5000, seed=0) == np.arange(992)).all()
+    assert set(labels[stratified(labels, 3, seed=1)].tolist()) == {0, 1, 2}
+    assert (stratified(labels, 100, seed=0) != stratified(labels, 100, seed=1)).any()
+
+
+def test_the_projector_reads_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "PROJECTED", 50)
+    write_beton(tmp_path / "val.beton", plain_item, count=120)
+    out, given = tmp_path / "projector", embedded()
+    shown = embeddings.write_projector(out, given, data=tmp_path)
+    config = text_format.Parse((out / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    (entry,) = config.embeddings
+    points = np.loadtxt(out / entry.tensor_path, delimiter="\t")
+    assert points.shape == (50, 16) and np.allclose(points, shown.features, rtol=1e-4)
+    head, *rows = (out / entry.metadata_path).read_text().splitlines()
+    assert head.split("\t") == ["name", "class", "predicted", "right"]
+    cells = [row.split("\t") for row in rows]
+    assert len(cells) == 50 and {len(row) for row in cells} == {4}
+    assert [row[1] for row in cells] == [given.classes[label] for label in shown.labels]
+    assert {row[2] for row in cells} >= {"none", "class0"}
+    side = entry.sprite.single_image_dim[0]
+    sheet = Image.open(out / entry.sprite.image_path)
+    assert sheet.size == (8 * side, 8 * side)
+    # The tenth thumbnail, in the second row, is that sample's picture.
+    own, _ = embeddings.sprite(tmp_path / "val.beton", shown.ids[9:10])
+    assert (np.asarray(sheet)[side : 2 * side, side : 2 * side] == own).all()
+
+
+@pytest.mark.parametrize("count", [1, 10_000, 100_000])
+def test_the_sprite_stays_within_what_browsers_take(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    class Stored:
+        image = np.zeros((4, 6, 3), np.uint8)
+
+    class Container:
+        def __init__(self, path: Path) -> None: ...
+
+        def sample(self, index: int) -> Stored:
+            return Stored()
+
+    monkeypatch.setattr(embeddings, "OpenContainer", Container)
+    monkeypatch.setattr(embeddings, "_thumbnail", lambda image, side: 0)
+    sheet, side = embeddings.sprite(Path("x"), np.arange(count))
+    assert max(sheet.shape) <= embeddings.SPRITE_PX and side == {100_000: 25}.get(count, 64)
+
+
+def test_embeddings_need_no_pickle_and_have_names(tmp_path: Path) -> None:
+    result = result_of(tmp_path)
+    features = np.arange(1200, dtype=np.float32).reshape(600, 2)
+    embeddings.write_npz(tmp_path / "e.npz", embeddings.of_result(result, features))
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as file:
+        assert file["names"][3] == result.names[3] and file["features"].shape == (600, 2)
+        assert (file["predicted"] == result.predictions.predicted.numpy()).all()
+        assert file["classes"].tolist() == result.data["classes"]
+    with pytest.raises(DataError, match="1 features of 600"):
+        embeddings.of_result(result, features[:1])
+
+
+def test_without_containers_the_two_charts_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result_of(tmp_path)
+    folder = tmp_path / "run" / "eval" / "pets-cached"
+    assert pictures.main([str(folder)]) == 0
+    names = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert names == ["confusion.png", "per_class.png"]
+    assert "--data" in capsys.readouterr().err
+    assert read_result(folder).headline == "mean_per_class"
+
+
+def test_other_containers_are_refused(tmp_path: Path) -> None:
+    result_of(tmp_path)
+    for split in ("train", "val"):
+        write_beton(tmp_path / f"{split}.beton", plain_item, count=6)
+    with pytest.raises(DataError, match=r"train.beton has the SHA-256 .*the result is of aaaa"):
+        pictures.draw(tmp_path / "run" / "eval" / "pets-cached", tmp_path / "out", data=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_extra_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(HarlError, match=r"package sklearn.*pip install \.\[eval\]") as error:
+        charts.check_extra()
+    assert "\n" not in str(error.value)
