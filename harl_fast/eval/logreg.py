@@ -32,14 +32,13 @@ from harl_fast.eval.results import Head
 
 CS = tuple(10.0 ** (-6.0 + 11.0 * step / 44) for step in range(45))
 """The penalties' reciprocals: 45 in equal ratios from 1e-6 to 1e5, as SimCLR and DINOv2 take."""
-TOLERANCE = 5e-8
+TOLERANCE = 1e-7
 """Relative distance to the optimum, as L-BFGS estimates it, at which a solution counts as found."""
-_FAST = 0.5
-"""Shrinkage of the slopes per step up to which L-BFGS's own estimate of the rest is trusted."""
-_AUDIT = 8
-"""Every so many penalties that estimate is checked by Newton's step anyway."""
-_DOUBT = 0.3
-"""By how much less the rest must be where progress is slow: what CG finds is from below."""
+_FAST = 0.8
+"""Shrinkage of the slopes per step from which L-BFGS's own estimate of the rest is no use."""
+_AUDIT = 6
+"""Every so many penalties, beginning with the first, that estimate is compared with Newton's."""
+_MOST_DOUBT = 1e3
 _DELAY = 8
 _REFRESH = 12
 """Steps after which the expected Hessian is that of the present weights."""
@@ -230,8 +229,8 @@ class _Path:
         """Of the last steps."""
         self._rate = 0.5
         """By which the slopes shrank per step, the last time that it was seen."""
-        self._misjudged = False
-        """L-BFGS took a point for the optimum that was not: it is asked no longer."""
+        self._doubt = 1.0
+        """By how much L-BFGS takes the rest for smaller than it is, with a margin of 2."""
         self._count = 0
         """Penalties that were solved for."""
 
@@ -297,16 +296,17 @@ class _Path:
                 step = self._pairs.direction(full)
                 slope = dot(full, step)
             enough = self._tolerance * point.value(decay, penalised)
-            if self._left(slope) <= enough:
-                if self._rate <= _FAST and not self._misjudged and self._count % _AUDIT:
+            if (left := self._doubt * self._left(slope)) <= enough:
+                if self._rate <= _FAST and self._count % _AUDIT != 1:
                     return point, True
                 # Slow progress looks like an end. Newton's step tells how far the end is.
                 self._pairs.set_penalty(decay, self._problem.expected(point.weight))
                 step = self._newton(point.weight, full, decay)
                 slope = dot(full, step)
-                if 0.5 * slope <= _DOUBT * enough:
+                if self._count % _AUDIT == 1:
+                    self._doubt = min(max(1.0, self._doubt * slope / left), _MOST_DOUBT)
+                if 0.5 * slope <= enough:
                     return point, True
-                self._misjudged |= 0.5 * slope > enough
             after, gradient = self._search(point, step, slope, decay)
             self._slopes.append(slope)
             self._pairs.add(after.weight - point.weight, after.gradient - point.gradient, gradient)
