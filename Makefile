@@ -109,6 +109,7 @@ TAKES_export = CKPT RUN OUT TO HEAD ARGS
 TAKES_preview = DATA DATASET OUT RUN CONFIG COUNT SET ARGS
 TAKES_bench-loader = DATA ARGS
 TAKES_bench-step = DATA ARGS
+TAKES_bench-eval = DATA ARGS
 TAKES_bench-convert = DATA ARGS
 TAKES_bench-masks = HORSES PHOTOS STAMPS NETWORK ONNX ARGS
 TAKES_bench = DATA $(TAKES_bench-masks)
@@ -128,7 +129,7 @@ export PATH := $(BIN):$(PATH)
 option = $(if $(2),$(1) "$(2)")
 
 .PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval finetune cifar10 \
-	pictures compare export preview bench bench-convert bench-loader bench-masks bench-step clean
+	pictures compare export preview bench bench-convert bench-eval bench-loader bench-masks bench-step clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
@@ -249,7 +250,7 @@ preview: setup ## Draw views and masks as the network receives them, in its run 
 	"$(BIN)/python" -m preprocess.preview "$(OUT)/train.beton" $(call option,--config,$(PREVIEWED)) \
 		--out "$(OUT)/preview.png" --count "$(COUNT)" $(foreach pair,$(SET),--set "$(pair)") $(ARGS)
 
-bench: bench-loader bench-convert bench-masks bench-step ## Run all benchmarks (on a machine with nothing else to do)
+bench: bench-loader bench-convert bench-masks bench-step bench-eval ## Run all benchmarks (on a machine with nothing else to do)
 
 bench-loader: setup ## Compare the loader with its peers, in turns [DATA=<photos>] [ARGS="--only L3,L4"]
 	"$(BIN)/python" -m benchmarks.loader $(call option,--data,$(DATA)) $(ARGS)
@@ -259,6 +260,9 @@ bench-convert: setup ## Compare the conversion with ffcv's writer, in turns [DAT
 
 bench-step: setup ## Compare the training step with bare PyTorch and lightly [DATA=<photos>] [ARGS=--check]
 	"$(BIN)/python" -m benchmarks.step $(call option,--data,$(DATA)) $(ARGS)
+
+bench-eval: setup ## Compare evaluation with scikit-learn and bare PyTorch, in turns [DATA=<containers>] [ARGS="--only V1"]
+	"$(BIN)/python" -m benchmarks.evaluate $(call option,--data,$(DATA)) $(ARGS)
 
 bench-masks: setup ## Score mask methods [HORSES=] [PHOTOS=] [STAMPS=] [NETWORK=] [ONNX=] [ARGS=--check]
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 "$(BIN)/python" -m benchmarks.masks --storage \

@@ -16,6 +16,9 @@ from harl_fast.eval.metrics import Metrics, Predictions, from_logits, outranked,
 from harl_fast.eval.results import Head
 from harl_fast.files import Progress, to_stderr
 
+SWEEP_TOLERANCE = 1e-4
+"""Of the optima between which held-out rows choose; the chosen one's is `logreg.TOLERANCE`."""
+
 
 @dataclass(frozen=True)
 class LogisticTrial:
@@ -90,7 +93,7 @@ def logistic_probe(
     with Progress(len(cs) + 1, label="logistic regression", unit="fits") as progress:
         shift = standardiser(train.features[fit].to(device))
         rows, labels = _rows(train, fit, shift, device)
-        for found in optima(rows, labels, classes=classes, cs=cs):
+        for found in optima(rows, labels, classes=classes, cs=cs, tolerance=SWEEP_TOLERANCE):
             trial = _judged(found, train, held_out, shift=shift, device=device)
             trials.append(trial)
             if (trial.top1, -trial.nll) > best or chosen is None:

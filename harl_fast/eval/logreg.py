@@ -32,14 +32,15 @@ from harl_fast.eval.results import Head
 
 CS = tuple(10.0 ** (-6.0 + 11.0 * step / 44) for step in range(45))
 """The penalties' reciprocals: 45 in equal ratios from 1e-6 to 1e5, as SimCLR and DINOv2 take."""
-TOLERANCE = 5e-8
+TOLERANCE = 1e-7
 """Relative distance to the optimum, as L-BFGS estimates it, at which a solution counts as found."""
-_FAST = 0.5
-"""Shrinkage of the slopes per step up to which L-BFGS's own estimate of the rest is trusted."""
-_AUDIT = 8
-"""Every so many penalties that estimate is checked by Newton's step anyway."""
-_DOUBT = 0.3
-"""By how much less the rest must be where progress is slow: what CG finds is from below."""
+_FAST = 0.8
+"""Shrinkage of the slopes per step from which L-BFGS's own estimate of the rest is no use."""
+_AUDIT = 6
+"""Every so many penalties, beginning with the first, that estimate is compared with Newton's."""
+_MOST_DOUBT = 1e3
+_COARSE = 1e-5
+"""Tolerance above which L-BFGS's estimate of the rest is good enough."""
 _DELAY = 8
 _REFRESH = 12
 """Steps after which the expected Hessian is that of the present weights."""
@@ -120,6 +121,7 @@ class _Problem:
         self.penalised = torch.ones_like(self.variance)
         self.penalised[-1] = 0
         self.evaluations = 0
+        self._spread = torch.full_like(self.rows[0, :1], 0.5)
 
     def head(self, weight: Tensor) -> Head:
         """Return (D + 1, K) rotated weights as a head of the given features."""
@@ -153,6 +155,7 @@ class _Problem:
         """Return the mean loss in nats and its gradient (D + 1, K), in the rows' dtype."""
         self.evaluations += 1
         gradient, loss = torch.zeros_like(weight), 0.0
+        spread = torch.zeros_like(weight[0])
         for rows, labels in self._blocks():
             scores = rows @ weight
             scores.sub_(scores.gather(1, labels))
@@ -163,22 +166,20 @@ class _Problem:
             losses = largest + torch.where(largest > 0, total.log(), others.log1p())
             loss += float(losses.double().sum())
             # The true class's probability minus one, without the cancellation.
-            gradient.addmm_(rows.T, scores.scatter_(1, labels, -others).div_(total))
+            error = scores.scatter_(1, labels, -others).div_(total)
+            gradient.addmm_(rows.T, error)
+            spread += error.abs().sum(0) - error.square().sum(0)  # p (1 - p) of both kinds
+        self._spread = spread / len(self.rows)
         return loss / len(self.rows), self._balanced(gradient)
 
-    def expected(self, weight: Tensor) -> Tensor:
-        """Return roughly the Hessian's diagonal at ``weight``, (D + 1, K).
+    def expected(self) -> Tensor:
+        """Return roughly the Hessian's diagonal where the loss was last asked for, (D + 1, K).
 
         It is each class's mean p (1 - p) times each feature's variance, as if the two were
         independent; Boehning's bound has a half in place of the former.
         """
-        self.evaluations += 1
-        spread = torch.zeros_like(weight[0])
-        for rows, _ in self._blocks():
-            likely = (rows @ weight).softmax(1)
-            spread += (likely * (1.0 - likely)).sum(0)
         smallest = torch.finfo(torch.float32).eps ** 2
-        return self.variance * (spread / len(self.rows)).clamp(smallest, 0.5)
+        return self.variance * self._spread.to(self.variance).clamp(smallest, 0.5)
 
     def curvature(self, weight: Tensor, step: Tensor) -> Tensor:
         """Return the Hessian of the mean loss at ``weight`` times ``step``, both (D + 1, K)."""
@@ -230,8 +231,9 @@ class _Path:
         """Of the last steps."""
         self._rate = 0.5
         """By which the slopes shrank per step, the last time that it was seen."""
-        self._misjudged = False
-        """L-BFGS took a point for the optimum that was not: it is asked no longer."""
+        self._doubt = 1.0
+        """By how much L-BFGS takes the rest for smaller than it is, with a margin of 2."""
+        self._audit = False
         self._count = 0
         """Penalties that were solved for."""
 
@@ -241,6 +243,7 @@ class _Path:
 
     def solve(self, c: float) -> tuple[Tensor, float, bool, int]:
         """Return the weight (D + 1, K), the penalised mean loss, whether found, evaluations."""
+        self._audit = self._count % _AUDIT == 0
         self._count += 1
         before, decay = self._problem.evaluations, 1.0 / (c * len(self._problem.rows))
         point = self._start(c, decay)
@@ -289,7 +292,7 @@ class _Path:
         self._slopes.clear()
         for number in range(_MOST_STEPS):
             if number % _REFRESH == 0:
-                self._pairs.set_penalty(decay, self._problem.expected(point.weight))
+                self._pairs.set_penalty(decay, self._problem.expected())
             step = self._pairs.direction(full)
             slope = dot(full, step)
             if not slope > 0:  # rounding: the pairs no longer describe a convex function
@@ -297,16 +300,17 @@ class _Path:
                 step = self._pairs.direction(full)
                 slope = dot(full, step)
             enough = self._tolerance * point.value(decay, penalised)
-            if self._left(slope) <= enough:
-                if self._rate <= _FAST and not self._misjudged and self._count % _AUDIT:
+            if (left := self._doubt * self._left(slope)) <= enough:
+                if self._tolerance > _COARSE or (self._rate <= _FAST and not self._audit):
                     return point, True
                 # Slow progress looks like an end. Newton's step tells how far the end is.
-                self._pairs.set_penalty(decay, self._problem.expected(point.weight))
+                self._pairs.set_penalty(decay, self._problem.expected())
                 step = self._newton(point.weight, full, decay)
                 slope = dot(full, step)
-                if 0.5 * slope <= _DOUBT * enough:
+                if self._audit:
+                    self._doubt = min(max(1.0, self._doubt * slope / left), _MOST_DOUBT)
+                if 0.5 * slope <= enough:
                     return point, True
-                self._misjudged |= 0.5 * slope > enough
             after, gradient = self._search(point, step, slope, decay)
             self._slopes.append(slope)
             self._pairs.add(after.weight - point.weight, after.gradient - point.gradient, gradient)
