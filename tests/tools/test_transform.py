@@ -1,0 +1,62 @@
+"""The preprocessing that an exported folder states: timm does what evaluation does here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from harl_fast.data.loader import EvalLoader
+from harl_fast.engine.networks import load_pretrained
+from harl_fast.tools.export import export_encoder
+from preprocess import beton
+from tests.engine.saved import checkpoint
+
+COUNT = 500
+
+
+@pytest.mark.slow
+def test_timms_transform_gives_nearly_our_features(real_images: Path, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    (tmp_path / "photos").mkdir()
+    every = sorted((real_images / "train").rglob("*.jpg"))
+    for number, path in enumerate(every[:: max(1, len(every) // COUNT)][:COUNT]):
+        (tmp_path / "photos" / f"{number:04}.jpg").symlink_to(path.resolve())
+    given = ["--data", str(tmp_path / "photos"), "--out", str(tmp_path / "data")]
+    assert beton.main([*given, "--mask-method", "full", "--store", "passthrough"]) == 0
+    checkpoint(tmp_path / "run", arch="resnet18")
+    export_encoder(tmp_path / "run", tmp_path / "out", size_px=96)
+    ours = _ours(tmp_path / "data" / "train.beton", tmp_path / "out")
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    names = (tmp_path / "data" / "train.names.txt").read_text().split()
+    with torch.inference_mode():
+        photos = (_open(tmp_path / "photos" / name) for name in names)
+        theirs = torch.cat([model(transform(photo)[None]) for photo in photos])
+    # Of random weights all features point one way: what photos differ by is compared.
+    centre = ours.mean(0)
+    alike = functional.cosine_similarity(ours - centre, theirs - centre)
+    print(f"{len(names)} photos, cosine: median {alike.median():.4f}, least {alike.min():.4f}")
+    assert len(names) > 300 and float(alike.median()) >= 0.99
+
+
+def _ours(container: Path, exported: Path) -> Tensor:
+    """Return the (N, D) features that evaluation computes."""
+    pretrained = load_pretrained(exported)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (pretrained.mean, pretrained.std))
+    loader = EvalLoader(container, size_px=pretrained.size_px, batch=50, workers=1)
+    rows = []
+    with torch.inference_mode():
+        for batch in loader:
+            pixels = batch.views[0].permute(0, 3, 1, 2).float() / 255
+            rows.append(pretrained.backbone((pixels - mean) / std).mean((2, 3)))
+    return torch.cat(rows)
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
