@@ -74,6 +74,7 @@ with head(__name__, parse):
     from harl_fast.data.container.index import read_index
     from harl_fast.data.container.manifest import containers_in, manifest_path, read_manifest
     from harl_fast.data.occupancy import occupancy, occupancy_text
+    from harl_fast.engine.runfolder import check_apart
     from harl_fast.engine.views import sizes_text, view_geometry
     from harl_fast.jit import require_compiler
     from harl_fast.viz import contact_sheet, occupancy_chart, write_png
@@ -147,6 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     chart = args.out.with_name(f"{args.out.stem}_stats.png")
     for out in (args.out, chart) if args.stats else (args.out,):
         check_output(out, option="--out", inputs=[args.source])
+        check_apart(out, option="--out")
     if args.masks:
         draw_masks(args)
         return 0

@@ -60,6 +60,7 @@ with head(__name__, parse):
         read_sums,
     )
     from harl_fast.data.container.reader import stored_pixels
+    from harl_fast.engine.runfolder import check_apart
     from harl_fast.jit import require_compiler
     from preprocess.prints import read_prints
 
@@ -301,6 +302,7 @@ def main(argv: list[str] | None = None) -> int:
     require_compiler()
     if args.report:
         check_output(args.report, option="--report", inputs=args.betons)
+        check_apart(args.report, option="--report")
     found = list[Verdict]()
     for beton in args.betons:
         for one in verdicts(beton, deep=args.deep, workers=args.workers):

@@ -25,6 +25,7 @@ _OF_BROKEN_FILES = (
 
 
 _HEADER_BYTES = 512
+_ZIP_START, _DOS = b"PK\3\4", 0
 _MOST = 1 << 62
 """No file has more bytes."""
 
@@ -78,6 +79,8 @@ def tar_entries(path: Path) -> Iterator[Entry]:
                 yield Entry(name, (), "" if info.isdir() else _kind_of(info))
         # To `tarfile`, a damaged header is the end, and so is the end of the first of two archives.
         stream.seek(tar.offset)
+        if tar.offset >= file_bytes:
+            raise tarfile.ReadError("it has no mark of its end: it may have been cut short")
         while block := stream.read(1 << 20):
             if block.strip(b"\0"):
                 raise tarfile.ReadError(f"its members end at byte {tar.offset:,}, but not its data")
@@ -120,8 +123,13 @@ def zip_entries(path: Path) -> Iterator[Entry]:
     """Yield a zip archive's members in their order; raises `BrokenArchiveError`."""
     with _complaining(), open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
         file_bytes = os.fstat(stream.fileno()).st_size
+        starts = [info.header_offset for info in archive.infolist()]
+        stream.seek(0)
+        if starts and min(starts) and stream.read(4) == _ZIP_START:
+            raise zipfile.BadZipFile("another archive stands before it in the file")
         for info in archive.infolist():
-            name = posixpath.normpath(info.filename)
+            dos = info.create_system == _DOS  # some of whose programs part folders their own way
+            name = posixpath.normpath(info.filename.replace("\\", "/") if dos else info.filename)
             kind = stat.S_IFMT(info.external_attr >> 16)
             reason = _leads_out(name)
             if info.is_dir():

@@ -48,9 +48,9 @@ class SplitFolders:
     others: list[str]
 
     def unread(self, loose: Sequence[str] = ()) -> Iterator[str]:
-        """Yield a line on what lies beside the splits. loose: images in no folder."""
+        """Yield a line on what lies beside the splits. loose: images and archives in no folder."""
         beside = [f"{one_line(name)}/" for name in self.others]
-        beside += [f"{len(loose):,} images in no folder ({one_line(loose[0])})"] if loose else []
+        beside += [f"{len(loose):,} files in no folder ({one_line(loose[0])})"] if loose else []
         if beside:
             listed = ", ".join(beside[:_SHOWN]) + (", ..." if len(beside) > _SHOWN else "")
             splits = " and ".join(f"{name}/" for name in (self.train, self.held_out) if name)

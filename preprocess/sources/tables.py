@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from harl_fast.errors import DataError, one_line, shown
+from harl_fast.files import is_url
+from harl_fast.textfile import parse_json
 from preprocess.sources.base import Choices, Source, Split
 from preprocess.sources.folders import link_notes
 from preprocess.sources.stated import stated_classes, stated_splits, used_rows
@@ -37,6 +38,8 @@ class _Row(NamedTuple):
 def _csv_rows(stream: TextIO, delimiter: str) -> Iterator[_Row]:
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
     header = [name.strip().lower() for name in next(reader, [])]
+    if len(header) == 1 and ";" in header[0]:
+        raise ValueError("its columns are parted by semicolons: part them by commas, or by tabs")
     if "path" not in header:
         listed = ", ".join(one_line(name) for name in header[:20]) or "none"
         raise ValueError(f"no column named path, but these: {listed}. Name it in the first line")
@@ -58,12 +61,7 @@ def _json_rows(stream: TextIO) -> Iterator[_Row]:
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise ValueError(f'line {number} is no JSON object such as {{"path": "a/1.jpg"}}')
+        row = parse_json(line, where=f"line {number}", error=DataError)
         texts = {name: _text(row[name], name, number) for name in COLUMNS if name in row}
         if "path" not in texts:
             listed = ", ".join(one_line(str(name)) for name in list(row)[:20]) or "none"
@@ -136,7 +134,7 @@ def _read(path: Path) -> list[_Row]:
             rows = list(_KINDS[path.suffix.lower()](stream))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
-    except (ValueError, csv.Error) as error:
+    except (ValueError, csv.Error, DataError) as error:
         raise DataError(f"{path} cannot be read as a list of images: {error}") from error
     if not rows:
         raise DataError(f"{path} names no image; give a path in every line, as docs/data.md shows")
@@ -146,6 +144,11 @@ def _read(path: Path) -> list[_Row]:
 
 
 def _check_files(path: Path, rows: list[_Row], files: list[str], masks: list[Path | None]) -> None:
+    if far := [row for row in rows if is_url(row.path) or is_url(row.mask)]:
+        raise DataError(
+            f"{path} names {len(far):,} URLs (first: line {far[0].line}): download the files, and "
+            f"list where they lie"
+        )
     missing = [
         f"line {row.line}: {one_line(str(place))}"
         for row, *places in zip(rows, files, masks, strict=True)

@@ -85,6 +85,42 @@ def test_names_that_lead_out_are_no_images(kind: str, tmp_path: Path) -> None:
     assert sorted(names) == sorted(TREE)
 
 
+def test_an_archive_behind_another_in_one_file_is_refused(tmp_path: Path) -> None:
+    for number in range(2):
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
+            archive.writestr(f"train/a/{number}.jpg", b"1")
+            archive.writestr(f"train/b/{number}.jpg", b"1")
+    joined = (tmp_path / "0.zip").read_bytes() + (tmp_path / "1.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(joined)
+    with pytest.raises(DataError, match="another archive stands before it"):
+        read(tmp_path / "x.zip")
+    # What programs that unpack themselves begin with is none.
+    (tmp_path / "y.zip").write_bytes(b"#!/bin/sh\n" + (tmp_path / "1.zip").read_bytes())
+    assert len(bytes_of(read(tmp_path / "y.zip"))) == 2
+
+
+def test_folders_that_windows_parts_by_backslashes_are_folders(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in ("train/a/1.jpg", "train/b/1.jpg", "val/a/2.jpg"):
+            info = zipfile.ZipInfo(name)
+            info.filename, info.create_system = name.replace("/", "\\"), 0
+            archive.writestr(info, b"1")
+    assert sorted(bytes_of(read(tmp_path / "x.zip"))) == [
+        "train/a/1.jpg",
+        "train/b/1.jpg",
+        "val/a/2.jpg",
+    ]
+
+
+def test_a_tar_without_a_mark_of_its_end_is_remarked(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "x.tar", *TREE)
+    with tarfile.open(path) as archive:
+        last = archive.getmembers()[-1]
+    path.write_bytes(path.read_bytes()[: last.offset])
+    rejected = [one for split in read(path).splits.values() for one in split.rejected]
+    assert ["(end)" in one.name and "may have been cut" in one.reason for one in rejected] == [True]
+
+
 def test_the_last_of_several_files_of_a_name_counts(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "x.tar", *TREE)
     with tarfile.open(path, "a") as archive:

@@ -165,7 +165,7 @@ def test_images_beside_the_splits_are_counted(
     read: Callable[[Path], Source], tmp_path: Path
 ) -> None:
     layout(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "2.jpg", "3.jpg")
-    assert "not read, being beside train/: 2 images in no folder (2.jpg)" in read(tmp_path).notes
+    assert "not read, being beside train/: 2 files in no folder (2.jpg)" in read(tmp_path).notes
 
 
 def test_folders_that_lose_all_files_are_said_and_each_file_is_reported(tmp_path: Path) -> None:

@@ -179,12 +179,13 @@ def test_missing_files_are_counted_and_the_first_five_named(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[1, 2]", r"line 1 is no JSON object"),
-        ('{"path": "a.jpg"', r"line 1 is no JSON object"),
+        ("[1, 2]", r"line 1: holds a list"),
+        ('{"path": "a.jpg"', r"line 1: not valid JSON"),
         ('{"file": "a.jpg"}', r"no key named path in line 1, but these: file"),
         ('{"path": "a.jpg", "label": 1.5}', r"label is 1.5 in line 1; give a text or a whole"),
         ('{"path": ["a.jpg"]}', r"path is \['a.jpg'\] in line 1"),
-        ("[" * 100_000, r"line 1 is no JSON object"),
+        ("[" * 100_000, r"line 1: nested more than"),
+        ('{"path": "a.jpg", "label": "a", "label": "b"}', r"line 1: the key 'label' stands twice"),
     ],
 )
 def test_bad_json_lines_are_refused(line: str, message: str, tmp_path: Path) -> None:
@@ -192,6 +193,15 @@ def test_bad_json_lines_are_refused(line: str, message: str, tmp_path: Path) -> 
     (tmp_path / "list.jsonl").write_text(line + "\n")
     with pytest.raises(DataError, match=message):
         read_source(tmp_path / "list.jsonl", Choices())
+
+
+def test_semicolons_and_urls_are_named_for_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path;label\na.jpg;cat\n")
+    with pytest.raises(DataError, match="parted by semicolons: part them by commas"):
+        read_source(tmp_path / "list.csv", Choices())
+    (tmp_path / "list.txt").write_text("https://example.com/a.jpg\n")
+    with pytest.raises(DataError, match=r"names 1 URLs \(first: line 1\): download"):
+        read_source(tmp_path / "list.txt", Choices())
 
 
 def test_a_list_in_another_encoding_is_refused(tmp_path: Path) -> None:

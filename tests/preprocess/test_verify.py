@@ -176,6 +176,12 @@ def test_a_report_does_not_replace_a_file_of_a_container_beside_it(
             main([str(train), "--report", str(report)])
 
 
+def test_a_report_does_not_replace_a_file_of_a_run(beton: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(OutputError, match="is a file of the run itself"):
+        main([str(beton), "--report", str(tmp_path / "config.yaml")])
+
+
 def test_changed_fingerprints_of_source_files_are_named(
     beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 with head(__name__, parse):
     import torch
 
+    from harl_fast.engine.runfolder import check_apart
     from harl_fast.jit import require_compiler
     from preprocess.masks.selftrained.dataset import FEW, Dataset, gather, image_files
     from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     require_compiler()
     check_output(args.out, option="--out")
+    check_apart(args.out, option="--out")
     with locked(lock_beside(args.out), output=args.out):
         make_network(args)
     return 0
