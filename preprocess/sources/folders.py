@@ -110,10 +110,8 @@ def folder_source(folder: Path, choices: Choices = DEFAULT_CHOICES) -> Source:
         parts["val"] = (tops.held_out, list_images(folder / tops.held_out))
         _check_apart(folder / tops.train, folder / tops.held_out)
     source = class_source(_name(folder), str(folder), parts, choices)
-    beside = tops.unread(
-        [name for name in sorted(loose) if has_image_suffix(name) or _packed(name)]
-    )
-    return _rooted(folder, replace(source, notes=[*source.notes, *beside]))
+    beside = [name for name in sorted(loose) if has_image_suffix(name) or _packed(name)]
+    return _rooted(folder, replace(source, notes=[*source.notes, *tops.unread(beside)]))
 
 
 def _packed(name: str) -> bool:
