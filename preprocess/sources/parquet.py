@@ -113,6 +113,11 @@ def table_source(path: Path, choices: Choices) -> Source:
     notes = check_whole(path, broken, len(tables), choices)
     if not cells or columns is None:
         raise DataError(f"{path} holds no row")
+    if columns.others:
+        notes.append(
+            f"images are those of the column {one_line(columns.image)}, not of "
+            f"{', '.join(map(one_line, columns.others[:5]))}; --image-column says otherwise"
+        )
     kind = ArrowCell if tables[0][0].suffix == ".arrow" else ParquetCell
     places = [(file, columns.image) for file, _ in tables]
     held = functools.partial(Members, kind, places)
@@ -130,6 +135,8 @@ class _Columns(NamedTuple):
     """Empty if the images have no labels."""
     classes: list[str]
     """Empty if the labels are the classes' names themselves."""
+    others: list[str]
+    """Further columns that could hold images."""
 
 
 class _Table:
@@ -233,7 +240,8 @@ def _columns(file: Path, table: _Table, choices: Choices) -> _Columns:
     classes = features[label]["names"] if kinds.get(label) == "ClassLabel" else []
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise DataError(f"{file}: the metadata of the column {label} name no classes")
-    return _Columns(images[image], f"{image}.path" if struct else "", label, classes)
+    others = [name for name in images if name != image]
+    return _Columns(images[image], f"{image}.path" if struct else "", label, classes, others)
 
 
 def _bytes_column(field: Any) -> str:

@@ -55,6 +55,7 @@ def test_columns_are_taken_by_their_kind_and_name(tmp_path: Path) -> None:
     assert source.classes == ["0", "1", "10"]
     names = ["1/x-000000", "0/x-000001", "10/x-000002", "1/x-000003"]
     assert rows(source) == list(zip(names, IMAGES, strict=True))
+    assert source.notes[0].startswith("images are those of the column jpg, not of id;")
     other = read(path, image_column="id", label_column="none")
     assert other.classes == [] and rows(other)[0] == ("x-000000", b"x")
 
