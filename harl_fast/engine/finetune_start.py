@@ -227,7 +227,6 @@ def go_on(
         source = ckpt or (Path(known.starts[0].init_from or "") if known.starts else None)
         if source is None:
             raise CheckpointError(f"{folder.path} has no checkpoint yet: give --ckpt again")
-        note = f"{folder.path} has no complete checkpoint yet: the run begins again"
         return first_start(
             folder,
             config,
@@ -236,7 +235,7 @@ def go_on(
             data=data,
             needs_val=needs_val,
             protocol=protocol,
-            notes=[note],
+            notes=[f"{folder.path} has no complete checkpoint yet: the run begins again"],
         )
     checkpoint = open_checkpoint(folder.checkpoints, verify=True)
     check_identity(checkpoint, known.run_id)
@@ -246,17 +245,8 @@ def go_on(
             f"{folder.path} holds a pretraining: continue that with launch/pretrain.py --resume, "
             f"or fine-tune it with --ckpt {folder.path} and another --run"
         )
-    before = record.finetune
-    config = _filled(config, before)
-    engine_before = recorded_engine(checkpoint)
-    same_ranks = engine_before.batches.ranks == engine_config.batches.ranks
-    changes = refuse_changes(
-        settings(before, engine_before),
-        settings(config, engine_config),
-        allowed=allow_change,
-        where=str(checkpoint.path),
-        free=() if same_ranks else ("train_micro_batch_size_per_gpu",),
-    )
+    config = _filled(config, record.finetune)
+    changes = _allowed_changes(checkpoint, config, engine_config, allow_change)
     subset = folder.subset if folder.subset.exists() else config.subset
     found = open_data(data, config, subset=subset, needs_val=needs_val)
     _check_images(record.data, found.facts())
@@ -276,6 +266,25 @@ def go_on(
         checkpoint=checkpoint,
         changes=changes,
         notes=notes,
+    )
+
+
+def _allowed_changes(
+    checkpoint: Checkpoint,
+    config: FinetuneConfig,
+    engine_config: EngineConfig,
+    allowed: Sequence[str],
+) -> Changes:
+    """Return what differs from the run so far as the user allows it; see `refuse_changes`."""
+    before = recorded_engine(checkpoint)
+    same_ranks = before.batches.ranks == engine_config.batches.ranks
+    assert checkpoint.record.finetune is not None
+    return refuse_changes(
+        settings(checkpoint.record.finetune, before),
+        settings(config, engine_config),
+        allowed=allowed,
+        where=str(checkpoint.path),
+        free=() if same_ranks else ("train_micro_batch_size_per_gpu",),
     )
 
 

@@ -96,7 +96,7 @@ def test_the_announcement_speaks_of_compilation(
     machine: Machine, tmp_path: Path, capsys: Any
 ) -> None:
     run = prepare(machine, tmp_path, config=("model.compile=true", GROWING))
-    run._fit_views(1)
+    run._prepare_epoch(1)
     assert "torch.compile will compile again" in capsys.readouterr().err
 
 
@@ -193,7 +193,7 @@ def test_views_coloured_by_the_loader_reach_the_network_as_they_are(
     assert all(torch.equal(*pair) for pair in zip(given, views, strict=True))
     assert all(torch.equal(*pair) for pair in zip(cells, plain.cells, strict=True))
     folder = RunFolder(tmp_path)
-    Trainer(parts, folder)._fit_views(1)  # no colours of its own to adapt
+    Trainer(parts, folder)._prepare_epoch(1)  # no colours of its own to adapt
 
 
 def test_the_device_colours_where_it_is_told_to(tmp_path: Path) -> None:
