@@ -20,6 +20,11 @@ TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 _TENSORFLOW = {".h5", ".hdf5", ".keras", ".pb", ".index", ".meta"}
 _JAX = {".npz", ".npy", ".msgpack", ".pkl", ".pickle"}
 _DEEPEST = 8
+_BROKEN = (
+    *(OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError),
+    *(LookupError, TypeError, AttributeError, AssertionError, MemoryError, OverflowError),
+)
+"""What a damaged file makes torch's reader raise."""
 _REFUSED = re.compile(r"Unsupported (?:global|class|type)\S*:? ?(?:GLOBAL )?([\w.]+)")
 
 
@@ -48,7 +53,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def refuse_other_frameworks(path: Path) -> None:
     """Raise CheckpointError for what TensorFlow or JAX wrote: a file, a prefix or a folder."""
     inside = [*path.glob("*.index"), *path.glob("saved_model.pb")] if path.is_dir() else []
-    prefix = path.with_name(f"{path.name}.index")
+    prefix = Path(f"{path}.index")  # of the files that TensorFlow calls model.ckpt-1000
     if path.suffix in _TENSORFLOW | _JAX or ".data-0" in path.name or inside or prefix.exists():
         raise CheckpointError(
             f"{path} is of TensorFlow or JAX, which is not read here. Convert it: the files that "
@@ -62,7 +67,7 @@ def _read_torch(path: Path) -> object:
         # Tensors and containers alone: unpickling anything else could run code.
         with open_regular(path) as stream:
             return torch.load(stream, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except _BROKEN as error:
         reason = " ".join(str(error).split())
         if kind := _REFUSED.search(reason):
             raise CheckpointError(

@@ -278,7 +278,7 @@ def test_a_run_says_where_it_is_from(tmp_path: Path) -> None:
         assert pretrained.projector.out.in_features == 64
 
 
-@pytest.mark.parametrize("name", ["weights.onnx", "nowhere"])
+@pytest.mark.parametrize("name", ["weights.onnx", "nowhere", "."])
 def test_other_paths_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(HarlError, match=r"onnx|holds no checkpoint"):
         load_pretrained(tmp_path / name)

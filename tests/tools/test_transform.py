@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from harl_fast.data.loader import EvalLoader
@@ -32,16 +33,25 @@ def test_timms_transform_gives_nearly_our_features(real_images: Path, tmp_path: 
     export_encoder(tmp_path / "run", tmp_path / "out", size_px=96)
     ours = _ours(tmp_path / "data" / "train.beton", tmp_path / "out")
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    stated = timm.data.resolve_data_config({}, model=model)
     names = (tmp_path / "data" / "train.names.txt").read_text().split()
-    with torch.inference_mode():
-        photos = (_open(tmp_path / "photos" / name) for name in names)
-        theirs = torch.cat([model(transform(photo)[None]) for photo in photos])
-    # Of random weights all features point one way: what photos differ by is compared.
+    photos = [tmp_path / "photos" / name for name in names]
+    theirs = _theirs(model, timm.data.create_transform(**stated), photos)
+    whole = timm.data.create_transform(**{**stated, "crop_pct": 1.0})
+    control = _theirs(model, whole, photos[:100])
+
+    plain = functional.cosine_similarity(ours, theirs).median()
+    # Features of random weights all point one way: what photos differ by says more.
     centre = ours.mean(0)
-    alike = functional.cosine_similarity(ours - centre, theirs - centre)
-    print(f"{len(names)} photos, cosine: median {alike.median():.4f}, least {alike.min():.4f}")
-    assert len(names) > 300 and float(alike.median()) >= 0.99
+    alike = functional.cosine_similarity(ours - centre, theirs - centre).median()
+    other = functional.cosine_similarity(ours[:100] - centre, control - centre).median()
+    print(f"{len(photos)} photos: {plain:.4f}, centred {alike:.4f}, another crop {other:.4f}")
+    assert len(photos) > 300 and plain >= 0.99 and alike >= 0.97 and other < alike - 0.02
+
+
+def _theirs(model: nn.Module, transform: Callable[..., Tensor], photos: list[Path]) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([model(transform(_open(photo))[None]) for photo in photos])
 
 
 def _ours(container: Path, exported: Path) -> Tensor:
