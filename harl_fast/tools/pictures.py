@@ -182,9 +182,15 @@ def _name_classes(
             continue
         written.append(middle)
         axes.annotate(
-            charts.label(shown.classes[present[index]], 20), middle, ha="center", va="center",
-            fontsize=9, path_effects=[effects.withStroke(linewidth=2.5, foreground="white")],
-        )  # fmt: skip
+            charts.label(shown.classes[present[index]], 20),
+            middle,
+            (0, 9),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9,
+            path_effects=[effects.withStroke(linewidth=2.5, foreground="white")],
+        )
 
 
 def _plane(features: npt.NDArray[np.float32], *, seed: int) -> tuple[npt.NDArray[Any], str]:
