@@ -137,15 +137,20 @@ def feature_map(embeddings: Embeddings, *, title: str, seed: int = 0) -> bytes:
     present = np.unique(shown.labels)
     from matplotlib import colormaps
 
-    palette = colormaps["tab20" if len(present) <= 20 else "hsv"]
+    few = len(present) <= 20
+    palette = colormaps["tab20" if few else "hsv"]
+    size = min(30.0, max(8.0, 24_000 / len(places)))
     with charts.style():
         figure, (axes,) = charts.panels(11, 9)
         for number, label in enumerate(present):
             of_class = places[shown.labels == label]
-            share = number / 20 + 0.001 if len(present) <= 20 else number / len(present)
+            colour = palette(number / 20 + 0.001 if few else number / len(present))
+            name = charts.label(shown.classes[label])
             axes.scatter(
-                of_class[:, 0], of_class[:, 1], s=9, color=palette(share), linewidths=0, alpha=0.75
+                of_class[:, 0], of_class[:, 1], s=size, color=colour, linewidths=0, label=name
             )
+        if few:
+            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2)
         _name_classes(axes, shown, places, present)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -177,9 +182,15 @@ def _name_classes(
             continue
         written.append(middle)
         axes.annotate(
-            charts.label(shown.classes[present[index]], 20), middle, ha="center", va="center",
-            fontsize=9, path_effects=[effects.withStroke(linewidth=2.5, foreground="white")],
-        )  # fmt: skip
+            charts.label(shown.classes[present[index]], 20),
+            middle,
+            (0, 9),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9,
+            path_effects=[effects.withStroke(linewidth=2.5, foreground="white")],
+        )
 
 
 def _plane(features: npt.NDArray[np.float32], *, seed: int) -> tuple[npt.NDArray[Any], str]:
