@@ -26,11 +26,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, required=True, help="folder with containers of train and val")
     about = "; ".join(f"{name}: {what}" for name, what in PROTOCOLS.items()) + " (%(default)s)"
     add("--protocol", choices=list(PROTOCOLS), default="cached", help=about)
-    for flag, default, about in (
+    for flag, given, about in (
         ("--random", False, "also judge a randomly initialised encoder, the baseline"),
         ("--cache", True, "keep features in features/ beside --ckpt, and take them from there"),
     ):
-        add(flag, action=argparse.BooleanOptionalAction, default=default, help=about)
+        add(flag, action=argparse.BooleanOptionalAction, default=given, help=about)
     for flag, low, high, default, about in (
         ("--size-px", SMALLEST_PX, LARGEST_PX, None, "view side (default: the pretraining's)"),
         ("--epochs", 1, 10**6, 100, "passes over the features of cached (%(default)s)"),
@@ -40,11 +40,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         ("--subset-seed", 0, SEED_MAX, 0, "of --subset (%(default)s)"),
     ):
         add(flag, type=whole_number(low, high), default=default, metavar="N", help=about)
-    for flag, low, high, default, about in (
+    for flag, least, most, usual, about in (
         ("--crop", 0.1, 1.0, None, "central share that is seen (default: 0.875; to 32 px 1)"),
         ("--knn-temperature", 1e-3, 1e3, 0.07, "of k-NN's votes (%(default)s)"),
     ):
-        add(flag, type=number(low, high), default=default, metavar="X", help=about)
+        add(flag, type=number(least, most), default=usual, metavar="X", help=about)
     for flag, kind, about in (
         ("--knn", whole_numbers(1, 10**6), "neighbours (default: 10,20,50,100,200)"),
         ("--mean", per_channel(0.0, 1.0), "normalisation (default: the checkpoint's)"),

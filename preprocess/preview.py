@@ -74,9 +74,9 @@ with head(__name__, parse):
     from harl_fast.data.container.index import read_index
     from harl_fast.data.container.manifest import containers_in, manifest_path, read_manifest
     from harl_fast.data.occupancy import occupancy, occupancy_text
-    from harl_fast.engine.runfolder import check_apart
     from harl_fast.engine.views import sizes_text, view_geometry
     from harl_fast.jit import require_compiler
+    from harl_fast.runfiles import check_apart
     from harl_fast.viz import contact_sheet, occupancy_chart, write_png
     from preprocess.arrays import Map, Mask, Pixels
     from preprocess.masks import gallery

@@ -60,8 +60,8 @@ with head(__name__, parse):
         read_sums,
     )
     from harl_fast.data.container.reader import stored_pixels
-    from harl_fast.engine.runfolder import check_apart
     from harl_fast.jit import require_compiler
+    from harl_fast.runfiles import check_apart
     from preprocess.prints import read_prints
 
 CHUNK = 64

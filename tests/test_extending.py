@@ -21,11 +21,11 @@ from harl_fast.engine.checkpoint.format import write_checkpoint
 from harl_fast.engine.monitor.sink import RunInfo
 from harl_fast.engine.monitor.sinks import SINKS, Sinks, log_line
 from harl_fast.engine.networks import build_model, load_encoder
-from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import ConfigError
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.optim.build import build_optimizer
+from harl_fast.runfiles import RunFolder
 from harl_fast.section import validated
 from preprocess.masks import MASK_METHODS, find_mask
 from preprocess.masks.registry import find_method, method_facts, parse_spec

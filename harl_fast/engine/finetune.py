@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harl_fast.engine.config import EngineConfig, run_engine_file, settle, with_batch
 from harl_fast.engine.machine import Machine, check_machine
-from harl_fast.engine.runfolder import RunFolder, mark
+from harl_fast.engine.runfolder import mark
 from harl_fast.engine.session import Job, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
 from harl_fast.errors import ConfigError, nearest
@@ -22,6 +22,7 @@ from harl_fast.finetuning import (
     change_finetuning,
     load_finetuning,
 )
+from harl_fast.runfiles import RunFolder
 
 if TYPE_CHECKING:
     from harl_fast.engine.loop import Loop

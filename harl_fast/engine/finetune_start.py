@@ -32,11 +32,11 @@ from harl_fast.engine.resume import (
     refuse_changes,
     settings,
 )
-from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.supervised import classifier_of
 from harl_fast.errors import CheckpointError, ConfigError, nearest, shown
 from harl_fast.finetuning import FinetuneConfig, change_finetuning
 from harl_fast.model.classifier import Classifier
+from harl_fast.runfiles import RunFolder
 
 GROUPS = ("backbone", "head_contrastive", "head_supervised")
 """What names begin with that ``variable_schema`` is matched with."""

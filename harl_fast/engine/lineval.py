@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from harl_fast.data.container.manifest import containers_in
-from harl_fast.engine.checkpoint.format import is_part_of_a_checkpoint, open_checkpoint
+from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.engine.provenance import code_version
-from harl_fast.engine.runfolder import check_apart
 from harl_fast.errors import one_line
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.knn import NEIGHBOURS, TEMPERATURE
@@ -24,6 +23,7 @@ from harl_fast.eval.subsets import write_subset
 from harl_fast.files import check_output
 from harl_fast.lock import lock_beside, locked
 from harl_fast.results import write_result
+from harl_fast.runfiles import check_apart, is_part_of_a_checkpoint
 
 SMALL_PX = 32
 """Up to this side the whole square is seen, as SimCLR does on CIFAR-10."""
@@ -56,10 +56,7 @@ def lineval(
     """
     run = home(ckpt)
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
-    containers = [each for split in ("train", "val") for each in containers_in(data, split)]
-    check_output(out, option="--out", inputs=[ckpt, *containers])
-    check_output(run / "eval", option="--ckpt", folder=True)
-    check_apart(out, option="--out")
+    _check_outputs(out, run, ckpt=ckpt, data=data)
     with locked(lock_beside(out), output=out):
         encoders = {"pretrained": load_pretrained(ckpt, mean=mean, std=std, size_px=size_px)}
         if random:
@@ -68,32 +65,20 @@ def lineval(
         print(one_line("preprocessing: " + ", ".join(f"{k} {v}" for k, v in seen.items())))
         evaluator = Evaluator(
             data,
-            size_px=seen["size_px"],
-            mean=seen["mean"],
-            std=seen["std"],
+            **{name: seen[name] for name in ("size_px", "mean", "std", "crop")},
             device=_device(),
             batch=batch,
             workers=workers,
-            crop=seen["crop"],
             subset=subset,
             subset_seed=subset_seed,
             cache=FeatureCache(run / "features") if cache else None,
         )
         if knn:
             evaluator.check_neighbours(knn)
-        settings = {"epochs": epochs, "seed": seed, "protocol": protocol}
-        settings["ks"] = knn or [k for k in NEIGHBOURS if k <= evaluator.train_count]
-        settings["temperature"] = knn_temperature
-        found = {
-            name: evaluator(
-                each.backbone,
-                label=name,
-                autocast=_half(),
-                weights_sha256=each.weights_sha256,
-                **settings,
-            )
-            for name, each in encoders.items()
-        }
+        settings: dict[str, Any] = {"epochs": epochs, "seed": seed, "protocol": protocol}
+        ks = knn or [k for k in NEIGHBOURS if k <= evaluator.train_count]
+        settings |= {"ks": ks, "temperature": knn_temperature}
+        found = {name: _judged(evaluator, each, name, settings) for name, each in encoders.items()}
         settings |= {"random": random, "subset": subset, "subset_seed": subset_seed, **seen}
         _write_summary(out, evaluator, encoders["pretrained"], found, settings)
         folders = [
@@ -105,6 +90,22 @@ def lineval(
         for place in (out, *folders):
             print(one_line(f"result: {place}"))
     return 0
+
+
+def _check_outputs(out: Path, run: Path, *, ckpt: Path, data: Path) -> None:
+    containers = [each for split in ("train", "val") for each in containers_in(data, split)]
+    check_output(out, option="--out", inputs=[ckpt, *containers])
+    check_output(run / "eval", option="--ckpt", folder=True)
+    check_apart(out, option="--out")
+
+
+def _judged(
+    evaluator: Evaluator, encoder: Pretrained, name: str, settings: Mapping[str, Any]
+) -> Evaluation:
+    weights = encoder.weights_sha256
+    return evaluator(
+        encoder.backbone, label=name, autocast=_half(), weights_sha256=weights, **settings
+    )
 
 
 def _device() -> torch.device:

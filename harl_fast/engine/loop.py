@@ -14,11 +14,11 @@ from harl_fast.engine.checkpoint.state import collect_state, record_of
 from harl_fast.engine.checkpoint.writer import Saver
 from harl_fast.engine.machine import needing_all_ranks
 from harl_fast.engine.monitor.monitor import Monitor
-from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.state import LoopState
 from harl_fast.engine.step import Stepping
 from harl_fast.engine.stop import StopAction, StopSignal, TimeLimit
 from harl_fast.errors import HarlError
+from harl_fast.runfiles import RunFolder
 
 UNSAVED = 2
 """Exit code of a run whose last checkpoint could not be written."""

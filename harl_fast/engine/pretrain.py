@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from harl_fast.engine.config import EngineConfig, run_engine_file, settle
 from harl_fast.engine.machine import Machine, check_machine
 from harl_fast.engine.provenance import read_provenance
-from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.session import Job, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
+from harl_fast.runfiles import RunFolder
 
 if TYPE_CHECKING:
     from harl_fast.data.loader import BetonLoader

@@ -1,69 +1,21 @@
-"""One run, one folder: what lies in it, and when it may be written to."""
+"""One run, one folder: when it may be written to, and its configurations."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harl_fast.config import RunConfig, load_config, override_config
-from harl_fast.engine.checkpoint.format import is_part_of_a_checkpoint
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.side import required
-from harl_fast.errors import CheckpointError, ConfigError, OutputError
+from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.files import read_regular, to_stderr, write_json, write_text
 from harl_fast.host import utc_time
-from harl_fast.lock import FOLDER_LOCK
+from harl_fast.runfiles import RunFolder
 from harl_fast.section import Section
 from harl_fast.textfile import dump_yaml
-
-
-class _Inside:
-    """A file or folder of a run folder."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, folder: RunFolder, kind: type[RunFolder]) -> Path:
-        return folder.path / self.name
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run's files lie."""
-
-    path: Path
-    config = _Inside("config.yaml")
-    """The resolved method configuration."""
-    engine = _Inside("engine.json")
-    """The resolved engine file."""
-    metrics = _Inside("metrics.jsonl")
-    """One JSON record per log line."""
-    skipped = _Inside("skipped.jsonl")
-    """One JSON record per step without effect: its number and its samples' ids by rank."""
-    status = _Inside("run.json")
-    """What the run is doing, see `monitor.runjson`."""
-    deepspeed = _Inside("deepspeed.log")
-    """What DeepSpeed logs on rank 0."""
-    subset = _Inside("subset.txt")
-    """Names of the training images of a fine-tuning on some of them."""
-    provenance = _Inside("provenance.json")
-    """See `engine.provenance`."""
-    lock = _Inside(FOLDER_LOCK)
-    """Held by the process that writes here, see `harl_fast.lock`."""
-    finished = _Inside("finished")
-    """Marker of a run that came to its end: JSON with step and reason. Written last of all."""
-    preempted = _Inside("preempted")
-    """The same for one that saved and left before its end."""
-    checkpoints = _Inside("checkpoints")
-    """See `engine.checkpoint`."""
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's event files, in a folder named after the run, as TensorBoard shows it."""
-        return self.path / "tensorboard" / self.path.resolve().name
 
 
 def open_run_folder(path: Path, *, resume: bool, source: str = "--init-from") -> RunFolder:
@@ -87,18 +39,6 @@ def open_run_folder(path: Path, *, resume: bool, source: str = "--init-from") ->
             f"folder, from its weights if wanted: --run NEW_FOLDER {source} {path}"
         )
     return folder
-
-
-def check_apart(out: Path, *, option: str) -> None:
-    """Raise OutputError if the file ``out`` would replace one that a run goes on from.
-
-    option: where the user gave it.
-    """
-    folder = RunFolder(out.parent)
-    own = [entry.name for entry in vars(RunFolder).values() if isinstance(entry, _Inside)]
-    of_run = out.name in own and (folder.config.exists() or folder.checkpoints.is_dir())
-    if of_run or is_part_of_a_checkpoint(out):
-        raise OutputError(f"{option} {out} is a file of the run itself: choose another name")
 
 
 def run_config(

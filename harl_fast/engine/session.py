@@ -13,12 +13,13 @@ from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine, leader_reports, this_machine
 from harl_fast.engine.provenance import note_start
 from harl_fast.engine.resume import Changes
-from harl_fast.engine.runfolder import RunFolder, begin, mark, open_run_folder, write_configs
+from harl_fast.engine.runfolder import begin, mark, open_run_folder, write_configs
 from harl_fast.engine.side import SideOutputs, required
 from harl_fast.engine.stop import Leaving, StopSignal
 from harl_fast.errors import CheckpointError, HarlError
 from harl_fast.files import to_stderr
 from harl_fast.lock import Lock, locked
+from harl_fast.runfiles import RunFolder
 from harl_fast.section import Section
 from harl_fast.supervision import supervisors
 

@@ -27,11 +27,12 @@ from harl_fast.engine.resume import (
     seen_text,
     settings,
 )
-from harl_fast.engine.runfolder import RunFolder, run_config, signs_of_a_save
+from harl_fast.engine.runfolder import run_config, signs_of_a_save
 from harl_fast.engine.views import sizes_in
 from harl_fast.errors import CheckpointError
 from harl_fast.model.backbones import feature_size
 from harl_fast.model.loss import term_weights
+from harl_fast.runfiles import RunFolder
 from harl_fast.schedules import weight_schedule
 
 

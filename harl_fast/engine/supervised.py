@@ -20,7 +20,6 @@ from harl_fast.engine.machine import Machine, keep_freed_memory
 from harl_fast.engine.monitor.metrics import Meter
 from harl_fast.engine.monitor.monitor import Monitor, run_info
 from harl_fast.engine.resume import check_position
-from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.schedule import LrSchedule
 from harl_fast.engine.state import LoopState, on_engine
 from harl_fast.engine.step import Stepping
@@ -32,6 +31,7 @@ from harl_fast.model.heads import MLPHead
 from harl_fast.optim.build import make_optimizer
 from harl_fast.optim.groups import param_groups
 from harl_fast.rng import RANK, stream
+from harl_fast.runfiles import RunFolder
 from harl_fast.schedules import scaled_lr
 
 

@@ -20,7 +20,6 @@ from harl_fast.engine.machine import Machine, keep_freed_memory
 from harl_fast.engine.monitor.monitor import PretrainMonitor, Sheet
 from harl_fast.engine.networks import EncoderFile, build_model, compile_networks
 from harl_fast.engine.resume import check_position
-from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.schedule import Schedule
 from harl_fast.engine.state import TrainState, on_engine
 from harl_fast.engine.step import Stepping
@@ -36,6 +35,7 @@ from harl_fast.engine.views import (
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.optim.build import build_optimizer
 from harl_fast.rng import RANK, stream
+from harl_fast.runfiles import RunFolder
 
 __all__ = ["INTERRUPTED", "UNSAVED", "RunResult", "Stepper", "Trainer", "build"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -101,24 +102,18 @@ class Evaluator:
                 f"with `make beton DATA=<images> VAL=5% OUT={folder}`"
             )
         self._containers = {"train": train_set, "val": find_container(Path(folder), "val")}
-        reading = {"size_px": size_px, "batch": batch, "workers": workers, "centre": crop}
+        reading: dict[str, Any] = {
+            "size_px": size_px,
+            "batch": batch,
+            "workers": workers,
+            "centre": crop,
+        }
         self._loaders = {
             split: EvalLoader(beton, channels=len(mean), **reading)
             for split, beton in self._containers.items()
         }
         train, val = (loader.manifest.classes for loader in self._loaders.values())
-        if train != val:
-            differing = sorted(set(train) ^ set(val)) or ["their order"]
-            raise DataError(
-                f"{folder}: train.beton has {len(train)} classes and val.beton {len(val)}; they "
-                f"differ in {', '.join(differing[:5])}. Give both splits the same class folders "
-                f"and run `make beton` again."
-            )
-        if len(train) < 2:
-            raise DataError(
-                f"{folder} has one class, {train[0]}: there is nothing to tell apart. Convert "
-                f"images of two classes or more"
-            )
+        _check_classes(folder, train, val)
         self.classes = len(train)
         self.subset: Tensor | None = None
         """Ids of the training samples that are used, ascending; None: all."""
@@ -168,7 +163,7 @@ class Evaluator:
             self.features(encoder, split, autocast=autocast, label=label, weights=weights_sha256)
             for split in ("train", "val")
         )
-        among = {"classes": self.classes, "device": self._device}
+        among: dict[str, Any] = {"classes": self.classes, "device": self._device}
         found = knn(train, val, ks=ks, temperature=temperature, **among) if ks else {}
         nearby = knn_accuracy(train, val, k=HEADLINE, temperature=temperature, **among)
         linear: LinearResult | LogisticResult
@@ -196,23 +191,20 @@ class Evaluator:
     ) -> FeatureSet:
         """Return an encoder's features of a split, on the device already; see `__call__`."""
         ids = self.subset if split == "train" else None
-        loader = self._loaders[split] if ids is None else self._some
-
-        def make() -> FeatureSet:
-            return extract(
-                encoder,
-                loader,
-                prepare=self._prepare,
-                device=self._device,
-                autocast=autocast,
-                label=f"{label} {split} features".strip(),
-            )
-
+        whole, wanted = self._loaders[split], self._loaders[split] if ids is None else self._some
+        make = functools.partial(
+            extract,
+            encoder,
+            prepare=self._prepare,
+            device=self._device,
+            autocast=autocast,
+            label=f"{label} {split} features".strip(),
+        )
         if self._cache is None or weights is None:
-            return make()
+            return make(wanted)
         facts = {
             "weights": weights,
-            "container": loader.manifest.beton_sha256,
+            "container": whole.manifest.beton_sha256,
             "precision": str(autocast or torch.float32).removeprefix("torch."),
             "device": self._device.type,
             "crop": self._crop,
@@ -222,10 +214,10 @@ class Evaluator:
         name = f"{label} {split}".strip().replace(" ", "-")
         if ids is not None:
             if self._cache.path(facts, name=name).exists():
-                whole = self._cache.get(facts, lambda: self._all(make), name=name)
-                return FeatureSet(whole.features[ids], whole.labels[ids])
+                found = self._cache.get(facts, lambda: make(whole), name=name)
+                return FeatureSet(found.features[ids], found.labels[ids])
             facts["samples"] = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
-        return self._cache.get(facts, make, name=name)
+        return self._cache.get(facts, lambda: make(wanted), name=name)
 
     def data_facts(self) -> dict[str, str]:
         """Return which containers both splits are."""
@@ -263,6 +255,21 @@ class Evaluator:
         """Return the top-1 in percent of always naming the training split's largest class."""
         train, val = (loader.manifest.class_counts for loader in self._loaders.values())
         return 100.0 * val[train.index(max(train))] / sum(val)
+
+
+def _check_classes(folder: Path, train: list[str], val: list[str]) -> None:
+    if train != val:
+        differing = sorted(set(train) ^ set(val)) or ["their order"]
+        raise DataError(
+            f"{folder}: train.beton has {len(train)} classes and val.beton {len(val)}; they "
+            f"differ in {', '.join(differing[:5])}. Give both splits the same class folders "
+            f"and run `make beton` again."
+        )
+    if len(train) < 2:
+        raise DataError(
+            f"{folder} has one class, {train[0]}: there is nothing to tell apart. Convert "
+            f"images of two classes or more"
+        )
 
 
 def table(results: Mapping[str, Evaluation], *, chance: float) -> str:

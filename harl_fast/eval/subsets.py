@@ -53,7 +53,7 @@ def choose(
     if ids is None:
         ids = _listed(names, Path(subset))
     chosen = np.bincount(found[ids], minlength=len(classes))
-    if len(empty := np.flatnonzero(chosen == 0)):
+    if empty := np.flatnonzero(chosen == 0).tolist():
         raise DataError(
             f"subset {shown(str(subset))} has no sample of {len(empty)} of the {len(classes)} "
             f"classes ({_examples(classes[i] for i in empty)}): a head cannot learn what it is "

@@ -123,9 +123,9 @@ def zip_entries(path: Path) -> Iterator[Entry]:
     """Yield a zip archive's members in their order; raises `BrokenArchiveError`."""
     with _complaining(), open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
         file_bytes = os.fstat(stream.fileno()).st_size
-        starts = [info.header_offset for info in archive.infolist()]
+        first = min((info.header_offset for info in archive.infolist()), default=0)
         stream.seek(0)
-        if starts and min(starts) and stream.read(4) == _ZIP_START:
+        if first and stream.read(4) == _ZIP_START:
             raise zipfile.BadZipFile("another archive stands before it in the file")
         for info in archive.infolist():
             dos = info.create_system == _DOS  # some of whose programs part folders their own way

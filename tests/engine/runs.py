@@ -14,11 +14,12 @@ from torch import Tensor
 from harl_fast.engine.checkpoint.format import _seal
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.pretrain import prepare
-from harl_fast.engine.runfolder import RunFolder, open_run_folder
+from harl_fast.engine.runfolder import open_run_folder
 from harl_fast.engine.start import Request, Start, decide
 from harl_fast.engine.state import TrainState
 from harl_fast.engine.trainer import Trainer
 from harl_fast.files import sha256_file
+from harl_fast.runfiles import RunFolder
 from tests.engine.support import STEPS, FakeLoader, engine_config, tiny_file
 
 LAST = f"step-{2 * STEPS:08d}"

@@ -19,9 +19,9 @@ from harl_fast.engine.monitor.alarms import ALARMS, Health, Supply
 from harl_fast.engine.monitor.metrics import Meter
 from harl_fast.engine.monitor.sink import LogRecord, RunInfo, Sink, State
 from harl_fast.engine.monitor.sinks import SINKS, Sinks, log_line
-from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.schedule import Schedule
 from harl_fast.files import LiveLine
+from harl_fast.runfiles import RunFolder
 from tests.engine.runs import train
 from tests.engine.support import tiny_config
 

@@ -14,9 +14,9 @@ from harl_fast.config import ModelConfig
 from harl_fast.engine.checkpoint.format import write_checkpoint
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import EncoderFile, load_encoder, open_initial
-from harl_fast.engine.runfolder import check_apart
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import CheckpointError, OutputError
+from harl_fast.runfiles import check_apart
 from harl_fast.tools.export import export_encoder
 from tests.engine.runs import ask, start
 from tests.engine.saved import checkpoint

@@ -17,11 +17,11 @@ from harl_fast.engine.checkpoint.state import collect_state
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.pretrain import pretrain
 from harl_fast.engine.resume import recorded_engine, refuse_changes, settings
-from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.trainer import UNSAVED, RunResult, Stepper, Trainer, build
 from harl_fast.engine.views import build_loader
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
 from harl_fast.lock import locked
+from harl_fast.runfiles import RunFolder
 from tests.engine.support import (
     CPU,
     STEPS,

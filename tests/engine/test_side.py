@@ -25,10 +25,11 @@ from harl_fast.engine.monitor.nonfinite import SkippedStep
 from harl_fast.engine.monitor.sink import RunInfo
 from harl_fast.engine.monitor.sinks import Sinks
 from harl_fast.engine.pretrain import pretrain
-from harl_fast.engine.runfolder import RunFolder, mark
+from harl_fast.engine.runfolder import mark
 from harl_fast.engine.side import SideOutputs
 from harl_fast.engine.trainer import UNSAVED, Stepper, Trainer, build
 from harl_fast.errors import CheckpointError, HarlError
+from harl_fast.runfiles import RunFolder
 from tests.engine.support import CPU, ROOT, STEPS, FakeLoader, engine_config, tiny_config, tiny_file
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1"

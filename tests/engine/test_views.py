@@ -18,7 +18,6 @@ from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.trainer import Stepper, Trainer, build
 from harl_fast.engine.views import (
     build_loader,
@@ -29,6 +28,7 @@ from harl_fast.engine.views import (
     views_at,
 )
 from harl_fast.errors import ConfigError
+from harl_fast.runfiles import RunFolder
 from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, tiny_config
 from tests.engine.test_pretraining import assert_same, prepare, stop_at
 

@@ -21,11 +21,11 @@ from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.monitor.monitor import Sheet
 from harl_fast.engine.monitor.tensorboard import TAGS
-from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.stop import StopSignal
 from harl_fast.engine.trainer import Stepper, Trainer, build
 from harl_fast.engine.views import build_loader
 from harl_fast.optim.lars import LARS
+from harl_fast.runfiles import RunFolder
 from harl_fast.supervision import Process
 from harl_fast.viz import contact_sheet
 from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, tiny_config

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import harl_fast.engine.views
-from harl_fast.engine.runfolder import RunFolder, write_configs
+from harl_fast.engine.runfolder import write_configs
 from harl_fast.lock import locked
+from harl_fast.runfiles import RunFolder
 from tests.engine.support import BATCH, CPU, FakeLoader, engine_config, tiny_config
 from tests.launch.attempts import attempt
 

@@ -11,7 +11,6 @@ The record holds the SHA-256 of the tensors and of itself. Nothing is pickled.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +27,12 @@ from harl_fast.errors import CheckpointError
 from harl_fast.files import read_regular, replacing, sha256_file, write_json, write_text
 from harl_fast.finetuning import FinetuneConfig
 from harl_fast.host import utc_time
+from harl_fast.runfiles import CHECKPOINT_NAME, LATEST
 from harl_fast.section import Section
 from harl_fast.tensorfile import open_tensors, writing
 from harl_fast.textfile import tree_sha256
 
 FORMAT_VERSION = 1
-LATEST = "latest"
-_NAME = re.compile(r"step-[0-9]{8,18}")
 
 
 class Record(Section):
@@ -177,7 +175,7 @@ def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
             path.with_suffix(".json").unlink(missing_ok=True)
             path.unlink()
     for note in folder.glob("step-*.json"):
-        if _NAME.fullmatch(note.stem) and not note.with_suffix(".safetensors").exists():
+        if CHECKPOINT_NAME.fullmatch(note.stem) and not note.with_suffix(".safetensors").exists():
             note.unlink()
     for leftover in folder.glob(".*.tmp"):  # of a save that was killed
         leftover.unlink()
@@ -213,18 +211,12 @@ def last_name(folder: Path) -> str:
         return "none"
 
 
-def is_part_of_a_checkpoint(path: Path) -> bool:
-    """Return whether a file has, or would take, a name of this format among checkpoints."""
-    named = path.name == LATEST or _NAME.fullmatch(path.stem) is not None
-    return named and any(path.parent.glob("step-*.json"))
-
-
 def is_before_the_first(folder: Path) -> bool:
     """Return whether a run with this checkpoints folder has not completed its first one yet.
 
     A kill within that save may have left its tensors without a record.
     """
-    records = [path for path in folder.glob("step-*.json") if _NAME.fullmatch(path.stem)]
+    records = [path for path in folder.glob("step-*.json") if CHECKPOINT_NAME.fullmatch(path.stem)]
     return not (folder / LATEST).exists() and not records and len(_tensor_files(folder)) <= 1
 
 
@@ -292,7 +284,7 @@ def _read_record(file: Path) -> Record:
         raise CheckpointError(
             f"{note} was changed after it was written (its SHA-256 {what}). {alternative(file)}"
         )
-    if _NAME.fullmatch(file.stem) and _step(file) != record.step:
+    if CHECKPOINT_NAME.fullmatch(file.stem) and _step(file) != record.step:
         raise CheckpointError(
             f"{note} says step {record.step}, not its name's. {alternative(file)}"
         )
@@ -307,7 +299,9 @@ def _seal(tree: dict[str, Any]) -> str:
 
 def _tensor_files(folder: Path) -> list[Path]:
     """Return all tensors of checkpoints, complete or not, in the order of their steps."""
-    files = [path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.stem)]
+    files = [
+        path for path in folder.glob("step-*.safetensors") if CHECKPOINT_NAME.fullmatch(path.stem)
+    ]
     return sorted(files, key=_step)
 
 
@@ -325,7 +319,7 @@ def _latest(folder: Path) -> tuple[Path, tuple[str, ...]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = f"{latest} cannot be read ({type(error).__name__})"
     else:
-        if _NAME.fullmatch(name):
+        if CHECKPOINT_NAME.fullmatch(name):
             return folder / f"{name}.safetensors", ()
         reason = f"{latest} names no checkpoint"
     newest = last_before(folder, step=float("inf"))

@@ -27,12 +27,12 @@ from harl_fast.engine.monitor.probe import (
 from harl_fast.engine.monitor.sink import RunInfo
 from harl_fast.engine.monitor.sinks import Sinks
 from harl_fast.engine.precision import AUTOCAST
-from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.state import LoopState, TrainState
 from harl_fast.engine.views import small_map_text
 from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
 from harl_fast.optim.lars import LARS
+from harl_fast.runfiles import RunFolder
 from harl_fast.section import Section
 from harl_fast.textfile import dump_yaml, nodes
 

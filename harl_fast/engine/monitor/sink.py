@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from harl_fast.engine.monitor.nonfinite import SkippedStep
-from harl_fast.engine.runfolder import RunFolder
 from harl_fast.engine.side import SideOutputs
+from harl_fast.runfiles import RunFolder
 
 State = Literal[
     "starting", "warming", "training", "probing", "saving", "finished", "preempted", "failed"

@@ -57,8 +57,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 with head(__name__, parse):
     import torch
 
-    from harl_fast.engine.runfolder import check_apart
     from harl_fast.jit import require_compiler
+    from harl_fast.runfiles import check_apart
     from preprocess.masks.selftrained.dataset import FEW, Dataset, gather, image_files
     from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION
     from preprocess.masks.selftrained.network import save_network
