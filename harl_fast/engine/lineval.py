@@ -87,8 +87,7 @@ def lineval(
         ]
         # A full disk of the log takes nothing of the result.
         print(table(found, chance=evaluator.chance()))
-        for place in (out, *folders):
-            print(one_line(f"result: {place}"))
+        print("\n".join(one_line(f"result: {place}") for place in (out, *folders)))
     return 0
 
 
