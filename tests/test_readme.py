@@ -24,6 +24,7 @@ SHORTER = {
     "make pretrain": "EPOCHS=3",
     "make lineval": "EPOCHS=5",
     "make export": "",
+    "make finetune": "EPOCHS=2",
     "make pictures": "",
     ".venv/bin/python -m": "",
 }
@@ -81,6 +82,7 @@ def here(command: str, work: Path) -> str:
         "runs/my_photos/eval/my_photos-cached-random": work / "run/eval/photos-cached-random",
         "runs/comparison": work / "comparison",
         "runs/my_photos": work / "run",
+        "runs/my_photos_10pct": work / "tuned",
         "runs/paper": work / "run",
         "exports/my_photos": work / "exported",
     }
@@ -125,6 +127,7 @@ def test_the_other_commands_do_what_they_say(demo: str, work: Path) -> None:
     assert (work / "comparison" / "report.html").exists()
     assert (work / "run/eval/photos-cached/pictures/projector/sprite.png").exists()
     assert (work / "run" / "lineval.json").exists()
+    assert list((work / "tuned" / "eval").glob("*/result.json"))
     assert (work / "exported" / "model.safetensors").exists()
 
 
