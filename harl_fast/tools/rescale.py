@@ -3,7 +3,8 @@
 Encoders of different weight decay differ in the norms of their kernels, which BatchNorm hides: the
 function is the same, but a step of SGD of one learning rate turns large kernels less. Fine-tuning
 recipes then do not carry over (SimCLR's v1 kernels are 16.8 times v2's; its README, known issues).
-LARS, whose steps are relative to each layer's norm, takes the same small steps. For each convolution W with its BatchNorm (mean, var, gamma):
+LARS, whose steps are relative to each layer's norm, takes the same ones while they are small. For
+each convolution W with its BatchNorm (mean, var, gamma):
 
     W' = c W,  mean' = c mean,  var' = c^2 var,
     gamma' = gamma sqrt(c^2 var + eps) / (c sqrt(var + eps))
