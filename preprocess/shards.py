@@ -137,7 +137,7 @@ class Tally:
         self.remarks.update(sample.remarks)
         if sample.mask_problem:
             self.replaced.append(Rejected(sample.name, sample.mask_problem))
-        share = float(np.unpackbits(np.frombuffer(sample.mask, np.uint8)).mean())
+        share = int.from_bytes(sample.mask, "big").bit_count() / (8 * len(sample.mask))
         self.stand_ins += sample.stand_in
         self.coverage += share
         self.empty += share == 0.0

@@ -87,9 +87,9 @@ class Inputs:
             for index in range(count):
                 images[index] = stamp_of(masks.split.image(index))
                 # A cache is in the recipe as a whole: finding single masks in it takes long.
-                file = masks.request(index).file if masks.cache is None else None
-                if file is not None:
-                    others[index] = stamp_of(file)
+                request = masks.request(index) if masks.has_files else None
+                if request is not None and request.file is not None:
+                    others[index] = stamp_of(request.file)
                 progress.advance()
         return Inputs(images, others)
 

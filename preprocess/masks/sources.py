@@ -79,9 +79,16 @@ class MaskList:
             return f"{self.cache.info['spec']} out of {self.spec['folder']}"
         return str(self.spec)
 
-    def request(self, index: int) -> MaskRequest:
-        """Return what a worker must know to get one image's mask."""
+    @property
+    def has_files(self) -> bool:
+        """Whether mask files come before methods."""
+        return self.tree is not None or self.split.mask_files is not None
+
+    def request(self, index: int) -> MaskRequest | None:
+        """Return what a worker must know to get one image's mask; None: its own, by a method."""
         origin = int(self.partners[index])
+        if origin == index and not (self.has_files or self.cache is not None or self.flips):
+            return None  # paths take a while to make and to send
         name, image = self.split.names[origin], self.split.image(origin)
         flips = tuple(
             Flip(spec["p"], spec["grid"], spec["seed"], int(positions[index]))
