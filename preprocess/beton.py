@@ -112,13 +112,14 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         choices=sorted(DATASETS),
         metavar="NAME",
-        help=f"{', '.join(DATASETS)}: downloaded into OUT/download",
+        help="one of torchvision's sets, such as cifar10, see docs/data.md; downloaded into "
+        "OUT/download",
     )
     parser.add_argument(
         "--dataset-root",
         type=Path,
         metavar="DIR",
-        help="where --dataset's files already are, as torchvision lays them out: no download",
+        help="where --dataset's files lie already: no download",
     )
 
 

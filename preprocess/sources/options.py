@@ -20,7 +20,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     add("--image-column", metavar="NAME", help="the images' bytes in Parquet files")
     about = f"their labels, or tar shards' suffix or JSON key with them; {NO_LABELS}: no labels"
     add("--label-column", metavar="NAME", help=about)
-    about = "go on without tar shards and Parquet files that are broken; default: refuse"
+    about = "go on without shards and tables that are broken"
     add("--skip-broken", action="store_true", help=about)
     about = "share of each class to hold out where there is no val/: 5%% or 0.05"
     add("--val", type=checked(parse_share), metavar="SHARE", help=about)
