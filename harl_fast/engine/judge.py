@@ -19,6 +19,7 @@ from harl_fast.engine.precision import AUTOCAST
 from harl_fast.engine.supervised import TuneState
 from harl_fast.errors import CheckpointError
 from harl_fast.eval.metrics import NO_CLASS, Predictions, predictions, scores
+from harl_fast.eval.protocol import headline, split_kind
 from harl_fast.eval.results import Head, Result, result_folder, write_result
 from harl_fast.files import Progress, to_stderr
 
@@ -184,7 +185,7 @@ def write_judgement(
         head = Head(layer.weight.detach().float().cpu(), layer.bias.detach().float().cpu())
     result = Result(
         protocol=facts["protocol"],
-        headline="top1",
+        headline=headline(state.loader.manifest),
         data={
             "name": container.parent.resolve().name,
             "classes": facts["classes"],
@@ -192,7 +193,7 @@ def write_judgement(
             "val_sha256": facts["val_sha256"],
             "train_count": facts["train_count"],
             "val_count": len(ids),
-            "split": "own split",
+            "split": split_kind(state.loader.manifest),
         },
         checkpoint=facts["pretrained"],
         preprocessing={

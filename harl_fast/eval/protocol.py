@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harl_fast.data.container.manifest import (
+    Manifest,
     check_labelled,
     containers_in,
     find_container,
@@ -234,14 +235,13 @@ class Evaluator:
             "val_sha256": val.beton_sha256,
             "train_count": self.train_count,
             "val_count": val.count,
-            "split": "official" if train.source in OFFICIAL else "own split",
+            "split": split_kind(train),
             "subset": None if self._subset is None else str(self._subset),
         }
 
     def headline(self) -> str:
         """Return which metric to quote of this data set."""
-        source = self._loaders["train"].manifest.source
-        return "mean_per_class" if source in MEAN_PER_CLASS else "top1"
+        return headline(self._loaders["train"].manifest)
 
     def names(self, split: str) -> list[str]:
         """Return the names of a split's samples, in the order of their ids."""
@@ -255,6 +255,16 @@ class Evaluator:
         """Return the top-1 in percent of always naming the training split's largest class."""
         train, val = (loader.manifest.class_counts for loader in self._loaders.values())
         return 100.0 * val[train.index(max(train))] / sum(val)
+
+
+def split_kind(train: Manifest) -> str:
+    """Return "official" for a data set's published split into training and test images."""
+    return "official" if train.source in OFFICIAL else "own split"
+
+
+def headline(train: Manifest) -> str:
+    """Return which metric to quote of a data set."""
+    return "mean_per_class" if train.source in MEAN_PER_CLASS else "top1"
 
 
 def _check_classes(folder: Path, train: list[str], val: list[str]) -> None:
