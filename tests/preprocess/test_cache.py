@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -282,9 +283,12 @@ def started(data: Path, out: Path, *, files: int) -> subprocess.Popen[str]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + 600  # seconds where nothing else runs
-    while len(content(out)) < files and process.poll() is None and time.monotonic() < end:
+    found = 0
+    while found < files and process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(FileNotFoundError):  # the folder of a trial, removed meanwhile
+            found = len(content(out))
         time.sleep(0.005)
-    if len(content(out)) < files:
+    if found < files:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f"no masks after 600 s: {process.communicate()[1]}")
     return process
