@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from harl_fast.errors import DataError, explain
-from harl_fast.files import LONGEST_TMPDIR
+from harl_fast.files import LONGEST_TMPDIR, uninterrupted
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
@@ -57,12 +57,13 @@ def ordered_map(
     team: list[_Worker[TaskT]] = []
     try:
         try:
-            for _ in range(workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-                process.start()
-                theirs.close()  # else a worker's death would not end the pipe
-                team.append(_Worker(process, ours))
+            with uninterrupted():  # a process that is told half of what it needs prints a trace
+                for _ in range(workers):
+                    ours, theirs = context.Pipe()
+                    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+                    process.start()
+                    theirs.close()  # else a worker's death would not end the pipe
+                    team.append(_Worker(process, ours))
         except (OSError, EOFError) as error:
             raise DataError(_no_start(error, number=len(team) + 1)) from error
         yield from _run(team, tasks, describe)

@@ -24,7 +24,7 @@ SHORTER = {
     "make pretrain": "EPOCHS=3",
     "make lineval": "EPOCHS=5",
     "make export": "",
-    "make finetune": "EPOCHS=2",
+    "make finetune": "EPOCHS=2 BATCH=8",
     "make pictures": "",
     ".venv/bin/python -m": "",
 }
@@ -134,7 +134,7 @@ def test_the_other_commands_do_what_they_say(demo: str, work: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_placeholder_is_left(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert not re.search(r"\b(RESULTS|DEMO_MINUTES|TODO|TBD|XXX)\b", text)
+    assert not re.search(r"\b(RESULTS(?!=)|DEMO_MINUTES|TODO|TBD|XXX)\b", text)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

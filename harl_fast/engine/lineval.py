@@ -8,7 +8,12 @@ from typing import Any
 
 import torch
 
-from harl_fast.data.container.manifest import containers_in
+from harl_fast.data.container.manifest import (
+    check_labelled,
+    containers_in,
+    find_container,
+    read_manifest,
+)
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.engine.provenance import code_version
@@ -56,7 +61,7 @@ def lineval(
     """
     run = home(ckpt)
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
-    _check_outputs(out, run, ckpt=ckpt, data=data)
+    _check_places(out, run, ckpt=ckpt, data=data)
     with locked(lock_beside(out), output=out):
         encoders = {"pretrained": load_pretrained(ckpt, mean=mean, std=std, size_px=size_px)}
         if random:
@@ -91,7 +96,9 @@ def lineval(
     return 0
 
 
-def _check_outputs(out: Path, run: Path, *, ckpt: Path, data: Path) -> None:
+def _check_places(out: Path, run: Path, *, ckpt: Path, data: Path) -> None:
+    train = find_container(data, "train")
+    check_labelled(train, read_manifest(train))
     containers = [each for split in ("train", "val") for each in containers_in(data, split)]
     check_output(out, option="--out", inputs=[ckpt, *containers])
     check_output(run / "eval", option="--ckpt", folder=True)

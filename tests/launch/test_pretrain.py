@@ -227,6 +227,7 @@ def test_a_file_for_eight_gpus_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # torch waits a minute for the port
 def test_two_ranks_that_find_their_port_taken_say_what_to_do(tmp_path: Path, data: Path) -> None:
     command = [*deepspeed(2), SCRIPT, *arguments(tmp_path, data), *new_run(tmp_path)]
     with socket.socket() as other_job:

@@ -60,7 +60,7 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, survive(folder, kills=(3, 2), seed=5, limit_s=LONG_S)
 
 
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 3), (2, 2)])
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 3), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_same_bits(
     ordinary: tuple[Path, dict[str, Any]], ranks: int, kills: int
 ) -> None:
