@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from harl_fast.errors import OutputError
-from harl_fast.lock import FOLDER_LOCK
+from harl_fast.errors import ConfigError, OutputError
+from harl_fast.lock import FOLDER_LOCK, discard_folder
 
 LATEST = "latest"
 """Names the newest checkpoint."""
@@ -59,6 +59,20 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """TensorBoard's event files, in a folder named after the run, as TensorBoard shows it."""
         return self.path / "tensorboard" / self.path.resolve().name
+
+
+def discard_run(folder: Path, *, engine: Path) -> None:
+    """Delete the run in a folder, if it holds one, to make room for the next under ``engine``.
+
+    Raises ConfigError if the engine file is missing, HarlError if another process writes there.
+    """
+    if not engine.is_file():
+        raise ConfigError(
+            f"--engine {engine} is not there: give a file such as ds_configs/cpu.json"
+        )
+    run = RunFolder(folder)
+    if run.config.exists() and run.engine.exists():
+        discard_folder(folder)
 
 
 def is_part_of_a_checkpoint(path: Path) -> bool:

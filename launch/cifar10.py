@@ -9,9 +9,9 @@ from pathlib import Path
 
 from harl_fast.errors import HarlError
 from harl_fast.files import check_output, format_seconds
-from harl_fast.lock import discard_folder
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
+from harl_fast.runfiles import discard_run
 from harl_fast.supervision import run_below
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,8 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             data = part
         run("-m", "preprocess.beton", "--data", data, "--out", out, "--mask-method", MASKS)
     for folder in (args.run, tuned):
-        if (ROOT / folder / "config.yaml").exists():
-            discard_folder(ROOT / folder)  # an earlier run; the trainer refuses any other content
+        discard_run(ROOT / folder, engine=ROOT / args.engine)  # any other content is refused
     launcher = (Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1")
     guarded = ("launch/guard.py", sys.executable, *launcher)
     common = ["--deepspeed_config", args.engine, "--data", out, "--run"]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from harl_fast.errors import HarlError, one_line
 from harl_fast.files import check_output, format_seconds
-from harl_fast.lock import discard_folder
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
+from harl_fast.runfiles import discard_run
 from harl_fast.supervision import run_below
 
 ROOT, SHEET = Path(__file__).resolve().parent.parent, "contact_sheet.png"
@@ -43,8 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     check_output(ROOT / args.run, option="--run", folder=True)
     if not (ROOT / args.data / "val.json").exists():
         run("-m", "preprocess.beton", "--out", args.data, "--demo-images", str(args.images))
-    if (ROOT / args.run / "config.yaml").exists():
-        discard_folder(ROOT / args.run)  # an earlier run; the trainer refuses any other content
+    discard_run(ROOT / args.run, engine=ROOT / args.engine)  # any other content is refused
     chosen = ["--run", args.run, *([] if args.epochs is None else ["--epochs", str(args.epochs)])]
     launcher = (Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1")
     pretrain = ["launch/pretrain.py", "--deepspeed_config", args.engine, "--config", "demo"]

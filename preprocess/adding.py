@@ -20,7 +20,7 @@ from harl_fast.data.container.manifest import (
     read_shard,
 )
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import Progress
+from harl_fast.files import Progress, sha256_file
 from preprocess.assemble import Existing
 from preprocess.convert import Settings
 from preprocess.prints import NONE, fingerprint, read_prints
@@ -194,7 +194,9 @@ class _Known:
 
     @staticmethod
     def of(base: Base) -> _Known:
-        parts = [(_names(beton), read_prints(beton, each)) for beton, each in base.containers()]
+        parts = [
+            (_names(beton, each), read_prints(beton, each)) for beton, each in base.containers()
+        ]
         names, first = np.unique(np.concatenate([name for name, _ in parts]), return_index=True)
         return _Known(names, np.concatenate([prints for _, prints in parts])[first])
 
@@ -206,7 +208,14 @@ class _Known:
         return self.names[rows] == names, self.prints[rows]
 
 
-def _names(beton: Path) -> npt.NDArray[np.uint64]:
+def _names(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64]:
+    whole = beton.is_file() and beton.stat().st_size == manifest.beton_bytes
+    path = names_path(beton) if whole else beton
+    if not whole or not path.is_file() or sha256_file(path) != manifest.names_sha256:
+        raise DataError(
+            f"{path} is missing, was cut short or belongs to another container: nothing can be "
+            f"added to it. Copy the files of the set together again"
+        )
     with open(names_path(beton), encoding="utf-8") as lines:
         return _hashes(line.rstrip("\n") for line in lines)
 

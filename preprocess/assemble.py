@@ -82,8 +82,23 @@ class Plan:
 
     def filled(self, place: Place) -> list[tuple[Job, str]]:
         """Return the jobs that have samples, and the final names of their containers."""
-        pairs = zip(self.jobs, self.names(), strict=True)
-        return [pair for pair in pairs if place.exists(f"{pair[0].folder}/{STEM}.beton")]
+        found = list[tuple[Job, str]]()
+        for job, name in zip(self.jobs, self.names(), strict=True):
+            if place.exists(f"{job.folder}/{STEM}.beton"):
+                found.append((job, name))
+            elif not _has_no_image(place, job):
+                raise DataError(
+                    f"{place}/{job.folder} has lost {STEM}.beton: delete that folder, then run "
+                    f"the same command again: it writes this shard anew"
+                )
+        return found
+
+
+def _has_no_image(place: Place, job: Job) -> bool:
+    """Return whether a finished shard without a container says that no image could be read."""
+    report = f"{job.folder}/{STEM}.report.json"
+    skipped = place.read(report).get("skipped") if place.exists(report) else None
+    return isinstance(skipped, list) and len(skipped) >= len(job.rows)
 
 
 def assemble(

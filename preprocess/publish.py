@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from harl_fast.data.container.manifest import PUBLISHING
-from harl_fast.errors import OutputError, explain
+from harl_fast.errors import DataError, OutputError, explain, one_line, shown
 from harl_fast.files import uninterrupted
 from preprocess.places import Place
 
@@ -45,7 +45,7 @@ def finish(place: Place) -> str:
     """Finish what an earlier `publish` could not, if there is such, and return its key or ""."""
     if not place.exists(NOTE):
         return ""
-    moves = Moves(**place.read(NOTE))
+    moves = _moves(place)
     try:
         with uninterrupted():
             for group in moves.groups[moves.done :]:
@@ -63,3 +63,23 @@ def finish(place: Place) -> str:
             f"it goes on from there"
         ) from error
     return moves.key
+
+
+def _moves(place: Place) -> Moves:
+    """Return what the note says; `DataError` unless it speaks of files inside the place."""
+    try:
+        moves = Moves(**place.read(NOTE))
+        pairs = [(old, new) for group in moves.groups for old, new in group]
+        names = [moves.key, *moves.clean, *(name for pair in pairs for name in pair)]
+        outside = [name for name in names if name.startswith("/") or ".." in name.split("/")]
+        problem = f"it names {shown(outside[0])}" if outside else ""
+        if not 0 <= moves.done <= len(moves.groups):
+            problem = f"it has {moves.done} of {len(moves.groups)} groups done"
+    except (TypeError, ValueError, AttributeError) as error:
+        problem = one_line(str(error))
+    if problem:
+        raise DataError(
+            f"{place}/{NOTE} is no note of a conversion's files ({problem}): delete it, then "
+            f"convert anew"
+        )
+    return moves

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from harl_fast import lock as module
-from harl_fast.errors import HarlError
+from harl_fast.errors import ConfigError, HarlError
 from harl_fast.lock import FOLDER_LOCK, discard_folder, holder, locked, write_new
+from harl_fast.runfiles import discard_run
 from harl_fast.supervision import stat_fields
 from tests.full import FullStream
 
@@ -335,3 +336,18 @@ def test_a_full_disk_names_the_file_that_was_to_be_written(
         write_new(tmp_path / "masks.json", "{}")
     assert caught.value.filename == str(tmp_path / "masks.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_only_a_run_makes_room_for_the_next(tmp_path: Path) -> None:
+    engine, thesis, run = (tmp_path / name for name in ("cpu.json", "thesis", "run"))
+    for folder in (thesis, run):
+        folder.mkdir()
+        (folder / "config.yaml").touch()
+    (run / "engine.json").touch()
+    with pytest.raises(ConfigError, match="is not there: give a file"):
+        discard_run(run, engine=engine)
+    assert run.is_dir()
+    engine.touch()
+    for folder in (thesis, run):
+        discard_run(folder, engine=engine)
+    assert thesis.is_dir() and not run.exists()

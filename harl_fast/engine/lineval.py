@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def lineval(
     run = home(ckpt)
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
     _check_places(out, run, ckpt=ckpt, data=data)
-    with locked(lock_beside(out), output=out):
+    with _held(out, run / "eval"):
         encoders = {"pretrained": load_pretrained(ckpt, mean=mean, std=std, size_px=size_px)}
         if random:
             encoders["random"] = random_like(encoders["pretrained"], seed=seed)
@@ -94,6 +95,15 @@ def lineval(
         print(table(found, chance=evaluator.chance()))
         print("\n".join(one_line(f"result: {place}") for place in (out, *folders)))
     return 0
+
+
+@contextlib.contextmanager
+def _held(*outputs: Path) -> Iterator[None]:
+    """Keep other processes from writing the outputs meanwhile."""
+    with contextlib.ExitStack() as stack:
+        for output in outputs:
+            stack.enter_context(locked(lock_beside(output), output=output))
+        yield
 
 
 def _check_places(out: Path, run: Path, *, ckpt: Path, data: Path) -> None:

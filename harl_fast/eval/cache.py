@@ -44,7 +44,7 @@ class FeatureCache:
         """
         path = self.path(facts, name=name)
         if path.exists():
-            found = _read(path)
+            found = _read(path, facts)
             if isinstance(found, FeatureSet):
                 to_stderr(f"features: {len(found.labels):,} read from {path}")
                 return found
@@ -57,7 +57,7 @@ class FeatureCache:
         return made
 
 
-def _read(path: Path) -> FeatureSet | str:
+def _read(path: Path, facts: Mapping[str, Any]) -> FeatureSet | str:
     """Return the features in a file, or why they are not usable."""
     try:
         with open_tensors(path) as file:
@@ -65,10 +65,12 @@ def _read(path: Path) -> FeatureSet | str:
             if names != {"features", "labels"}:
                 return "it holds other tensors"
             found = FeatureSet(file.get_tensor("features"), file.get_tensor("labels"))
-            expected = (file.metadata() or {}).get("sha256")
+            about = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         return str(error)
-    return found if _digest(found) == expected else "its checksum differs"
+    if about.get("facts") != json.dumps(facts, sort_keys=True):
+        return "it holds those of another network, set or size"
+    return found if _digest(found) == about.get("sha256") else "its checksum differs"
 
 
 def _digest(data: FeatureSet) -> str:

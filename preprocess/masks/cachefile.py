@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import write_bytes
+from harl_fast.files import open_regular, write_bytes
 from harl_fast.textfile import parse_json
 from preprocess.images import open_file
 from preprocess.masks.controls import CANVAS_PX
@@ -109,11 +109,12 @@ def write_masks(path: Path, masks: list[CachedMask], *, key: str) -> None:
 def read_masks(path: Path, *, key: str) -> list[CachedMask]:
     """Return the masks of a file; `DamagedError` if it is not whole or of another method."""
     try:
+        open_regular(path).close()  # a pipe would wait for its writer
         with safe_open(str(path), framework="numpy") as file:
             header = (file.metadata() or {}).get("masks", "{}")
             texts = parse_json(header, where="header", error=DataError)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, TypeError, DataError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError, DataError) as error:
         raise DamagedError(f"does not read ({one_line(str(error))[:200]})") from error
     digest = texts.pop("sha256", "")
     if texts.keys() != {"key", "names", "problems"} or tensors.keys() != _COLUMNS.keys():

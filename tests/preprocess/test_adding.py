@@ -349,3 +349,14 @@ def test_a_conversion_that_crashes_among_its_renames_is_not_made_again(
     for split in ("train", "val"):
         assert read_manifest(out / f"{split}.beton").store["quality"] == 70
     assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", ["names cut", "container cut"])
+def test_nothing_is_added_to_a_damaged_set(data: Path, out: Path, damage: str) -> None:
+    path = out / ("train.names.txt" if damage == "names cut" else "train.beton")
+    path.write_bytes(path.read_bytes()[:-40])
+    before = contents(out)
+    grow(data, "class0", 1)
+    with pytest.raises(DataError, match="was cut short or belongs to another container"):
+        run(out, "--add", str(data))
+    assert contents(out) == before

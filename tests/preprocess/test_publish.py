@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -14,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from harl_fast.errors import OutputError
+from harl_fast.errors import DataError, OutputError
 from harl_fast.files import write_text
 from preprocess.places import LocalPlace
-from preprocess.publish import Moves, finish, publish
+from preprocess.publish import NOTE, Moves, finish, publish
 
 
 class Crash(BaseException):
@@ -146,3 +147,25 @@ def test_what_could_not_move_stays_and_moves_later(
     assert not (tmp_path / "a.json").exists() and (tmp_path / ".work" / "a.json").exists()
     assert finish(place) == "key" and files(tmp_path) == FINAL
     assert finish(place) == ""
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        {"key": "k", "groups": [], "clean": ["../precious"]},
+        {"key": "k", "groups": [[["../letter.txt", "a"]]], "clean": []},
+        {"key": "k", "groups": [], "clean": [], "done": 3},
+        {"key": "k"},
+        {"key": "k", "groups": [[["a"]]], "clean": []},
+        {"key": "k", "groups": 7, "clean": [1]},
+        ["no", "object"],
+    ],
+)
+def test_a_note_of_other_files_is_refused(tmp_path: Path, note: object) -> None:
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    for folder in (out, precious):
+        folder.mkdir()
+    (out / NOTE).write_text(json.dumps(note))
+    with pytest.raises(DataError, match=r"publish\.json"):
+        finish(LocalPlace(out))
+    assert precious.is_dir()
