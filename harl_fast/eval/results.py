@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -216,7 +217,9 @@ def _arrays(path: Path) -> dict[str, Any]:
             "ids": torch.from_numpy(arrays["ids"]),
             "names": arrays["names"].tolist(),
         }
-    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
+    except (
+        OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, BadZipFile
+    ) as error:  # fmt: skip
         raise DataError(f"{path} cannot be read ({error}): run the evaluation again") from error
 
 

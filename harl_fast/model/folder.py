@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor
 
-from harl_fast.config import LUMA_MEAN, LUMA_STD, RGB_MEAN, RGB_STD, ModelConfig
+from harl_fast.config import LUMA_MEAN, LUMA_STD, RGB_MEAN, RGB_STD, DataConfig, ModelConfig
 from harl_fast.errors import CheckpointError, HarlError
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
@@ -73,7 +72,7 @@ def read_folder(path: Path) -> Exported:
     config = read_json(path / CONFIG, error=CheckpointError, most_bytes=MOST_BYTES)
     try:
         return _read(path, config)
-    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path / CONFIG} is no configuration of an exported encoder ({type(error).__name__}: "
             f"{error!s:.120}): export it again by `make export`"
@@ -90,20 +89,27 @@ def _read(path: Path, config: Mapping[str, Any]) -> Exported:
     channels, size_px = inputs.get("input_size", (3, 224, 224))[:2]
     tree = ours["model"] if ours else _of_timm(config["architecture"], in_channels=channels)
     model = ModelConfig.model_validate(tree)
+    grey = channels == 1
+    seen = DataConfig.model_validate(
+        {
+            "views": [{"size_px": int(size_px)}] * 2,
+            "mean": inputs.get("mean", LUMA_MEAN if grey else RGB_MEAN),
+            "std": inputs.get("std", LUMA_STD if grey else RGB_STD),
+        }
+    )
     backbone = build_backbone(model)
     tensors, _ = read_weights(path / WEIGHTS)
     matched, total = load_native(backbone, tensors, where=str(path / WEIGHTS), arch=model.arch)
     projector = path / PROJECTOR
-    grey = channels == 1
     return Exported(
         model=model,
         backbone=backbone.eval(),
         projector=build_projector(read_weights(projector)[0]) if projector.exists() else None,
         head=_head(tensors, backbone, classifier=str(inputs.get("classifier"))),
         classes=[*map(str, config.get("label_names") or ())],
-        mean=tuple(inputs.get("mean", LUMA_MEAN if grey else RGB_MEAN)),
-        std=tuple(inputs.get("std", LUMA_STD if grey else RGB_STD)),
-        size_px=int(size_px),
+        mean=seen.mean,
+        std=seen.std,
+        size_px=seen.views[0].size_px,
         source=str(ours["source"]) if ours else str(path),
         matched=matched,
         total=total,

@@ -25,6 +25,8 @@ from preprocess.sources.samples import (
 IMAGE_NAMES = ("image", "img", "jpg", "png", "jpeg", "webp", "image_bytes", "bytes")
 LABEL_NAMES = ("label", "labels", "class", "cls", "category")
 """Names by which columns are taken for images and labels, where the file does not say itself."""
+_OF_BROKEN_TABLES = (OSError, LookupError, ValueError, TypeError, AttributeError)
+"""What pyarrow, and reading columns of other kinds than expected, raise besides its own errors."""
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 """What `datasets` writes beside its Arrow files, and above those of several splits."""
 
@@ -107,7 +109,7 @@ def table_source(path: Path, choices: Choices) -> Source:
                 table = _Table(file)
                 columns = columns or _columns(file, table, choices)
                 cells += _cells(table, number, split, columns)
-            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            except (pa.ArrowException, *_OF_BROKEN_TABLES) as error:
                 broken.append(Rejected(file.name, str(error)[:200]))
             progress.advance()
     notes = check_whole(path, broken, len(tables), choices)

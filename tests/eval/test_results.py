@@ -101,6 +101,7 @@ def test_a_head_of_other_classes_is_refused(tmp_path: Path) -> None:
         ("result.json", b'{"format": 1}', "lacks protocol"),
         ("result.json", b"{", "not valid JSON"),
         ("predictions.npz", b"no archive", r"predictions\.npz cannot be read"),
+        ("predictions.npz", b"PK\3\4" + bytes(99), r"predictions\.npz cannot be read"),
         ("head.safetensors", b"\0" * 20, "cannot be read as a linear head"),
     ],
 )
