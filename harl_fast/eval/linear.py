@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -46,16 +47,13 @@ class Trial:
     """Mean negative log-likelihood in nats; infinite for a head that diverged."""
 
 
-@dataclass(frozen=True)
-class LinearResult:
-    """The chosen head's accuracies on the test set, and how it was chosen."""
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult(ABC):
+    """A chosen head's accuracies on the test set, and what it was chosen among."""
 
     metrics: Metrics
-    lr: float
-    weight_decay: float
-    trials: tuple[Trial, ...]
-    lr_at_edge: bool
-    """The chosen rate is the grid's lowest or highest: a wider grid might do better."""
+    trials: tuple[Any, ...]
+    """A record (dataclass) of each setting that was tried."""
     head: Head = field(compare=False, repr=False)
     """The chosen head, of features as they are: standardisation is folded in. On the CPU."""
     predictions: Predictions = field(compare=False, repr=False)
@@ -68,6 +66,24 @@ class LinearResult:
     def trial_records(self) -> list[dict[str, Any]]:
         """Return the trials as plain values."""
         return [asdict(trial) for trial in self.trials]
+
+    @abstractmethod
+    def choice(self) -> dict[str, Any]:
+        """Return the chosen setting."""
+
+    @abstractmethod
+    def explain(self) -> str:
+        """Return the chosen setting in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearResult(ProbeResult):
+    """The head that `linear_probe` chose among `Trial` records."""
+
+    lr: float
+    weight_decay: float
+    lr_at_edge: bool
+    """The chosen rate is the grid's lowest or highest: a wider grid might do better."""
 
     def choice(self) -> dict[str, Any]:
         """Return the chosen setting."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harl_fast.eval.features import FeatureSet
-from harl_fast.eval.linear import HELD_OUT, Standardiser, scores_of, standardiser, stratified_split
+from harl_fast.eval.linear import (
+    HELD_OUT,
+    ProbeResult,
+    Standardiser,
+    scores_of,
+    standardiser,
+    stratified_split,
+)
 from harl_fast.eval.logreg import CS, Optimum, optima
-from harl_fast.eval.metrics import Metrics, Predictions, from_logits, outranked, predictions
-from harl_fast.eval.results import Head
+from harl_fast.eval.metrics import from_logits, outranked, predictions
 from harl_fast.files import Progress, to_stderr
 
 SWEEP_TOLERANCE = 1e-4
@@ -35,27 +41,13 @@ class LogisticTrial:
     """Passes over the training rows that it took."""
 
 
-@dataclass(frozen=True)
-class LogisticResult:
-    """The chosen head's accuracies on the test set, and how it was chosen."""
+@dataclass(frozen=True, kw_only=True)
+class LogisticResult(ProbeResult):
+    """The head that `logistic_probe` chose among `LogisticTrial` records."""
 
-    metrics: Metrics
     c: float
-    trials: tuple[LogisticTrial, ...]
     c_at_edge: bool
     """The chosen C is the lowest or highest that was tried."""
-    head: Head = field(compare=False, repr=False)
-    """The chosen head, of features as they are: standardisation is folded in. On the CPU."""
-    predictions: Predictions = field(compare=False, repr=False)
-    """Of the test set."""
-
-    def record(self) -> dict[str, Any]:
-        """Return accuracies, choice and trials as plain values."""
-        return {"metrics": asdict(self.metrics), **self.choice(), "trials": self.trial_records()}
-
-    def trial_records(self) -> list[dict[str, Any]]:
-        """Return the trials as plain values."""
-        return [asdict(trial) for trial in self.trials]
 
     def choice(self) -> dict[str, Any]:
         """Return the chosen setting."""

@@ -28,8 +28,8 @@ from harl_fast.errors import DataError
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.features import FeatureSet, extract
 from harl_fast.eval.knn import HEADLINE, TEMPERATURE, check_neighbours, knn, knn_accuracy
-from harl_fast.eval.linear import LinearResult, linear_probe
-from harl_fast.eval.logistic import LogisticResult, logistic_probe
+from harl_fast.eval.linear import ProbeResult, linear_probe
+from harl_fast.eval.logistic import logistic_probe
 from harl_fast.eval.metrics import Metrics, Predictions
 from harl_fast.eval.subsets import choose
 
@@ -49,7 +49,7 @@ OFFICIAL = (
 class Evaluation:
     """What one frozen encoder reaches on the validation split."""
 
-    linear: LinearResult | LogisticResult
+    linear: ProbeResult
     knn: Metrics
     """Of `HEADLINE` neighbours, or of all training samples if those are fewer."""
     train_count: int
@@ -167,7 +167,7 @@ class Evaluator:
         among: dict[str, Any] = {"classes": self.classes, "device": self._device}
         found = knn(train, val, ks=ks, temperature=temperature, **among) if ks else {}
         nearby = knn_accuracy(train, val, k=HEADLINE, temperature=temperature, **among)
-        linear: LinearResult | LogisticResult
+        linear: ProbeResult
         if protocol == "logreg":
             linear = logistic_probe(train, val, seed=seed, **among)
         else:
