@@ -6,45 +6,41 @@ import argparse
 from pathlib import Path
 
 from harl_fast.config import LARGEST_PX, SMALLEST_PX
+from harl_fast.eval.options import PROTOCOLS, check_options
 from harl_fast.finetuning import LINEAR_PRESETS
 from harl_fast.options import SEED_MAX, number, per_channel, whole_number, whole_numbers
 from harl_fast.program import run_main
-
-PROTOCOLS = {
-    "cached": "24 heads by SGD",
-    "logreg": "logistic regression for 45 C",
-    "imagenet": "random crops and flips, 5 rates side by side, on any number of ranks",
-}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
     about = "Train heads on an encoder's frozen features of train.beton, judge them on val.beton."
-    parser = argparse.ArgumentParser(description=about)
+    # What was not given stays away, so that an option of another protocol is noticed.
+    parser = argparse.ArgumentParser(description=about, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="run folder, checkpoint or file of weights")
     add("--data", type=Path, required=True, help="folder with containers of train and val")
     about = "; ".join(f"{name}: {what}" for name, what in PROTOCOLS.items()) + " (%(default)s)"
     add("--protocol", choices=list(PROTOCOLS), default="cached", help=about)
-    for flag, given, about in (
-        ("--random", False, "also judge a randomly initialised encoder, the baseline"),
-        ("--cache", True, "keep features in features/ beside --ckpt, and take them from there"),
+    for flag, about in (
+        ("--random", "also judge a randomly initialised encoder, the baseline"),
+        ("--cache", "keep features in features/ beside --ckpt, and take them from there (default)"),
     ):
-        add(flag, action=argparse.BooleanOptionalAction, default=given, help=about)
-    for flag, low, high, default, about in (
-        ("--size-px", SMALLEST_PX, LARGEST_PX, None, "view side (default: the pretraining's)"),
-        ("--epochs", 1, 10**6, 100, "passes over the features of cached (%(default)s)"),
-        ("--batch", 1, 1 << 16, 256, "images in one encoder pass (%(default)s)"),
-        ("--workers", 0, 1024, 0, "decoding threads (%(default)s: one per core)"),
-        ("--seed", 0, SEED_MAX, 0, "of split, order and random encoder (%(default)s)"),
-        ("--subset-seed", 0, SEED_MAX, 0, "of --subset (%(default)s)"),
+        add(flag, action=argparse.BooleanOptionalAction, help=about)
+    for flag, low, high, about in (
+        ("--size-px", SMALLEST_PX, LARGEST_PX, "view side (default: the pretraining's)"),
+        ("--epochs", 1, 10**6, "passes over the features of cached (100)"),
+        ("--batch", 1, 1 << 16, "images in one encoder pass (256)"),
+        ("--workers", 0, 1024, "decoding threads (default: one per core)"),
+        ("--seed", 0, SEED_MAX, "of split, order and random encoder (0)"),
+        ("--subset-seed", 0, SEED_MAX, "of --subset (0)"),
     ):
-        add(flag, type=whole_number(low, high), default=default, metavar="N", help=about)
-    for flag, least, most, usual, about in (
-        ("--crop", 0.1, 1.0, None, "central share that is seen (default: 0.875; to 32 px 1)"),
-        ("--knn-temperature", 1e-3, 1e3, 0.07, "of k-NN's votes (%(default)s)"),
+        add(flag, type=whole_number(low, high), metavar="N", help=about)
+    for flag, least, most, about in (
+        ("--crop", 0.1, 1.0, "central share that is seen (default: 0.875; to 32 px 1)"),
+        ("--knn-temperature", 1e-3, 1e3, "of k-NN's votes (0.07)"),
     ):
-        add(flag, type=number(least, most), default=usual, metavar="X", help=about)
+        add(flag, type=number(least, most), metavar="X", help=about)
     for flag, kind, about in (
         ("--knn", whole_numbers(1, 10**6), "neighbours (default: 10,20,50,100,200)"),
         ("--mean", per_channel(0.0, 1.0), "normalisation (default: the checkpoint's)"),
@@ -54,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--subset", metavar="S", help="training samples: FILE of names, 1%%, 5-per-class")
     add("--out", type=Path, help="JSON file (default: lineval.json beside --ckpt)")
     add("--deepspeed_config", type=Path, help="engine file of imagenet")
-    add("--preset", default="seed-readme", help=f"of imagenet: {', '.join(LINEAR_PRESETS)}")
+    add("--preset", help=f"of imagenet: {', '.join(LINEAR_PRESETS)} (default: the first)")
     add("--local_rank", type=whole_number(-1, 10**6), default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -62,14 +58,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Judge; return the exit code."""
     args = vars(parse(argv))
-    engine_file, preset, _ = map(args.pop, ("deepspeed_config", "preset", "local_rank"))
+    check_options(args["protocol"], args)
+    del args["local_rank"]
     # Late: torch and FFCV take seconds, which --help and usage errors need not wait for.
     if args["protocol"] == "imagenet":
         from harl_fast.engine.finetune import linear_protocol as linear
 
-        for other in ("protocol", "cache", "epochs", "batch", "knn", "knn_temperature", "out"):
-            del args[other]
-        return linear(engine_file=engine_file, preset=preset, **args)
+        del args["protocol"]
+        return linear(engine_file=args.pop("deepspeed_config", None), **args)
     from harl_fast.engine.lineval import lineval
 
     return lineval(**args)

@@ -52,9 +52,9 @@ def finetune(*, run: Path, seeds: int = 1, last: bool = True, **settings: Any) -
 def linear_protocol(
     *,
     engine_file: Path | None,
-    preset: str,
     ckpt: Path,
     data: Path,
+    preset: str = "seed-readme",
     run: Path | None = None,
     random: bool = False,
     flags: Mapping[str, Any] | None = None,

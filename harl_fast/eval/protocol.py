@@ -33,7 +33,6 @@ from harl_fast.eval.logistic import logistic_probe
 from harl_fast.eval.metrics import Metrics, Predictions
 from harl_fast.eval.subsets import choose
 
-PROTOCOLS = ("cached", "logreg")
 CROP = 0.875
 """Side of the central square that is seen, as a share of the shorter side of the picture."""
 MEAN_PER_CLASS = ("pets", "flowers102", "aircraft", "caltech101")
@@ -155,8 +154,8 @@ class Evaluator:
         """Return the accuracies of one encoder, (B, C, S, S) to (B, D, h, w), on the device.
 
         epochs: passes of the linear heads over the features. label: name on the progress lines.
-        protocol: one of `PROTOCOLS`. ks, temperature: see `knn.knn`. weights_sha256: which encoder
-        it is; without it features are not kept.
+        protocol: "cached" or "logreg". ks, temperature: see `knn.knn`. weights_sha256: which
+        encoder it is; without it features are not kept.
         """
         start = time.monotonic()
         encoder = encoder.to(self._device)

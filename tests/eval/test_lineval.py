@@ -13,6 +13,7 @@ from harl_fast.data.loader import EvalLoader
 from harl_fast.engine.networks import load_pretrained
 from harl_fast.errors import ConfigError, DataError
 from harl_fast.eval.features import extract
+from harl_fast.eval.options import ONLY
 from harl_fast.eval.results import read_result
 from launch import lineval
 from tests.eval.test_protocol import folder, run
@@ -21,7 +22,8 @@ __all__ = ["folder", "run"]  # fixtures
 
 
 def judge(run: Path, folder: Path, *options: str) -> int:
-    arguments = ["--ckpt", str(run), "--data", str(folder), "--workers", "1", "--epochs", "3"]
+    length = [] if "--protocol" in options else ["--epochs", "3"]
+    arguments = ["--ckpt", str(run), "--data", str(folder), "--workers", "1", *length]
     return lineval.main([*arguments, *options])
 
 
@@ -131,6 +133,35 @@ def test_what_cannot_be_done_is_refused_before_any_image(
     with pytest.raises(error, match=message) as caught:
         judge(run, folder, *options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "options", "owners"),
+    [
+        ("logreg", ["--epochs", "100"], "cached"),
+        ("imagenet", ["--epochs", "3"], "cached"),
+        ("imagenet", ["--batch", "256"], "cached and logreg"),
+        ("imagenet", ["--no-cache"], "cached and logreg"),
+        ("imagenet", ["--knn", "5"], "cached and logreg"),
+        ("imagenet", ["--knn-temperature", "0.1"], "cached and logreg"),
+        ("imagenet", ["--out", "x.json"], "cached and logreg"),
+        ("cached", ["--preset", "byol"], "imagenet"),
+        ("logreg", ["--deepspeed_config", "ds_configs/cpu.json"], "imagenet"),
+    ],
+)
+def test_an_option_of_another_protocol_is_refused(
+    folder: Path, run: Path, protocol: str, options: list[str], owners: str
+) -> None:
+    option = options[0].replace("--no-", "--")
+    with pytest.raises(ConfigError, match=f"^{option} belongs to --protocol {owners}, {protocol} "):
+        judge(run, folder, "--protocol", protocol, *options)
+
+
+def test_the_table_names_options_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        lineval.parse(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"{option} " in text or f"{option}," in text for option in ONLY)
 
 
 def test_default_neighbours_are_those_that_there_are(folder: Path, run: Path) -> None:

@@ -1,0 +1,35 @@
+"""The protocols of launch/lineval.py, and which options belong to some of them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from harl_fast.errors import ConfigError
+
+PROTOCOLS = {
+    "cached": "24 heads by SGD",
+    "logreg": "logistic regression for 45 C",
+    "imagenet": "random crops and flips, 5 rates side by side, on any number of ranks",
+}
+"""By name, with a few words for the help."""
+_KEPT = ("cached", "logreg")
+"""Protocols that extract features once."""
+ONLY: dict[str, tuple[str, ...]] = {
+    "--epochs": ("cached",),
+    **dict.fromkeys(("--batch", "--cache", "--knn", "--knn-temperature", "--out"), _KEPT),
+    **dict.fromkeys(("--deepspeed_config", "--preset"), ("imagenet",)),
+}
+"""Protocols that an option belongs to; what is not here belongs to all."""
+
+
+def check_options(protocol: str, given: Container[str]) -> None:
+    """Raise ConfigError for an option that does not belong to a protocol.
+
+    given: names of the options on the command line, as argparse writes them (``knn_temperature``).
+    """
+    for option, protocols in ONLY.items():
+        if option.removeprefix("--").replace("-", "_") in given and protocol not in protocols:
+            raise ConfigError(
+                f"{option} belongs to --protocol {' and '.join(protocols)}, {protocol} has no use "
+                f"for it: leave it out, or choose another protocol"
+            )
