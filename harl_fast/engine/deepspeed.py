@@ -62,6 +62,11 @@ def start(machine: Machine, *, timeout_minutes: float, log: Path | None = None) 
     _host_group = dist.new_group(range(machine.ranks), timeout=limit, backend="gloo")
 
 
+def host_group() -> Any:
+    """Return the process group of all ranks that moves tensors in host memory."""
+    return _host_group
+
+
 def started() -> bool:
     """Return whether this rank has joined the others."""
     return dist.is_initialized()

@@ -14,7 +14,9 @@ from torch import Tensor
 from harl_fast.data.container.names import read_names
 from harl_fast.data.loader import EvalLoader
 from harl_fast.engine import deepspeed as ds
+from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.monitor.probe import averaged_statistics
+from harl_fast.engine.networks import digest, encoder_of
 from harl_fast.engine.precision import AUTOCAST
 from harl_fast.engine.supervised import TuneState
 from harl_fast.errors import CheckpointError
@@ -22,6 +24,7 @@ from harl_fast.eval.metrics import NO_CLASS, Predictions, predictions, scores
 from harl_fast.eval.protocol import headline, split_kind
 from harl_fast.eval.results import Head, Result, result_folder, write_result
 from harl_fast.files import Progress, to_stderr
+from harl_fast.model.classifier import LINEAR
 
 Ids = Any  # a NumPy array of int64
 _ROW = 9
@@ -162,6 +165,22 @@ def _stop_together(stopping: Callable[[], bool]) -> None:
         raise JudgingStopped
 
 
+def _judged(state: TuneState, run: Path) -> dict[str, Any]:
+    """Return what a result says of its checkpoint, see `results.Result`."""
+    known: dict[str, Any] = state.facts["pretrained"]
+    if state.config.fine_tune_after_block == LINEAR:
+        return known
+    last = open_checkpoint(run)
+    return {
+        **known,
+        "path": str(last.path.resolve()),
+        "run": str(run.resolve()),
+        "step": last.record.step,
+        "weights_sha256": digest(encoder_of(last)[0]),
+        "pretrained": known,
+    }
+
+
 def write_judgement(
     state: TuneState,
     run: Path,
@@ -180,7 +199,7 @@ def write_judgement(
     metrics = scores(said, classes=len(facts["classes"]))
     names = read_names(container)
     head = None
-    if config.fine_tune_after_block == 4 and config.ft_proj_selector == 0:
+    if config.ft_proj_selector == 0:
         layer = state.classifier.heads.linears[choice.get("head", 0)]
         head = Head(layer.weight.detach().float().cpu(), layer.bias.detach().float().cpu())
     result = Result(
@@ -195,7 +214,7 @@ def write_judgement(
             "val_count": len(ids),
             "split": split_kind(state.loader.manifest),
         },
-        checkpoint=facts["pretrained"],
+        checkpoint=_judged(state, run),
         preprocessing={
             "size_px": config.image_size,
             "crop": config.data.centre,

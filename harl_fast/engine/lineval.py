@@ -15,7 +15,9 @@ from harl_fast.data.container.manifest import (
     find_container,
     read_manifest,
 )
+from harl_fast.data.loader import decoding_threads
 from harl_fast.engine.checkpoint.format import open_checkpoint
+from harl_fast.engine.machine import Machine, leader_reports, this_machine
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.engine.provenance import code_version
 from harl_fast.errors import one_line
@@ -23,6 +25,7 @@ from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.knn import NEIGHBOURS, TEMPERATURE
 from harl_fast.eval.metrics import scores
 from harl_fast.eval.protocol import CROP, Evaluation, Evaluator, table
+from harl_fast.eval.ranks import ALONE, Ranks
 from harl_fast.eval.results import Result, result_folder
 from harl_fast.eval.results import write_result as write_folder
 from harl_fast.eval.subsets import write_subset
@@ -31,6 +34,8 @@ from harl_fast.lock import lock_beside, locked
 from harl_fast.results import write_result
 from harl_fast.runfiles import check_apart, is_part_of_a_checkpoint
 
+_PATIENCE_MINUTES = 24 * 60.0
+"""How long ranks wait for rank 0, which trains the heads alone."""
 SMALL_PX = 32
 """Up to this side the whole square is seen, as SimCLR does on CIFAR-10."""
 
@@ -56,54 +61,79 @@ def lineval(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> int:
-    """Judge the checkpoint's encoder, and a random one if asked; print and write the results.
+    """Judge the checkpoint's encoder, and a random one if asked; rank 0 prints and writes.
 
-    See launch/lineval.py for the arguments. Returns the exit code; raises HarlError.
+    See launch/lineval.py for the arguments. Ranks share the features and k-NN's bank; heads are
+    rank 0's. Returns the exit code; raises HarlError.
     """
     run = home(ckpt)
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
-    _check_places(out, run, ckpt=ckpt, data=data)
-    with _held(out, run / "eval"):
-        encoders = {"pretrained": load_pretrained(ckpt, mean=mean, std=std, size_px=size_px)}
-        if random:
-            encoders["random"] = random_like(encoders["pretrained"], seed=seed)
-        seen = preprocessing(encoders["pretrained"], crop=crop)
-        print(one_line("preprocessing: " + ", ".join(f"{k} {v}" for k, v in seen.items())))
+    with contextlib.ExitStack() as held:
+        machine = this_machine()
+        held.enter_context(leader_reports(machine))
+        _check_places(out, run, ckpt=ckpt, data=data)
+        for output in (out, run / "eval") if machine.rank == 0 else ():
+            held.enter_context(locked(lock_beside(output), output=output))
+        loaded = load_pretrained(ckpt, mean=mean, std=std, size_px=size_px)
+        encoders = {"pretrained": loaded}
+        encoders |= {"random": random_like(loaded, seed=seed)} if random else {}
+        seen = preprocessing(loaded, crop=crop)
+        if machine.rank == 0:
+            print(one_line("preprocessing: " + ", ".join(f"{k} {v}" for k, v in seen.items())))
         evaluator = Evaluator(
             data,
             **{name: seen[name] for name in ("size_px", "mean", "std", "crop")},
-            device=_device(),
+            device=machine.device,
             batch=batch,
-            workers=workers,
+            workers=decoding_threads(workers, ranks_here=machine.ranks_here),
             subset=subset,
             subset_seed=subset_seed,
             cache=FeatureCache(run / "features") if cache else None,
+            ranks=held.enter_context(_met(machine)),
         )
-        if knn:
-            evaluator.check_neighbours(knn)
-        settings: dict[str, Any] = {"epochs": epochs, "seed": seed, "protocol": protocol}
         ks = knn or [k for k in NEIGHBOURS if k <= evaluator.train_count]
+        evaluator.check_neighbours(ks)
+        settings = {"epochs": epochs, "seed": seed, "protocol": protocol}
         settings |= {"ks": ks, "temperature": knn_temperature}
-        found = {name: _judged(evaluator, each, name, settings) for name, each in encoders.items()}
+        judged = {name: _judged(evaluator, each, name, settings) for name, each in encoders.items()}
+        found = {name: result for name, result in judged.items() if result is not None}
         settings |= {"random": random, "subset": subset, "subset_seed": subset_seed, **seen}
-        _write_summary(out, evaluator, encoders["pretrained"], found, settings)
-        folders = [
-            _write(run, evaluator, encoders[name], result, name, seen, settings)
-            for name, result in found.items()
-        ]
-        # A full disk of the log takes nothing of the result.
-        print(table(found, chance=evaluator.chance()))
-        print("\n".join(one_line(f"result: {place}") for place in (out, *folders)))
+        if machine.rank == 0:
+            _write_all(out, run, evaluator, encoders, found, seen, settings)
     return 0
 
 
+def _write_all(
+    out: Path,
+    run: Path,
+    evaluator: Evaluator,
+    encoders: Mapping[str, Pretrained],
+    found: Mapping[str, Evaluation],
+    seen: dict[str, Any],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write the results of all encoders, and print them."""
+    _write_summary(out, evaluator, encoders["pretrained"], found, settings)
+    folders = [
+        _write(run, evaluator, encoders[name], result, name, seen, settings)
+        for name, result in found.items()
+    ]
+    # A full disk of the log takes nothing of the result.
+    print(table(found, chance=evaluator.chance()))
+    print("\n".join(one_line(f"result: {place}") for place in (out, *folders)))
+
+
 @contextlib.contextmanager
-def _held(*outputs: Path) -> Iterator[None]:
-    """Keep other processes from writing the outputs meanwhile."""
-    with contextlib.ExitStack() as stack:
-        for output in outputs:
-            stack.enter_context(locked(lock_beside(output), output=output))
-        yield
+def _met(machine: Machine) -> Iterator[Ranks]:
+    """Join this rank to the others, if there are any, until they have all finished."""
+    if machine.ranks == 1:
+        yield ALONE
+        return
+    from harl_fast.engine import deepspeed as ds
+
+    ds.start(machine, timeout_minutes=_PATIENCE_MINUTES)
+    yield Ranks(machine.rank, machine.ranks, ds.host_group())
+    ds.stop()
 
 
 def _check_places(out: Path, run: Path, *, ckpt: Path, data: Path) -> None:
@@ -117,7 +147,7 @@ def _check_places(out: Path, run: Path, *, ckpt: Path, data: Path) -> None:
 
 def _judged(
     evaluator: Evaluator, encoder: Pretrained, name: str, settings: Mapping[str, Any]
-) -> Evaluation:
+) -> Evaluation | None:
     weights = encoder.weights_sha256
     return evaluator(
         encoder.backbone, label=name, autocast=_half(), weights_sha256=weights, **settings

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from harl_fast.errors import ConfigError
 from harl_fast.eval.features import FeatureSet
-from harl_fast.eval.metrics import Metrics, Predictions, from_logits, predictions
+from harl_fast.eval.metrics import Metrics, Predictions, accuracies, predictions
+from harl_fast.eval.ranks import ALONE, Ranks
 
 NEIGHBOURS = (10, 20, 50, 100, 200)
 """What `make lineval` reports by default."""
@@ -29,20 +30,15 @@ def knn_accuracy(
     classes: int,
     k: int = HEADLINE,
     temperature: float = TEMPERATURE,
-    chunk: int | None = None,
     device: torch.device | None = None,
 ) -> Metrics:
     """Return the accuracies of a vote of the k nearest training samples, see `knn`.
 
-    k is lowered to the size of the training set when that is smaller. chunk: test rows compared at
-    once; by default as many as keep within `BLOCK`.
+    k is lowered to the size of the training set when that is smaller.
     """
-    device = device or torch.device("cpu")
     k = min(k, train.labels.shape[0])
-    similarity, index = nearest(train.features, test.features, k=k, chunk=chunk, device=device)
-    labels = train.labels.to(device)[index]
-    votes = _votes(similarity, labels, classes=classes, temperature=temperature)
-    return from_logits(votes, test.labels.to(device), classes=classes)
+    found = knn(train, test, classes=classes, ks=(k,), temperature=temperature, device=device)
+    return accuracies(found[k], classes=classes)
 
 
 def knn(
@@ -53,16 +49,22 @@ def knn(
     ks: Sequence[int] = NEIGHBOURS,
     temperature: float = TEMPERATURE,
     device: torch.device | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[int, Predictions]:
     """Return for each k what a vote of the k nearest training samples by cosine predicts.
 
     A neighbour of similarity s votes for its class with weight exp(s / temperature) (Wu et al.,
     Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018). All k
-    share one search. Raises ConfigError for a k that the training set has too few samples for.
+    share one search. ranks: who share the training samples; rank 0 has them all, and the answer,
+    which on others is of no sample. Raises ConfigError for a k that the training set has too few
+    samples for.
     """
     device = device or torch.device("cpu")
-    check_neighbours(ks, samples=train.labels.shape[0])
-    similarity, index = nearest(train.features, test.features, k=max(ks), device=device)
+    (samples,) = ranks.agree(train.labels.shape[0])
+    check_neighbours(ks, samples=samples)
+    similarity, index = nearest(
+        train.features, test.features, k=max(ks), device=device, ranks=ranks
+    )
     labels, rows = train.labels.to(device), max(1, BLOCK // classes)
     found: dict[int, list[Predictions]] = {k: [] for k in ks}
     for part, near, truth in zip(
@@ -78,7 +80,7 @@ def knn(
 
 def check_neighbours(ks: Sequence[int], *, samples: int) -> None:
     """Raise ConfigError for a k above the number of training samples."""
-    if max(ks) > samples:
+    if max(ks, default=1) > samples:
         raise ConfigError(
             f"--knn {max(ks)}: the training set has {samples} samples; give numbers up to that"
         )
@@ -91,14 +93,39 @@ def nearest(
     k: int,
     chunk: int | None = None,
     device: torch.device | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Return the k largest cosines of each query with the bank's rows, and these rows' numbers.
 
     bank: (N, D), N >= k, and queries: (M, D), float32 on any device. Both go to ``device`` in
     blocks of at most `BLOCK` numbers, and so do similarities; chunk: queries in a block instead.
-    Returns (M, k) float32, descending, and (M, k) int64 on ``device``.
+    Returns (M, k) float32, descending, and (M, k) int64 on ``device``. ranks: each searches its
+    part of rank 0's bank, in host memory, and rank 0 takes the best of all; others return (0, k).
     """
     device = device or bank.device
+    if ranks.count == 1:
+        return _nearest(bank, queries, k=k, chunk=chunk, device=device)
+    (total,) = ranks.agree(bank.shape[0])
+    own, queries = ranks.scatter(bank), ranks.broadcast(queries)
+    values, index = _nearest(own, queries, k=min(k, own.shape[0]), chunk=chunk, device=device)
+    index += ranks.part(total).start
+    # Of a bank that is smaller than k per rank, places stay empty.
+    empty = (0, k - values.shape[1])
+    values, index = functional.pad(values, empty, value=-torch.inf), functional.pad(index, empty)
+    every = len(queries) * ranks.count
+    values, index = (ranks.gather(each.cpu(), total=every) for each in (values, index))
+    if ranks.rank:
+        return values.to(device), index.to(device)
+    by_rank = (ranks.count, len(queries), k)
+    values, index = (each.view(by_rank).transpose(0, 1).flatten(1) for each in (values, index))
+    values, order = values.topk(k, dim=1)
+    return values.to(device), index.gather(1, order).to(device)
+
+
+def _nearest(
+    bank: Tensor, queries: Tensor, *, k: int, chunk: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Do what `nearest` does, on one rank."""
     width = max(1, BLOCK // bank.shape[1])
     rows = chunk or max(1, BLOCK // min(width, bank.shape[0]))
     best: list[tuple[Tensor, Tensor]] = []

@@ -127,12 +127,9 @@ def scores(found: Predictions, *, classes: int, seed: int = 0) -> dict[str, Scor
     replacement (the percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap,
     1993, chapter 13). seed: of the draws. classes: K; labels are below it.
     """
-    hits = found.predicted == found.labels
-    near = (found.top5 == found.labels[:, None]).any(1)
     # Each metric depends on how many samples of each class are right, near or wrong. Drawing these
     # counts is drawing the samples, in time that does not grow with N.
-    outcome = 2 - near.long() - hits.long()
-    table = torch.bincount(found.labels * 3 + outcome, minlength=3 * classes).numpy()
+    table = _outcomes(found, classes=classes)
     draws = np.random.default_rng(seed).multinomial(
         table.sum(), table / table.sum(), size=RESAMPLES
     )
@@ -142,6 +139,24 @@ def scores(found: Predictions, *, classes: int, seed: int = 0) -> dict[str, Scor
         name: Score(float(value[name][0]), *(float(x) for x in np.quantile(drawn[name], ends)))
         for name in value
     }
+
+
+def accuracies(found: Predictions, *, classes: int) -> Metrics:
+    """Return the same metrics without intervals. classes: K; labels are below it."""
+    table = _outcomes(found, classes=classes).reshape(1, -1, 3)
+    plain = {name: float(value[0]) for name, value in _metrics(table).items()}
+    return Metrics(**plain, count=len(found.labels))
+
+
+def _outcomes(found: Predictions, *, classes: int) -> npt.NDArray[np.int64]:
+    """Return (3 K,) counts: of each class's samples those right, those in the top 5, the others."""
+    hits = found.predicted == found.labels
+    near = (found.top5 == found.labels[:, None]).any(1)
+    outcome = 2 - near.long() - hits.long()
+    table: npt.NDArray[np.int64] = torch.bincount(
+        found.labels * 3 + outcome, minlength=3 * classes
+    ).numpy()
+    return table
 
 
 def _metrics(counts: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float64]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -24,13 +27,14 @@ from harl_fast.data.container.names import read_names
 from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.loader import EvalLoader
 from harl_fast.data.views.color_device import Photometric
-from harl_fast.errors import DataError
+from harl_fast.errors import ConfigError, DataError
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.features import FeatureSet, extract
-from harl_fast.eval.knn import HEADLINE, TEMPERATURE, check_neighbours, knn, knn_accuracy
+from harl_fast.eval.knn import HEADLINE, TEMPERATURE, check_neighbours, knn
 from harl_fast.eval.linear import ProbeResult, linear_probe
 from harl_fast.eval.logistic import logistic_probe
-from harl_fast.eval.metrics import Metrics, Predictions
+from harl_fast.eval.metrics import Metrics, Predictions, accuracies
+from harl_fast.eval.ranks import ALONE, Ranks
 from harl_fast.eval.subsets import choose
 
 CROP = 0.875
@@ -42,6 +46,10 @@ OFFICIAL = (
     "imagenette", "pets", "flowers102", "aircraft",
 )  # fmt: skip
 """Data sets that come with a split into training and test images."""
+
+
+_ALL, _SUBSET, _DONE = range(3)
+"""Which samples' features rank 0 asks the others for."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +94,14 @@ class Evaluator:
         subset: str | Path | None = None,
         subset_seed: int = 0,
         cache: FeatureCache | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Open both splits' containers; DataError without labels or with other classes.
 
         size_px: side of the central square that the encoder sees, ``crop`` of the shorter side of
         a picture. mean, std: the normalisation it was trained with, one value per channel of its
-        images. subset: of the training samples, see `subsets.choose`. cache: where features are
-        kept.
+        images. subset: of the training samples, see `subsets.choose`. cache: where rank 0
+        keeps features. ranks: who extract a part of them each, and share the bank of k-NN.
         """
         train_set = find_container(Path(folder), "train")
         check_labelled(train_set, read_manifest(train_set))
@@ -102,28 +111,29 @@ class Evaluator:
                 f"with `make beton DATA=<images> VAL=5% OUT={folder}`"
             )
         self._containers = {"train": train_set, "val": find_container(Path(folder), "val")}
+        self._ranks = ranks
         reading: dict[str, Any] = {
             "size_px": size_px,
             "batch": batch,
             "workers": workers,
             "centre": crop,
+            "channels": len(mean),
         }
-        self._loaders = {
-            split: EvalLoader(beton, channels=len(mean), **reading)
-            for split, beton in self._containers.items()
-        }
-        train, val = (loader.manifest.classes for loader in self._loaders.values())
+        self._manifests = {name: read_manifest(each) for name, each in self._containers.items()}
+        train, val = (manifest.classes for manifest in self._manifests.values())
         _check_classes(folder, train, val)
         self.classes = len(train)
+        self._loaders = {
+            split: _loader(beton, np.arange(self._manifests[split].count), ranks, reading)
+            for split, beton in self._containers.items()
+        }
         self.subset: Tensor | None = None
         """Ids of the training samples that are used, ascending; None: all."""
         if subset is not None:
             labels = OpenContainer(train_set).labels
             names = read_names(train_set)
             self.subset = choose(names, labels, train, subset=subset, seed=subset_seed)
-            self._some = EvalLoader(
-                train_set, ids=self.subset.numpy(), channels=len(mean), **reading
-            )
+            self._some = _loader(train_set, self.subset.numpy(), ranks, reading)
         self._folder, self._device, self._cache = folder, device, cache
         self._settings = {"size_px": size_px, "batch": batch, "mean": mean, "std": std}
         self._crop, self._subset = crop, subset
@@ -132,7 +142,7 @@ class Evaluator:
     @property
     def train_count(self) -> int:
         """Training samples that are used."""
-        return len(self._loaders["train"] if self.subset is None else self.subset)
+        return self._manifests["train"].count if self.subset is None else len(self.subset)
 
     def check_neighbours(self, ks: Sequence[int]) -> None:
         """Raise ConfigError for a k above the number of training samples."""
@@ -150,8 +160,8 @@ class Evaluator:
         ks: Sequence[int] = (),
         temperature: float = TEMPERATURE,
         weights_sha256: str | None = None,
-    ) -> Evaluation:
-        """Return the accuracies of one encoder, (B, C, S, S) to (B, D, h, w), on the device.
+    ) -> Evaluation | None:
+        """Return the accuracies of one encoder, (B, C, S, S) to (B, D, h, w); None but on rank 0.
 
         epochs: passes of the linear heads over the features. label: name on the progress lines.
         protocol: "cached" or "logreg". ks, temperature: see `knn.knn`. weights_sha256: which
@@ -163,9 +173,12 @@ class Evaluator:
             self.features(encoder, split, autocast=autocast, label=label, weights=weights_sha256)
             for split in ("train", "val")
         )
+        headline_k = min(HEADLINE, self.train_count)
         among: dict[str, Any] = {"classes": self.classes, "device": self._device}
-        found = knn(train, val, ks=ks, temperature=temperature, **among) if ks else {}
-        nearby = knn_accuracy(train, val, k=HEADLINE, temperature=temperature, **among)
+        every = [*dict.fromkeys([*ks, headline_k])]
+        found = knn(train, val, ks=every, temperature=temperature, ranks=self._ranks, **among)
+        if self._ranks.rank:
+            return None
         linear: ProbeResult
         if protocol == "logreg":
             linear = logistic_probe(train, val, seed=seed, **among)
@@ -173,11 +186,11 @@ class Evaluator:
             linear = linear_probe(train, val, epochs=epochs, seed=seed, **among)
         return Evaluation(
             linear=linear,
-            knn=nearby,
+            knn=accuracies(found[headline_k], classes=self.classes),
             train_count=train.labels.shape[0],
             feature_dim=train.features.shape[1],
             seconds=time.monotonic() - start,
-            neighbours=found,
+            neighbours={k: found[k] for k in ks},
         )
 
     def features(
@@ -189,22 +202,39 @@ class Evaluator:
         label: str,
         weights: str | None,
     ) -> FeatureSet:
-        """Return an encoder's features of a split, on the device already; see `__call__`."""
-        ids = self.subset if split == "train" else None
-        whole, wanted = self._loaders[split], self._loaders[split] if ids is None else self._some
+        """Return an encoder's features of a split, on the device already; see `__call__`.
+
+        All ranks must call it; those but rank 0 return no sample.
+        """
         make = functools.partial(
-            extract,
-            encoder,
-            prepare=self._prepare,
-            device=self._device,
-            autocast=autocast,
-            label=f"{label} {split} features".strip(),
+            self._extract, encoder, split, autocast=autocast, label=f"{label} {split}".strip()
         )
+        if self._ranks.rank == 0:
+            found = self._kept(split, make, autocast=autocast, label=label, weights=weights)
+            self._ranks.agree(_DONE)
+            return found
+        # Rank 0 looks for kept features, and says which samples it needs, if any.
+        while (samples := self._ranks.agree(_DONE)[0]) != _DONE:
+            make(samples)
+        return FeatureSet(torch.empty(0, 0), torch.empty(0, dtype=torch.int64))
+
+    def _kept(
+        self,
+        split: str,
+        make: Callable[[int], FeatureSet],
+        *,
+        autocast: torch.dtype | None,
+        label: str,
+        weights: str | None,
+    ) -> FeatureSet:
+        """Return kept features, else what ``make`` returns of all samples or of the subset."""
+        ids = self.subset if split == "train" else None
+        wanted = functools.partial(make, _ALL if ids is None else _SUBSET)
         if self._cache is None or weights is None:
-            return make(wanted)
+            return wanted()
         facts = {
             "weights": weights,
-            "container": whole.manifest.beton_sha256,
+            "container": self._manifests[split].beton_sha256,
             "precision": str(autocast or torch.float32).removeprefix("torch."),
             "device": self._device.type,
             "crop": self._crop,
@@ -214,19 +244,48 @@ class Evaluator:
         name = f"{label} {split}".strip().replace(" ", "-")
         if ids is not None:
             if self._cache.path(facts, name=name).exists():
-                found = self._cache.get(facts, lambda: make(whole), name=name)
+                found = self._cache.get(facts, lambda: make(_ALL), name=name)
                 return FeatureSet(found.features[ids], found.labels[ids])
             facts["samples"] = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
-        return self._cache.get(facts, lambda: make(wanted), name=name)
+        return self._cache.get(facts, wanted, name=name)
+
+    def _extract(
+        self,
+        encoder: nn.Module,
+        split: str,
+        samples: int,
+        *,
+        autocast: torch.dtype | None,
+        label: str,
+    ) -> FeatureSet:
+        """Return the features of all samples of a split or of the subset, on rank 0."""
+        ranks, total = self._ranks, self._manifests[split].count
+        loader = self._loaders[split]
+        if samples == _SUBSET:
+            loader, total = self._some, self.train_count
+        if ranks.rank == 0:
+            ranks.agree(samples)
+        own = extract(
+            encoder,
+            loader,
+            prepare=self._prepare,
+            device=self._device,
+            autocast=autocast,
+            label=f"{label} features",
+            stream=io.StringIO() if ranks.rank else None,
+        )
+        return FeatureSet(
+            ranks.gather(own.features, total=total), ranks.gather(own.labels, total=total)
+        )
 
     def data_facts(self) -> dict[str, str]:
         """Return which containers both splits are."""
-        digests = {name: each.manifest.beton_sha256 for name, each in self._loaders.items()}
+        digests = {name: each.beton_sha256 for name, each in self._manifests.items()}
         return {"folder": str(self._folder.resolve()), **digests}
 
     def data_record(self) -> dict[str, Any]:
         """Return what a result says of its data, see `results.Result`."""
-        train, val = (loader.manifest for loader in self._loaders.values())
+        train, val = self._manifests.values()
         return {
             "name": self._folder.resolve().name,
             "classes": train.classes,
@@ -240,7 +299,7 @@ class Evaluator:
 
     def headline(self) -> str:
         """Return which metric to quote of this data set."""
-        return headline(self._loaders["train"].manifest)
+        return headline(self._manifests["train"])
 
     def names(self, split: str) -> list[str]:
         """Return the names of a split's samples, in the order of their ids."""
@@ -252,8 +311,19 @@ class Evaluator:
 
     def chance(self) -> float:
         """Return the top-1 in percent of always naming the training split's largest class."""
-        train, val = (loader.manifest.class_counts for loader in self._loaders.values())
+        train, val = (each.class_counts for each in self._manifests.values())
         return 100.0 * val[train.index(max(train))] / sum(val)
+
+
+def _loader(
+    beton: Path, ids: npt.NDArray[np.int64], ranks: Ranks, reading: Mapping[str, Any]
+) -> EvalLoader:
+    """Return a loader of this rank's part of some samples."""
+    if len(ids) < ranks.count:
+        raise ConfigError(
+            f"{beton}: {len(ids)} samples for {ranks.count} ranks: start as many ranks at most"
+        )
+    return EvalLoader(beton, ids=ids[ranks.part(len(ids))], **reading)
 
 
 def split_kind(train: Manifest) -> str:

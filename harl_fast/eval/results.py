@@ -73,7 +73,8 @@ class Result:
     """name, classes (list), train_sha256, val_sha256, train_count, val_count, split ("official" or
     "own split")."""
     checkpoint: dict[str, Any]
-    """path, run, step, weights_sha256, receipt."""
+    """path, run, step, weights_sha256 of the backbone that was judged, and its receipt; of one that
+    was fine-tuned also ``pretrained``, the same of what it began with, whose receipt it has."""
     preprocessing: dict[str, Any]
     """size_px, crop, mean, std, precision."""
     metrics: dict[str, Score]

@@ -168,7 +168,8 @@ def _facts(result: Result) -> dict[str, Any]:
 
 def freshly_initialised(result: Result) -> bool:
     """Return whether a result is of the random baseline of a checkpoint, see `random_like`."""
-    return str(result.checkpoint.get("receipt")).startswith("0/")
+    tuned = "pretrained" in result.checkpoint
+    return not tuned and str(result.checkpoint.get("receipt")).startswith("0/")
 
 
 def same_samples(base: Result, other: Result) -> bool:

@@ -112,12 +112,15 @@ def _classifier(path: Path, pretrained: Pretrained) -> Classifier:
 
     result = read_result(path)
     if result.head is None:
-        raise ConfigError(f"HEAD {path} has no head.safetensors beside it: evaluate again")
+        raise ConfigError(
+            f"HEAD {path} has no head.safetensors beside it: its classifier stands on layers of the "
+            f"projector, which no export has; train one with --ft-proj-selector 0"
+        )
     if result.checkpoint.get("weights_sha256") != pretrained.weights_sha256:
         raise ConfigError(
             f"HEAD {path} was trained on the features of "
-            f"{result.checkpoint.get('receipt', 'other weights')}, not on those of "
-            f"{pretrained.receipt}: give a result of this checkpoint"
+            f"{result.checkpoint.get('path', 'other weights')}, not on those of "
+            f"{pretrained.source}: give a result of this checkpoint"
         )
     width, features = result.head.weight.shape[1], pretrained.backbone.out_channels
     if width != features:

@@ -16,12 +16,15 @@ from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.finetune import HEAD_LR_GRID, linear_protocol
 from harl_fast.engine.loop import Loop
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.networks import load_encoder
+from harl_fast.engine.networks import load_encoder, load_pretrained
 from harl_fast.engine.stop import StopAction
 from harl_fast.engine.supervised import TuneSchedule, TuneStepper
 from harl_fast.errors import CheckpointError, ConfigError, DataError
 from harl_fast.eval.results import read_result
 from harl_fast.finetuning import FinetuneConfig, load_finetuning
+from harl_fast.tools import pictures
+from harl_fast.tools.export import export_encoder
+from harl_fast.tools.features import validation_features
 from tests.betons import plain_item, write_beton
 from tests.engine.support import CPU
 from tests.engine.tuning import BATCH, CLASSES, result_of, saved, tinted_item, tune, write_sets
@@ -66,6 +69,46 @@ def test_a_tuned_run_is_a_checkpoint_for_others(tuned: Path) -> None:
     assert config.model.arch == "resnet18" and config.data.views[0].size_px == 32
     weight = saved(tuned)["online.backbone.conv1.weight"]
     assert torch.equal(encoder.state_dict()["conv1.weight"], weight)
+
+
+def test_a_result_is_of_the_tuned_network(tuned: Path, run: Path, sets: Path) -> None:
+    result = read_result(tuned / "eval" / "colours-finetune")
+    assert Path(result.checkpoint["run"]) == tuned and result.checkpoint["step"] == 12
+    begun = result.checkpoint["pretrained"]
+    assert Path(begun["path"]).is_relative_to(run)
+    assert begun["weights_sha256"] != result.checkpoint["weights_sha256"]
+    found = torch.from_numpy(validation_features(result, sets))
+    assert result.head is not None
+    agree = (result.head(found).argmax(1) == result.predictions.predicted).double().mean()
+    assert agree >= 0.95  # of the pretrained network's features it would be chance
+
+
+def test_pictures_and_exports_take_a_tuned_run(
+    tuned: Path, run: Path, sets: Path, tmp_path: Path
+) -> None:
+    folder = tuned / "eval" / "colours-finetune"
+    names = {path.name for path in pictures.draw(folder, tmp_path / "drawn", data=sets)}
+    assert names == {"confusion.png", "per_class.png", "embeddings.npz", "map.png", "projector"}
+    export_encoder(tuned, tmp_path / "out", head=folder / "result.json")
+    exported, result = load_pretrained(tmp_path / "out"), read_result(folder)
+    assert exported.weights_sha256 == result.checkpoint["weights_sha256"]
+    assert exported.head is not None and result.head is not None
+    assert torch.equal(exported.head.linears[0].weight, result.head.weight)
+    assert list(exported.classes) == result.data["classes"]
+    with pytest.raises(ConfigError, match="was trained on the features of .*: give a result of"):
+        export_encoder(run, tmp_path / "other", head=folder / "result.json")
+
+
+def test_a_head_behind_the_projector_stays(
+    machine: Machine, run: Path, sets: Path, tmp_path: Path
+) -> None:
+    flags = {"ft_proj_selector": 1, "train_epochs": 1, "random": True}
+    assert tune(tmp_path / "run", ckpt=run, data=sets, flags=flags) == 0
+    (path,) = (tmp_path / "run" / "eval").glob("*/result.json")
+    result = read_result(path)
+    validation_features(result, sets)  # of what was tuned, not drawn anew
+    with pytest.raises(ConfigError, match="--ft-proj-selector 0"):
+        export_encoder(tmp_path / "run", tmp_path / "out", head=path)
 
 
 @pytest.mark.parametrize("boundary", [0, 3, 4])

@@ -1,0 +1,62 @@
+"""launch/lineval.py under a real launcher: two ranks find what one finds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harl_fast.eval.results import read_result
+from tests.engine.tuning import write_sets
+from tests.launch.jobs import deepspeed, run
+from tests.launch.test_finetune import ckpt
+
+__all__ = ["ckpt"]  # a fixture
+
+SCRIPT = Path("launch/lineval.py")
+
+
+def features(folder: Path) -> dict[str, torch.Tensor]:
+    """Return a run's kept features by split and name."""
+    return {
+        f"{split} {name}": tensor
+        for split in ("train", "val")
+        for path in (folder / "features").glob(f"pretrained-{split}-*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
+
+
+def test_two_ranks_find_what_one_finds(tmp_path: Path, ckpt: Path) -> None:
+    sets = write_sets(tmp_path / "colours", train=101)  # an odd number
+    options = [SCRIPT, "--ckpt", ckpt, "--data", sets, "--knn", "5,20,90", "--random"]
+    options += ["--epochs", "3", "--workers", "1"]
+    found, kept = [], []
+    for command in ([sys.executable], deepspeed(2)):
+        for path in (ckpt / "features").glob("*"):
+            path.unlink()
+        result = run([*command, *options], log=tmp_path / "log")
+        assert result.code == 0, result.text
+        assert len(result.lines("preprocessing: ")) == len(result.lines("k-NN")) - 1 == 1
+        found.append(read_result(ckpt / "eval" / "colours-cached"))
+        kept.append(features(ckpt))
+    again = run([*deepspeed(2), *options], log=tmp_path / "log")
+    assert again.code == 0 and len(again.lines(" read from ")) == 4, again.text
+    one, two = kept
+    assert one.keys() == two.keys() and len(one) == 4
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6)
+    # Neighbours of 90 of 101 samples lie on both ranks.
+    for k, metrics in found[0].knn.items():
+        assert found[1].knn[k]["top1"].value == pytest.approx(metrics["top1"].value, abs=2.6), k
+    assert found[1].metrics["top1"].value == pytest.approx(found[0].metrics["top1"].value, abs=2.6)
+
+
+def test_what_is_refused_is_said_by_one_rank(tmp_path: Path, ckpt: Path) -> None:
+    sets = write_sets(tmp_path / "colours")
+    options = ["--ckpt", ckpt, "--data", sets, "--knn", "101", "--workers", "1"]
+    result = run([*deepspeed(2), SCRIPT, *options], log=tmp_path / "log")
+    assert result.code == 2
+    assert len(result.lines("--knn 101: the training set has 100 samples")) == 1, result.text
