@@ -68,9 +68,8 @@ def lineval(
     """
     run = home(ckpt)
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
-    with contextlib.ExitStack() as held:
-        machine = this_machine()
-        held.enter_context(leader_reports(machine))
+    machine = this_machine()
+    with leader_reports(machine), contextlib.ExitStack() as held:
         _check_places(out, run, ckpt=ckpt, data=data)
         for output in (out, run / "eval") if machine.rank == 0 else ():
             held.enter_context(locked(lock_beside(output), output=output))

@@ -113,8 +113,8 @@ def _classifier(path: Path, pretrained: Pretrained) -> Classifier:
     result = read_result(path)
     if result.head is None:
         raise ConfigError(
-            f"HEAD {path} has no head.safetensors beside it: its classifier stands on layers of the "
-            f"projector, which no export has; train one with --ft-proj-selector 0"
+            f"HEAD {path} has no head.safetensors beside it: its classifier stands on layers of "
+            f"the projector, which no export has; train one with --ft-proj-selector 0"
         )
     if result.checkpoint.get("weights_sha256") != pretrained.weights_sha256:
         raise ConfigError(

@@ -95,7 +95,7 @@ def test_pictures_and_exports_take_a_tuned_run(
     assert exported.head is not None and result.head is not None
     assert torch.equal(exported.head.linears[0].weight, result.head.weight)
     assert list(exported.classes) == result.data["classes"]
-    with pytest.raises(ConfigError, match="was trained on the features of .*: give a result of"):
+    with pytest.raises(ConfigError, match=r"was trained on the features of .*: give a result of"):
         export_encoder(run, tmp_path / "other", head=folder / "result.json")
 
 

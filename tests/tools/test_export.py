@@ -283,7 +283,7 @@ def test_what_cannot_be_exported_leaves_nothing(run: Path, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"is none of folder.*did you mean 'onnx'"):
         export_encoder(run, tmp_path / "out", to="onx")
     other = result_of(tmp_path / "other", weights_sha256="2" * 64)
-    with pytest.raises(ConfigError, match=r"not on those of 120/120 tensors"):
+    with pytest.raises(ConfigError, match=r"not on those of .*step-00000003\.safetensors"):
         export_encoder(run, tmp_path / "out", head=other)
     narrow = result_of(
         tmp_path / "narrow", weights_sha256=load_pretrained(run).weights_sha256, dim=64
