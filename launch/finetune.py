@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from harl_fast.engine.stop import parse_duration
+from harl_fast.engine.arguments import training_parser
 from harl_fast.finetuning import flag_keys, flag_options, normalised, presets
-from harl_fast.options import checked, whole_number
+from harl_fast.options import whole_number
 from harl_fast.program import run_main
 
 EXAMPLES = """\
@@ -23,15 +23,11 @@ examples:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,  # launch/guard.py looks for --run
-        description="Fine-tune a pretrained network, or train heads on it, and evaluate it.",
+    parser = training_parser(
+        about="Fine-tune a pretrained network, or train heads on it, and evaluate it.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--deepspeed_config", type=Path, required=True, metavar="JSON", help="engine file")
-    add("--engine-set", action="append", default=[], metavar="KEY=VALUE", help="override in it")
     add("--preset", metavar="NAME|YAML", help=f"{', '.join(presets())}, or a file")
     add("--ckpt", "--checkpoint", type=Path, help="pretrained network: run folder or file")
     about = "holds containers of train and val"
@@ -46,12 +42,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for flag, settings in flag_options().items():
         add(flag, **settings)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key")
-    text = "let --resume continue with another value of it (repeatable)"
-    add("--allow-change", action="append", default=[], metavar="KEY", help=text)
-    add("--quiet", action="store_true", help="print warnings and one line per epoch only")
-    text = "save and end with exit code 0 before this process is so old"
-    add("--time-limit", type=checked(parse_duration), metavar="HH:MM:SS|MINUTES", help=text)
-    add("--local_rank", type=whole_number(-1, 10**6), default=0, help=argparse.SUPPRESS)
     return parser.parse_args(normalised(sys.argv[1:] if argv is None else argv))
 
 

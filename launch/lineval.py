@@ -14,7 +14,8 @@ from harl_fast.program import run_main
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
-    about = "Train heads on an encoder's frozen features of train.beton, judge them on val.beton."
+    about = "Train heads on an encoder's frozen features of train.beton, judge them on val.beton; "
+    about += "on any number of ranks."
     # What was not given stays away, so that an option of another protocol is noticed.
     parser = argparse.ArgumentParser(description=about, argument_default=argparse.SUPPRESS)
     add = parser.add_argument

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from harl_fast.config import presets
-from harl_fast.engine.stop import parse_duration
-from harl_fast.options import checked, whole_number
+from harl_fast.engine.arguments import training_parser
+from harl_fast.options import whole_number
 from harl_fast.program import run_main
 
 EXAMPLES = """\
@@ -24,15 +24,11 @@ examples:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,  # launch/guard.py looks for --run
-        description="Pretrain a network by HARL on one or more devices.",
+    parser = training_parser(
+        about="Pretrain a network by HARL on one or more devices.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--deepspeed_config", type=Path, required=True, metavar="JSON", help="engine file")
-    add("--engine-set", action="append", default=[], metavar="KEY=VALUE", help="override in it")
     add("--config", metavar="NAME|YAML", help=f"method: {', '.join(presets())}, or a file")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override in it")
     add("--epochs", type=whole_number(1, 10**6), metavar="N", help="--set epochs=N; extends a run")
@@ -41,14 +37,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the run in --run")
     start.add_argument("--init-from", type=Path, metavar="CKPT", help="weights to start from")
-    text = "let --resume continue with another value of it, given by --set (repeatable)"
-    add("--allow-change", action="append", default=[], metavar="KEY", help=text)
-    add("--quiet", action="store_true", help="print warnings and one line per epoch only")
     text, key = "train without a set's broken containers", "data.skip_broken=true"
     add("--skip-broken", dest="set", action="append_const", const=key, help=text)
-    text = "save and end with exit code 0 before this process is so old"
-    add("--time-limit", type=checked(parse_duration), metavar="HH:MM:SS|MINUTES", help=text)
-    add("--local_rank", type=whole_number(-1, 10**6), default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 

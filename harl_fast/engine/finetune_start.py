@@ -26,11 +26,10 @@ from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.engine.provenance import new_run_id, read_provenance
 from harl_fast.engine.resume import (
     Changes,
+    allowed_changes,
     change_text,
     check_identity,
     recorded_engine,
-    refuse_changes,
-    settings,
 )
 from harl_fast.engine.supervised import classifier_of
 from harl_fast.errors import CheckpointError, ConfigError, nearest, shown
@@ -246,7 +245,8 @@ def go_on(
             f"or fine-tune it with --ckpt {folder.path} and another --run"
         )
     config = _filled(config, record.finetune)
-    changes = _allowed_changes(checkpoint, config, engine_config, allow_change)
+    pairs = (record.finetune, recorded_engine(checkpoint)), (config, engine_config)
+    changes = allowed_changes(*pairs, allowed=allow_change, where=str(checkpoint.path))
     subset = folder.subset if folder.subset.exists() else config.subset
     found = open_data(data, config, subset=subset, needs_val=needs_val)
     _check_images(record.data, found.facts())
@@ -259,32 +259,10 @@ def go_on(
         engine_config=engine_config,
         run_id=known.run_id or record.run_id or new_run_id(),
         data=found,
-        facts={
-            **found.facts(),
-            **{key: record.data[key] for key in ("protocol", "pretrained")},
-        },
+        facts={**found.facts(), **{key: record.data[key] for key in ("protocol", "pretrained")}},
         checkpoint=checkpoint,
         changes=changes,
         notes=notes,
-    )
-
-
-def _allowed_changes(
-    checkpoint: Checkpoint,
-    config: FinetuneConfig,
-    engine_config: EngineConfig,
-    allowed: Sequence[str],
-) -> Changes:
-    """Return what differs from the run so far as the user allows it; see `refuse_changes`."""
-    before = recorded_engine(checkpoint)
-    same_ranks = before.batches.ranks == engine_config.batches.ranks
-    assert checkpoint.record.finetune is not None
-    return refuse_changes(
-        settings(checkpoint.record.finetune, before),
-        settings(config, engine_config),
-        allowed=allowed,
-        where=str(checkpoint.path),
-        free=() if same_ranks else ("train_micro_batch_size_per_gpu",),
     )
 
 

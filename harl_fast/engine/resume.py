@@ -94,6 +94,23 @@ def seen_text(sync_bn: str, batches: Batches) -> str:
     return f"{together if sync_bn == 'all' else micro} images"
 
 
+def allowed_changes(
+    before: tuple[Section, EngineConfig],
+    now: tuple[Section, EngineConfig],
+    *,
+    allowed: Sequence[str],
+    where: str,
+) -> Changes:
+    """Return what differs from a run so far as the user allows it; see `refuse_changes`."""
+    # BatchNorm normalises over each micro batch, whose size touches the result; on another number
+    # of ranks it may have to change.
+    same_ranks = before[1].batches.ranks == now[1].batches.ranks
+    free = () if same_ranks else ("train_micro_batch_size_per_gpu",)
+    return refuse_changes(
+        settings(*before), settings(*now), allowed=allowed, where=where, free=free
+    )
+
+
 def refuse_changes(
     before: Mapping[str, Any],
     now: Mapping[str, Any],

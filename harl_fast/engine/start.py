@@ -19,13 +19,12 @@ from harl_fast.engine.networks import EncoderFile, open_initial
 from harl_fast.engine.provenance import new_run_id, read_provenance
 from harl_fast.engine.resume import (
     Changes,
+    allowed_changes,
     change_text,
     check_identity,
     first_engine,
     recorded_engine,
-    refuse_changes,
     seen_text,
-    settings,
 )
 from harl_fast.engine.runfolder import run_config, signs_of_a_save
 from harl_fast.engine.views import sizes_in
@@ -219,16 +218,8 @@ def _allowed_changes(
     *,
     where: str,
 ) -> Changes:
-    """Return what differs from the run so far as the user allows it; see `refuse_changes`."""
+    """Return `allowed_changes`, to which ``--epochs`` adds."""
     longer = now[0].epochs > before[0].epochs  # which ``--epochs`` alone allows
     given = longer and any(text.startswith("epochs=") for text in request.overrides)
-    # BatchNorm normalises over each micro batch, whose size touches the result; on another number
-    # of ranks it may have to change.
-    same_ranks = before[1].batches.ranks == now[1].batches.ranks
-    return refuse_changes(
-        settings(*before),
-        settings(*now),
-        allowed=[*request.allow_change, *(["epochs"] if given else [])],
-        where=where,
-        free=() if same_ranks else ("train_micro_batch_size_per_gpu",),
-    )
+    allowed = [*request.allow_change, *(["epochs"] if given else [])]
+    return allowed_changes(before, now, allowed=allowed, where=where)

@@ -96,7 +96,7 @@ def logistic_probe(
         rows, labels = _rows(train, torch.arange(len(train.labels)), shift, device)
         (last,) = optima(rows, labels, classes=classes, cs=[chosen.c], start=chosen.head)
         progress.advance()
-    if unfinished := [f"{t.c:.3g}" for t in trials if not t.converged]:
+    if unfinished := [f"{each.c:.3g}" for each in (*trials, last) if not each.converged]:
         to_stderr(f"note: not at their optimum within rounding: C {', '.join(unfinished)}")
     logits = scores_of(last.head, test.features, shift=shift, device=device)
     return LogisticResult(

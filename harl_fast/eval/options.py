@@ -9,7 +9,7 @@ from harl_fast.errors import ConfigError
 PROTOCOLS = {
     "cached": "24 heads by SGD",
     "logreg": "logistic regression for 45 C",
-    "imagenet": "random crops and flips, 5 rates side by side, on any number of ranks",
+    "imagenet": "random crops and flips, 5 rates side by side",
 }
 """By name, with a few words for the help."""
 _KEPT = ("cached", "logreg")
