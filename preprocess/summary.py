@@ -38,11 +38,25 @@ def summarise(
         f"coverage {mask['coverage_mean']:.1%}, empty {mask['empty_share']:.1%}, "
         f"full {mask['full_share']:.1%}"
     )
-    for line in (*_on_store(manifest), *_on_files(place, manifest, rate)):
+    for line in (
+        *_on_masks(manifest, masks),
+        *_on_store(manifest),
+        *_on_files(place, manifest, rate),
+    ):
         print(one_line(line))
     for line in (*_on_report(f"{place}/{listing}", report), *_lost(masks.split, report, classes)):
         print(one_line(line))
     return manifest
+
+
+def _on_masks(manifest: Manifest, masks: MaskList) -> Iterator[str]:
+    """Yield a line on mask files most of which tell nothing: often by another meaning of values."""
+    share = manifest.mask["full_share"]
+    if masks.has_files and share >= 0.5:
+        yield (
+            f"  note: {share:.1%} of the masks are full, as if there were none: in mask files 0 is "
+            f"background, and every other value is foreground, 1 and mid-grey too"
+        )
 
 
 def _on_store(manifest: Manifest) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import pickle
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from harl_fast.config import ModelConfig
 from harl_fast.engine.checkpoint.format import save_tensors
 from harl_fast.engine.networks import Pretrained
 from harl_fast.errors import ConfigError, OutputError
-from harl_fast.files import write_bytes, write_json, write_text
+from harl_fast.files import naming, write_bytes, write_json, write_text
 from harl_fast.model.folder import CARD, CONFIG, FORMAT, PROJECTOR, WEIGHTS, read_folder
 from harl_fast.model.pool import global_mean
 from harl_fast.model.resnet import ARCHS
@@ -103,7 +104,9 @@ def _named(pretrained: Pretrained, head: Classifier | None) -> dict[str, Tensor]
 
 def _write_torchvision(folder: Path, pretrained: Pretrained, head: Classifier | None) -> None:
     tensors = _named(pretrained, head)
-    torch.save(tensors, folder / "model.pth")
+    content = io.BytesIO()  # torch itself ends in a RuntimeError on a full disk
+    torch.save(tensors, content)
+    write_bytes(folder / "model.pth", content.getvalue())
     metadata = {
         "arch": pretrained.model.arch,
         "mean": json.dumps(pretrained.mean),
@@ -288,7 +291,8 @@ def _write_onnx(folder: Path, pretrained: Pretrained, head: Classifier | None) -
         verbose=False,
     )
     assert program is not None
-    program.save(folder / "model.onnx", external_data=False)
+    with naming(folder / "model.onnx"):
+        program.save(folder / "model.onnx", external_data=False)
     about = {
         "input": "RGB in [0, 1], normalised inside",
         "mean": pretrained.mean,

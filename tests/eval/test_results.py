@@ -204,9 +204,7 @@ def test_predictions_of_another_kind_are_named(tmp_path: Path, name: str, change
     with np.load(folder / "predictions.npz") as file:
         arrays = {each: file[each] for each in file.files}
     np.savez(folder / "predictions.npz", **(arrays | {name: change(arrays[name])}))
-    with pytest.raises(
-        DataError, match=r"predictions\.npz: \w+ (is|has) .*Run the evaluation"
-    ):
+    with pytest.raises(DataError, match=r"predictions\.npz: \w+ (is|has) .*Run the evaluation"):
         read_result(folder)
 
 
