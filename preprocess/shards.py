@@ -190,7 +190,7 @@ def _describe(beton: Path, job: Job, tally: Tally) -> None:
         beton_sha256=sha256_file(beton),
         names_sha256=write_names(beton, tally.names),
         created=utc_time(),
-        tool_versions=tool_versions(),
+        tool_versions={**tool_versions()},
         tables_sha256=tables_sha256(beton),
         sums_sha256=write_sums(beton, tally.sums),
         prints_sha256=write_prints(beton, tally.prints),
