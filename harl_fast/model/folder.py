@@ -152,7 +152,7 @@ def load_native(
             f"has them, or another file"
         )
     for name, tensor in weights.items():
-        if tensor.is_floating_point() != expected[name].is_floating_point():
+        if expected[name].is_floating_point() and not tensor.is_floating_point():
             raise CheckpointError(
                 f"{where}: {name} holds {tensor.dtype}, the network has {expected[name].dtype}: "
                 f"give a file of weights"
