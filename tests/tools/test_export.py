@@ -184,6 +184,7 @@ def test_an_exported_folder_is_a_checkpoint_again(run: Path, tmp_path: Path) -> 
     assert load_pretrained(tmp_path / "twice").weights_sha256 == first.weights_sha256
 
 
+@pytest.mark.slow  # torch.onnx traces for 10 s
 @pytest.mark.parametrize("head", [False, True])
 def test_onnxruntime_takes_pixels_in_any_batch(run: Path, tmp_path: Path, head: bool) -> None:
     runtime = pytest.importorskip("onnxruntime")
@@ -200,6 +201,25 @@ def test_onnxruntime_takes_pixels_in_any_batch(run: Path, tmp_path: Path, head: 
         assert len(found) == len(wanted)
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-4 * other.abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [("import os; os.abort()", "not compared: SIGABRT"), ("raise OSError(7)", None)],
+)
+def test_a_runtime_that_crashes_ends_no_export(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, told: str | None
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(forms, "_RUNNER", ["-c", code])
+    if told:
+        assert re.search(told, export_encoder(run, tmp_path / "out", to="onnx", size_px=64))
+        assert (tmp_path / "out" / "model.onnx").exists()
+    else:
+        with pytest.raises(OutputError, match=r"refuses the export: OSError: 7"):
+            export_encoder(run, tmp_path / "out", to="onnx", size_px=64)
+        assert list(tmp_path.iterdir()) == []
 
 
 def converter(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
