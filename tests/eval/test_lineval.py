@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ __all__ = ["folder", "run"]  # fixtures
 
 
 def judge(run: Path, folder: Path, *options: str) -> int:
-    arguments = ["--ckpt", str(run), "--data", str(folder), "--workers", "1", "--epochs", "3"]
-    return lineval.main([*arguments, *options])
+    arguments = ["--ckpt", str(run), "--data", str(folder), "--workers", "1"]
+    epochs = [] if "logreg" in options else ["--epochs", "3"]
+    return lineval.main([*arguments, *epochs, *options])
 
 
 @pytest.mark.parametrize("protocol", ["cached", "logreg"])
@@ -136,3 +138,28 @@ def test_what_cannot_be_done_is_refused_before_any_image(
 def test_default_neighbours_are_those_that_there_are(folder: Path, run: Path) -> None:
     assert judge(run, folder) == 0
     assert list(read_result(run / "eval" / f"{folder.name}-cached").knn) == ["10", "20", "50"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--protocol", "imagenet", "--knn", "5"], r"--knn: belongs to --protocol cached or logreg"),
+        (["--protocol", "imagenet", "--no-cache"], r"--cache: belongs to"),
+        (["--protocol", "imagenet", "--epochs", "7"], r"--epochs: belongs to --protocol cached\n"),
+        (["--protocol", "logreg", "--epochs", "7"], r"--epochs: belongs to --protocol cached\n"),
+        (["--preset", "byol"], r"--preset: belongs to --protocol imagenet\n"),
+    ],
+)
+def test_options_of_other_protocols_are_refused(
+    options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        lineval.main(["--ckpt", "none", "--data", "none", *options])
+    assert caught.value.code == 2
+    assert re.search(told, capsys.readouterr().err)
+
+
+def test_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"logreg runs in one process, and WORLD_SIZE is '?2'?:"):
+        lineval.main(["--ckpt", "none", "--data", "none", "--protocol", "logreg"])
