@@ -143,8 +143,8 @@ def test_default_neighbours_are_those_that_there_are(folder: Path, run: Path) ->
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--protocol", "imagenet", "--knn", "5"], r"--knn: belongs to --protocol cached or logreg"),
-        (["--protocol", "imagenet", "--no-cache"], r"--cache: belongs to"),
+        (["--protocol", "imagenet", "--knn", "5"], r"--knn: belongs to .* cached or logreg"),
+        (["--protocol", "imagenet", "--no-cache"], "--cache: belongs to"),
         (["--protocol", "imagenet", "--epochs", "7"], r"--epochs: belongs to --protocol cached\n"),
         (["--protocol", "logreg", "--epochs", "7"], r"--epochs: belongs to --protocol cached\n"),
         (["--preset", "byol"], r"--preset: belongs to --protocol imagenet\n"),
