@@ -61,11 +61,7 @@ def lineval(
 
     See launch/lineval.py for the arguments. Returns the exit code; raises HarlError.
     """
-    if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise ConfigError(
-            f"--protocol {protocol} runs in one process, and WORLD_SIZE is {shown(ranks)}: start "
-            f"it without a launcher, or choose --protocol imagenet"
-        )
+    _check_alone(protocol)
     run = home(ckpt)
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
     _check_places(out, run, ckpt=ckpt, data=data)
@@ -101,6 +97,14 @@ def lineval(
         print(table(found, chance=evaluator.chance()))
         print("\n".join(one_line(f"result: {place}") for place in (out, *folders)))
     return 0
+
+
+def _check_alone(protocol: str) -> None:
+    if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ConfigError(
+            f"--protocol {protocol} runs in one process, and WORLD_SIZE is {shown(ranks)}: start "
+            f"it without a launcher, or choose --protocol imagenet"
+        )
 
 
 @contextlib.contextmanager
