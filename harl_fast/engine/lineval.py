@@ -74,9 +74,7 @@ def lineval(
         evaluator = Evaluator(
             data,
             **{name: seen[name] for name in ("size_px", "mean", "std", "crop")},
-            device=_device(),
-            batch=batch,
-            workers=workers,
+            **{"device": _device(), "batch": batch, "workers": workers},
             subset=subset,
             subset_seed=subset_seed,
             cache=FeatureCache(run / "features") if cache else None,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
