@@ -10,10 +10,9 @@ from harl_fast.errors import one_line
 from preprocess.masks.registry import SUPERVISION
 from preprocess.masks.sources import MaskList
 from preprocess.places import Place
+from preprocess.shards import Report, read_report
 from preprocess.soundness import DAMAGED
 from preprocess.sources import Split
-
-Report = dict[str, list[dict[str, str]]]
 
 
 def summarise(
@@ -24,7 +23,7 @@ def summarise(
     rate: images per second of the conversion; 0 if there is nothing to say of it.
     """
     manifest, listing = place.manifest(split), f"{split}.report.json"
-    report: Report = place.read(listing)
+    report = read_report(place, listing)
     mask, counts = manifest.mask, manifest.class_counts
     notes = [f"{one_line(masks.title)} ({SUPERVISION[mask['supervision']]})"]
     for key, what in (("fallbacks", "fall-backs"), ("stand_ins", "centre ellipses")):

@@ -71,10 +71,11 @@ def lineval(
             encoders["random"] = random_like(encoders["pretrained"], seed=seed)
         seen = preprocessing(encoders["pretrained"], crop=crop)
         print(one_line("preprocessing: " + ", ".join(f"{k} {v}" for k, v in seen.items())))
+        reading = {name: seen[name] for name in ("size_px", "mean", "std", "crop")}
+        reading |= {"device": _device(), "batch": batch, "workers": workers}
         evaluator = Evaluator(
             data,
-            **{name: seen[name] for name in ("size_px", "mean", "std", "crop")},
-            **{"device": _device(), "batch": batch, "workers": workers},
+            **reading,
             subset=subset,
             subset_seed=subset_seed,
             cache=FeatureCache(run / "features") if cache else None,

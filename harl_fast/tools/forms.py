@@ -316,8 +316,8 @@ def _check_onnx(folder: Path, pretrained: Pretrained, head: Classifier | None) -
     with tempfile.TemporaryDirectory(prefix="harl_fast_onnx_") as name:
         given, out = Path(name) / "images.npz", Path(name) / "found.npz"
         np.savez(given, *(one.numpy() for one in images))
-        command = [sys.executable, *_RUNNER, folder / "model.onnx", given, out]
-        done = subprocess.run(command, capture_output=True, text=True)
+        files = map(str, (folder / "model.onnx", given, out))
+        done = subprocess.run([sys.executable, *_RUNNER, *files], capture_output=True, text=True)
         if (code := done.returncode) < 0:
             return f"not compared: {signal.Signals(-code).name} ended onnxruntime on this machine"
         if code:
