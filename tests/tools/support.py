@@ -20,7 +20,7 @@ def result_of(run: Path, *, weights_sha256: str, dim: int = 512) -> Path:
     predicted = Predictions(
         labels=labels,
         predicted=labels,
-        top5=torch.stack([labels] * 3, 1),
+        top5=torch.stack([labels] * 5, 1),
         probability=torch.ones(4),
     )
     result = Result(
