@@ -30,6 +30,19 @@ from harl_fast.section import Count, Section, override, validated
 from harl_fast.textfile import dump_yaml, parse_yaml, read_yaml
 
 PRESETS = Path(__file__).parent / "configs" / "finetune"
+PROTOCOLS = {
+    "cached": "24 heads by SGD",
+    "logreg": "logistic regression for 45 C",
+    "imagenet": "random crops and flips, 5 rates side by side, on any number of ranks",
+}
+"""Of `launch/lineval.py`: how features are judged."""
+_OF_FEATURES = "--cache --batch --knn --knn-temperature --out"
+PROTOCOL_FLAGS = {
+    "cached": f"{_OF_FEATURES} --epochs",
+    "logreg": _OF_FEATURES,
+    "imagenet": "--deepspeed_config --preset",
+}
+"""The flags of `launch/lineval.py` that do not apply to every protocol."""
 LINEAR_PRESETS = {
     "seed-readme": "seed-linear-imagenet",
     "byol": "linear-byol",

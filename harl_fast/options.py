@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from harl_fast.errors import HarlError, shown
 
@@ -75,6 +75,24 @@ def per_channel(low: float, high: float) -> Callable[[str], tuple[float, ...]]:
             _within(to_float(each), low, high, f"{low:g} to {high:g}") for each in text.split(",")
         )
     )
+
+
+def options_of(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, option: str, only: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the values of a command line that apply to the choice made by ``option``.
+
+    only: each choice's flags that do not apply to all, separated by spaces. A flag that is given
+    and does not apply ends the program as a usage error.
+    """
+    chosen = getattr(args, option.removeprefix("--"))
+    given = dict(vars(args))
+    for flag in {flag for flags in only.values() for flag in flags.split()}:
+        owners = [choice for choice, flags in only.items() if flag in flags.split()]
+        name = flag.removeprefix("--").replace("-", "_")
+        if chosen not in owners and given.pop(name) != parser.get_default(name):
+            parser.error(f"argument {flag}: belongs to {option} {' or '.join(owners)}")
+    return given
 
 
 def _within(value: Number, low: float, high: float, bounds: str) -> Number:

@@ -112,7 +112,7 @@ def run_below(command: Sequence[str], *, cwd: Path) -> int:
                 child.send_signal(got[handed])
                 handed += 1
     if got:
-        raise KeyboardInterrupt(*[TOLD] * (code == 130))
+        raise KeyboardInterrupt(TOLD) if code == 130 else KeyboardInterrupt
     return code
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from harl_fast.config import LARGEST_PX, SMALLEST_PX
-from harl_fast.finetuning import LINEAR_PRESETS
-from harl_fast.options import SEED_MAX, number, per_channel, whole_number, whole_numbers
+from harl_fast.finetuning import LINEAR_PRESETS, PROTOCOL_FLAGS, PROTOCOLS
+from harl_fast.options import (
+    SEED_MAX,
+    number,
+    options_of,
+    per_channel,
+    whole_number,
+    whole_numbers,  # fmt: skip
+)
 from harl_fast.program import run_main
 
-PROTOCOLS = {
-    "cached": "24 heads by SGD",
-    "logreg": "logistic regression for 45 C",
-    "imagenet": "random crops and flips, 5 rates side by side, on any number of ranks",
-}
 
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the command line's values."""
+def parse(argv: list[str] | None) -> dict[str, Any]:
+    """Return the values that apply to the protocol."""
     about = "Train heads on an encoder's frozen features of train.beton, judge them on val.beton."
     parser = argparse.ArgumentParser(description=about)
     add = parser.add_argument
@@ -56,23 +58,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--deepspeed_config", type=Path, help="engine file of imagenet")
     add("--preset", default="seed-readme", help=f"of imagenet: {', '.join(LINEAR_PRESETS)}")
     add("--local_rank", type=whole_number(-1, 10**6), default=0, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    return options_of(parser, parser.parse_args(argv), "--protocol", PROTOCOL_FLAGS)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Judge; return the exit code."""
-    args = vars(parse(argv))
-    engine_file, preset, _ = map(args.pop, ("deepspeed_config", "preset", "local_rank"))
+    args = parse(argv)
+    del args["local_rank"]
     # Late: torch and FFCV take seconds, which --help and usage errors need not wait for.
-    if args["protocol"] == "imagenet":
-        from harl_fast.engine.finetune import linear_protocol as linear
+    if args["protocol"] != "imagenet":
+        from harl_fast.engine.lineval import lineval
 
-        for other in ("protocol", "cache", "epochs", "batch", "knn", "knn_temperature", "out"):
-            del args[other]
-        return linear(engine_file=engine_file, preset=preset, **args)
-    from harl_fast.engine.lineval import lineval
+        return lineval(**args)
+    from harl_fast.engine.finetune import linear_protocol
 
-    return lineval(**args)
+    del args["protocol"]
+    return linear_protocol(engine_file=args.pop("deepspeed_config"), **args)
 
 
 if __name__ == "__main__":

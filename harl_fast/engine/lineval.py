@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from harl_fast.data.container.manifest import (
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.engine.provenance import code_version
-from harl_fast.errors import one_line
+from harl_fast.errors import ConfigError, one_line, shown
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.knn import NEIGHBOURS, TEMPERATURE
 from harl_fast.eval.metrics import scores
@@ -41,11 +42,11 @@ def lineval(
     data: Path,
     random: bool,
     size_px: int | None,
-    epochs: int,
     batch: int,
     workers: int,
     seed: int,
     out: Path | None,
+    epochs: int = 100,
     protocol: str = "cached",
     knn: Sequence[int] | None = None,
     knn_temperature: float = TEMPERATURE,
@@ -60,6 +61,7 @@ def lineval(
 
     See launch/lineval.py for the arguments. Returns the exit code; raises HarlError.
     """
+    _check_alone(protocol)
     run = home(ckpt)
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
     _check_places(out, run, ckpt=ckpt, data=data)
@@ -69,12 +71,11 @@ def lineval(
             encoders["random"] = random_like(encoders["pretrained"], seed=seed)
         seen = preprocessing(encoders["pretrained"], crop=crop)
         print(one_line("preprocessing: " + ", ".join(f"{k} {v}" for k, v in seen.items())))
+        reading = {name: seen[name] for name in ("size_px", "mean", "std", "crop")}
+        reading |= {"device": _device(), "batch": batch, "workers": workers}
         evaluator = Evaluator(
             data,
-            **{name: seen[name] for name in ("size_px", "mean", "std", "crop")},
-            device=_device(),
-            batch=batch,
-            workers=workers,
+            **reading,
             subset=subset,
             subset_seed=subset_seed,
             cache=FeatureCache(run / "features") if cache else None,
@@ -95,6 +96,14 @@ def lineval(
         print(table(found, chance=evaluator.chance()))
         print("\n".join(one_line(f"result: {place}") for place in (out, *folders)))
     return 0
+
+
+def _check_alone(protocol: str) -> None:
+    if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ConfigError(
+            f"--protocol {protocol} runs in one process, and WORLD_SIZE is {shown(ranks)}: start "
+            f"it without a launcher, or choose --protocol imagenet"
+        )
 
 
 @contextlib.contextmanager

@@ -327,11 +327,13 @@ class _Path:
         found, rest = torch.zeros_like(weight), gradient.clone()
         scaled = self._pairs.inverse(rest)
         along, size = scaled.clone(), dot(rest, scaled)
+        # What is left below rounding has no direction, and its squares underflow.
+        smallest = size * torch.finfo(rest.dtype).eps ** 2
         added: list[float] = []
         for _ in range(_MOST_STEPS):
             curved = self._problem.curvature(weight, along) + decay * penalised * along
             width = dot(along, curved)
-            if not (width > 0 and size > 0):
+            if not (width > 0 and size > smallest):
                 break
             length = size / width
             found.add_(along, alpha=length)

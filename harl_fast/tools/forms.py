@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import read_weights
 from harl_fast.textfile import dump_yaml
 from harl_fast.tools.card import model_card, origin
+from harl_fast.tools.onnx_run import NotRunError, run_apart
 
 CENTRE = 0.875
 """Share of the shorter side that evaluation cuts out, as `EvalLoader` does."""
@@ -304,21 +306,17 @@ def _write_onnx(folder: Path, pretrained: Pretrained, head: Classifier | None) -
 
 
 def _check_onnx(folder: Path, pretrained: Pretrained, head: Classifier | None) -> str:
+    deployed = _Deployed(pretrained, head).eval()
+    images = [example(pretrained, count=count).sigmoid() for count in (1, 5)]
+    with torch.inference_mode():
+        expected = [array for one in images for array in deployed(one)]
     try:
-        runtime = importlib.import_module("onnxruntime")
-    except ImportError:
-        return "not tried in onnxruntime, which is not installed (pip install -e '.[export]')"
-    path = str(folder / "model.onnx")
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    deployed, farthest = _Deployed(pretrained, head).eval(), 0.0
-    for count in (1, 5):
-        images = example(pretrained, count=count).sigmoid()
-        with torch.inference_mode():
-            expected = deployed(images)
-        for found, own in zip(session.run(None, {"images": images.numpy()}), expected, strict=True):
-            apart = _compare(torch.from_numpy(found), own, what="onnxruntime")
-            farthest = max(farthest, apart)
-    return f"onnxruntime {runtime.__version__} on 1 and 5 images: within {farthest:.0e}"
+        version, found = run_apart(folder / "model.onnx", [one.numpy() for one in images])
+    except NotRunError as why:
+        return str(why)
+    pairs = zip(map(torch.from_numpy, found), expected, strict=True)
+    farthest = max(_compare(one, other, what="onnxruntime") for one, other in pairs)
+    return f"onnxruntime {version} on 1 and 5 images: within {farthest:.0e}"
 
 
 def detectron2_name(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ __all__ = ["folder", "run"]  # fixtures
 
 
 def judge(run: Path, folder: Path, *options: str) -> int:
-    arguments = ["--ckpt", str(run), "--data", str(folder), "--workers", "1", "--epochs", "3"]
-    return lineval.main([*arguments, *options])
+    arguments = ["--ckpt", str(run), "--data", str(folder), "--workers", "1"]
+    epochs = [] if "logreg" in options else ["--epochs", "3"]
+    return lineval.main([*arguments, *epochs, *options])
 
 
 @pytest.mark.parametrize("protocol", ["cached", "logreg"])
@@ -147,3 +149,28 @@ def test_two_at_once_in_one_result_folder_are_refused(folder: Path, run: Path, p
     with locked(lock_beside(output), output=output), refused:
         judge(run, folder)
     assert (output.stat().st_mtime_ns if output.exists() else 0) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--protocol", "imagenet", "--knn", "5"], r"--knn: belongs to .* cached or logreg"),
+        (["--protocol", "imagenet", "--no-cache"], "--cache: belongs to"),
+        (["--protocol", "imagenet", "--epochs", "7"], r"--epochs: belongs to --protocol cached\n"),
+        (["--protocol", "logreg", "--epochs", "7"], r"--epochs: belongs to --protocol cached\n"),
+        (["--preset", "byol"], r"--preset: belongs to --protocol imagenet\n"),
+    ],
+)
+def test_options_of_other_protocols_are_refused(
+    options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        lineval.main(["--ckpt", "none", "--data", "none", *options])
+    assert caught.value.code == 2
+    assert re.search(told, capsys.readouterr().err)
+
+
+def test_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"logreg runs in one process, and WORLD_SIZE is '?2'?:"):
+        lineval.main(["--ckpt", "none", "--data", "none", "--protocol", "logreg"])

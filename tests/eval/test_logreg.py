@@ -110,3 +110,23 @@ def test_one_class_is_refused() -> None:
     features, _ = rows(20)
     with pytest.raises(DataError, match="of 1 class"):
         list(optima(features, torch.zeros(20, dtype=torch.int64), classes=3))
+
+
+@pytest.mark.parametrize("c", [1e-5, 1e-4])
+def test_an_optimum_that_one_step_reaches_ends(c: float) -> None:
+    # The penalty outweighs the loss, whose steps to the optimum then leave nothing but rounding.
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 100, (2000,), generator=generator)
+    centres = torch.randn(100, 64, generator=generator)
+    features = centres[labels] + 3.0 * torch.randn(2000, 64, generator=generator)
+    features /= torch.arange(1, 65).sqrt()
+    features = (features - features.mean(0)) / features.std(0)
+    (found,) = optima(features, labels, classes=100, cs=[c])
+    assert found.converged and found.evaluations < 30
+    ours = objective(
+        features.double().numpy(),
+        labels.numpy(),
+        *(v.double().numpy() for v in vars(found.head).values()),
+        c,
+    )
+    assert found.objective == pytest.approx(ours, rel=1e-6)

@@ -9,19 +9,10 @@ import pytest
 
 from harl_fast.data.container.manifest import read_manifest, write_manifest
 from harl_fast.errors import DataError
-from tests.preprocess.support import contents, image_folder
-from tests.preprocess.test_adding import grow, run
+from tests.preprocess.support import contents
+from tests.preprocess.test_adding import data, grow, out, run
 
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return image_folder(tmp_path / "photos", classes=2, train=3, val=2)
-
-
-@pytest.fixture
-def out(data: Path, tmp_path: Path) -> Path:
-    run(tmp_path / "out", "--data", str(data))
-    return tmp_path / "out"
+__all__ = ["data", "out"]  # fixtures
 
 
 @pytest.mark.parametrize(

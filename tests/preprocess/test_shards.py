@@ -295,10 +295,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path
     yield root, out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_conversion_continues_to_the_same_bytes(
-    undisturbed: tuple[Path, Path], tmp_path: Path, kills: int
+    undisturbed: tuple[Path, Path], tmp_path: Path, *, kills: int = 20
 ) -> None:
     """Whatever finishes between two kills is compared, and begun anew."""
     data, expected = undisturbed[0], contents(undisturbed[1])
