@@ -157,7 +157,8 @@ docs: setup ## Build the documentation as a site
 	@echo "documentation: build/docs/index.html"
 
 test: setup ## Run the tests but the slow ones [TESTS=<path>] [JOBS=]
-	"$(BIN)/python" -m pytest -n "$(JOBS)" --dist loadfile --no-loadscope-reorder "$(TESTS)" $(ARGS)
+	"$(BIN)/python" -m pytest -n "$(JOBS)" --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+		"$(TESTS)" $(ARGS)
 
 test-slow: setup ## Run the slow tests: the real launcher, whole runs [TESTS=<path>]
 	"$(BIN)/python" -m pytest "$(TESTS)" -m slow $(ARGS)

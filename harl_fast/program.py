@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from harl_fast.errors import ConfigError, HarlError, explain, one_line, shown
 from harl_fast.files import naming, tell, to_stderr
-from harl_fast.supervision import answering
+from harl_fast.supervision import TOLD, answering
 
 _INTERRUPTED = "interrupted: no file is left half-written"
 _CLEAN_UP_S = 10.0
@@ -140,8 +140,9 @@ def _outcome(main: Callable[[], int]) -> int:
                 raise
             _complain(text)
             code = 2
-        except KeyboardInterrupt:
-            to_stderr(_INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            if TOLD not in stop.args:
+                to_stderr(_INTERRUPTED)
             code = 130
         _settle_output()
     return code

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from harl_fast.errors import ConfigError, OutputError
+from harl_fast.files import check_output
 from harl_fast.lock import FOLDER_LOCK, discard_folder
 
 LATEST = "latest"
@@ -73,6 +75,40 @@ def discard_run(folder: Path, *, engine: Path) -> None:
     run = RunFolder(folder)
     if run.config.exists() and run.engine.exists():
         discard_folder(folder)
+
+
+def check_named(folder: Path, *, option: str, base: Path | None = None) -> None:
+    """Raise OutputError for a folder that has no name of its own, which could not be replaced.
+
+    That is the folder that a program runs in, and those above. base: what it is relative to, if not
+    the current folder.
+    """
+    here = {Path.cwd(), (base or Path.cwd()).resolve()}
+    place = ((base or Path.cwd()) / folder).resolve()
+    if not place.name or any(place in (each, *each.parents) for each in here):
+        raise OutputError(
+            f"{option} {folder} is the folder that this runs in, or one above: give a folder of "
+            f"its own"
+        )
+
+
+def check_folders(outputs: Mapping[str, Path], *, data: Path | None = None, base: Path) -> None:
+    """Raise OutputError unless a program's outputs are folders of their own that can be written.
+
+    outputs: by option, relative to ``base``. data: a folder of images, which none of them is.
+    """
+    places = {option: (base / folder).resolve() for option, folder in outputs.items()}
+    for option, folder in outputs.items():
+        check_named(folder, option=option, base=base)
+        place = places[option]
+        for other, theirs in places.items():
+            if other != option and (place == theirs or place in theirs.parents):
+                raise OutputError(
+                    f"{other} {outputs[other]} lies in {option} {folder}: give folders apart"
+                )
+        if data is not None and place == data.resolve():
+            raise OutputError(f"{option} {folder} holds the images: give a folder of its own")
+        check_output(place, option=option, folder=True)
 
 
 def is_part_of_a_checkpoint(path: Path) -> bool:

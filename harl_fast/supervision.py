@@ -112,7 +112,7 @@ def run_below(command: Sequence[str], *, cwd: Path) -> int:
                 child.send_signal(got[handed])
                 handed += 1
     if got:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(TOLD) if code == 130 else KeyboardInterrupt
     return code
 
 
@@ -181,5 +181,7 @@ def _place() -> str:
     return f"{boot}:{namespace}" if boot and namespace else ""
 
 
+TOLD = "told"
+"""Argument of a KeyboardInterrupt of which the user was told already."""
 _PARENT = Process.of(os.getppid())
 """Noted with the first imports: other imports take seconds, and it may end meanwhile."""

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 from harl_fast.errors import HarlError
-from harl_fast.files import check_output, format_seconds
+from harl_fast.files import format_seconds
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
-from harl_fast.runfiles import discard_run
+from harl_fast.runfiles import check_folders, discard_run
 from harl_fast.supervision import run_below
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args, start = parse(argv), time.monotonic()
-    check_output(ROOT / args.run, option="--run", folder=True)
+    check_folders({"--run": args.run, "--out": args.out}, data=args.data, base=ROOT)
     data, out, tuned = args.data.resolve(), args.out, args.run.with_name(f"{args.run.name}-linear")
     if args.images:
         out = args.out.with_name(f"{args.out.name}-{args.images}")

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from harl_fast.errors import HarlError, one_line
-from harl_fast.files import check_output, format_seconds
+from harl_fast.files import format_seconds
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
-from harl_fast.runfiles import discard_run
+from harl_fast.runfiles import check_folders, discard_run
 from harl_fast.supervision import run_below
 
 ROOT, SHEET = Path(__file__).resolve().parent.parent, "contact_sheet.png"
@@ -40,7 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args, start = parse(argv), time.monotonic()
-    check_output(ROOT / args.run, option="--run", folder=True)
+    check_folders({"--run": args.run, "--data": args.data}, base=ROOT)
     if not (ROOT / args.data / "val.json").exists():
         run("-m", "preprocess.beton", "--out", args.data, "--demo-images", str(args.images))
     discard_run(ROOT / args.run, engine=ROOT / args.engine)  # any other content is refused

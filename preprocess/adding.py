@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.data.container.manifest import (
+    REMEDY,
     Manifest,
     find_container,
     manifest_path,
@@ -19,12 +20,15 @@ from harl_fast.data.container.manifest import (
     read_manifest,
     read_shard,
 )
-from harl_fast.errors import DataError, one_line
+from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, sha256_file
 from preprocess.assemble import Existing
 from preprocess.convert import Settings
+from preprocess.masks.registry import SUPERVISION
+from preprocess.places import LocalPlace
 from preprocess.prints import NONE, fingerprint, read_prints
-from preprocess.reading import parse_range
+from preprocess.reading import GreyRange, parse_range
+from preprocess.shards import read_report
 from preprocess.sources import Source, Split
 
 _DEFAULTS = {"channels": 3, "pages": "first", "keep_warned": False}
@@ -57,6 +61,8 @@ class Base:
         found = {"train": _existing(train)}
         if manifest_path(out / "val.beton").exists():
             found["val"] = _existing(find_container(out, "val"))
+        for split in found:
+            read_report(LocalPlace(out), f"{split}.report.json")  # will be part of the new one
         return Base(out, found)
 
     def settings(self, settings: Settings) -> Settings:
@@ -68,9 +74,9 @@ class Base:
         manifest = self.splits["train"].manifest
         store, size = manifest.store, manifest.mask["size"]
         if settings.reading.grey.kind == "auto" and isinstance(store.get("range"), str):
-            grey = parse_range(store["range"])
+            grey = _range(self.out, store["range"])
             settings = replace(settings, reading=replace(settings.reading, grey=grey))
-        store = {**_DEFAULTS, **store, "store": store["kind"]}
+        store = {**_DEFAULTS, **store, "store": store.get("kind", "jpg")}
         if settings.reading.channels == 0 and isinstance(store["channels"], int):
             reading = replace(settings.reading, channels=store["channels"])
             settings = replace(settings, reading=reading)
@@ -247,10 +253,27 @@ def _option(key: str, value: Any) -> str:
     return _SWITCHES[key][value] if key in _SWITCHES else f"{key.upper()}={value}"
 
 
+def _range(out: Path, text: str) -> GreyRange:
+    try:
+        return parse_range(text)
+    except ValueError as error:
+        raise DataError(f"{out}: its manifest has a range that cannot be: {error}") from error
+
+
 def _existing(path: Path) -> Existing:
+    """Return what is there of a split, with a manifest that a set's can be merged from."""
     manifest = read_manifest(path)
     shards = [(shard.file, read_shard(path, shard)) for shard in manifest.shards]
-    return Existing(manifest, shards or [(path.name, manifest)])
+    folder = path if shards else path.parent
+    shards = shards or [(path.name, manifest)]
+    for file, each in shards:
+        found = each.mask.get("supervision")
+        if found not in SUPERVISION:
+            raise DataError(
+                f"{manifest_path(folder / file)}: mask.supervision is {shown(found)}, none of "
+                f"{', '.join(SUPERVISION)}. {REMEDY}"
+            )
+    return Existing(manifest, shards)
 
 
 def _hashes(names: Iterable[str]) -> npt.NDArray[np.uint64]:

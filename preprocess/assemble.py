@@ -20,7 +20,7 @@ from preprocess.masks.registry import SUPERVISION
 from preprocess.masks.sources import MaskList
 from preprocess.places import Place
 from preprocess.publish import ASIDE, Moves
-from preprocess.shards import BESIDE, STEM, Job, report_path
+from preprocess.shards import BESIDE, STEM, Job, read_report, report_path, unsound
 
 OF_A_SET = re.compile(
     r"\d{5,}-of-\d{5,}\.(beton|json|names\.txt|sums\.npy|prints\.npy|report\.json)"
@@ -84,21 +84,18 @@ class Plan:
         """Return the jobs that have samples, and the final names of their containers."""
         found = list[tuple[Job, str]]()
         for job, name in zip(self.jobs, self.names(), strict=True):
+            if fault := unsound(place, job):
+                raise DataError(
+                    f"{place}/{job.folder}: {fault}. Run the same command again: it writes this "
+                    f"shard anew"
+                )
             if place.exists(f"{job.folder}/{STEM}.beton"):
                 found.append((job, name))
-            elif not _has_no_image(place, job):
-                raise DataError(
-                    f"{place}/{job.folder} has lost {STEM}.beton: delete that folder, then run "
-                    f"the same command again: it writes this shard anew"
-                )
         return found
 
-
-def _has_no_image(place: Place, job: Job) -> bool:
-    """Return whether a finished shard without a container says that no image could be read."""
-    report = f"{job.folder}/{STEM}.report.json"
-    skipped = place.read(report).get("skipped") if place.exists(report) else None
-    return isinstance(skipped, list) and len(skipped) >= len(job.rows)
+    def fault(self, place: Place, job_name: str) -> str:
+        """Return what is wrong with a finished job's files, or ""."""
+        return unsound(place, self.jobs[self.job_names.index(job_name)])
 
 
 def assemble(
@@ -151,9 +148,9 @@ def _old_files(place: Place, split: str) -> list[str]:
 def _write_set(folder: Path, place: Place, plan: Plan, filled: Sequence[tuple[Job, str]]) -> None:
     """Write manifest and report of a set into ``folder``."""
     beton, existing = folder / f"{plan.split}.beton", plan.existing
-    reports = [_report(place, f"{job.folder}/{STEM}.report.json") for job in plan.jobs]
+    reports = [read_report(place, f"{job.folder}/{STEM}.report.json") for job in plan.jobs]
     if existing:
-        reports.insert(0, _report(place, f"{plan.split}.report.json"))
+        reports.insert(0, read_report(place, f"{plan.split}.report.json"))
     report = {key: [item for one in reports for item in one.get(key, ())] for key in reports[-1]}
     write_json(report_path(beton), report)
     fresh = [
@@ -181,14 +178,10 @@ def _event(manifest: Manifest, *, first: int) -> dict[str, Any]:
     return {**facts, "first": first, "count": manifest.count}
 
 
-def _report(place: Place, name: str) -> dict[str, list[dict[str, str]]]:
-    return dict(place.read(name))
-
-
 def _nothing_read(place: Place, plan: Plan) -> str:
     """Say that there is no image, with the last one's reason."""
     count = len(plan.masks.split.names)
-    last = _report(place, f"{plan.jobs[-1].folder}/{STEM}.report.json")["skipped"][-1]
+    last = read_report(place, f"{plan.jobs[-1].folder}/{STEM}.report.json")["skipped"][-1]
     return (
         f"none of the {count:,} images of {plan.split} could be read; the last was "
         f"{last['path']}: {last['reason']}"

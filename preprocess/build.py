@@ -68,7 +68,8 @@ def build(
     else:
         try:
             for plan in plans:
-                enter(place, plan.work, plan.facts, plan.job_names)
+                fault = functools.partial(plan.fault, place)
+                enter(place, plan.work, plan.facts, plan.job_names, fault=fault)
             rate = _convert(place, plans, workers=workers, ray=ray)
             publish(place, assemble(place, plans, key, base.relabelled if base else {}))
         except BaseException:

@@ -51,6 +51,11 @@ class LocalPlace:
         """Return whether there is a file or folder of this name."""
         return (self.root / name).exists()
 
+    def size(self, name: str) -> int:
+        """Return a file's bytes, or -1 if it is not there."""
+        path = self.root / name
+        return path.stat().st_size if path.is_file() else -1
+
     def path(self, name: str) -> Path:
         """Return a file of this machine with the content of a small file."""
         return self.root / name

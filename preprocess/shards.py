@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from harl_fast.data.container.checksum import stored_sum
 from harl_fast.data.container.fields import MODE_NAMES
@@ -20,18 +21,20 @@ from harl_fast.data.container.manifest import (
     Manifest,
     manifest_path,
     names_path,
+    read_manifest,
     sums_path,
     write_manifest,
     write_names,
     write_sums,
 )
-from harl_fast.errors import one_line
+from harl_fast.errors import DataError, one_line
 from harl_fast.files import sha256_file, write_json
 from harl_fast.host import utc_time
+from harl_fast.kinds import Text, of_kind
 from preprocess.convert import Sample, Settings, Task
 from preprocess.masks.registry import CHUNK
 from preprocess.masks.sources import MaskList
-from preprocess.places import Place
+from preprocess.places import LocalPlace, Place
 from preprocess.prints import prints_path, write_prints
 from preprocess.sources import Rejected
 from preprocess.work import tool_versions
@@ -187,7 +190,7 @@ def _describe(beton: Path, job: Job, tally: Tally) -> None:
         beton_sha256=sha256_file(beton),
         names_sha256=write_names(beton, tally.names),
         created=utc_time(),
-        tool_versions=tool_versions(),
+        tool_versions={**tool_versions()},
         tables_sha256=tables_sha256(beton),
         sums_sha256=write_sums(beton, tally.sums),
         prints_sha256=write_prints(beton, tally.prints),
@@ -246,6 +249,58 @@ def _mask_facts(tally: Tally, job: Job) -> dict[str, Any]:
         "fallbacks": len(tally.replaced),
         "stand_ins": tally.stand_ins,
     }
+
+
+def unsound(place: Place, job: Job) -> str:
+    """Return what is wrong with the files of a finished shard, or "".
+
+    A killed machine or a shared disk may have left it cut. All but the samples' own bytes is read.
+    """
+    beton = Path(job.folder) / f"{STEM}.beton"
+    try:
+        left_out = read_report(place, str(report_path(beton)))["skipped"]
+        size = place.size(str(beton))
+        if size < 0:
+            return "" if len(left_out) >= len(job.rows) else f"{beton.name} is missing"
+        manifest = read_manifest(place.path(str(beton)))
+        if size != manifest.beton_bytes:
+            return f"{beton.name} has {size:,} bytes, not {manifest.beton_bytes:,}"
+        for path, known in (
+            (names_path(beton), manifest.names_sha256),
+            (sums_path(beton), manifest.sums_sha256),
+            (prints_path(beton), manifest.prints_sha256),
+        ):
+            if place.size(str(path)) < 0 or sha256_file(place.path(str(path))) != known:
+                return f"{path.name} is missing or damaged"
+        if isinstance(place, LocalPlace):
+            check_container(place.path(str(beton)), manifest)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+class _LeftOut(BaseModel):
+    path: Text
+    reason: Text
+
+
+_REPORTED = ("skipped", "masks_replaced", "warned")
+Report = dict[str, list[dict[str, str]]]
+"""What a container lacks: file and reason under each of `_REPORTED`."""
+
+
+def read_report(place: Place, name: str) -> Report:
+    """Return the list of what a container lacks; `DataError` if it is none."""
+    remedy = 'Copy it again, or write {"skipped": []} there: what was left out is then not known'
+    where = f"{place}/{name}"
+    if place.size(name) < 0:
+        raise DataError(f"{where} is missing. {remedy}")
+    try:
+        found: Report = place.read(name)
+    except DataError as error:
+        raise DataError(f"{error}. {remedy}") from error
+    of_kind(found, dict[str, list[_LeftOut]], where=where, remedy=remedy, error=DataError)
+    return {**{key: [] for key in _REPORTED}, **found}
 
 
 def _report(tally: Tally) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from harl_fast.errors import one_line
 from preprocess.masks.registry import SUPERVISION
 from preprocess.masks.sources import MaskList
 from preprocess.places import Place
+from preprocess.shards import Report, read_report
 from preprocess.soundness import DAMAGED
 from preprocess.sources import Split
-
-Report = dict[str, list[dict[str, str]]]
 
 
 def summarise(
@@ -24,7 +23,7 @@ def summarise(
     rate: images per second of the conversion; 0 if there is nothing to say of it.
     """
     manifest, listing = place.manifest(split), f"{split}.report.json"
-    report: Report = place.read(listing)
+    report = read_report(place, listing)
     mask, counts = manifest.mask, manifest.class_counts
     notes = [f"{one_line(masks.title)} ({SUPERVISION[mask['supervision']]})"]
     for key, what in (("fallbacks", "fall-backs"), ("stand_ins", "centre ellipses")):
@@ -39,11 +38,25 @@ def summarise(
         f"coverage {mask['coverage_mean']:.1%}, empty {mask['empty_share']:.1%}, "
         f"full {mask['full_share']:.1%}"
     )
-    for line in (*_on_store(manifest), *_on_files(place, manifest, rate)):
+    for line in (
+        *_on_masks(manifest, masks),
+        *_on_store(manifest),
+        *_on_files(place, manifest, rate),
+    ):
         print(one_line(line))
     for line in (*_on_report(f"{place}/{listing}", report), *_lost(masks.split, report, classes)):
         print(one_line(line))
     return manifest
+
+
+def _on_masks(manifest: Manifest, masks: MaskList) -> Iterator[str]:
+    """Yield a line on mask files most of which tell nothing: often by another meaning of values."""
+    share = manifest.mask["full_share"]
+    if masks.has_files and share >= 0.5:
+        yield (
+            f"  note: {share:.1%} of the masks are full, as if there were none: in mask files 0 is "
+            f"background, and every other value is foreground, 1 and mid-grey too"
+        )
 
 
 def _on_store(manifest: Manifest) -> Iterator[str]:

@@ -114,6 +114,11 @@ class UrlPlace:
             self._fs.isfile(self._at(name)) or self._fs.isfile(self._at(f"{name}/{_WHOLE}"))
         )
 
+    def size(self, name: str) -> int:
+        self._fs.invalidate_cache()
+        path = self._at(name)
+        return int(self._fs.size(path)) if self._fs.isfile(path) else -1
+
     def path(self, name: str) -> Path:
         """Return a copy of a small file; of a container the name alone, for its manifest's."""
         copy = Path(self._copies.name) / name

@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -165,11 +165,19 @@ def key_of(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
-def enter(place: Place, work: str, facts: dict[str, str], wanted: Sequence[str]) -> None:
+def enter(
+    place: Place,
+    work: str,
+    facts: dict[str, str],
+    wanted: Sequence[str],
+    *,
+    fault: Callable[[str], str],
+) -> None:
     """Make a split's work folder ready: remove what a killed run left half-done or does not fit.
 
-    wanted: names of the shards' folders. Prints what stays, and what lies in folders of other
-    recipes, which is never removed: a mistyped option must not cost days of work.
+    wanted: names of the shards' folders. fault: returns what is wrong with the files of one, or "".
+    Prints what stays, and what lies in folders of other recipes, which is never removed: a mistyped
+    option must not cost days of work.
     """
     split = _split_of(work)
     for name in place.names():
@@ -178,6 +186,10 @@ def enter(place: Place, work: str, facts: dict[str, str], wanted: Sequence[str])
             _tell_other(place, name, facts)
     there = place.names(work)
     kept = [name for name in there if name in wanted and place.exists(f"{work}/{name}")]
+    faults = {name: problem for name in kept if (problem := fault(name))}
+    for name, problem in faults.items():
+        print(one_line(f"note: {place}/{work}/{name} is damaged and made again: {problem}"))
+    kept = [name for name in kept if name not in faults]
     stale = [name for name in there if name not in kept and name != RECIPE]
     for name in stale:
         place.remove(f"{work}/{name}")

@@ -26,7 +26,7 @@ DISTRIBUTIONS |= {"yaml": "pyyaml", "llvmlite": "numba", "packaging": "pytest", 
 DISTRIBUTIONS |= {"markdown": "mkdocs-material", "nbformat": "nbclient", "google": "tensorboard"}
 """The last six come with packages that are made of them or need them themselves."""
 OPTIONAL = [("preprocess", extra) for extra in ("masks-onnx", "webdataset", "parquet", "ray")]
-OPTIONAL += [("harl_fast", "timm"), ("harl_fast", "eval")]
+OPTIONAL += [("harl_fast", "timm"), ("harl_fast", "eval"), ("harl_fast", "export")]
 """Who imports what an extra brings."""
 OURS = {"harl_fast", "preprocess", "launch", "tests", "benchmarks"}
 OURS_AND_PYTHONS = sys.stdlib_module_names | OURS

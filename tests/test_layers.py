@@ -28,6 +28,7 @@ LEVELS = {
     "harl_fast.textfile": 0,
     "harl_fast.tensorfile": 0,
     "harl_fast.jit": 0,
+    "harl_fast.kinds": 0,
     "harl_fast.supervision": 0,
     "harl_fast.lock": 0,
     "harl_fast.runfiles": 0,

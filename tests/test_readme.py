@@ -103,6 +103,7 @@ def demo(work: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_prints_its_summary(demo: str) -> None:
     summary = demo.rpartition("\nsummary\n")[2]
     for row in ("images", "mask coverage", "steps", "final loss", "pretrained encoder", "took"):
@@ -112,6 +113,7 @@ def test_the_demo_prints_its_summary(demo: str) -> None:
         assert place and Path(place[1]).exists(), summary
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_the_other_commands_do_what_they_say(demo: str, work: Path) -> None:
     found = [c for c in commands() if c != "make demo"]

@@ -17,6 +17,7 @@ from harl_fast.config import LUMA_MEAN, LUMA_STD, RGB_MEAN, RGB_STD, ModelConfig
 from harl_fast.engine.checkpoint.format import (
     Checkpoint,
     alternative,
+    load_exactly,
     mismatch,
     open_checkpoint,
 )
@@ -87,7 +88,7 @@ def encoder_of(checkpoint: Checkpoint) -> tuple[Backbone, RunConfig]:
     config, weights = checkpoint.record.config, checkpoint.tensors("online.backbone")
     encoder = random_encoder(config, seed=0)
     try:
-        encoder.load_state_dict(weights)
+        load_exactly(encoder, weights)
     except RuntimeError as error:
         raise CheckpointError(
             f"{checkpoint.path} does not hold the backbone that its record describes "
@@ -335,7 +336,7 @@ def _projector_of(checkpoint: Checkpoint, backbone: Backbone) -> MLPHead | None:
         return None
     projector = _fresh_projector(checkpoint.record.config.model, backbone)
     try:
-        projector.load_state_dict(weights)
+        load_exactly(projector, weights)
     except RuntimeError as error:
         raise CheckpointError(
             f"{checkpoint.path} does not hold the projector that its record describes "

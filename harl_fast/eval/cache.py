@@ -70,7 +70,16 @@ def _read(path: Path, facts: Mapping[str, Any]) -> FeatureSet | str:
         return str(error)
     if about.get("facts") != json.dumps(facts, sort_keys=True):
         return "it holds those of another network, set or size"
-    return found if _digest(found) == about.get("sha256") else "its checksum differs"
+    if _digest(found) != about.get("sha256"):
+        return "its checksum differs"
+    return found if _is_sound(found) else "its numbers are of another kind, or not finite"
+
+
+def _is_sound(found: FeatureSet) -> bool:
+    features, labels = found.features, found.labels
+    kinds = (features.dtype, features.ndim, labels.dtype, labels.shape)
+    right = (torch.float32, 2, torch.int64, features.shape[:1])
+    return kinds == right and features.numel() > 0 and bool(torch.isfinite(features).all())
 
 
 def _digest(data: FeatureSet) -> str:

@@ -96,8 +96,8 @@ def logistic_probe(
         rows, labels = _rows(train, torch.arange(len(train.labels)), shift, device)
         (last,) = optima(rows, labels, classes=classes, cs=[chosen.c], start=chosen.head)
         progress.advance()
-    converged = [*((t.c, t.converged) for t in trials), (last.c, last.converged)]
-    if unfinished := [f"{c:.3g}" for c, found_it in converged if not found_it]:
+    fits = [*((t.c, t.converged) for t in trials), (last.c, last.converged)]
+    if unfinished := [f"{c:.3g}" for c, converged in fits if not converged]:
         to_stderr(f"note: not at their optimum within rounding: C {', '.join(unfinished)}")
     logits = scores_of(last.head, test.features, shift=shift, device=device)
     return LogisticResult(

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,15 +24,18 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from harl_fast import __version__
 from harl_fast.errors import DataError, nearest, one_line, shown
-from harl_fast.eval.metrics import Predictions, Score, per_class
+from harl_fast.eval.metrics import NO_CLASS, Predictions, Score, per_class
+from harl_fast.eval.resultfile import ResultFile
 from harl_fast.files import open_regular, replacing, to_stderr, write_bytes, write_json
 from harl_fast.host import utc_time
+from harl_fast.kinds import of_kind
 from harl_fast.tensorfile import open_tensors, writing
 from harl_fast.textfile import read_json
 
@@ -42,6 +46,8 @@ RESULT, PER_CLASS, PREDICTIONS, HEAD = (
     "predictions.npz",
     "head.safetensors",
 )
+LONGEST_NAME = 160
+"""Most bytes of a data set's name in that of a folder; file systems take 255 in all."""
 HEADLINES = ("top1", "mean_per_class")
 MOST_BYTES = 1 << 28
 """Largest result.json that is read."""
@@ -97,6 +103,18 @@ class Result:
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
 
+_AGAIN = "Run the evaluation again"
+_KINDS = {"i": "whole numbers", "f": "numbers", "U": "texts"}
+_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "ids": ("i", ()),
+    "names": ("U", ()),
+    "labels": ("i", ()),
+    "predicted": ("i", ()),
+    "top5": ("i", (5,)),
+    "probability": ("f", ()),
+}
+"""The arrays of `PREDICTIONS`: NumPy's kind of their values, and their shape behind N."""
+_LEAST = {"labels": 0, "predicted": NO_CLASS, "top5": NO_CLASS}
 _ARRAYS = ("predictions", "ids", "names", "head")
 """What `result.json` does not hold."""
 
@@ -116,7 +134,13 @@ def classes_sha256(classes: Sequence[str]) -> str:
 
 
 def result_folder(run: Path, *, data: str, protocol: str) -> Path:
-    """Return where a run keeps its result: ``run/eval/<data>-<protocol>``."""
+    """Return where a run keeps its result: ``run/eval/<data>-<protocol>``.
+
+    A name of data that leaves no room for what stands beside such folders is cut.
+    """
+    if len(os.fsencode(data)) > LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:8]
+        data = f"{os.fsencode(data)[:LONGEST_NAME].decode('utf-8', 'ignore')}-{digest}"
     return run / "eval" / f"{data}-{protocol}"
 
 
@@ -158,6 +182,16 @@ def write_head(path: Path, head: Head, *, classes: Sequence[str]) -> None:
         save_file(tensors, temporary, metadata=about)
 
 
+def _check_head(path: Path, head: Head) -> None:
+    weight, bias = head.weight, head.bias
+    fits = weight.ndim == 2 and bias.shape == weight.shape[:1] and weight.numel() > 0
+    if not (fits and weight.is_floating_point() and bias.is_floating_point()):
+        raise DataError(
+            f"{path} holds weights {tuple(weight.shape)} of {weight.dtype} and biases "
+            f"{tuple(bias.shape)} of {bias.dtype}, which are no linear head. {_AGAIN}"
+        )
+
+
 def read_head(path: Path, *, classes: Sequence[str] | None = None) -> Head:
     """Return a head; DataError if it cannot be read or belongs to other classes."""
     try:
@@ -166,7 +200,10 @@ def read_head(path: Path, *, classes: Sequence[str] | None = None) -> Head:
             made_for = (file.metadata() or {}).get("classes_sha256")
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} cannot be read as a linear head ({error})") from error
-    if classes is not None and made_for != classes_sha256(classes):
+    _check_head(path, head)
+    if classes is not None and (
+        made_for != classes_sha256(classes) or len(classes) != len(head.bias)
+    ):
         raise DataError(
             f"{path} was trained for {head.bias.shape[0]} other classes, or the same in another "
             f"order, than these {len(classes)} ({', '.join(map(shown, classes[:3]))}, ...): give "
@@ -190,38 +227,44 @@ def read_result(folder: Path) -> Result:
         raise DataError(
             f"{path}: format is {shown(tree.get('format'))}, this program reads {FORMAT}"
         )
-    names = [f.name for f in dataclasses.fields(Result) if f.name not in _ARRAYS]
-    if missing := [name for name in names if name not in tree]:
-        raise DataError(f"{path} lacks {missing[0]}: run the evaluation again")
-    try:
-        found = {name: tree[name] for name in names}
-        found["metrics"] = _scores(tree["metrics"])
-        found["knn"] = {k: _scores(each) for k, each in tree["knn"].items()}
-    except (TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error}): run the evaluation again") from error
-    head = folder / HEAD
+    known = of_kind(tree, ResultFile, where=str(path), remedy=_AGAIN, error=DataError)
+    found = {f.name: tree[f.name] for f in dataclasses.fields(Result) if f.name not in _ARRAYS}
+    knn = {k: _scores(each) for k, each in known.knn.items()}
+    head, classes = folder / HEAD, found["data"]["classes"]
     return Result(
-        **found,
-        **_arrays(folder / PREDICTIONS),
-        head=read_head(head, classes=found["data"]["classes"]) if head.exists() else None,
+        **(found | {"metrics": _scores(known.metrics), "knn": knn}),
+        **_arrays(folder / PREDICTIONS, classes=len(classes)),
+        head=read_head(head, classes=classes) if head.exists() else None,
     )
 
 
-def _arrays(path: Path) -> dict[str, Any]:
+def _arrays(path: Path, *, classes: int) -> dict[str, Any]:
     try:
         with open_regular(path) as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        fields = [f.name for f in dataclasses.fields(Predictions)]
-        found = Predictions(**{name: torch.from_numpy(arrays[name]) for name in fields})
-        return {
-            "predictions": found,
-            "ids": torch.from_numpy(arrays["ids"]),
-            "names": arrays["names"].tolist(),
-        }
+            arrays = {name: file[name] for name in _COLUMNS}
     except (
         OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, BadZipFile
     ) as error:  # fmt: skip
-        raise DataError(f"{path} cannot be read ({error}): run the evaluation again") from error
+        raise DataError(f"{path} cannot be read ({error}). {_AGAIN}") from error
+    count = len(arrays["ids"].reshape(-1))
+    for name, (kind, width) in _COLUMNS.items():
+        array, shape = arrays[name], (count, *width)
+        if array.dtype.kind != kind or array.shape != shape or not count:
+            raise DataError(
+                f"{path}: {name} is {array.dtype} of shape {array.shape}, not {_KINDS[kind]} of "
+                f"shape {shape}. {_AGAIN}"
+            )
+        if name in _LEAST and not _LEAST[name] <= array.min() <= array.max() < classes:
+            raise DataError(
+                f"{path}: {name} has {array.min()} to {array.max()}, which are no numbers of "
+                f"{classes} classes. {_AGAIN}"
+            )
+    found = {f.name: torch.from_numpy(arrays[f.name]) for f in dataclasses.fields(Predictions)}
+    return {
+        "predictions": Predictions(**found),
+        "ids": torch.from_numpy(arrays["ids"]),
+        "names": arrays["names"].tolist(),
+    }
 
 
 def _record(result: Result) -> dict[str, Any]:
@@ -246,8 +289,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _scores(tree: Mapping[str, Mapping[str, float]]) -> dict[str, Score]:
-    return {name: Score(**each) for name, each in tree.items()}
+def _scores(known: BaseModel) -> dict[str, Score]:
+    return {name: Score(**each) for name, each in known.model_dump().items()}
 
 
 def _keep_another(folder: Path, record: Mapping[str, Any]) -> None:

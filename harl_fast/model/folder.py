@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from harl_fast.config import LUMA_MEAN, LUMA_STD, RGB_MEAN, RGB_STD, DataConfig, ModelConfig
-from harl_fast.errors import CheckpointError, HarlError
+from harl_fast.errors import CheckpointError
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import LinearHeads, MLPHead
@@ -105,7 +105,12 @@ def _read(path: Path, config: Mapping[str, Any]) -> Exported:
         model=model,
         backbone=backbone.eval(),
         projector=build_projector(read_weights(projector)[0]) if projector.exists() else None,
-        head=_head(tensors, backbone, classifier=str(inputs.get("classifier"))),
+        head=_head(
+            tensors,
+            backbone,
+            classifier=str(inputs.get("classifier")),
+            where=str(path / WEIGHTS),
+        ),
         classes=[*map(str, config.get("label_names") or ())],
         mean=seen.mean,
         std=seen.std,
@@ -147,6 +152,11 @@ def load_native(
             f"has them, or another file"
         )
     for name, tensor in weights.items():
+        if expected[name].is_floating_point() and not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{where}: {name} holds {tensor.dtype}, the network has {expected[name].dtype}: "
+                f"give a file of weights"
+            )
         if not tensor.isfinite().all():
             raise CheckpointError(f"{where}: {name} holds values that are not finite")
     backbone.native.load_state_dict(weights, strict=False)
@@ -160,15 +170,22 @@ def _of_timm(architecture: str, *, in_channels: int) -> dict[str, Any]:
 
 
 def _head(
-    tensors: Mapping[str, Tensor], backbone: Backbone, *, classifier: str
+    tensors: Mapping[str, Tensor], backbone: Backbone, *, classifier: str, where: str
 ) -> LinearHeads | None:
     weight, bias = (tensors.get(f"{classifier}.{kind}") for kind in ("weight", "bias"))
-    if weight is None or bias is None or weight.ndim != 2:
+    if weight is None or bias is None:
         return None
+    kinds = weight.is_floating_point() and bias.is_floating_point()
+    if not kinds or weight.ndim != 2 or bias.shape != weight.shape[:1] or not len(bias):
+        raise CheckpointError(
+            f"{where}: its classifier {classifier} has weights {tuple(weight.shape)} of "
+            f"{weight.dtype} and biases {tuple(bias.shape)} of {bias.dtype}, which are no linear "
+            f"layer: export it again by `make export`"
+        )
     if weight.shape[1] != backbone.out_channels:
-        raise HarlError(
-            f"the classifier takes {weight.shape[1]} features, the encoder has "
-            f"{backbone.out_channels}"
+        raise CheckpointError(
+            f"{where}: its classifier {classifier} takes {weight.shape[1]} features, the encoder "
+            f"has {backbone.out_channels}: export it again by `make export`"
         )
     heads = LinearHeads(weight.shape[1], weight.shape[0])
     heads[0].load_state_dict({"weight": weight, "bias": bias})

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from harl_fast.errors import CheckpointError
+from harl_fast.errors import CheckpointError, shown
 from harl_fast.files import open_regular
 from harl_fast.tensorfile import open_tensors
 
@@ -38,16 +38,28 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix == ".safetensors":
         try:
             with open_tensors(path) as stream:
-                names = list(stream.keys())
-                return {name: stream.get_tensor(name) for name in names}, stream.metadata() or {}
+                tensors = {name: stream.get_tensor(name) for name in list(stream.keys())}
+                about: dict[str, str] = stream.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read ({error})") from error
+        return _real(tensors, path), about
     if path.suffix not in TORCH:
         raise CheckpointError(
             f"{path} is no kind of file that is read: give a run, a step file, an exported folder, "
             f"a .safetensors file, or one of torch ({', '.join(TORCH)})"
         )
-    return dict(_flat(_read_torch(path))), {}
+    return _real(dict(_flat(_read_torch(path))), path), {}
+
+
+def _real(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return tensors; CheckpointError if there are complex ones, whose half torch would drop."""
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise CheckpointError(
+                f"{path}: {shown(name)} holds {tensor.dtype}, weights are real numbers: give a "
+                f"file of such"
+            )
+    return tensors
 
 
 def refuse_other_frameworks(path: Path) -> None:

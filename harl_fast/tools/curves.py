@@ -77,8 +77,10 @@ def _probed(run: Path) -> dict[str, list[tuple[int, float]]]:
         except (ValueError, RecursionError):
             continue  # a kill within a write leaves half a line
         for key, points in found.items():
-            if isinstance(record, dict) and isinstance(record.get(key), int | float):
-                points[int(record["step"])] = float(record[key])
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                continue
+            if isinstance(record.get(key), int | float):
+                points[record["step"]] = float(record[key])
     return {key: sorted(points.items()) for key, points in found.items()}
 
 

@@ -13,6 +13,7 @@ from harl_fast.errors import ConfigError, OutputError, nearest, one_line
 from harl_fast.files import check_output, sync
 from harl_fast.options import per_channel, whole_number
 from harl_fast.program import run_main
+from harl_fast.runfiles import check_named
 
 if TYPE_CHECKING:
     from harl_fast.engine.networks import Pretrained
@@ -77,7 +78,8 @@ def export_encoder(
 
 
 def check_out(out: Path, *, option: str) -> None:
-    """Raise OutputError unless ``out`` can be made, or is an empty folder."""
+    """Raise OutputError unless ``out`` can be made, or is an empty folder, not the current one."""
+    check_named(out, option=option)
     if out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{option} {out} is not empty: give a new folder, or delete that one")
     check_output(out, option=option, folder=True)
@@ -99,6 +101,10 @@ def write(pretrained: Pretrained, out: Path, *, to: str, head: Classifier | None
             sync(path)
         os.replace(temporary, out)
         sync(out.parent)
+    except OSError as error:
+        if error.filename is not None and Path(error.filename).is_relative_to(temporary):
+            error.filename = str(out / Path(error.filename).relative_to(temporary))
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import pickle
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from harl_fast.config import ModelConfig
 from harl_fast.engine.checkpoint.format import save_tensors
 from harl_fast.engine.networks import Pretrained
 from harl_fast.errors import ConfigError, OutputError
-from harl_fast.files import write_bytes, write_json, write_text
+from harl_fast.files import naming, write_bytes, write_json, write_text
 from harl_fast.model.folder import CARD, CONFIG, FORMAT, PROJECTOR, WEIGHTS, read_folder
 from harl_fast.model.pool import global_mean
 from harl_fast.model.resnet import ARCHS
@@ -28,6 +29,7 @@ from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import read_weights
 from harl_fast.textfile import dump_yaml
 from harl_fast.tools.card import model_card, origin
+from harl_fast.tools.onnx_run import NotRunError, run_apart
 
 CENTRE = 0.875
 """Share of the shorter side that evaluation cuts out, as `EvalLoader` does."""
@@ -103,7 +105,9 @@ def _named(pretrained: Pretrained, head: Classifier | None) -> dict[str, Tensor]
 
 def _write_torchvision(folder: Path, pretrained: Pretrained, head: Classifier | None) -> None:
     tensors = _named(pretrained, head)
-    torch.save(tensors, folder / "model.pth")
+    content = io.BytesIO()  # torch itself ends in a RuntimeError on a full disk
+    torch.save(tensors, content)
+    write_bytes(folder / "model.pth", content.getvalue())
     metadata = {
         "arch": pretrained.model.arch,
         "mean": json.dumps(pretrained.mean),
@@ -288,7 +292,8 @@ def _write_onnx(folder: Path, pretrained: Pretrained, head: Classifier | None) -
         verbose=False,
     )
     assert program is not None
-    program.save(folder / "model.onnx", external_data=False)
+    with naming(folder / "model.onnx"):
+        program.save(folder / "model.onnx", external_data=False)
     about = {
         "input": "RGB in [0, 1], normalised inside",
         "mean": pretrained.mean,
@@ -300,21 +305,17 @@ def _write_onnx(folder: Path, pretrained: Pretrained, head: Classifier | None) -
 
 
 def _check_onnx(folder: Path, pretrained: Pretrained, head: Classifier | None) -> str:
+    deployed = _Deployed(pretrained, head).eval()
+    images = [example(pretrained, count=count).sigmoid() for count in (1, 5)]
+    with torch.inference_mode():
+        expected = [array for one in images for array in deployed(one)]
     try:
-        runtime = importlib.import_module("onnxruntime")
-    except ImportError:
-        return "not tried in onnxruntime, which is not installed (pip install -e '.[export]')"
-    path = str(folder / "model.onnx")
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    deployed, farthest = _Deployed(pretrained, head).eval(), 0.0
-    for count in (1, 5):
-        images = example(pretrained, count=count).sigmoid()
-        with torch.inference_mode():
-            expected = deployed(images)
-        for found, own in zip(session.run(None, {"images": images.numpy()}), expected, strict=True):
-            apart = _compare(torch.from_numpy(found), own, what="onnxruntime")
-            farthest = max(farthest, apart)
-    return f"onnxruntime {runtime.__version__} on 1 and 5 images: within {farthest:.0e}"
+        version, found = run_apart(folder / "model.onnx", [one.numpy() for one in images])
+    except NotRunError as why:
+        return str(why)
+    pairs = zip(map(torch.from_numpy, found), expected, strict=True)
+    farthest = max(_compare(one, other, what="onnxruntime") for one, other in pairs)
+    return f"onnxruntime {version} on 1 and 5 images: within {farthest:.0e}"
 
 
 def detectron2_name(name: str) -> str:

@@ -23,9 +23,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from harl_fast.data.order import spread
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress
+from harl_fast.kinds import Text, Whole, of_kind
 from harl_fast.lock import holder, locked, write_new
 from harl_fast.textfile import read_json
 from preprocess.masks.cachefile import CachedMask, DamagedError, Fingerprint, read_masks
@@ -83,6 +86,24 @@ def is_cache(folder: Path) -> bool:
     return (folder / INFO).is_file()
 
 
+class _Method(BaseModel):
+    method: Text
+    parameters: dict[str, Any]
+    supervision: Text
+
+
+class _Info(BaseModel):
+    """Kinds of the values of `INFO`, see `describe`."""
+
+    format: Whole
+    spec: Text
+    method: _Method
+    max_resolution: Whole
+    frame: Text
+    side: Whole
+    reading: dict[str, Any] = {}
+
+
 def read_info(folder: Path) -> dict[str, Any]:
     """Return a cache's description; `DataError` if it has none that this program reads."""
     path = folder / INFO
@@ -91,23 +112,21 @@ def read_info(folder: Path) -> dict[str, Any]:
             f"{folder} is no mask cache (it has no {INFO}); make one with "
             f"`python -m preprocess.masks --data FOLDER --out {folder}`"
         )
-    again = "delete it and run `python -m preprocess.masks` again: it keeps what fits"
+    again = "Delete it and run `python -m preprocess.masks` again: it keeps what fits"
     try:
         info = read_json(path, error=DataError)
-        known = info["format"], info["side"], info["max_resolution"]
-        sound = all(isinstance(one, int) for one in known) and (
-            info["method"]["supervision"] in SUPERVISION
-        )
     except DataError as error:
-        raise DataError(f"{error}; {again}") from error
-    except (KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise DataError(f"{path} lacks a part of its description; {again}")
-    if known[:2] != (FORMAT, CANVAS_PX):
+        raise DataError(f"{error}. {again}") from error
+    known: _Info = of_kind(info, _Info, where=str(path), remedy=again, error=DataError)
+    if (known.format, known.side) != (FORMAT, CANVAS_PX):
         raise DataError(
-            f"{path} has format {known[0]} with masks of {known[1]} px, this program reads "
+            f"{path} has format {known.format} with masks of {known.side} px, this program reads "
             f"{FORMAT} with {CANVAS_PX} px; make the cache again with `python -m preprocess.masks`"
+        )
+    if known.method.supervision not in SUPERVISION:
+        raise DataError(
+            f"{path}: method.supervision is {shown(known.method.supervision)}, none of "
+            f"{', '.join(SUPERVISION)}. {again}"
         )
     return info
 

@@ -221,6 +221,8 @@ def _columns(file: Path, table: _Table, choices: Choices) -> _Columns:
     features, schema = table.features(), table.schema
     kinds = {name: one.get("_type") for name, one in features.items() if isinstance(one, dict)}
     there = ", ".join(f"{one_line(field.name)} ({field.type})" for field in schema)[:500]
+    if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+        raise DataError(f"{file} has two columns named {one_line(twice[0])}: rename one of them")
     images = {field.name: inner for field in schema if (inner := _bytes_column(field))}
     marked = [name for name in images if kinds.get(name) == "Image" or "." in images[name]]
     named = [name for name in IMAGE_NAMES if name in images][:1]
@@ -283,7 +285,14 @@ def _label_column(
             )
         return choices.label_column
     marked = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
-    named = [name for name in LABEL_NAMES if name in schema.names and is_label(name)]
+    named = [name for name in LABEL_NAMES if name in schema.names]
+    if named and not (marked or is_label(named[0])):
+        raise DataError(
+            f"{file}: the column {named[0]} has {schema.field(named[0]).type} values, and labels "
+            f"are whole numbers or texts. Convert it, give another column as --label-column, or "
+            f"--label-column {NO_LABELS} for images without labels"
+        )
+    named = [name for name in named if is_label(name)]
     found = [name for name in named if name in marked][:1] or marked or named[:1]
     if len(found) > 1:
         raise DataError(

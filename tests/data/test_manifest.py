@@ -14,6 +14,7 @@ from ffcv.types import FieldDescType, HeaderType
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import (
     manifest_path,
+    merge_manifests,
     names_path,
     read_manifest,
     sample_name,
@@ -22,6 +23,7 @@ from harl_fast.data.container.manifest import (
 )
 from harl_fast.errors import DataError
 from harl_fast.files import sha256_file
+from harl_fast.textfile import tree_sha256
 from tests.betons import plain_item, write_beton
 
 
@@ -187,3 +189,49 @@ def test_names_are_one_line_each_whatever_they_hold(beton: Path) -> None:
     assert sample_name(beton, 3) == r"b\udcffad.jpg"
     with pytest.raises(DataError, match="no line 7"):
         sample_name(beton, 6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mask.size", "64"),
+        ("mask.supervision", 3),
+        ("mask.coverage_mean", [0.5]),
+        ("mask.fallbacks", True),
+        ("store.kind", 7),
+        ("store.range", {"low": 0}),
+        ("store.channels", "3"),
+        ("store.pixels", -1),
+        ("store.modes", {"jpg": 8}),
+        ("store.remarks", ["none"]),
+        ("store", []),
+        ("history", [{"created": "", "source": 5, "first": 0, "count": 8}]),
+        ("history", [{"source": "photos"}]),
+        ("tool_versions", {"numpy": 2}),
+        ("class_counts", ["4", 4]),
+        ("count", "8"),
+        ("created", 2026),
+    ],
+)
+def test_values_of_another_kind_are_refused_under_a_new_seal(
+    beton: Path, key: str, value: object
+) -> None:
+    path = manifest_path(beton)
+    tree = json.loads(path.read_text())
+    del tree["manifest_sha256"]
+    part, _, inner = key.partition(".")
+    tree[part] = {**tree[part], inner: value} if inner else value
+    path.write_text(json.dumps({**tree, "manifest_sha256": tree_sha256(tree)}))
+    with pytest.raises(DataError, match=rf"train\.json is no manifest: {key}.*make beton"):
+        read_manifest(beton)
+
+
+def test_shards_by_tools_of_several_versions_are_one_set(beton: Path, tmp_path: Path) -> None:
+    known = read_manifest(beton)
+    parts = [
+        (f"{name}.beton", dataclasses.replace(known, tool_versions={"pillow": name}))
+        for name in ("11", "12")
+    ]
+    (tmp_path / "set").mkdir()
+    write_manifest(tmp_path / "set", merge_manifests(parts, []))
+    assert read_manifest(tmp_path / "set").tool_versions == {"pillow": ["11", "12"]}

@@ -190,3 +190,41 @@ def test_a_record_at_odds_with_itself_is_refused(
     with pytest.raises(HarlError) as caught:
         start(folder, machine, asked=ask())
     assert "\n" not in str(caught.value)
+
+
+def retyped(name: str, dtype: torch.dtype) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = tensors[name].to(dtype)
+
+    return change
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64, torch.complex64])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "online.backbone.conv1.weight",
+        "target.backbone.bn1.bias",
+        "optim.momentum_buffer.backbone.conv1.weight",
+    ],
+)
+def test_tensors_of_another_dtype_are_refused(
+    folder: Path, machine: Machine, name: str, dtype: torch.dtype
+) -> None:
+    """Torch would drop their digits, or the imaginary half, and say nothing."""
+    rewrite(folder, tensors=retyped(name, dtype))
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=f"{re.escape(name[-12:])}.* {kind}|torch.{kind}"):
+        start(folder, machine, asked=ask())
+    if name.startswith("online.backbone"):
+        with pytest.raises(CheckpointError, match=kind):
+            load_encoder(folder)
+
+
+@pytest.mark.parametrize("skipped", [-5, 2 * STEPS + 1])
+def test_a_number_of_skipped_steps_that_cannot_be_is_refused(
+    folder: Path, machine: Machine, skipped: int
+) -> None:
+    rewrite(folder, record=lambda record: record.update(skipped=skipped))
+    with pytest.raises(CheckpointError, match=r"\.json.*skipped"):
+        start(folder, machine, asked=ask())

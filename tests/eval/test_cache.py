@@ -26,3 +26,28 @@ def test_features_under_another_networks_name_are_made_again(
     found = cache.get({"weights": "b"}, lambda: sets["b"], name="train")
     assert torch.equal(found.features, sets["b"].features)
     assert "those of another network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("features", "labels"),
+    [
+        (torch.zeros(3), torch.arange(3)),
+        (torch.zeros(3, 2, 1), torch.arange(3)),
+        (torch.zeros(3, 2), torch.zeros(3)),
+        (torch.zeros(3, 2), torch.arange(2)),
+        (torch.zeros(3, 2), torch.arange(3)[:, None]),
+        (torch.zeros(3, 2, dtype=torch.int64), torch.arange(3)),
+        (torch.full((3, 2), torch.nan), torch.arange(3)),
+        (torch.zeros(0, 2), torch.arange(0)),
+    ],
+)
+def test_kept_tensors_that_are_no_features_are_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], features: torch.Tensor, labels: torch.Tensor
+) -> None:
+    cache, sound = FeatureCache(tmp_path), FeatureSet(torch.ones(3, 2), torch.arange(3))
+    cache.get({"weights": "a"}, lambda: FeatureSet(features, labels), name="train")  # sealed
+    for _ in range(2):
+        found = cache.get({"weights": "a"}, lambda: sound, name="train")
+        assert torch.equal(found.features, sound.features)
+    said = capsys.readouterr().err
+    assert said.count("is damaged (its numbers are of another kind, or not finite)") == 1

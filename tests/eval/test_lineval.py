@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 
 from harl_fast.data.loader import EvalLoader
 from harl_fast.engine.networks import load_pretrained
-from harl_fast.errors import ConfigError, DataError
+from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.eval.features import extract
 from harl_fast.eval.options import ONLY
 from harl_fast.eval.results import read_result
+from harl_fast.lock import lock_beside, locked
 from launch import lineval
 from tests.eval.test_protocol import folder, run
 
@@ -167,3 +169,13 @@ def test_the_table_names_options_that_there_are(capsys: pytest.CaptureFixture[st
 def test_default_neighbours_are_those_that_there_are(folder: Path, run: Path) -> None:
     assert judge(run, folder) == 0
     assert list(read_result(run / "eval" / f"{folder.name}-cached").knn) == ["10", "20", "50"]
+
+
+@pytest.mark.parametrize("place", ["eval", "lineval.json"])
+def test_two_at_once_in_one_result_folder_are_refused(folder: Path, run: Path, place: str) -> None:
+    output = run / place
+    before = output.stat().st_mtime_ns if output.exists() else 0
+    refused = pytest.raises(HarlError, match=rf"{place} is in use by process")
+    with locked(lock_beside(output), output=output), refused:
+        judge(run, folder)
+    assert (output.stat().st_mtime_ns if output.exists() else 0) == before

@@ -5,18 +5,30 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from harl_fast.errors import DataError
 from harl_fast.eval.metrics import predictions, scores
-from harl_fast.eval.results import Head, Result, read_head, read_result, result_folder, write_result
+from harl_fast.eval.results import (
+    Head,
+    Result,
+    classes_sha256,
+    read_head,
+    read_result,
+    result_folder,
+    write_head,
+    write_result,
+)
 
 CLASSES = ["cat", "dog", "ibis"]
+CHECKPOINT = {"path": "x", "weights_sha256": "c", "receipt": "4/4 tensors"}
 
 
 def result(**changes: Any) -> Result:
@@ -26,9 +38,17 @@ def result(**changes: Any) -> Result:
     fields: dict[str, Any] = {
         "protocol": "cached",
         "headline": "top1",
-        "data": {"name": "pets", "classes": CLASSES, "train_sha256": "a", "val_sha256": "b"},
-        "checkpoint": {"path": "x", "weights_sha256": "c", "receipt": "4/4 tensors"},
-        "preprocessing": {"size_px": 32, "mean": [0.5]},
+        "data": {
+            "name": "pets",
+            "classes": CLASSES,
+            "train_sha256": "a",
+            "val_sha256": "b",
+            "train_count": 60,
+            "val_count": 30,
+            "split": "official",
+        },
+        "checkpoint": CHECKPOINT,
+        "preprocessing": {"size_px": 32, "crop": 1.0, "mean": [0.5], "std": [0.5]},
         "metrics": scores(found, classes=3),
         "knn": {"20": scores(found, classes=3)},
         "choice": {"lr": 0.1},
@@ -81,7 +101,9 @@ def test_another_checkpoints_result_is_kept_and_the_same_ones_replaced(
     write_result(tmp_path / "r", result())
     write_result(tmp_path / "r", result(choice={"lr": 0.3}))
     assert [p.name for p in tmp_path.iterdir()] == ["r"]
-    write_result(tmp_path / "r", result(checkpoint={"weights_sha256": "d"}, head=None))
+    write_result(
+        tmp_path / "r", result(checkpoint={**CHECKPOINT, "weights_sha256": "d"}, head=None)
+    )
     assert "was of other checkpoint; kept as" in capsys.readouterr().err
     assert read_result(tmp_path / "r-1").choice == {"lr": 0.3}
     assert read_result(tmp_path / "r").head is None
@@ -98,7 +120,7 @@ def test_a_head_of_other_classes_is_refused(tmp_path: Path) -> None:
     ("file", "content", "message"),
     [
         ("result.json", b"{}", "format is None"),
-        ("result.json", b'{"format": 1}', "lacks protocol"),
+        ("result.json", b'{"format": 1}', "protocol: Field required"),
         ("result.json", b"{", "not valid JSON"),
         ("predictions.npz", b"no archive", r"predictions\.npz cannot be read"),
         ("predictions.npz", b"PK\3\4" + bytes(99), r"predictions\.npz cannot be read"),
@@ -116,3 +138,112 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, mess
 def test_no_result_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"result\.json does not exist"):
         read_result(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("protocol", 5),
+        ("headline", "top3"),
+        ("data", None),
+        ("data.classes", "cat"),
+        ("data.classes", []),
+        ("data.name", 7),
+        ("data.val_count", "30"),
+        ("checkpoint.path", None),
+        ("checkpoint.step", "last"),
+        ("preprocessing.size_px", 0),
+        ("preprocessing.size_px", 32.5),
+        ("preprocessing.mean", 0.5),
+        ("preprocessing.std", [0]),
+        ("metrics.top1", 81.2),
+        ("metrics.top1.low", None),
+        ("metrics.top5", {"value": 1.0, "low": 0.0}),
+        ("knn", []),
+        ("knn.20", {}),
+        ("choice", "best"),
+        ("trials", {"lr": 1}),
+        ("created", 2026),
+        ("seed", True),
+        ("versions", {"torch": 2}),
+    ],
+)
+def test_values_of_another_kind_are_named(tmp_path: Path, key: str, value: object) -> None:
+    folder = write_result(tmp_path / "r", result())
+    tree = json.loads((folder / "result.json").read_text())
+    *parents, last = key.split(".")
+    node = tree
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    (folder / "result.json").write_text(json.dumps(tree))
+    with pytest.raises(
+        DataError, match=rf"result\.json: {key}.*Run the evaluation again"
+    ) as caught:
+        read_result(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("labels", lambda a: a.astype(float)),
+        ("labels", lambda a: a + 2),
+        ("labels", lambda a: a[:29]),
+        ("predicted", lambda a: a - 2),
+        ("predicted", lambda a: a[:, None]),
+        ("top5", lambda a: a[:, :3]),
+        ("probability", lambda a: a.astype(str)),
+        ("ids", lambda a: a[:, None]),
+        ("ids", lambda a: a[:0]),
+        ("names", lambda a: np.arange(30)),
+    ],
+)
+def test_predictions_of_another_kind_are_named(tmp_path: Path, name: str, change: Any) -> None:
+    folder = write_result(tmp_path / "r", result())
+    with np.load(folder / "predictions.npz") as file:
+        arrays = {each: file[each] for each in file.files}
+    np.savez(folder / "predictions.npz", **(arrays | {name: change(arrays[name])}))
+    with pytest.raises(DataError, match=r"predictions\.npz: \w+ (is|has) .*Run the evaluation"):
+        read_result(folder)
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias"),
+    [
+        (torch.zeros(15), torch.zeros(3)),
+        (torch.zeros(3, 5), torch.zeros(4)),
+        (torch.zeros(3, 5), torch.zeros(3, 1)),
+        (torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64)),
+        (torch.zeros(3, 5, dtype=torch.complex64), torch.zeros(3)),
+        (torch.zeros(3, 0), torch.zeros(3)),
+    ],
+)
+def test_tensors_that_are_no_linear_head_are_refused(
+    tmp_path: Path, weight: torch.Tensor, bias: torch.Tensor
+) -> None:
+    path = tmp_path / "head.safetensors"
+    about = {"classes_sha256": classes_sha256(CLASSES)}
+    save_file({"weight": weight, "bias": bias}, path, metadata=about)
+    with pytest.raises(DataError, match=r"head\.safetensors holds .*which are no linear head"):
+        read_head(path, classes=CLASSES)
+
+
+def test_a_head_with_rows_for_other_classes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    write_head(path, Head(torch.zeros(2, 5), torch.zeros(2)), classes=CLASSES)
+    with pytest.raises(DataError, match="trained for 2 other classes"):
+        read_head(path, classes=CLASSES)
+
+
+def test_a_data_set_of_a_long_name_leaves_room_for_its_results(tmp_path: Path) -> None:
+    """Also for locks, temporary files and results that are kept beside it."""
+    folders = [
+        result_folder(tmp_path, data=name, protocol="imagenet-random")
+        for name in ("x" * 250, "x" * 249 + "y", "ä" * 125, "\udcff" * 250)
+    ]
+    assert len(set(folders)) == 4
+    for folder in folders:
+        assert len(os.fsencode(folder.name)) < 200
+        write_result(folder, result())
+    assert result_folder(tmp_path, data="pets", protocol="p").name == "pets-p"

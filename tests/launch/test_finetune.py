@@ -101,14 +101,8 @@ def weights(folder: Path, name: str) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in found.items() if "num_batches" not in key}
 
 
-@pytest.mark.parametrize(
-    ("boundary", "stage"),
-    [
-        (-1, 1),
-        pytest.param(0, 2, marks=pytest.mark.slow),
-        pytest.param(4, 1, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("boundary", "stage"), [(-1, 1), (0, 2), (4, 1)])
 def test_two_ranks_are_one_rank(tmp_path: Path, boundary: int, stage: int) -> None:
     """Weights and running statistics after 20 steps; without shared statistics they are others."""
     jobs = [("one", [sys.executable], 1), ("two", torchrun(2), 1), ("apart", torchrun(2), 0)]

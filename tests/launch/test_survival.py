@@ -20,6 +20,8 @@ from tests.engine.support import BATCH, assert_rounding_alone, distances, tiny_f
 from tests.launch.jobs import LONG_S, run
 from tests.launch.survival_job import MOVES
 
+pytestmark = pytest.mark.slow
+
 JOB = Path(__file__).with_name("survival_job.py")
 
 
@@ -60,7 +62,7 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, survive(folder, kills=(3, 2), seed=5, limit_s=LONG_S)
 
 
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 3), pytest.param(2, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 3), (2, 2)])
 def test_a_killed_run_ends_with_the_same_bits(
     ordinary: tuple[Path, dict[str, Any]], ranks: int, kills: int
 ) -> None:
@@ -89,7 +91,6 @@ def test_running_statistics_are_saved_as_their_mean_over_ranks(
     assert not torch.allclose(rows[0], rows[1], rtol=1e-2)  # they saw other halves of each batch
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_fifty_random_kills(tmp_path: Path) -> None:
     report = survive(tmp_path, kills=(30, 20), seed=7, limit_s=7000.0)

@@ -230,3 +230,26 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"package pyarrow, .* pip install pyarrow"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "labels", [[0.0, 1.0, 0.0, 1.0], [True, False, True, True], [[1], [2], [1], [2]]]
+)
+@pytest.mark.parametrize("name", ["label", "cls"])
+def test_labels_of_another_kind_are_not_left_out_unsaid(
+    tmp_path: Path, name: str, labels: list[object]
+) -> None:
+    path = table(tmp_path / "x.parquet", image=IMAGES, **{name: labels, "category": ["a", "b"] * 2})
+    with pytest.raises(DataError, match=rf"the column {name} has .* values, .*--label-column none"):
+        read(path)
+    assert read(path, label_column="none").classes == []
+    assert read(path, label_column="category").classes == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_two_columns_of_a_name_are_refused(tmp_path: Path, name: str) -> None:
+    columns = {"image": pa.array(IMAGES), "label": pa.array([0, 1, 0, 1])}
+    twice = pa.Table.from_arrays([*columns.values(), columns[name]], [*columns, name])
+    pq.write_table(twice, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=rf"two columns named {name}: rename one"):
+        read(tmp_path / "x.parquet")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,68 +20,15 @@ from torch import Tensor, nn
 
 from harl_fast.engine.networks import load_pretrained, open_initial
 from harl_fast.errors import ConfigError, HarlError, OutputError
-from harl_fast.eval.metrics import Predictions, Score
-from harl_fast.eval.results import Head, Result, write_result
 from harl_fast.textfile import read_yaml
-from harl_fast.tools import export, forms
+from harl_fast.tools import export, forms, onnx_run
 from harl_fast.tools.export import export_encoder
 from tests.engine.saved import checkpoint
-
-ROOT = Path(__file__).parents[2]
-CLASSES = ["cat", "dog", "owl"]
+from tests.tools.support import CLASSES, result_of
 
 
 def images(count: int = 2, *, size_px: int = 64) -> Tensor:
     return torch.rand(count, 3, size_px, size_px, generator=torch.Generator().manual_seed(3))
-
-
-def result_of(run: Path, *, weights_sha256: str, dim: int = 512) -> Path:
-    """Write a result of three classes as an evaluation does; return its result.json."""
-    generator = torch.Generator().manual_seed(1)
-    head = Head(torch.randn(3, dim, generator=generator), torch.randn(3, generator=generator))
-    labels = torch.tensor([0, 1, 2, 1])
-    predicted = Predictions(
-        labels=labels,
-        predicted=labels,
-        top5=torch.stack([labels] * 3, 1),
-        probability=torch.ones(4),
-    )
-    result = Result(
-        protocol="logreg",
-        headline="top1",
-        data={
-            "name": "pets",
-            "classes": CLASSES,
-            "train_sha256": "0" * 64,
-            "val_sha256": "1" * 64,
-            "train_count": 9,
-            "val_count": 4,
-            "split": "own split",
-        },
-        checkpoint={
-            "path": str(run),
-            "run": "run",
-            "step": 3,
-            "weights_sha256": weights_sha256,
-            "receipt": "other weights",
-        },
-        preprocessing={"size_px": 64, "crop": 0.875, "mean": [0], "std": [1], "precision": "fp32"},
-        metrics={"top1": Score(81.25, 70.0, 90.0)},
-        predictions=predicted,
-        ids=torch.arange(4),
-        names=["a", "b", "c", "d"],
-        seed=0,
-        head=head,
-    )
-    return write_result(run / "eval" / "pets-logreg", result) / "result.json"
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    checkpoint(folder, arch="resnet18", heads=True, projector_hidden=64, projector_out=16)
-    result_of(folder, weights_sha256=load_pretrained(folder).weights_sha256)
-    return folder
 
 
 def features(run: Path, x: Tensor) -> Tensor:
@@ -184,6 +130,7 @@ def test_an_exported_folder_is_a_checkpoint_again(run: Path, tmp_path: Path) -> 
     assert load_pretrained(tmp_path / "twice").weights_sha256 == first.weights_sha256
 
 
+@pytest.mark.slow  # torch.onnx traces for 10 s
 @pytest.mark.parametrize("head", [False, True])
 def test_onnxruntime_takes_pixels_in_any_batch(run: Path, tmp_path: Path, head: bool) -> None:
     runtime = pytest.importorskip("onnxruntime")
@@ -200,6 +147,30 @@ def test_onnxruntime_takes_pixels_in_any_batch(run: Path, tmp_path: Path, head: 
         assert len(found) == len(wanted)
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-4 * other.abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import os; os.abort()", "not compared: SIGABRT"),
+        ("import time; time.sleep(60)", "not compared: .* no answer after 3 s"),
+        ("raise OSError(7)", None),
+    ],
+)
+def test_a_runtime_that_crashes_ends_no_export(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, told: str | None
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnx_run, "_PROGRAM", [sys.executable, "-c", code])
+    monkeypatch.setattr(onnx_run, "_PATIENCE_S", 3.0)
+    if told:
+        assert re.search(told, export_encoder(run, tmp_path / "out", to="onnx", size_px=64))
+        assert (tmp_path / "out" / "model.onnx").exists()
+    else:
+        with pytest.raises(OutputError, match=r"refuses the export: OSError: 7"):
+            export_encoder(run, tmp_path / "out", to="onnx", size_px=64)
+        assert list(tmp_path.iterdir()) == []
 
 
 def converter(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -342,45 +313,3 @@ def test_the_program_exports(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr()
     assert printed.out.startswith(f"{out}: torchvision of resnet18")
     assert "120/120 tensors" in printed.err
-
-
-HUB = """
-import sys, torch
-class Nothing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("ffcv", "numba", "deepspeed", "cv2", "timm", "psutil"):
-            raise ImportError(f"{name} is not installed")
-sys.meta_path.insert(0, Nothing())
-repository, entry, weights = sys.argv[1:]
-model = torch.hub.load(repository, entry, source="local", weights=weights, endpoints=True)
-found = model(torch.zeros(2, 3, 64, 64))
-print({name: tuple(value.shape) for name, value in found.items()})
-"""
-
-
-def hub(entry: str, weights: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", HUB, str(ROOT), entry, str(weights)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-
-
-def test_torch_hub_gives_the_end_points_without_the_training_libraries(
-    run: Path, tmp_path: Path
-) -> None:
-    export_encoder(run, out := tmp_path / "out", head=run / "eval" / "pets-logreg" / "result.json")
-    done = hub("harl_resnet18", out, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert eval(done.stdout) == {
-        "initial_conv": (2, 64, 32, 32),
-        "initial_max_pool": (2, 64, 16, 16),
-        "block_group1": (2, 64, 16, 16),
-        "block_group2": (2, 128, 8, 8),
-        "block_group3": (2, 256, 4, 4),
-        "block_group4": (2, 512, 2, 2),
-        "final_avg_pool": (2, 512),
-        "default": (2, 512),
-        "proj_head_input": (2, 512),
-        "proj_head_output": (2, 16),
-        "logits_sup": (2, 3),
-    }
-    wrong = hub("harl_resnet50", out, tmp_path)
-    assert "holds resnet18, not resnet50" in wrong.stderr and wrong.returncode != 0

@@ -8,7 +8,6 @@ path per sample, in sample order) in the same folder. Several containers may for
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -20,11 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.format import open_memmap
-from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from harl_fast.data.container.checksum import CHECKED, CRC32
+from harl_fast.data.container.facts import Facts, Texts, merged
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import naming, replacing, sha256_file, write_json, write_text
+from harl_fast.kinds import Whole, of_kind
 from harl_fast.textfile import read_json, tree_sha256
 
 FORMAT_VERSION = 1
@@ -54,8 +54,8 @@ class Shard:
 
     file: str
     """Its name in the set's folder."""
-    count: NonNegativeInt
-    beton_bytes: NonNegativeInt
+    count: Whole
+    beton_bytes: Whole
     beton_sha256: str
     manifest_sha256: str
     """The seal of its own manifest."""
@@ -65,14 +65,14 @@ class Shard:
 class Manifest:
     """Everything known about a container, or about a set of them, without opening it."""
 
-    format_version: int
+    format_version: Whole
     split: str
     """``train`` or ``val``."""
-    count: NonNegativeInt
+    count: Whole
     """Number of samples."""
     classes: list[str]
     """Class names; a label is an index into this list. Empty if every label is -1 (none)."""
-    class_counts: list[NonNegativeInt]
+    class_counts: list[Whole]
     """Samples of each class."""
     source: str
     """Name of the source: a folder's base name or a data set's name, never an absolute path."""
@@ -92,14 +92,14 @@ class Manifest:
     `preprocess.reading.Reading.facts` (before, range "full" and no profile) and remarks ({what was
     done to pixels: count}). The loader reads each sample's own mode and depends on none of these:
     no new format."""
-    skipped: NonNegativeInt
+    skipped: Whole
     """Source files that were left out; they are listed in ``<split>.report.json``."""
-    beton_bytes: NonNegativeInt
+    beton_bytes: Whole
     beton_sha256: str
     names_sha256: str
     created: str
     """ISO 8601, UTC."""
-    tool_versions: dict[str, str]
+    tool_versions: dict[str, Texts]
     tables_sha256: str = ""
     """`integrity.tables_sha256`; empty, like the next, in containers from before these checks."""
     sums_sha256: str = ""
@@ -188,14 +188,14 @@ def merge_manifests(
         classes=classes,
         class_counts=totals,
         source=", ".join(dict.fromkeys(each.source for each in manifests)),
-        mask=_merged([each.mask for each in manifests], counts),
-        store=_merged([each.store for each in manifests], counts),
+        mask=merged([each.mask for each in manifests], counts),
+        store=merged([each.store for each in manifests], counts),
         skipped=sum(each.skipped for each in manifests),
         beton_bytes=sum(each.beton_bytes for each in manifests),
         beton_sha256=_joint([each.beton_sha256 for each in manifests]),
         names_sha256=_joint([each.names_sha256 for each in manifests]),
         created=max(each.created for each in manifests),
-        tool_versions=_merged([each.tool_versions for each in manifests], counts),
+        tool_versions=merged([each.tool_versions for each in manifests], counts),
         tables_sha256=_joint([each.tables_sha256 for each in manifests]),
         sums_sha256=_joint([each.sums_sha256 for each in manifests]),
         prints_sha256=_joint([each.prints_sha256 for each in manifests]),
@@ -210,34 +210,6 @@ def merge_manifests(
 def _joint(digests: Sequence[str]) -> str:
     """Return the SHA-256 of hexadecimal digests, or "" if a shard has none."""
     return hashlib.sha256("".join(digests).encode()).hexdigest() if all(digests) else ""
-
-
-_COUNTS = ("fallbacks", "stand_ins", "pixels", "warned", "passed_through")
-_TALLIES = ("remarks", "reencoded", "modes")
-"""Numbers in a manifest's facts that add up, and what holds nothing but such numbers."""
-
-
-def _merged(
-    facts: Sequence[dict[str, Any]], weights: Sequence[int], *, added: bool = False
-) -> dict[str, Any]:
-    """Return facts of several shards as one: numbers added, shares averaged, the rest as it is.
-
-    What differs becomes the list of its values. weights: samples of each. added: all is numbers.
-    """
-    merged: dict[str, Any] = {}
-    for key in dict.fromkeys(key for each in facts for key in each):
-        own = [(each[key], n) for each, n in zip(facts, weights, strict=True) if key in each]
-        values, counts = [value for value, _ in own], [count for _, count in own]
-        if key in _TALLIES or (added and isinstance(values[0], dict)):
-            merged[key] = _merged(values, counts, added=True)
-        elif added or key in _COUNTS:
-            merged[key] = sum(values)
-        elif key.endswith(("_mean", "_share")):
-            merged[key] = sum(value * count for value, count in own) / max(1, sum(counts))
-        else:
-            distinct = [value for row, value in enumerate(values) if value not in values[:row]]
-            merged[key] = distinct[0] if len(distinct) == 1 else distinct
-    return merged
 
 
 def write_names(beton: Path, names: Sequence[str]) -> str:
@@ -299,11 +271,6 @@ def _remedy(beton: Path, files: str) -> str:
     return f"Copy the files of {files} together, or: {REMEDY}"
 
 
-@functools.cache
-def _schema() -> TypeAdapter[Manifest]:
-    return TypeAdapter(Manifest)
-
-
 def read_manifest(beton: Path) -> Manifest:
     """Return the manifest of a container or of a set; `DataError` if missing, damaged or edited.
 
@@ -318,13 +285,12 @@ def read_manifest(beton: Path) -> Manifest:
         tree = read_json(path, error=DataError, most_bytes=MOST_BYTES)
         seal = tree.pop(_SEAL, None)
         found = tree_sha256(tree)
-        manifest = _schema().validate_python({**tree, _SEAL: seal or ""})
     except DataError as error:
         raise DataError(f"{error}. {REMEDY}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise DataError(f"{path} is no manifest: {where}: {first['msg']}. {REMEDY}") from error
+    sealed, where = {**tree, _SEAL: seal or ""}, f"{path} is no manifest"
+    for kind in (Facts, Manifest):
+        checked = of_kind(sealed, kind, where=where, remedy=REMEDY, error=DataError)
+    manifest: Manifest = checked
     if manifest.format_version != FORMAT_VERSION:
         raise DataError(
             f"{path} has format {manifest.format_version}, this program reads {FORMAT_VERSION}. "
@@ -335,6 +301,13 @@ def read_manifest(beton: Path) -> Manifest:
             f"{path} was changed after it was written (its SHA-256 differs). Copy it again, or: "
             f"{REMEDY}"
         )
+    _check_fit(beton, manifest)
+    return manifest
+
+
+def _check_fit(beton: Path, manifest: Manifest) -> None:
+    """Raise `DataError` unless a manifest is of the files beside it, and of itself."""
+    path = manifest_path(beton)
     if {beton.stem, manifest.split} == {"train", "val"}:
         raise DataError(
             f"{beton} is of the split {manifest.split} by its manifest: the files were renamed. "
@@ -349,7 +322,8 @@ def read_manifest(beton: Path) -> Manifest:
     for shard in manifest.shards:
         if Path(shard.file).name != shard.file:
             raise DataError(f"{path}: {shown(shard.file)} is no file of the set's folder. {REMEDY}")
-    return manifest
+    if manifest.shards and (total := sum(each.count for each in manifest.shards)) != manifest.count:
+        raise DataError(f"{path} counts {manifest.count:,} samples, its shards {total:,}. {REMEDY}")
 
 
 def read_shard(folder: Path, shard: Shard) -> Manifest:

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from harl_fast.config import RunConfig
 from harl_fast.engine.provenance import code_version, first_reason
@@ -45,7 +45,7 @@ class Record(Section):
     """Whole epochs done."""
     epoch_step: int = Field(ge=0)
     """Steps done of the epoch under way; with ``epoch`` the loader's position."""
-    skipped: int = 0
+    skipped: int = Field(0, ge=0)
     """Steps of these whose gradients were not finite, so that nothing moved."""
     config: RunConfig
     """Of a fine-tuning: what is known of the pretraining behind it, its network at least."""
@@ -181,6 +181,17 @@ def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
         leftover.unlink()
 
 
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Set all tensors of a module; RuntimeError unless names, shapes and dtypes are its own.
+
+    torch itself drops imaginary parts and digits without an error.
+    """
+    for name, own in module.state_dict().items():
+        if name in tensors and tensors[name].dtype != own.dtype:
+            raise RuntimeError(f"{name} is {tensors[name].dtype} instead of {own.dtype}")
+    module.load_state_dict(tensors)
+
+
 def mismatch(error: RuntimeError) -> str:
     """Return in one short line why `torch.nn.Module.load_state_dict` refused a checkpoint."""
     return " ".join(str(error).split())[:200]
@@ -283,6 +294,11 @@ def _read_record(file: Path) -> Record:
         what = "differs" if record.record_sha256 else "is missing"
         raise CheckpointError(
             f"{note} was changed after it was written (its SHA-256 {what}). {alternative(file)}"
+        )
+    if record.skipped > record.step:
+        raise CheckpointError(
+            f"{note}: {record.skipped} of {record.step} steps were skipped, which cannot be. "
+            f"{alternative(file)}"
         )
     if CHECKPOINT_NAME.fullmatch(file.stem) and _step(file) != record.step:
         raise CheckpointError(

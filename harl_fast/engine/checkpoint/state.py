@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harl_fast.engine.checkpoint.format import Checkpoint, mismatch
+from harl_fast.engine.checkpoint.format import Checkpoint, load_exactly, mismatch
 from harl_fast.engine.deepspeed import gather_rows, load_optimizer_state, optimizer_state
 from harl_fast.engine.resume import changed, recorded_engine
 from harl_fast.engine.state import LoopState
@@ -98,7 +98,7 @@ def load_networks(networks: Mapping[str, nn.Module], checkpoint: Checkpoint) -> 
     """
     for prefix, module in networks.items():
         try:
-            module.load_state_dict(checkpoint.tensors(prefix))
+            load_exactly(module, checkpoint.tensors(prefix))
         except RuntimeError as error:
             raise CheckpointError(
                 f"{checkpoint.path} is of another model than section model describes "
@@ -110,35 +110,43 @@ def load_rest(state: LoopState, checkpoint: Checkpoint) -> None:
     """Set what `load_networks` leaves from a checkpoint, once the engine exists.
 
     That is the optimizer's state, the loss scale, and what each rank has for itself. Raises
-    CheckpointError if any of it is missing, left over or of another shape.
+    CheckpointError if any of it is missing, left over or of another kind.
     """
     found, record = checkpoint.tensors("optim"), checkpoint.record
     if found or record.skipped < record.step:  # AdamW has none before the first step that moves
         expected = {
-            f"{key}.{name}": shape
+            f"{key}.{name}": (torch.float32, shape)
             for parameter, name in _names(state).items()
             for key, shape in state_shapes(state.optimizer, parameter).items()
         }
-        _check_shapes(checkpoint, "optim", found, expected)
+        _check_kinds(checkpoint, "optim", found, expected)
         load_optimizer_state(state.engine, state.optimizer, _names(state), state=found)
     if state.scale is not None and recorded_engine(checkpoint).precision == "fp16":
         scale = checkpoint.tensors("scale")
-        _check_shapes(checkpoint, "scale", scale, dict.fromkeys(state.scale.state(), torch.Size()))
+        kinds = {name: (each.dtype, each.shape) for name, each in state.scale.state().items()}
+        _check_kinds(checkpoint, "scale", scale, kinds)
         state.scale.load(scale)
     _load_rank(state, checkpoint)
 
 
-def _check_shapes(
-    checkpoint: Checkpoint, prefix: str, found: dict[str, Tensor], expected: dict[str, torch.Size]
+def _check_kinds(
+    checkpoint: Checkpoint,
+    prefix: str,
+    found: dict[str, Tensor],
+    expected: dict[str, tuple[torch.dtype, torch.Size]],
 ) -> None:
-    """Raise CheckpointError if names or shapes of some tensors differ from what is expected."""
-    shapes = {name: str(list(tensor.shape)) for name, tensor in found.items()}
-    different = changed(shapes, {name: str(list(shape)) for name, shape in expected.items()})
+    """Raise CheckpointError unless names, dtypes and shapes of tensors are the expected ones."""
+
+    def text(dtype: torch.dtype, shape: torch.Size) -> str:
+        return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+
+    kinds = {name: text(tensor.dtype, tensor.shape) for name, tensor in found.items()}
+    different = changed(kinds, {name: text(*each) for name, each in expected.items()})
     if different:
         name, (there, here) = next(iter(different.items()))
         raise CheckpointError(
             f"{checkpoint.path} does not hold the state of this run: {len(different)} tensors "
-            f"differ, first {prefix}.{ascii(name)[1:80]} with shape {there} instead of {here} "
+            f"differ, first {prefix}.{ascii(name)[1:80]} which is {there} instead of {here} "
             f"(None: there is none). Use another checkpoint, or start a new run from its weights "
             f"with --init-from"
         )

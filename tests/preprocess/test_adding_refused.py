@@ -1,0 +1,61 @@
+"""Sets with a damaged report or manifest are refused before an image is added to them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from harl_fast.data.container.manifest import read_manifest, write_manifest
+from harl_fast.errors import DataError
+from tests.preprocess.support import contents
+from tests.preprocess.test_adding import data, grow, out, run
+
+__all__ = ["data", "out"]  # fixtures
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is missing"),
+        ("[]", "holds a list"),
+        ('{"skipped": 5}', r"skipped: .*\(got 5\)"),
+        ('{"skipped": [{"path": "a"}]}', r"skipped\.0\.reason: Field required"),
+    ],
+)
+def test_a_report_that_cannot_be_continued_is_refused_first(
+    data: Path, out: Path, text: str, told: str
+) -> None:
+    (out / "val.report.json").unlink()
+    if text:
+        (out / "val.report.json").write_text(text)
+    grow(data, "class0", 1)
+    before = contents_but(out, "val.report.json")
+    with pytest.raises(DataError, match=rf"val\.report\.json.*{told}.*or write"):
+        run(out, "--add", str(data))
+    assert contents_but(out, "val.report.json") == before
+    (out / "val.report.json").write_text('{"skipped": []}')  # as the message says
+    run(out, "--add", str(data))
+
+
+def contents_but(out: Path, name: str) -> dict[str, object]:
+    return {key: value for key, value in contents(out).items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "told"),
+    [
+        ("mask", "supervision", "none of it", "mask.supervision is 'none of it', none of none"),
+        ("store", "range", "dark", "a range that cannot be: 'dark'"),
+    ],
+)
+def test_a_manifest_with_words_of_another_meaning_is_refused(
+    data: Path, out: Path, part: str, key: str, value: str, told: str
+) -> None:
+    known = read_manifest(out / "train.beton")
+    changed = {part: {**getattr(known, part), key: value}}
+    write_manifest(out / "train.beton", dataclasses.replace(known, **changed))
+    grow(data, "class0", 1)
+    with pytest.raises(DataError, match=told):
+        run(out, "--add", str(data))
