@@ -220,6 +220,9 @@ class LossConfig(Section):
     """Least coverage of a foreground cell under mask: area."""
     min_area: Annotated[float, Field(ge=0.0, lt=1.0)] = 1e-3
     """A region must cover more than this share of the map to enter the loss."""
+    spread: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
+    """Weight of VICReg's variance and covariance terms on the online projections, which keep a
+    short training from losing dimensions; 0, as in BYOL and HARL: none."""
     extra: dict[str, Annotated[float, Field(ge=0.0, le=1000.0)]] = Field({})
     """Weights of further terms by their names in `harl_fast.model.loss.LOSS_TERMS`, which are added
     to the loss that type describes."""

@@ -15,7 +15,7 @@ from harl_fast.errors import ConfigError
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import MLPHead
-from harl_fast.model.loss import LOSS_TERMS, symmetric_loss, term_weights
+from harl_fast.model.loss import LOSS_TERMS, spread_penalty, symmetric_loss, term_weights
 from harl_fast.model.norm import GroupedBatchNorm1d
 from harl_fast.model.pool import cell_weight, global_mean, has_area, masked_mean
 from harl_fast.model.precision import widened, without_autocast
@@ -91,12 +91,13 @@ class HARL(nn.Module):
         foreground coverage in [0, 1] of each cell of its feature map. alpha, beta: see
         `loss.term_weights`; a term of weight zero is not computed. A row counts in a region's term
         if the region has area in both views.
-        Returns the 0-d float32 loss and detached 0-d tensors: "loss/<term>" of each computed term,
+        Returns the 0-d float32 loss and detached 0-d tensors: "loss/<term>" of each computed term
+        (with "loss/spread", the `loss.spread_penalty` summed over views, mean over regions),
         "fg" (mean coverage, each view counting alike) and "empty" (share of rows without a usable
         foreground). If ``watched``, also spreads over the first term's region, 1 when even over
         the sphere and 0 when collapsed: "z_std" of the target's projections, "p_std" of the
         predictions and "h_std" of the pooled online features (never negative, so well below 1 at
-        best).
+        best); and of the first and the last "z_rank" and "h_rank", see `effective_rank`.
         """
         weights = term_weights(self.loss, alpha=alpha, beta=beta)
         weights = {term: weight for term, weight in weights.items() if weight}
@@ -113,18 +114,25 @@ class HARL(nn.Module):
             z = _by_view(self.target.projector(rows, groups=groups), len(views), len(regions))
         rows, usable = self._pooled(self.backbone, views, regions)
         h = _by_view(rows, len(views), len(regions))[:, 0]
-        p = self.predictor(self.projector(rows, groups=groups), groups=groups)
-        p = _by_view(p, len(views), len(regions))
+        q = self.projector(rows, groups=groups)
+        p = _by_view(self.predictor(q, groups=groups), len(views), len(regions))
 
         terms = {
             term: symmetric_loss(p[0, i], p[1, i], z[0, i], z[1, i], usable=usable[:, i].all(0))
             for i, term in enumerate(weights)
         }
+        if self.loss.spread:
+            regional = zip(q.unflatten(0, (groups, -1)), usable.flatten(0, 1), strict=True)
+            each = torch.stack([spread_penalty(rows, usable=one) for rows, one in regional])
+            terms["spread"] = each.mean() * len(views)
+            weights["spread"] = self.loss.spread
         loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
         logs = {f"loss/{term}": value.detach() for term, value in terms.items()}
         if self.watched:
-            spread = {"z_std": z[:, 0], "p_std": p[:, 0], "h_std": h}
-            logs |= {name: _spread(x.detach().flatten(0, 1)) for name, x in spread.items()}
+            watched = {"z": z[:, 0], "p": p[:, 0], "h": h}
+            watched = {name: rows.detach().flatten(0, 1) for name, rows in watched.items()}
+            logs |= {f"{name}_std": _spread(rows) for name, rows in watched.items()}
+            logs |= {f"{name}_rank": effective_rank(watched[name]) for name in ("z", "h")}
         logs["fg"] = torch.stack([grid.detach().mean() for grid in cells]).mean()
         both = torch.stack([has_area(grid, min_area=self.loss.min_area) for grid in fg]).all(0)
         logs["empty"] = 1.0 - both.float().mean()
@@ -183,6 +191,21 @@ def convert_sync_bn(model: HARL, mode: str) -> None:
 def _by_view(rows: Tensor, views: int, regions: int) -> Tensor:
     """Return (V * R * B, D) rows as (V, R, B, D)."""
     return rows.view(views, regions, -1, rows.shape[-1])
+
+
+def effective_rank(rows: Tensor) -> Tensor:
+    """Return how many dimensions (N, D) rows use about their mean, 0-d, from 1 to min(N - 1, D).
+
+    The exponential of the entropy of their normalised singular values (Roy and Vetterli, The
+    effective rank, EUSIPCO 2007). What is not finite counts as 0.
+    """
+    with without_autocast(rows):
+        rows = widened(rows).nan_to_num(0.0, 0.0, 0.0)
+        rows = rows - rows.mean(0)
+        gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+        singular = torch.linalg.eigvalsh(gram).clamp(min=0.0).sqrt()
+        share = singular / singular.sum().clamp(min=1e-12)
+        return torch.special.entr(share).sum().exp()
 
 
 def _spread(z: Tensor) -> Tensor:

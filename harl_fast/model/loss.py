@@ -1,4 +1,5 @@
-"""The terms of the loss: which region each matches, with what weight, and the distance itself.
+"""The terms of the loss: which region each matches, with what weight, the distance itself, and the
+penalty on projections that use few dimensions.
 
 `HARL.forward` (harl.py) adds them up.
 """
@@ -14,6 +15,11 @@ from torch.nn import functional
 from harl_fast.config import LossConfig
 from harl_fast.errors import ConfigError, nearest
 from harl_fast.model.precision import widened, without_autocast
+
+
+_VARIANCE_FLOOR = 1e-4
+"""Added under the root, whose slope has no bound at 0 (VICReg's code)."""
+_COVARIANCE_SHARE = 1.0 / 25.0
 
 
 class LossTerm(NamedTuple):
@@ -93,3 +99,24 @@ def symmetric_loss(
     if usable is not None:
         distance = distance * usable
     return distance.mean()
+
+
+def spread_penalty(q: Tensor, *, usable: Tensor | None = None) -> Tensor:
+    """Return how far projections are from spreading over all D dimensions, 0-d, 0 at best.
+
+    q: (B, D) projections of the online network. usable: (B,) bool, rows that count; with fewer
+    than 2 the result is 0. It is mean_d max(0, 1 - s_d) + 0.04 / D * sum_(d != e) C_de^2 with the
+    batch's deviations s and covariances C: the variance and covariance terms of VICReg (Bardes,
+    Ponce, LeCun, ICLR 2022, equations 1 to 4) in the proportion 25 : 1 of that paper.
+    """
+    with without_autocast(q):
+        q = widened(q)
+        rows = q.new_ones(len(q), 1) if usable is None else usable.to(q.dtype)[:, None]
+        degrees = (rows.sum() - 1.0).clamp(min=1.0)
+        centred = (q - (q * rows).sum(0) / (degrees + 1.0)) * rows
+        covariance = centred.T @ centred / degrees
+        variance = covariance.diagonal()
+        deviation = (variance + _VARIANCE_FLOOR).sqrt()
+        apart = functional.relu(1.0 - deviation).mean()
+        alike = (covariance.square().sum() - variance.square().sum()) / q.shape[1]
+        return (apart + _COVARIANCE_SHARE * alike) * (rows.sum() > 1.0)

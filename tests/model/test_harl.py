@@ -13,7 +13,7 @@ from torch import nn
 from harl_fast.config import LossConfig, ModelConfig
 from harl_fast.errors import ConfigError
 from harl_fast.model.ema import ema_pairs, ema_update
-from harl_fast.model.harl import HARL, convert_sync_bn
+from harl_fast.model.harl import HARL, convert_sync_bn, effective_rank
 from harl_fast.model.heads import MLPHead
 from tests.oracles import losses as oracle
 
@@ -28,7 +28,9 @@ REGIONS = {
 }
 
 
-def build(loss_type: str, *, mask_mode: str = "soft", min_area: float = 1e-3) -> HARL:
+def build(
+    loss_type: str, *, mask_mode: str = "soft", min_area: float = 1e-3, spread: float = 0.0
+) -> HARL:
     torch.manual_seed(0)
     section = ModelConfig(
         arch="resnet18",
@@ -39,7 +41,7 @@ def build(loss_type: str, *, mask_mode: str = "soft", min_area: float = 1e-3) ->
         projector_out=8,
         predictor_hidden=16,
     )
-    loss = {"type": loss_type, "mask": mask_mode, "min_area": min_area}
+    loss = {"type": loss_type, "mask": mask_mode, "min_area": min_area, "spread": spread}
     model = HARL(section, LossConfig.model_validate(loss)).double()
     # A target unlike the online network, as after some steps.
     with torch.no_grad():
@@ -106,6 +108,27 @@ def test_loss_is_the_one_composed_from_its_parts(loss_type: str) -> None:
     assert {key for key in logs if key.startswith("loss/")} == {f"loss/{name}" for name in terms}
     for name, value in terms.items():
         assert logs[f"loss/{name}"].item() == pytest.approx(value, rel=1e-10)
+
+
+@pytest.mark.parametrize("loss_type", REGIONS)
+def test_spread_is_summed_over_views_and_averaged_over_regions(loss_type: str) -> None:
+    model = build(loss_type, spread=3.0)
+    views, cells = batch()
+    without, _ = build(loss_type)(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
+    networks = copy.deepcopy(model)
+    loss, logs = model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
+    means = []
+    for region in REGIONS[loss_type]:
+        for view, grid in zip(views, cells.unbind(1), strict=True):
+            mask = {"whole": torch.ones_like(grid), "fg": grid, "bg": 1 - grid}[region]
+            rows, enough = oracle.masked_mean(
+                networks.backbone(view).detach().numpy(), mask.numpy(), min_area=1e-3
+            )
+            q = plain(networks.projector)(torch.tensor(rows)).detach().numpy()
+            means.append(oracle.vicreg_spread(q[enough]))
+    expected = 2.0 * np.mean(means)
+    assert logs["loss/spread"].item() == pytest.approx(expected, rel=1e-10)
+    assert loss.item() == pytest.approx(without.item() + 3.0 * expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("loss_type", REGIONS)
@@ -215,6 +238,25 @@ def test_z_std_is_one_when_spread_and_zero_when_collapsed(monkeypatch: pytest.Mo
         model.predictor.out = nn.Linear(16, 4096, bias=False).double()
         _, logs = model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
         assert logs["z_std"].item() == pytest.approx(expected, abs=slack)
+
+
+@pytest.mark.parametrize(("count", "dim"), [(40, 8), (8, 40)])
+def test_effective_rank_is_the_entropy_of_the_singular_values(count: int, dim: int) -> None:
+    rows = torch.randn(count, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    rows = rows * torch.logspace(0, -3, dim, dtype=torch.float64) + 5.0
+    singular = np.linalg.svd((rows - rows.mean(0)).numpy(), compute_uv=False)
+    share = singular[singular > 1e-12] / singular.sum()
+    expected = float(np.exp(-(share * np.log(share)).sum()))
+    # The Gram matrix keeps half the digits of small singular values.
+    assert effective_rank(rows).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_effective_rank_counts_even_dimensions_and_survives_what_is_not_finite() -> None:
+    even = torch.cat([torch.eye(6), -torch.eye(6)])
+    assert effective_rank(even).item() == pytest.approx(6.0, rel=1e-5)
+    line = torch.linspace(0, 1, 9)[:, None] * torch.ones(5)
+    assert effective_rank(line).item() == pytest.approx(1.0, abs=0.02)
+    assert effective_rank(torch.full((4, 3), torch.nan)).item() == 1.0
 
 
 def test_the_target_is_hidden_but_moves_along() -> None:

@@ -9,7 +9,13 @@ import torch
 
 from harl_fast.config import LossConfig
 from harl_fast.errors import ConfigError
-from harl_fast.model.loss import LOSS_TERMS, region_distance, symmetric_loss, term_weights
+from harl_fast.model.loss import (
+    LOSS_TERMS,
+    region_distance,
+    spread_penalty,
+    symmetric_loss,
+    term_weights,
+)
 from tests.oracles import losses as oracle
 
 ROWS, DIM = 6, 16
@@ -98,3 +104,39 @@ def test_weights_build_the_published_totals(loss_type: str, alpha: float, beta: 
 def test_a_weight_for_a_term_that_takes_none_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"loss\.extra\.{name}"):
         term_weights(LossConfig(extra={name: 0.5}), alpha=0.5, beta=0.5)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [0, 2, 3]])
+def test_spread_is_vicregs_variance_and_covariance_of_the_usable_rows(rows: list[int]) -> None:
+    q = 0.7 * embeddings()[0]
+    usable = torch.zeros(ROWS, dtype=torch.bool)
+    usable[rows] = True
+    expected = oracle.vicreg_spread(q.numpy()[rows])
+    got = spread_penalty(q, usable=None if len(rows) == ROWS else usable)
+    assert got.item() == pytest.approx(expected, rel=64 * EPS64)
+    q.requires_grad_()
+    spread_penalty(q, usable=usable).backward()
+    assert q.grad is not None
+    assert (q.grad[rows] != 0).any(1).all() and not q.grad[~usable].any()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_spread_of_too_few_rows_is_zero_with_finite_gradients(count: int) -> None:
+    q = embeddings()[0].requires_grad_()
+    value = spread_penalty(q, usable=torch.arange(ROWS) < count)
+    value.backward()
+    assert value.item() == 0.0 and q.grad is not None and not q.grad.any()
+
+
+def test_spread_falls_when_equal_projections_are_drawn_apart() -> None:
+    generator = torch.Generator().manual_seed(2)
+    q = (1e-3 * torch.randn(64, 4, generator=generator)).requires_grad_()
+    before = spread_penalty(q).item()
+    assert before == pytest.approx(1.0, abs=0.02)  # the deviations' floor is 0.01
+    optimizer = torch.optim.Adam([q], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        value = spread_penalty(q)
+        value.backward()
+        optimizer.step()
+    assert value.item() < 0.01 and q.std(0).min() > 0.95

@@ -52,3 +52,17 @@ def total(loss_type: str, terms: dict[str, float], *, alpha: float, beta: float)
     if loss_type == "byol+f_loss+b_loss":
         return beta * w + (1 - beta) * (alpha * f + (1 - alpha) * b)
     raise AssertionError(loss_type)
+
+
+def vicreg_spread(q: Array) -> float:
+    """Return VICReg's variance and covariance terms in the proportion 25 : 1, over 25.
+
+    As facebookresearch/vicreg's main_vicreg.py writes them, for one view.
+    """
+    centred = q - q.mean(0)
+    deviation = np.sqrt(q.var(0, ddof=1) + 1e-4)
+    covariance = centred.T @ centred / (len(q) - 1)
+    off_diagonal = covariance[~np.eye(q.shape[1], dtype=bool)]
+    return float(
+        np.maximum(0.0, 1.0 - deviation).mean() + (off_diagonal**2).sum() / q.shape[1] / 25.0
+    )

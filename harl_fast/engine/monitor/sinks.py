@@ -26,6 +26,7 @@ _SHOWN = {
     "img_s": ".0f",
     "wait_worst": ".1%",
     "z_std": ".2f",
+    "h_rank": ".0f",
     "fg": ".1%",
     "empty": ".1%",
     "lr": ".4g",

@@ -21,7 +21,7 @@ from harl_fast.engine.monitor.sink import Figures, LogRecord, RunInfo, Sink
 from harl_fast.engine.side import SideOutputs, append_whole
 
 TAGS = {
-    "loss": ("loss/total", "Weighted sum of the loss terms; without loss.extra in [0, 8]."),
+    "loss": ("loss/total", "Weighted sum of the loss terms; of whole, fg and bg alone in [0, 8]."),
     "probe_knn": ("probe/knn_top1", "Top-1 of k-NN on frozen features of held-out images, in %."),
     "probe_linear": ("probe/linear_top1", "Top-1 of a ridge head on the same features, in %."),
     "z_std": (
@@ -30,6 +30,8 @@ TAGS = {
     ),
     "p_std": ("spread/predictions", "The same of the online predictions."),
     "h_std": ("spread/features", "The same of the pooled features, never negative: below 1."),
+    "z_rank": ("spread/rank_of_projections", "Dimensions that the target's projections use."),
+    "h_rank": ("spread/rank_of_features", "The same of the pooled features."),
     "fg": ("masks/coverage", "Mean share of a view that its mask covers."),
     "empty": ("masks/empty", "Share of pairs without foreground in one of the views."),
     "lr": ("schedule/lr", "Learning rate: linear warm-up, then half a cosine."),
