@@ -86,6 +86,9 @@ class ViewConfig(Section):
     crop: str = "random"
     """How the mask takes part: random: not at all; foreground>=T: of up to 5 crops the first whose
     share of foreground reaches T, else the last; center-on-foreground: about a foreground point."""
+    background_p: Share = 0.0
+    """Probability that what the mask leaves out shows another sample's picture instead; views with
+    hardly any foreground keep theirs."""
     jitter_p: Share = 0.8
     """Probability of colour jitter; its four operations come in a random order."""
     brightness: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4

@@ -26,6 +26,8 @@ STORE = 4
 """Purpose of the draws that choose how a container's samples are stored."""
 MASKS = 5
 """Purpose of the draws behind the masks of control experiments."""
+BACKGROUND = 7
+"""Purpose of the draws that replace a view's background."""
 RANK = 6
 """Purpose of the draw that seeds torch's own generators, with the rank in place of the sample."""
 

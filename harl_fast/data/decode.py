@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numba
 import numpy as np
@@ -12,10 +14,13 @@ import numpy.typing as npt
 
 from harl_fast.data.buffers import Outputs
 from harl_fast.data.container.reader import OpenContainer
+from harl_fast.data.views.background import bank_samples, bank_seed
 from harl_fast.data.views.batch import decode_batch, scratch_for
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry, geometry_table
+from harl_fast.data.views.jpeg import OK
 from harl_fast.data.views.sample import Scratch
+from harl_fast.errors import DataError
 
 _THREAD_SAFE = ("tbb", "omp")
 _one_kernel = threading.Lock()
@@ -33,19 +38,85 @@ class Decoder:
         container: OpenContainer,
         views: Sequence[ViewGeometry],
         *,
+        channels: int,
         colour: Colouring | None,
         threads: int,
     ) -> None:
         self._stored, self._views, self._threads = container.stored, tuple(views), threads
-        self._geometry = geometry_table(views)
+        self._geometry, self._channels = geometry_table(views), channels
         self._colour = colour
         self._colours = None if colour is None else colour.table()
         self._scratch: Scratch | None = None
+        self._replaces = any(view.background_p for view in views)
+        self._bank: tuple[npt.NDArray[np.uint8], ...] | None = None
+        self._bank_of: tuple[int, int] | None = None
+
+    def backgrounds_missing(self, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the samples behind an epoch's replaced backgrounds that are not decoded yet."""
+        if not self._replaces or self._bank_of == (seed, epoch):
+            return np.empty(0, np.int64)
+        return bank_samples(len(self._stored.rows), seed=seed, epoch=epoch)
+
+    def decode_backgrounds(
+        self, samples: npt.NDArray[np.int64], *, seed: int, epoch: int
+    ) -> npt.NDArray[np.int32]:
+        """Decode what `backgrounds_missing` returned; return each one's status.
+
+        Damaged samples are left out. Raises DataError if all are.
+        """
+        views = [replace(v, cells=1, crop="random", background_p=0.0) for v in self._views]
+        count, status = len(samples), np.empty(len(samples), np.int32)
+        pictures = tuple(
+            np.empty((count, v.size_px, v.size_px, self._channels), np.uint8) for v in views
+        )
+        cells = tuple(np.empty((count, 1, 1), np.float32) for _ in views)
+        self._run(
+            samples,
+            Outputs(pictures, cells, status),
+            seed=bank_seed(seed, epoch=epoch),
+            epoch=epoch,
+            table=geometry_table(views),
+        )
+        sound = status == OK
+        if not sound.any():
+            raise DataError(
+                f"none of {count} samples can be decoded for backgrounds, the first of them "
+                f"{samples[0]}: check the container with `python -m preprocess.verify`"
+            )
+        self._bank = tuple(bank[sound] for bank in pictures)
+        self._bank_of = seed, epoch
+        return status
 
     def __call__(
         self, samples: npt.NDArray[np.int64], out: Outputs, *, seed: int, epoch: int
     ) -> None:
-        """Fill ``out`` with (B,) samples; rows whose status is not OK are undefined."""
+        """Fill ``out`` with (B,) samples; rows whose status is not OK are undefined.
+
+        Where backgrounds are replaced, `decode_backgrounds` must have been called for the epoch.
+        """
+        self._run(
+            samples,
+            out,
+            seed=seed,
+            epoch=epoch,
+            table=self._geometry,
+            colours=self._colours,
+            backgrounds=self._bank,
+        )
+        if self._colour is not None:
+            self._colour.augment(out.views, samples, seed=seed, epoch=epoch)
+
+    def _run(
+        self,
+        samples: npt.NDArray[np.int64],
+        out: Outputs,
+        *,
+        seed: int,
+        epoch: int,
+        table: npt.NDArray[Any],
+        colours: npt.NDArray[Any] | None = None,
+        backgrounds: tuple[npt.NDArray[np.uint8], ...] | None = None,
+    ) -> None:
         if self._scratch is None:
             coloured = self._colours is not None
             self._scratch = scratch_for(
@@ -58,17 +129,16 @@ class Decoder:
                 np.uint64(seed),
                 np.uint64(epoch),
                 self._stored,
-                self._geometry,
-                self._colours,
+                table,
+                colours,
+                backgrounds,
                 self._scratch,
                 *out,
             )
-        if self._colour is not None:
-            self._colour.augment(out.views, samples, seed=seed, epoch=epoch)
 
     def free(self) -> None:
         """Let the memory go until it is needed again."""
-        self._scratch = None
+        self._scratch = self._bank = self._bank_of = None
 
 
 @contextlib.contextmanager

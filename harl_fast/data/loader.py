@@ -139,7 +139,8 @@ class _Loader:
         )
         buffers.check_memory()
         self._reading = _Reading(
-            Decoder(self._container, views, colour=colour, threads=threads), buffers
+            Decoder(self._container, views, channels=channels, colour=colour, threads=threads),
+            buffers,
         )
         self.views = tuple(views)
         # Runs at garbage collection and at exit, too.

@@ -78,12 +78,22 @@ class PrefetchThread(threading.Thread):
             self._ready.put(self._failure(self._working_on, error))
 
     def _produce(self) -> None:
+        self._decode_backgrounds()
         for start in range(0, len(self._order), self._buffers.batch):
             buffer = self._free.get()
             if buffer is None or self.closed:
                 return
             self._working_on = self._order[start : start + self._buffers.batch]
             self._ready.put((buffer, *self._fill(self._working_on, self._buffers.outputs(buffer))))
+
+    def _decode_backgrounds(self) -> None:
+        epoch = {"seed": self._seed, "epoch": self._epoch}
+        self._working_on = samples = self._decoder.backgrounds_missing(**epoch)
+        if len(samples):
+            self._container.check(samples)
+            status = self._decoder.decode_backgrounds(samples, **epoch)
+            self._container.check(samples)  # as in `_decode`
+            self._check_read(samples, status)
 
     def _fill(self, samples: Ids, out: Outputs) -> tuple[Ids, Outputs]:
         """Return the ids delivered and their rows of ``out``, all of them sound."""
@@ -113,7 +123,10 @@ class PrefetchThread(threading.Thread):
         self._container.check(
             samples
         )  # what was read while the file changed must not be handed out
-        for sample in samples[out.status == UNREAD].tolist():
+        self._check_read(samples, out.status)
+
+    def _check_read(self, samples: Ids, status: npt.NDArray[np.int32]) -> None:
+        for sample in samples[status == UNREAD].tolist():
             path = self._container.file_of(sample)[0]
             raise DataError(f"{path} could not be read in full: check its disk (`dmesg`)")
 

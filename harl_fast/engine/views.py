@@ -44,6 +44,7 @@ def view_geometry(config: RunConfig, *, epoch: int = 0) -> list[ViewGeometry]:
             flip_p=view.flip_p,
             vflip_p=view.vflip_p,
             crop=view.crop,
+            background_p=view.background_p,
         )
         for view in views_at(config, epoch=epoch)
     ]

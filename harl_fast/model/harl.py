@@ -205,7 +205,8 @@ def effective_rank(rows: Tensor) -> Tensor:
         gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
         singular = torch.linalg.eigvalsh(gram).clamp(min=0.0).sqrt()
         share = singular / singular.sum().clamp(min=1e-12)
-        return torch.special.entr(share).sum().exp()
+        rank: Tensor = torch.special.entr(share).sum().exp()
+        return rank
 
 
 def _spread(z: Tensor) -> Tensor:

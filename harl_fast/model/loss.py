@@ -16,7 +16,6 @@ from harl_fast.config import LossConfig
 from harl_fast.errors import ConfigError, nearest
 from harl_fast.model.precision import widened, without_autocast
 
-
 _VARIANCE_FLOOR = 1e-4
 """Added under the root, whose slope has no bound at 0 (VICReg's code)."""
 _COVARIANCE_SHARE = 1.0 / 25.0

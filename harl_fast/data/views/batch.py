@@ -23,7 +23,9 @@ from harl_fast.jit import njit
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def decode_batch(samples, seed, epoch, stored, table, colours, scratch, views, cells, status):
+def decode_batch(
+    samples, seed, epoch, stored, table, colours, backgrounds, scratch, views, cells, status
+):
     """Fill each view's (B, S, S, C), its cells (B, h, w) and the (B,) int32 status.
 
     samples: (B,) int64 ids. The rest is that of `sample.decode_sample`; ``scratch`` has room for as
@@ -45,6 +47,7 @@ def decode_batch(samples, seed, epoch, stored, table, colours, scratch, views, c
             stored,
             table,
             colours,
+            backgrounds,
             decoder,
             scratch,
             thread,
@@ -69,6 +72,7 @@ def scratch_for(
     step = 3 if any((part["mode"] == MODE_RAW).any() for part in parts) else 1
     longest = max(int(part[name].max()) for part in parts for name in ("height", "width"))
     words = 6 * int(padded(side)) ** 2 + int(words_size(longest, side, step))
+    covered = side if any(view.background_p for view in views) else 0
     corners = stored.mask_size + 1 if needs_mask(geometry_table(views)) else 0
     return Scratch(
         stored=np.empty((threads, stored_bytes + mask_bytes), np.uint8),
@@ -77,6 +81,7 @@ def scratch_for(
         words=np.empty((threads, words), np.uint16),
         floats=np.empty((threads, scratch_size(side) if coloured else 0), np.float32),
         integral=np.empty((threads, corners, corners), np.int32),
+        cover=np.empty((threads, covered + (covered > 0), covered), np.float32),
     )
 
 

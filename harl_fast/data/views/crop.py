@@ -56,7 +56,12 @@ class ViewGeometry:
     """How the mask takes part in placing the box: random (not at all), foreground>=T with T in
     (0, 1], or center-on-foreground; see `draw_view`."""
 
+    background_p: float = 0.0
+    """Probability that its background is replaced, see `views.background`."""
+
     def __post_init__(self) -> None:
+        if not 0.0 <= self.background_p <= 1.0:
+            raise ConfigError(f"background_p {self.background_p} is no probability; use 0 to 1")
         if self.size_px < 1 or self.cells < 1:
             raise ConfigError(
                 f"a view of {self.size_px} px with {self.cells} cells per side; use 1 or more"
@@ -83,7 +88,7 @@ class Box(NamedTuple):
 _ROW = np.dtype(
     [
         *((f"{name}_{end}", "f8") for name in ("scale", "ratio") for end in ("low", "high")),
-        *((name, "f8") for name in ("flip_p", "vflip_p", "centre", "threshold")),
+        *((name, "f8") for name in ("flip_p", "vflip_p", "centre", "threshold", "background_p")),
         ("crop", "i8"),
     ]
 )
@@ -94,7 +99,7 @@ def geometry_table(views: Sequence[ViewGeometry]) -> npt.NDArray[Any]:
     rows = []
     for view in views:
         kind, threshold = crop_rule(view.crop)
-        shares = (view.flip_p, view.vflip_p, view.centre, threshold)
+        shares = (view.flip_p, view.vflip_p, view.centre, threshold, view.background_p)
         rows.append((*view.scale, *view.ratio, *shares, _CROPS[kind]))
     return np.array(rows, dtype=_ROW)
 

@@ -12,6 +12,7 @@ from numba import types
 
 from harl_fast.data.container.checksum import sum_differs
 from harl_fast.data.container.fields import MODE_JPG, MODE_RAW, MODE_YUV420, NOWHERE
+from harl_fast.data.views.background import LEAST_FOREGROUND, draw_background, fill_cover, paste
 from harl_fast.data.views.cells import cell_coverage, fill_integral
 from harl_fast.data.views.color_cpu import PARAMS, colour_grey, colour_view, draw_colour
 from harl_fast.data.views.crop import draw_view
@@ -85,6 +86,8 @@ class Scratch(NamedTuple):
     """float32: the colours'."""
     integral: Any
     """int32, (threads, S + 1, S + 1) of a mask, or no elements if no view's crop looks at it."""
+    cover: Any
+    """float32, (threads, S + 1, S) of a view, or no elements if no background is replaced."""
 
 
 @njit(cache=True)
@@ -193,25 +196,30 @@ def _resize_ycc(planes, picture, size, placed, side, rest, parts, grey):
 
 
 @njit(cache=True)
-def _write_grey(parts, is_ycc, upright, scratch, thread, key, colours, out):
+def _write_grey(parts, is_ycc, upright, scratch, thread, key, colours, behind, cover, out):
     """Write a view of one channel, see `cut_view`."""
     side = out.shape[0]
     if colours is None:
         write_luma(parts, is_ycc, upright, out.reshape(side, side))
+        if behind is not None:
+            paste(out, cover, behind)
     else:
         levels = scratch.levels[thread, : side * side]
         write_luma(parts, is_ycc, upright, levels.reshape(side, side))
+        if behind is not None:
+            paste(levels.reshape(side, side, 1), cover, behind)
         params = np.empty(PARAMS, np.float64)
         draw_colour(key, colours, params)
         colour_grey(levels, params, colours, scratch.floats[thread], out.reshape(-1))
 
 
 @njit(cache=True)
-def cut_view(mode, data, size, box, picture, scratch, thread, key, colours, out):
+def cut_view(mode, data, size, box, picture, scratch, thread, key, colours, behind, cover, out):
     """Write one view of an opened picture to ``out`` (S, S, 3), or its luma to (S, S, 1).
 
     mode, data, size, picture: of `open_picture`. box: of `draw_view`. key: the colour stream.
-    colours: the view's record of `color_cpu.policy_table`, or None for uint8 pixels.
+    colours: the view's record of `color_cpu.policy_table`, or None for uint8 pixels. behind: (S, S,
+    C) uint8, what lies behind where ``cover`` says so (see `background.paste`), or None.
     """
     side, grey, words = out.shape[0], out.shape[2] == 1, scratch.words[thread]
     rows = padded(side)
@@ -229,25 +237,58 @@ def cut_view(mode, data, size, box, picture, scratch, thread, key, colours, out)
         )
     is_ycc = mode != MODE_RAW
     if grey:
-        _write_grey(parts, is_ycc, upright, scratch, thread, key, colours, out)
+        _write_grey(parts, is_ycc, upright, scratch, thread, key, colours, behind, cover, out)
     elif colours is None:
         write_view(parts, is_ycc, upright, out)
+        if behind is not None:
+            paste(out, cover, behind)
     else:
         planes = scratch.levels[thread, : 3 * side * side].reshape(3, side, side)
         write_planes(parts, is_ycc, upright, planes)
+        if behind is not None:
+            paste(planes.transpose(1, 2, 0), cover, behind)
         params = np.empty(PARAMS, np.float64)
         draw_colour(key, colours, params)
         colour_view(planes, params, colours, scratch.floats[thread], out)
 
 
 @njit(cache=True)
+def _cover(seed, epoch, sample, view, row, pictures, packed, mask_size, size, box, cover):
+    """Return which of a bank's pictures lies behind a view, and the pixels' shares that it keeps.
+
+    row: the view's of `crop.geometry_table`. cover: (S + 1, S) float32 scratch, of which the shares
+    are a part: (S, S), or (0, 0) if the view keeps its background.
+    """
+    side, kept = cover.shape[1], cover[:0, :0]
+    number = draw_background(seed, epoch, sample, view, row.background_p, pictures)
+    if number < 0:
+        return 0, kept
+    shares = cover[:side]
+    mean = fill_cover(packed, mask_size, size[0], size[1], box, shares, cover[side])
+    return number, (kept if mean < LEAST_FOREGROUND else shares)
+
+
+@njit(cache=True)
 def decode_sample(
-    sample, row, seed, epoch, stored, table, colours, decoder, scratch, thread, views, cells
+    sample,
+    row,
+    seed,
+    epoch,
+    stored,
+    table,
+    colours,
+    backgrounds,
+    decoder,
+    scratch,
+    thread,
+    views,
+    cells,
 ):
     """Fill row ``row`` of each view (B, S, S, C) and its cells (B, h, w); return the status.
 
     stored: a `Stored`. table: of `crop.geometry_table`. colours: of `color_cpu.policy_table`, or
-    None for uint8 views. decoder: see `decode_planes`. scratch: a `Scratch`, of which part
+    None for uint8 views. backgrounds: per view a bank (K, S, S, C) uint8, or None if no view's is
+    replaced. decoder: see `decode_planes`. scratch: a `Scratch`, of which part
     ``thread`` is used. If the status is not OK, the rows are left undefined.
     """
     row_of = stored.rows[sample]
@@ -270,6 +311,25 @@ def decode_sample(
         box = _box(seed, epoch, sample, view, size, table, integral)
         key = stream(seed, epoch, sample, view, PHOTOMETRIC)
         own = None if colours is None else colours[view]
-        cut_view(mode, image, size, box, picture, scratch, thread, key, own, views[view][row])
+        out = views[view][row]
+        if backgrounds is None:
+            cut_view(mode, image, size, box, picture, scratch, thread, key, own, None, None, out)
+        else:
+            bank, side = backgrounds[view], out.shape[0]
+            number, cover = _cover(
+                seed,
+                epoch,
+                sample,
+                view,
+                table[view],
+                len(bank),
+                packed,
+                stored.mask_size,
+                size,
+                box,
+                scratch.cover[thread, : side + 1, :side],
+            )
+            behind = bank[number]
+            cut_view(mode, image, size, box, picture, scratch, thread, key, own, behind, cover, out)
         cell_coverage(packed, stored.mask_size, size[0], size[1], box, cells[view][row])
     return OK
