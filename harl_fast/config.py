@@ -226,6 +226,11 @@ class LossConfig(Section):
     spread: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
     """Weight of VICReg's variance and covariance terms on the online projections, which keep a
     short training from losing dimensions; 0, as in BYOL and HARL: none."""
+    contrast: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
+    """Weight of InfoNCE beside the distance: each prediction is to find its own target projection
+    among those of the micro batch, which a short training learns from sooner; 0: none."""
+    temperature: Annotated[float, Field(ge=0.01, le=10.0)] = 0.2
+    """Of InfoNCE's softmax over cosines."""
     extra: dict[str, Annotated[float, Field(ge=0.0, le=1000.0)]] = Field({})
     """Weights of further terms by their names in `harl_fast.model.loss.LOSS_TERMS`, which are added
     to the loss that type describes."""

@@ -15,7 +15,7 @@ from harl_fast.errors import ConfigError
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import MLPHead
-from harl_fast.model.loss import LOSS_TERMS, spread_penalty, symmetric_loss, term_weights
+from harl_fast.model.loss import LOSS_TERMS, contrast, spread_penalty, symmetric_loss, term_weights
 from harl_fast.model.norm import GroupedBatchNorm1d
 from harl_fast.model.pool import cell_weight, global_mean, has_area, masked_mean
 from harl_fast.model.precision import widened, without_autocast
@@ -92,7 +92,8 @@ class HARL(nn.Module):
         `loss.term_weights`; a term of weight zero is not computed. A row counts in a region's term
         if the region has area in both views.
         Returns the 0-d float32 loss and detached 0-d tensors: "loss/<term>" of each computed term
-        (with "loss/spread", the `loss.spread_penalty` summed over views, mean over regions),
+        ("loss/contrast": `loss.contrast`, summed over regions by their weights; "loss/spread":
+        `loss.spread_penalty`, summed over views, mean over regions),
         "fg" (mean coverage, each view counting alike) and "empty" (share of rows without a usable
         foreground). If ``watched``, also spreads over the first term's region, 1 when even over
         the sphere and 0 when collapsed: "z_std" of the target's projections, "p_std" of the
@@ -121,10 +122,24 @@ class HARL(nn.Module):
             term: symmetric_loss(p[0, i], p[1, i], z[0, i], z[1, i], usable=usable[:, i].all(0))
             for i, term in enumerate(weights)
         }
+        if self.loss.contrast:
+            each = [
+                weight
+                * contrast(
+                    p[0, i],
+                    p[1, i],
+                    z[0, i],
+                    z[1, i],
+                    temperature=self.loss.temperature,
+                    usable=usable[:, i].all(0),
+                )
+                for i, weight in enumerate(weights.values())
+            ]
+            terms["contrast"], weights["contrast"] = torch.stack(each).sum(), self.loss.contrast
         if self.loss.spread:
             regional = zip(q.unflatten(0, (groups, -1)), usable.flatten(0, 1), strict=True)
-            each = torch.stack([spread_penalty(rows, usable=one) for rows, one in regional])
-            terms["spread"] = each.mean() * len(views)
+            each = [spread_penalty(rows, usable=one) for rows, one in regional]
+            terms["spread"] = torch.stack(each).mean() * len(views)
             weights["spread"] = self.loss.spread
         loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
         logs = {f"loss/{term}": value.detach() for term, value in terms.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,6 +17,9 @@ from harl_fast.config import LossConfig
 from harl_fast.errors import ConfigError, nearest
 from harl_fast.model.precision import widened, without_autocast
 
+_NO_CANDIDATE = -1e9
+"""A logit that no softmax sees; infinite ones would make gradients of rows without candidates NaN.
+"""
 _VARIANCE_FLOOR = 1e-4
 """Added under the root, whose slope has no bound at 0 (VICReg's code)."""
 _COVARIANCE_SHARE = 1.0 / 25.0
@@ -98,6 +102,38 @@ def symmetric_loss(
     if usable is not None:
         distance = distance * usable
     return distance.mean()
+
+
+def contrast(
+    p1: Tensor,
+    p2: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    temperature: float,
+    usable: Tensor | None = None,
+) -> Tensor:
+    """Return InfoNCE summed over both directions, averaged over the batch, 0-d.
+
+    Arguments as of `symmetric_loss`. A prediction of one view is classified among the target's
+    projections of the other view's batch by cosine over temperature; its own is right (Chen, Xie,
+    He: An empirical study of training self-supervised vision transformers, ICCV 2021, equation 1,
+    without its factor). Rows that do not count are nobody's candidates and add zero; the divisor
+    stays B.
+    """
+    return _found(p1, z2, temperature, usable) + _found(p2, z1, temperature, usable)
+
+
+def _found(p: Tensor, z: Tensor, temperature: float, usable: Tensor | None) -> Tensor:
+    with without_autocast(p):
+        p = functional.normalize(widened(p), dim=1, eps=1e-6)
+        z = functional.normalize(widened(z.detach()), dim=1, eps=1e-6)
+        logits = p @ z.T / temperature
+        if usable is not None:
+            logits = logits.masked_fill(~(usable[:, None] & usable), _NO_CANDIDATE)
+        own = torch.arange(len(p), device=p.device)
+        missed = functional.cross_entropy(logits, own, reduction="none")
+        return (missed if usable is None else missed * usable).mean()
 
 
 def spread_penalty(q: Tensor, *, usable: Tensor | None = None) -> Tensor:

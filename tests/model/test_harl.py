@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from harl_fast.errors import ConfigError
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.model.harl import HARL, convert_sync_bn, effective_rank
 from harl_fast.model.heads import MLPHead
+from harl_fast.model.loss import term_weights
 from tests.oracles import losses as oracle
 
 BATCH, SIDE, CELLS = 6, 16, 4
@@ -29,7 +31,7 @@ REGIONS = {
 
 
 def build(
-    loss_type: str, *, mask_mode: str = "soft", min_area: float = 1e-3, spread: float = 0.0
+    loss_type: str, *, mask_mode: str = "soft", min_area: float = 1e-3, **others: float
 ) -> HARL:
     torch.manual_seed(0)
     section = ModelConfig(
@@ -41,7 +43,7 @@ def build(
         projector_out=8,
         predictor_hidden=16,
     )
-    loss = {"type": loss_type, "mask": mask_mode, "min_area": min_area, "spread": spread}
+    loss = {"type": loss_type, "mask": mask_mode, "min_area": min_area, **others}
     model = HARL(section, LossConfig.model_validate(loss)).double()
     # A target unlike the online network, as after some steps.
     with torch.no_grad():
@@ -67,23 +69,29 @@ def composed(
     model: HARL, views: Sequence[torch.Tensor], cells: Sequence[torch.Tensor]
 ) -> dict[str, float]:
     """Return the terms by the oracles, one head call a view and region, plain BatchNorm."""
-    grids = [grid.numpy() for grid in cells]
-    masks = {"whole": [np.ones_like(g) for g in grids], "fg": grids, "bg": [1 - g for g in grids]}
-    terms = {}
-    for region in REGIONS[model.loss.type]:
-        p, z, usable = [], [], np.ones(BATCH, dtype=bool)
-        for number, view in enumerate(views):
-            mask = masks[region][number]
-            online = model.backbone(view).detach()
-            target = model.target.backbone(view)
-            mean, enough = oracle.masked_mean(online.numpy(), mask, min_area=1e-3)
-            rows = plain(model.predictor)(plain(model.projector)(torch.tensor(mean)))
-            p.append(rows.detach().numpy())
-            mean, _ = oracle.masked_mean(target.numpy(), mask, min_area=1e-3)
-            z.append(plain(model.target.projector)(torch.tensor(mean)).detach().numpy())
-            usable &= enough
-        terms[region] = oracle.byol_sum(p, z, usable)
-    return terms
+    return {
+        region: oracle.byol_sum(*regional(model, views, cells, region=region))
+        for region in REGIONS[model.loss.type]
+    }
+
+
+def regional(
+    model: HARL, views: Sequence[torch.Tensor], cells: Sequence[torch.Tensor], *, region: str
+) -> tuple[list[oracle.Array], list[oracle.Array], npt.NDArray[np.bool_]]:
+    """Return a region's predictions and projections of each view, and which rows count."""
+    p, z, usable = [], [], np.ones(BATCH, dtype=bool)
+    for view, cell in zip(views, cells, strict=True):
+        grid = cell.numpy()
+        mask = {"whole": np.ones_like(grid), "fg": grid, "bg": 1 - grid}[region]
+        online = model.backbone(view).detach()
+        target = model.target.backbone(view)
+        mean, enough = oracle.masked_mean(online.numpy(), mask, min_area=1e-3)
+        rows = plain(model.predictor)(plain(model.projector)(torch.tensor(mean)))
+        p.append(rows.detach().numpy())
+        mean, _ = oracle.masked_mean(target.numpy(), mask, min_area=1e-3)
+        z.append(plain(model.target.projector)(torch.tensor(mean)).detach().numpy())
+        usable &= enough
+    return p, z, usable
 
 
 def plain(head: MLPHead) -> nn.Sequential:
@@ -129,6 +137,25 @@ def test_spread_is_summed_over_views_and_averaged_over_regions(loss_type: str) -
     expected = 2.0 * np.mean(means)
     assert logs["loss/spread"].item() == pytest.approx(expected, rel=1e-10)
     assert loss.item() == pytest.approx(without.item() + 3.0 * expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("loss_type", REGIONS)
+def test_contrast_is_weighted_as_the_regions_are(loss_type: str) -> None:
+    views, cells = batch()
+    without, plain_logs = build(loss_type)(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
+    model = build(loss_type, contrast=2.0, temperature=0.5)
+    networks = copy.deepcopy(model)
+    loss, logs = model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)
+    weights = term_weights(model.loss, alpha=ALPHA, beta=BETA)
+    expected = 0.0
+    for region in REGIONS[loss_type]:
+        p, z, usable = regional(networks, views, cells.unbind(1), region=region)
+        for one, other in ((0, 1), (1, 0)):
+            found = oracle.infonce(p[one][usable], z[other][usable], temperature=0.5)
+            expected += weights[region] * found / BATCH
+    assert logs["loss/contrast"].item() == pytest.approx(expected, rel=1e-9)
+    assert loss.item() == pytest.approx(without.item() + 2.0 * expected, rel=1e-9)
+    assert all(logs[name] == value for name, value in plain_logs.items())
 
 
 @pytest.mark.parametrize("loss_type", REGIONS)

@@ -11,6 +11,7 @@ from harl_fast.config import LossConfig
 from harl_fast.errors import ConfigError
 from harl_fast.model.loss import (
     LOSS_TERMS,
+    contrast,
     region_distance,
     spread_penalty,
     symmetric_loss,
@@ -104,6 +105,23 @@ def test_weights_build_the_published_totals(loss_type: str, alpha: float, beta: 
 def test_a_weight_for_a_term_that_takes_none_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"loss\.extra\.{name}"):
         term_weights(LossConfig(extra={name: 0.5}), alpha=0.5, beta=0.5)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [0, 2, 3], [4], []])
+def test_contrast_is_infonce_among_the_usable_rows(rows: list[int]) -> None:
+    p1, p2, z1, z2 = embeddings()
+    usable = torch.zeros(ROWS, dtype=torch.bool)
+    usable[rows] = True
+    pairs = [(p1, z2), (p2, z1)]
+    expected = sum(
+        oracle.infonce(p.numpy()[rows], z.numpy()[rows], temperature=0.3) for p, z in pairs
+    )
+    p1.requires_grad_()
+    got = contrast(p1, p2, z1, z2, temperature=0.3, usable=None if len(rows) == ROWS else usable)
+    assert got.item() == pytest.approx(expected / ROWS, rel=256 * EPS64, abs=1e-15)
+    got.backward()
+    assert p1.grad is not None and not p1.grad[~usable].any()
+    assert p1.grad[rows].any() == (len(rows) > 1)
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [0, 2, 3]])

@@ -66,3 +66,13 @@ def vicreg_spread(q: Array) -> float:
     return float(
         np.maximum(0.0, 1.0 - deviation).mean() + (off_diagonal**2).sum() / q.shape[1] / 25.0
     )
+
+
+def infonce(p: Array, z: Array, *, temperature: float) -> float:
+    """Return the sum over rows of minus the log share that the row's own ``z`` gets."""
+    total = 0.0
+    for own, prediction in enumerate(p):
+        cosines = z @ prediction / np.linalg.norm(z, axis=1) / np.linalg.norm(prediction)
+        shares = np.exp(cosines / temperature)
+        total -= float(np.log(shares[own] / shares.sum()))
+    return total
