@@ -52,10 +52,10 @@ LUMA_MEAN, LUMA_STD = (0.449,), (0.226,)
 def crop_rule(text: str) -> tuple[str, float]:
     """Return a crop's kind and threshold: random, foreground or center-on-foreground.
 
-    text: "random", "center-on-foreground" (threshold 0 both), or "foreground>=T", T in (0, 1].
-    Raises ValueError for anything else.
+    text: "random", "center-on-foreground", "background" (threshold 0 all), or "foreground>=T", T in
+    (0, 1]. Raises ValueError for anything else.
     """
-    if text in ("random", "center-on-foreground"):
+    if text in ("random", "center-on-foreground", "background"):
         return text, 0.0
     kind, mark, number = text.partition(">=")
     try:
@@ -65,7 +65,7 @@ def crop_rule(text: str) -> tuple[str, float]:
     if kind.strip() != "foreground" or not mark or not 0.0 < threshold <= 1.0:
         raise ValueError(
             f"crop {shown(text)} is none of random, foreground>=T with T above 0 and up to 1, "
-            f"center-on-foreground"
+            f"center-on-foreground, background"
         )
     return "foreground", threshold
 
@@ -84,8 +84,8 @@ class ViewConfig(Section):
     vflip_p: Share = 0.0
     """Probability of a vertical flip; HARL's PyTorch release uses 0.5, BYOL none."""
     crop: str = "random"
-    """How the mask takes part: random: not at all; foreground>=T: of up to 5 crops the first whose
-    share of foreground reaches T, else the last; center-on-foreground: about a foreground point."""
+    """random; foreground>=T: of up to 5 crops the first whose share of foreground reaches T, else
+    the last; background: of 5 the one with the least; center-on-foreground: about a point of it."""
     background_p: Share = 0.0
     """Probability that what the mask leaves out shows another sample's picture instead; views with
     hardly any foreground keep theirs."""
@@ -224,16 +224,15 @@ class LossConfig(Section):
     min_area: Annotated[float, Field(ge=0.0, lt=1.0)] = 1e-3
     """A region must cover more than this share of the map to enter the loss."""
     spread: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
-    """Weight of VICReg's variance and covariance terms on the online projections, which keep a
-    short training from losing dimensions; 0, as in BYOL and HARL: none."""
+    """Weight of VICReg's variance and covariance terms, which keep projections from falling onto
+    few dimensions."""
     contrast: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
-    """Weight of InfoNCE beside the distance: each prediction is to find its own target projection
-    among those of the micro batch, which a short training learns from sooner; 0: none."""
+    """Weight of InfoNCE beside the distance, which short runs learn from sooner: each prediction is
+    to find its own target projection among those of the micro batch."""
     temperature: Annotated[float, Field(ge=0.01, le=10.0)] = 0.2
     """Of InfoNCE's softmax over cosines."""
     extra: dict[str, Annotated[float, Field(ge=0.0, le=1000.0)]] = Field({})
-    """Weights of further terms by their names in `harl_fast.model.loss.LOSS_TERMS`, which are added
-    to the loss that type describes."""
+    """Weights of further terms in `harl_fast.model.loss.LOSS_TERMS`, added to those of type."""
 
 
 class TargetConfig(Section):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numba
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from harl_fast.data.buffers import Outputs
 from harl_fast.data.container.reader import OpenContainer
-from harl_fast.data.views.background import bank_samples, bank_seed
+from harl_fast.data.views.background import bank_samples, bank_seed, bank_view
 from harl_fast.data.views.batch import decode_batch, scratch_for
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry, geometry_table
@@ -64,7 +63,7 @@ class Decoder:
 
         Damaged samples are left out. Raises DataError if all are.
         """
-        views = [replace(v, cells=1, crop="random", background_p=0.0) for v in self._views]
+        views = [bank_view(view) for view in self._views]
         count, status = len(samples), np.empty(len(samples), np.int32)
         pictures = tuple(
             np.empty((count, v.size_px, v.size_px, self._channels), np.uint8) for v in views

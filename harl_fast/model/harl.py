@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -122,25 +122,8 @@ class HARL(nn.Module):
             term: symmetric_loss(p[0, i], p[1, i], z[0, i], z[1, i], usable=usable[:, i].all(0))
             for i, term in enumerate(weights)
         }
-        if self.loss.contrast:
-            each = [
-                weight
-                * contrast(
-                    p[0, i],
-                    p[1, i],
-                    z[0, i],
-                    z[1, i],
-                    temperature=self.loss.temperature,
-                    usable=usable[:, i].all(0),
-                )
-                for i, weight in enumerate(weights.values())
-            ]
-            terms["contrast"], weights["contrast"] = torch.stack(each).sum(), self.loss.contrast
-        if self.loss.spread:
-            regional = zip(q.unflatten(0, (groups, -1)), usable.flatten(0, 1), strict=True)
-            each = [spread_penalty(rows, usable=one) for rows, one in regional]
-            terms["spread"] = torch.stack(each).mean() * len(views)
-            weights["spread"] = self.loss.spread
+        terms |= self._extras(p, z, q.unflatten(0, (groups, -1)), usable, weights)
+        weights |= {"contrast": self.loss.contrast, "spread": self.loss.spread}
         loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
         logs = {f"loss/{term}": value.detach() for term, value in terms.items()}
         if self.watched:
@@ -152,6 +135,28 @@ class HARL(nn.Module):
         both = torch.stack([has_area(grid, min_area=self.loss.min_area) for grid in fg]).all(0)
         logs["empty"] = 1.0 - both.float().mean()
         return loss, logs
+
+    def _extras(
+        self, p: Tensor, z: Tensor, q: Tensor, usable: Tensor, weights: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """Return the terms that ``loss.contrast`` and ``loss.spread`` ask for.
+
+        p, z: (V, R, B, D). q: (V * R, B, D) online projections. usable: (V, R, B). weights: of the
+        R regions' terms.
+        """
+        found = {}
+        if self.loss.contrast:
+            rows, heat = usable.all(0), self.loss.temperature
+            each = [
+                weight * contrast(*p[:, i], *z[:, i], temperature=heat, usable=rows[i])
+                for i, weight in enumerate(weights.values())
+            ]
+            found["contrast"] = torch.stack(each).sum()
+        if self.loss.spread:
+            regional = zip(q, usable.flatten(0, 1), strict=True)
+            each = [spread_penalty(rows, usable=one) for rows, one in regional]
+            found["spread"] = torch.stack(each).mean() * len(p)
+        return found
 
     def _pooled(
         self,

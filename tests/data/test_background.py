@@ -11,7 +11,13 @@ import pytest
 
 from harl_fast.config import ViewConfig
 from harl_fast.data.loader import Batch
-from harl_fast.data.views.background import FEWEST, LEAST_FOREGROUND, bank_samples, bank_seed
+from harl_fast.data.views.background import (
+    FEWEST,
+    LEAST_FOREGROUND,
+    bank_samples,
+    bank_seed,
+    bank_view,
+)
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.errors import ConfigError, DataError
 from harl_fast.rng import BACKGROUND, uniforms
@@ -22,7 +28,7 @@ SEED, EPOCH = 3, 5
 PLACES = ((0, 20, 0, 20), (16, 48, 16, 48), (0, 64, 30, 64), (0, 0, 0, 0), (2, 62, 2, 62))
 """Rows and columns of the masks' foreground, in turn."""
 IDS = list(range(COUNT))
-Pixels = npt.NDArray[np.uint8]
+BEHIND = [bank_view(view) for view in VIEWS]
 
 
 def item(index: int) -> Item:
@@ -76,7 +82,7 @@ def test_what_the_mask_leaves_out_is_a_view_of_the_bank(
     behind = shown(
         beton,
         ids=bank.tolist(),
-        views=VIEWS,
+        views=BEHIND,
         seed=bank_seed(SEED, epoch=EPOCH),
         channels=channels,
     )
@@ -151,7 +157,7 @@ def test_a_damaged_picture_is_left_out_of_the_bank(beton: Path, tmp_path: Path) 
     sound = next(sample for sample in IDS if sample not in bank)
     path = damage(beton, tmp_path, *bank.tolist()[1:])
     batch = shown(path, ids=[sound], views=views(1.0), check="none")
-    behind = shown(beton, ids=bank.tolist()[:1], views=VIEWS, seed=bank_seed(SEED, epoch=EPOCH))
+    behind = shown(beton, ids=bank.tolist()[:1], views=BEHIND, seed=bank_seed(SEED, epoch=EPOCH))
     own = shown(beton, ids=[sound], views=VIEWS)
     for view in range(len(VIEWS)):
         share = softened(cover_of(beton, view=view, channels=3))[sound][..., None]

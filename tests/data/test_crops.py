@@ -122,6 +122,27 @@ def test_foreground_takes_the_first_box_with_enough_and_else_the_last(
     assert placed[4:] == draw_view(key, height, width, row("random"), integral)[4:]
 
 
+@given(KEYS, SIDES, SIDES, st.integers(0, 999))
+def test_background_takes_no_box_with_more_foreground_than_those_known(
+    sample: int, height: int, width: int, seed: int
+) -> None:
+    mask, key = blob(seed), np.uint64(sample)
+    placed = draw_view(key, height, width, row("background"), integral_of(mask))
+    shares = [exact_share(mask, height, width, box) for box in tries(key, height, width)]
+    assert exact_share(mask, height, width, placed[:4]) <= min(shares)
+    assert placed[4:] == draw_view(key, height, width, row("random"), integral_of(mask))[4:]
+
+
+def test_of_five_boxes_the_one_with_least_foreground_is_taken() -> None:
+    """Boxes half of which have foreground all have some with probability 1/32."""
+    mask = np.zeros((64, 64), np.bool_)
+    mask[:, 32:] = True
+    table = row("background", scale=(0.0001, 0.0001), ratio=(1.0, 1.0))
+    boxes = [draw_view(np.uint64(key), 640, 640, table, integral_of(mask)) for key in range(4000)]
+    touched = sum(box[1] + box[3] > 320 for box in boxes)
+    assert touched == pytest.approx(4000 / 32, abs=4 * (4000 / 32) ** 0.5)
+
+
 def test_the_number_of_boxes_tried_is_five() -> None:
     """A box that has enough with probability 1/2 is missed with probability 1/32."""
     mask = np.zeros((64, 64), np.bool_)

@@ -2,22 +2,28 @@
 
 Shifting what lies behind an object tells the network that it is no part of it (Ryali, Schwab,
 Morcos: Characterizing and improving the robustness of self-supervised learning through background
-augmentations, arXiv 2103.12719). The pictures are a bank: views of some samples that are drawn
-anew each epoch and decoded once, so that a replacement costs no further decoding.
+augmentations, arXiv 2103.12719). The pictures are a bank: crops of some samples, with little
+foreground, that are drawn anew each epoch and decoded once, so that a replacement costs no further
+decoding.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from harl_fast.data.order import permuted
 from harl_fast.data.views.cells import cell_coverage
+from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.jit import njit
 from harl_fast.rng import BACKGROUND, stream, uniform
 
 LEAST_FOREGROUND = 0.05
 """Share of a view, below which it keeps its background: hardly anything of it would be left."""
+_SCALE = (0.1, 0.5)
+"""Range of a bank picture's share of its image: such crops often miss what stands before it."""
 FEWEST, MOST, SHARE = 32, 512, 16
 """Pictures in the bank: one of `SHARE` samples within these bounds, since each costs a decode."""
 
@@ -32,6 +38,11 @@ def bank_samples(count: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 def bank_seed(seed: int, *, epoch: int) -> int:
     """Return the seed of the bank's crops: not those that its samples' own views have."""
     return int(stream(seed, epoch, 0, 1, BACKGROUND))
+
+
+def bank_view(view: ViewGeometry) -> ViewGeometry:
+    """Return how the bank's pictures behind a view are cut: with little foreground of their own."""
+    return replace(view, cells=1, crop="background", scale=_SCALE, background_p=0.0)
 
 
 @njit(cache=True)

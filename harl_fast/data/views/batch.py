@@ -73,7 +73,7 @@ def scratch_for(
     longest = max(int(part[name].max()) for part in parts for name in ("height", "width"))
     words = 6 * int(padded(side)) ** 2 + int(words_size(longest, side, step))
     covered = side if any(view.background_p for view in views) else 0
-    corners = stored.mask_size + 1 if needs_mask(geometry_table(views)) else 0
+    corners = stored.mask_size + 1 if covered or needs_mask(geometry_table(views)) else 0
     return Scratch(
         stored=np.empty((threads, stored_bytes + mask_bytes), np.uint8),
         planes=np.empty((threads, int(excerpt_size(stored_bytes)) + planes), np.uint8),

@@ -23,15 +23,21 @@ from harl_fast.rng import uniform
 TRIES = 10
 """Boxes tried before the fall-back, as in torchvision."""
 FOREGROUND_TRIES = 5
-"""Boxes of which ``foreground>=T`` takes the first with enough foreground, else the last."""
+"""Boxes of which ``foreground>=T`` takes the first with enough foreground, else the last, and
+``background`` the one with the least."""
 _FLIP_DRAW = 4 * TRIES
 """Draw index of the horizontal flip, the vertical one follows; the tries use the ones before."""
 _POINT_DRAW = _FLIP_DRAW + 2
 """Draw index of the foreground point that ``center-on-foreground`` looks at."""
 _BOX_DRAWS = _POINT_DRAW + 1
 """Distance of the first draws of two boxes of ``foreground>=T``."""
-_RANDOM, _FOREGROUND, _CENTRED = 0, 1, 2
-_CROPS = {"random": _RANDOM, "foreground": _FOREGROUND, "center-on-foreground": _CENTRED}
+_RANDOM, _FOREGROUND, _CENTRED, _BACKGROUND = 0, 1, 2, 3
+_CROPS = {
+    "random": _RANDOM,
+    "foreground": _FOREGROUND,
+    "center-on-foreground": _CENTRED,
+    "background": _BACKGROUND,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,7 @@ class ViewGeometry:
     """Above 0: no randomness, the central square of this share of the shorter side."""
     crop: str = "random"
     """How the mask takes part in placing the box: random (not at all), foreground>=T with T in
-    (0, 1], or center-on-foreground; see `draw_view`."""
+    (0, 1], center-on-foreground, or background; see `draw_view`."""
 
     background_p: float = 0.0
     """Probability that its background is replaced, see `views.background`."""
@@ -161,8 +167,9 @@ def draw_view(key, height, width, row, integral):
     `fill_integral`; read only if the row's crop needs it (`needs_mask`), so it may hold anything
     otherwise. The box is that of `draw_box` under the crop ``random``. ``foreground>=T`` draws up
     to `FOREGROUND_TRIES` independent boxes, that one first, and takes the first whose foreground
-    share (`foreground_share`) reaches T, else the last. ``center-on-foreground`` keeps that box's
-    size and moves it by `centre_on_foreground`. The flips are the same under all crops.
+    share (`foreground_share`) reaches T, else the last; ``background`` takes the one of as many with
+    the least. ``center-on-foreground`` keeps the first box's size and moves it by
+    `centre_on_foreground`. The flips are the same under all crops.
     """
     flip, vflip = False, False
     if row.centre > 0.0:
@@ -175,6 +182,13 @@ def draw_view(key, height, width, row, integral):
                 if share >= row.threshold:
                     break
                 top, left, box_h, box_w = _row_box(key, height, width, row, number * _BOX_DRAWS)
+        elif row.crop == _BACKGROUND:
+            least = foreground_share(integral, height, width, top, left, box_h, box_w)
+            for number in range(1, FOREGROUND_TRIES):
+                y, x, h, w = _row_box(key, height, width, row, number * _BOX_DRAWS)
+                share = foreground_share(integral, height, width, y, x, h, w)
+                if share < least:
+                    least, top, left, box_h, box_w = share, y, x, h, w
         elif row.crop == _CENTRED:
             point = uniform(key, _POINT_DRAW)
             top, left = centre_on_foreground(

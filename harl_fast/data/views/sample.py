@@ -253,19 +253,22 @@ def cut_view(mode, data, size, box, picture, scratch, thread, key, colours, behi
 
 
 @njit(cache=True)
-def _cover(seed, epoch, sample, view, row, pictures, packed, mask_size, size, box, cover):
-    """Return which of a bank's pictures lies behind a view, and the pixels' shares that it keeps.
+def _behind(seed, epoch, sample, view, row, backgrounds, packed, mask_size, size, box, cover):
+    """Return the picture behind a view and the pixels' shares that it keeps, see `paste`.
 
-    row: the view's of `crop.geometry_table`. cover: (S + 1, S) float32 scratch, of which the shares
-    are a part: (S, S), or (0, 0) if the view keeps its background.
+    row: the view's of `crop.geometry_table`. backgrounds: see `decode_sample`. cover: (S + 1, S)
+    float32 scratch, of which the shares are a part: (S, S), or (0, 0) if the view keeps its
+    background.
     """
-    side, kept = cover.shape[1], cover[:0, :0]
-    number = draw_background(seed, epoch, sample, view, row.background_p, pictures)
+    if backgrounds is None:
+        return None, None
+    bank, side, kept = backgrounds[view], cover.shape[1], cover[:0, :0]
+    number = draw_background(seed, epoch, sample, view, row.background_p, len(bank))
     if number < 0:
-        return 0, kept
+        return bank[0], kept
     shares = cover[:side]
     mean = fill_cover(packed, mask_size, size[0], size[1], box, shares, cover[side])
-    return number, (kept if mean < LEAST_FOREGROUND else shares)
+    return bank[number], (kept if mean < LEAST_FOREGROUND else shares)
 
 
 @njit(cache=True)
@@ -288,8 +291,8 @@ def decode_sample(
 
     stored: a `Stored`. table: of `crop.geometry_table`. colours: of `color_cpu.policy_table`, or
     None for uint8 views. backgrounds: per view a bank (K, S, S, C) uint8, or None if no view's is
-    replaced. decoder: see `decode_planes`. scratch: a `Scratch`, of which part
-    ``thread`` is used. If the status is not OK, the rows are left undefined.
+    replaced. decoder: see `decode_planes`. scratch: a `Scratch`, of which part ``thread`` is used.
+    If the status is not OK, the rows are left undefined.
     """
     row_of = stored.rows[sample]
     mode, size = row_of.mode, (np.int64(row_of.height), np.int64(row_of.width))
@@ -311,25 +314,11 @@ def decode_sample(
         box = _box(seed, epoch, sample, view, size, table, integral)
         key = stream(seed, epoch, sample, view, PHOTOMETRIC)
         own = None if colours is None else colours[view]
-        out = views[view][row]
-        if backgrounds is None:
-            cut_view(mode, image, size, box, picture, scratch, thread, key, own, None, None, out)
-        else:
-            bank, side = backgrounds[view], out.shape[0]
-            number, cover = _cover(
-                seed,
-                epoch,
-                sample,
-                view,
-                table[view],
-                len(bank),
-                packed,
-                stored.mask_size,
-                size,
-                box,
-                scratch.cover[thread, : side + 1, :side],
-            )
-            behind = bank[number]
-            cut_view(mode, image, size, box, picture, scratch, thread, key, own, behind, cover, out)
-        cell_coverage(packed, stored.mask_size, size[0], size[1], box, cells[view][row])
+        out, mask_size, row_of_view = views[view][row], stored.mask_size, table[view]
+        spare = scratch.cover[thread, : out.shape[0] + 1, : out.shape[0]]
+        behind, cover = _behind(
+            seed, epoch, sample, view, row_of_view, backgrounds, packed, mask_size, size, box, spare
+        )
+        cut_view(mode, image, size, box, picture, scratch, thread, key, own, behind, cover, out)
+        cell_coverage(packed, mask_size, size[0], size[1], box, cells[view][row])
     return OK
