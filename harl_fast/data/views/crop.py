@@ -167,7 +167,7 @@ def draw_view(key, height, width, row, integral):
     `fill_integral`; read only if the row's crop needs it (`needs_mask`), so it may hold anything
     otherwise. The box is that of `draw_box` under the crop ``random``. ``foreground>=T`` draws up
     to `FOREGROUND_TRIES` independent boxes, that one first, and takes the first whose foreground
-    share (`foreground_share`) reaches T, else the last; ``background`` takes the one of as many with
+    share (`foreground_share`) reaches T, else the last; ``background`` takes that of as many with
     the least. ``center-on-foreground`` keeps the first box's size and moves it by
     `centre_on_foreground`. The flips are the same under all crops.
     """
