@@ -218,7 +218,8 @@ class Finetuning(Job):
     ) -> Loop:
         """Return the training; in mode eval there is nothing left of it."""
         from harl_fast.engine.loop import Loop
-        from harl_fast.engine.supervised import TuneMonitor, TuneStepper
+        from harl_fast.engine.monitor.monitor import Monitor
+        from harl_fast.engine.supervised import TuneStepper
 
         start = self._start
         self._total = state.schedule.total
@@ -232,9 +233,7 @@ class Finetuning(Job):
             state,
             start.folder,
             stepper=stepper,
-            monitor=TuneMonitor(
-                state, stepper.meter, start.folder, step=start.step, quiet=self.quiet
-            ),
+            monitor=Monitor(state, stepper.meter, start.folder, step=start.step, quiet=self.quiet),
             run_id=start.run_id,
             time_limit_s=self.time_limit_s,
             stop=stop,
