@@ -120,7 +120,7 @@ def test_a_run_resumed_before_or_at_the_change_equals_a_whole_one(
     saved = open_checkpoint(parts)
     again = build_loader(config, engine_config(), machine, data=data, epoch=saved.record.epoch)
     assert [view.size_px for view in again.views] == [32 if stop < STEPS else 48] * 2
-    rest = prepare(machine, parts, loader=again, config=changes, weights=saved, resume=True)
+    rest = prepare(machine, parts, loader=again, config=changes, checkpoint=saved)
     assert rest.run() == 0
     again.close()
     assert_same(whole, parts)
