@@ -26,9 +26,10 @@ from harl_fast.errors import DataError
 from harl_fast.eval import linear
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.features import FeatureSet, extract
-from harl_fast.eval.knn import NEIGHBOURS, knn
+from harl_fast.eval.knn import knn
 from harl_fast.eval.logistic import SWEEP_TOLERANCE
 from harl_fast.eval.logreg import CS, optima
+from harl_fast.eval.options import NEIGHBOURS
 from harl_fast.files import Progress, check_output
 from harl_fast.host import usable_cores
 from harl_fast.model.backbones import build_backbone

@@ -30,15 +30,14 @@ from harl_fast.data.views.color_device import Photometric
 from harl_fast.errors import ConfigError, DataError
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.features import FeatureSet, extract
-from harl_fast.eval.knn import HEADLINE, TEMPERATURE, check_neighbours, knn
+from harl_fast.eval.knn import HEADLINE, check_neighbours, knn
 from harl_fast.eval.linear import ProbeResult, linear_probe
 from harl_fast.eval.logistic import logistic_probe
 from harl_fast.eval.metrics import Metrics, Predictions, accuracies
+from harl_fast.eval.options import BATCH, CROP, TEMPERATURE
 from harl_fast.eval.ranks import ALONE, Ranks
 from harl_fast.eval.subsets import choose
 
-CROP = 0.875
-"""Side of the central square that is seen, as a share of the shorter side of the picture."""
 MEAN_PER_CLASS = ("pets", "flowers102", "aircraft", "caltech101")
 """Data sets whose published results are means over classes; all others' are top-1."""
 OFFICIAL = (
@@ -88,7 +87,7 @@ class Evaluator:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device,
-        batch: int = 256,
+        batch: int = BATCH,
         workers: int = 0,
         crop: float = CROP,
         subset: str | Path | None = None,

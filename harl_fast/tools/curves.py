@@ -9,9 +9,10 @@ from pathlib import Path
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.errors import CheckpointError, one_line
 from harl_fast.eval.knn import knn_accuracy
+from harl_fast.eval.options import METRICS
 from harl_fast.eval.results import RESULT, Result, read_result
 from harl_fast.files import read_regular, to_stderr
-from harl_fast.tools.comparison import METRICS, Comparison, differing, freshly_initialised
+from harl_fast.tools.comparison import Comparison, differing, freshly_initialised
 from harl_fast.tools.features import check_containers, features_of, load_like
 
 _PROBES = {"probe_knn": "k-NN of the run's own probe", "probe_linear": "ridge of the run's probe"}

@@ -21,6 +21,7 @@ from harl_fast.config import ModelConfig
 from harl_fast.engine.checkpoint.format import save_tensors
 from harl_fast.engine.networks import Pretrained
 from harl_fast.errors import ConfigError, OutputError
+from harl_fast.eval.options import CROP
 from harl_fast.files import naming, write_bytes, write_json, write_text
 from harl_fast.model.folder import CARD, CONFIG, FORMAT, PROJECTOR, WEIGHTS, read_folder
 from harl_fast.model.pool import global_mean
@@ -30,9 +31,6 @@ from harl_fast.model.weightfile import read_weights
 from harl_fast.textfile import dump_yaml
 from harl_fast.tools.card import model_card, origin
 from harl_fast.tools.onnx_run import NotRunError, run_apart
-
-CENTRE = 0.875
-"""Share of the shorter side that evaluation cuts out, as `EvalLoader` does."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ def _config(pretrained: Pretrained, head: Classifier | None) -> dict[str, Any]:
             "num_classes": len(classes),
             "input_size": [model.in_channels, size_px, size_px],
             "fixed_input_size": False,
-            "crop_pct": CENTRE,
+            "crop_pct": CROP,
             "crop_mode": "center",
             "interpolation": "bilinear",
             "mean": list(pretrained.mean),
