@@ -27,7 +27,7 @@ from harl_fast.data.container.names import read_names
 from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.loader import EvalLoader
 from harl_fast.data.views.color_device import Photometric
-from harl_fast.errors import ConfigError, DataError
+from harl_fast.errors import ConfigError, DataError, shown
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.features import FeatureSet, extract
 from harl_fast.eval.knn import HEADLINE, check_neighbours, knn
@@ -120,7 +120,7 @@ class Evaluator:
         }
         self._manifests = {name: read_manifest(each) for name, each in self._containers.items()}
         train, val = (manifest.classes for manifest in self._manifests.values())
-        _check_classes(folder, train, val)
+        check_classes(folder, train, val)
         self.classes = len(train)
         self._loaders = {
             split: _loader(beton, np.arange(self._manifests[split].count), ranks, reading)
@@ -335,17 +335,18 @@ def headline(train: Manifest) -> str:
     return "mean_per_class" if train.source in MEAN_PER_CLASS else "top1"
 
 
-def _check_classes(folder: Path, train: list[str], val: list[str]) -> None:
+def check_classes(folder: Path, train: Sequence[str], val: Sequence[str]) -> None:
+    """Raise DataError unless both splits have the same two or more classes in the same order."""
     if train != val:
         differing = sorted(set(train) ^ set(val)) or ["their order"]
         raise DataError(
-            f"{folder}: train.beton has {len(train)} classes and val.beton {len(val)}; they "
-            f"differ in {', '.join(differing[:5])}. Give both splits the same class folders "
-            f"and run `make beton` again."
+            f"{folder}: train has {len(train)} classes and val {len(val)}; they differ in "
+            f"{', '.join(map(shown, differing[:5]))}. Give both splits the same class folders "
+            f"and run `make beton` again"
         )
     if len(train) < 2:
         raise DataError(
-            f"{folder} has one class, {train[0]}: there is nothing to tell apart. Convert "
+            f"{folder} has one class, {shown(train[0])}: there is nothing to tell apart. Convert "
             f"images of two classes or more"
         )
 
