@@ -17,6 +17,7 @@ from harl_fast.engine.checkpoint.format import Checkpoint
 from harl_fast.engine.checkpoint.state import load_networks, load_rest
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine, keep_freed_memory
+from harl_fast.engine.networks import fresh_projector
 from harl_fast.engine.resume import check_position
 from harl_fast.engine.schedule import LrSchedule
 from harl_fast.engine.state import LoopState, on_engine
@@ -148,12 +149,7 @@ def classifier_of(
         torch.manual_seed(config.seed)
         backbone = build_backbone(model) if backbone is None else backbone
         if projector is None and config.num_proj_layers:
-            projector = MLPHead(
-                backbone.out_channels,
-                model.projector_hidden,
-                model.projector_out,
-                layers=model.projector_layers,
-            )
+            projector = fresh_projector(model, backbone)
         return Classifier(
             backbone,
             classes=classes,
