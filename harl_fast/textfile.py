@@ -246,11 +246,11 @@ def parse_json(
     return tree
 
 
-def read_yaml(path: Path, *, error: type[HarlError] = ConfigError) -> dict[str, Any]:
-    """Return the keys of a YAML file; raises ``error`` for anything but a mapping."""
-    tree = parse_yaml(read_text(path, error=error), where=str(path), error=error)
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys of a YAML file; raises ConfigError for anything but a mapping."""
+    tree = parse_yaml(read_text(path), where=str(path))
     if not isinstance(tree, dict):
-        raise error(f"{path}: holds {_kind(tree)}; sections with keys are expected")
+        raise ConfigError(f"{path}: holds {_kind(tree)}; sections with keys are expected")
     return tree
 
 

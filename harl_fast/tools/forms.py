@@ -22,6 +22,7 @@ from harl_fast.engine.checkpoint.format import save_tensors
 from harl_fast.engine.networks import Pretrained
 from harl_fast.errors import ConfigError, OutputError
 from harl_fast.eval.options import CROP
+from harl_fast.eval.results import Head
 from harl_fast.files import naming, write_bytes, write_json, write_text
 from harl_fast.model.folder import CARD, CONFIG, FORMAT, PROJECTOR, WEIGHTS, read_folder
 from harl_fast.model.pool import global_mean
@@ -32,15 +33,14 @@ from harl_fast.textfile import dump_yaml
 from harl_fast.tools.card import model_card, origin
 from harl_fast.tools.onnx_run import NotRunError, run_apart
 
+CLOSE = 1e-4
+"""How far results of another library may be from ours, in shares of the largest value."""
+
 
 @dataclass(frozen=True)
-class Classifier:
-    """A linear head on the pooled features."""
+class Classifier(Head):
+    """A linear head on the pooled features, and its classes in their order."""
 
-    weight: Tensor
-    """(K, D) float32."""
-    bias: Tensor
-    """(K,) float32."""
     classes: list[str]
 
 
@@ -142,15 +142,20 @@ def _answers(maps: Tensor, head: Classifier | None) -> Tensor:
     return pooled if head is None else functional.linear(pooled, head.weight, head.bias)
 
 
-def _compare(found: Tensor, expected: Tensor, *, what: str, share: float = 1e-4) -> float:
-    """Return how far two results are apart in shares of the largest value; OutputError if far."""
-    apart = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    if not apart <= share:  # also for NaN
+def apart(found: Tensor, expected: Tensor) -> float:
+    """Return how far two results are apart in shares of the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def _compare(found: Tensor, expected: Tensor, *, what: str) -> float:
+    """Return how far two results are `apart`; OutputError if far."""
+    distance = apart(found, expected)
+    if not distance <= CLOSE:  # also for NaN
         raise OutputError(
-            f"{what} loads the export but computes something else ({apart:.1e} of the largest "
-            f"value apart, at most {share:.0e} is expected): nothing is written"
+            f"{what} loads the export but computes something else ({distance:.1e} of the largest "
+            f"value apart, at most {CLOSE:.0e} is expected): nothing is written"
         )
-    return apart
+    return distance
 
 
 def _write_folder(folder: Path, pretrained: Pretrained, head: Classifier | None) -> None:

@@ -95,7 +95,7 @@ def class_source(
     cannot be used.
     """
     scans = {split: _scan(shown, *part) for split, part in parts.items()}
-    check_classes(shown, scans["train"], scans.get("val"))
+    check_classes(scans["train"], scans.get("val"))
     classes = sorted(scans["train"].by_class)
     splits = {split: scan.split(classes) for split, scan in scans.items()}
     notes: list[str] = []
@@ -236,7 +236,7 @@ def _scan(shown: str, folder: str, listing: Listing) -> Scan:
     return scan
 
 
-def check_classes(shown: str, train: Scan, held_out: Scan | None) -> None:
+def check_classes(train: Scan, held_out: Scan | None) -> None:
     """Raise `DataError` unless there are two classes or more, with names that can be told apart,
     and the held-out part has no other ones.
     """
