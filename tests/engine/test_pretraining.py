@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
+from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.checkpoint.state import collect_state
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.pretrain import pretrain
 from harl_fast.engine.resume import recorded_engine, refuse_changes, settings
-from harl_fast.engine.trainer import UNSAVED, RunResult, Stepper, Trainer, build
+from harl_fast.engine.trainer import UNSAVED, RunResult, Stepper, Trainer
 from harl_fast.engine.views import build_loader
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
 from harl_fast.lock import locked
@@ -31,32 +31,10 @@ from tests.engine.support import (
     distances,
     disturb_both,
     engine_config,
+    prepare,
     tiny_config,
     tiny_file,
 )
-
-
-def prepare(
-    machine: Machine,
-    folder: Path,
-    *,
-    loader: Any = None,
-    engine: tuple[str, ...] = (),
-    config: tuple[str, ...] = (),
-    weights: Checkpoint | None = None,
-    checkpoint: Checkpoint | None = None,
-) -> Trainer:
-    parts = build(
-        tiny_config(folder, overrides=config),
-        engine_config(overrides=engine),
-        machine,
-        loader=loader or FakeLoader(),
-        weights=weights,
-        checkpoint=checkpoint,
-    )
-    step = 0 if checkpoint is None else checkpoint.record.step
-    return Trainer(parts, RunFolder(folder), step=step)
-
 
 REFUSED = {
     "loss.extra={fgg: 2}": "loss.extra.fgg: no term of that name takes .*: none yet",

@@ -29,8 +29,8 @@ from harl_fast.engine.views import (
 )
 from harl_fast.errors import ConfigError
 from harl_fast.runfiles import RunFolder
-from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, tiny_config
-from tests.engine.test_pretraining import assert_same, prepare, stop_at
+from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, prepare, tiny_config
+from tests.engine.test_pretraining import assert_same, stop_at
 
 GROWING = "data.size_schedule=steps:32,0.5:48"
 """Of the two epochs the second is larger."""
