@@ -337,17 +337,17 @@ def headline(train: Manifest) -> str:
 
 def check_classes(folder: Path, train: Sequence[str], val: Sequence[str]) -> None:
     """Raise DataError unless both splits have the same two or more classes in the same order."""
+    if len(train) < 2:
+        raise DataError(
+            f"{folder} has one class, {shown(train[0])}: there is nothing to tell apart. Convert "
+            f"images of two classes or more"
+        )
     if train != val:
         differing = sorted(set(train) ^ set(val)) or ["their order"]
         raise DataError(
             f"{folder}: train has {len(train)} classes and val {len(val)}; they differ in "
             f"{', '.join(map(shown, differing[:5]))}. Give both splits the same class folders "
             f"and run `make beton` again"
-        )
-    if len(train) < 2:
-        raise DataError(
-            f"{folder} has one class, {shown(train[0])}: there is nothing to tell apart. Convert "
-            f"images of two classes or more"
         )
 
 
