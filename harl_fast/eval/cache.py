@@ -85,5 +85,5 @@ def _digest(data: FeatureSet) -> str:
     found = hashlib.sha256()
     for tensor in (data.features, data.labels):
         found.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
