@@ -74,9 +74,9 @@ def composite(index: int, *, seed: int = 0, side_px: int = SIDE_PX) -> Composite
     return Composite(_photograph(picture, draw), cover >= 0.5)
 
 
-def composites(count: int, *, seed: int = 0, side_px: int = SIDE_PX) -> list[Composite]:
+def composites(count: int, *, seed: int = 0) -> list[Composite]:
     """Return the first ``count`` drawn pictures of a seed."""
-    return [composite(index, seed=seed, side_px=side_px) for index in range(count)]
+    return [composite(index, seed=seed) for index in range(count)]
 
 
 def load_stamps(folder: Path) -> list[Pixels]:
@@ -109,9 +109,8 @@ def stamped(
     photos: Sequence[Path],
     *,
     seed: int = 0,
-    side_px: int = SIDE_PX,
 ) -> Composite:
-    """Return one cut-out before a crop of a photo, alpha-blended; square of ``side_px``.
+    """Return one cut-out before a crop of a photo, alpha-blended; square of `SIDE_PX`.
 
     Even indices take even stamps and photos, odd ones odd: no stamp or photo is in both halves.
     The stamp's longer side is 45 to 85 % of the frame, its place free.
@@ -120,20 +119,20 @@ def stamped(
     for _ in range(TRIES):
         stamp = stamps[half::2][int(draw.integers(len(stamps[half::2])))]
         photo = photos[half::2][int(draw.integers(len(photos[half::2])))]
-        scale = draw.uniform(0.45, 0.85) * side_px / max(stamp.shape[:2])
+        scale = draw.uniform(0.45, 0.85) * SIDE_PX / max(stamp.shape[:2])
         height, width = (max(1, round(n * scale)) for n in stamp.shape[:2])
         # Premultiplied: the colours under transparent pixels are arbitrary and must not bleed in.
         alpha = stamp[..., 3:].astype(np.float32) / 255
         premultiplied = np.concatenate([stamp[..., :3] * alpha, alpha], axis=2)
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         small = cv2.resize(premultiplied, (width, height), interpolation=how)
-        top = int(draw.integers(side_px - height + 1))
-        left = int(draw.integers(side_px - width + 1))
-        cover = np.zeros((side_px, side_px), np.float32)
+        top = int(draw.integers(SIDE_PX - height + 1))
+        left = int(draw.integers(SIDE_PX - width + 1))
+        cover = np.zeros((SIDE_PX, SIDE_PX), np.float32)
         cover[top : top + height, left : left + width] = small[..., 3]
         if not LEAST <= (cover >= 0.5).mean() <= MOST:
             continue
-        picture = _backdrop(photo, draw, side_px).astype(np.float32) * (1 - cover[..., None])
+        picture = _backdrop(photo, draw, SIDE_PX).astype(np.float32) * (1 - cover[..., None])
         picture[top : top + height, left : left + width] += small[..., :3]
         return Composite(np.clip(picture + 0.5, 0, 255).astype(np.uint8), cover >= 0.5)
     raise RuntimeError(f"composite {index} of seed {seed}: no cut-out fits in {TRIES} tries")

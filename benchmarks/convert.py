@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import inputs, open_set, report
 from benchmarks.process import machine_facts
 from benchmarks.report import Ratio, Row, spread
-from benchmarks.results import write_results
+from benchmarks.results import bars_among, conclude
 from benchmarks.rounds import Field
 from harl_fast.files import check_output
 from harl_fast.host import usable_cores
@@ -45,13 +45,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=rounds, default=5, metavar="N", help="default %(default)s")
     seconds = number(0.1, 3600)
     add("--seconds-per-turn", type=seconds, default=4.0, metavar="S", help="default %(default)s")
-    add("--only", metavar="C1,C3", help="bars to measure; default all")
+    about = "bars to measure; default all"
+    add("--only", dest="bars", type=bars_among(BARS), default=BARS, metavar="C1,C3", help=about)
     add("--out", type=Path, default=Path("runs/bench/convert.json"), metavar="FILE")
-    args = parser.parse_args(argv)
-    args.bars = tuple(args.only.upper().split(",")) if args.only else BARS
-    if unknown := sorted(set(args.bars) - set(BARS)):
-        parser.error(f"argument --only: {', '.join(unknown)} is none of {', '.join(BARS)}")
-    return args
+    return parser.parse_args(argv)
 
 
 def plans(root: Path, *, count: int, cores: int, bars: tuple[str, ...]) -> dict[str, Any]:
@@ -80,8 +77,7 @@ def plans(root: Path, *, count: int, cores: int, bars: tuple[str, ...]) -> dict[
     for kind in ("tar", "parquet"):
         data = ["--data", str(root / "packed" / kind), "--source", kind]
         known[f"ours_{kind}"] = ours | {"options": [*data, *read, *without]}
-    ratios = [ratio for ratio in RATIOS if ratio.bar in bars]
-    needed = {name for ratio in ratios for name in (ratio.ours, *ratio.peers)}
+    needed = report.needed(RATIOS, bars)
     return {n: s | {"out": str(out / n)} for n, s in known.items() if n in needed}
 
 
@@ -136,18 +132,12 @@ def main(argv: list[str] | None = None) -> int:
           f"{args.rounds} rounds of {args.seconds_per_turn:g} s a turn\n")  # fmt: skip
     if speeds:
         print(report.rate_table(speeds) + "\n")
-    print(report.bar_table(rows))
-    if warning := report.disturbance(rounds):
-        print(f"\n{warning}")
-    write_results(args.out, rows, machine=facts, more={
+    conclude(args.out, rows, rounds, machine=facts, more={
         "input": {"set": root.name, "count": args.count},
         "settings": {"rounds": args.rounds, "seconds_per_turn": args.seconds_per_turn,
                      "contenders": made, "left_out": failed},
-        "rounds": rounds,
         "rates": speeds,
-        "warning": warning,
     })  # fmt: skip
-    print(f"\nall rounds: {args.out}")
     return 0
 
 

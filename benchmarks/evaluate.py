@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from benchmarks import report
 from benchmarks.process import busy_s, machine_facts, memory_bytes
-from benchmarks.results import write_results
+from benchmarks.results import bars_among, conclude
 from harl_fast.config import RGB_MEAN, RGB_STD, ModelConfig
 from harl_fast.data.loader import EvalLoader
 from harl_fast.data.views.color_device import Photometric
@@ -26,9 +26,10 @@ from harl_fast.errors import DataError
 from harl_fast.eval import linear
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.features import FeatureSet, extract
-from harl_fast.eval.knn import NEIGHBOURS, knn
+from harl_fast.eval.knn import knn
 from harl_fast.eval.logistic import SWEEP_TOLERANCE
 from harl_fast.eval.logreg import CS, optima
+from harl_fast.eval.options import NEIGHBOURS
 from harl_fast.files import Progress, check_output
 from harl_fast.host import usable_cores
 from harl_fast.model.backbones import build_backbone
@@ -49,14 +50,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, default=Path("data/caltech101"), metavar="FOLDER",
         help="containers of Caltech-101 (%(default)s)")  # fmt: skip
     add("--rounds", type=whole_number(1, 10**4), default=3, metavar="N", help="default %(default)s")
-    add("--only", metavar="V1,V5", help=f"bars to measure; default {','.join(BARS)}")
+    bars, about = tuple(BARS), f"bars to measure; default {','.join(BARS)}"
+    add("--only", dest="bars", type=bars_among(bars), default=bars, metavar="V1,V5", help=about)
     add("--threads", type=whole_number(1, 1024), default=usable_cores(), help="default: all cores")
     add("--out", type=Path, default=Path("runs/bench/evaluate.json"), metavar="FILE")
-    args = parser.parse_args(argv)
-    args.bars = tuple(args.only.upper().split(",")) if args.only else tuple(BARS)
-    if unknown := sorted(set(args.bars) - set(BARS)):
-        parser.error(f"argument --only: {', '.join(unknown)} is none of {', '.join(BARS)}")
-    return args
+    return parser.parse_args(argv)
 
 
 class Inputs:
@@ -254,15 +252,8 @@ def main(argv: list[str] | None = None) -> int:
         f"\n{facts['cpu']}, {args.threads} threads; ResNet-18 at {SIZE_PX} px, {count:,} images of "
         f"{inputs.classes} classes, {dim} features; {args.rounds} rounds\n"
     )
-    print(report.bar_table(rows))
-    worst = max(each["others"] for turns in rounds.values() for each in turns)
-    warning = ""
-    if worst > report.QUIET_CORES:
-        warning = f"NOT A QUIET MACHINE: others kept up to {worst:.2f} cores busy."
-        print(f"\n{warning} Do not quote these figures.")
     more = {"settings": vars(args) | {"data": str(args.data), "out": str(args.out)}}
-    write_results(args.out, rows, machine=facts, more=more | {"rounds": rounds, "warning": warning})
-    print(f"\nall rounds: {args.out}")
+    conclude(args.out, rows, rounds, machine=facts, more=more)
     return 0
 
 

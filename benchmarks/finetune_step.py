@@ -1,6 +1,6 @@
 """Steps of fine-tuning: more heads, a frozen part, and our loop against bare PyTorch's.
 
-V6, V7 and V8 of `make bench-eval`; alone: `python -m benchmarks.finetune_step`.
+V6, V7 and V8, beside `make bench-eval`: `python -m benchmarks.finetune_step`.
 """
 
 from __future__ import annotations
@@ -28,22 +28,21 @@ SIZE_PX, CLASSES, BATCH = 96, 100, 64
 """Caltech-101's photos as `make bench-eval` shows them."""
 LOG_EVERY = 50
 """Steps between readings of the meter, the configuration's default."""
-BARS = ("V6", "V7", "V8")
 RATIOS = (
     # A time over a time: how many times longer a step of the second takes.
-    report.Ratio("V6", "8 heads over 1, frozen network", "heads1", ("heads8",), 1.10, 1.03),
-    report.Ratio("V7", "boundary 3 over boundary -1", "all", ("boundary3",), 0.65, 0.55),
-    report.Ratio("V8", "fine-tuning step over a bare loop's", "bare", ("all",), 1.03, 1.01),
+    report.Ratio("V6", "8 heads over 1, frozen network", "heads1", ("heads8",), 1.10, 1.03, True),
+    report.Ratio("V7", "boundary 3 over boundary -1", "all", ("boundary3",), 0.65, 0.55, True),
+    report.Ratio("V8", "fine-tuning step over a bare loop's", "bare", ("all",), 1.03, 1.01, True),
 )
 
 
-def plans(*, threads: int, batch: int = BATCH) -> dict[str, dict[str, Any]]:
+def plans(*, threads: int) -> dict[str, dict[str, Any]]:
     """Return the contenders' settings, for `rounds.Field`."""
     common = {
         "module": "finetune_step",
         "steps": True,
         "threads": threads,
-        "batch": batch,
+        "batch": BATCH,
         "lead": 1,
         "environment": {"OMP_NUM_THREADS": str(threads)},
     }
@@ -54,30 +53,6 @@ def plans(*, threads: int, batch: int = BATCH) -> dict[str, dict[str, Any]]:
         "heads1": common | {"boundary": 4, "heads": 1},
         "heads8": common | {"boundary": 4, "heads": 8},
     }
-
-
-def rows_of(rounds: report.Rounds) -> list[report.Row]:
-    """Return the lines of V6 to V8, each ratio taken within its round."""
-    rows, speeds = [], report.rates(rounds)
-    for ratio in RATIOS:
-        peer = ratio.peers[0]
-        if speeds.get(ratio.ours) and speeds.get(peer):
-            pairs = zip(speeds[ratio.ours], speeds[peer], strict=True)
-            found = report.spread([ours / theirs for ours, theirs in pairs])
-            rows.append(
-                report.Row(ratio.bar, ratio.what, found.median, "x", ratio.floor, ratio.goal,
-                           found, less_is_better=True)
-            )  # fmt: skip
-    return rows
-
-
-def measure(
-    *, rounds: int, seconds: float, threads: int, logs: Path, batch: int = BATCH
-) -> tuple[list[report.Row], report.Rounds]:
-    """Run V6 to V8 in interleaved rounds; return their lines, and all answers."""
-    with Field(plans(threads=threads, batch=batch), threads=1, logs=logs, warm_s=1.0) as field:
-        answers = field.rounds(rounds, seconds=seconds)
-    return rows_of(answers), answers
 
 
 def configuration(settings: dict[str, Any]) -> FinetuneConfig:
@@ -162,5 +137,7 @@ def _bare(
 
 
 if __name__ == "__main__":
-    found, _ = measure(rounds=5, seconds=4.0, threads=usable_cores(), logs=Path("runs/bench/logs"))
-    print(report.bar_table(found))
+    made, logs = plans(threads=usable_cores()), Path("runs/bench/logs")
+    with Field(made, threads=1, logs=logs, warm_s=1.0) as field:
+        speeds = report.rates(field.rounds(5, seconds=4.0))
+    print(report.bar_table(report.ratio_rows(speeds, RATIOS)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import inputs, report, solo
 from benchmarks.process import machine_facts
-from benchmarks.results import write_results
+from benchmarks.results import bars_among, conclude
 from benchmarks.rounds import Field
 from harl_fast.files import Progress, check_output
 from harl_fast.host import usable_cores
@@ -37,20 +37,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     rounds, seconds = whole_number(1, 10**4), number(0.1, 3600)
     add("--rounds", type=rounds, default=7, metavar="N", help="default %(default)s")
     add("--seconds-per-turn", type=seconds, default=4.0, metavar="S", help="default %(default)s")
-    add("--only", metavar="L3,L4", help="bars to measure; default all")
+    about = "bars to measure; default all"
+    add("--only", dest="bars", type=bars_among(BARS), default=BARS, metavar="L3,L4", help=about)
     add("--out", type=Path, default=Path("runs/bench/loader.json"), metavar="FILE")
     add("--check", action="store_true", help="describe each contender's output, measure nothing")
-    args = parser.parse_args(argv)
-    args.bars = tuple(args.only.upper().split(",")) if args.only else BARS
-    if unknown := sorted(set(args.bars) - set(BARS)):
-        parser.error(f"argument --only: {', '.join(unknown)} is none of {', '.join(BARS)}")
-    return args
-
-
-def wanted(bars: tuple[str, ...]) -> list[str]:
-    """Return the contenders that the bars' ratios need, in the order of their turns."""
-    ratios = [ratio for ratio in report.RATIOS if ratio.bar in bars]
-    return list(dict.fromkeys(n for ratio in ratios for n in (ratio.ours, *ratio.peers)))
+    return parser.parse_args(argv)
 
 
 def plans(names: list[str], root: Path, *, count: int, cores: int, log: Path) -> dict[str, Any]:
@@ -136,7 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     facts = machine_facts()
     root = inputs.image_set(BASE, count=args.count, data=args.data)
-    made = plans(wanted(args.bars), root, count=args.count, cores=cores, log=logs / "inputs.log")
+    names = report.needed(report.RATIOS, args.bars)
+    made = plans(names, root, count=args.count, cores=cores, log=logs / "inputs.log")
     if args.check:
         check(made, cores=cores, logs=logs)
         return 0
@@ -158,21 +150,14 @@ def main(argv: list[str] | None = None) -> int:
           f"{args.rounds} rounds of {args.seconds_per_turn:g} s a turn\n")  # fmt: skip
     if speeds:
         print(report.rate_table(speeds) + "\n")
-    print(report.bar_table(rows))
-    warning = report.disturbance(rounds)
-    if warning:
-        print(f"\n{warning}")
     settings = {name: made[name] for name in rounds}
-    write_results(args.out, rows, machine=facts, more={
+    conclude(args.out, rows, rounds, machine=facts, more={
         "input": {"set": root.name, "count": len(files), "mean_kB": kilobytes},
         "settings": {"rounds": args.rounds, "seconds_per_turn": args.seconds_per_turn,
                      "contenders": settings, "left_out": failed},
-        "rounds": rounds,
         "rates": speeds,
-        "warning": warning,
         "alone": single,
     })  # fmt: skip
-    print(f"\nall rounds: {args.out}")
     return 0
 
 

@@ -50,9 +50,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--check", action="store_true", help="exit 1 if a floor is missed")
     add("--out", type=Path, default=Path("runs/bench/masks.json"), metavar="FILE")
     args = parser.parse_args(argv)
-    for name in ("composites", "count", "rounds"):
-        if getattr(args, name) < 1:
-            parser.error(f"argument --{name}: give at least 1")
     for name in ("horses", "photos", "stamps", "backdrops", "network", "onnx"):
         path = getattr(args, name)
         if path is not None and not path.exists():

@@ -52,19 +52,19 @@ print(json.dumps({
 """
 
 
-def make_set(folder: Path, count: int, *, shard: int = SHARD) -> Path:
+def make_set(folder: Path, count: int) -> Path:
     """Write a set of ``count`` simulated samples as ``folder``/train and return its path."""
     # Imported late: programs that only measure need no writer.
     from harl_fast.data.container.manifest import merge_manifests, write_manifest
 
     path = folder / "train"
     path.mkdir(parents=True)
-    shards = -(-count // shard)
+    shards = -(-count // SHARD)
     written = []
     for number in range(shards):
         name = f"{number:05d}-of-{shards:05d}.beton"
-        first = number * shard
-        written.append((name, _write_shard(path / name, first, min(shard, count - first))))
+        first = number * SHARD
+        written.append((name, _write_shard(path / name, first, min(SHARD, count - first))))
     write_manifest(path, merge_manifests(written, [{"first": 0, "count": count}]))
     return path
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from torchvision.transforms import functional as pil_ops
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as ops
 
-from benchmarks.process import die_with_parent
 from harl_fast.config import DataConfig, ViewConfig
+from harl_fast.supervision import end_with_parent
 
 CELLS = 7
 POLICY = DataConfig()
@@ -162,7 +163,7 @@ class V2Views(Dataset[Views]):
 
 
 def _start_worker(_: int) -> None:
-    die_with_parent()
+    end_with_parent(signal.SIGKILL)
 
 
 def batches(settings: dict[str, Any]) -> Iterator[tuple[int, Any]]:

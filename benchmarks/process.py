@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,12 +26,6 @@ PACKAGES = (
     "pillow",
     "opencv-python",
 )
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends, stopped or not."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def memory_bytes() -> dict[str, int]:

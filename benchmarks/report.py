@@ -60,6 +60,8 @@ class Ratio:
     """The fastest of these is the reference."""
     floor: float | None = None
     goal: float | None = None
+    less_is_better: bool = False
+    """Such as of a step's time over another's: how many times longer ``peers`` take."""
 
 
 BARE = ("bare", "bare_fastdct")
@@ -106,6 +108,12 @@ def reference(speeds: Mapping[str, Sequence[float]], names: Sequence[str]) -> st
     return max(there, key=lambda name: statistics.median(speeds[name]), default=None)
 
 
+def needed(ratios: Sequence[Ratio], bars: Sequence[str]) -> list[str]:
+    """Return the contenders that the bars' ratios need, in the order of the ratios."""
+    chosen = [ratio for ratio in ratios if ratio.bar in bars]
+    return list(dict.fromkeys(name for ratio in chosen for name in (ratio.ours, *ratio.peers)))
+
+
 def ratio_rows(
     speeds: Mapping[str, Sequence[float]], ratios: Sequence[Ratio] = RATIOS
 ) -> list[Row]:
@@ -119,10 +127,12 @@ def ratio_rows(
         peer = reference(speeds, ratio.peers)
         if peer is None or not speeds.get(ratio.ours):
             continue
-        each = [a / b for a, b in zip(speeds[ratio.ours], speeds[peer], strict=True)]
-        found = spread(each)
+        found = spread([a / b for a, b in zip(speeds[ratio.ours], speeds[peer], strict=True)])
         what = f"{ratio.what} ({peer})" if len(ratio.peers) > 1 else ratio.what
-        rows.append(Row(ratio.bar, what, found.median, "x", ratio.floor, ratio.goal, found))
+        rows.append(
+            Row(ratio.bar, what, found.median, "x", ratio.floor, ratio.goal, found,
+                ratio.less_is_better)
+        )  # fmt: skip
     return rows
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import inputs, report, step_loop, step_setup
 from benchmarks.process import machine_facts
-from benchmarks.results import write_results
+from benchmarks.results import bars_among, conclude
 from benchmarks.rounds import Contender, Field
 from harl_fast.files import check_output
 from harl_fast.host import usable_cores
@@ -23,9 +23,9 @@ Plan = dict[str, Any]
 
 RATIOS = (
     # A time over a time: how many times longer a step of the first takes.
-    report.Ratio("T1", "step over a bare loop's", "bare", ("ours",), 1.03, 1.01),
-    report.Ratio("T1", "  ZeRO 1 kept on one rank", "bare", ("ours_zero1",)),
-    report.Ratio("T2", "HARL step over BYOL step", "ours_byol", ("ours",), 1.06, 1.02),
+    report.Ratio("T1", "step over a bare loop's", "bare", ("ours",), 1.03, 1.01, True),
+    report.Ratio("T1", "  ZeRO 1 kept on one rank", "bare", ("ours_zero1",), None, None, True),
+    report.Ratio("T2", "HARL step over BYOL step", "ours_byol", ("ours",), 1.06, 1.02, True),
     report.Ratio("T3", "over lightly's BYOL, fp32", "ours_byol", ("lightly",), 1.2, 1.8),
     report.Ratio("T3", "over lightly's BYOL, bf16", "ours_byol_bf16", ("lightly_bf16",), 1.2, 1.8),
     report.Ratio("T3", "  the same, lightly channels-last", "ours_byol_bf16", ("lightly_bf16_cl",)),
@@ -38,7 +38,6 @@ RATIOS = (
     report.Ratio("O2", "  over a loop in place", "ema_ours", ("ema_place",)),
     report.Ratio("O2", "  over lightly's", "ema_ours", ("ema_lightly",)),
 )
-LESS_IS_BETTER = ("T1", "T2")
 FIELDS = (
     (
         "ours",
@@ -63,7 +62,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     seconds = number(0.1, 3600)
     add("--rounds", type=whole_number(1, 10**4), default=5, metavar="N", help="default %(default)s")
     add("--seconds-per-turn", type=seconds, default=4.0, metavar="S", help="default %(default)s")
-    add("--only", metavar="T1,O2", help="bars to measure; default all")
+    about = "bars to measure; default all"
+    add("--only", dest="bars", type=bars_among(BARS), default=BARS, metavar="T1,O2", help=about)
     batch, cores = whole_number(2, 1 << 16), usable_cores()
     add("--batch", type=batch, default=step_setup.BATCH, metavar="N", help="default %(default)s")
     add("--threads", type=whole_number(1, 1024), default=cores, help="default: all cores")
@@ -74,11 +74,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--window", type=window, default=8, metavar="N", help=about)
     add("--out", type=Path, default=Path("runs/bench/step.json"), metavar="FILE")
     add("--check", action="store_true", help="compare what the contenders compute, time nothing")
-    args = parser.parse_args(argv)
-    args.bars = tuple(args.only.upper().split(",")) if args.only else BARS
-    if unknown := sorted(set(args.bars) - set(BARS)):
-        parser.error(f"argument --only: {', '.join(unknown)} is none of {', '.join(BARS)}")
-    return args
+    return parser.parse_args(argv)
 
 
 def plans(bars: tuple[str, ...], *, batch: int, threads: int) -> dict[str, Plan]:
@@ -111,7 +107,7 @@ def plans(bars: tuple[str, ...], *, batch: int, threads: int) -> dict[str, Plan]
     for what, names in {"lars": ("ours", "lightly", "solo"),
                         "ema": ("ours", "loop", "place", "lightly")}.items():  # fmt: skip
         known |= {f"{what}_{name}": alone | {"what": what, "name": name} for name in names}
-    needed = {n for r in RATIOS if r.bar in bars for n in (r.ours, *r.peers)}
+    needed = report.needed(RATIOS, bars)
     made = {name: settings for name, settings in known.items() if name in needed}
     if importlib.util.find_spec("lightly") is None:
         left = [name for name in made if "lightly" in name]
@@ -137,19 +133,7 @@ def check(made: dict[str, Plan], *, logs: Path) -> None:
 
 def rows_of(rounds: report.Rounds, bars: tuple[str, ...]) -> list[report.Row]:
     """Return the lines of all ratios whose contenders took part, each taken within its round."""
-    rows = []
-    speeds = report.rates(rounds)
-    for ratio in RATIOS:
-        peer = ratio.peers[0]
-        if ratio.bar not in bars or not (speeds.get(ratio.ours) and speeds.get(peer)):
-            continue
-        pairs = zip(speeds[ratio.ours], speeds[peer], strict=True)
-        found = report.spread([ours / theirs for ours, theirs in pairs])
-        rows.append(
-            report.Row(ratio.bar, ratio.what, found.median, "x", ratio.floor, ratio.goal, found,
-                       less_is_better=ratio.bar in LESS_IS_BETTER)
-        )  # fmt: skip
-    return rows
+    return report.ratio_rows(report.rates(rounds), [ratio for ratio in RATIOS if ratio.bar in bars])
 
 
 def wait_rows(windows: list[dict[str, float]]) -> list[report.Row]:
@@ -195,27 +179,21 @@ def main(argv: list[str] | None = None) -> int:
                 rounds |= field.rounds(args.rounds, seconds=args.seconds_per_turn)
                 failed |= field.failed
     windows = waits(args, logs=logs) if "T5" in args.bars else []
+    speeds = report.rates(rounds)
     rows = rows_of(rounds, args.bars) + (wait_rows(windows) if windows else [])
     rows.sort(key=lambda row: BARS.index(row.bar))
     print(
         f"\n{facts['cpu']}, {args.threads} threads; ResNet-18 at {step_setup.SIZE_PX} px, "
         f"batch {args.batch}; {args.rounds} rounds of {args.seconds_per_turn:g} s a turn\n"
     )
-    print(report.rate_table(report.rates(rounds)) + "\n")
-    print(report.bar_table(rows))
-    warning = report.disturbance(rounds)
-    if warning:
-        print(f"\n{warning}")
-    write_results(args.out, rows, machine=facts, more={
+    print(report.rate_table(speeds) + "\n")
+    conclude(args.out, rows, rounds, machine=facts, more={
         "settings": {"rounds": args.rounds, "seconds_per_turn": args.seconds_per_turn,
                      "batch": args.batch, "threads": args.threads, "contenders": made,
                      "left_out": failed},
-        "rounds": rounds,
-        "rates": report.rates(rounds),
+        "rates": speeds,
         "waits": windows,
-        "warning": warning,
     })  # fmt: skip
-    print(f"\nall rounds: {args.out}")
     return 0
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.process import die_with_parent
+from harl_fast.supervision import end_with_parent
 
 Items = Iterator[tuple[int, Any]]
 
@@ -69,7 +70,7 @@ def typical(
 
 def main() -> None:
     """Serve commands from standard input until it ends."""
-    die_with_parent()
+    end_with_parent(signal.SIGKILL)  # stopped or not
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes to the log
     settings = json.loads(sys.argv[1])

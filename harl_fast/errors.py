@@ -6,7 +6,7 @@ import difflib
 import errno
 import os
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class HarlError(Exception):
@@ -84,6 +84,11 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def few(texts: Sequence[str], most: int = 5) -> str:
+    """Return the first texts with commas between; an ellipsis tells that there are more."""
+    return ", ".join(texts[:most]) + ", ..." * (len(texts) > most)
 
 
 class _Brief(reprlib.Repr):

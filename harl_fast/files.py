@@ -204,6 +204,11 @@ def open_regular(path: Path, *, limit: int | None = None) -> BinaryIO:
     return open(path, "rb")
 
 
+def without_waiting(path: str, flags: int) -> int:
+    """Open a file at once, for `open`: a pipe would wait for its other end."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
+
+
 def read_regular(path: Path) -> bytes:
     """Return the bytes of a file; `UnusualFileError` unless it is a regular one."""
     with open_regular(path) as stream:

@@ -27,7 +27,7 @@ from harl_fast.config import (
 from harl_fast.errors import ConfigError, nearest, shown
 from harl_fast.options import SEED_MAX, checked
 from harl_fast.section import Count, Section, override, validated
-from harl_fast.textfile import dump_yaml, parse_yaml, read_yaml
+from harl_fast.textfile import parse_yaml, read_yaml
 
 PRESETS = Path(__file__).parent / "configs" / "finetune"
 LINEAR_PRESETS = {
@@ -221,11 +221,6 @@ def change_finetuning(
 ) -> FinetuneConfig:
     """Return a configuration with values replaced, see `load_finetuning`. Raises ConfigError."""
     return _checked(config.model_dump(mode="json"), flags or {}, overrides, where="configuration")
-
-
-def dump_finetuning(config: FinetuneConfig) -> str:
-    """Return the configuration as YAML that `load_finetuning` reads back."""
-    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _checked(

@@ -22,6 +22,7 @@ import yaml
 from hjson.decoder import make_scanner
 
 from harl_fast.errors import ConfigError, HarlError, one_line, shown
+from harl_fast.files import without_waiting
 
 MOST_BYTES = 1 << 16
 """Largest configuration file; the shipped ones have 1 to 2 kB."""
@@ -181,7 +182,7 @@ def read_text(
     A byte order mark is dropped. Devices and pipes are not waited for.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as stream:
+        with open(path, "rb", opener=without_waiting) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise error(f"{path} is no regular file; give a text file")
             data = stream.read(most_bytes + 1)
@@ -203,10 +204,6 @@ def read_text(
             f"{path} is no plain text: character {shown(control.group())} in line {line}; remove it"
         )
     return text
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def parse_yaml(text: str, *, where: str, error: type[HarlError] = ConfigError) -> Any:
@@ -246,11 +243,11 @@ def parse_json(
     return tree
 
 
-def read_yaml(path: Path, *, error: type[HarlError] = ConfigError) -> dict[str, Any]:
-    """Return the keys of a YAML file; raises ``error`` for anything but a mapping."""
-    tree = parse_yaml(read_text(path, error=error), where=str(path), error=error)
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys of a YAML file; raises ConfigError for anything but a mapping."""
+    tree = parse_yaml(read_text(path), where=str(path))
     if not isinstance(tree, dict):
-        raise error(f"{path}: holds {_kind(tree)}; sections with keys are expected")
+        raise ConfigError(f"{path}: holds {_kind(tree)}; sections with keys are expected")
     return tree
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from harl_fast.config import LARGEST_PX, SMALLEST_PX
-from harl_fast.eval.options import PROTOCOLS, check_options
+from harl_fast.eval import options as own
 from harl_fast.finetuning import LINEAR_PRESETS
 from harl_fast.options import SEED_MAX, number, per_channel, whole_number, whole_numbers
 from harl_fast.program import run_main
@@ -21,8 +21,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="run folder, checkpoint or file of weights")
     add("--data", type=Path, required=True, help="folder with containers of train and val")
-    about = "; ".join(f"{name}: {what}" for name, what in PROTOCOLS.items()) + " (%(default)s)"
-    add("--protocol", choices=list(PROTOCOLS), default="cached", help=about)
+    about = "; ".join(f"{name}: {what}" for name, what in own.PROTOCOLS.items()) + " (%(default)s)"
+    add("--protocol", choices=list(own.PROTOCOLS), default="cached", help=about)
     for flag, about in (
         ("--random", "also judge a randomly initialised encoder, the baseline"),
         ("--cache", "keep features in features/ beside --ckpt, and take them from there (default)"),
@@ -30,20 +30,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         add(flag, action=argparse.BooleanOptionalAction, help=about)
     for flag, low, high, about in (
         ("--size-px", SMALLEST_PX, LARGEST_PX, "view side (default: the pretraining's)"),
-        ("--epochs", 1, 10**6, "passes over the features of cached (100)"),
-        ("--batch", 1, 1 << 16, "images in one encoder pass (256)"),
+        ("--epochs", 1, 10**6, f"passes over the features of cached ({own.EPOCHS})"),
+        ("--batch", 1, 1 << 16, f"images in one encoder pass ({own.BATCH})"),
         ("--workers", 0, 1024, "decoding threads (default: one per core)"),
         ("--seed", 0, SEED_MAX, "of split, order and random encoder (0)"),
         ("--subset-seed", 0, SEED_MAX, "of --subset (0)"),
     ):
         add(flag, type=whole_number(low, high), metavar="N", help=about)
+    crop = f"default: {own.CROP}; to {own.SMALL_PX} px 1"
     for flag, least, most, about in (
-        ("--crop", 0.1, 1.0, "central share that is seen (default: 0.875; to 32 px 1)"),
-        ("--knn-temperature", 1e-3, 1e3, "of k-NN's votes (0.07)"),
+        ("--crop", 0.1, 1.0, f"central share that is seen ({crop})"),
+        ("--knn-temperature", 1e-3, 1e3, f"of k-NN's votes ({own.TEMPERATURE})"),
     ):
         add(flag, type=number(least, most), metavar="X", help=about)
+    neighbours = ",".join(map(str, own.NEIGHBOURS))
     for flag, kind, about in (
-        ("--knn", whole_numbers(1, 10**6), "neighbours (default: 10,20,50,100,200)"),
+        ("--knn", whole_numbers(1, 10**6), f"neighbours (default: {neighbours})"),
         ("--mean", per_channel(0.0, 1.0), "normalisation (default: the checkpoint's)"),
         ("--std", per_channel(1e-3, 1e3), "and its scale, one per channel"),
     ):
@@ -59,7 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Judge; return the exit code."""
     args = vars(parse(argv))
-    check_options(args["protocol"], args)
+    own.check_options(args["protocol"], args)
     del args["local_rank"]
     # Late: torch and FFCV take seconds, which --help and usage errors need not wait for.
     if args["protocol"] == "imagenet":

@@ -20,7 +20,7 @@ from harl_fast.data.container.manifest import (
     read_manifest,
     read_shard,
 )
-from harl_fast.errors import DataError, one_line, shown
+from harl_fast.errors import DataError, few, one_line, shown
 from harl_fast.files import Progress, sha256_file
 from preprocess.assemble import Existing
 from preprocess.convert import Settings
@@ -154,10 +154,10 @@ class Base:
             )
         others = [name for name in source.classes if name not in set(classes)]
         if others and not new_classes:
-            shown = ", ".join(map(one_line, others[:5])) + (", ..." if len(others) > 5 else "")
             raise DataError(
-                f"{source.name} has {len(others)} classes that {self.out} lacks ({shown}): rename "
-                f"their folders if they are others of its, or allow them by --new-classes"
+                f"{source.name} has {len(others)} classes that {self.out} lacks "
+                f"({few([*map(one_line, others)])}): rename their folders if they are others of "
+                f"its, or allow them by --new-classes"
             )
         return [*classes, *others]
 

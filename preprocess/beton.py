@@ -18,7 +18,7 @@ from harl_fast.options import SEED_MAX, checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
 from preprocess.demo.shapes import SHAPES
-from preprocess.reading import add_pages_and_channels, add_reading, reading_of
+from preprocess.reading import STORED_PX, add_pages_and_channels, add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, read_source, torchvision_source
 from preprocess.sources.archives import scratch_beside
 from preprocess.sources.options import add_choices, choices_of
@@ -60,7 +60,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     number = functools.partial(_add_number, parser.add_argument)
     number("--mask-size", 8, 1024, default=MASK_SIZE_PX, about="side of masks, a multiple of 8")
-    number("--max-resolution", 8, 4096, default=512, about="longest side of the stored images")
+    about = "longest side of the stored images"
+    number("--max-resolution", 8, 4096, default=STORED_PX, about=about)
     add(
         "--store",
         type=checked(_store),

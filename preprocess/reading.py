@@ -17,6 +17,8 @@ FIRST_PAGE = "with further pages, the first taken (PAGES=all takes all)"
 NO_COLOUR = "in colour, of which the luma was kept (CHANNELS=1)"
 FEW_LEVELS = "left with fewer than 64 of their grey levels (another RANGE keeps more)"
 """Remarks on samples; manifests and summaries count them."""
+STORED_PX = 512
+"""Longest side to which images are shrunk unless told otherwise, and of which masks are made."""
 
 
 class UnusableImageError(Exception):

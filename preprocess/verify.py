@@ -51,14 +51,8 @@ with head(__name__, parse):
     from harl_fast.data.container.fields import open_reader
     from harl_fast.data.container.index import check_container
     from harl_fast.data.container.integrity import IMAGE, MASK
-    from harl_fast.data.container.manifest import (
-        REMEDY,
-        Manifest,
-        names_path,
-        read_manifest,
-        read_shard,
-        read_sums,
-    )
+    from harl_fast.data.container.manifest import Manifest, read_manifest, read_shard, read_sums
+    from harl_fast.data.container.names import read_names
     from harl_fast.data.container.reader import stored_pixels
     from harl_fast.jit import require_compiler
     from harl_fast.runfiles import check_apart
@@ -151,7 +145,7 @@ def verify(beton: Path, *, deep: bool, workers: int, first: int = 0) -> Verdict:
         manifest = read_manifest(beton)
         verdict.samples, verdict.sealed = manifest.count, bool(manifest.manifest_sha256)
         check_container(beton, manifest)
-        names = _names(beton, manifest)
+        names = read_names(beton)
         sums = read_sums(beton, manifest)
         read_prints(beton, manifest)
         size = beton.stat().st_size >> 20
@@ -170,19 +164,6 @@ def verify(beton: Path, *, deep: bool, workers: int, first: int = 0) -> Verdict:
         verdict.refused = f"{beton} cannot be read: {error.strerror or error}"
     verdict.seconds = time.monotonic() - start
     return verdict
-
-
-def _names(beton: Path, manifest: Manifest) -> list[str]:
-    path = names_path(beton)
-    if not path.is_file() or sha256_file(path) != manifest.names_sha256:
-        raise DataError(
-            f"{path} is missing or belongs to another run. Copy the files of a container "
-            f"together, or: {REMEDY}"
-        )
-    names = path.read_text(encoding="utf-8", errors="backslashreplace").split("\n")[:-1]
-    if len(names) != manifest.count:
-        raise DataError(f"{path} has {len(names):,} lines for {manifest.count:,} samples. {REMEDY}")
-    return names
 
 
 def _rows(

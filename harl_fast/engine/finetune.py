@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harl_fast.engine.config import EngineConfig, run_engine_file, settle, with_batch
-from harl_fast.engine.machine import Machine, check_machine
+from harl_fast.engine.config import EngineConfig
+from harl_fast.engine.machine import Machine
 from harl_fast.engine.runfolder import mark
 from harl_fast.engine.session import Job, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
@@ -45,7 +45,7 @@ def finetune(*, run: Path, seeds: int = 1, last: bool = True, **settings: Any) -
     """
     job = Finetuning(run=run, **settings)
     if seeds == 1:
-        return serve(job, run=run, resume=job.resume, last=last)
+        return serve(job, last=last)
     return _several(job, seeds=seeds)
 
 
@@ -108,26 +108,18 @@ def linear_protocol(
 class Finetuning(Job):
     """The values of launch/finetune.py's command line, and what becomes of them."""
 
-    engine_file: Path
-    engine_overrides: Sequence[str] = ()
     preset: str | None
     flags: Mapping[str, Any]
     """Values by key of `FinetuneConfig`."""
     overrides: Sequence[str] = ()
     ckpt: Path | None
-    data: Path
-    run: Path
-    resume: bool = False
     mode: Mode = "train_then_eval"
-    allow_change: Sequence[str] = ()
-    quiet: bool = False
-    time_limit_s: float | None = None
     protocol: str = ""
     """What results are named after; left out, the preset."""
     found: dict[str, float] = field(default_factory=dict)
     """After an evaluation: its metrics in percent; on rank 0."""
 
-    source_option = "--ckpt"
+    source_option: ClassVar[str] = "--ckpt"
 
     def __post_init__(self) -> None:
         self.resume = self.resume or self.mode == "eval"
@@ -151,13 +143,9 @@ class Finetuning(Job):
         else:
             config = load_finetuning(str(folder.config), flags=self.flags, overrides=self.overrides)
         self._config = config
-        own = folder.engine if self.resume else None
-        file, self._told = run_engine_file(
-            self.engine_file, own=own, overrides=self.engine_overrides, ranks=machine.ranks
-        )
-        check_machine(file.harl_fast, machine, source=str(self.engine_file))
-        file = with_batch(file, config.train_batch_size, ranks=machine.ranks)
-        return settle(file, ranks=machine.ranks, source=str(self.engine_file))
+        batch_global = config.train_batch_size
+        engine_config, self._told = self._settled(machine, batch_global=batch_global)
+        return engine_config
 
     def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> int:
         """Settle what the start does and open the data; return the steps done before."""
@@ -180,7 +168,7 @@ class Finetuning(Job):
         else:
             assert self.ckpt is not None
             start = first_start(folder, self._config, engine_config, ckpt=self.ckpt, **common)
-        start.notes.extend([self._told] if self._told else [])
+        start.notes.extend(self._told)
         self._start, self._classifier = start, network_of(start)
         self._loader = train_loader(start, machine)
         return start.step
@@ -218,7 +206,8 @@ class Finetuning(Job):
     ) -> Loop:
         """Return the training; in mode eval there is nothing left of it."""
         from harl_fast.engine.loop import Loop
-        from harl_fast.engine.supervised import TuneMonitor, TuneStepper
+        from harl_fast.engine.monitor.monitor import Monitor
+        from harl_fast.engine.supervised import TuneStepper
 
         start = self._start
         self._total = state.schedule.total
@@ -226,15 +215,12 @@ class Finetuning(Job):
             epochs = start.step // state.schedule.steps_per_epoch
             schedule = replace(state.schedule, steps=start.step, epochs=epochs)
             state = replace(state, schedule=schedule)
-        skipped = 0 if start.record is None else start.record.skipped
-        stepper = TuneStepper(state, step=start.step, skipped=skipped)
+        stepper = TuneStepper(state, step=start.step, skipped=start.skipped)
         return Loop(
             state,
             start.folder,
             stepper=stepper,
-            monitor=TuneMonitor(
-                state, stepper.meter, start.folder, step=start.step, quiet=self.quiet
-            ),
+            monitor=Monitor(state, stepper.meter, start.folder, step=start.step, quiet=self.quiet),
             run_id=start.run_id,
             time_limit_s=self.time_limit_s,
             stop=stop,
@@ -298,7 +284,7 @@ def _several(job: Finetuning, *, seeds: int) -> int:
             resume=job.resume and folder.config.exists(),
             found={},
         )
-        code = serve(each, run=folder.path, resume=each.resume, last=number == seeds - 1)
+        code = serve(each, last=number == seeds - 1)
         ended = folder.finished.is_file()
         rank_0 = this_machine().rank == 0
         if code or not ended:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,14 @@ import torch
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
-from harl_fast.engine.checkpoint.format import (
-    Checkpoint,
-    Record,
-    is_before_the_first,
-    open_checkpoint,
-)
+from harl_fast.engine.checkpoint.format import is_before_the_first
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.labelled import TuneData, open_data
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.engine.provenance import new_run_id, read_provenance
-from harl_fast.engine.resume import (
-    Changes,
-    allowed_changes,
-    change_text,
-    check_identity,
-    recorded_engine,
-)
+from harl_fast.engine.resume import allowed_changes, change_text, open_latest, recorded_engine
+from harl_fast.engine.session import Beginning
 from harl_fast.engine.supervised import classifier_of
 from harl_fast.errors import CheckpointError, ConfigError, nearest, shown
 from harl_fast.finetuning import FinetuneConfig, change_finetuning
@@ -41,34 +31,16 @@ GROUPS = ("backbone", "head_contrastive", "head_supervised")
 """What names begin with that ``variable_schema`` is matched with."""
 
 
-@dataclass(frozen=True)
-class TuneStart:
-    """What is to be done."""
+@dataclass(frozen=True, kw_only=True)
+class TuneStart(Beginning):
+    """What a start of a fine-tuning is to do."""
 
-    folder: RunFolder
     config: FinetuneConfig
-    engine_config: EngineConfig
-    run_id: str
     data: TuneData
     facts: dict[str, Any]
     """See `supervised.TuneState`."""
     pretrained: Pretrained | None = None
     """Where a new run's network is from."""
-    checkpoint: Checkpoint | None = None
-    """Of the run that goes on."""
-    init_from: Path | None = None
-    changes: Changes | None = None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def record(self) -> Record | None:
-        """Of the checkpoint that the run goes on from."""
-        return None if self.checkpoint is None else self.checkpoint.record
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done before."""
-        return 0 if self.record is None else self.record.step
 
 
 def first_start(
@@ -221,9 +193,9 @@ def go_on(
 
     Raises HarlError if it would not go on as it began, or its files are damaged.
     """
-    known = read_provenance(folder.provenance)
     if is_before_the_first(folder.checkpoints):
-        source = ckpt or (Path(known.starts[0].init_from or "") if known.starts else None)
+        starts = read_provenance(folder.provenance).starts
+        source = ckpt or (Path(starts[0].init_from or "") if starts else None)
         if source is None:
             raise CheckpointError(f"{folder.path} has no checkpoint yet: give --ckpt again")
         return first_start(
@@ -236,8 +208,7 @@ def go_on(
             protocol=protocol,
             notes=[f"{folder.path} has no complete checkpoint yet: the run begins again"],
         )
-    checkpoint = open_checkpoint(folder.checkpoints, verify=True)
-    check_identity(checkpoint, known.run_id)
+    checkpoint, run_id = open_latest(folder)
     record = checkpoint.record
     if record.finetune is None:
         raise CheckpointError(
@@ -257,7 +228,7 @@ def go_on(
         folder=folder,
         config=config,
         engine_config=engine_config,
-        run_id=known.run_id or record.run_id or new_run_id(),
+        run_id=run_id,
         data=found,
         facts={**found.facts(), **{key: record.data[key] for key in ("protocol", "pretrained")}},
         checkpoint=checkpoint,

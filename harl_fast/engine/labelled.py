@@ -19,7 +19,8 @@ from harl_fast.data.container.manifest import (
     read_manifest,
 )
 from harl_fast.data.container.names import read_names
-from harl_fast.errors import DataError, shown
+from harl_fast.errors import DataError
+from harl_fast.eval.protocol import check_classes
 from harl_fast.eval.subsets import choose
 from harl_fast.finetuning import FinetuneConfig
 
@@ -28,7 +29,6 @@ from harl_fast.finetuning import FinetuneConfig
 class TuneData:
     """The images of a fine-tuning."""
 
-    folder: Path
     val: Path | None
     manifest: Manifest
     train: Path
@@ -64,16 +64,9 @@ def open_data(
     train = find_container(folder, "train")
     manifest = read_manifest(train)
     check_labelled(train, manifest)
-    if len(manifest.classes) < 2:
-        raise DataError(
-            f"{train} has one class, {shown(manifest.classes[0])}, and there is nothing to tell "
-            f"apart: convert images of two classes or more"
-        )
-    val = None
-    if containers_in(folder, "val"):
-        val = find_container(folder, "val")
-        check_classes(folder, manifest, read_manifest(val))
-    elif needs_val:
+    val = find_container(folder, "val") if containers_in(folder, "val") else None
+    check_classes(folder, manifest.classes, (read_manifest(val) if val else manifest).classes)
+    if val is None and needs_val:
         raise DataError(
             f"{folder} has no val.beton to judge the network on: nothing was held out. Write both "
             f"with `make beton DATA=<images> VAL=5% OUT={folder}`, or give --mode train"
@@ -95,7 +88,7 @@ def open_data(
         if config.hold_out:
             held_out = _held_out(ids, names, labels, manifest, config)
             ids = np.setdiff1d(ids, held_out)
-    return TuneData(folder, val, manifest, train, ids, drawn, held_out, names)
+    return TuneData(val, manifest, train, ids, drawn, held_out, names)
 
 
 def _held_out(
@@ -113,15 +106,3 @@ def _held_out(
         seed=config.seed,
     )
     return ids[chosen.numpy()]
-
-
-def check_classes(folder: Path, train: Manifest, val: Manifest) -> None:
-    """Raise DataError unless both splits have the same classes in the same order."""
-    if train.classes == val.classes:
-        return
-    differing = sorted(set(train.classes) ^ set(val.classes)) or ["their order"]
-    raise DataError(
-        f"{folder}: train has {len(train.classes)} classes and val {len(val.classes)}; they "
-        f"differ in {', '.join(map(shown, differing[:5]))}. Give both splits the same class "
-        f"folders and run `make beton` again"
-    )

@@ -22,9 +22,9 @@ from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.engine.provenance import code_version
 from harl_fast.errors import one_line
 from harl_fast.eval.cache import FeatureCache
-from harl_fast.eval.knn import NEIGHBOURS, TEMPERATURE
 from harl_fast.eval.metrics import scores
-from harl_fast.eval.protocol import CROP, Evaluation, Evaluator, table
+from harl_fast.eval.options import BATCH, CROP, EPOCHS, NEIGHBOURS, SMALL_PX, TEMPERATURE
+from harl_fast.eval.protocol import Evaluation, Evaluator, table
 from harl_fast.eval.ranks import ALONE, Ranks
 from harl_fast.eval.results import Result, result_folder
 from harl_fast.eval.results import write_result as write_folder
@@ -36,8 +36,6 @@ from harl_fast.runfiles import check_apart, is_part_of_a_checkpoint
 
 _PATIENCE_MINUTES = 24 * 60.0
 """How long ranks wait for rank 0, which trains the heads alone."""
-SMALL_PX = 32
-"""Up to this side the whole square is seen, as SimCLR does on CIFAR-10."""
 
 
 def lineval(
@@ -46,8 +44,8 @@ def lineval(
     data: Path,
     random: bool = False,
     size_px: int | None = None,
-    epochs: int = 100,
-    batch: int = 256,
+    epochs: int = EPOCHS,
+    batch: int = BATCH,
     workers: int = 0,
     seed: int = 0,
     out: Path | None = None,
@@ -149,17 +147,13 @@ def _judged(
 ) -> Evaluation | None:
     weights = encoder.weights_sha256
     return evaluator(
-        encoder.backbone, label=name, autocast=_half(), weights_sha256=weights, **settings
+        encoder.backbone, label=name, autocast=half(), weights_sha256=weights, **settings
     )
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _half() -> torch.dtype | None:
+def half() -> torch.dtype | None:
     """Return what encoders compute in; None is their own type."""
-    return torch.bfloat16 if _device().type == "cuda" else None
+    return torch.bfloat16 if torch.cuda.is_available() else None
 
 
 def home(ckpt: Path) -> Path:
@@ -190,7 +184,7 @@ def preprocessing(pretrained: Pretrained, *, crop: float | None) -> dict[str, An
         "crop": crop or (1.0 if pretrained.size_px <= SMALL_PX else CROP),
         "mean": list(pretrained.mean),
         "std": list(pretrained.std),
-        "precision": str(_half() or torch.float32).removeprefix("torch."),
+        "precision": str(half() or torch.float32).removeprefix("torch."),
     }
 
 
@@ -205,7 +199,7 @@ def _write_summary(
     provenance = {
         "checkpoint": _facts(pretrained),
         "data": evaluator.data_facts(),
-        "settings": {**settings, "autocast": str(_half()), **evaluator.settings()},
+        "settings": {**settings, "autocast": str(half()), **evaluator.settings()},
         "code": code_version(),
         "torch": torch.__version__,
     }

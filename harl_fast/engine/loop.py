@@ -64,7 +64,7 @@ class Loop:
         self.result: RunResult | None = None
         self.stop = StopSignal() if stop is None else stop
         self._listening = self.stop if stop is None else contextlib.nullcontext()
-        log = state.log
+        log = state.config.log
         self._saver: Saver | None = None
         if state.machine.rank == 0:
             self._saver = Saver(
@@ -123,7 +123,7 @@ class Loop:
         # This also lets the loader end its epoch and move its position to the next.
         elif next(batches, None) is not None:
             raise RuntimeError("the loader gave more batches than its epoch has")
-        if (epoch + 1) % state.log.checkpoint_epochs == 0:
+        if (epoch + 1) % state.config.log.checkpoint_epochs == 0:
             self._save()
         self.monitor.epoch(epoch + 1, stopping=lambda: self.stop.number > 0)
         return StopAction.CONTINUE
@@ -135,7 +135,7 @@ class Loop:
         """Return what all ranks do after this step; all must call it."""
         action = self.stop.action
         if self.state.machine.rank == 0:  # one clock decides
-            period_s = 60.0 * self.state.log.checkpoint_minutes
+            period_s = 60.0 * self.state.config.log.checkpoint_minutes
             if period_s and time.monotonic() - self._saved_s >= period_s:
                 action = max(action, StopAction.SAVE)
             if self._limit.reached():
@@ -146,7 +146,7 @@ class Loop:
         """Tell of steps without effect, and raise HarlError after too many of them in a row."""
         log, folder = self.stepper.nonfinite, self.folder
         self.sinks.skipped(log.drain())
-        if log.streak < self.state.log.max_skipped:
+        if log.streak < self.state.config.log.max_skipped:
             return
         if self._saver is not None:
             self._saver.wait()

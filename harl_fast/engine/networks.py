@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from harl_fast.config import LUMA_MEAN, LUMA_STD, RGB_MEAN, RGB_STD, ModelConfig, RunConfig
 from harl_fast.engine.checkpoint.format import (
@@ -85,15 +85,9 @@ def open_to_use(path: Path | str) -> Checkpoint:
 
 def encoder_of(checkpoint: Checkpoint) -> tuple[Backbone, RunConfig]:
     """Return the encoder and the configuration of a checkpoint, see `load_encoder`."""
-    config, weights = checkpoint.record.config, checkpoint.tensors("online.backbone")
+    config = checkpoint.record.config
     encoder = random_encoder(config, seed=0)
-    try:
-        load_exactly(encoder, weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{checkpoint.path} does not hold the backbone that its record describes "
-            f"({mismatch(error)}). {alternative(checkpoint.path)}"
-        ) from error
+    _load_part(encoder, checkpoint, "backbone", checkpoint.tensors("online.backbone"))
     _check_features(
         encoder,
         size_px=config.data.views[0].size_px,
@@ -101,6 +95,18 @@ def encoder_of(checkpoint: Checkpoint) -> tuple[Backbone, RunConfig]:
         remedy=alternative(checkpoint.path),
     )
     return encoder, config
+
+
+def _load_part(
+    module: nn.Module, checkpoint: Checkpoint, name: str, weights: Mapping[str, Tensor]
+) -> None:
+    try:
+        load_exactly(module, weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{checkpoint.path} does not hold the {name} that its record describes "
+            f"({mismatch(error)}). {alternative(checkpoint.path)}"
+        ) from error
 
 
 def _check_features(
@@ -299,7 +305,7 @@ def random_like(pretrained: Pretrained, *, seed: int) -> Pretrained:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = build_backbone(pretrained.model).eval()
-        projector = pretrained.projector and _fresh_projector(pretrained.model, backbone)
+        projector = pretrained.projector and fresh_projector(pretrained.model, backbone).eval()
     count = pretrained.receipt.total
     return replace(
         pretrained,
@@ -321,27 +327,22 @@ def digest(backbone: Backbone) -> str:
     return found.hexdigest()
 
 
-def _fresh_projector(model: ModelConfig, backbone: Backbone) -> MLPHead:
+def fresh_projector(model: ModelConfig, backbone: Backbone) -> MLPHead:
+    """Return the freshly initialised projector of a section on a backbone."""
     return MLPHead(
         backbone.out_channels,
         model.projector_hidden,
         model.projector_out,
         layers=model.projector_layers,
-    ).eval()
+    )
 
 
 def _projector_of(checkpoint: Checkpoint, backbone: Backbone) -> MLPHead | None:
     weights = checkpoint.tensors("online.projector")
     if not weights:
         return None
-    projector = _fresh_projector(checkpoint.record.config.model, backbone)
-    try:
-        load_exactly(projector, weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{checkpoint.path} does not hold the projector that its record describes "
-            f"({mismatch(error)}). {alternative(checkpoint.path)}"
-        ) from error
+    projector = fresh_projector(checkpoint.record.config.model, backbone).eval()
+    _load_part(projector, checkpoint, "projector", weights)
     return projector
 
 

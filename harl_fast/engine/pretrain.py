@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from harl_fast.engine.config import EngineConfig, run_engine_file, settle
-from harl_fast.engine.machine import Machine, check_machine
+from harl_fast.engine.config import EngineConfig
+from harl_fast.engine.machine import Machine
 from harl_fast.engine.provenance import read_provenance
 from harl_fast.engine.session import Job, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
@@ -22,68 +22,28 @@ if TYPE_CHECKING:
     from harl_fast.engine.state import TrainState
 
 
-def pretrain(
-    *,
-    engine_file: Path,
-    engine_overrides: Sequence[str] = (),
-    config_name: str | None,
-    config_overrides: Sequence[str] = (),
-    data: Path,
-    run: Path,
-    resume: bool = False,
-    init_from: Path | None = None,
-    allow_change: Sequence[str] = (),
-    quiet: bool = False,
-    sheet: Sheet | None = None,
-    time_limit_s: float | None = None,
-) -> int:
-    """Run one rank of a pretraining and return its exit code, see `Trainer.run`.
+def pretrain(**settings: Any) -> int:
+    """Run one rank of a pretraining and return its exit code, see `Loop.run`.
 
-    Configurations, data and folders are refused before the ranks meet. See launch/pretrain.py for
-    the arguments. Raises HarlError.
+    settings: the fields of `Pretraining`. Configurations, data and folders are refused before the
+    ranks meet. Raises HarlError.
     """
-    job = _Pretraining(
-        engine_file=engine_file,
-        engine_overrides=engine_overrides,
-        config_name=config_name,
-        config_overrides=config_overrides,
-        data=data,
-        run=run,
-        resume=resume,
-        init_from=init_from,
-        allow_change=allow_change,
-        quiet=quiet,
-        sheet=sheet,
-        time_limit_s=time_limit_s,
-    )
-    return serve(job, run=run, resume=resume)
+    return serve(Pretraining(**settings))
 
 
 @dataclass(kw_only=True)
-class _Pretraining(Job):
-    """The command line's values, and what becomes of them."""
+class Pretraining(Job):
+    """The values of launch/pretrain.py's command line, and what becomes of them."""
 
-    engine_file: Path
-    engine_overrides: Sequence[str]
     config_name: str | None
-    config_overrides: Sequence[str]
-    data: Path
-    run: Path
-    resume: bool
-    init_from: Path | None
-    allow_change: Sequence[str]
-    quiet: bool
-    sheet: Sheet | None
-    time_limit_s: float | None
+    config_overrides: Sequence[str] = ()
+    init_from: Path | None = None
+    sheet: Sheet | None = None
 
     def settle(self, machine: Machine) -> EngineConfig:
         """Return the engine's configuration."""
-        own = RunFolder(self.run).engine if self.resume else None
-        file, self._told = run_engine_file(
-            self.engine_file, own=own, overrides=self.engine_overrides, ranks=machine.ranks
-        )
-        check_machine(file.harl_fast, machine, source=str(self.engine_file))
-        return settle(file, ranks=machine.ranks, source=str(self.engine_file))
+        engine_config, self._told = self._settled(machine)
+        return engine_config
 
     def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> int:
         """Settle what the start does and open the container; return the steps done before."""
@@ -99,7 +59,7 @@ class _Pretraining(Job):
             self.allow_change,
         )
         start = decide(folder, engine_config, request)
-        start.notes.extend([self._told] if self._told else [])
+        start.notes.extend(self._told)
         self._loader = build_loader(
             start.config, engine_config, machine, data=self.data, epoch=start.epoch
         )
@@ -145,7 +105,7 @@ def prepare(start: Start, machine: Machine, *, loader: BetonLoader, data: Path) 
         machine,
         loader=loader,
         weights=start.weights,
-        resume=start.resume,
+        checkpoint=start.checkpoint,
     )
     if (record := start.record) is not None:
         loader.load_state_dict(record.position)  # refuses another order of samples

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harl_fast.engine.checkpoint.format import Checkpoint
+from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
 from harl_fast.engine.config import (
     FREE_KEYS,
     Batches,
@@ -17,9 +17,10 @@ from harl_fast.engine.config import (
     read_engine_file,
     settle,
 )
-from harl_fast.engine.provenance import first_reason
+from harl_fast.engine.provenance import first_reason, new_run_id, read_provenance
 from harl_fast.engine.schedule import LrSchedule
 from harl_fast.errors import CheckpointError, ConfigError, nearest
+from harl_fast.runfiles import RunFolder
 from harl_fast.section import Section
 from harl_fast.textfile import nodes
 
@@ -168,8 +169,13 @@ def check_position(checkpoint: Checkpoint, schedule: LrSchedule, *, beton_sha256
         )
 
 
-def check_identity(checkpoint: Checkpoint, run_id: str) -> None:
-    """Raise CheckpointError if a checkpoint is another run's; ids that are empty say nothing."""
+def open_latest(folder: RunFolder) -> tuple[Checkpoint, str]:
+    """Return a run's latest checkpoint and the run's id, a new one if neither knows it.
+
+    Raises CheckpointError if the checkpoint is damaged or another run's.
+    """
+    run_id = read_provenance(folder.provenance).run_id
+    checkpoint = open_checkpoint(folder.checkpoints, verify=True)
     theirs = checkpoint.record.run_id
     if theirs and run_id and theirs != run_id:
         raise CheckpointError(
@@ -177,6 +183,7 @@ def check_identity(checkpoint: Checkpoint, run_id: str) -> None:
             f"folder is of run {run_id!r:.40}. Bring back this run's own checkpoint, or start a "
             f"new run from this one with --init-from"
         )
+    return checkpoint, run_id or theirs or new_run_id()
 
 
 def changed(before: Any, after: Any, key: str = "") -> Changes:

@@ -115,7 +115,7 @@ def signs_of_a_save(folder: RunFolder, *, checkpoint_epochs: int) -> Iterator[st
         step = _number(_tree(marker), "step")
         if step > 0:
             yield f"{marker.name} says step {step:.0f}"
-    epoch = max((_number(tree, "epoch") for tree in _trees(folder.metrics)), default=0.0)
+    epoch = max((_number(tree, "epoch") for tree in json_lines(folder.metrics)), default=0.0)
     if epoch > 2 * checkpoint_epochs:
         yield f"{folder.metrics.name} goes on into epoch {epoch:.0f}"
 
@@ -158,8 +158,11 @@ def _tree(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _trees(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a file of one per line, empty where there is none."""
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file of one per line, empty for lines that hold none.
+
+    A kill within a write leaves half a line. Nothing where there is no file.
+    """
     try:
         return [_parsed(line) for line in read_regular(path).splitlines()]
     except OSError:

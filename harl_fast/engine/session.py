@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from harl_fast.engine.config import EngineConfig
-from harl_fast.engine.machine import Machine, leader_reports, this_machine
+from harl_fast.engine.config import EngineConfig, run_engine_file, settle, with_batch
+from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
 from harl_fast.engine.provenance import note_start
 from harl_fast.engine.resume import Changes
 from harl_fast.engine.runfolder import begin, mark, open_run_folder, write_configs
@@ -24,35 +25,62 @@ from harl_fast.section import Section
 from harl_fast.supervision import supervisors
 
 if TYPE_CHECKING:
+    from harl_fast.engine.checkpoint.format import Checkpoint, Record
     from harl_fast.engine.loop import Loop
     from harl_fast.engine.state import LoopState
 
 
-class Beginning(Protocol):
-    """What a start is to do, as far as the run folder is told of it."""
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What a start is to do, whatever it trains."""
+
+    folder: RunFolder
+    config: Section
+    engine_config: EngineConfig
+    run_id: str
+    """Of the run; drawn now if it is new. Rank 0's counts."""
+    checkpoint: Checkpoint | None = None
+    """Of the run that goes on; None for a new one."""
+    init_from: Path | None = None
+    """Where a new run's weights come from."""
+    changes: Changes | None = None
+    """Settings that differ from those before, as was allowed."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should be told, one line each."""
 
     @property
-    def folder(self) -> RunFolder: ...
+    def record(self) -> Record | None:
+        """Of the checkpoint that the run goes on from."""
+        return None if self.checkpoint is None else self.checkpoint.record
+
     @property
-    def config(self) -> Section: ...
+    def step(self) -> int:
+        """Optimizer steps done before."""
+        return 0 if self.record is None else self.record.step
+
     @property
-    def engine_config(self) -> EngineConfig: ...
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def init_from(self) -> Path | None: ...
-    @property
-    def changes(self) -> Changes | None: ...
-    @property
-    def notes(self) -> list[str]: ...
-    @property
-    def step(self) -> int: ...
+    def skipped(self) -> int:
+        """Steps of these that had no effect."""
+        return 0 if self.record is None else self.record.skipped
 
 
+@dataclass(kw_only=True)
 class Job(ABC):
-    """What a kind of training brings to `serve`. Each method is called once, in this order."""
+    """What a kind of training brings to `serve`: its command line's values and what they become.
 
-    source_option = "--init-from"
+    Each method is called once, in this order.
+    """
+
+    engine_file: Path
+    engine_overrides: Sequence[str] = ()
+    data: Path
+    run: Path
+    resume: bool = False
+    allow_change: Sequence[str] = ()
+    quiet: bool = False
+    time_limit_s: float | None = None
+
+    source_option: ClassVar[str] = "--init-from"
     """Names the weights of a new run."""
 
     @abstractmethod
@@ -78,8 +106,25 @@ class Job(ABC):
         """Do what follows a training that came to its end; return why the run has not, or ""."""
         return ""
 
+    def _settled(
+        self, machine: Machine, *, batch_global: int | None = None
+    ) -> tuple[EngineConfig, list[str]]:
+        """Return the engine's configuration, and what is to be told of it.
 
-def serve(job: Job, *, run: Path, resume: bool, last: bool = True) -> int:
+        batch_global: in place of the file's own. Raises ConfigError.
+        """
+        own = RunFolder(self.run).engine if self.resume else None
+        file, told = run_engine_file(
+            self.engine_file, own=own, overrides=self.engine_overrides, ranks=machine.ranks
+        )
+        source = str(self.engine_file)
+        check_machine(file.harl_fast, machine, source=source)
+        if batch_global is not None:
+            file = with_batch(file, batch_global, ranks=machine.ranks)
+        return settle(file, ranks=machine.ranks, source=source), [told] if told else []
+
+
+def serve(job: Job, *, last: bool = True) -> int:
     """Run one rank of a training and return its exit code, see `Loop.run`.
 
     Configurations, data and folders are refused before the ranks meet. last: no other training
@@ -88,15 +133,15 @@ def serve(job: Job, *, run: Path, resume: bool, last: bool = True) -> int:
     watched = supervisors()
     machine = this_machine()
     with leader_reports(machine), StopSignal(supervisors=watched) as stop, ExitStack() as held:
-        folder = RunFolder(run)
+        folder = RunFolder(job.run)
         engine_config = job.settle(machine)
-        open_run_folder(run, resume=resume, source=job.source_option)
+        open_run_folder(job.run, resume=job.resume, source=job.source_option)
         lock = None
         try:
             stop.starting = True
             lock = _take(folder, machine, engine_config, held)
             # What was found may have changed until now.
-            open_run_folder(run, resume=resume, source=job.source_option)
+            open_run_folder(job.run, resume=job.resume, source=job.source_option)
             step = job.decide(folder, engine_config, machine)
             _meet(machine, engine_config, step=step, log=folder.deepspeed)
             state = job.prepare(machine)

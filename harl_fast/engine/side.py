@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harl_fast.errors import CheckpointError, why
-from harl_fast.files import UnusualFileError
+from harl_fast.files import UnusualFileError, without_waiting
 
 
 class SideOutputs:
@@ -57,7 +57,7 @@ def append_whole(path: Path, data: bytes) -> None:
 
     The folder is not made: one that is gone while a run trains would come back as no run's.
     """
-    with open(path, "ab", buffering=0, opener=_without_waiting) as stream:
+    with open(path, "ab", buffering=0, opener=without_waiting) as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise UnusualFileError("not a regular file")
         before = stream.tell()
@@ -68,10 +68,6 @@ def append_whole(path: Path, data: bytes) -> None:
             # Half a record would spoil the one that follows it.
             stream.truncate(before)
             raise
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK, 0o666)  # a pipe would wait for its reader
 
 
 @contextlib.contextmanager

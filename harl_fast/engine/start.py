@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from harl_fast.config import RunConfig
 from harl_fast.data.views.augment import check_augmentations
-from harl_fast.engine.checkpoint.format import (
-    Checkpoint,
-    Record,
-    is_before_the_first,
-    open_checkpoint,
-)
+from harl_fast.engine.checkpoint.format import Checkpoint, is_before_the_first
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.networks import EncoderFile, open_initial
 from harl_fast.engine.provenance import new_run_id, read_provenance
@@ -21,12 +16,13 @@ from harl_fast.engine.resume import (
     Changes,
     allowed_changes,
     change_text,
-    check_identity,
     first_engine,
+    open_latest,
     recorded_engine,
     seen_text,
 )
 from harl_fast.engine.runfolder import run_config, signs_of_a_save
+from harl_fast.engine.session import Beginning
 from harl_fast.engine.views import sizes_in
 from harl_fast.errors import CheckpointError
 from harl_fast.model.backbones import feature_size
@@ -48,45 +44,18 @@ class Request:
     """Keys and sections of `resume.settings` that may differ from those before."""
 
 
-@dataclass(frozen=True)
-class Start:
-    """What is to be done."""
+@dataclass(frozen=True, kw_only=True)
+class Start(Beginning):
+    """What a start of a pretraining is to do."""
 
-    folder: RunFolder
     config: RunConfig
-    engine_config: EngineConfig
-    run_id: str
-    """Of the run; drawn now if it is new. Rank 0's counts."""
     weights: Checkpoint | EncoderFile | None = None
-    """Where the networks start from; with ``resume`` all else too."""
-    resume: bool = False
-    init_from: Path | None = None
-    changes: Changes | None = None
-    """Settings that differ from those before, as was allowed."""
-    notes: list[str] = field(default_factory=list)
-    """What the user should be told, one line each."""
-
-    @property
-    def record(self) -> Record | None:
-        """Of the checkpoint that the run goes on from; None for a new one."""
-        if self.resume and isinstance(self.weights, Checkpoint):
-            return self.weights.record
-        return None
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done before."""
-        return self.record.step if self.record is not None else 0
+    """Where a new run's networks start from, if not at random."""
 
     @property
     def epoch(self) -> int:
         """Whole epochs done before."""
-        return self.record.epoch if self.record is not None else 0
-
-    @property
-    def skipped(self) -> int:
-        """Steps of these that had no effect."""
-        return self.record.skipped if self.record is not None else 0
+        return 0 if self.record is None else self.record.epoch
 
 
 def decide(folder: RunFolder, engine_config: EngineConfig, request: Request) -> Start:
@@ -183,17 +152,15 @@ def _begin_again(folder: RunFolder, engine_config: EngineConfig, request: Reques
 
 def _continue(folder: RunFolder, engine_config: EngineConfig, request: Request) -> Start:
     """Return the start of a run that goes on after its latest checkpoint."""
-    known = read_provenance(folder.provenance)
-    weights = open_checkpoint(folder.checkpoints, verify=True)
-    check_identity(weights, known.run_id)
-    record, notes = weights.record, [*weights.notes]
+    checkpoint, run_id = open_latest(folder)
+    record, notes = checkpoint.record, [*checkpoint.notes]
     if record.finetune is not None:
         raise CheckpointError(
             f"{folder.path} holds a fine-tuning: continue it with launch/finetune.py --resume"
         )
     config = _asked_config(folder, request, record=record.config)
-    pairs = (record.config, recorded_engine(weights)), (config, engine_config)
-    changes = _allowed_changes(request, *pairs, where=str(weights.path))
+    pairs = (record.config, recorded_engine(checkpoint)), (config, engine_config)
+    changes = _allowed_changes(request, *pairs, where=str(checkpoint.path))
     if changes:
         notes.append(f"changed after step {record.step}: {change_text(changes)}")
     seen = [seen_text(each.model.sync_bn, engine.batches) for each, engine in pairs]
@@ -203,9 +170,8 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, request: Request) 
         folder=folder,
         config=config,
         engine_config=engine_config,
-        run_id=known.run_id or record.run_id or new_run_id(),
-        weights=weights,
-        resume=True,
+        run_id=run_id,
+        checkpoint=checkpoint,
         changes=changes,
         notes=notes,
     )

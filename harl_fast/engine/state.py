@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from harl_fast.config import DataConfig, RecordingConfig, RunConfig
+from harl_fast.config import RunConfig
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.engine import deepspeed as ds
@@ -18,7 +18,7 @@ from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.precision import Autocast, LossScale
 from harl_fast.engine.schedule import LrSchedule, Schedule
-from harl_fast.finetuning import ReadingConfig
+from harl_fast.finetuning import FinetuneConfig
 from harl_fast.model.harl import HARL
 from harl_fast.optim.build import init_momentum
 
@@ -37,6 +37,7 @@ class LoopState(ABC):
     scale: LossScale | None
     """Under fp16 only."""
     schedule: LrSchedule
+    config: RunConfig | FinetuneConfig
 
     @property
     def device(self) -> torch.device:
@@ -58,18 +59,13 @@ class LoopState(ABC):
 
     @property
     @abstractmethod
-    def log(self) -> RecordingConfig:
-        """What is written, and how often."""
-
-    @property
-    @abstractmethod
-    def reading(self) -> DataConfig | ReadingConfig:
-        """How images are read."""
-
-    @property
-    @abstractmethod
     def about(self) -> dict[str, Any]:
         """The fields of a checkpoint's record that say what is trained, on which data."""
+
+    @property
+    @abstractmethod
+    def subject(self) -> str:
+        """What is trained, in a few words for the log's first line."""
 
     @property
     @abstractmethod
@@ -97,21 +93,16 @@ class TrainState(LoopState):
         return {"online": self.harl, "target": self.harl.target}
 
     @property
-    def log(self) -> RecordingConfig:
-        """Section log."""
-        return self.config.log
-
-    @property
-    def reading(self) -> DataConfig:
-        """Section data."""
-        return self.config.data
-
-    @property
     def about(self) -> dict[str, Any]:
         """The configuration, and which container."""
         manifest = self.loader.manifest
         data = {"count": manifest.count, "beton_sha256": manifest.beton_sha256}
         return {"config": self.config, "data": data}
+
+    @property
+    def subject(self) -> str:
+        """The backbone's name."""
+        return self.config.model.arch
 
     @property
     def gentler(self) -> str:

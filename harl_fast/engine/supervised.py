@@ -10,20 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from harl_fast.config import RecordingConfig, RunConfig
+from harl_fast.config import RunConfig
 from harl_fast.data.loader import Batch, BetonLoader
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.engine.checkpoint.format import Checkpoint
 from harl_fast.engine.checkpoint.state import load_networks, load_rest
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine, keep_freed_memory
-from harl_fast.engine.monitor.metrics import Meter
-from harl_fast.engine.monitor.monitor import Monitor, run_info
+from harl_fast.engine.networks import fresh_projector
 from harl_fast.engine.resume import check_position
 from harl_fast.engine.schedule import LrSchedule
 from harl_fast.engine.state import LoopState, on_engine
 from harl_fast.engine.step import Stepping
-from harl_fast.finetuning import FinetuneConfig, ReadingConfig
+from harl_fast.finetuning import FinetuneConfig
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.classifier import Classifier
@@ -31,7 +30,6 @@ from harl_fast.model.heads import MLPHead
 from harl_fast.optim.build import make_optimizer
 from harl_fast.optim.groups import param_groups
 from harl_fast.rng import RANK, stream
-from harl_fast.runfiles import RunFolder
 from harl_fast.schedules import scaled_lr
 
 
@@ -93,20 +91,22 @@ class TuneState(LoopState):
         return {"online": self.classifier}
 
     @property
-    def log(self) -> RecordingConfig:
-        """Section log."""
-        return self.config.log
-
-    @property
-    def reading(self) -> ReadingConfig:
-        """Section data."""
-        return self.config.data
-
-    @property
     def about(self) -> dict[str, Any]:
         """The configurations, and the data."""
         network = network_config(self.config)
         return {"config": network, "finetune": self.config, "data": self.facts}
+
+    @property
+    def subject(self) -> str:
+        """Network, heads and optimizer."""
+        config = self.config
+        assert config.model is not None
+        heads = len(config.head_lr_grid)
+        return (
+            f"{config.model.arch} trained from boundary {config.fine_tune_after_block}, "
+            f"{heads} head{'s' * (heads > 1)} of {len(self.facts['classes'])} classes at "
+            f"selector {config.ft_proj_selector}, {config.optimizer},"
+        )
 
     @property
     def gentler(self) -> str:
@@ -149,12 +149,7 @@ def classifier_of(
         torch.manual_seed(config.seed)
         backbone = build_backbone(model) if backbone is None else backbone
         if projector is None and config.num_proj_layers:
-            projector = MLPHead(
-                backbone.out_channels,
-                model.projector_hidden,
-                model.projector_out,
-                layers=model.projector_layers,
-            )
+            projector = fresh_projector(model, backbone)
         return Classifier(
             backbone,
             classes=classes,
@@ -246,39 +241,3 @@ class TuneStepper(Stepping):
         labels = batch.labels.to(self.state.device, non_blocking=True)
         loss, figures = self.state.engine(images, labels)
         return loss, figures
-
-
-class TuneMonitor(Monitor):
-    """Tells of a supervised training."""
-
-    _state: TuneState
-
-    def __init__(
-        self,
-        state: TuneState,
-        meter: Meter,
-        folder: RunFolder,
-        *,
-        step: int = 0,
-        quiet: bool = False,
-    ) -> None:
-        """step: optimizer steps done before."""
-        run = run_info(
-            state,
-            folder,
-            step=step,
-            quiet=quiet,
-            config=state.config,
-            method=state.config.model_dump(exclude={"data", "log", "variable_schema", "subset"}),
-        )
-        super().__init__(state, meter, run)
-
-    def _subject(self) -> str:
-        config = self._state.config
-        assert config.model is not None
-        heads = len(config.head_lr_grid)
-        return (
-            f"{config.model.arch} trained from boundary {config.fine_tune_after_block}, "
-            f"{heads} head{'s' * (heads > 1)} of {len(self._state.facts['classes'])} classes at "
-            f"selector {config.ft_proj_selector}, {config.optimizer},"
-        )

@@ -47,17 +47,18 @@ def build(
     *,
     loader: BetonLoader,
     weights: Checkpoint | EncoderFile | None = None,
-    resume: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainState:
     """Return what one rank trains with; `deepspeed.start` must have been called.
 
-    loader: from `build_loader`. weights: where the networks start from; with ``resume`` the
-    optimizer too, and the run must match. Raises ConfigError or CheckpointError.
+    loader: from `build_loader`. weights: where a new run's networks start from. checkpoint: of
+    this run, to go on from. Raises ConfigError or CheckpointError.
     """
     batch_global = engine_config.batches.batch_global
     schedule = Schedule.of(config, steps_per_epoch=loader.steps, batch_global=batch_global)
-    if resume and isinstance(weights, Checkpoint):
-        check_position(weights, schedule, beton_sha256=loader.manifest.beton_sha256)
+    if checkpoint is not None:
+        check_position(checkpoint, schedule, beton_sha256=loader.manifest.beton_sha256)
+        weights = checkpoint
     # torch's own generator, for dropout and the like: seeded from the run, saved with it.
     torch.manual_seed(int(stream(config.seed, 0, machine.rank, 0, RANK)))
     if machine.device.type == "cpu":
@@ -84,8 +85,8 @@ def build(
         scale=scale,
         schedule=schedule,
     )
-    if resume and isinstance(weights, Checkpoint):
-        load_rest(state, weights)
+    if checkpoint is not None:
+        load_rest(state, checkpoint)
     return state
 
 

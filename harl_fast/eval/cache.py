@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from harl_fast.eval.features import FeatureSet
 from harl_fast.files import replacing, to_stderr
@@ -86,9 +85,5 @@ def _digest(data: FeatureSet) -> str:
     found = hashlib.sha256()
     for tensor in (data.features, data.labels):
         found.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-        found.update(_bytes(tensor))
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -12,13 +12,11 @@ from torch.nn import functional
 from harl_fast.errors import ConfigError
 from harl_fast.eval.features import FeatureSet
 from harl_fast.eval.metrics import Metrics, Predictions, accuracies, predictions
+from harl_fast.eval.options import NEIGHBOURS, TEMPERATURE
 from harl_fast.eval.ranks import ALONE, Ranks
 
-NEIGHBOURS = (10, 20, 50, 100, 200)
-"""What `make lineval` reports by default."""
 HEADLINE = 20
 """The k to quote, fixed beforehand: the value DINO reports best."""
-TEMPERATURE = 0.07
 BLOCK = 1 << 24
 """Numbers of the bank, and similarities, that are held at once (64 MB each)."""
 

@@ -23,6 +23,7 @@ from torch.nn import functional
 from harl_fast.errors import DataError
 from harl_fast.eval.features import FeatureSet
 from harl_fast.eval.metrics import Metrics, Predictions, from_logits, outranked, predictions
+from harl_fast.eval.options import EPOCHS
 from harl_fast.eval.results import Head
 from harl_fast.files import Progress
 from harl_fast.rng import ORDER, permutation, uniforms
@@ -158,7 +159,7 @@ def linear_probe(
     test: FeatureSet,
     *,
     classes: int,
-    epochs: int = 100,
+    epochs: int = EPOCHS,
     lrs: Sequence[float] = LRS,
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
     batch: int = 256,

@@ -58,11 +58,8 @@ class Predictions:
     @classmethod
     def joined(cls, parts: Sequence[Predictions]) -> Predictions:
         """Return the predictions of several parts as one."""
-        return cls(*(torch.cat(each) for each in zip(*map(_columns, parts), strict=True)))
-
-
-def _columns(found: Predictions) -> tuple[Tensor, ...]:
-    return found.labels, found.predicted, found.top5, found.probability
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*map(torch.cat, columns))
 
 
 def from_logits(logits: Tensor, labels: Tensor, *, classes: int) -> Metrics:

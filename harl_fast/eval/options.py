@@ -1,4 +1,4 @@
-"""The protocols of launch/lineval.py, and which options belong to some of them alone."""
+"""What launch/lineval.py says and reports, without torch: protocols, defaults, metrics' names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ PROTOCOLS = {
     "imagenet": "random crops and flips, 5 rates side by side",
 }
 """By name, with a few words for the help."""
+EPOCHS, BATCH = 100, 256
+"""Passes over the features of `cached`; images in one encoder pass."""
+CROP, SMALL_PX = 0.875, 32
+"""Side of the central square that is seen, as a share of the shorter side of the picture. Images of
+at most so many pixels are seen whole, as SimCLR does on CIFAR-10."""
+NEIGHBOURS = (10, 20, 50, 100, 200)
+"""Each k of k-NN."""
+TEMPERATURE = 0.07
+"""Of k-NN's votes."""
+METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
+"""Names of the metrics as they are printed."""
 _KEPT = ("cached", "logreg")
 """Protocols that extract features once."""
 ONLY: dict[str, tuple[str, ...]] = {

@@ -27,18 +27,17 @@ from harl_fast.data.container.names import read_names
 from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.loader import EvalLoader
 from harl_fast.data.views.color_device import Photometric
-from harl_fast.errors import ConfigError, DataError
+from harl_fast.errors import ConfigError, DataError, shown
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.features import FeatureSet, extract
-from harl_fast.eval.knn import HEADLINE, TEMPERATURE, check_neighbours, knn
+from harl_fast.eval.knn import HEADLINE, check_neighbours, knn
 from harl_fast.eval.linear import ProbeResult, linear_probe
 from harl_fast.eval.logistic import logistic_probe
 from harl_fast.eval.metrics import Metrics, Predictions, accuracies
+from harl_fast.eval.options import BATCH, CROP, TEMPERATURE
 from harl_fast.eval.ranks import ALONE, Ranks
 from harl_fast.eval.subsets import choose
 
-CROP = 0.875
-"""Side of the central square that is seen, as a share of the shorter side of the picture."""
 MEAN_PER_CLASS = ("pets", "flowers102", "aircraft", "caltech101")
 """Data sets whose published results are means over classes; all others' are top-1."""
 OFFICIAL = (
@@ -88,7 +87,7 @@ class Evaluator:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device,
-        batch: int = 256,
+        batch: int = BATCH,
         workers: int = 0,
         crop: float = CROP,
         subset: str | Path | None = None,
@@ -121,7 +120,7 @@ class Evaluator:
         }
         self._manifests = {name: read_manifest(each) for name, each in self._containers.items()}
         train, val = (manifest.classes for manifest in self._manifests.values())
-        _check_classes(folder, train, val)
+        check_classes(folder, train, val)
         self.classes = len(train)
         self._loaders = {
             split: _loader(beton, np.arange(self._manifests[split].count), ranks, reading)
@@ -336,18 +335,19 @@ def headline(train: Manifest) -> str:
     return "mean_per_class" if train.source in MEAN_PER_CLASS else "top1"
 
 
-def _check_classes(folder: Path, train: list[str], val: list[str]) -> None:
+def check_classes(folder: Path, train: Sequence[str], val: Sequence[str]) -> None:
+    """Raise DataError unless both splits have the same two or more classes in the same order."""
+    if len(train) < 2:
+        raise DataError(
+            f"{folder} has one class, {shown(train[0])}: there is nothing to tell apart. Convert "
+            f"images of two classes or more"
+        )
     if train != val:
         differing = sorted(set(train) ^ set(val)) or ["their order"]
         raise DataError(
-            f"{folder}: train.beton has {len(train)} classes and val.beton {len(val)}; they "
-            f"differ in {', '.join(differing[:5])}. Give both splits the same class folders "
-            f"and run `make beton` again."
-        )
-    if len(train) < 2:
-        raise DataError(
-            f"{folder} has one class, {train[0]}: there is nothing to tell apart. Convert "
-            f"images of two classes or more"
+            f"{folder}: train has {len(train)} classes and val {len(val)}; they differ in "
+            f"{', '.join(map(shown, differing[:5]))}. Give both splits the same class folders "
+            f"and run `make beton` again"
         )
 
 

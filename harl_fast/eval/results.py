@@ -48,7 +48,6 @@ RESULT, PER_CLASS, PREDICTIONS, HEAD = (
 )
 LONGEST_NAME = 160
 """Most bytes of a data set's name in that of a folder; file systems take 255 in all."""
-HEADLINES = ("top1", "mean_per_class")
 MOST_BYTES = 1 << 28
 """Largest result.json that is read."""
 
@@ -74,7 +73,7 @@ class Result:
     protocol: str
     """cached, logreg, imagenet, or the name of a fine-tuning preset."""
     headline: str
-    """Which metric to quote: one of `HEADLINES`."""
+    """Which metric to quote: top1 or mean_per_class."""
     data: dict[str, Any]
     """name, classes (list), train_sha256, val_sha256, train_count, val_count, split ("official" or
     "own split")."""

@@ -30,18 +30,17 @@ def ridge_probe(
     *,
     classes: int,
     penalties: Sequence[float] = PENALTIES,
-    seed: int = 0,
     device: torch.device | None = None,
 ) -> RidgeResult:
     """Return how well a ridge regression onto one-hot labels separates frozen features.
 
     Features are standardised by the training set. The head minimises |X W - Y|^2 + c N |W|^2 over
     N rows; c is the one of ``penalties`` that does best on a stratified tenth of the *training*
-    set (drawn by ``seed``; of equals the largest), the head is then fitted on all of it. Computed
+    set (of equals the largest), the head is then fitted on all of it. Computed
     in float64 on ``device``. Raises DataError when no class has two training samples.
     """
     device = device or torch.device("cpu")
-    fit, held_out = stratified_split(train.labels, share=HELD_OUT, seed=seed)
+    fit, held_out = stratified_split(train.labels, share=HELD_OUT, seed=0)
     part, rest = (_rows(train, rows) for rows in (fit, held_out))
     scores = _scores(part, rest.features, classes=classes, penalties=penalties, device=device)
     found = [from_logits(score, rest.labels.to(device), classes=classes).top1 for score in scores]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from harl_fast.errors import DataError, shown
+from harl_fast.errors import DataError, few, shown
 from harl_fast.files import write_text
 from harl_fast.textfile import read_text
 
@@ -21,7 +21,6 @@ _SHARE = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)%")
 _PER_CLASS = re.compile(r"([0-9]{1,9})-per-class")
 _FORMS = "a file with a name per line, a share like 1% or 10%, or a number like 5-per-class"
 _MOST_BYTES = 1 << 30
-_EXAMPLES = 5
 
 Ids = npt.NDArray[np.int64]
 
@@ -168,6 +167,4 @@ def _by_ending(names: Sequence[str], depth: int, wanted: set[str]) -> dict[str, 
 
 
 def _examples(names: Iterable[str]) -> str:
-    found = list(names)
-    listed = ", ".join(shown(name) for name in found[:_EXAMPLES])
-    return f"{listed}, ..." if len(found) > _EXAMPLES else listed
+    return few([shown(name) for name in names])

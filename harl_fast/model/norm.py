@@ -36,7 +36,8 @@ class GroupedBatchNorm1d(nn.BatchNorm1d):
         with without_autocast(input):
             normalise = self._local if world == 1 else self._over_ranks
             normalised, mean, var = normalise(widened(input).view(groups, -1, dim))
-            self._track(mean.detach(), var.detach(), count=rows // groups * world)
+            count = rows // groups * world
+            _track(self, mean.detach().mean(0), var.detach().mean(0) * (count / (count - 1)))
         return normalised.view(rows, dim).to(input.dtype)
 
     def _local(self, grouped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,13 +57,14 @@ class GroupedBatchNorm1d(nn.BatchNorm1d):
         scale = self.weight * torch.rsqrt(var + self.eps)
         return (grouped - mean[:, None]) * scale[:, None] + self.bias, mean, var
 
-    def _track(self, mean: Tensor, var: Tensor, *, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
-        unbiased = var.mean(0) * (count / (count - 1))
-        self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-        self.num_batches_tracked.add_(1)
+
+def _track(layer: nn.modules.batchnorm._NormBase, mean: Tensor, var: Tensor) -> None:
+    """Move running statistics towards a batch's mean and unbiased variance, both (D,)."""
+    assert layer.running_mean is not None and layer.running_var is not None
+    assert layer.num_batches_tracked is not None and layer.momentum is not None
+    layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), layer.momentum)
+    layer.running_var.lerp_(var.to(layer.running_var.dtype), layer.momentum)
+    layer.num_batches_tracked.add_(1)
 
 
 class FiniteStatistics:
@@ -115,15 +117,8 @@ class RankBatchNorm2d(nn.BatchNorm2d):
             shift = self.bias - mean * scale
             output = values * scale[:, None, None] + shift[:, None, None]
             count = dist.get_world_size() * input.numel() // input.shape[1]
-            self._follow(mean.detach(), var.detach() * (count / (count - 1)))
+            _track(self, mean.detach(), var.detach() * (count / (count - 1)))
         return output.to(input.dtype)
-
-    def _follow(self, mean: Tensor, var: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
-        self.num_batches_tracked.add_(1)
 
 
 def share_statistics(module: nn.Module) -> None:

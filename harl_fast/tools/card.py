@@ -7,10 +7,9 @@ from pathlib import Path
 
 from harl_fast.engine.networks import Pretrained
 from harl_fast.errors import DataError, one_line
+from harl_fast.eval.options import CROP, METRICS
 from harl_fast.eval.results import RESULT, Result, read_result
 from harl_fast.files import to_stderr
-
-_METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
 
 
 def model_card(pretrained: Pretrained, *, classes: Sequence[str], timm: bool) -> str:
@@ -33,7 +32,7 @@ def model_card(pretrained: Pretrained, *, classes: Sequence[str], timm: bool) ->
         "",
         f"Inputs: values in [0, 1], normalised by mean {[*pretrained.mean]} and std "
         f"{[*pretrained.std]}; trained at {pretrained.size_px} px. For evaluation the central "
-        f"square of 0.875 of the shorter side, resized bilinearly with antialiasing.",
+        f"square of {CROP} of the shorter side, resized bilinearly with antialiasing.",
         "",
     ]
     if classes:
@@ -74,7 +73,7 @@ def _results(pretrained: Pretrained) -> Iterator[str]:
         note = "" if data["split"] == "official" else f" ({data['split']})"
         yield (
             f"| {_cell(data['name'])}{note} | {_cell(result.protocol)} | "
-            f"{_METRICS[result.headline]} | {score.value:.1f} | {score.low:.1f} to "
+            f"{METRICS[result.headline]} | {score.value:.1f} | {score.low:.1f} to "
             f"{score.high:.1f} | {data['val_count']:,} |"
         )
 

@@ -15,8 +15,6 @@ from harl_fast.errors import DataError, shown
 from harl_fast.eval.results import RESULT, Result, read_result
 from harl_fast.tools.paired import Difference, Right, paired_difference
 
-METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
-"""Names of the metrics as they are printed."""
 LISTED = 10
 """Classes won and lost that are listed."""
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from harl_fast.engine.checkpoint.format import open_checkpoint
+from harl_fast.engine.runfolder import json_lines
 from harl_fast.errors import CheckpointError, one_line
 from harl_fast.eval.knn import knn_accuracy
+from harl_fast.eval.options import METRICS
 from harl_fast.eval.results import RESULT, Result, read_result
-from harl_fast.files import read_regular, to_stderr
-from harl_fast.tools.comparison import METRICS, Comparison, differing, freshly_initialised
+from harl_fast.files import to_stderr
+from harl_fast.runfiles import RunFolder
+from harl_fast.tools.comparison import Comparison, differing, freshly_initialised
 from harl_fast.tools.features import check_containers, features_of, load_like
 
 _PROBES = {"probe_knn": "k-NN of the run's own probe", "probe_linear": "ridge of the run's probe"}
@@ -67,19 +69,9 @@ def find_curves(comparison: Comparison, *, data: Path | None = None) -> list[Cur
 def _probed(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Return what a run's probes found, from its metrics.jsonl."""
     found: dict[str, dict[int, float]] = {key: {} for key in _PROBES}
-    try:
-        lines = read_regular(run / "metrics.jsonl").decode("utf-8", "replace").splitlines()
-    except FileNotFoundError:
-        lines = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # a kill within a write leaves half a line
+    for record in json_lines(RunFolder(run).metrics):
         for key, points in found.items():
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                continue
-            if isinstance(record.get(key), int | float):
+            if isinstance(record.get("step"), int) and isinstance(record.get(key), int | float):
                 points[record["step"]] = float(record[key])
     return {key: sorted(points.items()) for key, points in found.items()}
 

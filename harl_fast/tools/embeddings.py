@@ -110,11 +110,13 @@ def write_projector(folder: Path, embeddings: Embeddings, *, data: Path) -> Embe
     text = io.StringIO()
     np.savetxt(text, shown.features, fmt="%.5g", delimiter="\t")
     write_text(folder / "tensors.tsv", text.getvalue())
-    classes = [_cell(name) for name in shown.classes]
+    classes = [one_line(name) for name in shown.classes]
     rows = ["name\tclass\tpredicted\tright"]
     for name, label, guess in zip(shown.names, shown.labels, shown.predicted, strict=True):
         said = classes[guess] if guess >= 0 else "none"
-        rows.append(f"{_cell(name)}\t{classes[label]}\t{said}\t{'yes' if label == guess else 'no'}")
+        rows.append(
+            f"{one_line(name)}\t{classes[label]}\t{said}\t{'yes' if label == guess else 'no'}"
+        )
     write_text(folder / "metadata.tsv", "\n".join(rows) + "\n")
     sheet, side = sprite(find_container(data, "val"), shown.ids)
     stream = io.BytesIO()
@@ -136,10 +138,6 @@ _CONFIG = """embeddings {
   }
 }
 """
-
-
-def _cell(name: str) -> str:
-    return one_line(name)
 
 
 def sprite(container: Path, ids: Ints) -> tuple[npt.NDArray[np.uint8], int]:

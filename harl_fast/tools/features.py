@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from harl_fast.data.container.manifest import find_container, read_manifest
-from harl_fast.engine.lineval import home
+from harl_fast.engine.lineval import half, home
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.errors import CheckpointError, DataError
 from harl_fast.eval.cache import FeatureCache
@@ -75,12 +75,11 @@ def features_of(
         device=device,
         cache=FeatureCache(home(pretrained.source) / "features"),
     )
-    half = torch.bfloat16 if device.type == "cuda" else None
     encoder = pretrained.backbone.to(device)
     label = "random" if pretrained.receipt.matched == 0 else "pretrained"
     return [
         evaluator.features(
-            encoder, split, autocast=half, label=label, weights=pretrained.weights_sha256
+            encoder, split, autocast=half(), label=label, weights=pretrained.weights_sha256
         )
         for split in splits
     ]

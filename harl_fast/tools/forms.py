@@ -21,6 +21,8 @@ from harl_fast.config import ModelConfig
 from harl_fast.engine.checkpoint.format import save_tensors
 from harl_fast.engine.networks import Pretrained
 from harl_fast.errors import ConfigError, OutputError
+from harl_fast.eval.options import CROP
+from harl_fast.eval.results import Head
 from harl_fast.files import naming, write_bytes, write_json, write_text
 from harl_fast.model.folder import CARD, CONFIG, FORMAT, PROJECTOR, WEIGHTS, read_folder
 from harl_fast.model.pool import global_mean
@@ -31,18 +33,14 @@ from harl_fast.textfile import dump_yaml
 from harl_fast.tools.card import model_card, origin
 from harl_fast.tools.onnx_run import NotRunError, run_apart
 
-CENTRE = 0.875
-"""Share of the shorter side that evaluation cuts out, as `EvalLoader` does."""
+CLOSE = 1e-4
+"""How far results of another library may be from ours, in shares of the largest value."""
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A linear head on the pooled features."""
+class Classifier(Head):
+    """A linear head on the pooled features, and its classes in their order."""
 
-    weight: Tensor
-    """(K, D) float32."""
-    bias: Tensor
-    """(K,) float32."""
     classes: list[str]
 
 
@@ -144,15 +142,20 @@ def _answers(maps: Tensor, head: Classifier | None) -> Tensor:
     return pooled if head is None else functional.linear(pooled, head.weight, head.bias)
 
 
-def _compare(found: Tensor, expected: Tensor, *, what: str, share: float = 1e-4) -> float:
-    """Return how far two results are apart in shares of the largest value; OutputError if far."""
-    apart = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    if not apart <= share:  # also for NaN
+def apart(found: Tensor, expected: Tensor) -> float:
+    """Return how far two results are apart in shares of the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def _compare(found: Tensor, expected: Tensor, *, what: str) -> float:
+    """Return how far two results are `apart`; OutputError if far."""
+    distance = apart(found, expected)
+    if not distance <= CLOSE:  # also for NaN
         raise OutputError(
-            f"{what} loads the export but computes something else ({apart:.1e} of the largest "
-            f"value apart, at most {share:.0e} is expected): nothing is written"
+            f"{what} loads the export but computes something else ({distance:.1e} of the largest "
+            f"value apart, at most {CLOSE:.0e} is expected): nothing is written"
         )
-    return apart
+    return distance
 
 
 def _write_folder(folder: Path, pretrained: Pretrained, head: Classifier | None) -> None:
@@ -192,7 +195,7 @@ def _config(pretrained: Pretrained, head: Classifier | None) -> dict[str, Any]:
             "num_classes": len(classes),
             "input_size": [model.in_channels, size_px, size_px],
             "fixed_input_size": False,
-            "crop_pct": CENTRE,
+            "crop_pct": CROP,
             "crop_mode": "center",
             "interpolation": "bilinear",
             "mean": list(pretrained.mean),

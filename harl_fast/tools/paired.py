@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from harl_fast.eval.metrics import LEVEL
+
 Right = npt.NDArray[np.bool_]
 """(N,): whether each sample's prediction counts as correct."""
 _DRAWN_AT_ONCE = 1 << 24
@@ -34,7 +36,6 @@ def paired_difference(
     *,
     per_class: bool,
     draws: int = 10_000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Difference:
     """Return accuracy of ``right`` minus that of ``base`` on the same samples.
@@ -55,7 +56,7 @@ def paired_difference(
         count = min(at_once, draws - start)
         drawn = random.multinomial(total, cells / total, size=count)
         found.append(_points(drawn.reshape(count, classes, 3), per_class=per_class))
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     low, high = np.quantile(np.concatenate(found), (tail, 1 - tail)).tolist()
     (value,) = _points(cells.reshape(1, classes, 3), per_class=per_class).tolist()
     return Difference(value, low, high)

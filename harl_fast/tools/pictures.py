@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.errors import HarlError, one_line
+from harl_fast.eval.options import METRICS
 from harl_fast.files import check_output, to_stderr, write_bytes
 from harl_fast.options import SEED_MAX, whole_number
 from harl_fast.program import run_main
@@ -221,7 +222,7 @@ def _plain(result: Result) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArra
 def _title(result: Result) -> str:
     run = Path(str(result.checkpoint.get("run") or result.checkpoint.get("path"))).name
     score = result.metrics[result.headline]
-    name = result.headline.replace("_", " ").replace("top1", "top-1")
+    name = METRICS[result.headline]
     return one_line(f"{run} on {result.data['name']}, {result.protocol}: {name} {score} %")
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from harl_fast.errors import one_line
 from harl_fast.eval.metrics import Score
+from harl_fast.eval.options import METRICS
 from harl_fast.files import write_text
 from harl_fast.tools import charts
-from harl_fast.tools.comparison import METRICS, Change, Comparison, Entry
+from harl_fast.tools.comparison import Change, Comparison, Entry
 from harl_fast.tools.curves import Curve
 from harl_fast.tools.paired import Difference
 

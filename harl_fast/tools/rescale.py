@@ -88,17 +88,17 @@ def rescaled(pretrained: Pretrained, factors: Mapping[str, float], *, about: str
     import torch
 
     from harl_fast.engine.networks import digest
-    from harl_fast.tools.forms import example
+    from harl_fast.tools.forms import apart, example
 
     network = copy.deepcopy(pretrained.backbone)
     rescale(network, factors)
     with torch.inference_mode():
         images = example(pretrained)
         before, after = pretrained.backbone(images), network(images)
-    apart = float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))
-    if not apart <= CLOSE:
+    distance = apart(after, before)
+    if not distance <= CLOSE:
         raise OutputError(
-            f"rescaled features are {apart:.1e} of the largest apart, at most {CLOSE:.0e} is "
+            f"rescaled features are {distance:.1e} of the largest apart, at most {CLOSE:.0e} is "
             f"rounding: choose a factor nearer to 1"
         )
     receipt = replace(pretrained.receipt, source=f"{pretrained.receipt.source}, {about}")

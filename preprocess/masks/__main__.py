@@ -12,7 +12,7 @@ from harl_fast.host import usable_cores
 from harl_fast.options import checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
-from preprocess.reading import add_pages_and_channels, add_reading, reading_of
+from preprocess.reading import STORED_PX, add_pages_and_channels, add_reading, reading_of
 from preprocess.sources import read_source
 from preprocess.sources.layout import HELD_OUT
 from preprocess.sources.options import add_choices, choices_of
@@ -40,7 +40,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--max-resolution",
         type=whole_number(8, 4096),
-        default=512,
+        default=STORED_PX,
         metavar="N",
         help="as in the conversion: longest side of the images that masks are made of; default "
         "%(default)s",

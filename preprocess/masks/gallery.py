@@ -23,15 +23,13 @@ from preprocess.images import decode_image, load_mask, shrink
 from preprocess.listing import SUFFIXES, list_images
 from preprocess.masks.registry import CHUNK
 from preprocess.masks.score import colour_separation, coverage, iou, soft_jaccard, stretch
-from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
+from preprocess.reading import DEFAULT_READING, STORED_PX, Reading, UnusableImageError
 from preprocess.settle import settle
 
 _TRUE_OUTLINE = (0, 220, 255)
 _HIT, _ADDED, _MISSED = (235, 235, 235), (230, 60, 40), (40, 110, 240)
 _OUTSIDE = (120, 40, 140)
 """Behind cut-outs: a colour that few objects have, neither dark nor bright."""
-LONGEST_PX = 512
-"""Images are shrunk to this longest side, as `make beton` stores them by default."""
 
 Find = Callable[[Sequence[Pixels]], list[tuple[Mask, Map]]]
 """Images (H, W, 3) uint8 to their masks (S, S) bool and soft maps (S', S') in [0, 1]."""
@@ -153,8 +151,8 @@ def from_folder(
             for path in chosen[start : start + CHUNK]:
                 name = one_line(str(path.relative_to(folder)))
                 try:
-                    decoded = decode_image(path, side_px=LONGEST_PX, reading=reading)
-                    images[name] = shrink(decoded.rgb, side_px=LONGEST_PX)
+                    decoded = decode_image(path, side_px=STORED_PX, reading=reading)
+                    images[name] = shrink(decoded.rgb, side_px=STORED_PX)
                 except UnusableImageError as error:
                     failed[name] = str(error)
             masks = find(list(images.values())) if images else []

@@ -26,10 +26,10 @@ def iou(mask: Mask, truth: Mask) -> float:
     return float((mask & truth).sum()) / union if union else 1.0
 
 
-def coverage(mask: Mask, *, cells: int = CELLS) -> npt.NDArray[np.float64]:
-    """Return the (cells, cells) foreground shares of a mask with sides of at least ``cells``."""
-    rows = _bands(mask.astype(np.float64), cells)
-    return _bands(np.ascontiguousarray(rows.T), cells).T
+def coverage(mask: Mask) -> npt.NDArray[np.float64]:
+    """Return the (c, c) foreground shares of a mask with sides of at least c = `CELLS`."""
+    rows = _bands(mask.astype(np.float64))
+    return _bands(np.ascontiguousarray(rows.T)).T
 
 
 def soft_jaccard(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
@@ -38,13 +38,13 @@ def soft_jaccard(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]
     return float(np.minimum(first, second).sum()) / most if most else 1.0
 
 
-def _bands(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
-    """Return the means of ``count`` equal bands of rows; a row that an edge cuts counts in part."""
-    edges = np.arange(count + 1) * (len(values) / count)
+def _bands(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the means of `CELLS` equal bands of rows; a row that an edge cuts counts in part."""
+    edges = np.arange(CELLS + 1) * (len(values) / CELLS)
     running = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
     whole = np.minimum(edges.astype(np.int64), len(values) - 1)
     at_edges = running[whole] + (edges - whole)[:, None] * values[whole]
-    return np.asarray(np.diff(at_edges, axis=0) * (count / len(values)), np.float64)
+    return np.asarray(np.diff(at_edges, axis=0) * (CELLS / len(values)), np.float64)
 
 
 def colour_separation(image: Pixels, mask: Mask) -> float:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from harl_fast.errors import DataError, one_line
+from harl_fast.errors import DataError, few, one_line
 from preprocess.listing import Listing
 from preprocess.sources.base import UNLABELLED, Choices, Rejected, Source, Split
 from preprocess.sources.heldout import hold_out
@@ -52,9 +52,8 @@ class SplitFolders:
         beside = [f"{one_line(name)}/" for name in self.others]
         beside += [f"{len(loose):,} files in no folder ({one_line(loose[0])})"] if loose else []
         if beside:
-            listed = ", ".join(beside[:_SHOWN]) + (", ..." if len(beside) > _SHOWN else "")
             splits = " and ".join(f"{name}/" for name in (self.train, self.held_out) if name)
-            yield f"not read, being beside {splits}: {listed}"
+            yield f"not read, being beside {splits}: {few(beside)}"
 
 
 def split_folders(names: Iterable[str]) -> SplitFolders:
@@ -95,7 +94,7 @@ def class_source(
     cannot be used.
     """
     scans = {split: _scan(shown, *part) for split, part in parts.items()}
-    check_classes(shown, scans["train"], scans.get("val"))
+    check_classes(scans["train"], scans.get("val"))
     classes = sorted(scans["train"].by_class)
     splits = {split: scan.split(classes) for split, scan in scans.items()}
     notes: list[str] = []
@@ -236,7 +235,7 @@ def _scan(shown: str, folder: str, listing: Listing) -> Scan:
     return scan
 
 
-def check_classes(shown: str, train: Scan, held_out: Scan | None) -> None:
+def check_classes(train: Scan, held_out: Scan | None) -> None:
     """Raise `DataError` unless there are two classes or more, with names that can be told apart,
     and the held-out part has no other ones.
     """
@@ -270,10 +269,9 @@ def check_classes(shown: str, train: Scan, held_out: Scan | None) -> None:
             )
     # Letters of other alphabets can look like the ones in train/.
     texts = [one_line(n) if one_line(n) != n or n.isascii() else f"{n} = {n!a}" for n in unknown]
-    listed = ", ".join(texts[:5]) + (", ..." if len(texts) > 5 else "")
     raise DataError(
-        f"{held_out.place} has {len(unknown)} class folders that {train.prefix} lacks ({listed}); "
-        f"give both the same names"
+        f"{held_out.place} has {len(unknown)} class folders that {train.prefix} lacks "
+        f"({few(texts)}); give both the same names"
     )
 
 
@@ -317,7 +315,7 @@ def _one_level_down(train: Scan) -> str:
     inner = sorted({path.split("/")[1] for path in paths if path.count("/") > 1})
     if len(inner) < 2:
         return ""
-    listed = ", ".join(map(one_line, inner[:3])) + (", ..." if len(inner) > 3 else "")
+    listed = few([*map(one_line, inner)], 3)
     return (
         f", and that holds folders itself ({listed}). If those are the classes, they lie one level "
         f"too deep: move them from {train.place}/{name} up to {train.place}, and likewise in val"

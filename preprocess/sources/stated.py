@@ -6,13 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from harl_fast.errors import DataError, one_line, shown
+from harl_fast.errors import DataError, few, one_line, shown
 from preprocess.sources.base import UNLABELLED, Choices, Split
 from preprocess.sources.heldout import hold_out
 from preprocess.sources.layout import HELD_OUT, two_forms
-
-_SHOWN = 5
-"""Names that are listed in full."""
 
 
 class Row(Protocol):
@@ -118,7 +115,6 @@ def stated_splits(
         names = sorted({rows[number].label for number in val if whole.labels[number] in lacking})
         raise DataError(
             f"{source} has {len(names):,} labels in its held-out part that no training image has "
-            f"({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}): features "
-            f"cannot be judged on them"
+            f"({few(names)}): features cannot be judged on them"
         )
     return parts, []

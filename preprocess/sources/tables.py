@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from harl_fast.errors import DataError, one_line, shown
+from harl_fast.errors import DataError, few, one_line, shown
 from harl_fast.files import is_url
 from harl_fast.textfile import parse_json
 from preprocess.sources.base import Choices, Source, Split
@@ -18,7 +18,6 @@ from preprocess.sources.stated import stated_classes, stated_splits, used_rows
 
 COLUMNS = ("path", "label", "split", "mask")
 """What a list may say of an image; the rest of its columns is not read."""
-_SHOWN = 5
 
 
 class _Row(NamedTuple):
@@ -157,8 +156,7 @@ def _check_files(path: Path, rows: list[_Row], files: list[str], masks: list[Pat
     ]
     if missing:
         raise DataError(
-            f"{path} names {len(missing):,} files that are not there "
-            f"({', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}); paths are "
+            f"{path} names {len(missing):,} files that are not there ({few(missing)}); paths are "
             f"relative to the list's folder"
         )
     first: dict[str, _Row] = {}

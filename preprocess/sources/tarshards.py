@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from harl_fast.errors import DataError, one_line
+from harl_fast.errors import DataError, few, one_line
 from harl_fast.files import Progress, UnusualFileError, open_regular
 from harl_fast.textfile import parse_json
 from preprocess.listing import has_image_suffix, is_aside, walk
@@ -73,11 +73,10 @@ def _unread(folder: Path) -> list[Rejected]:
     """Return the files of a folder that are no shards; `DataError` for compressed ones."""
     others = sorted(file for file in _files(folder) if file.suffix.lower() != ".tar")
     if packed := [file for file in others if _PACKED.search(file.name)]:
-        shown = ", ".join(one_line(str(file.relative_to(folder))) for file in packed[:5])
+        names = [one_line(str(file.relative_to(folder))) for file in packed]
         raise DataError(
-            f"{folder} holds {len(packed):,} compressed shards ({shown}"
-            f"{', ...' * (len(packed) > 5)}), which are not read: unpack them, say by gunzip, xz "
-            f"-d or zstd -d, or move them away to go on without them"
+            f"{folder} holds {len(packed):,} compressed shards ({few(names)}), which are not read: "
+            f"unpack them, say by gunzip, xz -d or zstd -d, or move them away to go on without them"
         )
     return [Rejected(file.relative_to(folder).as_posix(), "no .tar") for file in others]
 

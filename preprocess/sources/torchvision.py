@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from preprocess.sources.heldout import hold_out
 from preprocess.sources.layout import LAYOUT
 
 _TRAIN_TEST = ("train", "test")
-_THREE = ("train", "val", "test")
+_THREE, _JOINED = ("train", "val", "test"), ("trainval", "test")
 
 
 def torchvision_source(name: str, cache: Path, *, root: Path | None = None) -> Source:
@@ -81,13 +81,11 @@ def _cifar(kind: str) -> Callable[[Any, Path], Source]:
     return read
 
 
-def _stl10(library: Any, cache: Path, download: bool = True) -> Source:
-    train, val = (library.STL10(cache, split=name, download=download) for name in _TRAIN_TEST)
-    splits = {
-        split: _in_memory(split, part.data.transpose(0, 2, 3, 1), part.labels)
-        for split, part in (("train", train), ("val", val))
-    }
-    return Source("stl10", list(train.classes), splits)
+def _parts(
+    kind: Any, cache: Path, download: bool, splits: Sequence[str] = _TRAIN_TEST, **options: Any
+) -> list[Any]:
+    """Return some splits of one of the library's kinds of data sets."""
+    return [kind(cache, split=split, download=download, **options) for split in splits]
 
 
 def _imagenette(library: Any, cache: Path, download: bool = True) -> Source:
@@ -95,69 +93,68 @@ def _imagenette(library: Any, cache: Path, download: bool = True) -> Source:
     return folder_source(cache / "imagenette2-320")
 
 
+def _stl10(library: Any, cache: Path, download: bool = True) -> Source:
+    train, val = _parts(library.STL10, cache, download)
+    return _of_planes("stl10", list(train.classes), train, val)
+
+
+def _svhn(library: Any, cache: Path, download: bool = True) -> Source:
+    train, val = _parts(library.SVHN, cache, download)
+    return _of_planes("svhn", [str(digit) for digit in range(10)], train, val)
+
+
+def _of_planes(name: str, classes: list[str], train: Any, val: Any) -> Source:
+    splits = {
+        split: _in_memory(split, part.data.transpose(0, 2, 3, 1), part.labels)
+        for split, part in (("train", train), ("val", val))
+    }
+    return Source(name, classes, splits)
+
+
 def _flowers102(library: Any, cache: Path, download: bool = True) -> Source:
-    parts = (
-        library.Flowers102(cache, split=s, download=download) for s in ("train", "val", "test")
-    )
-    train, val, test = (list(zip(p._image_files, p._labels, strict=True)) for p in parts)
+    train, val, test = map(_listed, _parts(library.Flowers102, cache, download, _THREE))
     # Ten training images per class are few; the official validation images join them.
     classes = [f"flower{number + 1:03d}" for number in range(102)]
     return _by_path("flowers102", classes, {"train": train + val, "val": test}, cache)
 
 
 def _pets(library: Any, cache: Path, download: bool = True) -> Source:
-    parts = {
-        split: library.OxfordIIITPet(cache, split=theirs, download=download)
-        for split, theirs in (("train", "trainval"), ("val", "test"))
-    }
-    pairs = {s: list(zip(p._images, p._labels, strict=True)) for s, p in parts.items()}
-    return _by_path("pets", list(parts["train"].classes), pairs, cache)
-
-
-def _svhn(library: Any, cache: Path, download: bool = True) -> Source:
-    train, val = (library.SVHN(cache, split=name, download=download) for name in _TRAIN_TEST)
-    splits = {
-        split: _in_memory(split, part.data.transpose(0, 2, 3, 1), part.labels)
+    train, val = _parts(library.OxfordIIITPet, cache, download, _JOINED)
+    pairs = {
+        split: list(zip(part._images, part._labels, strict=True))
         for split, part in (("train", train), ("val", val))
     }
-    return Source("svhn", [str(digit) for digit in range(10)], splits)
+    return _by_path("pets", list(train.classes), pairs, cache)
 
 
 def _food101(library: Any, cache: Path, download: bool = True) -> Source:
-    train, val = (library.Food101(cache, split=name, download=download) for name in _TRAIN_TEST)
+    train, val = _parts(library.Food101, cache, download)
     pairs = {"train": _listed(train), "val": _listed(val)}
     return _by_path("food101", list(train.classes), pairs, cache)
 
 
 def _dtd(library: Any, cache: Path, download: bool = True) -> Source:
-    train, val, test = (
-        library.DTD(cache, split=s, partition=1, download=download)
-        for s in ("train", "val", "test")
-    )
+    train, val, test = _parts(library.DTD, cache, download, _THREE, partition=1)
     # The first of ten partitions; its validation images join the training ones, as is usual.
     pairs = {"train": _listed(train) + _listed(val), "val": _listed(test)}
     return _by_path("dtd", list(train.classes), pairs, cache)
 
 
 def _cars(library: Any, cache: Path, download: bool = True) -> Source:
-    train, val = (
-        library.StanfordCars(cache, split=name, download=download) for name in _TRAIN_TEST
-    )
+    train, val = _parts(library.StanfordCars, cache, download)
     pairs = {"train": train._samples, "val": val._samples}
     return _by_path("cars", [str(name) for name in train.classes], pairs, cache)
 
 
 def _gtsrb(library: Any, cache: Path, download: bool = True) -> Source:
-    train, val = (library.GTSRB(cache, split=name, download=download) for name in _TRAIN_TEST)
+    train, val = _parts(library.GTSRB, cache, download)
     pairs = {"train": train._samples, "val": val._samples}
     return _by_path("gtsrb", [f"sign{number:02d}" for number in range(43)], pairs, cache)
 
 
 def _aircraft(library: Any, cache: Path, download: bool = True) -> Source:
-    train, val = (
-        library.FGVCAircraft(cache, split=name, annotation_level="variant", download=download)
-        for name in ("trainval", "test")
-    )
+    kind = library.FGVCAircraft
+    train, val = _parts(kind, cache, download, _JOINED, annotation_level="variant")
     pairs = {"train": _listed(train), "val": _listed(val)}
     # "F/A-18" is a class: names must not read as folders.
     classes = [name.replace("/", "-") for name in train.classes]

@@ -15,11 +15,14 @@ from harl_fast.config import RunConfig, load_config
 from harl_fast.data.loader import Batch
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
+from harl_fast.engine.checkpoint.format import Checkpoint
 from harl_fast.engine.config import EngineConfig, read_engine_file, settle
 from harl_fast.engine.machine import Machine
+from harl_fast.engine.monitor.monitor import Sheet
 from harl_fast.engine.state import TrainState
-from harl_fast.engine.trainer import Stepper, build
+from harl_fast.engine.trainer import Stepper, Trainer, build
 from harl_fast.optim.build import init_momentum
+from harl_fast.runfiles import RunFolder
 
 ROOT = Path(__file__).parents[2]
 CPU = ROOT / "ds_configs" / "cpu.json"
@@ -183,6 +186,32 @@ def stepper(
         loader=loader,  # type: ignore[arg-type]
     )
     return Stepper(parts)
+
+
+def prepare(
+    machine: Machine,
+    folder: Path,
+    *,
+    loader: Any = None,
+    engine: tuple[str, ...] = (),
+    config: tuple[str, ...] = (),
+    weights: Checkpoint | None = None,
+    checkpoint: Checkpoint | None = None,
+    quiet: bool = False,
+    sheet: Sheet | None = None,
+) -> Trainer:
+    """Return the tiny run, ready to train in a folder; checkpoint: from which it goes on."""
+    folder.mkdir(exist_ok=True)
+    state = build(
+        tiny_config(folder, overrides=config),
+        engine_config(overrides=engine),
+        machine,
+        loader=loader or FakeLoader(),
+        weights=weights,
+        checkpoint=checkpoint,
+    )
+    step = 0 if checkpoint is None else checkpoint.record.step
+    return Trainer(state, RunFolder(folder), step=step, quiet=quiet, sheet=sheet)
 
 
 def advance(run: Stepper, count: int = 1) -> None:

@@ -19,8 +19,7 @@ from harl_fast.model.backbones import BACKBONES, build_backbone
 from harl_fast.tools.export import export_encoder
 from harl_fast.viz import contact_sheet
 from tests.betons import plain_item, write_beton
-from tests.engine.support import engine_config, tiny_config, tiny_file
-from tests.engine.test_watch import prepare
+from tests.engine.support import engine_config, prepare, tiny_config, tiny_file
 
 ONE = "model.in_channels=1"
 

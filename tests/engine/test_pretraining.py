@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
+from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.checkpoint.state import collect_state
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.pretrain import pretrain
 from harl_fast.engine.resume import recorded_engine, refuse_changes, settings
-from harl_fast.engine.trainer import UNSAVED, RunResult, Stepper, Trainer, build
+from harl_fast.engine.trainer import UNSAVED, RunResult, Stepper, Trainer
 from harl_fast.engine.views import build_loader
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
 from harl_fast.lock import locked
@@ -31,32 +31,10 @@ from tests.engine.support import (
     distances,
     disturb_both,
     engine_config,
+    prepare,
     tiny_config,
     tiny_file,
 )
-
-
-def prepare(
-    machine: Machine,
-    folder: Path,
-    *,
-    loader: Any = None,
-    engine: tuple[str, ...] = (),
-    config: tuple[str, ...] = (),
-    weights: Checkpoint | None = None,
-    resume: bool = False,
-) -> Trainer:
-    parts = build(
-        tiny_config(folder, overrides=config),
-        engine_config(overrides=engine),
-        machine,
-        loader=loader or FakeLoader(),
-        weights=weights,
-        resume=resume,
-    )
-    step = weights.record.step if resume and weights is not None else 0
-    return Trainer(parts, RunFolder(folder), step=step)
-
 
 REFUSED = {
     "loss.extra={fgg: 2}": "loss.extra.fgg: no term of that name takes .*: none yet",
@@ -137,7 +115,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
         assert run.run() == 0 and run.result == RunResult(0, stop, False, "SIGTERM")
     saved = open_checkpoint(parts)
     assert (saved.record.step, saved.record.epoch_step) == (stop, stop % STEPS)
-    assert prepare(machine, parts, loader=loader, weights=saved, resume=True).run() == 0
+    assert prepare(machine, parts, loader=loader, checkpoint=saved).run() == 0
     assert open_checkpoint(parts).record.step == 2 * STEPS
     assert_same(whole, parts)
 
@@ -183,8 +161,7 @@ def test_a_checkpoint_of_one_stage_continues_at_another(
             machine,
             tmp_path,
             engine=(*engine, f"zero_optimization.stage={stage}"),
-            weights=open_checkpoint(tmp_path),
-            resume=True,
+            checkpoint=open_checkpoint(tmp_path),
         )
 
     other = resumed(after)
@@ -221,7 +198,7 @@ def test_checkpoints_and_metrics_come_when_they_should(machine: Machine, tmp_pat
 def test_a_finished_run_resumes_to_nothing(machine: Machine, tmp_path: Path) -> None:
     prepare(machine, tmp_path).run()
     saved = open_checkpoint(tmp_path)
-    assert prepare(machine, tmp_path, weights=saved, resume=True).run() == 0
+    assert prepare(machine, tmp_path, checkpoint=saved).run() == 0
     assert open_checkpoint(tmp_path) == saved
 
 
@@ -252,7 +229,7 @@ def test_a_resumed_run_must_have_the_same_batch_and_container(
     loader = FakeLoader()
     loader.manifest = type("M", (), {"beton_sha256": "1" * 64, "count": 96, "store": {}})
     with pytest.raises(ConfigError, match="not the container"):
-        prepare(machine, tmp_path, loader=loader, weights=saved, resume=True)
+        prepare(machine, tmp_path, loader=loader, checkpoint=saved)
 
 
 def test_when_a_checkpoint_is_written_changes_nothing(

@@ -16,8 +16,8 @@ from harl_fast.engine.monitor.probe import Probe, ProbeStopped, _Plain, averaged
 from harl_fast.engine.views import build_loader
 from harl_fast.errors import DataError
 from tests.betons import plain_item, write_beton
-from tests.engine.support import engine_config, tiny_config
-from tests.engine.test_watch import prepare, records
+from tests.engine.support import engine_config, prepare, tiny_config
+from tests.engine.test_watch import records
 
 
 def test_a_probe_learns_what_can_be_seen(tmp_path: Path, machine: Machine) -> None:

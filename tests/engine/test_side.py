@@ -27,10 +27,17 @@ from harl_fast.engine.monitor.sinks import Sinks
 from harl_fast.engine.pretrain import pretrain
 from harl_fast.engine.runfolder import mark
 from harl_fast.engine.side import SideOutputs
-from harl_fast.engine.trainer import UNSAVED, Stepper, Trainer, build
+from harl_fast.engine.trainer import UNSAVED, Stepper, Trainer
 from harl_fast.errors import CheckpointError, HarlError
 from harl_fast.runfiles import RunFolder
-from tests.engine.support import CPU, ROOT, STEPS, FakeLoader, engine_config, tiny_config, tiny_file
+from tests.engine.support import (
+    CPU,
+    ROOT,
+    STEPS,
+    FakeLoader,
+    prepare,
+    tiny_file,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1"
 EPOCHS = 3
@@ -98,14 +105,8 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
         yield disk
 
 
-def prepare(machine: Machine, folder: Path, *config: str) -> Trainer:
-    folder.mkdir(exist_ok=True)
-    settings = tiny_config(folder, overrides=config)
-    return Trainer(
-        build(settings, engine_config(), machine, loader=FakeLoader()),
-        RunFolder(folder),
-        sheet=draw,
-    )
+def prepared(machine: Machine, folder: Path, *config: str) -> Trainer:
+    return prepare(machine, folder, config=config, sheet=draw)
 
 
 def draw(beton: Path, config: RunConfig, out: Path, *, epoch: int) -> None:
@@ -143,9 +144,9 @@ def test_a_disk_full_for_a_while_costs_its_logs_and_no_bit_of_the_run(
     monkeypatch.setattr(FakeLoader, "path", Path("none"), raising=False)
     monkeypatch.setattr("harl_fast.engine.monitor.monitor.check_same", lambda *_, **__: None)
     config = (f"epochs={EPOCHS}", "log.every_steps=1", "log.sheet_epochs=1")
-    assert prepare(machine, tmp_path / "control", *config).run() == 0
+    assert prepared(machine, tmp_path / "control", *config).run() == 0
     capsys.readouterr()
-    run = prepare(machine, disk.path / "run", *config)
+    run = prepared(machine, disk.path / "run", *config)
     monkeypatch.setattr("harl_fast.engine.monitor.runjson.PERIOD_S", 0.0)
     before_steps(monkeypatch, {FULL.start: disk.fill, FULL.stop: disk.free})
     with disk:
@@ -180,7 +181,7 @@ def test_a_disk_full_for_a_while_costs_its_logs_and_no_bit_of_the_run(
 def test_a_disk_that_stays_full_ends_with_code_2(
     machine: Machine, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = prepare(machine, disk.path / "run", "log.every_steps=1")
+    run = prepared(machine, disk.path / "run", "log.every_steps=1")
     before_steps(monkeypatch, {3: disk.fill})
     with disk:
         assert run.run() == UNSAVED

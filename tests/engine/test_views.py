@@ -29,8 +29,8 @@ from harl_fast.engine.views import (
 )
 from harl_fast.errors import ConfigError
 from harl_fast.runfiles import RunFolder
-from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, tiny_config
-from tests.engine.test_pretraining import assert_same, prepare, stop_at
+from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, prepare, tiny_config
+from tests.engine.test_pretraining import assert_same, stop_at
 
 GROWING = "data.size_schedule=steps:32,0.5:48"
 """Of the two epochs the second is larger."""
@@ -120,7 +120,7 @@ def test_a_run_resumed_before_or_at_the_change_equals_a_whole_one(
     saved = open_checkpoint(parts)
     again = build_loader(config, engine_config(), machine, data=data, epoch=saved.record.epoch)
     assert [view.size_px for view in again.views] == [32 if stop < STEPS else 48] * 2
-    rest = prepare(machine, parts, loader=again, config=changes, weights=saved, resume=True)
+    rest = prepare(machine, parts, loader=again, config=changes, checkpoint=saved)
     assert rest.run() == 0
     again.close()
     assert_same(whole, parts)

@@ -19,38 +19,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from harl_fast.config import RunConfig
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.monitor.monitor import Sheet
 from harl_fast.engine.monitor.tensorboard import TAGS
 from harl_fast.engine.stop import StopSignal
-from harl_fast.engine.trainer import Stepper, Trainer, build
+from harl_fast.engine.trainer import Stepper, Trainer
 from harl_fast.engine.views import build_loader
 from harl_fast.optim.lars import LARS
 from harl_fast.runfiles import RunFolder
 from harl_fast.supervision import Process
 from harl_fast.viz import contact_sheet
-from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, tiny_config
+from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, prepare, tiny_config
 
 PROBED = ("log.probe_epochs=1", "log.probe_images=40", "log.sheet_epochs=2")
-
-
-def prepare(
-    machine: Machine,
-    folder: Path,
-    *,
-    loader: Any = None,
-    engine: tuple[str, ...] = (),
-    config: tuple[str, ...] = (),
-    quiet: bool = False,
-    sheet: Sheet | None = None,
-) -> Trainer:
-    folder.mkdir(exist_ok=True)
-    parts = build(
-        tiny_config(folder, overrides=config),
-        engine_config(overrides=engine),
-        machine,
-        loader=loader or FakeLoader(),
-    )
-    return Trainer(parts, RunFolder(folder), quiet=quiet, sheet=sheet)
 
 
 def records(folder: Path) -> list[dict[str, float]]:

@@ -105,7 +105,7 @@ def test_splits_with_other_classes_are_refused(folder: Path, tmp_path: Path) -> 
     val = read_manifest(tmp_path / "val.beton")
     val.classes[1] = "wombat"
     write_manifest(tmp_path / "val.beton", val)
-    with pytest.raises(DataError, match="differ in class1, wombat"):
+    with pytest.raises(DataError, match="differ in 'class1', 'wombat'"):
         Evaluator(tmp_path, size_px=24, mean=MEAN, std=STD, device=torch.device("cpu"))
 
 

@@ -14,7 +14,7 @@ def read_names(path: Path) -> list[str]:
     """Return the source-relative path of every sample, in the order of the sample ids.
 
     path: a container or a set's folder. Names are as `write_names` escaped them. Raises DataError
-    if a file of names is missing or belongs to another container.
+    if a file of names is missing or belongs to another container, or has not one for each sample.
     """
     if path.is_dir():
         shards = read_manifest(path).shards
@@ -26,4 +26,7 @@ def read_names(path: Path) -> list[str]:
             f"{file} is missing or belongs to another container. Copy the files of a container "
             f"together, or: {REMEDY}"
         )
-    return content.decode("utf-8").splitlines()
+    names = content.decode("utf-8", "backslashreplace").split("\n")[:-1]
+    if len(names) != manifest.count:
+        raise DataError(f"{file} has {len(names):,} lines for {manifest.count:,} samples. {REMEDY}")
+    return names

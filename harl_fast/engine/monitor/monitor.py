@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -33,7 +33,6 @@ from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
 from harl_fast.optim.lars import LARS
 from harl_fast.runfiles import RunFolder
-from harl_fast.section import Section
 from harl_fast.textfile import dump_yaml, nodes
 
 
@@ -54,13 +53,22 @@ class Monitor:
     the forward pass and norms around the optimizer's step are computed for those steps alone.
     """
 
-    def __init__(self, state: LoopState, meter: Meter, run: RunInfo) -> None:
-        """run: what sinks may know; its ``first_step`` steps were done before."""
+    def __init__(
+        self,
+        state: LoopState,
+        meter: Meter,
+        folder: RunFolder,
+        *,
+        step: int = 0,
+        quiet: bool = False,
+    ) -> None:
+        """step: optimizer steps done before."""
+        run = _run_info(state, folder, step=step, quiet=quiet)
         self.sinks = Sinks(run, silent=state.machine.rank > 0, supply=_supply(state))
         self._state: LoopState = state
         self._meter = meter
         self._norms = StepNorms(state.optimizer)
-        self._step = self._began = self._logged = run.first_step
+        self._step = self._began = self._logged = step
         self._train_s = 0.0
         self._arm()
 
@@ -68,7 +76,7 @@ class Monitor:
         """Say what is about to run."""
         state, schedule = self._state, self._state.schedule
         self.sinks.info(
-            f"{self.sinks.run.folder.path}: {self._subject()} on {state.device.type}, "
+            f"{self.sinks.run.folder.path}: {state.subject} on {state.device.type}, "
             f"{state.engine_config.precision}, ZeRO stage {state.engine_config.stage}; "
             f"{state.engine_config.batches}; {state.loader.count:,} images, "
             f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps, "
@@ -77,10 +85,6 @@ class Monitor:
         if self._began:
             self.sinks.info(f"resuming after step {self._began}")
         self.sinks.state("warming")
-
-    def _subject(self) -> str:
-        """Return what is trained, for the first line."""
-        return "training"
 
     def step(self, step: int, *, epoch: int) -> bool:
         """Tell that the ``step``-th step (from 1) of ``epoch`` (from 0) is done; all ranks must.
@@ -104,7 +108,7 @@ class Monitor:
 
     def _due(self, step: int) -> bool:
         """Return whether the ``step``-th step, from 1, is logged."""
-        every, schedule = self._state.log.every_steps, self._state.schedule
+        every, schedule = self._state.config.log.every_steps, self._state.schedule
         return step % every == 0 or step % schedule.steps_per_epoch == 0 or step == schedule.total
 
     def _arm(self) -> None:
@@ -182,16 +186,7 @@ class PretrainMonitor(Monitor):
         sheet: Sheet | None = None,
     ) -> None:
         """step: optimizer steps done before."""
-        method = {"epochs", "seed", "model", "loss", "target", "optim"}
-        run = run_info(
-            state,
-            folder,
-            step=step,
-            quiet=quiet,
-            config=state.config,
-            method=state.config.model_dump(include=method),
-        )
-        super().__init__(state, meter, run)
+        super().__init__(state, meter, folder, step=step, quiet=quiet)
         self._sheet = sheet
         self._probe = self._open_probe()
 
@@ -200,9 +195,6 @@ class PretrainMonitor(Monitor):
         super().introduce()
         if warning := small_map_text(self._state.config):
             self.sinks.warn(warning)
-
-    def _subject(self) -> str:
-        return self._state.config.model.arch
 
     def epoch(self, done: int, *, stopping: Callable[[], bool] = lambda: False) -> None:
         """Probe and draw if ``done`` epochs make it due; all ranks must call it.
@@ -285,17 +277,11 @@ class PretrainMonitor(Monitor):
             )
 
 
-def run_info(
-    state: LoopState,
-    folder: RunFolder,
-    *,
-    step: int,
-    quiet: bool,
-    config: Section,
-    method: dict[str, Any],
-) -> RunInfo:
-    """Return what sinks may know of a run. method: settings that tell runs apart."""
-    engine = state.engine_config
+def _run_info(state: LoopState, folder: RunFolder, *, step: int, quiet: bool) -> RunInfo:
+    """Return what sinks may know of a run."""
+    config, engine = state.config, state.engine_config
+    # The settings that tell runs apart.
+    method = config.model_dump(exclude={"data", "log", "variable_schema", "subset"})
     return RunInfo(
         folder,
         epochs=state.schedule.epochs,
@@ -323,8 +309,8 @@ def _supply(state: LoopState) -> Supply:
     """Return how this rank's images come."""
     machine = state.machine
     return Supply(
-        batches_ahead=state.reading.batches_ahead,
-        threads=decoding_threads(state.reading.workers, ranks_here=machine.ranks_here),
+        batches_ahead=state.config.data.batches_ahead,
+        threads=decoding_threads(state.config.data.workers, ranks_here=machine.ranks_here),
         cores=max(1, usable_cores() // machine.ranks_here),
         store=str(state.loader.manifest.store.get("kind", "jpg")),
         loader_colours=state.photometric is None,
