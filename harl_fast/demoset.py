@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
-from harl_fast.errors import DataError, shown
+from harl_fast.errors import DataError, one_line, shown
+from harl_fast.textfile import read_json
 
 RECIPE = 2
 """Raise it when the same settings give other pixels: sets made before are then made anew."""
@@ -20,9 +22,24 @@ def set_name(images: int, side_px: int, *, seed: int) -> str:
     return f"{_KIND}recipe {RECIPE}, seed {seed}, {images} images of {side_px} px"
 
 
-def is_demo_set(source: str) -> bool:
-    """Return whether a manifest's source is a demo set, of this recipe or an older one."""
-    return source.startswith(_KIND)
+def holds(folder: Path, wanted: str) -> bool:
+    """Return whether a folder has the containers of a set, by its `set_name`.
+
+    Of another demo set, such as an older recipe's, it says so: it may be drawn anew. Raises
+    DataError for containers of any other images, which must not be replaced.
+    """
+    manifests = [folder / f"{split}.json" for split in ("train", "val")]
+    if not all(manifest.exists() for manifest in manifests):
+        return False
+    try:
+        found = {str(read_json(each, error=DataError).get("source")) for each in manifests}
+    except DataError as error:
+        raise DataError(f"{error}. Delete {folder}, and it is made anew") from error
+    for source in found - {wanted}:
+        if not source.startswith(_KIND):
+            raise DataError(f"{folder} holds {shown(source)}, no demo set: give another folder")
+        print(one_line(f"{folder} holds another demo set ({source}): it is drawn anew ({wanted})"))
+    return found == {wanted}
 
 
 def sample_name(kind: str, scene: str, index: int) -> str:

@@ -94,6 +94,12 @@ def judge(train: Views, val: Views, *, seed: int = 0) -> dict[str, Accuracy]:
     }
 
 
+def chance(views: Views) -> dict[str, float]:
+    """Return what guessing reaches of each thing read out, in percent; classes are balanced."""
+    objects, scenes = (len(each.labels.unique()) for each in (views.objects, views.scenes))
+    return {OBJECT: 100 / objects, SCENE: 100 / scenes, UNSEEN: 100 / objects}
+
+
 def _accuracy(
     folds: Sequence[tuple[FeatureSet, FeatureSet]], *, classes: int, seed: int
 ) -> Accuracy:

@@ -114,7 +114,10 @@ def _write(folder: Path, settings: DemoSettings, *, workers: int) -> None:
     chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
     work = functools.partial(write_images, folder=folder, seed=settings.seed, side=settings.side)
     results = ordered_map(
-        work, chunks, workers=min(workers, len(chunks)), describe=lambda chunk: f"image {chunk[0].index}"
+        work,
+        chunks,
+        workers=min(workers, len(chunks)),
+        describe=lambda chunk: f"image {chunk[0].index}",
     )
     with contextlib.closing(results), Progress(len(images), label="drawing demo set") as progress:
         for written in results:

@@ -94,7 +94,7 @@ def forest(draw: Draw, side: int) -> Picture:
         lean, taper = draw.uniform(-0.06, 0.06) * side, draw.uniform(0.6, 0.9)
         ends = [[-lean, -1], [-lean + taper * width, -1], [width, side], [0, side]]
         bark = _tone(draw, "#4a3524") * np.float32(draw.uniform(0.5, 1.3))
-        fill(picture, np.array(ends) + [left, 0], bark)
+        fill(picture, np.array(ends) + np.array([left, 0]), bark)
     for _ in range(int(draw.integers(40, 70))):
         leaf = _turned(np.array([[-1, 0], [0, -0.5], [1, 0], [0, 0.5]]), draw)
         tone = _tone(draw, "#2f7d32") * np.float32(draw.uniform(0.5, 1.2))
@@ -107,9 +107,9 @@ def meadow(draw: Draw, side: int) -> Picture:
     picture = mix(noise(draw, side, cells=8), _tone(draw, "#5d9a2c"), _tone(draw, "#8fc747"))
     for _ in range(int(draw.integers(120, 170))):
         foot, height = draw.random(2) * [1, 1.15] * side, draw.uniform(0.08, 0.2) * side
-        tip = foot + [draw.uniform(-0.35, 0.35) * height, -height]
+        half, lean = 0.012 * side, draw.uniform(-0.35, 0.35) * height
         tone = _tone(draw, "#78b83a") * np.float32(draw.uniform(0.55, 1.25))
-        fill(picture, np.stack([foot - [0.012 * side, 0], tip, foot + [0.012 * side, 0]]), tone)
+        fill(picture, foot + np.array([[-half, 0], [lean, -height], [half, 0]]), tone)
     tones = [_tone(draw, text) for text in ("#ffffff", "#ffe23c", "#e858b0")]
     for _ in range(int(draw.integers(8, 22))):
         place, size = draw.random(2) * side, draw.uniform(0.012, 0.03) * side
