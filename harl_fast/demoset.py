@@ -42,7 +42,7 @@ def holds(folder: Path, wanted: str) -> bool:
     return found == {wanted}
 
 
-def sample_name(kind: str, scene: str, index: int) -> str:
+def name_of(kind: str, scene: str, index: int) -> str:
     """Return the name of a split's sample, without the file's suffix: ``fish/forest-000012``."""
     return f"{kind}/{scene}-{index:06d}"
 
@@ -50,7 +50,7 @@ def sample_name(kind: str, scene: str, index: int) -> str:
 def scenes_of(names: Iterable[str]) -> list[str]:
     """Return the scene of each sample. names: their paths, as in a container's file of names.
 
-    Raises DataError for a name that `sample_name` does not give.
+    Raises DataError for a name that `name_of` does not give.
     """
     found = []
     for name in names:

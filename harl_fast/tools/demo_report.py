@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -50,16 +51,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def table(found: Mapping[str, Mapping[str, Accuracy]], *, chance: Mapping[str, float]) -> str:
     """Return the accuracies in percent as aligned text, a line for each encoder."""
     read_out = [*next(iter(found.values()))]
-    width = max(len(what) for what in read_out) + 2
-    lines = [f"{'top-1 in %':<16}" + "".join(f"{what:>{width}}" for what in read_out)]
-    lines.append(" " * 16 + "".join(f"{'linear':>{width - 8}}{'k-NN':>8}" for _ in read_out))
+    width = max(len(what) for what in read_out) + 3
+    lines = [f"{'top-1 in %':<15}" + "".join(f"{what:>{width}}" for what in read_out)]
+    lines.append(" " * 15 + "".join(f"{'linear':>{width - 8}}{'k-NN':>8}" for _ in read_out))
     for name, accuracies in found.items():
         cells = (
             f"{each.linear.value:>{width - 8}.1f}{each.knn.value:>8.1f}"
             for each in accuracies.values()
         )
-        lines.append(f"{name:<16}" + "".join(cells))
-    lines.append(f"{'chance':<16}" + "".join(f"{chance[what]:>{width}.1f}" for what in read_out))
+        lines.append(f"{name:<15}" + "".join(cells))
+    lines.append(f"{'chance':<15}" + "".join(f"{chance[what]:>{width}.1f}" for what in read_out))
+    every = [s for each in found.values() for a in each.values() for s in (a.linear, a.knn)]
+    most = max(max(score.high - score.value, score.value - score.low) for score in every)
+    lines.append(f"95 % intervals reach up to {most:.1f} points to either side.")
     return "\n".join(lines)
 
 
@@ -85,20 +89,22 @@ def main(argv: list[str] | None = None) -> int:
     title = "Validation images, and the training images nearest to them in each encoder's features"
     picture = demo_pictures.neighbours(views, args.data, title=title, seed=args.seed)
     write_bytes(args.out / "neighbours.png", picture)
-    print("\n".join(["", *_about(args), "", table(found, chance=guessed), "", BY_DESIGN, ""]))
+    scenes = len(views[RANDOM][0].scenes.labels.unique())
+    about, words = _about(args, scenes), textwrap.wrap(BY_DESIGN, 96)
+    print("\n".join(["", *about, "", table(found, chance=guessed), "", *words, ""]))
     for name in (FIGURES, "accuracy.png", "neighbours.png"):
         print(one_line(f"{name}: {args.out / name}"))
     return 0
 
 
-def _about(args: argparse.Namespace) -> list[str]:
+def _about(args: argparse.Namespace, scenes: int) -> list[str]:
     """Return lines on the set and on both runs, from the files that they left."""
     from harl_fast.data.container.manifest import find_container, read_manifest
 
     train, val = (read_manifest(find_container(args.data, split)) for split in SPLITS)
     lines = [
         f"demo set: {train.count:,} training and {val.count:,} validation images of "
-        f"{len(train.classes)} objects before 10 scenes; objects cover "
+        f"{len(train.classes)} objects before {scenes} scenes; objects cover "
         f"{train.mask['coverage_mean']:.0%} on average"
     ]
     for name, run in ((WITHOUT, args.without), (WITH, args.masked)):

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 from PIL import Image
 
-from harl_fast.demoset import RECIPE, sample_name, set_name
+from harl_fast.demoset import RECIPE, name_of, set_name
 from harl_fast.errors import DataError
 from harl_fast.files import Progress, write_json
 from harl_fast.textfile import read_json
@@ -131,7 +131,7 @@ def write_images(images: list[Planned], *, folder: Path, seed: int, side: int) -
         drawn = render(
             seed, each.index, kind=each.kind, scene=each.scene, split=each.split, side=side
         )
-        name = f"{SPLITS[each.split]}/{sample_name(each.kind, each.scene, each.index)}"
+        name = f"{SPLITS[each.split]}/{name_of(each.kind, each.scene, each.index)}"
         Image.fromarray(drawn.image).save(folder / f"{name}.jpg", quality=92)
         Image.fromarray(drawn.mask).convert("L").save(folder / "masks" / f"{name}.png")
     return len(images)

@@ -18,7 +18,7 @@ from preprocess.demo.surfaces import SURFACES
 
 SUPERSAMPLING = 4
 """Outlines are filled at this many times the image's side and averaged: 17 levels of coverage."""
-SCENE, OBJECT, CAMERA = 0, 1, 2
+SCENE, OBJECT, CAMERA, TINTS = 0, 1, 2, 3
 """The layers' streams: what is drawn for one never moves another."""
 LEAST, MOST = 0.16, 0.29
 """Share of the image that the object is drawn to cover."""
@@ -61,15 +61,15 @@ def render(seed: int, index: int, *, kind: str, scene: str, split: int, side: in
 
     kind: a key of `SHAPES`. scene: one of `scenes.SCENES`. split: 0 training, 1 held out. The kind
     fixes shape, parts and surface pattern, the scene the background's kind, texture and palette;
-    tints, light, pose, size and place are drawn without regard to either.
+    light, pose, size and place are drawn without regard to either, tints so that they stand out.
     """
     draws = [
         np.random.Generator(np.random.Philox(int(stream(seed, split, index, layer, SYNTHESIS))))
-        for layer in (SCENE, OBJECT, CAMERA)
+        for layer in (SCENE, OBJECT, CAMERA, TINTS)
     ]
     draw = draws[OBJECT]
     behind = background(draws[SCENE], scene, side)
-    tints, raw = _tints(draw, behind), draw.random(8)
+    tints, raw = _tints(draws[TINTS], behind), draw.random(8)
     light, shadow = draw.uniform(0, 2 * np.pi), draw.uniform(0.02, 0.05)
     # The shape's own draws come last: they differ in number from kind to kind.
     shape = SHAPES[kind](draw)
