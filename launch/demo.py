@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     for folder in (plain, args.run):
         discard_run(ROOT / folder, engine=ROOT / args.engine)  # any other content is refused
     launcher = (Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1")
-    command = ["launch/guard.py", sys.executable, *launcher, "launch/pretrain.py"]
+    command: list[str | Path] = ["launch/guard.py", sys.executable, *launcher, "launch/pretrain.py"]
     command += ["--deepspeed_config", args.engine, "--config", "demo", "--data", args.data]
     command += QUICK if args.quick else []
     command += [] if args.epochs is None else ["--epochs", str(args.epochs)]

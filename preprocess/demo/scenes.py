@@ -50,7 +50,7 @@ def brick(draw: Draw, side: int) -> Picture:
     tints = draw.random((32, 32), np.float32)[row.astype(int) % 32, np.floor(u).astype(int) % 32]
     share = np.asarray(0.7 * tints + 0.3 * noise(draw, side, cells=side / 5, octaves=2))
     stone = mix(share, _tone(draw, "#7a2a1a"), _tone(draw, "#b4583a"))
-    wall = mix(1.6 - edge * side, stone, _tone(draw, "#b9ab98"))
+    wall = mix(np.asarray(1.6 - edge * side, np.float32), stone, _tone(draw, "#b9ab98"))
     return _patched(draw, np.asarray(wall, np.float32), _tone(draw, "#c9b8a2"))
 
 
@@ -139,7 +139,7 @@ def sea(draw: Draw, side: int) -> Picture:
     swell = noise(draw, side, cells=draw.uniform(12, 18), octaves=3, stretch=5.0)
     water = mix(swell, _tone(draw, "#06306a"), _tone(draw, "#2c86b8"))
     foam = noise(draw, side, cells=16, octaves=2, stretch=4.0) + 0.15 * y
-    water = mix((foam - 0.75) * 10, water, _tone(draw, "#e6f4f6"))
+    water = mix(np.asarray((foam - 0.75) * 10, np.float32), water, _tone(draw, "#e6f4f6"))
     picture = _above(line, sky, water)
     for _ in range(int(draw.integers(0, 5))):
         place = np.array([draw.random(), draw.uniform(0.3, 1.0)]) * side
@@ -149,7 +149,7 @@ def sea(draw: Draw, side: int) -> Picture:
 
 
 def snow(draw: Draw, side: int) -> Picture:
-    """White drifts with bluish shade under grey mountains; small firs."""
+    """White drifts with bluish shade under grey mountains; small fir trees."""
     y, _ = _grid(side)
     sky = mix(y / 0.4, _tone(draw, "#a8b8d0"), _tone(draw, "#dde6f2"))
     peaks = _skyline(draw, side, low=0.08, high=0.2, rough=0.5)
@@ -179,7 +179,7 @@ def wood(draw: Draw, side: int) -> Picture:
     share = np.asarray(0.35 + 0.2 * rings + 0.25 * fine + 0.3 * shift - 0.05 * along)
     picture = mix(share, _tone(draw, "#8a5c30"), _tone(draw, "#d9a868"))
     joint = np.minimum(plank % 1, 1 - plank % 1) * pitch * side
-    picture = mix(1.3 - joint, picture, _tone(draw, "#2e1c0e"))
+    picture = mix(np.asarray(1.3 - joint, np.float32), picture, _tone(draw, "#2e1c0e"))
     picture = np.ascontiguousarray(picture, np.float32)
     for _ in range(int(draw.integers(2, 7))):
         place, size = draw.random(2) * side, draw.uniform(0.015, 0.035) * side
@@ -235,14 +235,15 @@ def _stick(draw: Draw, picture: Picture, tone: Picture) -> None:
 def _round(draw: Draw, corners: int) -> Points:
     """Return an uneven outline of about radius 1."""
     angle = np.arange(corners) * 2 * np.pi / corners
-    return draw.uniform(0.75, 1.1, (corners, 1)) * np.stack([np.cos(angle), np.sin(angle)], 1)
+    radius = draw.uniform(0.75, 1.1, (corners, 1))
+    return np.asarray(radius * np.stack([np.cos(angle), np.sin(angle)], 1))
 
 
 def _turned(points: Points, draw: Draw) -> Points:
     """Return points turned about the origin by any angle."""
     angle = draw.uniform(0, 2 * np.pi)
     cosine, sine = np.cos(angle), np.sin(angle)
-    return points @ np.array([[cosine, sine], [-sine, cosine]])
+    return np.asarray(points @ np.array([[cosine, sine], [-sine, cosine]]))
 
 
 SCENES: dict[str, Callable[[Draw, int], Picture]] = {
