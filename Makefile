@@ -60,6 +60,8 @@ TO = folder
 # A result.json whose classifier `export` adds.
 HEAD =
 RANDOM =
+# Of `demo`: a small set and few steps, to try every part of it.
+QUICK =
 # Of `cifar10`: how many images in both splits together.
 IMAGES =
 # Of `pictures` and `compare`: folders RUN/eval/<data>-<protocol>, or for `compare` runs.
@@ -98,7 +100,7 @@ TAKES_beton = DATA ADD SOURCE VAL DATASET_ROOT DATASET OUT MASKS MASK_METHOD MAS
 TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE PAGES CHANNELS WORKERS ARGS
 TAKES_masks-train = DATA SOURCE VAL MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
-TAKES_demo = EPOCHS ARGS
+TAKES_demo = QUICK EPOCHS ARGS
 TAKES_lineval = CKPT RUN DATA DATASET DATASET_ROOT OUT RANDOM EPOCHS WORKERS PROTOCOL KNN SUBSET ARGS
 TAKES_finetune = CKPT DATA DATASET OUT RUN PRESET SUBSET SEEDS RANDOM DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET \
 	RESUME ARGS
@@ -200,8 +202,8 @@ pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATC
 		$(foreach pair,$(SET),--set "$(pair)") $(if $(RESUME),--resume) $(ARGS)
 	@echo "run: $(RUN)"
 
-demo: setup ## Data, pretraining and evaluation at small size, with a summary [EPOCHS=]
-	"$(BIN)/python" launch/demo.py $(call option,--epochs,$(EPOCHS)) $(ARGS)
+demo: setup ## Draw a set, pretrain without and with masks, judge what both see [QUICK=1] [EPOCHS=]
+	"$(BIN)/python" launch/demo.py $(if $(QUICK),--quick) $(call option,--epochs,$(EPOCHS)) $(ARGS)
 
 lineval: setup ## Judge CKPT's features on DATA or DATASET [RANDOM=1] [PROTOCOL=] [KNN=] [SUBSET=] [EPOCHS=] [DATASET_ROOT=]
 	@$(if $(DATASET),[ -e "$(OUT)/val.json" ] || "$(BIN)/python" -m preprocess.beton --dataset "$(DATASET)" \

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from benchmarks.backgrounds import background
 from harl_fast.errors import DataError
 from harl_fast.rng import SYNTHESIS, stream
-from preprocess.demo.scenes import Picture, Plane, background, blur, colour, mix, noise
+from preprocess.demo.paint import Picture, Plane, blur, colour, mix, noise
 from preprocess.demo.shapes import SHAPES
 
 SIDE_PX = 300

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harl_fast.demoset import IMAGES, SIDE_PX
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import is_url
 from harl_fast.host import usable_cores
 from harl_fast.options import SEED_MAX, checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
-from preprocess.demo.shapes import SHAPES
 from preprocess.reading import STORED_PX, add_pages_and_channels, add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, read_source, torchvision_source
 from preprocess.sources.archives import scratch_beside
@@ -149,9 +149,8 @@ def _add_shards(parser: argparse.ArgumentParser) -> None:
 def _add_demo_set(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("demo set, without --data and --dataset")
     number = functools.partial(_add_number, group.add_argument)
-    number("--demo-images", 20, 10**6, default=3000, about="images in both splits together")
-    number("--demo-classes", 2, len(SHAPES), default=len(SHAPES), about="kinds of objects")
-    number("--demo-size", 32, 512, default=144, about="side of the images")
+    number("--demo-images", 20, 10**6, default=IMAGES, about="images in both splits together")
+    number("--demo-size", 32, 512, default=SIDE_PX, about="side of the images")
     number("--demo-seed", 0, SEED_MAX, default=0, about="other seeds give other images")
 
 
@@ -270,11 +269,10 @@ def _source(args: argparse.Namespace, scratch: Path) -> tuple[Source, Path | Non
         if isinstance(data, str):
             data = mirror(data, _local(args.out) / "download")
         return read_source(data, choices_of(args, scratch)), args.masks
-    demo = DemoSettings(args.demo_images, args.demo_classes, args.demo_size, args.demo_seed)
+    demo = DemoSettings(args.demo_images, args.demo_size, args.demo_seed)
     folder = _local(args.out) / "source"
     make_demo_set(folder, demo, workers=args.workers)
-    source = replace(folder_source(folder), name=f"generated, seed {args.demo_seed}")
-    return source, folder / "masks"
+    return replace(folder_source(folder), name=demo.name), folder / "masks"
 
 
 if __name__ == "__main__":

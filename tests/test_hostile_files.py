@@ -47,7 +47,7 @@ def demo_marker(path: Path) -> None:
     folder = path.parent / "source"
     folder.mkdir()
     path.rename(folder / MARKER)
-    make_demo_set(folder, DemoSettings(20, 2, 32, 0), workers=1)
+    make_demo_set(folder, DemoSettings(20, 32, 0), workers=1)
 
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {

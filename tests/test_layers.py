@@ -21,6 +21,7 @@ LEVELS = {
     "harl_fast.config": 0,
     "harl_fast.finetuning": 0,
     "harl_fast.section": 0,
+    "harl_fast.demoset": 0,
     "harl_fast.errors": 0,
     "harl_fast.files": 0,
     "harl_fast.host": 0,

@@ -98,18 +98,22 @@ def demo(work: Path) -> str:
     """Return what `make demo` prints; its generated images serve the other commands too."""
     assert "make demo" in commands()
     places = f"--data {work / 'demo'} --run {work / 'demo_run'}"
-    done = run(f"make demo ARGS='{places} --images 170 --epochs 3'", work)
+    done = run(f"make demo QUICK=1 ARGS='{places}'", work)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 @pytest.mark.slow
 def test_the_demo_prints_its_summary(demo: str) -> None:
-    summary = demo.rpartition("\nsummary\n")[2]
-    for row in ("images", "mask coverage", "steps", "final loss", "pretrained encoder", "took"):
-        assert re.search(rf"^  {row} ", summary, flags=re.MULTILINE), summary
-    for row in ("tensorboard", "checkpoints", "contact_sheet.png"):
-        place = re.search(rf"^  {row} +(.+)$", summary, flags=re.MULTILINE)
+    summary = demo.rpartition("\ndemo set: ")[2]
+    assert summary.startswith("300 training and 100 validation images of 10 objects")
+    for row in ("without masks: 8 steps", "with masks: 8 steps", "took"):
+        assert re.search(rf"^{row} ", summary, flags=re.MULTILINE), summary
+    for encoder in ("random", "without masks", "with masks"):
+        figures = re.search(rf"^{encoder}((?: +[0-9]+[.][0-9]){{6}})$", summary, flags=re.MULTILINE)
+        assert figures and all(0 <= float(each) <= 100 for each in figures[1].split()), summary
+    for row in ("demo.json", "accuracy.png", "neighbours.png", "contact_sheet.png"):
+        place = re.search(rf"^{row}: (.+)$", summary, flags=re.MULTILINE)
         assert place and Path(place[1]).exists(), summary
 
 

@@ -82,7 +82,7 @@ def logistic_probe(
     fit, held_out = stratified_split(train.labels, share=HELD_OUT, seed=seed)
     trials: list[LogisticTrial] = []
     best, chosen = (-1.0, 0.0), None
-    with Progress(len(cs) + 1, label="logistic regression", unit="fits") as progress:
+    with Progress(len(cs) + 1, label="logistic regression", unit="fits", least_s=10.0) as progress:
         shift = standardiser(train.features[fit].to(device))
         rows, labels = _rows(train, fit, shift, device)
         for found in optima(rows, labels, classes=classes, cs=cs, tolerance=SWEEP_TOLERANCE):

@@ -13,16 +13,16 @@ from typing import Any
 import cv2
 from PIL import Image
 
+from harl_fast.demoset import RECIPE, name_of, set_name
 from harl_fast.errors import DataError
 from harl_fast.files import Progress, write_json
 from harl_fast.textfile import read_json
 from preprocess.demo.render import render
+from preprocess.demo.scenes import SCENES
 from preprocess.demo.shapes import SHAPES
 from preprocess.pool import ordered_map
 
-RECIPE = 1
-"""Raise it when the same settings give other pixels: existing sets are then made anew."""
-HELD_OUT = 5
+HELD_OUT = 4
 """One image in this many belongs to the held-out split."""
 CHUNK = 16
 MARKER = "demo.json"
@@ -38,10 +38,25 @@ class DemoSettings:
 
     images: int
     """Images in both splits together."""
-    classes: int
     side: int
     """Side of the square images in pixels."""
     seed: int
+
+    @property
+    def name(self) -> str:
+        """What manifests call the source."""
+        return set_name(self.images, self.side, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One image of a set, before it is drawn."""
+
+    split: int
+    """0 training, 1 held out."""
+    index: int
+    kind: str
+    scene: str
 
 
 def _made_by(marker: Path) -> dict[str, Any]:
@@ -78,37 +93,45 @@ def make_demo_set(folder: Path, settings: DemoSettings, *, workers: int) -> None
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def plan(settings: DemoSettings) -> Iterator[tuple[int, int, str]]:
-    """Yield (split, index, kind) of every image; the kinds take turns within a split."""
-    kinds = list(SHAPES)[: settings.classes]
-    held_out = max(settings.images // HELD_OUT, settings.classes)
+def plan(settings: DemoSettings) -> Iterator[Planned]:
+    """Yield every image, split by split.
+
+    Each hundred of a split has each pair of kind and scene once, each ten each kind and each scene.
+    """
+    kinds, scenes = list(SHAPES), list(SCENES)
+    held_out = max(settings.images // HELD_OUT, len(kinds))
     for split, count in enumerate((settings.images - held_out, held_out)):
-        yield from ((split, index, kinds[index % len(kinds)]) for index in range(count))
+        for index in range(count):
+            turn, kind = divmod(index, len(kinds))
+            yield Planned(split, index, kinds[kind], scenes[(kind + turn) % len(scenes)])
 
 
 def _write(folder: Path, settings: DemoSettings, *, workers: int) -> None:
     images = list(plan(settings))
-    for split, _, kind in images:
-        (folder / SPLITS[split] / kind).mkdir(parents=True, exist_ok=True)
-        (folder / "masks" / SPLITS[split] / kind).mkdir(parents=True, exist_ok=True)
+    for split, kind in {(SPLITS[each.split], each.kind) for each in images}:
+        (folder / split / kind).mkdir(parents=True)
+        (folder / "masks" / split / kind).mkdir(parents=True)
     chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
     work = functools.partial(write_images, folder=folder, seed=settings.seed, side=settings.side)
     results = ordered_map(
-        work, chunks, workers=min(workers, len(chunks)), describe=lambda chunk: f"image {chunk[0]}"
+        work,
+        chunks,
+        workers=min(workers, len(chunks)),
+        describe=lambda chunk: f"image {chunk[0].index}",
     )
     with contextlib.closing(results), Progress(len(images), label="drawing demo set") as progress:
         for written in results:
             progress.advance(written)
 
 
-def write_images(images: list[tuple[int, int, str]], *, folder: Path, seed: int, side: int) -> int:
+def write_images(images: list[Planned], *, folder: Path, seed: int, side: int) -> int:
     """Draw and write some images of the `plan` with their masks; return how many."""
     cv2.setNumThreads(1)
-    for split, index, kind in images:
-        drawn = render(seed, index, kind=kind, split=split, side=side)
-        name = f"{kind}/{index:06d}"
-        Image.fromarray(drawn.image).save(folder / SPLITS[split] / f"{name}.jpg", quality=92)
-        Image.fromarray(drawn.mask).convert("L").save(
-            folder / "masks" / SPLITS[split] / f"{name}.png"
+    for each in images:
+        drawn = render(
+            seed, each.index, kind=each.kind, scene=each.scene, split=each.split, side=side
         )
+        name = f"{SPLITS[each.split]}/{name_of(each.kind, each.scene, each.index)}"
+        Image.fromarray(drawn.image).save(folder / f"{name}.jpg", quality=92)
+        Image.fromarray(drawn.mask).convert("L").save(folder / "masks" / f"{name}.png")
     return len(images)

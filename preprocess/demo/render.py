@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -10,13 +11,19 @@ import numpy.typing as npt
 
 from harl_fast.rng import SYNTHESIS, stream
 from preprocess.arrays import Mask, Pixels
-from preprocess.demo.scenes import Picture, Plane, background, blur, colour, mix, noise
-from preprocess.demo.shapes import SHAPES, Points, Shape
+from preprocess.demo.paint import Picture, Plane, Points, blur, colour, mix
+from preprocess.demo.scenes import background
+from preprocess.demo.shapes import SHAPES, Shape
+from preprocess.demo.surfaces import SURFACES
 
 SUPERSAMPLING = 4
 """Outlines are filled at this many times the image's side and averaged: 17 levels of coverage."""
-SCENE, OBJECT, CAMERA = 0, 1, 2
+SCENE, OBJECT, CAMERA, TINTS = 0, 1, 2, 3
 """The layers' streams: what is drawn for one never moves another."""
+LEAST, MOST = 0.16, 0.29
+"""Share of the image that the object is drawn to cover."""
+TONES_APART = 0.3
+"""Least difference in brightness of an object's two tints, in [0, 1]: its pattern is to be seen."""
 
 
 @dataclass(frozen=True)
@@ -27,30 +34,56 @@ class Rendered:
     mask: Mask
 
 
-def render(seed: int, index: int, *, kind: str, split: int, side: int) -> Rendered:
+@dataclass(frozen=True)
+class Pose:
+    """Where an object stands: image points are ``matrix @ (u, v) + centre``, in pixels."""
+
+    matrix: npt.NDArray[np.float64]
+    """(2, 2)."""
+    centre: npt.NDArray[np.float64]
+    """(2,)."""
+
+    def place(self, points: Points) -> Points:
+        """Return object coordinates (N, 2) as pixels."""
+        return points @ self.matrix.T + self.centre
+
+    def coordinates(self, side: int) -> tuple[Plane, Plane]:
+        """Return the object coordinates u and v of each pixel, (S, S) each."""
+        y, x = np.mgrid[0:side, 0:side] + 0.5
+        inverse = np.linalg.inv(self.matrix)
+        found = np.stack([x - self.centre[0], y - self.centre[1]], 2) @ inverse.T
+        u, v = np.asarray(found, np.float32).transpose(2, 0, 1)
+        return u, v
+
+
+def render(seed: int, index: int, *, kind: str, scene: str, split: int, side: int) -> Rendered:
     """Return one image, a function of the arguments alone.
 
-    kind: a key of `SHAPES`. split: 0 training, 1 held out. The scene, the object's pose, colour
-    and surface, and the camera's noise do not depend on ``kind``.
+    kind: a key of `SHAPES`. scene: one of `scenes.SCENES`. split: 0 training, 1 held out. The kind
+    fixes shape, parts and surface pattern, the scene the background's kind, texture and palette;
+    light, pose, size and place are drawn without regard to either, tints so that they stand out.
     """
     draws = [
         np.random.Generator(np.random.Philox(int(stream(seed, split, index, layer, SYNTHESIS))))
-        for layer in (SCENE, OBJECT, CAMERA)
+        for layer in (SCENE, OBJECT, CAMERA, TINTS)
     ]
-    scene = background(draws[SCENE], side)
-    surface, pose = _surface(draws[OBJECT], scene), _pose(draws[OBJECT], side)
-    light, shadow = draws[OBJECT].uniform(0, 2 * np.pi), draws[OBJECT].uniform(0.02, 0.07)
+    draw = draws[OBJECT]
+    behind = background(draws[SCENE], scene, side)
+    tints, raw = _tints(draws[TINTS], behind), draw.random(8)
+    light, shadow = draw.uniform(0, 2 * np.pi), draw.uniform(0.02, 0.05)
     # The shape's own draws come last: they differ in number from kind to kind.
-    cover, shade = _filled(SHAPES[kind](draws[OBJECT]), pose, side)
+    shape = SHAPES[kind](draw)
+    pose = _pose(raw, shape, side)
+    cover, shade = _filled(shape, pose, side)
+    surface = mix(SURFACES[kind](*pose.coordinates(side), draw), *tints)
     away = -shadow * side * np.array([np.cos(light), np.sin(light)])
-    picture = scene * (1 - 0.55 * _shifted_blur(cover, away, 0.03 * side))[..., None]
+    picture = behind * (1 - 0.5 * _shifted_blur(cover, away, 0.025 * side))[..., None]
     body = surface * (shade * _relief(cover, light))[..., None]
-    picture = mix(cover, picture, body)
-    return Rendered(_photograph(picture, draws[CAMERA]), cover >= 0.5)
+    return Rendered(_photograph(mix(cover, picture, body), draws[CAMERA]), cover >= 0.5)
 
 
-def _surface(draw: np.random.Generator, scene: Picture) -> Picture:
-    """Return the object's colour over the whole frame: a tint with stripes, spots or grain."""
+def _tints(draw: np.random.Generator, scene: Picture) -> tuple[Picture, Picture]:
+    """Return two colours unlike each other, the first unlike the middle of the scene."""
     side = len(scene)
     middle = scene[side // 4 : -side // 4, side // 4 : -side // 4].mean((0, 1))
     first = colour(draw, vivid=1.0)
@@ -58,44 +91,45 @@ def _surface(draw: np.random.Generator, scene: Picture) -> Picture:
         if np.abs(first - middle).max() > 0.25:
             break
         first = colour(draw, vivid=1.0)
-    pattern, strength = int(draw.integers(4)), draw.uniform(0.15, 0.5)
-    grain = noise(draw, side, cells=draw.uniform(6, 20), octaves=4)
-    angle, waves = draw.uniform(0, np.pi), draw.uniform(6, 16)
-    y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
-    across = x * np.cos(angle) + y * np.sin(angle) + 0.05 * grain
-    share = (
-        0.5 * grain,
-        grain,
-        np.sin(2 * np.pi * waves * across) > 0.2,
-        noise(draw, side, cells=14, octaves=1) > 0.62,
-    )[pattern]
-    tint = np.asarray(share, np.float32) * strength + 0.12 * grain
-    return mix(tint, first, colour(draw, vivid=1.0))
+    second = colour(draw, vivid=1.0)
+    for _ in range(20):
+        if abs(first.mean() - second.mean()) > TONES_APART:
+            break
+        second = colour(draw, vivid=1.0)
+    return first, second
 
 
-def _pose(draw: np.random.Generator, side: int) -> npt.NDArray[np.float64]:
-    """Return the 2 x 3 map from shape to image coordinates: turned, sheared, mirrored, scaled."""
-    radius = draw.uniform(0.24, 0.4) * side
-    angle, shear = draw.uniform(-0.6, 0.6), draw.uniform(-0.2, 0.2)
-    aspect, mirror = np.exp(draw.uniform(-0.2, 0.2)), draw.choice([-1.0, 1.0])
+def _pose(raw: npt.NDArray[np.float64], shape: Shape, side: int) -> Pose:
+    """Return where an object stands: turned, sheared, mirrored, of the share drawn, in the frame.
+
+    raw: (8,) draws in [0, 1).
+    """
+    angle, shear, aspect = (raw[:3] * 2 - 1) * [0.6, 0.2, 0.2]
+    mirror, share = np.sign(raw[3] - 0.5), LEAST + raw[4] * (MOST - LEAST)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = radius * turn @ np.array([[mirror * aspect, shear], [0.0, 1 / aspect]])
-    room = max(0.5 * side - 0.95 * radius, 0.0)
-    centre = 0.5 * side + draw.uniform(-room, room, 2)
-    return np.column_stack([matrix, centre])
+    unit = turn @ np.array([[mirror * np.exp(aspect), shear], [0.0, np.exp(-aspect)]])
+    corners = np.concatenate(shape.solids) @ unit.T
+    low, high = corners.min(0), corners.max(0)
+    # Of a long object the frame's side, less a pixel to either side, is the limit.
+    radius = min(np.sqrt(share / _area(shape)) * side, (side - 2) / (high - low).max())
+    room = side - 2 - radius * (high - low)
+    return Pose(radius * unit, 1 + room * raw[5:7] - radius * low)
 
 
-def _filled(shape: Shape, pose: npt.NDArray[np.float64], side: int) -> tuple[Plane, Plane]:
+def _area(shape: Shape) -> float:
+    """Return the area of a shape in its own coordinates."""
+    fine, reach = 160, 1.25
+    plane = _solid(shape, lambda points: (points + reach) * (fine / (2 * reach)), fine)
+    return float(np.count_nonzero(plane)) * (2 * reach / fine) ** 2
+
+
+def _filled(shape: Shape, pose: Pose, side: int) -> tuple[Plane, Plane]:
     """Return the object's coverage in [0, 1] and its parts' brightness factor, both (S, S)."""
     fine = side * SUPERSAMPLING
-    solid = np.zeros((fine, fine), np.uint8)
-    for outline in shape.solids:
-        _fill(solid, outline, pose, 255)
-    for outline in shape.holes:
-        _fill(solid, outline, pose, 0)
+    solid = _solid(shape, lambda points: SUPERSAMPLING * pose.place(points), fine)
     marks = np.full((fine, fine), 100, np.uint8)
     for outline, factor in shape.parts:
-        _fill(marks, outline, pose, round(100 * factor))
+        _fill(marks, SUPERSAMPLING * pose.place(outline), round(100 * factor))
     cover, shade = (
         np.asarray(cv2.resize(plane, (side, side), interpolation=cv2.INTER_AREA), np.float32)
         for plane in (solid, marks)
@@ -103,9 +137,17 @@ def _filled(shape: Shape, pose: npt.NDArray[np.float64], side: int) -> tuple[Pla
     return cover / np.float32(255), shade / np.float32(100)
 
 
-def _fill(plane: Pixels, outline: Points, pose: npt.NDArray[np.float64], value: int) -> None:
-    points = (outline @ pose[:, :2].T + pose[:, 2]) * SUPERSAMPLING - 0.5
-    cv2.fillPoly(plane, [np.round(points * 16).astype(np.int32)], value, shift=4)
+def _solid(shape: Shape, place: Callable[[Points], Points], side: int) -> Pixels:
+    """Return (side, side) with 255 inside the object. place: from its coordinates to pixels."""
+    plane = np.zeros((side, side), np.uint8)
+    for outlines, value in ((shape.solids, 255), (shape.holes, 0)):
+        for outline in outlines:
+            _fill(plane, place(outline), value)
+    return plane
+
+
+def _fill(plane: Pixels, points: Points, value: int) -> None:
+    cv2.fillPoly(plane, [np.round((points - 0.5) * 16).astype(np.int32)], value, shift=4)
 
 
 def _relief(cover: Plane, light: float) -> Plane:

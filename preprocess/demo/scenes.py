@@ -1,165 +1,252 @@
-"""The backgrounds of the demo set. Nothing here knows which object will stand in front."""
+"""The ten scenes of the demo set. Nothing here knows which object will stand in front.
+
+A scene's name fixes its kind, texture and palette. What varies from image to image is where
+things lie, how many there are, and shades about the palette. They are meant to be told apart at a
+glance, and so to draw a network's attention away from the object.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 
-Plane = npt.NDArray[np.float32]
-"""(S, S) float32."""
-Picture = npt.NDArray[np.float32]
-"""(S, S, 3) float32 RGB, about [0, 1]."""
-Draw = np.random.Generator
+from preprocess.demo.paint import Draw, Picture, Plane, Points, blur, disc, fill, mix, noise
 
 
-def noise(draw: Draw, side: int, *, cells: float, octaves: int = 4, stretch: float = 1.0) -> Plane:
-    """Return fractal noise in [0, 1]; ``cells`` features across, each octave half the last's size.
-
-    stretch: how many times longer features are along x than along y.
-    """
-    total = np.zeros((side, side), np.float32)
-    for octave in range(octaves):
-        rows = max(2, round(cells * 2**octave))
-        columns = max(2, round(cells * 2**octave / stretch))
-        if rows > 2 * side:
-            break
-        grid = draw.random((rows + 1, columns + 1), np.float32)
-        total += cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC) * 0.55**octave
-    low, high = float(total.min()), float(total.max())
-    return (total - low) / max(high - low, 1e-6)
-
-
-def colour(draw: Draw, *, vivid: float = 0.65) -> npt.NDArray[np.float32]:
-    """Return an RGB colour of uniform hue; saturation at most ``vivid``, more often below half."""
-    hue, saturation, value = draw.random(), vivid * draw.beta(1.3, 1.8), draw.uniform(0.2, 0.95)
-    hsv = np.array([[[360 * hue, saturation, value]]], np.float32)
-    rgb: npt.NDArray[np.float32] = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
-    return rgb
-
-
-def mix(share: Plane, first: Picture, second: Picture) -> Picture:
-    """Return ``first`` where share is 0 and ``second`` where it is 1; colours or pictures."""
-    return first + np.clip(share, 0, 1)[..., None] * (second - first)
-
-
-def blur(picture: Picture, sigma: float) -> Picture:
-    """Return a plane or picture under a Gaussian of ``sigma`` pixels."""
-    return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma), np.float32)
-
-
-def _palette(draw: Draw, share: Plane) -> Picture:
-    """Return a map of [0, 1] in the colours between three draws."""
-    first, second, third = colour(draw), colour(draw), colour(draw)
-    return mix(2 * share - 1, mix(2 * share, first, second), third)
-
-
-def _texture(draw: Draw, side: int) -> Picture:
-    return _palette(draw, noise(draw, side, cells=draw.uniform(2, 12), octaves=6))
-
-
-def _horizon(draw: Draw, side: int) -> Picture:
-    y = np.linspace(0, 1, side, dtype=np.float32)[:, None] * np.ones((1, side), np.float32)
-    line = draw.uniform(0.3, 0.7) + draw.uniform(0.01, 0.12) * (
-        noise(draw, side, cells=3)[:1] - 0.5
-    )
-    clouds = noise(draw, side, cells=3, octaves=6, stretch=2.5) ** draw.uniform(1, 3)
-    sky = mix(
-        clouds,
-        mix((y / line).astype(np.float32), colour(draw), colour(draw)),
-        np.ones(3, np.float32),
-    )
-    # Nearer ground shows larger features: the texture is stretched towards the lower edge.
-    depth = np.clip((y - line) / np.maximum(1 - line, 1e-3), 0.02, 1)
-    grain = noise(draw, side, cells=draw.uniform(8, 24), octaves=4, stretch=2.0)
-    rows = (side * (depth**0.5)).astype(np.float32)
-    columns = np.arange(side, dtype=np.float32)[None] * np.ones((side, 1), np.float32)
-    near = cv2.remap(grain, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    ground = mix(np.asarray(near, np.float32), colour(draw), colour(draw)) * (
-        0.65 + 0.35 * depth[..., None]
-    )
-    return mix(((y - line) * side / 2 + 0.5).astype(np.float32), sky, ground)
-
-
-def _grain(draw: Draw, side: int) -> Picture:
-    """Wood or cloth: stripes along a turned axis, bent by noise."""
-    angle = draw.uniform(0, np.pi)
-    y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
-    across = x * np.cos(angle) + y * np.sin(angle)
-    bend = draw.uniform(0.02, 0.3) * noise(draw, side, cells=3)
-    wave = np.sin(2 * np.pi * draw.uniform(5, 25) * (across + bend)) * 0.5 + 0.5
-    fine = noise(draw, side, cells=side / 4, octaves=2)
-    return _palette(draw, (0.65 * wave + 0.35 * fine).astype(np.float32))
-
-
-def _tiles(draw: Draw, side: int) -> Picture:
-    """Bricks or tiles of unlike shades with joints."""
-    angle, pitch = draw.uniform(-0.6, 0.6), draw.uniform(0.08, 0.25)
-    y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
-    u = (x * np.cos(angle) + y * np.sin(angle)) / pitch / draw.uniform(1, 2.2)
-    v = (y * np.cos(angle) - x * np.sin(angle)) / pitch
-    row = np.floor(v)
-    u = u + draw.choice([0.0, 0.5]) * (row % 2)
-    edge = np.minimum(np.minimum(u % 1, 1 - u % 1), np.minimum(v % 1, 1 - v % 1)) * pitch * side
-    shades = draw.random((64, 64), np.float32)
-    shade = shades[row.astype(int) % 64, np.floor(u).astype(int) % 64]
-    rough = noise(draw, side, cells=side / 6, octaves=2)
-    stone = mix(0.6 * shade + 0.4 * rough, colour(draw), colour(draw))
-    return mix(1.5 - edge, stone, colour(draw)).astype(np.float32)
-
-
-def _bokeh(draw: Draw, side: int) -> Picture:
-    """Out-of-focus lights over a smooth ground."""
-    picture = _palette(draw, noise(draw, side, cells=2, octaves=2)) * 0.7
-    for _ in range(int(draw.integers(8, 30))):
-        x, y = (int(v) for v in draw.integers(0, side, 2))
-        disc = np.zeros((side, side), np.float32)
-        cv2.circle(disc, (x, y), int(draw.uniform(0.02, 0.12) * side), 1.0, -1, cv2.LINE_AA)
-        picture = mix(draw.uniform(0.15, 0.6) * disc, picture, colour(draw) * 1.1)
-    return blur(picture, draw.uniform(0.3, 2))
-
-
-def _litter(draw: Draw, side: int) -> Picture:
-    """Leaves, pebbles or shards: many small pieces over a texture."""
-    picture = np.ascontiguousarray(_texture(draw, side) * 0.7)
-    first, second = colour(draw), colour(draw)
-    corners = int(draw.integers(3, 9))
-    for _ in range(int(draw.integers(60, 200))):
-        centre, size = draw.random(2) * side, draw.uniform(0.02, 0.07) * side
-        angle = np.sort(draw.uniform(0, 2 * np.pi, corners))
-        points = centre + size * np.stack([np.cos(angle), 0.6 * np.sin(angle)], 1)
-        tint = (first + draw.random() * (second - first)) * draw.uniform(0.6, 1.2)
-        outline = np.round(points * 16).astype(np.int32)
-        cv2.fillPoly(picture, [outline], tint.tolist(), cv2.LINE_AA, 4)
-    return picture
-
-
-SCENES: tuple[Callable[[Draw, int], Picture], ...]
-SCENES = (_texture, _horizon, _horizon, _grain, _tiles, _bokeh, _litter)
-
-
-def background(draw: Draw, side: int) -> Picture:
-    """Return a (side, side, 3) scene with its light: kind, colours and clutter are drawn freely."""
-    picture = SCENES[int(draw.integers(len(SCENES)))](draw, side)
-    for _ in range(int(draw.integers(0, 4))):
-        picture = _with_clutter(picture, draw, side)
-    focus = draw.uniform(0, 1.2)
-    if focus > 0.3:
-        picture = blur(picture, float(focus))
+def background(draw: Draw, scene: str, side: int) -> Picture:
+    """Return a (side, side, 3) picture of a scene, a key of `SCENES`, under its own light."""
+    picture = SCENES[scene](draw, side)
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side - 0.5
     turn = draw.uniform(0, 2 * np.pi)
     light = 1 + draw.uniform(0, 0.5) * (x * np.cos(turn) + y * np.sin(turn))
-    return np.asarray(picture * light[..., None], np.float32)
+    focus = draw.uniform(0.25, 0.7) * side / 96
+    return blur(np.asarray(picture * light[..., None], np.float32), focus)
 
 
-def _with_clutter(picture: Picture, draw: Draw, side: int) -> Picture:
-    """Return the picture with one more patch: a smooth blob of another texture, out of focus."""
+def autumn(draw: Draw, side: int) -> Picture:
+    """Fallen leaves, yellow to red, over dark earth; some twigs."""
+    picture = mix(noise(draw, side, cells=10), _tone(draw, "#241509"), _tone(draw, "#5a3a1a"))
+    tones = [_tone(draw, text) for text in ("#c8501a", "#e09a24", "#a52a1c", "#8a5a22")]
+    for _ in range(int(draw.integers(90, 130))):
+        size = draw.uniform(0.03, 0.065) * side
+        blade = _turned(np.array([[-1, 0], [-0.2, -0.6], [1, 0], [-0.2, 0.6]]), draw)
+        tone = tones[int(draw.integers(4))] * np.float32(draw.uniform(0.6, 1.15))
+        fill(picture, draw.random(2) * side + size * blade, tone)
+    for _ in range(int(draw.integers(0, 5))):
+        _stick(draw, picture, _tone(draw, "#1c1008"))
+    return picture
+
+
+def brick(draw: Draw, side: int) -> Picture:
+    """A wall of red bricks with pale joints; patches of plaster."""
+    y, x = _grid(side)
+    turn, pitch = draw.uniform(-0.12, 0.12), draw.uniform(0.075, 0.11)
+    u = (x + turn * y) / (2.3 * pitch) + draw.random()
+    v = (y - turn * x) / pitch + draw.random()
+    row = np.floor(v)
+    u = u + 0.5 * (row % 2)
+    edge = np.minimum(np.minimum(u % 1, 1 - u % 1) * 2.3, np.minimum(v % 1, 1 - v % 1)) * pitch
+    tints = draw.random((32, 32), np.float32)[row.astype(int) % 32, np.floor(u).astype(int) % 32]
+    share = np.asarray(0.7 * tints + 0.3 * noise(draw, side, cells=side / 5, octaves=2))
+    stone = mix(share, _tone(draw, "#7a2a1a"), _tone(draw, "#b4583a"))
+    wall = mix(np.asarray(1.6 - edge * side, np.float32), stone, _tone(draw, "#b9ab98"))
+    return _patched(draw, np.asarray(wall, np.float32), _tone(draw, "#c9b8a2"))
+
+
+def city(draw: Draw, side: int) -> Picture:
+    """Lights out of focus in a dark blue night."""
+    y, _ = _grid(side)
+    haze = np.asarray(0.6 * y + 0.4 * noise(draw, side, cells=2, octaves=2))
+    picture = mix(haze, _tone(draw, "#05081c"), _tone(draw, "#2a2450"))
+    tones = [_tone(draw, text) for text in ("#ffd070", "#ff8a3c", "#ff4a5a", "#f4f0ff")]
+    for _ in range(int(draw.integers(22, 40))):
+        lamp = picture.copy()
+        place = draw.random(2) * side
+        disc(lamp, place, draw.uniform(0.015, 0.06) * side, tones[int(draw.integers(4))])
+        picture += np.float32(draw.uniform(0.35, 0.9)) * (lamp - picture)
+    return blur(picture, 0.008 * side)
+
+
+def desert(draw: Draw, side: int) -> Picture:
+    """Rippled sand under a yellow sky; stones."""
+    y, x = _grid(side)
+    line = _skyline(draw, side, low=0.12, high=0.3, rough=0.12)
+    sky = mix(y / 0.3, _tone(draw, "#d8a860"), _tone(draw, "#f4dfae"))
+    bend = draw.uniform(0.1, 0.3) * noise(draw, side, cells=3)
+    slope = draw.uniform(-0.5, 0.5)
+    ripple = np.sin(2 * np.pi * draw.uniform(12, 18) * (y + slope * x + bend))
+    share = np.asarray(0.5 + 0.35 * ripple + 0.3 * (noise(draw, side, cells=4) - 0.5))
+    sand = mix(share, _tone(draw, "#b0762c"), _tone(draw, "#ecc070"))
+    picture = _above(line, sky, sand)
+    for _ in range(int(draw.integers(2, 8))):
+        place = np.array([draw.random(), draw.uniform(0.35, 1.0)]) * side
+        stone = _turned(_round(draw, 7), draw) * [1, 0.6]
+        fill(picture, place + draw.uniform(0.02, 0.06) * side * stone, _tone(draw, "#5e3a1c"))
+    return picture
+
+
+def forest(draw: Draw, side: int) -> Picture:
+    """Upright trunks before dark leaves."""
+    picture = mix(noise(draw, side, cells=14), _tone(draw, "#071a0c"), _tone(draw, "#1f5a26"))
+    for _ in range(int(draw.integers(5, 10))):
+        left, width = draw.random() * side, draw.uniform(0.025, 0.08) * side
+        lean, taper = draw.uniform(-0.06, 0.06) * side, draw.uniform(0.6, 0.9)
+        ends = [[-lean, -1], [-lean + taper * width, -1], [width, side], [0, side]]
+        bark = _tone(draw, "#4a3524") * np.float32(draw.uniform(0.5, 1.3))
+        fill(picture, np.array(ends) + np.array([left, 0]), bark)
+    for _ in range(int(draw.integers(40, 70))):
+        leaf = _turned(np.array([[-1, 0], [0, -0.5], [1, 0], [0, 0.5]]), draw)
+        tone = _tone(draw, "#2f7d32") * np.float32(draw.uniform(0.5, 1.2))
+        fill(picture, draw.random(2) * side + draw.uniform(0.02, 0.04) * side * leaf, tone)
+    return picture
+
+
+def meadow(draw: Draw, side: int) -> Picture:
+    """Blades of light green grass with flowers."""
+    picture = mix(noise(draw, side, cells=8), _tone(draw, "#5d9a2c"), _tone(draw, "#8fc747"))
+    for _ in range(int(draw.integers(120, 170))):
+        foot, height = draw.random(2) * [1, 1.15] * side, draw.uniform(0.08, 0.2) * side
+        half, lean = 0.012 * side, draw.uniform(-0.35, 0.35) * height
+        tone = _tone(draw, "#78b83a") * np.float32(draw.uniform(0.55, 1.25))
+        fill(picture, foot + np.array([[-half, 0], [lean, -height], [half, 0]]), tone)
+    tones = [_tone(draw, text) for text in ("#ffffff", "#ffe23c", "#e858b0")]
+    for _ in range(int(draw.integers(8, 22))):
+        place, size = draw.random(2) * side, draw.uniform(0.012, 0.03) * side
+        disc(picture, place, size, tones[int(draw.integers(3))])
+    return picture
+
+
+def pebbles(draw: Draw, side: int) -> Picture:
+    """Grey and bluish rounded stones, each lit from above."""
+    picture = mix(noise(draw, side, cells=12), _tone(draw, "#1e2226"), _tone(draw, "#3c4248"))
+    tones = [_tone(draw, text) for text in ("#8c959c", "#a8a8a4", "#6c7a88", "#c4c6c8")]
+    for _ in range(int(draw.integers(80, 110))):
+        stone = _turned(_round(draw, 10) * [1, 0.75], draw)
+        place, size = draw.random(2) * side, draw.uniform(0.035, 0.075) * side
+        tone = tones[int(draw.integers(4))] * np.float32(draw.uniform(0.8, 1.1))
+        fill(picture, place + size * stone, tone * np.float32(0.65))
+        fill(picture, place + size * (0.75 * stone - [0, 0.15]), tone)
+    return picture
+
+
+def sea(draw: Draw, side: int) -> Picture:
+    """Blue water with foam under a pale sky; rocks."""
+    y, _ = _grid(side)
+    line = _skyline(draw, side, low=0.1, high=0.28, rough=0.0)
+    clouds = noise(draw, side, cells=3, stretch=2.5)
+    sky = mix(clouds, _tone(draw, "#9cc8ea"), _tone(draw, "#e8f2f8"))
+    swell = noise(draw, side, cells=draw.uniform(12, 18), octaves=3, stretch=5.0)
+    water = mix(swell, _tone(draw, "#06306a"), _tone(draw, "#2c86b8"))
+    foam = noise(draw, side, cells=16, octaves=2, stretch=4.0) + 0.15 * y
+    water = mix(np.asarray((foam - 0.75) * 10, np.float32), water, _tone(draw, "#e6f4f6"))
+    picture = _above(line, sky, water)
+    for _ in range(int(draw.integers(0, 5))):
+        place = np.array([draw.random(), draw.uniform(0.3, 1.0)]) * side
+        fill(picture, place + draw.uniform(0.02, 0.06) * side * _round(draw, 8) * [1, 0.6],
+             _tone(draw, "#20303a"))  # fmt: skip
+    return picture
+
+
+def snow(draw: Draw, side: int) -> Picture:
+    """White drifts with bluish shade under grey mountains; small fir trees."""
+    y, _ = _grid(side)
+    sky = mix(y / 0.4, _tone(draw, "#a8b8d0"), _tone(draw, "#dde6f2"))
+    peaks = _skyline(draw, side, low=0.08, high=0.2, rough=0.5)
+    rock = mix(noise(draw, side, cells=8), _tone(draw, "#6a7890"), _tone(draw, "#a9b6c8"))
+    drift = noise(draw, side, cells=4, octaves=3, stretch=2.5)
+    ground = mix(drift, _tone(draw, "#c2d2ea"), _tone(draw, "#fbfcff"))
+    picture = _above(peaks, sky, rock)
+    picture = _above(_skyline(draw, side, low=0.3, high=0.42, rough=0.1), picture, ground)
+    for _ in range(int(draw.integers(5, 14))):
+        foot, height = np.array([draw.random(), draw.uniform(0.4, 1.05)]), draw.uniform(0.05, 0.14)
+        fir = np.array([[0, -1.0], [0.32, 0], [-0.32, 0]]) * height
+        fill(picture, (foot + fir) * side, _tone(draw, "#1c3a38"))
+    return picture
+
+
+def wood(draw: Draw, side: int) -> Picture:
+    """Light brown planks with grain and knots."""
+    y, x = _grid(side)
+    turn = draw.uniform(-0.2, 0.2)
+    along, across = x + turn * y, y - turn * x
+    pitch = draw.uniform(0.16, 0.26)
+    plank = across / pitch + draw.random()
+    shift = draw.random(32, np.float32)[np.floor(plank).astype(int) % 32]
+    bend = noise(draw, side, cells=5, octaves=2, stretch=3.0)
+    rings = np.sin(2 * np.pi * (draw.uniform(18, 26) * across + 1.6 * bend + 5 * shift))
+    fine = noise(draw, side, cells=side / 4, octaves=2, stretch=8.0)
+    share = np.asarray(0.35 + 0.2 * rings + 0.25 * fine + 0.3 * shift - 0.05 * along)
+    picture = mix(share, _tone(draw, "#8a5c30"), _tone(draw, "#d9a868"))
+    joint = np.minimum(plank % 1, 1 - plank % 1) * pitch * side
+    picture = mix(np.asarray(1.3 - joint, np.float32), picture, _tone(draw, "#2e1c0e"))
+    picture = np.ascontiguousarray(picture, np.float32)
+    for _ in range(int(draw.integers(2, 7))):
+        place, size = draw.random(2) * side, draw.uniform(0.015, 0.035) * side
+        fill(picture, place + size * _round(draw, 12) * [1.5, 1], _tone(draw, "#5c3818"))
+        fill(picture, place + 0.5 * size * _round(draw, 12) * [1.5, 1], _tone(draw, "#2e1a0a"))
+    return picture
+
+
+def _tone(draw: Draw, text: str) -> Picture:
+    """Return an RGB colour such as "#804020", a shade to either side of it."""
+    base = np.array([int(text[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    return np.asarray(base * draw.uniform(0.88, 1.12) + draw.uniform(-0.03, 0.03, 3), np.float32)
+
+
+def _grid(side: int) -> tuple[Plane, Plane]:
+    """Return y and x in [0, 1), each (side, side)."""
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
-    cx, cy = draw.uniform(-0.1, 1.1, 2)
-    a, b = draw.uniform(0.06, 0.3, 2)
-    wobble = 0.6 * noise(draw, side, cells=4, octaves=3)
-    inside = 1 - np.sqrt(((x - cx) / a) ** 2 + ((y - cy) / b) ** 2) + wobble - 0.3
-    share = np.clip(inside * side * min(a, b) / draw.uniform(1, 4) + 0.5, 0, 1)
-    return mix(share, picture, _texture(draw, side))
+    return y, x
+
+
+def _skyline(draw: Draw, side: int, *, low: float, high: float, rough: float) -> Plane:
+    """Return each column's height (1, side) of a line, as a share of the side from the top."""
+    wave = noise(draw, side, cells=4, octaves=4)[:1] - 0.5
+    return np.asarray(draw.uniform(low, high) + rough * 0.5 * wave, np.float32)
+
+
+def _above(line: Plane, upper: Picture, lower: Picture) -> Picture:
+    """Return one picture above a line and the other below it."""
+    side = upper.shape[0]
+    y, _ = _grid(side)
+    share = np.asarray((y - line) * side + 0.5, np.float32)
+    return np.ascontiguousarray(mix(share, upper, lower), np.float32)
+
+
+def _patched(draw: Draw, picture: Picture, tone: Picture) -> Picture:
+    """Return a picture with up to three smooth blots."""
+    side = picture.shape[0]
+    y, x = _grid(side)
+    for _ in range(int(draw.integers(0, 4))):
+        (left, top), (a, b) = draw.random(2), draw.uniform(0.04, 0.14, 2)
+        inside = 1 - np.hypot((x - left) / a, (y - top) / b)
+        inside = inside + 0.9 * (noise(draw, side, cells=6, octaves=3) - 0.5)
+        picture = mix(np.asarray(inside * side * 0.1), picture, tone)
+    return picture
+
+
+def _stick(draw: Draw, picture: Picture, tone: Picture) -> None:
+    side = picture.shape[0]
+    twig = np.array([[-1, -0.03], [1, -0.015], [1, 0.015], [-1, 0.03]])
+    fill(picture, draw.random(2) * side + draw.uniform(0.1, 0.2) * side * _turned(twig, draw), tone)
+
+
+def _round(draw: Draw, corners: int) -> Points:
+    """Return an uneven outline of about radius 1."""
+    angle = np.arange(corners) * 2 * np.pi / corners
+    radius = draw.uniform(0.75, 1.1, (corners, 1))
+    return np.asarray(radius * np.stack([np.cos(angle), np.sin(angle)], 1))
+
+
+def _turned(points: Points, draw: Draw) -> Points:
+    """Return points turned about the origin by any angle."""
+    angle = draw.uniform(0, 2 * np.pi)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return np.asarray(points @ np.array([[cosine, sine], [-sine, cosine]]))
+
+
+SCENES: dict[str, Callable[[Draw, int], Picture]] = {
+    scene.__name__: scene
+    for scene in (autumn, brick, city, desert, forest, meadow, pebbles, sea, snow, wood)
+}

@@ -14,6 +14,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from preprocess.convert import Sample, Settings, Task, convert
+from preprocess.demo.render import Rendered, render
+from preprocess.demo.scenes import SCENES
+from preprocess.demo.shapes import SHAPES
 from preprocess.masks.spec import MethodSpec
 from preprocess.sources import Rejected
 
@@ -24,6 +27,14 @@ def photo(index: int, *, height: int = 48, width: int = 64) -> Pixels:
     """Return a smooth picture without noise: JPEG keeps it to about two levels."""
     grid = np.random.default_rng(index).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def demo_image(index: int, *, seed: int, side: int, split: int = 0) -> Rendered:
+    """Return an image of a demo set: the kinds in turn, each time before the next scene."""
+    kinds, scenes = list(SHAPES), list(SCENES)
+    turn, kind = divmod(index, len(kinds))
+    scene = scenes[(kind + turn) % len(scenes)]
+    return render(seed, index, kind=kinds[kind], scene=scene, split=split, side=side)
 
 
 def save(pixels: npt.NDArray[np.generic], path: Path, **options: object) -> Path:

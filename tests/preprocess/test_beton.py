@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from PIL import Image
 from harl_fast.data.container.fields import BitMaskField, resize_mask, unpack_mask
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import read_manifest, sample_name
+from harl_fast.data.container.names import read_names
 from harl_fast.data.container.reader import read_samples
+from harl_fast.demoset import scenes_of, set_name
 from harl_fast.errors import DataError, OutputError
 from preprocess import beton
+from preprocess.demo.scenes import SCENES
 from preprocess.verify import main as verify_main
 from tests.preprocess.support import convert_or_die, image_folder, photo, same_colours, save
 
@@ -282,10 +286,11 @@ def test_the_help_fits_a_tall_screen(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_without_data_a_demo_set_is_drawn_and_written(tmp_path: Path) -> None:
-    options = ["--demo-images", "40", "--demo-classes", "2", "--demo-size", "48"]
+    options = ["--demo-images", "40", "--demo-size", "48"]
     assert beton.main(["--out", str(tmp_path), "--workers", "2", *options]) == 0
     manifest = read_manifest(tmp_path / "train.beton")
-    assert manifest.count == 32 and manifest.source == "generated, seed 0"
+    assert manifest.count == 30 and manifest.source == set_name(40, 48, seed=0)
+    assert Counter(scenes_of(read_names(tmp_path / "train.beton"))) == dict.fromkeys(SCENES, 3)
     assert manifest.mask["method"] == "png" and manifest.mask["fallbacks"] == 0
     assert visible(tmp_path) == sorted([*FILES, "source"])
 

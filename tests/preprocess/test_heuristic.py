@@ -11,11 +11,9 @@ import numpy.typing as npt
 import pytest
 
 from harl_fast.errors import ConfigError
-from preprocess.demo.render import render
-from preprocess.demo.shapes import SHAPES
 from preprocess.masks.binary import binarize
 from preprocess.masks.heuristic.method import heuristic_map
-from tests.preprocess.support import photo
+from tests.preprocess.support import demo_image, photo
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (200, 2), (120, 90), (64, 64), (3000, 2000)])
@@ -74,8 +72,7 @@ def overlap(mask: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float:
 
 
 def scenes(count: int) -> list:
-    kinds = [*SHAPES]
-    return [render(6, i, kind=kinds[i % len(kinds)], split=0, side=128) for i in range(count)]
+    return [demo_image(index, seed=6, side=128) for index in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -95,8 +92,8 @@ def test_a_turned_or_darker_picture_has_nearly_the_same_mask(change, undo) -> No
         other, _ = binarize(heuristic_map(np.ascontiguousarray(change(scene.image))))
         same.append(overlap(mask, undo(other)))
     # Ties between equal edges fall by position, so regions differ a little. Measured: 0.99 turned,
-    # 0.98 darker.
-    assert np.mean(same) > 0.93, np.round(same, 2)
+    # 0.95 darker.
+    assert np.mean(same) > 0.92, np.round(same, 2)
 
 
 def test_generated_composites_stay_above_their_floor() -> None:
@@ -104,8 +101,8 @@ def test_generated_composites_stay_above_their_floor() -> None:
     for scene in scenes(60):
         mask, _ = binarize(heuristic_map(scene.image))
         scores.append(overlap(mask, scene.mask))
-    # Measured: 0.805; the floor leaves room for other processors' rounding.
-    assert np.mean(scores) > 0.77
+    # Measured: 0.863; the floor leaves room for other processors' rounding.
+    assert np.mean(scores) > 0.83
 
 
 HORSES = os.environ.get("HARL_FAST_HORSES")

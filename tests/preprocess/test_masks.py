@@ -10,8 +10,6 @@ import numpy.typing as npt
 import pytest
 
 from harl_fast.errors import DataError
-from preprocess.demo.render import render
-from preprocess.demo.shapes import SHAPES
 from preprocess.masks import MASK_METHODS, find_mask
 from preprocess.masks.binary import (
     binarize,
@@ -22,7 +20,7 @@ from preprocess.masks.binary import (
 )
 from preprocess.masks.heuristic.method import heuristic_map
 from preprocess.masks.sources import open_tree
-from tests.preprocess.support import photo
+from tests.preprocess.support import demo_image, photo
 
 Mask = npt.NDArray[np.bool_]
 
@@ -82,8 +80,8 @@ def test_thin_images_get_a_mask(shape: tuple[int, int]) -> None:
 
 def test_the_heuristic_beats_the_centre_and_refinement_beats_none() -> None:
     scores: dict[str, list[float]] = {"heuristic": [], "contrast": [], "center": []}
-    for index, kind in enumerate([*SHAPES] * 4):
-        drawn = render(5, index, kind=kind, split=0, side=128)
+    for index in range(40):
+        drawn = demo_image(index, seed=5, side=128)
         masks = {name: find_mask(drawn.image, name)[0] for name in ("heuristic", "center")}
         masks["contrast"], _ = binarize(heuristic_map(drawn.image, rounds=0))
         for name, mask in masks.items():
@@ -91,7 +89,7 @@ def test_the_heuristic_beats_the_centre_and_refinement_beats_none() -> None:
                 overlap(cv2.resize(mask.astype(np.uint8), (128, 128)) > 0, drawn.mask)
             )
     mean = {name: float(np.mean(values)) for name, values in scores.items()}
-    # Measured over these 40 images: 0.77, 0.73 and 0.35.
+    # Measured over these 40 images: 0.86, 0.83 and 0.41.
     assert mean["heuristic"] > mean["contrast"] + 0.02, mean
     assert mean["contrast"] > mean["center"] + 0.2, mean
 

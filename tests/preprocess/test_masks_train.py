@@ -15,8 +15,6 @@ from safetensors import safe_open
 
 from harl_fast.errors import DataError
 from harl_fast.files import Progress
-from preprocess.demo.render import render
-from preprocess.demo.shapes import SHAPES
 from preprocess.masks.binary import binarize, centred, otsu_level, resized
 from preprocess.masks.heuristic.cues import barrier_distance
 from preprocess.masks.heuristic.method import outlined
@@ -43,7 +41,7 @@ from preprocess.masks.selftrained.trainer import (
 from preprocess.pool import ordered_map
 from preprocess.reading import DEFAULT_READING
 from preprocess.sources import Choices
-from tests.preprocess.support import photo, save
+from tests.preprocess.support import demo_image, photo, save
 
 Mask = npt.NDArray[np.bool_]
 SIDE = 64
@@ -52,11 +50,7 @@ TINY = Architecture(side=SIDE, widths=(8, 16, 24, 32, 32), lateral=16, top=16)
 
 def demo(count: int, *, split: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Return ``count`` generated images (N, 64, 64, 3) and their exact masks (N, 64, 64)."""
-    kinds = list(SHAPES)
-    drawn = [
-        render(3, index, kind=kinds[index % len(kinds)], split=split, side=SIDE)
-        for index in range(count)
-    ]
+    drawn = [demo_image(index, seed=3, side=SIDE, split=split) for index in range(count)]
     return np.stack([one.image for one in drawn]), np.stack([one.mask for one in drawn])
 
 

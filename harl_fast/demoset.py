@@ -1,0 +1,64 @@
+"""How the generated demo set and its samples are named: for what draws it, and what reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from harl_fast.errors import DataError, one_line, shown
+from harl_fast.textfile import read_json
+
+RECIPE = 2
+"""Raise it when the same settings give other pixels: sets made before are then made anew."""
+IMAGES, SIDE_PX = 4000, 96
+"""Of the default set."""
+_KIND = "generated, "
+_NAME = re.compile(r"(?:.*/)?[a-z]+/([a-z]+)-[0-9]+(?:\.[A-Za-z]+)?")
+
+
+def set_name(images: int, side_px: int, *, seed: int) -> str:
+    """Return what manifests call the source of such a set; other pixels have another name."""
+    return f"{_KIND}recipe {RECIPE}, seed {seed}, {images} images of {side_px} px"
+
+
+def holds(folder: Path, wanted: str) -> bool:
+    """Return whether a folder has the containers of a set, by its `set_name`.
+
+    Of another demo set, such as an older recipe's, it says so: it may be drawn anew. Raises
+    DataError for containers of any other images, which must not be replaced.
+    """
+    manifests = [folder / f"{split}.json" for split in ("train", "val")]
+    if not all(manifest.exists() for manifest in manifests):
+        return False
+    try:
+        found = {str(read_json(each, error=DataError).get("source")) for each in manifests}
+    except DataError as error:
+        raise DataError(f"{error}. Delete {folder}, and it is made anew") from error
+    for source in found - {wanted}:
+        if not source.startswith(_KIND):
+            raise DataError(f"{folder} holds {shown(source)}, no demo set: give another folder")
+        print(one_line(f"{folder} holds another demo set ({source}): it is drawn anew ({wanted})"))
+    return found == {wanted}
+
+
+def name_of(kind: str, scene: str, index: int) -> str:
+    """Return the name of a split's sample, without the file's suffix: ``fish/forest-000012``."""
+    return f"{kind}/{scene}-{index:06d}"
+
+
+def scenes_of(names: Iterable[str]) -> list[str]:
+    """Return the scene of each sample. names: their paths, as in a container's file of names.
+
+    Raises DataError for a name that `name_of` does not give.
+    """
+    found = []
+    for name in names:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise DataError(
+                f"{shown(name)} says no scene, as fish/forest-000012 does: give containers of the "
+                f"demo set, which `make demo` makes"
+            )
+        found.append(match[1])
+    return found
