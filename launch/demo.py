@@ -16,7 +16,10 @@ from harl_fast.runfiles import check_folders, discard_run
 from harl_fast.supervision import run_below
 
 ROOT, SHEET = Path(__file__).resolve().parent.parent, "contact_sheet.png"
-WITHOUT_MASKS = ("loss.type=byol",)
+WITHOUT_MASKS = (
+    "loss.type=byol",
+    *(f"data.views.{view}.{it}" for view in (0, 1) for it in ("crop=random", "background_p=0")),
+)
 """What the run without masks changes in the preset `demo`; all else is equal."""
 QUICK_IMAGES, QUICK = 400, ("--epochs", "2", "--set", "optim.warmup_epochs=0")
 

@@ -34,7 +34,7 @@ def test_the_sheet_shows_original_views_and_cells(
     said = texts_drawn(monkeypatch)
     path = write_beton(tmp_path / "train.beton", plain_item, count=12)
     overrides = [f"data.views.{view}.{item}" for view in range(2) for item in STILL]
-    config = load_config("demo", overrides=[*overrides, "data.views.0.ratio=[0.5, 2]"])
+    config = load_config("small", overrides=[*overrides, "data.views.0.ratio=[0.5, 2]"])
     out = tmp_path / "sheet.png"
     contact_sheet(path, config, out, count=3)
     sheet = cv2.imread(str(out)).astype(float)
@@ -63,7 +63,7 @@ def test_blue_is_the_box_of_view_1_and_pink_that_of_view_2(tmp_path: Path) -> No
     path = write_beton(tmp_path / "train.beton", plain_item, count=12)
     overrides = [f"data.views.{view}.{item}" for view in range(2) for item in STILL[:-1]]
     out = tmp_path / "sheet.png"
-    contact_sheet(path, load_config("demo", overrides=overrides), out, ids=[3])
+    contact_sheet(path, load_config("small", overrides=overrides), out, ids=[3])
     with Image.open(out) as png:
         sheet = np.asarray(png)
     ((original, *views),) = tiles_of(sheet, rows=1, columns=5)
@@ -98,7 +98,7 @@ def test_chosen_samples_are_shown_in_the_order_given(
 ) -> None:
     path = write_beton(tmp_path / "train.beton", plain_item, count=12)
     out, said = tmp_path / "sheet.png", texts_drawn(monkeypatch)
-    contact_sheet(path, load_config("demo"), out, ids=[7, 2], epoch=3)
+    contact_sheet(path, load_config("small"), out, ids=[7, 2], epoch=3)
     classes = read_manifest(path).classes
     for sample in read_samples(path, [7, 2]):
         assert f"sample {sample.id}   {classes[sample.label]}   {sample.name}" in said
@@ -117,13 +117,13 @@ def test_chosen_samples_are_shown_in_the_order_given(
         same = np.abs(tile.astype(float) - shown).max(axis=2) < 24
         assert same.mean() > 0.8  # outlines and boxes lie over it
     with pytest.raises(DataError, match="no sample 12: its ids are 0 to 11"):
-        contact_sheet(path, load_config("demo"), out, ids=[12])
+        contact_sheet(path, load_config("small"), out, ids=[12])
 
 
 def test_occupancy_of_a_central_mask(tmp_path: Path) -> None:
     """Views of the whole image, masks of its central half: the inner 2 x 2 of 4 x 4 cells."""
     path = write_beton(tmp_path / "train.beton", plain_item, count=12)
-    config = load_config("demo", overrides=still_views())
+    config = load_config("small", overrides=still_views())
     found = occupancy(path, view_geometry(config), seed=0)
     assert (found.coverage == 0.25).all() and found.coverage.shape == (12,)
     cells = len(found.cells[0])
@@ -172,7 +172,7 @@ def test_without_a_configuration_views_have_the_size_of_the_stored_images(
     own = drawn("--set", "seed=7")
     assert [view.size_px for view in own.data.views] == [96, 96] and own.seed == 7
     assert "the default, views of 96 px, 6 x 6 cells\n" in capsys.readouterr().out
-    run = load_config("demo", overrides=["data.views.0.size_px=48", "data.views.1.size_px=48"])
+    run = load_config("small", overrides=["data.views.0.size_px=48", "data.views.1.size_px=48"])
     (tmp_path / "config.yaml").write_text(dump_config(run))
     assert drawn("--config", str(tmp_path / "config.yaml")) == run
     assert "config.yaml, views of 48 px, 3 x 3 cells\n" in capsys.readouterr().out

@@ -114,7 +114,7 @@ def run(tmp_path: Path) -> Path:
     """A run folder with one checkpoint of a small network."""
     small = ["model.arch=resnet18", "model.width=0.125", "model.stem=small"]
     sizes = [f"data.views.{view}.size_px=16" for view in (0, 1)]
-    config = load_config("demo", overrides=[*small, *sizes])
+    config = load_config("small", overrides=[*small, *sizes])
     encoder = random_encoder(config, seed=5)
     write_checkpoint(
         tmp_path / "run" / "checkpoints",

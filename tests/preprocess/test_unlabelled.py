@@ -119,7 +119,7 @@ def test_judging_features_asks_for_labels_or_for_a_val(out: Path, tmp_path: Path
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="has no labels"):
         train = out / "train.beton"
-        config, cpu = load_config("demo"), torch.device("cpu")
+        config, cpu = load_config("small"), torch.device("cpu")
         Probe(train, read_manifest(train), config, device=cpu, threads=1)
     convert(image_folder(tmp_path / "set", val=0) / "train", tmp_path / "out", "--val", "0")
     with pytest.raises(DataError, match=r"has no val.beton.*make beton DATA=<images> VAL=5%"):
