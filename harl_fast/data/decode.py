@@ -13,14 +13,18 @@ import numpy.typing as npt
 
 from harl_fast.data.buffers import Outputs
 from harl_fast.data.container.reader import OpenContainer
-from harl_fast.data.views.background import bank_samples, bank_seed, bank_view
+from harl_fast.data.order import permuted
+from harl_fast.data.views.background import bank_seed, bank_view
 from harl_fast.data.views.batch import decode_batch, scratch_for
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry, geometry_table
 from harl_fast.data.views.jpeg import OK
 from harl_fast.data.views.sample import Scratch
 from harl_fast.errors import DataError
+from harl_fast.rng import BACKGROUND, stream
 
+FEWEST, MOST, SHARE = 32, 512, 16
+"""Pictures in the bank: one of `SHARE` samples within these bounds, since each costs a decode."""
 _THREAD_SAFE = ("tbb", "omp")
 _one_kernel = threading.Lock()
 """Numba's third threading layer, workqueue, ends the process when two threads use it at once."""
@@ -138,6 +142,13 @@ class Decoder:
     def free(self) -> None:
         """Let the memory go until it is needed again."""
         self._scratch = self._bank = self._bank_of = None
+
+
+def bank_samples(count: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return the ids of the samples that an epoch's bank shows, of a container of ``count``."""
+    size = min(count, max(FEWEST, min(MOST, count // SHARE)))
+    key = stream(seed, epoch, 0, 0, BACKGROUND)
+    return permuted(key, count, np.arange(size))
 
 
 @contextlib.contextmanager

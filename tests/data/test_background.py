@@ -10,14 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from harl_fast.config import ViewConfig
+from harl_fast.data.decode import FEWEST, bank_samples
 from harl_fast.data.loader import Batch
-from harl_fast.data.views.background import (
-    FEWEST,
-    LEAST_FOREGROUND,
-    bank_samples,
-    bank_seed,
-    bank_view,
-)
+from harl_fast.data.views.background import LEAST_FOREGROUND, bank_seed, bank_view
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.errors import ConfigError, DataError
 from harl_fast.rng import BACKGROUND, uniforms

@@ -12,9 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from harl_fast.data.order import permuted
 from harl_fast.data.views.cells import cell_coverage
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.jit import njit
@@ -24,15 +22,6 @@ LEAST_FOREGROUND = 0.05
 """Share of a view, below which it keeps its background: hardly anything of it would be left."""
 _SCALE = (0.1, 0.5)
 """Range of a bank picture's share of its image: such crops often miss what stands before it."""
-FEWEST, MOST, SHARE = 32, 512, 16
-"""Pictures in the bank: one of `SHARE` samples within these bounds, since each costs a decode."""
-
-
-def bank_samples(count: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Return the ids of the samples that an epoch's bank shows, of a container of ``count``."""
-    size = min(count, max(FEWEST, min(MOST, count // SHARE)))
-    key = stream(seed, epoch, 0, 0, BACKGROUND)
-    return permuted(key, count, np.arange(size))
 
 
 def bank_seed(seed: int, *, epoch: int) -> int:
