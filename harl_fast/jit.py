@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import operator
 import os
 import pickle
 import sys
@@ -46,6 +47,8 @@ change in one makes all be compiled again. Compiled functions elsewhere use thei
 # Without a writable /dev/shm it has no lock among processes, which only forks at its start need.
 warnings.filterwarnings("ignore", ".*multiprocessing lock", numba.errors.NumbaSystemWarning)
 
+_holds_addresses = operator.attrgetter("library.has_dynamic_globals")
+"""Whether compiled code refers to places in this process's memory."""
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _log = logging.getLogger(__name__)
 
@@ -101,7 +104,7 @@ class _Store(NullCache):  # type: ignore[misc]  # numba is untyped
 
     def save_overload(self, sig: Any, cres: Any) -> None:
         """Store a compiled function; one that holds addresses of this process is left out."""
-        if not cres.library.has_dynamic_globals:
+        if not _holds_addresses(cres):
             key = (sig, cres.codegen.magic_tuple())
             _write(self._path(key), dumps((key, cres._reduce())))
 

@@ -40,7 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, help="containers; kept if they are of this set (data/demo)")
     add("--run", type=Path, help="run with masks; the other is RUN-byol; replaced (runs/demo)")
     add("--images", type=size, metavar="N", help=f"in both splits together ({IMAGES})")
-    add("--epochs", type=whole_number(1, 10**6), metavar="N", help="of each run (the preset's)")
+    add("--epochs", type=whole_number(2, 10**6), metavar="N", help="of each run (the preset's)")
     add("--engine", default="ds_configs/cpu.json", help="DeepSpeed configuration (%(default)s)")
     args = parser.parse_args(argv)
     name, images = ("demo-quick", QUICK_IMAGES) if args.quick else ("demo", IMAGES)

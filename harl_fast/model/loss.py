@@ -83,10 +83,14 @@ def region_distance(p: Tensor, z: Tensor) -> Tensor:
     BYOL, equation 2.
     """
     with without_autocast(p):
-        # BYOL's code floors the squared norm at 1e-12, hence the norm at 1e-6.
-        p = functional.normalize(widened(p), dim=1, eps=1e-6)
-        z = functional.normalize(widened(z.detach()), dim=1, eps=1e-6)
+        p, z = _unit(p), _unit(z.detach())
         return 2.0 - 2.0 * (p * z).sum(1)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Return (B, D) rows at length 1, float32 or wider."""
+    # BYOL's code floors the squared norm at 1e-12, hence the norm at 1e-6.
+    return functional.normalize(widened(rows), dim=1, eps=1e-6)
 
 
 def symmetric_loss(
@@ -126,9 +130,7 @@ def contrast(
 
 def _found(p: Tensor, z: Tensor, temperature: float, usable: Tensor | None) -> Tensor:
     with without_autocast(p):
-        p = functional.normalize(widened(p), dim=1, eps=1e-6)
-        z = functional.normalize(widened(z.detach()), dim=1, eps=1e-6)
-        logits = p @ z.T / temperature
+        logits = _unit(p) @ _unit(z.detach()).T / temperature
         if usable is not None:
             logits = logits.masked_fill(~(usable[:, None] & usable), _NO_CANDIDATE)
         own = torch.arange(len(p), device=p.device)
@@ -147,11 +149,11 @@ def spread_penalty(q: Tensor, *, usable: Tensor | None = None) -> Tensor:
     with without_autocast(q):
         q = widened(q)
         rows = q.new_ones(len(q), 1) if usable is None else usable.to(q.dtype)[:, None]
-        degrees = (rows.sum() - 1.0).clamp(min=1.0)
-        centred = (q - (q * rows).sum(0) / (degrees + 1.0)) * rows
-        covariance = centred.T @ centred / degrees
+        count = rows.sum()
+        centred = (q - (q * rows).sum(0) / count.clamp(min=1.0)) * rows
+        covariance = centred.T @ centred / (count - 1.0).clamp(min=1.0)
         variance = covariance.diagonal()
         deviation = (variance + _VARIANCE_FLOOR).sqrt()
         apart = functional.relu(1.0 - deviation).mean()
         alike = (covariance.square().sum() - variance.square().sum()) / q.shape[1]
-        return (apart + _COVARIANCE_SHARE * alike) * (rows.sum() > 1.0)
+        return (apart + _COVARIANCE_SHARE * alike) * (count > 1.0)

@@ -19,7 +19,7 @@ from harl_fast.drawing import Picture
 from harl_fast.eval.knn import nearest
 from harl_fast.rng import permutation
 from harl_fast.tools import charts
-from harl_fast.tools.demo_scores import OBJECT, SCENE, UNSEEN, Accuracy, Views
+from harl_fast.tools.demo_scores import OBJECT, SCENE, UNSEEN, Accuracy, SplitFeatures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,11 @@ def _bar(axes: Axes, place: float, score: Score, colour: str, opacity: float) ->
 
 
 def neighbours(
-    found: Mapping[str, tuple[Views, Views]], data: Path, *, title: str, seed: int = 0
+    found: Mapping[str, tuple[SplitFeatures, SplitFeatures]],
+    data: Path,
+    *,
+    title: str,
+    seed: int = 0,
 ) -> bytes:
     """Return a PNG file: validation images, each with the training images nearest to it by encoder.
 
@@ -120,12 +124,12 @@ def neighbours(
     return stream.getvalue()
 
 
-def _queries(val: Views, *, seed: int) -> list[int]:
+def _queries(val: SplitFeatures, *, seed: int) -> list[int]:
     """Return sample ids of as many objects and scenes, fewer where there are not so many."""
     chosen: list[int] = []
     for index in permutation(seed, 0, len(val.objects.labels)).tolist():
-        taken = [views.labels[chosen] for views in (val.objects, val.scenes)]
-        own = [views.labels[index] for views in (val.objects, val.scenes)]
+        taken = [each.labels[chosen] for each in (val.objects, val.scenes)]
+        own = [each.labels[index] for each in (val.objects, val.scenes)]
         if not any((each == label).any() for each, label in zip(taken, own, strict=True)):
             chosen.append(index)
         if len(chosen) == QUERIES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -73,23 +72,25 @@ def main(argv: list[str] | None = None) -> int:
     # Imported late: torch takes seconds, which --help and usage errors need not wait for.
     from harl_fast.engine.networks import load_pretrained, random_like
     from harl_fast.tools import charts, demo_pictures
-    from harl_fast.tools.demo_scores import chance, extract_views, judge
+    from harl_fast.tools.demo_scores import chance, extract_splits, judge
 
     charts.check_extra()
     check_output(args.out, option="--out", folder=True)
     masked, without = load_pretrained(args.masked), load_pretrained(args.without)
     encoders = {RANDOM: random_like(masked, seed=args.seed), WITHOUT: without, WITH: masked}
-    views = {name: extract_views(each, args.data, label=name) for name, each in encoders.items()}
-    found = {name: judge(*each, seed=args.seed) for name, each in views.items()}
-    guessed = chance(views[RANDOM][0])
+    features = {
+        name: extract_splits(each, args.data, label=name) for name, each in encoders.items()
+    }
+    found = {name: judge(*each, seed=args.seed) for name, each in features.items()}
+    guessed = chance(features[RANDOM][0])
     _write_figures(args, encoders, found)
     title = "Demo set: what is read out of frozen features (masks are used in training only)"
     picture = demo_pictures.bars(found, chance=guessed, title=title)
     write_bytes(args.out / "accuracy.png", picture)
     title = "Validation images, and the training images nearest to them in each encoder's features"
-    picture = demo_pictures.neighbours(views, args.data, title=title, seed=args.seed)
+    picture = demo_pictures.neighbours(features, args.data, title=title, seed=args.seed)
     write_bytes(args.out / "neighbours.png", picture)
-    scenes = len(views[RANDOM][0].scenes.labels.unique())
+    scenes = len(features[RANDOM][0].scenes.labels.unique())
     about, words = _about(args, scenes), textwrap.wrap(BY_DESIGN, 96)
     print("\n".join(["", *about, "", table(found, chance=guessed), "", *words, ""]))
     for name in (FIGURES, "accuracy.png", "neighbours.png"):
@@ -100,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 def _about(args: argparse.Namespace, scenes: int) -> list[str]:
     """Return lines on the set and on both runs, from the files that they left."""
     from harl_fast.data.container.manifest import find_container, read_manifest
+    from harl_fast.engine.runfolder import json_lines
 
     train, val = (read_manifest(find_container(args.data, split)) for split in SPLITS)
     lines = [
@@ -108,8 +110,7 @@ def _about(args: argparse.Namespace, scenes: int) -> list[str]:
         f"{train.mask['coverage_mean']:.0%} on average"
     ]
     for name, run in ((WITHOUT, args.without), (WITH, args.masked)):
-        text = RunFolder(run).metrics.read_text("utf-8")
-        last = [json.loads(line) for line in text.splitlines() if '"loss"' in line][-1]
+        last = [each for each in json_lines(RunFolder(run).metrics) if "loss" in each][-1]
         lines.append(
             f"{name}: {last['step']:,} steps at {last['img_s']:,.0f} images/s, "
             f"final loss {last['loss']:.4f} ({run})"

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harl_fast.data.loader import decoding_threads
 from harl_fast.demoset import scenes_of
-from harl_fast.engine.lineval import preprocessing
+from harl_fast.engine.lineval import half, preprocessing
 from harl_fast.engine.networks import Pretrained
 from harl_fast.eval.features import FeatureSet
 from harl_fast.eval.knn import HEADLINE, knn
@@ -26,7 +25,7 @@ HELD_BACK = 2
 
 
 @dataclass(frozen=True)
-class Views:
+class SplitFeatures:
     """The features of one split under both labels, on the CPU."""
 
     objects: FeatureSet
@@ -50,7 +49,9 @@ class Accuracy:
     """Of `HEADLINE` neighbours, or of all training samples if those are fewer."""
 
 
-def extract_views(encoder: Pretrained, data: Path, *, label: str) -> tuple[Views, Views]:
+def extract_splits(
+    encoder: Pretrained, data: Path, *, label: str
+) -> tuple[SplitFeatures, SplitFeatures]:
     """Return what an encoder makes of both splits of a demo set, each image seen once.
 
     data: folder of the containers. label: name on the progress lines. Raises DataError if they are
@@ -62,20 +63,18 @@ def extract_views(encoder: Pretrained, data: Path, *, label: str) -> tuple[Views
         data,
         **{name: seen[name] for name in ("size_px", "mean", "std", "crop")},
         device=device,
-        workers=decoding_threads(0, ranks_here=1),
     )
     named = {split: scenes_of(evaluator.names(split)) for split in ("train", "val")}
     kinds = sorted({scene for each in named.values() for scene in each})
-    half = torch.bfloat16 if device.type == "cuda" else None
-    backbone, found = encoder.backbone.to(device), list[Views]()
+    backbone, found = encoder.backbone.to(device), list[SplitFeatures]()
     for split, each in named.items():
-        objects = evaluator.features(backbone, split, autocast=half, label=label, weights=None)
+        objects = evaluator.features(backbone, split, autocast=half(), label=label, weights=None)
         numbers = torch.tensor([kinds.index(scene) for scene in each])
-        found.append(Views(objects, FeatureSet(objects.features, numbers)))
+        found.append(SplitFeatures(objects, FeatureSet(objects.features, numbers)))
     return found[0], found[1]
 
 
-def judge(train: Views, val: Views, *, seed: int = 0) -> dict[str, Accuracy]:
+def judge(train: SplitFeatures, val: SplitFeatures, *, seed: int = 0) -> dict[str, Accuracy]:
     """Return the accuracies of heads and k-NN on the validation samples, by what is read out.
 
     For `UNSEEN` the scenes are taken two at a time: heads and bank come from the training samples
@@ -94,9 +93,9 @@ def judge(train: Views, val: Views, *, seed: int = 0) -> dict[str, Accuracy]:
     }
 
 
-def chance(views: Views) -> dict[str, float]:
+def chance(features: SplitFeatures) -> dict[str, float]:
     """Return what guessing reaches of each thing read out, in percent; classes are balanced."""
-    objects, scenes = (len(each.labels.unique()) for each in (views.objects, views.scenes))
+    objects, scenes = (len(each.labels.unique()) for each in (features.objects, features.scenes))
     return {OBJECT: 100 / objects, SCENE: 100 / scenes, UNSEEN: 100 / objects}
 
 

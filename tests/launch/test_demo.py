@@ -48,6 +48,14 @@ def test_both_runs_differ_in_the_masks_alone(commands: Commands, tmp_path: Path)
     assert said["--without"] == str(tmp_path / "run-byol") and said["--with"] == said["--out"]
 
 
+def test_fewer_epochs_than_the_warm_up_needs_are_refused_before_anything_is_drawn(
+    commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        demo.main(options(tmp_path, "--epochs", "1"))
+    assert "argument --epochs" in capsys.readouterr().err and not commands
+
+
 def test_quick_and_epochs_reach_both_runs(commands: Commands, tmp_path: Path) -> None:
     demo.main(options(tmp_path, "--quick"))
     demo.main(options(tmp_path, "--epochs", "7", "--images", "500"))

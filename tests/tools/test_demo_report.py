@@ -22,7 +22,15 @@ from harl_fast.eval.features import FeatureSet
 from harl_fast.eval.knn import TEMPERATURE
 from harl_fast.eval.metrics import Score
 from harl_fast.tools import charts, demo_pictures, demo_report, demo_scores
-from harl_fast.tools.demo_scores import OBJECT, SCENE, UNSEEN, Accuracy, Views, chance, judge
+from harl_fast.tools.demo_scores import (
+    OBJECT,
+    SCENE,
+    UNSEEN,
+    Accuracy,
+    SplitFeatures,
+    chance,
+    judge,
+)
 from preprocess import beton
 from tests.engine.saved import checkpoint
 from tests.sheets import texts_drawn
@@ -30,7 +38,7 @@ from tests.sheets import texts_drawn
 KINDS = 4
 
 
-def views(each: int, *, kind: str, seed: int = 0) -> Views:
+def features(each: int, *, kind: str, seed: int = 0) -> SplitFeatures:
     """Return features of ``each`` samples of all pairs of four objects and four scenes.
 
     kind: which one-hot code they have, beside some noise: "object", "scene", "pair" or "none".
@@ -42,7 +50,7 @@ def views(each: int, *, kind: str, seed: int = 0) -> Views:
     features = 0.1 * noise
     if kind in codes:
         features += torch.eye(KINDS**2)[codes[kind]]
-    return Views(FeatureSet(features, objects), FeatureSet(features, scenes))
+    return SplitFeatures(FeatureSet(features, objects), FeatureSet(features, scenes))
 
 
 @pytest.mark.parametrize(
@@ -51,16 +59,16 @@ def views(each: int, *, kind: str, seed: int = 0) -> Views:
 )
 def test_each_accuracy_is_of_what_the_features_hold(kind: str, known: tuple[str, ...]) -> None:
     """What is known by pairs alone says nothing in a scene that heads and bank never saw."""
-    found = judge(views(12, kind=kind, seed=1), views(8, kind=kind, seed=2))
+    found = judge(features(12, kind=kind, seed=1), features(8, kind=kind, seed=2))
     assert [*found] == [OBJECT, SCENE, UNSEEN]
     for what, accuracy in found.items():
         for score in (accuracy.linear, accuracy.knn):
             assert score.low <= score.value <= score.high
             assert score.value > 95 if what in known else score.value < 50, (what, score)
-    assert chance(views(1, kind="none")) == {OBJECT: 25.0, SCENE: 25.0, UNSEEN: 25.0}
+    assert chance(features(1, kind="none")) == {OBJECT: 25.0, SCENE: 25.0, UNSEEN: 25.0}
 
 
-def by_hand(train: Views, val: Views) -> float:
+def by_hand(train: SplitFeatures, val: SplitFeatures) -> float:
     """Return k-NN's accuracy on objects in unseen scenes, sample by sample."""
     right = 0
     bank, queries = (each.objects.features.double().numpy() for each in (train, val))
@@ -78,9 +86,11 @@ def by_hand(train: Views, val: Views) -> float:
 
 def test_unseen_scenes_are_kept_from_the_bank() -> None:
     generator = torch.Generator().manual_seed(3)
-    plain = [views(12, kind="object", seed=1), views(8, kind="object", seed=2)]
+    plain = [features(12, kind="object", seed=1), features(8, kind="object", seed=2)]
     train, val = (
-        Views(*(FeatureSet(each.features + shift, each.labels) for each in (v.objects, v.scenes)))
+        SplitFeatures(
+            *(FeatureSet(each.features + shift, each.labels) for each in (v.objects, v.scenes))
+        )
         for v in plain
         for shift in [0.35 * torch.randn(v.objects.features.shape, generator=generator)]
     )
@@ -100,7 +110,7 @@ def test_heads_see_neither_a_judged_scene_nor_a_sample_twice(
         return plain(train, test, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(demo_scores, "logistic_probe", probe)
-    train, val = views(6, kind="pair", seed=1), views(4, kind="pair", seed=2)
+    train, val = features(6, kind="pair", seed=1), features(4, kind="pair", seed=2)
     for part in (train, val):  # the first feature says which sample it is
         part.objects.features[:, 0] = torch.arange(len(part.objects.labels))
     judge(train, val)
@@ -176,7 +186,7 @@ def test_neighbours_are_framed_by_what_they_share(
     code, found = torch.eye(10), {}
     for place, name in enumerate(("by object", "by scene")):
         found[name] = tuple(
-            Views(FeatureSet(code[labels[place]], labels[0]), FeatureSet(code, labels[1]))
+            SplitFeatures(FeatureSet(code[labels[place]], labels[0]), FeatureSet(code, labels[1]))
             for labels in parts.values()
         )
     said = texts_drawn(monkeypatch)
