@@ -185,6 +185,20 @@ class Finetuning(Job):
         self._loader = train_loader(start, machine)
         return start.step
 
+    def facts(self) -> dict[str, str]:
+        """Return what must be the same on all ranks."""
+        from harl_fast.engine.resume import settings_sha256
+
+        start = self._start
+        return {
+            "configurations": settings_sha256(start.config),
+            "training sets": self._loader.manifest.beton_sha256,
+            "subsets": start.facts["ids_sha256"],
+            "validation sets": start.facts["val_sha256"],
+            "pretrained networks": start.facts["pretrained"]["weights_sha256"],
+            "checkpoints": "" if start.checkpoint is None else start.checkpoint.sha256,
+        }
+
     def prepare(self, machine: Machine) -> TuneState:
         """Build what the rank trains with, and note the start in the run folder."""
         from harl_fast.engine.supervised import build

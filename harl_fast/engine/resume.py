@@ -21,7 +21,7 @@ from harl_fast.engine.provenance import first_reason
 from harl_fast.engine.schedule import LrSchedule
 from harl_fast.errors import CheckpointError, ConfigError, nearest
 from harl_fast.section import Section
-from harl_fast.textfile import nodes
+from harl_fast.textfile import nodes, tree_sha256
 
 _FREE = (
     *("log", "data.workers", "data.batches_ahead"),
@@ -50,6 +50,14 @@ def settings(config: Section, engine_config: EngineConfig | None = None) -> dict
     if engine_config.precision == "fp16":
         tree["fp16"] = {key: value for key, value in engine["fp16"].items() if key != "enabled"}
     return tree
+
+
+def settings_sha256(config: Section) -> str:
+    """Return a digest of a configuration, but for how much each machine may do at once."""
+    tree = config.model_dump(mode="json")
+    found: Any = tree["data"]
+    tree["data"] = {key: found[key] for key in found if key not in ("workers", "batches_ahead")}
+    return tree_sha256(tree)
 
 
 def recorded_engine(checkpoint: Checkpoint) -> EngineConfig:
