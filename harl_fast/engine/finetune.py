@@ -14,7 +14,7 @@ from harl_fast.engine.machine import Machine, check_machine
 from harl_fast.engine.runfolder import mark
 from harl_fast.engine.session import Job, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
-from harl_fast.errors import ConfigError, nearest
+from harl_fast.errors import CheckpointError, ConfigError, nearest
 from harl_fast.files import to_stderr, write_json
 from harl_fast.finetuning import (
     LINEAR_PRESETS,
@@ -300,6 +300,10 @@ def _several(job: Finetuning, *, seeds: int) -> int:
     """Run the job once per seed, from its own on; write all results with mean and deviation."""
     from harl_fast.engine.machine import this_machine
 
+    if RunFolder(job.run).config.exists():
+        raise CheckpointError(
+            f"{job.run} holds a run of one seed, not folders of --seeds: give another --run"
+        )
     job.settle(this_machine())  # refuses settings before a first folder is made
     first, results = job._config.seed, {}
     for number in range(seeds):
