@@ -206,8 +206,11 @@ demo: setup ## Draw a set, pretrain without and with masks, judge what both see 
 	"$(BIN)/python" launch/demo.py $(if $(QUICK),--quick) $(call option,--epochs,$(EPOCHS)) $(ARGS)
 
 lineval: setup ## Judge CKPT's features on DATA or DATASET [RANDOM=1] [PROTOCOL=] [KNN=] [SUBSET=] [EPOCHS=] [DATASET_ROOT=]
+	@$(if $(and $(DATA),$(DATASET)),echo "DATA= and DATASET= name two sets: give one of them" >&2; exit 2)
 	@$(if $(DATASET),[ -e "$(OUT)/val.json" ] || "$(BIN)/python" -m preprocess.beton --dataset "$(DATASET)" \
 		$(call option,--dataset-root,$(DATASET_ROOT)) --out "$(OUT)" --mask-method center)
+	@$(if $(DATASET),grep -q '"source": "$(DATASET)"' "$(OUT)/val.json" || { \
+		echo "OUT=$(OUT) holds another set than DATASET=$(DATASET): give another folder" >&2; exit 2; })
 	"$(BIN)/python" launch/lineval.py --ckpt "$(CKPT)" --data "$(or $(DATA),$(OUT))" \
 		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) $(call option,--protocol,$(PROTOCOL)) \
 		$(call option,--knn,$(KNN)) $(call option,--subset,$(SUBSET)) $(call option,--workers,$(WORKERS)) $(ARGS)
@@ -218,7 +221,8 @@ finetune: setup ## Fine-tune CKPT with the labels of DATA or OUT [PRESET=] [SUBS
 	@case "$(RANKS)" in *[!0-9]*|0*) echo "RANKS=$(RANKS) is no number from 1 up" >&2; exit 2;; esac
 	"$(BIN)/python" launch/guard.py \
 		"$(BIN)/python" "$(BIN)/deepspeed" --log_level=error $(call option,--num_gpus,$(RANKS)) launch/finetune.py \
-		--deepspeed_config "$(DS_CONFIG)" --ckpt "$(CKPT)" --data "$(or $(DATA),$(OUT))" --run "$(TUNED)" \
+		--deepspeed_config "$(DS_CONFIG)" $(if $(and $(RESUME),$(filter file,$(origin CKPT))),,\
+		--ckpt "$(CKPT)") --data "$(or $(DATA),$(OUT))" --run "$(TUNED)" \
 		$(if $(or $(PRESET),$(RESUME)),$(call option,--preset,$(PRESET)),--preset full) \
 		$(call option,--subset,$(SUBSET)) $(call option,--train-epochs,$(EPOCHS)) \
 		$(call option,--train-batch-size,$(BATCH)) $(call option,--learning-rate,$(LR)) \
@@ -250,7 +254,8 @@ export: setup ## Write CKPT's encoder for other programs, and load it back there
 PREVIEWED = $(if $(filter file,$(origin CONFIG)),$(if $(filter file,$(origin RUN)),$(wildcard \
 	$(RUN)/config.yaml),$(RUN)/config.yaml),$(CONFIG))
 preview: setup ## Draw views and masks as the network receives them, in its run [OUT=] [RUN=] [CONFIG=] [COUNT=]
-	"$(BIN)/python" -m preprocess.preview "$(OUT)/train.beton" $(call option,--config,$(PREVIEWED)) \
+	"$(BIN)/python" -m preprocess.preview "$(OUT)/train.beton" \
+		$(if $(filter --masks,$(ARGS)),,$(call option,--config,$(PREVIEWED))) \
 		--out "$(OUT)/preview.png" --count "$(COUNT)" $(foreach pair,$(SET),--set "$(pair)") $(ARGS)
 
 bench: bench-loader bench-convert bench-masks bench-step bench-eval ## Run all benchmarks (on a machine with nothing else to do)

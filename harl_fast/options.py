@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from harl_fast.errors import HarlError, shown
@@ -48,6 +48,22 @@ def checked(read: Callable[[str], Value]) -> Callable[[str], Value]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return tell
+
+
+def refuse_given(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str], *, why: str
+) -> None:
+    """End the program by a usage error if one of some options is given, but for its default value.
+
+    names: as argparse stores them. why: what such an option belongs to.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    for name in names:
+        default, read = actions[name].default, actions[name].type
+        if isinstance(default, str) and callable(read):
+            default = read(default)  # as argparse does
+        if getattr(args, name) != default:
+            parser.error(f"argument {actions[name].option_strings[0]}: {why}")
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

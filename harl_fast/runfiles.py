@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from harl_fast.errors import ConfigError, OutputError
-from harl_fast.files import check_output
-from harl_fast.lock import FOLDER_LOCK, discard_folder
+from harl_fast.files import check_output, to_stderr
+from harl_fast.lock import FOLDER_LOCK, discard_folder, locked
 
 LATEST = "latest"
 """Names the newest checkpoint."""
@@ -68,13 +70,49 @@ def discard_run(folder: Path, *, engine: Path) -> None:
 
     Raises ConfigError if the engine file is missing, HarlError if another process writes there.
     """
+    _check_engine(engine)
+    if _holds_run(RunFolder(folder)):
+        discard_folder(folder)
+
+
+@contextlib.contextmanager
+def making_room(folder: Path, *, engine: Path) -> Iterator[None]:
+    """Move the run in a folder, if it holds one, aside while the next one starts there.
+
+    It is deleted at the end if the next one has begun, and comes back if not: a start can be
+    refused, for an engine file of another machine or too few images. Raises as `discard_run`.
+    """
+    run, aside = RunFolder(folder), folder.with_name(f".{folder.name}.before")
+    _check_engine(engine)
+    if _holds_run(run):
+        if folder.is_symlink():
+            raise OutputError(f"{folder} is a link, and is to be replaced: name what it leads to")
+        if aside.exists():  # of a process that was killed when its run had begun
+            discard_folder(aside)
+        with locked(run.lock, output=folder):
+            folder.rename(aside)
+            (aside / FOLDER_LOCK).unlink()
+    try:
+        yield
+    finally:
+        if aside.exists():
+            if _holds_run(run):
+                discard_folder(aside)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.rename(folder)
+                to_stderr(f"{folder} holds what it held before: the new run did not begin")
+
+
+def _check_engine(engine: Path) -> None:
     if not engine.is_file():
         raise ConfigError(
             f"--engine {engine} is not there: give a file such as ds_configs/cpu.json"
         )
-    run = RunFolder(folder)
-    if run.config.exists() and run.engine.exists():
-        discard_folder(folder)
+
+
+def _holds_run(run: RunFolder) -> bool:
+    return run.config.exists() and run.engine.exists()
 
 
 def check_named(folder: Path, *, option: str, base: Path | None = None) -> None:

@@ -7,8 +7,10 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,6 +20,11 @@ GUARD = "HARL_FAST_GUARD"
 
 _DEEPSPEED = "CROSS_RANK"
 """Environment variable that DeepSpeed's launcher sets for its ranks, and torchrun does not."""
+
+PERIOD_S = 1.0
+"""Time between two looks at such processes, 20 us each."""
+DEAF_S = 10.0
+"""How long a process with nothing to save may take to notice that one of them is gone."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 """Of prctl(2)."""
@@ -89,6 +96,39 @@ def supervisors() -> dict[str, Process]:
         if above and any(Path(word).name == "deepspeed" for word in above.words()):
             found["deepspeed"] = above
     return found
+
+
+@contextlib.contextmanager
+def watching(
+    processes: Mapping[str, Process], *, lost: Callable[[str, Process], None]
+) -> Iterator[None]:
+    """Look for processes once a second, and call ``lost`` in a thread for the first one gone."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            for name, process in processes.items():
+                if not process.alive():
+                    lost(name, process)
+                    return
+            over.wait(PERIOD_S)
+
+    if processes:
+        threading.Thread(target=look, name="supervisors", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def leave(name: str, process: Process) -> None:
+    """End this process as by SIGTERM, at the latest after `DEAF_S`: nobody else would. For a
+    thread of `watching`.
+    """
+    print(f"error: {name} (process {process.pid}) is gone", file=sys.stderr, flush=True)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    time.sleep(DEAF_S)
+    os._exit(1)  # the main thread waits, outside of Python, for ranks that have left
 
 
 def run_below(command: Sequence[str], *, cwd: Path) -> int:

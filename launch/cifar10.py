@@ -7,16 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+from harl_fast.data.container.manifest import check_source
 from harl_fast.errors import HarlError
 from harl_fast.files import format_seconds
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
-from harl_fast.runfiles import check_folders, discard_run
+from harl_fast.runfiles import check_folders, discard_run, making_room
 from harl_fast.supervision import run_below
 
 ROOT = Path(__file__).resolve().parent.parent
-MASKS = "enlarged"
-"""At 32 px the heuristic sees too little of an outline."""
 
 
 def run(*command: str | Path) -> None:
@@ -38,35 +37,37 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=whole_number(50, 10**6), help="in both splits; all")
     parser.add_argument("--epochs", type=whole_number(1, 10**6), help="default: the preset's")
     parser.add_argument("--engine", default="ds_configs/cpu.json", help="DeepSpeed configuration")
-    parser.add_argument(
-        "--augmented",
-        action="store_true",
-        help="also train the head on random crops, as published figures do: 100 more passes of all",
-    )
+    about = "also train the head on random crops, as published figures do: 100 more passes of all"
+    parser.add_argument("--augmented", action="store_true", help=about)
     return parser.parse_args(argv)
+
+
+def convert(data: Path, out: Path, images: int | None) -> None:
+    """Write containers unless they are there; at 32 px the heuristic sees too little to serve."""
+    name = f"{data.name}-{images}.csv" if images else data.name
+    if (ROOT / out / "val.json").exists():
+        return check_source(ROOT / out, name)
+    listed = out / name if images else data
+    if images:
+        run("-m", "preprocess.balanced", data, "--count", str(images), "--out", listed)
+    run("-m", "preprocess.beton", "--data", listed, "--out", out, "--mask-method", "enlarged")
 
 
 def main(argv: list[str] | None = None) -> int:
     args, start = parse(argv), time.monotonic()
     check_folders({"--run": args.run, "--out": args.out}, data=args.data, base=ROOT)
-    data, out, tuned = args.data.resolve(), args.out, args.run.with_name(f"{args.run.name}-linear")
-    if args.images:
-        out = args.out.with_name(f"{args.out.name}-{args.images}")
-    if not (ROOT / out / "val.json").exists():
-        if args.images:
-            part, number = out / "images.csv", str(args.images)
-            run("-m", "preprocess.balanced", data, "--count", number, "--out", part)
-            data = part
-        run("-m", "preprocess.beton", "--data", data, "--out", out, "--mask-method", MASKS)
-    for folder in (args.run, tuned):
-        discard_run(ROOT / folder, engine=ROOT / args.engine)  # any other content is refused
+    out = args.out.with_name(f"{args.out.name}-{args.images}" if args.images else args.out.name)
+    tuned = args.run.with_name(f"{args.run.name}-linear")
+    convert(args.data.resolve(), out, args.images)
     launcher = (Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1")
     guarded = ("launch/guard.py", sys.executable, *launcher)
     common = ["--deepspeed_config", args.engine, "--data", out, "--run"]
     length = [] if args.epochs is None else ["--epochs", str(args.epochs)]
     if args.epochs and args.epochs <= 10:
         length += ["--set", "optim.warmup_epochs=0"]  # the preset's is as long
-    run(*guarded, "launch/pretrain.py", *common, args.run, "--config", "cifar10", *length)
+    with making_room(ROOT / args.run, engine=ROOT / args.engine):  # any other content is refused
+        run(*guarded, "launch/pretrain.py", *common, args.run, "--config", "cifar10", *length)
+    discard_run(ROOT / tuned, engine=ROOT / args.engine)
     run("launch/lineval.py", "--ckpt", args.run, "--data", out, "--random")
     if args.augmented:
         head = ["--ckpt", args.run, "--preset", "seed-linear-cifar10"]

@@ -12,7 +12,7 @@ from harl_fast.errors import HarlError, one_line
 from harl_fast.files import format_seconds
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
-from harl_fast.runfiles import check_folders, discard_run
+from harl_fast.runfiles import check_folders, making_room
 from harl_fast.supervision import run_below
 
 ROOT, SHEET = Path(__file__).resolve().parent.parent, "contact_sheet.png"
@@ -57,16 +57,15 @@ def main(argv: list[str] | None = None) -> int:
     if not holds(ROOT / args.data, set_name(args.images, SIDE_PX, seed=0)):
         size = ["--demo-images", str(args.images), "--mask-size", str(SIDE_PX)]
         run("-m", "preprocess.beton", "--out", args.data, *size)
-    for folder in (plain, args.run):
-        discard_run(ROOT / folder, engine=ROOT / args.engine)  # any other content is refused
     launcher = (Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1")
     command: list[str | Path] = ["launch/guard.py", sys.executable, *launcher, "launch/pretrain.py"]
     command += ["--deepspeed_config", args.engine, "--config", "demo", "--data", args.data]
     command += QUICK if args.quick else []
     command += [] if args.epochs is None else ["--epochs", str(args.epochs)]
     without = [word for each in WITHOUT_MASKS for word in ("--set", each)]
-    run(*command, *without, "--run", plain)
-    run(*command, "--run", args.run)
+    for folder, changed in {plain: without, args.run: []}.items():
+        with making_room(ROOT / folder, engine=ROOT / args.engine):  # other content is refused
+            run(*command, *changed, "--run", folder)
     drawn = ["--config", args.run / "config.yaml", "--out", args.run / SHEET]
     run("-m", "preprocess.preview", args.data / "train.beton", *drawn)
     judged = ["--without", plain, "--with", args.run, "--out", args.run]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import os
 from pathlib import Path
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import check_output, write_text
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
+from preprocess.listing import is_aside, list_images
 from preprocess.sources.layout import HELD_OUT, LAYOUT
 
 HELD_OUT_SHARE = 1 / 6
@@ -20,24 +22,28 @@ HELD_OUT_SHARE = 1 / 6
 def write_balanced_list(folder: Path, out: Path, *, count: int) -> Path:
     """Write a list of about ``count`` images, a sixth of them held out; return ``out``.
 
-    folder: holds ``train/<class>/`` and ``val/<class>/`` or its like. Of each class the first files
-    by name are taken, equally many, at least one and at most all. Raises DataError for another
-    layout.
+    folder: holds ``train/<class>/`` and ``val/<class>/`` or its like. Of each class the first
+    images by name are taken, equally many, at least one and at most all. Raises DataError for
+    another layout, and for names that no list can hold.
     """
     held_out = next((name for name in HELD_OUT if (folder / name).is_dir()), "")
     shares = {"train": 1 - HELD_OUT_SHARE, held_out: HELD_OUT_SHARE}
     rows = []
     for split, share in shares.items():
-        classes = sorted(path for path in (folder / split).glob("*") if path.is_dir())
+        inner = (path for path in (folder / split).glob("*") if not is_aside(path.name))
+        classes = sorted(path for path in inner if path.is_dir())
         if not split or len(classes) < 2:
             where = split or "val"
             raise DataError(f"{folder}: {where}/ has no class folders or is not there; {LAYOUT}")
         each = max(1, round(count * share / len(classes)))
         for path in classes:
-            files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
-            rows += [(file.resolve(), path.name, split) for file in files[:each]]
+            files = [path.resolve() / name for name in list_images(path).images]
+            rows += [(file, path.name, split) for file in files[:each]]
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
+    for file, *_ in rows:
+        if str(file).encode("utf-8", "replace") != os.fsencode(file):
+            raise DataError(f"{file}: lists are UTF-8, and this name is not: rename it")
     table.writerow(("path", "label", "split"))
     table.writerows(rows)
     write_text(out, text.getvalue())

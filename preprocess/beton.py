@@ -15,7 +15,7 @@ from harl_fast.demoset import IMAGES, SIDE_PX
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import is_url
 from harl_fast.host import usable_cores
-from harl_fast.options import SEED_MAX, checked, whole_number
+from harl_fast.options import SEED_MAX, checked, refuse_given, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
 from preprocess.reading import STORED_PX, add_pages_and_channels, add_reading, reading_of
@@ -81,9 +81,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.mask_size % 8:
         parser.error(f"argument --mask-size: {args.mask_size} is no multiple of 8")
     args.data = args.data or args.add
-    for option in ("masks", "source", "val"):
-        if getattr(args, option) is not None and not args.data:
-            parser.error(f"argument --{option}: belongs to the images of --data FOLDER")
+    if not args.data:
+        of_images = ("masks", "source", "val", "val_seed", "image_column", "label_column")
+        refuse_given(parser, args, of_images, why="belongs to the images of --data FOLDER")
+    if args.data or args.dataset:
+        of_demo = ("demo_images", "demo_classes", "demo_size", "demo_seed")
+        refuse_given(parser, args, of_demo, why="belongs to the generated set, without --data")
+    if not args.add:
+        refuse_given(parser, args, ["new_classes"], why="belongs to --add FOLDER")
     if args.add and isinstance(args.out, str):
         parser.error("argument --add: takes an --out that is a folder of this machine")
     return args

@@ -9,7 +9,7 @@ from pathlib import Path
 from harl_fast.config import RunConfig, load_config, override_config, presets
 from harl_fast.errors import one_line, shown
 from harl_fast.files import check_output
-from harl_fast.options import checked, whole_number
+from harl_fast.options import checked, refuse_given, whole_number
 from harl_fast.program import head, run_main
 from preprocess.reading import add_reading, reading_of
 
@@ -56,7 +56,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     about = "images looked at, evenly spaced"
     add("--most", type=whole_number(1, 10**6), default=200, metavar="N", help=about)
     add_reading(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    _check_mode(parser, args)
+    return args
+
+
+def _check_mode(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a usage error for options that what is drawn has no use for."""
+    of_views = ("config", "overrides", "ids", "epoch", "stats")
+    making = ("mask_method", "range", "icc", "keep_warned")
+    if args.masks:
+        refuse_given(parser, args, of_views, why="belongs to views; leave it or --masks out")
+    else:
+        of_masks = (*making, "truth", "most")
+        refuse_given(parser, args, of_masks, why="belongs to --masks")
+    if args.source.suffix == ".beton":
+        why = "belongs to images in a folder; a container has its masks"
+        refuse_given(parser, args, making, why=why)
 
 
 def _ids(text: str) -> list[int]:

@@ -75,6 +75,26 @@ def test_what_is_given_of_a_result_or_of_cifar10_reaches_the_program() -> None:
     assert "compare runs/a runs/b" in planned("compare", "RESULTS=runs/a runs/b").stdout
 
 
+def test_a_resumed_fine_tuning_needs_no_checkpoint() -> None:
+    resumed = planned("finetune", "RESUME=1", "RUN=runs/x-full").stdout
+    assert '--run "runs/x-full"' in resumed and "--ckpt" not in resumed
+    assert '--ckpt "runs/x"' in planned("finetune", "RESUME=1", "CKPT=runs/x").stdout
+    assert '--ckpt "runs/demo"' in planned("finetune").stdout
+
+
+def test_lineval_judges_on_the_set_that_is_named(tmp_path: Path) -> None:
+    listed = planned("lineval", "DATASET=dtd", f"OUT={tmp_path}").stdout
+    check = listed[listed.index("grep ") :].partition("exit 2; }")[0] + "exit 2; }"
+    for source, code in (("dtd", 0), ("dtd2", 2)):
+        (tmp_path / "val.json").write_text(f'{{\n  "source": "{source}",\n  "x": 1\n}}')
+        done = subprocess.run(["bash", "-c", check], capture_output=True, text=True)
+        assert done.returncode == code
+        assert ("holds another set than DATASET=dtd" in done.stderr) == bool(code)
+    two = planned("lineval", "DATASET=dtd", "DATA=x").stdout
+    assert two.startswith('echo "DATA= and DATASET= name two sets')
+    assert "name two sets" not in planned("lineval", "DATA=x").stdout
+
+
 def test_every_target_lists_its_variables() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = {line.partition(":")[0] for line in text.splitlines() if ": setup ##" in line}

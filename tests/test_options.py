@@ -6,7 +6,14 @@ import argparse
 
 import pytest
 
-from harl_fast.options import number, to_float, to_int, whole_number
+from harl_fast.options import (
+    number,
+    refuse_given,
+    to_float,
+    to_int,
+    whole_number,
+    whole_numbers,
+)
 
 
 @pytest.mark.parametrize(("text", "value"), [("7", 7), ("-3", -3), ("+12", 12), ("007", 7)])
@@ -54,3 +61,20 @@ def test_whole_numbers_out_of_range_are_refused_with_their_range(text: str) -> N
 def test_numbers_out_of_range_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"is not from 0 to 10|is no number"):
         number(0.0, 10.0)(text)
+
+
+def test_an_option_that_belongs_elsewhere_is_refused_unless_it_says_its_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ids", type=whole_numbers(1, 9), default="1,2")
+    parser.add_argument("--icc", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    names = ("ids", "icc", "overrides")
+    for words in ([], ["--ids", "1,2"], ["--icc"]):
+        refuse_given(parser, parser.parse_args(words), names, why="")
+    for words in (["--ids", "1,3"], ["--no-icc"], ["--set", "a=1"]):
+        with pytest.raises(SystemExit):
+            refuse_given(parser, parser.parse_args(words), names, why="belongs to X")
+        option = words[0].replace("no-", "")
+        assert f"argument {option}: belongs to X" in capsys.readouterr().err

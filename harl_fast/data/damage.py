@@ -94,8 +94,7 @@ class Damage:
         if self.policy == "raise":
             raise DataError(
                 f"{path}: sample {sample} ({name}): {reason}. The container is damaged: write "
-                f"it again with `make beton`, or let the loader replace such samples "
-                f'(damaged: "replace")'
+                f"it again with `make beton`; in training, data.damaged=replace goes on without it"
             )
         if sample in self._reasons:
             return

@@ -35,10 +35,17 @@ Engine: TypeAlias = deepspeed.DeepSpeedEngine
 _host_group: Any = None  # all ranks over gloo; made by `start`
 
 
-def start(machine: Machine, *, timeout_minutes: float, log: Path | None = None) -> None:
+def start(
+    machine: Machine,
+    *,
+    timeout_minutes: float,
+    meeting_minutes: float | None = None,
+    log: Path | None = None,
+) -> None:
     """Join this rank to the others; call once per process.
 
     timeout_minutes: longest wait for another rank in any collective before this rank fails.
+    meeting_minutes: the same until all are there, and over the devices; left out, no other.
     log: file for DeepSpeed's own lines of rank 0; the terminal shows its errors only.
     """
     _log_to(log if machine.rank == 0 else None)
@@ -48,8 +55,9 @@ def start(machine: Machine, *, timeout_minutes: float, log: Path | None = None) 
     if machine.gpus:
         torch.cuda.set_device(machine.device)
     limit = timedelta(minutes=timeout_minutes)
+    meeting = timedelta(minutes=meeting_minutes or timeout_minutes)
     try:
-        deepspeed.init_distributed(timeout=limit, verbose=False)
+        deepspeed.init_distributed(timeout=meeting, verbose=False)
     except dist.DistNetworkError as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ConfigError(
@@ -79,7 +87,7 @@ def stop() -> None:
     some exits after all work is done ("terminate called without an active exception").
     """
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group=_host_group)
         if dist.get_world_size() == 1 or torch.cuda.is_available():
             ds_groups._WORLD_GROUP = None
             dist.destroy_process_group()
@@ -277,6 +285,19 @@ def gather_rows(row: Tensor) -> Tensor:
     rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
     dist.all_gather(rows, row, group=_host_group)
     return torch.stack(rows)
+
+
+def gather_texts(texts: Sequence[str], *, width: int) -> list[list[str]]:
+    """Return the first ``width`` letters of every rank's ASCII texts, those of one rank together.
+
+    All ranks must call it with as many.
+    """
+    if dist.get_world_size() == 1:
+        return [[text[:width] for text in texts]]
+    own = "".join(text[:width].ljust(width) for text in texts).encode("ascii", "replace")
+    rows = gather_rows(torch.tensor(list(own), dtype=torch.uint8)).tolist()
+    found = [bytes(row).decode() for row in rows]
+    return [[row[at : at + width].rstrip() for at in range(0, len(row), width)] for row in found]
 
 
 def gather_floats(values: Sequence[float]) -> list[list[float]]:

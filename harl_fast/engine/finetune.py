@@ -14,7 +14,7 @@ from harl_fast.engine.machine import Machine
 from harl_fast.engine.runfolder import mark
 from harl_fast.engine.session import Job, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
-from harl_fast.errors import ConfigError, nearest
+from harl_fast.errors import CheckpointError, ConfigError, nearest
 from harl_fast.files import to_stderr, write_json
 from harl_fast.finetuning import (
     LINEAR_PRESETS,
@@ -173,6 +173,20 @@ class Finetuning(Job):
         self._loader = train_loader(start, machine)
         return start.step
 
+    def facts(self) -> dict[str, str]:
+        """Return what must be the same on all ranks."""
+        from harl_fast.engine.resume import settings_sha256
+
+        start = self._start
+        return {
+            "configurations": settings_sha256(start.config),
+            "training sets": self._loader.manifest.beton_sha256,
+            "subsets": start.facts["ids_sha256"],
+            "validation sets": start.facts["val_sha256"],
+            "pretrained networks": start.facts["pretrained"]["weights_sha256"],
+            "checkpoints": "" if start.checkpoint is None else start.checkpoint.sha256,
+        }
+
     def prepare(self, machine: Machine) -> TuneState:
         """Build what the rank trains with, and note the start in the run folder."""
         from harl_fast.engine.supervised import build
@@ -272,6 +286,10 @@ def _several(job: Finetuning, *, seeds: int) -> int:
     """Run the job once per seed, from its own on; write all results with mean and deviation."""
     from harl_fast.engine.machine import this_machine
 
+    if RunFolder(job.run).config.exists():
+        raise CheckpointError(
+            f"{job.run} holds a run of one seed, not folders of --seeds: give another --run"
+        )
     job.settle(this_machine())  # refuses settings before a first folder is made
     first, results = job._config.seed, {}
     for number in range(seeds):

@@ -215,6 +215,8 @@ def go_on(
             f"{folder.path} holds a pretraining: continue that with launch/pretrain.py --resume, "
             f"or fine-tune it with --ckpt {folder.path} and another --run"
         )
+    if ckpt is not None and not record.finetune.random:
+        _check_origin(ckpt, record.data["pretrained"], folder.path)
     config = _filled(config, record.finetune)
     pairs = (record.finetune, recorded_engine(checkpoint)), (config, engine_config)
     changes = allowed_changes(*pairs, allowed=allow_change, where=str(checkpoint.path))
@@ -235,6 +237,16 @@ def go_on(
         changes=changes,
         notes=notes,
     )
+
+
+def _check_origin(ckpt: Path, known: Mapping[str, Any], run: Path) -> None:
+    """Raise ConfigError if a run began with other weights than ``ckpt`` has now."""
+    now = load_pretrained(ckpt)
+    if known.get("weights_sha256") not in (None, now.weights_sha256):
+        raise ConfigError(
+            f"--ckpt {ckpt} has other weights ({now.receipt}) than those that {run} began with "
+            f"({known.get('receipt')}): give those, or move {run} away to begin again"
+        )
 
 
 def _filled(config: FinetuneConfig, before: FinetuneConfig) -> FinetuneConfig:

@@ -176,7 +176,7 @@ def _judged(state: TuneState, run: Path) -> dict[str, Any]:
         "path": str(last.path.resolve()),
         "run": str(run.resolve()),
         "step": last.record.step,
-        "weights_sha256": digest(encoder_of(last)[0]),
+        "weights_sha256": digest(encoder_of(last)[0].native.state_dict()),
         "pretrained": known,
     }
 

@@ -18,9 +18,10 @@ from harl_fast.data.container.manifest import (
 from harl_fast.data.loader import decoding_threads
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.machine import Machine, leader_reports, this_machine
+from harl_fast.engine.meeting import check_alike, meet
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.engine.provenance import code_version
-from harl_fast.errors import one_line
+from harl_fast.errors import HarlError, one_line
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.metrics import scores
 from harl_fast.eval.options import BATCH, CROP, EPOCHS, NEIGHBOURS, SMALL_PX, TEMPERATURE
@@ -33,9 +34,11 @@ from harl_fast.files import check_output
 from harl_fast.lock import lock_beside, locked
 from harl_fast.results import write_result
 from harl_fast.runfiles import check_apart, is_part_of_a_checkpoint
+from harl_fast.supervision import leave, supervisors, watching
+from harl_fast.textfile import tree_sha256
 
-_PATIENCE_MINUTES = 24 * 60.0
-"""How long ranks wait for rank 0, which trains the heads alone."""
+_PATIENCE_MINUTES, _MEETING_MINUTES = 24 * 60.0, 10.0
+"""How long ranks wait for rank 0, which trains the heads alone, and for each other to come."""
 
 
 def lineval(
@@ -66,11 +69,10 @@ def lineval(
     """
     run = home(ckpt)
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
-    machine = this_machine()
-    with leader_reports(machine), contextlib.ExitStack() as held:
+    watched, machine = supervisors(), this_machine()  # in this order
+    with leader_reports(machine), watching(watched, lost=leave), contextlib.ExitStack() as held:
         _check_places(out, run, ckpt=ckpt, data=data)
-        for output in (out, run / "eval") if machine.rank == 0 else ():
-            held.enter_context(locked(lock_beside(output), output=output))
+        _take(held, machine, (out, run / "eval"))
         loaded = load_pretrained(ckpt, mean=mean, std=std, size_px=size_px)
         encoders = {"pretrained": loaded}
         encoders |= {"random": random_like(loaded, seed=seed)} if random else {}
@@ -88,13 +90,13 @@ def lineval(
             cache=FeatureCache(run / "features") if cache else None,
             ranks=held.enter_context(_met(machine)),
         )
-        ks = knn or [k for k in NEIGHBOURS if k <= evaluator.train_count]
-        evaluator.check_neighbours(ks)
-        settings = {"epochs": epochs, "seed": seed, "protocol": protocol}
-        settings |= {"ks": ks, "temperature": knn_temperature}
-        judged = {name: _judged(evaluator, each, name, settings) for name, each in encoders.items()}
+        ks = knn or _usual(NEIGHBOURS, samples=evaluator.train_count)
+        asked = {"epochs": epochs, "seed": seed, "protocol": protocol}
+        asked |= {"ks": ks, "temperature": knn_temperature}
+        settings = {**asked, "random": random, "subset": subset, "subset_seed": subset_seed, **seen}
+        _check(evaluator, loaded, settings)
+        judged = {name: _judged(evaluator, each, name, asked) for name, each in encoders.items()}
         found = {name: result for name, result in judged.items() if result is not None}
-        settings |= {"random": random, "subset": subset, "subset_seed": subset_seed, **seen}
         if machine.rank == 0:
             _write_all(out, run, evaluator, encoders, found, seen, settings)
     return 0
@@ -120,6 +122,25 @@ def _write_all(
     print("\n".join(one_line(f"result: {place}") for place in (out, *folders)))
 
 
+def _take(held: contextlib.ExitStack, machine: Machine, outputs: Sequence[Path]) -> None:
+    """Hold the locks of rank 0's outputs until ``held`` is closed; do nothing on other ranks.
+
+    Raises HarlError if another process holds one, and the other ranks hear of it as they meet.
+    """
+    try:
+        for output in outputs if machine.rank == 0 else ():
+            held.enter_context(locked(lock_beside(output), output=output))
+    except HarlError as refusal:
+        if machine.ranks > 1:
+            _meet(machine, refusal=refusal)
+        raise
+
+
+def _meet(machine: Machine, *, refusal: HarlError | None = None) -> None:
+    patience, coming = _PATIENCE_MINUTES, _MEETING_MINUTES
+    meet(machine, timeout_minutes=patience, meeting_minutes=coming, refusal=refusal)
+
+
 @contextlib.contextmanager
 def _met(machine: Machine) -> Iterator[Ranks]:
     """Join this rank to the others, if there are any, until they have all finished."""
@@ -128,9 +149,22 @@ def _met(machine: Machine) -> Iterator[Ranks]:
         return
     from harl_fast.engine import deepspeed as ds
 
-    ds.start(machine, timeout_minutes=_PATIENCE_MINUTES)
+    _meet(machine)
     yield Ranks(machine.rank, machine.ranks, ds.host_group())
     ds.stop()
+
+
+def _usual(ks: Sequence[int], *, samples: int) -> list[int]:
+    """Return the numbers of neighbours that there are; of a smaller set its own size."""
+    return [k for k in ks if k <= samples] or [samples]
+
+
+def _check(evaluator: Evaluator, loaded: Pretrained, settings: Mapping[str, Any]) -> None:
+    """Raise HarlError, on all ranks, for what cannot be judged or would not be the same there."""
+    evaluator.check(settings["ks"])
+    if evaluator.ranks.count > 1:
+        weights, options = loaded.weights_sha256, tree_sha256(dict(settings))
+        check_alike({"networks": weights, "options": options, **evaluator.digests()})
 
 
 def _check_places(out: Path, run: Path, *, ckpt: Path, data: Path) -> None:

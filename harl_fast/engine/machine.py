@@ -170,7 +170,8 @@ def needing_all_ranks(machine: Machine) -> Iterator[None]:
         raise HarlError(
             f"rank {machine.rank} of {machine.ranks} cannot go on: another rank is gone or does "
             f"not answer ({' '.join(str(error).split())[:120]}). Look above for why it ended, or "
-            f"in `dmesg` if it was killed (out of memory?), then continue with --resume"
+            f"in `dmesg` if it was killed (out of memory?), then start again, a training with "
+            f"--resume"
         ) from error
 
 

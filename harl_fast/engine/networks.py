@@ -228,7 +228,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Pretrained:
         std=config.data.std,
         size_px=config.data.views[0].size_px,
         receipt=Receipt(count, count, naming, f"{run} step {checkpoint.record.step}"),
-        weights_sha256=digest(backbone),
+        weights_sha256=digest(backbone.native.state_dict()),
         source=checkpoint.path,
     )
 
@@ -245,7 +245,7 @@ def _of_folder(folder: Path) -> Pretrained:
         std=found.std,
         size_px=found.size_px,
         receipt=Receipt(found.matched, found.total, naming, f"{folder} ({found.source})"),
-        weights_sha256=digest(found.backbone),
+        weights_sha256=digest(found.backbone.native.state_dict()),
         source=folder,
         head=found.head,
         classes=tuple(found.classes),
@@ -275,7 +275,7 @@ def _of_file(path: Path) -> Pretrained:
         std=_stated(about, "std") or (LUMA_STD if grey else RGB_STD),
         size_px=size_px,
         receipt=Receipt(matched, total, located.naming, str(path)),
-        weights_sha256=digest(backbone),
+        weights_sha256=digest(backbone.native.state_dict()),
         source=path,
     )
 
@@ -312,18 +312,18 @@ def random_like(pretrained: Pretrained, *, seed: int) -> Pretrained:
         backbone=backbone,
         projector=projector,
         receipt=Receipt(0, count, "freshly initialised", f"seed {seed}"),
-        weights_sha256=digest(backbone),
+        weights_sha256=digest(backbone.native.state_dict()),
         head=None,
         classes=(),
     )
 
 
-def digest(backbone: Backbone) -> str:
-    """Return the SHA-256 of a backbone's names, types, shapes and values."""
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors' names, types, shapes and values."""
     found = hashlib.sha256()
-    for name, tensor in sorted(backbone.native.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -355,6 +355,11 @@ class EncoderFile:
     """By the names of the backbone's library, see `Backbone.native`."""
     notes: tuple[str, ...]
     """The receipt: what matched, and what was left over."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights."""
+        return digest(self.weights)
 
     def load_into(self, harl: HARL) -> None:
         """Set the backbones of both networks; the heads stay as they are."""

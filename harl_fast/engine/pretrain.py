@@ -66,6 +66,17 @@ class Pretraining(Job):
         self._start = start
         return start.step
 
+    def facts(self) -> dict[str, str]:
+        """Return what must be the same on all ranks."""
+        from harl_fast.engine.resume import settings_sha256
+
+        weights = self._start.weights
+        return {
+            "configurations": settings_sha256(self._start.config),
+            "training sets": self._loader.manifest.beton_sha256,
+            "weights to start from": "" if weights is None else weights.sha256,
+        }
+
     def prepare(self, machine: Machine) -> TrainState:
         """Build what the rank trains with, and note the start in the run folder."""
         return prepare(self._start, machine, loader=self._loader, data=self.data)

@@ -22,7 +22,7 @@ from harl_fast.engine.schedule import LrSchedule
 from harl_fast.errors import CheckpointError, ConfigError, nearest
 from harl_fast.runfiles import RunFolder
 from harl_fast.section import Section
-from harl_fast.textfile import nodes
+from harl_fast.textfile import nodes, tree_sha256
 
 _FREE = (
     *("log", "data.workers", "data.batches_ahead"),
@@ -31,6 +31,11 @@ _FREE = (
 """Keys and sections that a resumed run may change: they touch no sound sample and no weight. With
 other shards left out, the data are others, see `check_data`."""
 _PRECISION = ("bf16", "torch_autocast", "fp16")
+
+ANEW = (
+    "start a new run from its weights in another folder (--init-from, or --ckpt of a fine-tuning)"
+)
+"""What is left where a run cannot go on."""
 
 Changes = dict[str, tuple[Any, Any]]
 """Values before and after by dotted key."""
@@ -53,6 +58,14 @@ def settings(config: Section, engine_config: EngineConfig | None = None) -> dict
     return tree
 
 
+def settings_sha256(config: Section) -> str:
+    """Return a digest of a configuration, but for how much each machine may do at once."""
+    tree = config.model_dump(mode="json")
+    found: Any = tree["data"]
+    tree["data"] = {key: found[key] for key in found if key not in ("workers", "batches_ahead")}
+    return tree_sha256(tree)
+
+
 def recorded_engine(checkpoint: Checkpoint) -> EngineConfig:
     """Return the engine configuration of the run that wrote a checkpoint.
 
@@ -66,7 +79,7 @@ def recorded_engine(checkpoint: Checkpoint) -> EngineConfig:
         reason = first_reason(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(
             f"{note}: its engine settings cannot be compared ({reason}). Use another checkpoint, "
-            f"or start a new run from its weights with --init-from"
+            f"or {ANEW}"
         ) from error
 
 
@@ -83,7 +96,7 @@ def check_data(known: object, beton_sha256: str) -> None:
         raise ConfigError(
             "--resume: the training set is not the container that the run began with, or other "
             "shards of it are left out (its SHA-256 differs). Give the folder of the old one, or "
-            "start a new run with --init-from"
+            f"{ANEW}"
         )
 
 
@@ -137,9 +150,8 @@ def refuse_changes(
         first = next(iter(refused))
         raise ConfigError(
             f"{where}: --resume continues the run as it began, but this differs: "
-            f"{change_text(refused)}. Leave --config, --set and --engine-set out and undo changes "
-            f"of config.yaml; or change it on purpose with --allow-change {first}; or start a new "
-            f"run with --init-from"
+            f"{change_text(refused)}. Leave the options that ask for it out, and undo changes of "
+            f"config.yaml; or change it on purpose with --allow-change {first}; or {ANEW}"
         )
     return kept
 
@@ -160,7 +172,7 @@ def check_position(checkpoint: Checkpoint, schedule: LrSchedule, *, beton_sha256
         raise CheckpointError(
             f"{note}: step {record.step} is step {expected[1]} of epoch {expected[0]} with "
             f"{schedule.steps_per_epoch} steps each; the record says otherwise. Use another "
-            f"checkpoint, or start a new run from its weights with --init-from"
+            f"checkpoint, or {ANEW}"
         )
     if record.step > schedule.total:
         raise ConfigError(
@@ -180,8 +192,7 @@ def open_latest(folder: RunFolder) -> tuple[Checkpoint, str]:
     if theirs and run_id and theirs != run_id:
         raise CheckpointError(
             f"{checkpoint.path} was written by run {theirs!r:.40}, provenance.json beside its "
-            f"folder is of run {run_id!r:.40}. Bring back this run's own checkpoint, or start a "
-            f"new run from this one with --init-from"
+            f"folder is of run {run_id!r:.40}. Bring back this run's own checkpoint, or {ANEW}"
         )
     return checkpoint, run_id or theirs or new_run_id()
 

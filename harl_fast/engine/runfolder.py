@@ -31,7 +31,7 @@ def open_run_folder(path: Path, *, resume: bool, source: str = "--init-from") ->
     if resume:
         if not (folder.config.exists() or folder.checkpoints.is_dir()):
             raise CheckpointError(
-                f"{path} holds no run (config.yaml is missing); leave --resume out to start one"
+                f"{path} holds no run (config.yaml is missing); {_instead(folder, source)}"
             )
     elif folder.path.is_dir() and any(not _before_a_run(path) for path in folder.path.iterdir()):
         raise CheckpointError(
@@ -39,6 +39,15 @@ def open_run_folder(path: Path, *, resume: bool, source: str = "--init-from") ->
             f"folder, from its weights if wanted: --run NEW_FOLDER {source} {path}"
         )
     return folder
+
+
+def _instead(folder: RunFolder, source: str) -> str:
+    """Return what to do about a folder without a run that is asked to go on."""
+    seeds = sorted(each.parent.name for each in folder.path.glob(f"seed-*/{folder.config.name}"))
+    if seeds:
+        return f"it has one for each seed: give --seeds {len(seeds)}, or --run .../{seeds[0]}"
+    options = "--resume and --mode eval" if source == "--ckpt" else "--resume"
+    return f"leave {options} out to start one"
 
 
 def run_config(

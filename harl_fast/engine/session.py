@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harl_fast.engine.config import EngineConfig, run_engine_file, settle, with_batch
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
+from harl_fast.engine.meeting import check_alike, meet
 from harl_fast.engine.provenance import note_start
 from harl_fast.engine.resume import Changes
 from harl_fast.engine.runfolder import begin, mark, open_run_folder, write_configs
@@ -23,6 +24,7 @@ from harl_fast.lock import Lock, locked
 from harl_fast.runfiles import RunFolder
 from harl_fast.section import Section
 from harl_fast.supervision import supervisors
+from harl_fast.textfile import tree_sha256
 
 if TYPE_CHECKING:
     from harl_fast.engine.checkpoint.format import Checkpoint, Record
@@ -95,6 +97,10 @@ class Job(ABC):
         """
 
     @abstractmethod
+    def facts(self) -> dict[str, str]:
+        """Return what must be the same on all ranks, see `meeting.check_alike`."""
+
+    @abstractmethod
     def prepare(self, machine: Machine) -> LoopState:
         """Return what the rank trains with, and note the start in the run folder."""
 
@@ -143,7 +149,10 @@ def serve(job: Job, *, last: bool = True) -> int:
             # What was found may have changed until now.
             open_run_folder(job.run, resume=job.resume, source=job.source_option)
             step = job.decide(folder, engine_config, machine)
-            _meet(machine, engine_config, step=step, log=folder.deepspeed)
+            patience = engine_config.file.harl_fast.timeout_minutes
+            meet(machine, timeout_minutes=patience, log=folder.deepspeed)
+            _check_step(step)
+            check_alike({"engine files": tree_sha256(engine_config.record()), **job.facts()})
             state = job.prepare(machine)
             stop.starting = False
         except Leaving:
@@ -190,28 +199,15 @@ def _take(
         return held.enter_context(locked(folder.lock, output=folder.path))
     except HarlError as refusal:
         if machine.ranks > 1:
-            _meet(machine, engine_config, refusal=refusal)
+            patience = engine_config.file.harl_fast.timeout_minutes
+            meet(machine, timeout_minutes=patience, refusal=refusal)
         raise
 
 
-def _meet(
-    machine: Machine,
-    engine_config: EngineConfig,
-    *,
-    step: int = 0,
-    log: Path | None = None,
-    refusal: HarlError | None = None,
-) -> None:
-    """Join this rank to the others. Raises HarlError on all of them if one must not go on.
-
-    step: where this rank would start from. log: file for what DeepSpeed logs on rank 0.
-    """
+def _check_step(step: int) -> None:
+    """Raise CheckpointError on all ranks if they would start from different steps."""
     from harl_fast.engine import deepspeed as ds
 
-    if not ds.started():
-        ds.start(machine, timeout_minutes=engine_config.file.harl_fast.timeout_minutes, log=log)
-    if ds.any_rank(refusal is not None):
-        raise refusal or CheckpointError("rank 0 cannot have the run folder; its message says why")
     if ds.max_over_ranks(step) != -ds.max_over_ranks(-step):
         raise CheckpointError(
             f"the ranks found different checkpoints, this one of step {step}: another job or a "

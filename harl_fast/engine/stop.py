@@ -11,18 +11,13 @@ import time
 from collections.abc import Mapping
 from types import FrameType
 
+from harl_fast import supervision
 from harl_fast.errors import shown
 from harl_fast.options import to_float
 from harl_fast.supervision import Process, heeds_hangup, stat_fields
 
 LOST = "lost: "
 """How the reason begins when a process that looks after the ranks is gone."""
-_PERIOD_S = 1.0
-"""Time between two looks at those processes, 20 us each."""
-_DEAF_S = 10.0
-"""How long a start, which has nothing to save, may take to notice that one of them is gone."""
-
-
 MARGIN_S = 10.0
 """What is left after the last save: for leaving, and for clocks that began before this process."""
 _LONGEST_S = 10 * 365 * 86400.0
@@ -61,9 +56,8 @@ class StopSignal:
         self.starting = False
         """Raise Leaving or KeyboardInterrupt at once: a start may last longer than the 30 s."""
         self._before: dict[int, object] = {}
-        self._supervisors = dict(supervisors or {})
+        self._watch = supervision.watching(supervisors or {}, lost=self._leave)
         self._lost = ""
-        self._over = threading.Event()
 
     @property
     def reason(self) -> str:
@@ -81,12 +75,11 @@ class StopSignal:
         numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
         for number in [*numbers, *[signal.SIGHUP] * heeds_hangup()]:
             self._before[number] = signal.signal(number, self._note)
-        if self._supervisors:
-            threading.Thread(target=self._look, name="supervisors", daemon=True).start()
+        self._watch.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._over.set()
+        self._watch.__exit__(None, None, None)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -98,18 +91,13 @@ class StopSignal:
             self.starting = False  # a second one must not disturb the leaving
             raise Leaving
 
-    def _look(self) -> None:
-        while not self._over.is_set():
-            for name, process in self._supervisors.items():
-                if not process.alive():
-                    if not self.number:
-                        self._lost = f"{LOST}{name} (process {process.pid}) is gone"
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-                    self._over.wait(_DEAF_S)
-                    if self.starting:  # it waits, outside of Python, for ranks that have left
-                        os._exit(1)
-                    return
-            self._over.wait(_PERIOD_S)
+    def _leave(self, name: str, process: Process) -> None:
+        if not self.number:
+            self._lost = f"{LOST}{name} (process {process.pid}) is gone"
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        time.sleep(supervision.DEAF_S)
+        if self.starting:  # it waits, outside of Python, for ranks that have left
+            os._exit(1)
 
 
 def parse_duration(text: str) -> float:

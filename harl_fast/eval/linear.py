@@ -201,6 +201,15 @@ def scores_of(head: Head, features: Tensor, *, shift: Standardiser, device: torc
     return torch.cat([head(shift(part.to(device))).cpu() for part in features.split(_ROWS)])
 
 
+def check_counts(counts: Sequence[int]) -> None:
+    """Raise DataError if no class has two training samples. counts: of each class."""
+    if max(counts, default=0) < 2:
+        raise DataError(
+            f"linear evaluation: none of the {len(counts)} classes has two training samples, and "
+            f"choosing a head needs one to fit and one to judge; add training images"
+        )
+
+
 def stratified_split(labels: Tensor, *, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return the row numbers to fit on and those held out, both ascending (N,) int64.
 
@@ -214,11 +223,7 @@ def stratified_split(labels: Tensor, *, share: float, seed: int) -> tuple[Tensor
     for rows in np.split(order, ends[:-1]):
         if len(rows) > 1:
             held_out[rows[: max(1, round(share * len(rows)))]] = True
-    if not held_out.any():
-        raise DataError(
-            f"linear evaluation: none of the {len(ends)} classes has two training samples, and "
-            f"choosing a learning rate needs one to fit and one to judge; add training images"
-        )
+    check_counts(np.bincount(labels.numpy()).tolist())
     mask = torch.from_numpy(held_out)
     return (~mask).nonzero()[:, 0], mask.nonzero()[:, 0]
 

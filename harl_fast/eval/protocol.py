@@ -31,7 +31,7 @@ from harl_fast.errors import ConfigError, DataError, shown
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.features import FeatureSet, extract
 from harl_fast.eval.knn import HEADLINE, check_neighbours, knn
-from harl_fast.eval.linear import ProbeResult, linear_probe
+from harl_fast.eval.linear import ProbeResult, check_counts, linear_probe
 from harl_fast.eval.logistic import logistic_probe
 from harl_fast.eval.metrics import Metrics, Predictions, accuracies
 from harl_fast.eval.options import BATCH, CROP, TEMPERATURE
@@ -110,7 +110,7 @@ class Evaluator:
                 f"with `make beton DATA=<images> VAL=5% OUT={folder}`"
             )
         self._containers = {"train": train_set, "val": find_container(Path(folder), "val")}
-        self._ranks = ranks
+        self.ranks = ranks
         reading: dict[str, Any] = {
             "size_px": size_px,
             "batch": batch,
@@ -126,12 +126,14 @@ class Evaluator:
             split: _loader(beton, np.arange(self._manifests[split].count), ranks, reading)
             for split, beton in self._containers.items()
         }
+        self._train_counts = self._manifests["train"].class_counts
         self.subset: Tensor | None = None
         """Ids of the training samples that are used, ascending; None: all."""
         if subset is not None:
             labels = OpenContainer(train_set).labels
             names = read_names(train_set)
             self.subset = choose(names, labels, train, subset=subset, seed=subset_seed)
+            self._train_counts = np.bincount(labels[self.subset.numpy()]).tolist()
             self._some = _loader(train_set, self.subset.numpy(), ranks, reading)
         self._folder, self._device, self._cache = folder, device, cache
         self._settings = {"size_px": size_px, "batch": batch, "mean": mean, "std": std}
@@ -143,9 +145,13 @@ class Evaluator:
         """Training samples that are used."""
         return self._manifests["train"].count if self.subset is None else len(self.subset)
 
-    def check_neighbours(self, ks: Sequence[int]) -> None:
-        """Raise ConfigError for a k above the number of training samples."""
-        check_neighbours(ks, samples=self.train_count)
+    def check(self, neighbours: Sequence[int]) -> None:
+        """Raise HarlError for what the training samples are too few for, before any work.
+
+        That is a k of ``neighbours`` above their number, and heads if no class has two of them.
+        """
+        check_neighbours(neighbours, samples=self.train_count)
+        check_counts(self._train_counts)
 
     def __call__(
         self,
@@ -175,8 +181,8 @@ class Evaluator:
         headline_k = min(HEADLINE, self.train_count)
         among: dict[str, Any] = {"classes": self.classes, "device": self._device}
         every = [*dict.fromkeys([*ks, headline_k])]
-        found = knn(train, val, ks=every, temperature=temperature, ranks=self._ranks, **among)
-        if self._ranks.rank:
+        found = knn(train, val, ks=every, temperature=temperature, ranks=self.ranks, **among)
+        if self.ranks.rank:
             return None
         linear: ProbeResult
         if protocol == "logreg":
@@ -208,12 +214,12 @@ class Evaluator:
         make = functools.partial(
             self._extract, encoder, split, autocast=autocast, label=f"{label} {split}".strip()
         )
-        if self._ranks.rank == 0:
+        if self.ranks.rank == 0:
             found = self._kept(split, make, autocast=autocast, label=label, weights=weights)
-            self._ranks.agree(_DONE)
+            self.ranks.agree(_DONE)
             return found
         # Rank 0 looks for kept features, and says which samples it needs, if any.
-        while (samples := self._ranks.agree(_DONE)[0]) != _DONE:
+        while (samples := self.ranks.agree(_DONE)[0]) != _DONE:
             make(samples)
         return FeatureSet(torch.empty(0, 0), torch.empty(0, dtype=torch.int64))
 
@@ -245,7 +251,7 @@ class Evaluator:
             if self._cache.path(facts, name=name).exists():
                 found = self._cache.get(facts, lambda: make(_ALL), name=name)
                 return FeatureSet(found.features[ids], found.labels[ids])
-            facts["samples"] = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+            facts["samples"] = self._subset_sha256()
         return self._cache.get(facts, wanted, name=name)
 
     def _extract(
@@ -258,7 +264,7 @@ class Evaluator:
         label: str,
     ) -> FeatureSet:
         """Return the features of all samples of a split or of the subset, on rank 0."""
-        ranks, total = self._ranks, self._manifests[split].count
+        ranks, total = self.ranks, self._manifests[split].count
         loader = self._loaders[split]
         if samples == _SUBSET:
             loader, total = self._some, self.train_count
@@ -276,6 +282,15 @@ class Evaluator:
         return FeatureSet(
             ranks.gather(own.features, total=total), ranks.gather(own.labels, total=total)
         )
+
+    def digests(self) -> dict[str, str]:
+        """Return what ranks must have alike, see `engine.meeting.check_alike`."""
+        train, val = (each.beton_sha256 for each in self._manifests.values())
+        return {"training sets": train, "validation sets": val, "subsets": self._subset_sha256()}
+
+    def _subset_sha256(self) -> str:
+        ids = self.subset
+        return "" if ids is None else hashlib.sha256(ids.numpy().tobytes()).hexdigest()
 
     def data_facts(self) -> dict[str, str]:
         """Return which containers both splits are."""

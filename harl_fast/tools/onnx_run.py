@@ -59,7 +59,9 @@ def run_apart(model: Path, batches: Sequence[Batch]) -> tuple[str, list[Batch]]:
 def _main(model: str, given: str, out: str) -> None:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    # It refuses names of files that are not UTF-8.
+    content = Path(model).read_bytes()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     with np.load(given, allow_pickle=False) as batches:
         found = [session.run(None, {"images": batch}) for batch in batches.values()]
     np.savez(out, *(array for arrays in found for array in arrays))

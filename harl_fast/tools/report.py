@@ -113,14 +113,14 @@ def _accuracies(comparison: Comparison) -> Table:
     entries, headline = comparison.entries, comparison.entries[0].result.headline
     order = [headline, *(metric for metric in METRICS if metric != headline)]
     order = [metric for metric in order if all(metric in e.result.metrics for e in entries)]
-    knn = all(_knn(entry) for entry in entries)
+    knn = all(headline in _knn(entry) for entry in entries)
     head = ["checkpoint", *(METRICS[metric] for metric in order)]
     head += [f"k-NN (k = {HEADLINE_K}) {METRICS[headline]}"] * knn
     head.append(f"difference in {METRICS[headline]}")
     rows = []
     for entry in entries:
         row = [entry.name, *(str(entry.result.metrics[metric]) for metric in order)]
-        row += [str(_knn(entry)[headline])] * knn
+        row += [str(_knn(entry)[headline])] if knn else []
         rows.append([*row, _difference(entry, headline, first=entry is entries[0])])
     return head, rows
 

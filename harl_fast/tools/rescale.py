@@ -102,7 +102,8 @@ def rescaled(pretrained: Pretrained, factors: Mapping[str, float], *, about: str
             f"rounding: choose a factor nearer to 1"
         )
     receipt = replace(pretrained.receipt, source=f"{pretrained.receipt.source}, {about}")
-    return replace(pretrained, backbone=network, receipt=receipt, weights_sha256=digest(network))
+    changed = digest(network.native.state_dict())
+    return replace(pretrained, backbone=network, receipt=receipt, weights_sha256=changed)
 
 
 def norms(network: nn.Module) -> dict[str, float]:

@@ -50,6 +50,7 @@ def read_source(path: Path, choices: Choices) -> Source:
     """
     shown = one_line(str(path))
     kind = choices.source or _guess(path)
+    _check_columns(path, kind, choices)
     print(f"looking for images in {shown}", flush=True)
     source = SOURCES[kind].read(path, choices)
     counts = " and ".join(f"{len(part.names):,} {name}" for name, part in source.splits.items())
@@ -59,6 +60,18 @@ def read_source(path: Path, choices: Choices) -> Source:
     for note in source.notes:
         print(f"note: {note}", flush=True)
     return source
+
+
+def _check_columns(path: Path, kind: str, choices: Choices) -> None:
+    """Raise DataError for columns of a source that has none."""
+    columns = {"--image-column": choices.image_column, "--label-column": choices.label_column}
+    for option, name in columns.items():
+        kinds = ("parquet",) if option == "--image-column" else ("parquet", "tar")
+        if name is not None and kind not in kinds:
+            raise DataError(
+                f"{option} {name} is for --source {' or '.join(kinds)}, {path} is read as "
+                f"{SOURCES[kind].about}: leave it out (--source images takes no labels)"
+            )
 
 
 def _guess(path: Path) -> str:

@@ -27,6 +27,8 @@ def hold_out(split: Split, choices: Choices) -> tuple[dict[str, Split], list[str
     if share is None:
         share = VAL_SHARE if labelled else 0.0
     if not share:
+        if choices.seed:
+            raise DataError(f"--val-seed {choices.seed}: nothing is held out; give --val as well")
         return {"train": split}, []
     held = _lowest(split, share, choices.seed)
     if not held.any():
@@ -42,6 +44,12 @@ def hold_out(split: Split, choices: Choices) -> tuple[dict[str, Split], list[str
     }
     what = "images, of each class its share" if labelled else "images"
     return parts, [f"held out as val: {count:,} of {len(held):,} {what} ({share:.3g}); see --val"]
+
+
+def refuse_share(why: str, choices: Choices) -> None:
+    """Raise DataError if a share is to be held out of a source that has such a part itself."""
+    if choices.val is not None or choices.seed:
+        raise DataError(f"{why}: leave {'--val-seed' if choices.val is None else '--val'} out")
 
 
 def _lowest(split: Split, share: float, seed: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from harl_fast.errors import DataError, few, one_line
 from preprocess.listing import Listing
 from preprocess.sources.base import UNLABELLED, Choices, Rejected, Source, Split
-from preprocess.sources.heldout import hold_out
+from preprocess.sources.heldout import hold_out, refuse_share
 
 HELD_OUT = ("val", "valid", "validation", "test")
 """Folders, in any case, of the images that features are judged on; the first one there is."""
@@ -102,16 +102,11 @@ def class_source(
         notes += scan.listing.notes(scan.folder or name)
         notes += (f"{scan.without_images(kind)}; it is no class here" for kind in scan.bare)
     if "val" in splits:
-        _check_no_share(shown, scans["val"].prefix, choices)
+        refuse_share(f"{shown} has a held-out part of its own, {scans['val'].prefix}", choices)
     else:
         splits, said = hold_out(splits["train"], choices)
         notes += said
     return Source(name, classes, splits, notes)
-
-
-def _check_no_share(shown: str, held_out: str, choices: Choices) -> None:
-    if choices.val is not None:
-        raise DataError(f"{shown} has a held-out part of its own, {held_out}: leave --val out")
 
 
 def plain_source(name: str, shown: str, listing: Listing, choices: Choices) -> Source:
@@ -127,7 +122,7 @@ def plain_source(name: str, shown: str, listing: Listing, choices: Choices) -> S
     tops = [path.partition("/")[0] if "/" in path else "" for path in listing.images]
     there = split_folders(set(tops) - {""})
     if there.train and there.held_out and all(top.lower() in ("train", *HELD_OUT) for top in tops):
-        _check_no_share(shown, f"{there.held_out}/", choices)
+        refuse_share(f"{shown} has a held-out part of its own, {there.held_out}/", choices)
         rows = {part: [row for row, top in enumerate(tops) if top == part] for part in set(tops)}
         parts = {"train": there.train, "val": there.held_out}
         splits = {name: whole.take(rows[part]) for name, part in parts.items()}

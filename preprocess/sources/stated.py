@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from harl_fast.errors import DataError, few, one_line, shown
 from preprocess.sources.base import UNLABELLED, Choices, Split
-from preprocess.sources.heldout import hold_out
+from preprocess.sources.heldout import hold_out, refuse_share
 from preprocess.sources.layout import HELD_OUT, two_forms
 
 
@@ -107,8 +107,7 @@ def stated_splits(
     val = [number for number, split in enumerate(splits) if split not in ("", "train")]
     if not val:
         return hold_out(whole, choices)
-    if choices.val is not None:
-        raise DataError(f"{source} has a held-out part of its own: leave --val out")
+    refuse_share(f"{source} has a held-out part of its own", choices)
     parts = {"train": whole.take(train), "val": whole.take(val)}
     lacking = set(parts["val"].labels) - set(parts["train"].labels)
     if lacking:

@@ -41,7 +41,7 @@ def broken(beton: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_damage_is_an_error_that_names_sample_and_file(broken: Path) -> None:
     with pytest.raises(DataError) as caught:
         list(EvalLoader(broken, size_px=32, batch=60))
-    for word in (str(broken), "sample 17", "sample17.jpg", "make beton", "replace"):
+    for word in (str(broken), "sample 17", "sample17.jpg", "make beton", "data.damaged=replace"):
         assert word in str(caught.value)
 
 

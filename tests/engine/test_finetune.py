@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from harl_fast.data.loader import Batch
-from harl_fast.engine.checkpoint.format import open_checkpoint
+from harl_fast.engine.checkpoint.format import open_checkpoint, write_checkpoint
 from harl_fast.engine.finetune import HEAD_LR_GRID, linear_protocol
 from harl_fast.engine.loop import Loop
 from harl_fast.engine.machine import Machine
@@ -323,6 +325,56 @@ def test_resuming_something_else_is_refused(
     other = write_sets(tmp_path / "other", train=104)
     with pytest.raises(ConfigError, match="container differs"):
         tune(tuned, ckpt=None, data=other, resume=True)
+
+
+@pytest.fixture(scope="module")
+def later(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run as it is after more training: with other weights."""
+    folder = tmp_path_factory.mktemp("later") / "run"
+    shutil.copytree(run, folder)
+    last = open_checkpoint(folder)
+    tensors = load_file(last.path)
+    tensors["online.backbone.conv1.weight"] *= 2.0
+    record = last.record.model_copy(update={"step": 13})
+    own = {"tensors_sha256", "record_sha256", "tensors_bytes", "code", "created"}
+    write_checkpoint(
+        folder / "checkpoints",
+        tensors=tensors,
+        record={name: value for name, value in record if name not in own},
+    )
+    return folder
+
+
+def test_a_fine_tuning_goes_on_with_the_weights_that_it_began_with_alone(
+    machine: Machine, run: Path, later: Path, tuned: Path, sets: Path, tmp_path: Path
+) -> None:
+    told = r"has other weights \(.* step 13\) than those that .* began with \(.* step 12\)"
+    with pytest.raises(ConfigError, match=told):
+        tune(tuned, ckpt=later, data=sets, resume=True)
+    assert tune(tuned, ckpt=run, data=sets, resume=True) == 0
+    flags = {"train_epochs": 1}
+    assert tune(tmp_path / "seeds", ckpt=run, data=sets, flags=flags, seeds=2, mode="train") == 0
+    with pytest.raises(ConfigError, match=told):
+        tune(tmp_path / "seeds", ckpt=later, data=sets, flags=flags, seeds=3, resume=True)
+    with pytest.raises(CheckpointError, match=r"give --seeds 2, or --run \.\.\./seed-0"):
+        tune(tmp_path / "seeds", ckpt=run, data=sets, resume=True)
+    with pytest.raises(CheckpointError, match="holds a run of one seed"):
+        tune(tuned, ckpt=run, data=sets, seeds=2)
+    with pytest.raises(CheckpointError, match="leave --resume and --mode eval out"):
+        tune(tmp_path / "none", ckpt=run, data=sets, mode="eval")
+
+
+def test_a_linear_protocol_does_not_take_an_earlier_networks_result_for_its_own(
+    machine: Machine, run: Path, later: Path, sets: Path, tmp_path: Path
+) -> None:
+    flags = {"train_epochs": 1, "train_batch_size": BATCH}
+    same: dict[str, Any] = {"data": sets, "engine_file": CPU, "run": tmp_path / "lin"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harl_fast.engine.deepspeed.stop", lambda: None)
+        assert linear_protocol(ckpt=run, flags=flags, **same) == 0
+        assert linear_protocol(ckpt=run, flags=flags, **same) == 0
+        with pytest.raises(ConfigError, match=r"move .*lin away to begin again"):
+            linear_protocol(ckpt=later, flags=flags, **same)
 
 
 def test_items_differ_by_class() -> None:

@@ -213,7 +213,7 @@ def test_only_logged_steps_are_measured(machine: Machine, tmp_path: Path) -> Non
 def test_the_end_of_what_looks_after_a_rank_ends_the_run_with_a_save(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
-    monkeypatch.setattr("harl_fast.engine.stop._PERIOD_S", 0.01)
+    monkeypatch.setattr("harl_fast.supervision.PERIOD_S", 0.01)
     process = subprocess.Popen(["sleep", "60"])
     watched = Process.of(process.pid)
     assert watched is not None

@@ -115,6 +115,7 @@ def test_a_subset_trains_on_its_samples_alone(folder: Path, run: Path) -> None:
     [
         (["--knn", "10,91"], ConfigError, "--knn 91: the training set has 90 samples"),
         (["--subset", "3-per-class", "--knn", "10"], ConfigError, "--knn 10: .* has 9 samples"),
+        (["--subset", "1-per-class"], DataError, "none of the 3 classes has two training"),
         (["--subset", "no.txt"], DataError, "'no.txt' is no file"),
         (["--mean", "0.5"], ConfigError, "mean"),
     ],
@@ -168,6 +169,11 @@ def test_the_table_names_options_that_there_are(capsys: pytest.CaptureFixture[st
 def test_default_neighbours_are_those_that_there_are(folder: Path, run: Path) -> None:
     assert judge(run, folder) == 0
     assert list(read_result(run / "eval" / f"{folder.name}-cached").knn) == ["10", "20", "50"]
+
+
+def test_a_result_of_few_training_samples_has_neighbours_too(folder: Path, run: Path) -> None:
+    assert judge(run, folder, "--subset", "3-per-class") == 0
+    assert list(read_result(run / "eval" / f"{folder.name}-cached").knn) == ["9"]
 
 
 @pytest.mark.parametrize("place", ["eval", "lineval.json"])

@@ -6,6 +6,7 @@ process that runs launch/pretrain.py's main and dies by a real SIGKILL.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -51,18 +52,23 @@ def attempt(
     kill: Kill | None = None,
     ids: Path | None = None,
     disturbed: bool = False,
+    program: Callable[[list[str]], int] = main,
 ) -> list[int]:
     """Run one start on so many ranks; return their exit codes, -N after signal N.
 
     ids: file name to which each rank appends the samples of its steps. disturbed: whether `disturb`
-    moves the weights before the first step.
+    moves the weights before the first step. program: another one than launch/pretrain.py's main.
     """
-    port = free_port()
+    port, words = free_port(), [str(word) for word in arguments]
     children: list[int] = []
     for rank in range(ranks):
         child = os.fork()
         if child == 0:
-            _be_rank(rank, ranks, port, list(map(str, arguments)), log, kill, ids, disturbed)
+            if ids is not None:
+                _note_ids(ids.with_suffix(f".{rank}"))
+            if disturbed:
+                _disturb_first()
+            _be_rank(rank, ranks, port, functools.partial(program, words), log, kill)
         children.append(child)
     return _wait(children, kill)
 
@@ -95,11 +101,9 @@ def _be_rank(
     rank: int,
     ranks: int,
     port: int,
-    arguments: list[str],
+    program: Callable[[], int],
     log: Path,
     kill: Kill | None,
-    ids: Path | None,
-    disturbed: bool,
 ) -> None:
     """Become a rank; does not return."""
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -109,13 +113,9 @@ def _be_rank(
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if kill is not None and kill.rank == rank:
         _arm(kill)
-    if ids is not None:
-        _note_ids(ids.with_suffix(f".{rank}"))
-    if disturbed:
-        _disturb_first()
     code = 1
     try:
-        run_main(lambda: main(arguments))
+        run_main(program)
     except SystemExit as ended:
         code = int(ended.code or 0)
     except BaseException:  # noqa: BLE001  # a forked child must not run the parent's program

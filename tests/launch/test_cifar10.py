@@ -11,7 +11,10 @@ import pytest
 from PIL import Image
 
 from harl_fast.data.container.manifest import read_manifest
+from harl_fast.errors import DataError
 from harl_fast.eval.results import read_result
+from launch.cifar10 import convert
+from tests.engine.tuning import write_sets
 from tests.launch.jobs import LONG_S, run
 
 SCRIPT = Path("launch/cifar10.py")
@@ -62,3 +65,12 @@ def test_a_folder_of_another_layout_is_refused_before_anything_is_written(tmp_pa
     )  # fmt: skip
     assert job.code == 2 and "expected FOLDER/train/<class>" in job.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_containers_of_other_images_are_not_taken_for_these(tmp_path: Path) -> None:
+    sets = write_sets(tmp_path / "kept", train=8, val=4)
+    kept = read_manifest(sets / "train.beton").source
+    convert(tmp_path / kept, sets, None)
+    for data, images in (("others", None), (kept, 84)):
+        with pytest.raises(DataError, match=f"holds containers of '{kept}', not of '.*: delete"):
+            convert(tmp_path / data, sets, images)

@@ -65,7 +65,7 @@ def test_a_refusal_reaches_all_ranks_without_a_launcher_that_ends_them(tmp_path:
     result = run([sys.executable, job, tmp_path], log=tmp_path / "job.log")
     assert result.code == 0 and result.text.endswith("[2, 2]\n"), result.text
     first, second = (tmp_path / "log").read_text().strip().splitlines()[-2:]
-    assert "is in use by process" in first and "rank 0 cannot have the run folder" in second
+    assert "is in use by process" in first and "rank 0 was refused its outputs" in second
 
 
 @pytest.mark.slow

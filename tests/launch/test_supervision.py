@@ -230,8 +230,8 @@ def test_a_start_that_hears_nothing_ends_too(tmp_path: Path) -> None:
     """As in a rendezvous with ranks that have left: no Python code runs in the main thread."""
     program = (
         "import ctypes, subprocess; from harl_fast.engine import stop as module;"
-        "from harl_fast.supervision import Process; module._DEAF_S = 0.5;"
-        "gone = subprocess.Popen(['sleep', '60']); watched = Process.of(gone.pid);"
+        "from harl_fast import supervision; supervision.DEAF_S = 0.5;"
+        "gone = subprocess.Popen(['sleep', '60']); watched = supervision.Process.of(gone.pid);"
         "gone.kill(); gone.wait(); stop = module.StopSignal(supervisors={'its launcher': watched});"
         "stop.starting = True; stop.__enter__(); ctypes.CDLL(None).system(b'exec sleep 20')"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +20,9 @@ def tree(folder: Path, *, held_out: str = "test") -> Path:
             for number in range(count):
                 (folder / split / name / f"{number:02d}.jpg").touch()
     (folder / "train" / "cat" / ".DS_Store").touch()
+    (folder / "train" / "cat" / "0 notes.txt").touch()
+    (folder / "train" / "cat" / "00 inner").mkdir()
+    (folder / "train" / "@eaDir").mkdir()
     return folder
 
 
@@ -44,4 +48,12 @@ def test_other_layouts_are_refused(tmp_path: Path) -> None:
     (tree(tmp_path / "set") / "test").rename(tmp_path / "gone")
     with pytest.raises(DataError, match="val/ has no class folders or is not there"):
         write_balanced_list(tmp_path / "set", tmp_path / "list.csv", count=9)
+    assert not (tmp_path / "list.csv").exists()
+
+
+def test_a_name_that_no_list_can_hold_is_refused(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "set")
+    (folder / "train" / "cat" / os.fsdecode(b"\xff.jpg")).touch()
+    with pytest.raises(DataError, match=r"\\udcff\.jpg: lists are UTF-8, and this name is not"):
+        write_balanced_list(folder, tmp_path / "list.csv", count=1000)
     assert not (tmp_path / "list.csv").exists()

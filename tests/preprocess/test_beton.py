@@ -269,6 +269,11 @@ def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
         ["--out", "x", "--quality", "0"],
         ["--out", "x", "--masks", "y"],
         ["--out", "x", "--mask-method", "hueristic"],
+        ["--out", "x", "--data", "y", "--demo-images", "50"],
+        ["--out", "x", "--dataset", "cifar10", "--demo-seed", "1"],
+        ["--out", "x", "--dataset", "cifar10", "--val-seed", "1"],
+        ["--out", "x", "--data", "y", "--new-classes"],
+        ["--out", "x", "--label-column", "y"],
         ["--data", "y"],
     ],
 )

@@ -173,3 +173,24 @@ def test_the_program_draws_a_folder_and_a_container(
     assert sum(text.startswith("separation") for text in said) == 4
     with pytest.raises(ConfigError, match="centre"):
         preview.main([*command[:-1], "centre"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train.beton", "--masks", "--stats"], "--stats: belongs to views"),
+        (["photos", "--masks", "--set", "seed=1"], "--set: belongs to views"),
+        (["train.beton", "--truth", "x"], "--truth: belongs to --masks"),
+        (["train.beton", "--mask-method", "center"], "--mask-method: belongs to --masks"),
+        (["train.beton", "--masks", "--mask-method", "center"], "a container has its masks"),
+        (["train.beton", "--masks", "--range", "full"], "a container has its masks"),
+    ],
+)
+def test_options_of_what_is_not_drawn_are_refused(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        preview.parse(words)
+    assert told in capsys.readouterr().err
+    assert preview.parse(["photos", "--masks", "--mask-method", "center"]).masks
+    assert preview.parse(["train.beton", "--stats", "--ids", "3"]).stats

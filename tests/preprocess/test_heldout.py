@@ -77,7 +77,19 @@ def test_a_source_with_a_val_of_its_own_takes_no_share(tmp_path: Path) -> None:
     layout(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "valid/a/1.jpg")
     with pytest.raises(DataError, match=r"held-out part of its own, valid/: leave --val out"):
         read_source(tmp_path, Choices(val=0.1))
+    with pytest.raises(DataError, match=r"valid/: leave --val-seed out"):
+        read_source(tmp_path, Choices(seed=3))
+    with pytest.raises(DataError, match=r"--val-seed 3: nothing is held out; give --val as well"):
+        hold_out(split({0: 9, 1: 9}), Choices(val=0.0, seed=3))
     assert read_source(tmp_path, Choices()).splits["val"].names == ["valid/a/1.jpg"]
+
+
+@pytest.mark.parametrize("option", ["image_column", "label_column"])
+def test_columns_of_folders_are_refused(tmp_path: Path, option: str) -> None:
+    layout(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
+    told = f"--{option.replace('_', '-')} none is for --source parquet.* class folders"
+    with pytest.raises(DataError, match=told):
+        read_source(tmp_path, Choices(**{option: "none"}))  # type: ignore[arg-type]
 
 
 def test_train_alone_holds_out_and_keeps_the_report_with_train(tmp_path: Path) -> None:

@@ -114,6 +114,17 @@ def test_other_arguments_are_refused(pair: tuple[Path, Path], tmp_path: Path) ->
         compare([pair[0], tmp_path / "none"])
 
 
+@pytest.mark.parametrize("ks", [[], ["5"]])
+def test_results_without_the_headline_k_are_compared_without(
+    pair: tuple[Path, Path], ks: list[str]
+) -> None:
+    assert "k-NN (k = 20)" in markdown(compare(pair))
+    place = pair[1] / "eval" / "pets-cached"
+    other(place, knn={k: read_result(place).knn["20"] for k in ks})
+    text = markdown(compare(pair))
+    assert "k-NN" not in text and "mean per class" in text
+
+
 def test_curves_are_of_probes_and_of_results_of_several_steps(pair: tuple[Path, Path]) -> None:
     other(pair[0] / "eval" / "pets-cached-1", step=100, accuracy=0.3)
     other(pair[0] / "eval" / "pets-logreg", step=150, protocol="logreg")

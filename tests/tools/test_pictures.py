@@ -111,9 +111,12 @@ def embedded(count: int = 120, classes: int = 4) -> Embeddings:
     )
 
 
-def test_the_map_keeps_classes_together_and_names_them(drawn: list[Figure]) -> None:
+def test_the_map_keeps_classes_together_and_names_them(
+    drawn: list[Figure], capsys: pytest.CaptureFixture[str]
+) -> None:
     charts.check_extra()
     pictures.feature_map(embedded(), title="t")
+    assert "map: placing 120 images" in capsys.readouterr().err
     axes = drawn[0].axes[0]
     groups = [np.asarray(each.get_offsets()) for each in axes.collections]
     assert [len(group) for group in groups] == [40, 39, 40, 1]

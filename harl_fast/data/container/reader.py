@@ -93,7 +93,7 @@ class OpenContainer:
             raise DataError(
                 f"{self.index.files[number].path} {what}: it changed while in use, so its samples "
                 f"cannot be trusted. Never write into a container that is being read; restore it "
-                f"and resume the run"
+                f"and start again, a run with --resume"
             )
 
     def file_of(self, sample: int) -> tuple[Path, int]:

@@ -88,6 +88,11 @@ class Checkpoint:
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What a user of it should be told, one line each."""
 
+    @property
+    def sha256(self) -> str:
+        """Of its tensors, by its record; older ones have none."""
+        return self.record.tensors_sha256
+
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors whose names start with ``prefix.``, without it, on the CPU.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harl_fast.engine.checkpoint.format import Checkpoint, load_exactly, mismatch
 from harl_fast.engine.deepspeed import gather_rows, load_optimizer_state, optimizer_state
-from harl_fast.engine.resume import changed, recorded_engine
+from harl_fast.engine.resume import ANEW, changed, recorded_engine
 from harl_fast.engine.state import LoopState
 from harl_fast.errors import CheckpointError
 from harl_fast.optim.build import state_shapes
@@ -147,8 +147,7 @@ def _check_kinds(
         raise CheckpointError(
             f"{checkpoint.path} does not hold the state of this run: {len(different)} tensors "
             f"differ, first {prefix}.{ascii(name)[1:80]} which is {there} instead of {here} "
-            f"(None: there is none). Use another checkpoint, or start a new run from its weights "
-            f"with --init-from"
+            f"(None: there is none). Use another checkpoint, or {ANEW}"
         )
 
 
@@ -168,7 +167,7 @@ def _load_rank(state: LoopState, checkpoint: Checkpoint) -> None:
     except (RuntimeError, TypeError, IndexError) as error:
         raise CheckpointError(
             f"{checkpoint.path}: what it holds under ranks.* does not fit rank {rank} ({error}). "
-            f"Use another checkpoint, or start a new run from its weights with --init-from"
+            f"Use another checkpoint, or {ANEW}"
         ) from error
 
 
