@@ -199,12 +199,9 @@ def _plane(features: npt.NDArray[np.float32], *, seed: int) -> tuple[npt.NDArray
     from sklearn.decomposition import PCA
 
     few = min(_REDUCED, *features.shape)
-    to_stderr(
-        f"map: placing {len(features):,} images in two dimensions; of thousands it takes minutes"
-    )
     if len(features) < 10:
         raise HarlError(f"a map of {len(features)} images shows nothing: give 10 or more")
-    to_stderr(f"map: placing {len(features):,} images; thousands take a minute or more")
+    to_stderr(f"map: placing {len(features):,} images in two dimensions; thousands take minutes")
     reduced = PCA(few, random_state=seed).fit_transform(features)
     try:
         umap = importlib.import_module("umap")  # nothing else needs it: not in the extra

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +18,8 @@ from harl_fast.tools.export import export_encoder
 from preprocess import beton
 from tests.engine.saved import checkpoint
 
-COUNT = 500
+COUNT = 1000
+"""Photos: a head is trained on every other one and judged on the rest."""
 
 
 @pytest.mark.slow
@@ -25,8 +27,10 @@ def test_timms_transform_gives_nearly_our_features(real_images: Path, tmp_path: 
     timm = pytest.importorskip("timm")
     (tmp_path / "photos").mkdir()
     every = sorted((real_images / "train").rglob("*.jpg"))
+    labels = []
     for number, path in enumerate(every[:: max(1, len(every) // COUNT)][:COUNT]):
         (tmp_path / "photos" / f"{number:04}.jpg").symlink_to(path.resolve())
+        labels.append(path.parent.name)
     given = ["--data", str(tmp_path / "photos"), "--out", str(tmp_path / "data")]
     assert beton.main([*given, "--mask-method", "full", "--store", "passthrough"]) == 0
     checkpoint(tmp_path / "run", arch="resnet18")
@@ -45,8 +49,25 @@ def test_timms_transform_gives_nearly_our_features(real_images: Path, tmp_path: 
     centre = ours.mean(0)
     alike = functional.cosine_similarity(ours - centre, theirs - centre).median()
     other = functional.cosine_similarity(ours[:100] - centre, control - centre).median()
+    kinds = np.asarray([labels[int(Path(name).stem)] for name in names])
+    right = [_predicted(kinds, ours, each) == kinds[1::2] for each in (ours, theirs)]
+    here, there = (each.mean() for each in right)
+    moved = (right[0] != right[1]).sum() ** 0.5 / len(right[0])
     print(f"{len(photos)} photos: {plain:.4f}, centred {alike:.4f}, another crop {other:.4f}")
+    print(f"a head on our features: {here:.2%} on ours, {there:.2%} on timm's, error {moved:.2%}")
     assert len(photos) > 300 and plain >= 0.99 and alike >= 0.97 and other < alike - 0.02
+    # Within a point, beyond what single photos on the border between two classes add by chance.
+    assert abs(here - there) <= 0.01 + 2 * moved and here > 5 / len(set(kinds))
+
+
+def _predicted(labels: np.ndarray, ours: Tensor, features: Tensor) -> np.ndarray:
+    """Return what a head learned on our features of even photos says of the odd ones' features."""
+    linear = pytest.importorskip("sklearn.linear_model")
+    scale = pytest.importorskip("sklearn.preprocessing").StandardScaler().fit(ours[::2])
+    head = linear.LogisticRegression(C=0.01, max_iter=500)
+    head.fit(scale.transform(ours[::2]), labels[::2])
+    predicted: np.ndarray = head.predict(scale.transform(features[1::2]))
+    return predicted
 
 
 def _theirs(model: nn.Module, transform: Callable[..., Tensor], photos: list[Path]) -> Tensor:
