@@ -5,6 +5,7 @@ What the engine needs (batch sizes, precision, ZeRO) is DeepSpeed's own JSON, se
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from harl_fast.errors import ConfigError, nearest, shown
 from harl_fast.options import to_float
 from harl_fast.section import Count, Section, override, validated
-from harl_fast.textfile import dump_yaml, read_yaml
+from harl_fast.textfile import read_yaml
 
 PRESETS = Path(__file__).parent / "configs"
 SMALLEST_PX, LARGEST_PX = 8, 1024
@@ -367,34 +368,28 @@ def load_config(name: str, *, overrides: Sequence[str] = ()) -> RunConfig:
             f"configuration {shown(name)} is neither a file nor a preset "
             f"({', '.join(presets())}){nearest(name, presets())}"
         )
-    tree = read_yaml(path)
-    for text in overrides:
-        if text.startswith("data.views.") and isinstance(data := tree.setdefault("data", {}), dict):
-            # The defaults differ per view, so an override of one key must start from them.
-            data.setdefault("views", [view.model_dump() for view in DataConfig().views])
-        override(tree, text, option="--set")
-    config: RunConfig = validated(
-        RunConfig, tree, where=_origin(str(path), overrides), synonyms=SYNONYMS
-    )
-    return config
+    return _overridden(read_yaml(path), overrides, source=str(path))
 
 
 def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Return a configuration with overrides as `load_config` takes them. Raises ConfigError."""
-    tree = config.model_dump(mode="json")
+    return _overridden(config.model_dump(mode="json"), overrides, source="configuration")
+
+
+def _overridden(tree: dict[str, Any], overrides: Sequence[str], *, source: str) -> RunConfig:
+    """Return what a tree and overrides give; blames these unless the tree is wrong by itself."""
+    changed = copy.deepcopy(tree)
     for text in overrides:
-        override(tree, text, option="--set")
-    changed: RunConfig = validated(
-        RunConfig, tree, where=_origin("configuration", overrides), synonyms=SYNONYMS
-    )
-    return changed
-
-
-def _origin(source: str, overrides: Sequence[str]) -> str:
-    """Return what a mistake may stand in: a file and what was set on the command line."""
-    return " ".join([source, *(f"--set {shown(text)}" for text in overrides[:3])])
-
-
-def dump_config(config: RunConfig) -> str:
-    """Return the resolved configuration as YAML that `load_config` reads back."""
-    return dump_yaml(config.model_dump(mode="json"))
+        if text.startswith("data.views.") and isinstance(changed.setdefault("data", {}), dict):
+            # The defaults differ per view, so an override of one key must start from them.
+            views = [view.model_dump() for view in DataConfig().views]
+            changed["data"].setdefault("views", views)
+        override(changed, text, option="--set")
+    config: RunConfig
+    try:
+        config = validated(RunConfig, changed, where=source, synonyms=SYNONYMS)
+    except ConfigError:
+        validated(RunConfig, tree, where=source, synonyms=SYNONYMS)
+        said = " ".join(f"--set {shown(text)}" for text in overrides[:3])
+        config = validated(RunConfig, changed, where=said, synonyms=SYNONYMS)
+    return config

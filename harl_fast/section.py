@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from harl_fast.errors import ConfigError, nearest, one_line, shown
 from harl_fast.options import to_int
-from harl_fast.textfile import DEEPEST, parse_yaml
+from harl_fast.textfile import DEEPEST, dump_yaml, parse_yaml
 
 MISTAKES = 10
 """Most mistakes of one file that are listed."""
@@ -38,6 +38,10 @@ class Section(BaseModel):
         if bool in wanted and (given & {int, float, str}) - wanted:
             raise ValueError(f"{shown(value)} is neither true nor false")
         return value
+
+    def yaml(self) -> str:
+        """Return all values as YAML that gives an equal section when it is read back."""
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def _kinds(annotation: Any) -> set[type]:

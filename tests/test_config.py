@@ -15,7 +15,6 @@ from harl_fast.config import (
     RunConfig,
     Section,
     crop_rule,
-    dump_config,
     load_config,
     presets,
 )
@@ -33,7 +32,7 @@ def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Pa
     assert name in presets()
     config = load_config(name)
     copy = tmp_path / "copy.yaml"
-    copy.write_text(dump_config(config))
+    copy.write_text(config.yaml())
     assert load_config(str(copy)) == config
 
 
@@ -106,6 +105,16 @@ def test_a_mistake_names_the_key_the_value_and_the_remedy(override: str, words: 
     for word in words:
         assert word in str(caught.value)
     assert len(str(caught.value)) < 600
+    # The preset is sound: what is said of the command line names no file.
+    assert "paper.yaml" not in str(caught.value)
+
+
+def test_a_mistake_in_the_file_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {width: 1000}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: .*model\.width"):
+        load_config(str(path), overrides=["optim.lr=0.1"])
+    assert load_config(str(path), overrides=["model.width=1"]).model.width == 1
 
 
 def test_an_override_of_one_view_key_keeps_the_other_defaults() -> None:
@@ -150,7 +159,7 @@ def test_weights_take_every_documented_form(
     config = load_config(str(path))
     schedule = weight_schedule(getattr(config.loss, key))
     assert (schedule(0.0), schedule(1.0)) == (start, end)
-    path.write_text(dump_config(config))
+    path.write_text(config.yaml())
     assert load_config(str(path)) == config
 
 

@@ -19,7 +19,6 @@ from harl_fast.finetuning import (
     normalised,
     presets,
 )
-from harl_fast.textfile import dump_yaml
 from launch.finetune import parse
 
 ASKED = ("seed-linear-cifar10", "seed-linear-imagenet", "semi-1pct", "semi-10pct", "full")
@@ -30,7 +29,7 @@ def test_presets_load_read_back_and_name_their_sources(name: str, tmp_path: Path
     assert name in presets()
     config = load_finetuning(name)
     copy = tmp_path / "copy.yaml"
-    copy.write_text(dump_yaml(config.model_dump(mode="json")))
+    copy.write_text(config.yaml())
     assert load_finetuning(str(copy)) == config
     assert "Source" in (PRESETS / f"{name}.yaml").read_text()
 

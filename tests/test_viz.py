@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from harl_fast import __version__
-from harl_fast.config import RunConfig, dump_config, load_config, override_config
+from harl_fast.config import RunConfig, load_config, override_config
 from harl_fast.data.container.manifest import read_manifest
 from harl_fast.data.container.reader import read_samples
 from harl_fast.data.occupancy import occupancy, occupancy_text
@@ -173,7 +173,7 @@ def test_without_a_configuration_views_have_the_size_of_the_stored_images(
     assert [view.size_px for view in own.data.views] == [96, 96] and own.seed == 7
     assert "the default, views of 96 px, 6 x 6 cells\n" in capsys.readouterr().out
     run = load_config("small", overrides=["data.views.0.size_px=48", "data.views.1.size_px=48"])
-    (tmp_path / "config.yaml").write_text(dump_config(run))
+    (tmp_path / "config.yaml").write_text(run.yaml())
     assert drawn("--config", str(tmp_path / "config.yaml")) == run
     assert "config.yaml, views of 48 px, 3 x 3 cells\n" in capsys.readouterr().out
 

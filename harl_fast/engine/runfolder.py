@@ -15,7 +15,6 @@ from harl_fast.files import read_regular, to_stderr, write_json, write_text
 from harl_fast.host import utc_time
 from harl_fast.runfiles import RunFolder
 from harl_fast.section import Section
-from harl_fast.textfile import dump_yaml
 
 
 def open_run_folder(path: Path, *, resume: bool, source: str = "--init-from") -> RunFolder:
@@ -86,7 +85,7 @@ def write_configs(folder: RunFolder, config: Section, engine: EngineConfig) -> N
     The method's is written last: with it the folder holds a run.
     """
     write_json(folder.engine, engine.record())
-    write_text(folder.config, dump_yaml(config.model_dump(mode="json")))
+    write_text(folder.config, config.yaml())
 
 
 def _before_a_run(path: Path) -> bool:

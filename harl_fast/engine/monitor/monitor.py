@@ -33,7 +33,7 @@ from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
 from harl_fast.optim.lars import LARS
 from harl_fast.runfiles import RunFolder
-from harl_fast.textfile import dump_yaml, nodes
+from harl_fast.textfile import nodes
 
 
 class Sheet(Protocol):
@@ -290,7 +290,7 @@ def _run_info(state: LoopState, folder: RunFolder, *, step: int, quiet: bool) ->
         batch_global=engine.batches.batch_global,
         quiet=quiet,
         texts={
-            "config/method": dump_yaml(config.model_dump(mode="json")),
+            "config/method": config.yaml(),
             "config/engine": json.dumps(engine.record(), indent=2),
         },
         hparams={
