@@ -86,10 +86,10 @@ def linear_protocol(
     reading = {"centre": "crop", "mean": "mean", "std": "std", "workers": "workers"}
     given = {key: others.get(name) for key, name in reading.items()}
     home = ckpt if ckpt.is_dir() else ckpt.parent
-    base, code = run or home / "linear" / f"{data.resolve().name}-{preset}", 0
+    base = run or home / "linear" / f"{data.resolve().name}-{preset}"
     for fresh in (False, True)[: 1 + random]:
         place = base.with_name(f"{base.name}-random") if fresh else base
-        code = code or finetune(
+        job = Finetuning(
             engine_file=engine_file,
             preset=LINEAR_PRESETS[preset],
             flags={**asked, "random": fresh},
@@ -99,9 +99,11 @@ def linear_protocol(
             run=place,
             resume=RunFolder(place).config.exists(),
             protocol="imagenet",
-            last=fresh or not random,
         )
-    return code
+        code = serve(job, last=fresh or not random)
+        if code or not job.done:  # a job that was asked to stop ends with 0
+            return code
+    return 0
 
 
 @dataclass(kw_only=True)
@@ -303,9 +305,8 @@ def _several(job: Finetuning, *, seeds: int) -> int:
             found={},
         )
         code = serve(each, last=number == seeds - 1)
-        ended = folder.finished.is_file()
         rank_0 = this_machine().rank == 0
-        if code or not ended:
+        if code or not each.done:
             if rank_0 and not code:
                 mark(RunFolder(job.run).preempted, step=number, reason=f"seed {seed} was stopped")
             return code

@@ -81,6 +81,8 @@ class Job(ABC):
     allow_change: Sequence[str] = ()
     quiet: bool = False
     time_limit_s: float | None = None
+    done: bool = field(default=False, init=False)
+    """Whether `serve` brought the run to its end; the same on all ranks."""
 
     source_option: ClassVar[str] = "--init-from"
     """Names the weights of a new run."""
@@ -177,6 +179,7 @@ def _train(job: Job, loop: Loop, folder: RunFolder, *, last: bool) -> int:
     done, reason = result.done, result.reason
     if code == 0 and done and (left := job.after(loop)):
         done, reason = False, left
+    job.done = code == 0 and done
     if last or not done:
         ds.stop()
     if loop.state.machine.rank == 0 and code in (0, INTERRUPTED):

@@ -134,14 +134,15 @@ def test_frozen_tensors_and_buffers_keep_their_bits(
     assert same is (boundary == 4)
 
 
+def leave_at(step: int) -> Callable[[Loop], StopAction]:
+    """Return what `Loop._agree` is to be replaced by for a stop after a step."""
+    agree = Loop._agree
+    return lambda loop: StopAction.LEAVE if loop.stepper.step == step else agree(loop)
+
+
 def test_a_stopped_and_resumed_run_has_the_same_bits(
     machine: Machine, run: Path, sets: Path, tuned: Path, tmp_path: Path
 ) -> None:
-    agree = Loop._agree
-
-    def leave_at(step: int) -> Callable[[Loop], StopAction]:
-        return lambda loop: StopAction.LEAVE if loop.stepper.step == step else agree(loop)
-
     for step in (3, 8):  # within the first and the second epoch
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Loop, "_agree", leave_at(step))
@@ -257,6 +258,23 @@ def test_the_linear_protocol_chooses_on_held_out_images(
     assert result.head is not None and result.head.weight.shape == (CLASSES, encoder.out_channels)
     with pytest.raises(ConfigError, match="none of seed-readme"):
         linear_protocol(preset="x", ckpt=run, data=sets, engine_file=CPU)
+
+
+def test_after_a_stop_no_baseline_begins(
+    machine: Machine, run: Path, sets: Path, tmp_path: Path
+) -> None:
+    common: dict[str, Any] = {"ckpt": run, "data": sets, "engine_file": CPU, "random": True}
+    common |= {"run": tmp_path / "lin", "flags": {"train_epochs": 1, "train_batch_size": BATCH}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harl_fast.engine.deepspeed.stop", lambda: None)
+        with pytest.MonkeyPatch.context() as stopping:
+            stopping.setattr(Loop, "_agree", leave_at(2))
+            assert linear_protocol(**common) == 0
+        assert (tmp_path / "lin" / "preempted").exists()
+        assert not (tmp_path / "lin-random").exists()
+        assert linear_protocol(**common) == 0
+    for place in ("lin", "lin-random"):
+        assert (tmp_path / place / "finished").exists()
 
 
 def test_the_schedule_falls_to_a_tenth_where_it_is_told() -> None:
