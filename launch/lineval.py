@@ -30,8 +30,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         add(flag, action=argparse.BooleanOptionalAction, help=about)
     for flag, low, high, about in (
         ("--size-px", SMALLEST_PX, LARGEST_PX, "view side (default: the pretraining's)"),
-        ("--epochs", 1, 10**6, f"passes over the features of cached ({own.EPOCHS})"),
-        ("--batch", 1, 1 << 16, f"images in one encoder pass ({own.BATCH})"),
+        ("--epochs", 1, 10**6, f"of cached, over the features ({own.EPOCHS}), or of imagenet"),
+        ("--batch", 1, 1 << 16, f"images in one pass ({own.BATCH}); of imagenet in a global step"),
         ("--workers", 0, 1024, "decoding threads (default: one per core)"),
         ("--seed", 0, SEED_MAX, "of split, order and random encoder (0)"),
         ("--subset-seed", 0, SEED_MAX, "of --subset (0)"),

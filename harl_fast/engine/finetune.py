@@ -21,10 +21,12 @@ from harl_fast.finetuning import (
     FinetuneConfig,
     change_finetuning,
     load_finetuning,
+    presets,
 )
 from harl_fast.runfiles import RunFolder
 
 if TYPE_CHECKING:
+    from harl_fast.engine.finetune_start import TuneStart
     from harl_fast.engine.loop import Loop
     from harl_fast.engine.supervised import TuneState
 
@@ -57,7 +59,6 @@ def linear_protocol(
     preset: str = "seed-readme",
     run: Path | None = None,
     random: bool = False,
-    flags: Mapping[str, Any] | None = None,
     size_px: int | None = None,
     subset: str | None = None,
     **others: Any,
@@ -68,9 +69,8 @@ def linear_protocol(
     side by side; the best on `HOLD_OUT` training images, a tenth at most, is reported. preset: one
     of `finetuning.LINEAR_PRESETS`. run: where it trains, a folder inside the checkpoint's run by
     default; one that is there already goes on. The result stands in ``run/eval/``. random: judge
-    a freshly initialised network in the same way, too. flags: keys of a `FinetuneConfig` that
-    differ from the preset's. others: seed, subset_seed, crop, mean, std and workers, as of
-    launch/lineval.py. Raises HarlError.
+    a freshly initialised network in the same way, too. others: epochs, batch, seed, subset_seed,
+    crop, mean, std and workers, as of launch/lineval.py. Raises HarlError.
     """
     if engine_file is None:
         raise ConfigError(
@@ -81,8 +81,10 @@ def linear_protocol(
         near = nearest(preset, LINEAR_PRESETS)
         raise ConfigError(f"--preset {preset!r} is none of {', '.join(LINEAR_PRESETS)}{near}")
     asked = {"head_lr_grid": HEAD_LR_GRID, "hold_out": HOLD_OUT, "image_size": size_px}
-    asked |= {"subset": subset or "", **(flags or {})}
-    asked |= {key: others[key] for key in ("seed", "subset_seed") if key in others}
+    asked |= {"subset": subset or ""}
+    keys = {"epochs": "train_epochs", "batch": "train_batch_size", "seed": "seed"}
+    keys |= {"subset_seed": "subset_seed"}
+    asked |= {key: others[name] for name, key in keys.items() if name in others}
     reading = {"centre": "crop", "mean": "mean", "std": "std", "workers": "workers"}
     given = {key: others.get(name) for key, name in reading.items()}
     home = ckpt if ckpt.is_dir() else ckpt.parent
@@ -149,31 +151,38 @@ class Finetuning(Job):
         engine_config, self._told = self._settled(machine, batch_global=batch_global)
         return engine_config
 
-    def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> int:
-        """Settle what the start does and open the data; return the steps done before."""
-        from harl_fast.engine.finetune_start import first_start, go_on, network_of, train_loader
+    def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> TuneStart:
+        """Settle what the start does and open the data; return the start."""
+        from harl_fast.engine.finetune_start import (
+            Asked,
+            first_start,
+            go_on,
+            network_of,
+            train_loader,
+        )
 
-        common: dict[str, Any] = {
-            "data": self.data,
-            "needs_val": self.mode != "train",
-            "protocol": self.protocol or Path(self.preset or "finetune").stem,
-        }
+        asked = Asked(
+            data=self.data,
+            needs_val=self.mode != "train",
+            batch_may_fall=self._batch_may_fall(),
+            protocol=self.protocol or Path(self.preset or "finetune").stem,
+        )
+        common = folder, self._config, engine_config, asked
         if self.resume:
-            start = go_on(
-                folder,
-                self._config,
-                engine_config,
-                ckpt=self.ckpt,
-                allow_change=self.allow_change,
-                **common,
-            )
+            start = go_on(*common, ckpt=self.ckpt, allow_change=self.allow_change)
         else:
             assert self.ckpt is not None
-            start = first_start(folder, self._config, engine_config, ckpt=self.ckpt, **common)
+            start = first_start(*common, ckpt=self.ckpt)
         start.notes.extend(self._told)
         self._start, self._classifier = start, network_of(start)
         self._loader = train_loader(start, machine)
-        return start.step
+        return start
+
+    def _batch_may_fall(self) -> bool:
+        """See `finetune_start.Asked`."""
+        asked = [*self.flags, *(text.partition("=")[0] for text in self.overrides)]
+        shipped = self.preset in presets() if self.preset is not None else not self.resume
+        return shipped and "train_batch_size" not in asked
 
     def facts(self) -> dict[str, str]:
         """Return what must be the same on all ranks."""

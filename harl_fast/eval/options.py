@@ -26,8 +26,8 @@ METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
 _KEPT = ("cached", "logreg")
 """Protocols that extract features once."""
 ONLY: dict[str, tuple[str, ...]] = {
-    "--epochs": ("cached",),
-    **dict.fromkeys(("--batch", "--cache", "--knn", "--knn-temperature", "--out"), _KEPT),
+    "--epochs": ("cached", "imagenet"),
+    **dict.fromkeys(("--cache", "--knn", "--knn-temperature", "--out"), _KEPT),
     **dict.fromkeys(("--deepspeed_config", "--preset"), ("imagenet",)),
 }
 """Protocols that an option belongs to; what is not here belongs to all."""

@@ -179,6 +179,27 @@ def test_a_subset_is_what_is_trained_on(
     assert result_of(tmp_path / "run")["data"]["train_count"] == 20
 
 
+def test_a_presets_batch_falls_to_what_few_images_allow(
+    machine: Machine, run: Path, sets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = {"train_batch_size": None, "train_epochs": 2}
+    common: dict[str, Any] = {"ckpt": run, "data": sets, "preset": "semi-10pct", "mode": "train"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "_agree", leave_at(5))
+        assert tune(tmp_path / "run", flags=flags, **common) == 0
+    told = "train_batch_size 1024 is more than the 100 training images: 8 in its place"
+    assert told in capfd.readouterr().err
+    assert tune(tmp_path / "run", flags=flags, resume=True, **common) == 0
+    record = open_checkpoint(tmp_path / "run").record
+    assert record.step == 24 and record.finetune is not None
+    assert record.finetune.train_batch_size == 8
+    for number, asked in enumerate(({"flags": {"train_batch_size": 1024}}, {"preset": "own.yaml"})):
+        (tmp_path / "own.yaml").write_text("train_batch_size: 1024\n")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match="fewer than"):
+            patch.chdir(tmp_path)
+            tune(tmp_path / f"run{number}", **{**common, "flags": flags, **asked})
+
+
 def test_steps_may_end_within_an_epoch(
     machine: Machine, run: Path, sets: Path, tmp_path: Path
 ) -> None:
@@ -242,11 +263,10 @@ def test_the_linear_protocol_chooses_on_held_out_images(
 ) -> None:
     import harl_fast.engine.deepspeed as ds
 
-    flags = {"train_epochs": 3, "train_batch_size": BATCH}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ds, "stop", lambda: None)
         code = linear_protocol(
-            preset="byol", ckpt=run, data=sets, engine_file=CPU, run=tmp_path / "lin", flags=flags
+            preset="byol", ckpt=run, data=sets, engine_file=CPU, run=tmp_path / "lin", epochs=3
         )
     assert code == 0
     result = read_result(tmp_path / "lin" / "eval" / "colours-imagenet")
@@ -264,7 +284,7 @@ def test_after_a_stop_no_baseline_begins(
     machine: Machine, run: Path, sets: Path, tmp_path: Path
 ) -> None:
     common: dict[str, Any] = {"ckpt": run, "data": sets, "engine_file": CPU, "random": True}
-    common |= {"run": tmp_path / "lin", "flags": {"train_epochs": 1, "train_batch_size": BATCH}}
+    common |= {"run": tmp_path / "lin", "epochs": 1, "batch": BATCH}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harl_fast.engine.deepspeed.stop", lambda: None)
         with pytest.MonkeyPatch.context() as stopping:
@@ -385,14 +405,14 @@ def test_a_fine_tuning_goes_on_with_the_weights_that_it_began_with_alone(
 def test_a_linear_protocol_does_not_take_an_earlier_networks_result_for_its_own(
     machine: Machine, run: Path, later: Path, sets: Path, tmp_path: Path
 ) -> None:
-    flags = {"train_epochs": 1, "train_batch_size": BATCH}
     same: dict[str, Any] = {"data": sets, "engine_file": CPU, "run": tmp_path / "lin"}
+    same |= {"epochs": 1, "batch": BATCH}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harl_fast.engine.deepspeed.stop", lambda: None)
-        assert linear_protocol(ckpt=run, flags=flags, **same) == 0
-        assert linear_protocol(ckpt=run, flags=flags, **same) == 0
+        assert linear_protocol(ckpt=run, **same) == 0
+        assert linear_protocol(ckpt=run, **same) == 0
         with pytest.raises(ConfigError, match=r"move .*lin away to begin again"):
-            linear_protocol(ckpt=later, flags=flags, **same)
+            linear_protocol(ckpt=later, **same)
 
 
 def test_items_differ_by_class() -> None:

@@ -37,7 +37,10 @@ def write_sets(folder: Path, *, train: int = 100, val: int = 40) -> Path:
 
 
 def tune(run: Path, *, engine: tuple[str, ...] = (), **changes: Any) -> int:
-    """Fine-tune in this process, whose process group stays, and return the exit code."""
+    """Fine-tune in this process, whose process group stays, and return the exit code.
+
+    A flag of None is left out.
+    """
     import harl_fast.engine.deepspeed as ds
 
     flags = {
@@ -49,6 +52,7 @@ def tune(run: Path, *, engine: tuple[str, ...] = (), **changes: Any) -> int:
         **changes.pop("flags", {}),
     }
     overrides = ("data.workers=1", "log.every_steps=2", "log.checkpoint_epochs=1")
+    flags = {key: value for key, value in flags.items() if value is not None}
     plain = {"preset": None, "flags": flags, "overrides": overrides, "engine_file": CPU}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ds, "stop", lambda: None)
