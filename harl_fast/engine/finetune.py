@@ -15,7 +15,7 @@ from harl_fast.engine.runfolder import mark
 from harl_fast.engine.session import Job, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
 from harl_fast.errors import CheckpointError, ConfigError, nearest
-from harl_fast.files import to_stderr, write_json
+from harl_fast.files import check_output, to_stderr, write_json
 from harl_fast.finetuning import (
     LINEAR_PRESETS,
     FinetuneConfig,
@@ -23,7 +23,7 @@ from harl_fast.finetuning import (
     load_finetuning,
     presets,
 )
-from harl_fast.runfiles import RunFolder
+from harl_fast.runfiles import RunFolder, home
 
 if TYPE_CHECKING:
     from harl_fast.engine.finetune_start import TuneStart
@@ -68,7 +68,8 @@ def linear_protocol(
     A frozen network, random crops and flips, and one head per factor of `HEAD_LR_GRID`, trained
     side by side; the best on `HOLD_OUT` training images, a tenth at most, is reported. preset: one
     of `finetuning.LINEAR_PRESETS`. run: where it trains, a folder inside the checkpoint's run by
-    default; one that is there already goes on. The result stands in ``run/eval/``. random: judge
+    default; one that is there already goes on. The result stands beside those of other protocols,
+    named ``imagenet``, of another preset than the first ``imagenet-<preset>``. random: judge
     a freshly initialised network in the same way, too. others: epochs, batch, seed, subset_seed,
     crop, mean, std and workers, as of launch/lineval.py. Raises HarlError.
     """
@@ -87,8 +88,10 @@ def linear_protocol(
     asked |= {key: others[name] for name, key in keys.items() if name in others}
     reading = {"centre": "crop", "mean": "mean", "std": "std", "workers": "workers"}
     given = {key: others.get(name) for key, name in reading.items()}
-    home = ckpt if ckpt.is_dir() else ckpt.parent
-    base = run or home / "linear" / f"{data.resolve().name}-{preset}"
+    results = home(ckpt)
+    check_output(results / "eval", option="--ckpt", folder=True)
+    protocol = "imagenet" if preset == next(iter(LINEAR_PRESETS)) else f"imagenet-{preset}"
+    base = run or results / "linear" / f"{data.resolve().name}-{preset}"
     for fresh in (False, True)[: 1 + random]:
         place = base.with_name(f"{base.name}-random") if fresh else base
         job = Finetuning(
@@ -100,7 +103,8 @@ def linear_protocol(
             data=data,
             run=place,
             resume=RunFolder(place).config.exists(),
-            protocol="imagenet",
+            protocol=protocol,
+            results=results,
         )
         code = serve(job, last=fresh or not random)
         if code or not job.done:  # a job that was asked to stop ends with 0
@@ -120,6 +124,9 @@ class Finetuning(Job):
     mode: Mode = "train_then_eval"
     protocol: str = ""
     """What results are named after; left out, the preset."""
+    results: Path | None = None
+    """Folder whose ``eval/`` gets the result, a random network's under a name of its own; left out,
+    the run's."""
     found: dict[str, float] = field(default_factory=dict)
     """After an evaluation: its metrics in percent; on rank 0."""
 
@@ -284,6 +291,7 @@ class Finetuning(Job):
                 state,  # type: ignore[arg-type]
                 self._start.folder.path,
                 found,
+                place=self._place(),
                 container=data.val,
                 choice=choice,
                 trials=trials,
@@ -291,6 +299,13 @@ class Finetuning(Job):
             accuracies = scores(found[0], classes=len(self._start.facts["classes"]))
             self.found = {name: score.value for name, score in accuracies.items()}
         return "" if loop.stepper.step == self._total else "evaluated before its end"
+
+    def _place(self) -> tuple[Path, str]:
+        """Return the folder whose ``eval/`` gets the result, and what the result is named after."""
+        protocol = self._start.facts["protocol"]
+        if self.results is None:
+            return self.run, protocol
+        return self.results, f"{protocol}-random" if self._start.config.random else protocol
 
 
 def _several(job: Finetuning, *, seeds: int) -> int:

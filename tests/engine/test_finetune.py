@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from harl_fast.data.loader import Batch
-from harl_fast.engine.checkpoint.format import open_checkpoint, write_checkpoint
-from harl_fast.engine.finetune import HEAD_LR_GRID, linear_protocol
+from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.loop import Loop
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import load_encoder, load_pretrained
-from harl_fast.engine.stop import StopAction
 from harl_fast.engine.supervised import TuneSchedule, TuneStepper
 from harl_fast.errors import CheckpointError, ConfigError, DataError
 from harl_fast.eval.results import read_result
@@ -28,8 +23,16 @@ from harl_fast.tools import pictures
 from harl_fast.tools.export import export_encoder
 from harl_fast.tools.features import validation_features
 from tests.betons import plain_item, write_beton
-from tests.engine.support import CPU
-from tests.engine.tuning import BATCH, CLASSES, result_of, saved, tinted_item, tune, write_sets
+from tests.engine.tuning import (
+    CLASSES,
+    leave_at,
+    result_of,
+    saved,
+    tinted_item,
+    trained_further,
+    tune,
+    write_sets,
+)
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +135,6 @@ def test_frozen_tensors_and_buffers_keep_their_bits(
     linear = "online.projection.linears.0.weight"
     same = torch.equal(after[linear], before[linear.replace("projection", "projector")])
     assert same is (boundary == 4)
-
-
-def leave_at(step: int) -> Callable[[Loop], StopAction]:
-    """Return what `Loop._agree` is to be replaced by for a stop after a step."""
-    agree = Loop._agree
-    return lambda loop: StopAction.LEAVE if loop.stepper.step == step else agree(loop)
 
 
 def test_a_stopped_and_resumed_run_has_the_same_bits(
@@ -258,45 +255,6 @@ def test_heads_together_are_heads_alone(
     assert [trial["head"] for trial in trials] == [0, 1, 2]
 
 
-def test_the_linear_protocol_chooses_on_held_out_images(
-    machine: Machine, run: Path, sets: Path, tmp_path: Path
-) -> None:
-    import harl_fast.engine.deepspeed as ds
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ds, "stop", lambda: None)
-        code = linear_protocol(
-            preset="byol", ckpt=run, data=sets, engine_file=CPU, run=tmp_path / "lin", epochs=3
-        )
-    assert code == 0
-    result = read_result(tmp_path / "lin" / "eval" / "colours-imagenet")
-    assert [trial["lr"] for trial in result.trials] == [0.2 * factor for factor in HEAD_LR_GRID]
-    best = max(trial["held_out_top1"] for trial in result.trials)
-    assert result.choice["held_out_top1"] == best
-    assert result.data["train_count"] == 90 and "10 held-out" in result.choice["chosen_on"]
-    encoder, _ = load_encoder(run)
-    assert result.head is not None and result.head.weight.shape == (CLASSES, encoder.out_channels)
-    with pytest.raises(ConfigError, match="none of seed-readme"):
-        linear_protocol(preset="x", ckpt=run, data=sets, engine_file=CPU)
-
-
-def test_after_a_stop_no_baseline_begins(
-    machine: Machine, run: Path, sets: Path, tmp_path: Path
-) -> None:
-    common: dict[str, Any] = {"ckpt": run, "data": sets, "engine_file": CPU, "random": True}
-    common |= {"run": tmp_path / "lin", "epochs": 1, "batch": BATCH}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harl_fast.engine.deepspeed.stop", lambda: None)
-        with pytest.MonkeyPatch.context() as stopping:
-            stopping.setattr(Loop, "_agree", leave_at(2))
-            assert linear_protocol(**common) == 0
-        assert (tmp_path / "lin" / "preempted").exists()
-        assert not (tmp_path / "lin-random").exists()
-        assert linear_protocol(**common) == 0
-    for place in ("lin", "lin-random"):
-        assert (tmp_path / place / "finished").exists()
-
-
 def test_the_schedule_falls_to_a_tenth_where_it_is_told() -> None:
     config = load_finetuning("linear-harl-repo")
     schedule = TuneSchedule.of(config, steps_per_epoch=10, batch_global=1024)
@@ -367,20 +325,7 @@ def test_resuming_something_else_is_refused(
 
 @pytest.fixture(scope="module")
 def later(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the run as it is after more training: with other weights."""
-    folder = tmp_path_factory.mktemp("later") / "run"
-    shutil.copytree(run, folder)
-    last = open_checkpoint(folder)
-    tensors = load_file(last.path)
-    tensors["online.backbone.conv1.weight"] *= 2.0
-    record = last.record.model_copy(update={"step": 13})
-    own = {"tensors_sha256", "record_sha256", "tensors_bytes", "code", "created"}
-    write_checkpoint(
-        folder / "checkpoints",
-        tensors=tensors,
-        record={name: value for name, value in record if name not in own},
-    )
-    return folder
+    return trained_further(run, tmp_path_factory.mktemp("later") / "run")
 
 
 def test_a_fine_tuning_goes_on_with_the_weights_that_it_began_with_alone(
@@ -400,19 +345,6 @@ def test_a_fine_tuning_goes_on_with_the_weights_that_it_began_with_alone(
         tune(tuned, ckpt=run, data=sets, seeds=2)
     with pytest.raises(CheckpointError, match="leave --resume and --mode eval out"):
         tune(tmp_path / "none", ckpt=run, data=sets, mode="eval")
-
-
-def test_a_linear_protocol_does_not_take_an_earlier_networks_result_for_its_own(
-    machine: Machine, run: Path, later: Path, sets: Path, tmp_path: Path
-) -> None:
-    same: dict[str, Any] = {"data": sets, "engine_file": CPU, "run": tmp_path / "lin"}
-    same |= {"epochs": 1, "batch": BATCH}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harl_fast.engine.deepspeed.stop", lambda: None)
-        assert linear_protocol(ckpt=run, **same) == 0
-        assert linear_protocol(ckpt=run, **same) == 0
-        with pytest.raises(ConfigError, match=r"move .*lin away to begin again"):
-            linear_protocol(ckpt=later, **same)
 
 
 def test_items_differ_by_class() -> None:
