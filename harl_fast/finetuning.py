@@ -6,6 +6,7 @@ Keys are SimCLR's flags (google-research/simclr, `run.py`), so that its recipes 
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -232,6 +233,11 @@ def _checked(
     origin = " ".join([where, *(f"--{key} {shown(value)}" for key, value in [*flags.items()][:3])])
     config: FinetuneConfig = validated(FinetuneConfig, tree, where=origin, synonyms=SYNONYMS)
     return config
+
+
+def reading(values: Mapping[str, Any]) -> list[str]:
+    """Return overrides that set keys of `ReadingConfig` to values other than None."""
+    return [f"data.{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
 
 
 def flag_keys() -> dict[str, str]:

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from harl_fast.engine.arguments import training_parser
-from harl_fast.finetuning import flag_keys, flag_options, normalised, presets
+from harl_fast.eval.options import input_options
+from harl_fast.finetuning import flag_keys, flag_options, normalised, presets, reading
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
 
@@ -39,8 +40,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--train-mode", choices=["finetune"], default="finetune", help=argparse.SUPPRESS)
     about = "repeat with N seeds and report mean and deviation"
     add("--seeds", type=whole_number(1, 1000), default=1, metavar="N", help=about)
+    inputs = input_options()  # as wherever else there is a --ckpt
     for flag, settings in flag_options().items():
-        add(flag, **settings)
+        add(*([flag, "--size-px"] if flag == "--image-size" else [flag]), **settings)
+    for flag in ("--mean", "--std"):
+        add(flag, **inputs[flag])
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key")
     return parser.parse_args(normalised(sys.argv[1:] if argv is None else argv))
 
@@ -56,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         engine_file=args["deepspeed_config"],
         engine_overrides=args["engine_set"],
         flags={key: value for key, value in flags.items() if value is not None},
-        overrides=args["set"],
+        overrides=[*args["set"], *reading({key: args[key] for key in ("mean", "std")})],
         time_limit_s=args["time_limit"],
         **{k: args[k] for k in ("preset", "ckpt", "data", "run", "resume", "mode", "seeds")},
         **{k: args[k] for k in ("allow_change", "quiet")},

@@ -20,7 +20,7 @@ from harl_fast.finetuning import (
     presets,
 )
 from harl_fast.textfile import dump_yaml
-from launch.finetune import parse
+from launch.finetune import main, parse
 
 ASKED = ("seed-linear-cifar10", "seed-linear-imagenet", "semi-1pct", "semi-10pct", "full")
 
@@ -121,6 +121,20 @@ def test_both_spellings_are_one_command_line() -> None:
     ours = ["--data", "d", "--run", "m", "--ckpt", "c", "--zero-init-logits-layer", "True"]
     ours += ["--ft-proj-selector", "-1", "--variable-schema", "(?!a_b|head)"]
     assert parse([*common, *theirs]) == parse([*common, *ours])
+
+
+def test_inputs_of_foreign_weights_have_the_options_of_other_programs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from harl_fast.engine import finetune
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(finetune, "finetune", lambda **settings: given.update(settings) or 0)
+    required = ["--deepspeed_config", "x", "--data", "d", "--run", "r"]
+    assert main([*required, "--mean=0,0,0", "--std", "1,1,1", "--size-px=64"]) == 0
+    config = load_finetuning("full", flags=given["flags"], overrides=given["overrides"])
+    assert (config.data.mean, config.data.std) == ((0.0,) * 3, (1.0,) * 3)
+    assert config.image_size == 64
 
 
 def test_a_switch_alone_is_true_and_every_flag_has_help() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from harl_fast.finetuning import (
     change_finetuning,
     load_finetuning,
     presets,
+    reading,
 )
 from harl_fast.runfiles import RunFolder, home
 
@@ -86,8 +86,8 @@ def linear_protocol(
     keys = {"epochs": "train_epochs", "batch": "train_batch_size", "seed": "seed"}
     keys |= {"subset_seed": "subset_seed"}
     asked |= {key: others[name] for name, key in keys.items() if name in others}
-    reading = {"centre": "crop", "mean": "mean", "std": "std", "workers": "workers"}
-    given = {key: others.get(name) for key, name in reading.items()}
+    names = {"centre": "crop", "mean": "mean", "std": "std", "workers": "workers"}
+    given = {key: others.get(name) for key, name in names.items()}
     results = home(ckpt)
     check_output(results / "eval", option="--ckpt", folder=True)
     protocol = "imagenet" if preset == next(iter(LINEAR_PRESETS)) else f"imagenet-{preset}"
@@ -98,7 +98,7 @@ def linear_protocol(
             engine_file=engine_file,
             preset=LINEAR_PRESETS[preset],
             flags={**asked, "random": fresh},
-            overrides=[f"data.{k}={json.dumps(v)}" for k, v in given.items() if v is not None],
+            overrides=reading(given),
             ckpt=ckpt,
             data=data,
             run=place,
