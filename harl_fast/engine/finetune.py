@@ -120,6 +120,8 @@ class Finetuning(Job):
     flags: Mapping[str, Any]
     """Values by key of `FinetuneConfig`."""
     overrides: Sequence[str] = ()
+    network: Mapping[str, Any] = field(default_factory=dict)
+    """What the checkpoint's network has to be, by key of section ``model``."""
     ckpt: Path | None
     mode: Mode = "train_then_eval"
     protocol: str = ""
@@ -172,6 +174,7 @@ class Finetuning(Job):
             data=self.data,
             needs_val=self.mode != "train",
             batch_may_fall=self._batch_may_fall(),
+            network=self.network,
             protocol=self.protocol or Path(self.preset or "finetune").stem,
         )
         common = folder, self._config, engine_config, asked

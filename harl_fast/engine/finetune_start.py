@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from harl_fast.config import ModelConfig
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
@@ -42,6 +43,8 @@ class Asked:
     needs_val: bool
     batch_may_fall: bool
     """To what few images allow: the global batch is a shipped preset's or the default, no wish."""
+    network: Mapping[str, Any]
+    """What the checkpoint's network has to be, by key of section ``model``."""
     protocol: str
     """What results are to be named after."""
 
@@ -71,6 +74,7 @@ def first_start(
     pretrained = load_pretrained(
         ckpt, mean=config.data.mean, std=config.data.std, size_px=config.image_size
     )
+    _check_network(asked, pretrained.model, where=ckpt)
     layers = pretrained.model.projector_layers if pretrained.projector is not None else 0
     if config.num_proj_layers not in (None, layers):
         raise ConfigError(
@@ -110,6 +114,16 @@ def first_start(
         init_from=ckpt,
         notes=told,
     )
+
+
+def _check_network(asked: Asked, model: ModelConfig | None, *, where: Path) -> None:
+    """Raise ConfigError if another network was asked for than there is."""
+    for key, wanted in asked.network.items():
+        if (there := getattr(model, key)) != wanted:
+            raise ConfigError(
+                f"{where} has {key} {there}, the command line asks for {wanted} "
+                f"(--resnet-depth, --width-multiplier): leave that out, or give another checkpoint"
+            )
 
 
 def _fitting_batch(count: int, *, ranks: int) -> int:
@@ -248,6 +262,7 @@ def go_on(
     if ckpt is not None and not record.finetune.random:
         _check_origin(ckpt, record.data["pretrained"], folder.path)
     config = _filled(config, record.finetune)
+    _check_network(asked, config.model, where=folder.path)
     if asked.batch_may_fall:
         before = record.finetune.train_batch_size
         config, engine_config = _with_batch(config, engine_config, before)

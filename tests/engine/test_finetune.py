@@ -278,6 +278,8 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"flags": {"head_lr_grid": (1.0, 2.0)}}, ConfigError, "hold_out is 0"),
     ({"preset": "semi-1pc"}, ConfigError, "did you mean 'semi-1pct'"),
     ({"ckpt": None}, ConfigError, "--ckpt is missing"),
+    ({"network": {"arch": "resnet50"}}, ConfigError, "has arch resnet18, .* asks for resnet50"),
+    ({"network": {"width": 1.0}}, ConfigError, r"has width 0\.125, .* asks for 1\.0"),
     ({"engine": ("gradient_clipping=x",)}, ConfigError, "gradient_clipping"),
 ]
 

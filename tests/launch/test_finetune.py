@@ -121,8 +121,8 @@ def test_two_ranks_are_one_rank(tmp_path: Path, boundary: int, stage: int) -> No
 def test_refusals_take_one_line(tmp_path: Path, ckpt: Path, sets: Path) -> None:
     plain = [sys.executable, SCRIPT, *arguments(ckpt, sets, tmp_path / "run")]
     for words, text in (
-        (["--use_tpu=False"], "--use_tpu: there are no TPUs here: --deepspeed_config says"),
-        (["--tpu_name", "x"], "--tpu_name: there are no TPUs"),
+        (["--use_tpu=False"], "'--use_tpu=False': there are no TPUs here, --deepspeed_config says"),
+        (["--resnet_depth=50"], "has arch resnet18, the command line asks for resnet50"),
         (["--ft_proj_selector=5"], "beyond the projector"),
         (["--subset=1-per-klass"], "1-per-klass"),
     ):
