@@ -37,8 +37,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=whole_number(50, 10**6), help="in both splits; all")
     parser.add_argument("--epochs", type=whole_number(1, 10**6), help="default: the preset's")
     parser.add_argument("--engine", default="ds_configs/cpu.json", help="DeepSpeed configuration")
-    about = "also train the head on random crops, as published figures do: 100 more passes of all"
-    parser.add_argument("--augmented", action="store_true", help=about)
+    about = "train heads on random crops, too, as published figures do: 200 passes; unless --images"
+    parser.add_argument("--augmented", action=argparse.BooleanOptionalAction, help=about)
     return parser.parse_args(argv)
 
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     args, start = parse(argv), time.monotonic()
     check_folders({"--run": args.run, "--out": args.out}, data=args.data, base=ROOT)
     out = args.out.with_name(f"{args.out.name}-{args.images}" if args.images else args.out.name)
-    tuned = args.run.with_name(f"{args.run.name}-linear")
+    tuned = {f"{args.run}-linear": [], f"{args.run}-linear-random": ["--random"]}
     convert(args.data.resolve(), out, args.images)
     launcher = (Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1")
     guarded = ("launch/guard.py", sys.executable, *launcher)
@@ -67,12 +67,15 @@ def main(argv: list[str] | None = None) -> int:
         length += ["--set", "optim.warmup_epochs=0"]  # the preset's is as long
     with making_room(ROOT / args.run, engine=ROOT / args.engine):  # any other content is refused
         run(*guarded, "launch/pretrain.py", *common, args.run, "--config", "cifar10", *length)
-    discard_run(ROOT / tuned, engine=ROOT / args.engine)
+    for folder in tuned:
+        discard_run(ROOT / folder, engine=ROOT / args.engine)
     run("launch/lineval.py", "--ckpt", args.run, "--data", out, "--random")
-    if args.augmented:
-        head = ["--ckpt", args.run, "--preset", "seed-linear-cifar10"]
-        run(*guarded, "launch/finetune.py", *common, tuned, *head)
-    print(f"\nresults: {args.run / 'eval'}; took {format_seconds(time.monotonic() - start)}")
+    augmented = args.images is None if args.augmented is None else args.augmented
+    head = ["--ckpt", args.run, "--preset", "seed-linear-cifar10"]
+    for folder, more in tuned.items() if augmented else ():
+        run(*guarded, "launch/finetune.py", *common, folder, *head, *more)
+    places = ", ".join(f"{folder}/eval" for folder in (args.run, *(tuned if augmented else ())))
+    print(f"\nresults: {places}; took {format_seconds(time.monotonic() - start)}")
     return 0
 
 
