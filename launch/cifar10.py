@@ -80,3 +80,9 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     run_main(main)
+    print("\nresults: eval/ of", args.run, *wanted, "took", format_seconds(monotonic() - start))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
