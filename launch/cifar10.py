@@ -26,14 +26,11 @@ def run(*command: str | Path) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    about = "Convert CIFAR-10, pretrain with the preset cifar10, judge by a linear head and k-NN, "
-    about += "beside a random encoder. The whole is for a GPU, a part takes CPUs minutes."
+    about = "Convert CIFAR-10, pretrain, judge by heads and k-NN beside a random encoder."
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and test/")
     parser.add_argument("--out", type=Path, default=Path("data/cifar10"), help="kept (%(default)s)")
-    parser.add_argument(
-        "--run", type=Path, default=Path("runs/cifar10"), help="replaced (%(default)s)"
-    )
+    parser.add_argument("--run", type=Path, default=Path("runs/cifar10"), help="new (%(default)s)")
     parser.add_argument("--images", type=whole_number(50, 10**6), help="in both splits (all)")
     parser.add_argument("--epochs", type=whole_number(1, 10**6), help="(the preset's)")
     parser.add_argument("--engine", default="ds_configs/cpu.json", help="(%(default)s)")
@@ -61,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     convert(args.data.resolve(), out, args.images)
     launcher = (Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1")
     guarded = ("launch/guard.py", sys.executable, *launcher)
-    common = ["--deepspeed_config", args.engine, "--data", out, "--run"]
+    common = ("--deepspeed_config", args.engine, "--data", out, "--run")
     length = ["--epochs", str(args.epochs)] if args.epochs else []
     if args.epochs and args.epochs <= 10:
         length += ["--set", "optim.warmup_epochs=0"]  # the preset's is as long
@@ -70,17 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     for folder in heads:
         discard_run(ROOT / folder, engine=ROOT / args.engine)
     run("launch/lineval.py", "--ckpt", args.run, "--data", out, "--random")
-    wanted = heads if (args.images is None if args.augmented is None else args.augmented) else {}
     head = ("launch/finetune.py", "--ckpt", args.run, "--preset", "seed-linear-cifar10", *common)
-    for folder, more in wanted.items():
+    augmented = args.images is None if args.augmented is None else args.augmented
+    for folder, more in heads.items() if augmented else ():
         run(*guarded, *head, folder, *more)
-    print("\nresults: eval/ of", args.run, *wanted, f"(took {format_seconds(monotonic() - start)})")
-    return 0
-
-
-if __name__ == "__main__":
-    run_main(main)
-    print("\nresults: eval/ of", args.run, *wanted, "took", format_seconds(monotonic() - start))
+    print(f"\nresults: {args.run}*/eval; took {format_seconds(monotonic() - start)}")
     return 0
 
 
