@@ -88,7 +88,7 @@ def first_start(
         fitting = _fitting_batch(found.train_count, ranks=ranks)
         told.append(
             f"train_batch_size {batch} is more than the {found.train_count:,} training images: "
-            f"{fitting} in its place; --train-batch-size sets another"
+            f"{fitting} in its place, unless another is asked for"
         )
         config, engine_config = _with_batch(config, engine_config, fitting)
     if config.random:
