@@ -5,8 +5,11 @@ Keys are SimCLR's flags (google-research/simclr, `run.py`), so that its recipes 
 
 from __future__ import annotations
 
+import argparse
 import functools
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +28,7 @@ from harl_fast.config import (
     ViewConfig,
 )
 from harl_fast.errors import ConfigError, nearest, shown
-from harl_fast.options import SEED_MAX, checked
+from harl_fast.options import SEED_MAX, checked, number, whole_number
 from harl_fast.section import Count, Section, override, validated
 from harl_fast.textfile import parse_yaml, read_yaml
 
@@ -46,29 +49,28 @@ SYNONYMS = {
     **dict.fromkeys(("workers", "num_workers"), "data.workers"),
 }
 """What people call keys that have another name or place here."""
+_NO_TPU = "there are no TPUs here, --deepspeed_config says what runs where"
 REFUSED = {
-    **dict.fromkeys(
-        ("use_tpu", "tpu_name", "tpu_zone", "gcp_project", "master"),
-        "there are no TPUs here: --deepspeed_config says what runs where; leave this out",
-    ),
-    **dict.fromkeys(
-        ("dataset", "train_split", "eval_split"),
-        "give a folder with containers of train and val as --data; leave this out",
-    ),
+    **dict.fromkeys(("use_tpu", "tpu_name", "tpu_zone", "gcp_project", "master"), ("", _NO_TPU)),
+    "dataset": (".*subset", "--subset takes a file of names, or a share such as 1%"),
+    **dict.fromkeys(("sk_ratio", "se_ratio"), (r"(?!0*\.?0*$)", "no network here has it")),
+}
+"""Flags of the reference that cannot be followed, with the values (regular expressions) for which
+that is so, and what to do instead."""
+LEFT_ASIDE = {
+    **dict.fromkeys(("dataset", "train_split", "eval_split", "cache_dataset"), "--data says it"),
     **dict.fromkeys(
         ("train_summary_steps", "checkpoint_steps", "checkpoint_epochs", "keep_checkpoint_max"),
-        "write --set log.every_steps=N, log.checkpoint_epochs=N or log.keep_last=N instead",
+        "--set log.every_steps=N, log.checkpoint_epochs=N, log.keep_last=N",
     ),
     **dict.fromkeys(
         ("temperature", "hidden_norm", "use_blur", "color_jitter_strength", "proj_out_dim"),
-        "it belongs to pretraining; leave this out",
+        "of pretraining",
     ),
-    **dict.fromkeys(
-        ("resnet_depth", "width_multiplier", "sk_ratio", "se_ratio", "proj_head_mode"),
-        "the checkpoint says what network it is; leave this out",
-    ),
+    **dict.fromkeys(("sk_ratio", "se_ratio", "proj_head_mode"), "the checkpoint says it"),
+    **dict.fromkeys(("eval_steps", "eval_batch_size", "eval_name"), "all of val is judged"),
 }
-"""Flags of the reference that have no counterpart, and what to do instead."""
+"""Flags of the reference that need no counterpart, and why."""
 
 Rate = Annotated[float, Field(ge=0.0, le=1000.0)]
 
@@ -234,6 +236,11 @@ def _checked(
     return config
 
 
+def reading(values: Mapping[str, Any]) -> list[str]:
+    """Return overrides that set keys of `ReadingConfig` to values other than None."""
+    return [f"data.{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
+
+
 def flag_keys() -> dict[str, str]:
     """Return the keys that are flags of their own, with a line of help each."""
     return {
@@ -244,8 +251,11 @@ def flag_keys() -> dict[str, str]:
 
 
 def flag_options() -> dict[str, dict[str, Any]]:
-    """Return what argparse is to know of each flag; its value's name is ``flag:KEY``."""
-    found = {}
+    """Return what argparse is to know of each flag; its value's name is ``flag:KEY``.
+
+    Those of the reference that are checked or left aside are among them.
+    """
+    found = _reference_options()
     for key, text in flag_keys().items():
         switch = FinetuneConfig.model_fields[key].annotation is bool
         found[f"--{key.replace('_', '-')}"] = {
@@ -270,20 +280,52 @@ def flag_value(key: str, text: str) -> Any:
     return parse_yaml(text, where=f"--{key.replace('_', '-')}")
 
 
+def _reference_options() -> dict[str, dict[str, Any]]:
+    """Return what argparse is to know of the reference's flags that are checked or left aside."""
+    found: dict[str, dict[str, Any]] = {
+        f"--{name.replace('_', '-')}": {"nargs": "?", "const": ""} for name in LEFT_ASIDE
+    }
+    found["--resnet-depth"] = {"type": whole_number(1, 10_000)}
+    found["--width-multiplier"] = {"type": number(0.01, 100.0)}
+    return {flag: {"help": argparse.SUPPRESS, **settings} for flag, settings in found.items()}
+
+
+def network_asked(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which network the reference's flags ask for, by key of section ``model``."""
+    depth, width = args["resnet_depth"], args["width_multiplier"]
+    found = {"arch": None if depth is None else f"resnet{depth}", "width": width}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def left_aside(args: Mapping[str, Any]) -> str:
+    """Return a note on those of the reference's flags that were given and are left aside, or ""."""
+    given: dict[str, list[str]] = {}
+    for name, why in LEFT_ASIDE.items():
+        if args[name] is not None:
+            given.setdefault(why, []).append(f"--{name}")
+    told = "; ".join(f"{', '.join(names)} ({why})" for why, names in given.items())
+    return told and f"note: left aside: {told}"
+
+
 def normalised(words: Sequence[str]) -> list[str]:
     """Return a command line's words with the reference's spelling of flags turned into ours.
 
     ``--zero_init_logits_layer=True`` becomes ``--zero-init-logits-layer=True``; values and the
-    engine's ``--deepspeed_config`` and ``--local_rank`` stay. Raises ConfigError for flags of
-    `REFUSED`.
+    engine's ``--deepspeed_config`` and ``--local_rank`` stay. Raises ConfigError for all flags of
+    `REFUSED` together.
     """
-    found = []
-    for word in words:
+    found, refused = [], dict[str, list[str]]()
+    for word, following in zip(words, [*words[1:], ""], strict=True):
         name, mark, value = word.partition("=")
         bare = name.removeprefix("--").replace("-", "_")
         if name.startswith("--") and bare in REFUSED:
-            raise ConfigError(f"{name}: {REFUSED[bare]}")
+            values, remedy = REFUSED[bare]
+            if re.match(values, value if mark else following):
+                refused.setdefault(remedy, []).append(word if mark else name)
         if name.startswith("--") and bare not in ("deepspeed_config", "local_rank"):
             word = f"--{bare.replace('_', '-')}{mark}{value}"
         found.append(word)
+    if refused:
+        told = [f"{', '.join(map(shown, flags))}: {remedy}" for remedy, flags in refused.items()]
+        raise ConfigError(f"{'; '.join(told)}. Leave all of these out")
     return found

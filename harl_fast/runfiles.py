@@ -149,6 +149,13 @@ def check_folders(outputs: Mapping[str, Path], *, data: Path | None = None, base
         check_output(place, option=option, folder=True)
 
 
+def home(ckpt: Path) -> Path:
+    """Return the folder that keeps features and results of a checkpoint: its run's, or its own."""
+    if ckpt.is_dir():
+        return ckpt.parent if ckpt.name == "checkpoints" else ckpt
+    return ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
+
+
 def is_part_of_a_checkpoint(path: Path) -> bool:
     """Return whether a file has, or would take, a name of this format among checkpoints."""
     named = path.name == LATEST or CHECKPOINT_NAME.fullmatch(path.stem) is not None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
+from time import monotonic
 
 from harl_fast.data.container.manifest import check_source
 from harl_fast.errors import HarlError
@@ -26,19 +26,16 @@ def run(*command: str | Path) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Convert CIFAR-10, pretrain with the preset cifar10, judge by a linear head "
-        "and k-NN, beside a random encoder. The whole is for a GPU, a part takes CPUs minutes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    about = "Convert CIFAR-10, pretrain, judge by heads and k-NN beside a random encoder."
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and test/")
-    parser.add_argument("--out", type=Path, default=Path("data/cifar10"), help="containers; kept")
-    parser.add_argument("--run", type=Path, default=Path("runs/cifar10"), help="folder; replaced")
-    parser.add_argument("--images", type=whole_number(50, 10**6), help="in both splits; all")
-    parser.add_argument("--epochs", type=whole_number(1, 10**6), help="default: the preset's")
-    parser.add_argument("--engine", default="ds_configs/cpu.json", help="DeepSpeed configuration")
-    about = "also train the head on random crops, as published figures do: 100 more passes of all"
-    parser.add_argument("--augmented", action="store_true", help=about)
+    parser.add_argument("--out", type=Path, default=Path("data/cifar10"), help="kept (%(default)s)")
+    parser.add_argument("--run", type=Path, default=Path("runs/cifar10"), help="new (%(default)s)")
+    parser.add_argument("--images", type=whole_number(50, 10**6), help="in both splits (all)")
+    parser.add_argument("--epochs", type=whole_number(1, 10**6), help="(the preset's)")
+    parser.add_argument("--engine", default="ds_configs/cpu.json", help="(%(default)s)")
+    about = "heads on random crops, too: 200 passes (default: unless --images)"
+    parser.add_argument("--augmented", action=argparse.BooleanOptionalAction, help=about)
     return parser.parse_args(argv)
 
 
@@ -54,25 +51,27 @@ def convert(data: Path, out: Path, images: int | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args, start = parse(argv), time.monotonic()
+    args, start = parse(argv), monotonic()
     check_folders({"--run": args.run, "--out": args.out}, data=args.data, base=ROOT)
     out = args.out.with_name(f"{args.out.name}-{args.images}" if args.images else args.out.name)
-    tuned = args.run.with_name(f"{args.run.name}-linear")
+    heads = {f"{args.run}-linear": (), f"{args.run}-linear-random": ("--random",)}
     convert(args.data.resolve(), out, args.images)
     launcher = (Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1")
     guarded = ("launch/guard.py", sys.executable, *launcher)
-    common = ["--deepspeed_config", args.engine, "--data", out, "--run"]
-    length = [] if args.epochs is None else ["--epochs", str(args.epochs)]
+    common = ("--deepspeed_config", args.engine, "--data", out, "--run")
+    length = ["--epochs", str(args.epochs)] if args.epochs else []
     if args.epochs and args.epochs <= 10:
         length += ["--set", "optim.warmup_epochs=0"]  # the preset's is as long
     with making_room(ROOT / args.run, engine=ROOT / args.engine):  # any other content is refused
         run(*guarded, "launch/pretrain.py", *common, args.run, "--config", "cifar10", *length)
-    discard_run(ROOT / tuned, engine=ROOT / args.engine)
+    for folder in heads:
+        discard_run(ROOT / folder, engine=ROOT / args.engine)
     run("launch/lineval.py", "--ckpt", args.run, "--data", out, "--random")
-    if args.augmented:
-        head = ["--ckpt", args.run, "--preset", "seed-linear-cifar10"]
-        run(*guarded, "launch/finetune.py", *common, tuned, *head)
-    print(f"\nresults: {args.run / 'eval'}; took {format_seconds(time.monotonic() - start)}")
+    head = ("launch/finetune.py", "--ckpt", args.run, "--preset", "seed-linear-cifar10", *common)
+    augmented = args.images is None if args.augmented is None else args.augmented
+    for folder, more in heads.items() if augmented else ():
+        run(*guarded, *head, folder, *more)
+    print(f"\nresults: {args.run}*/eval; took {format_seconds(monotonic() - start)}")
     return 0
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+from harl_fast import finetuning as own
 from harl_fast.engine.arguments import training_parser
-from harl_fast.finetuning import flag_keys, flag_options, normalised, presets
+from harl_fast.eval.options import input_options
+from harl_fast.files import to_stderr
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
 
@@ -28,7 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
     )
     add = parser.add_argument
-    add("--preset", metavar="NAME|YAML", help=f"{', '.join(presets())}, or a file")
+    add("--preset", metavar="NAME|YAML", help=f"{', '.join(own.presets())}, or a file")
     add("--ckpt", "--checkpoint", type=Path, help="pretrained network: run folder or file")
     about = "holds containers of train and val"
     add("--data", "--data-dir", type=Path, required=True, metavar="FOLDER", help=about)
@@ -39,16 +42,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--train-mode", choices=["finetune"], default="finetune", help=argparse.SUPPRESS)
     about = "repeat with N seeds and report mean and deviation"
     add("--seeds", type=whole_number(1, 1000), default=1, metavar="N", help=about)
-    for flag, settings in flag_options().items():
-        add(flag, **settings)
+    inputs = input_options()  # as wherever else there is a --ckpt
+    for flag, settings in own.flag_options().items():
+        add(*([flag, "--size-px"] if flag == "--image-size" else [flag]), **settings)
+    for flag in ("--mean", "--std"):
+        add(flag, **inputs[flag])
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key")
-    return parser.parse_args(normalised(sys.argv[1:] if argv is None else argv))
+    return parser.parse_args(own.normalised(sys.argv[1:] if argv is None else argv))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and train; return the exit code."""
     args = vars(parse(argv))
-    flags = {key: args[f"flag:{key}"] for key in flag_keys()}
+    flags = {key: args[f"flag:{key}"] for key in own.flag_keys()}
+    if (note := own.left_aside(args)) and os.environ.get("RANK", "0") == "0":
+        to_stderr(note)
     # Imported late: torch and FFCV take seconds, which --help and usage errors need not wait for.
     from harl_fast.engine.finetune import finetune
 
@@ -56,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         engine_file=args["deepspeed_config"],
         engine_overrides=args["engine_set"],
         flags={key: value for key, value in flags.items() if value is not None},
-        overrides=args["set"],
+        overrides=[*args["set"], *own.reading({key: args[key] for key in ("mean", "std")})],
+        network=own.network_asked(args),
         time_limit_s=args["time_limit"],
         **{k: args[k] for k in ("preset", "ckpt", "data", "run", "resume", "mode", "seeds")},
         **{k: args[k] for k in ("allow_change", "quiet")},

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harl_fast.config import LARGEST_PX, SMALLEST_PX
 from harl_fast.eval import options as own
 from harl_fast.finetuning import LINEAR_PRESETS
-from harl_fast.options import SEED_MAX, number, per_channel, whole_number, whole_numbers
+from harl_fast.options import SEED_MAX, number, whole_number, whole_numbers
 from harl_fast.program import run_main
 
 
@@ -29,9 +28,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     ):
         add(flag, action=argparse.BooleanOptionalAction, help=about)
     for flag, low, high, about in (
-        ("--size-px", SMALLEST_PX, LARGEST_PX, "view side (default: the pretraining's)"),
-        ("--epochs", 1, 10**6, f"passes over the features of cached ({own.EPOCHS})"),
-        ("--batch", 1, 1 << 16, f"images in one encoder pass ({own.BATCH})"),
+        ("--epochs", 1, 10**6, f"of cached, over the features ({own.EPOCHS}), or of imagenet"),
+        ("--batch", 1, 1 << 16, f"images in one pass ({own.BATCH}); of imagenet in a global step"),
         ("--workers", 0, 1024, "decoding threads (default: one per core)"),
         ("--seed", 0, SEED_MAX, "of split, order and random encoder (0)"),
         ("--subset-seed", 0, SEED_MAX, "of --subset (0)"),
@@ -44,12 +42,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     ):
         add(flag, type=number(least, most), metavar="X", help=about)
     neighbours = ",".join(map(str, own.NEIGHBOURS))
-    for flag, kind, about in (
-        ("--knn", whole_numbers(1, 10**6), f"neighbours (default: {neighbours})"),
-        ("--mean", per_channel(0.0, 1.0), "normalisation (default: the checkpoint's)"),
-        ("--std", per_channel(1e-3, 1e3), "and its scale, one per channel"),
-    ):
-        add(flag, type=kind, metavar="X,..", help=about)
+    about = f"neighbours (default: {neighbours})"
+    add("--knn", type=whole_numbers(1, 10**6), metavar="K,..", help=about)
+    for flag, settings in own.input_options().items():
+        add(flag, **settings)
     add("--subset", metavar="S", help="training samples: FILE of names, 1%%, 5-per-class")
     add("--out", type=Path, help="JSON file (default: lineval.json beside --ckpt)")
     add("--deepspeed_config", type=Path, help="engine file of imagenet")

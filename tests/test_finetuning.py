@@ -9,17 +9,19 @@ import pytest
 
 from harl_fast.errors import ConfigError
 from harl_fast.finetuning import (
+    LEFT_ASIDE,
     LINEAR_PRESETS,
     PRESETS,
     REFUSED,
     change_finetuning,
     flag_keys,
     flag_value,
+    left_aside,
     load_finetuning,
     normalised,
     presets,
 )
-from launch.finetune import parse
+from launch.finetune import main, parse
 
 ASKED = ("seed-linear-cifar10", "seed-linear-imagenet", "semi-1pct", "semi-10pct", "full")
 
@@ -100,17 +102,49 @@ def test_flags_mean_what_they_say(key: str, text: str, value: Any) -> None:
     assert found == value and type(found) is type(value)
 
 
+CIFAR10 = r"""--mode=train_then_eval --train_mode=finetune --fine_tune_after_block=4
+--zero_init_logits_layer=True --variable_schema=(?!global_step|(?:.*/|^)Momentum|head)
+--global_bn=False --optimizer=momentum --learning_rate=0.1 --weight_decay=0.0 --train_epochs=100
+--train_batch_size=512 --warmup_epochs=0 --dataset=cifar10 --image_size=32 --eval_split test
+--resnet_depth=18 --checkpoint=c --model_dir=m --sk_ratio=0.0 --train_summary_steps=0"""
+"""SimCLR's README, "Finetuning the linear head", and flags from its other commands."""
+OURS = ["--deepspeed_config", "x.json", "--data", "d"]
+
+
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_flags_without_counterpart_are_refused_in_both_spellings(name: str) -> None:
-    for word in (f"--{name}=x", f"--{name.replace('_', '-')}"):
-        with pytest.raises(ConfigError, match=r"leave this out|instead"):
-            normalised([word])
+def test_flags_that_cannot_be_followed_are_refused_in_both_spellings(name: str) -> None:
+    value = {"dataset": "imagenet2012_subset/1pct"}.get(name, "0.5")
+    for words in ([f"--{name}={value}"], [f"--{name.replace('_', '-')}", value]):
+        with pytest.raises(ConfigError, match=r"Leave all of these out"):
+            normalised(words)
 
 
-def test_tpus_are_refused_naming_the_engine_file() -> None:
-    for word in ("--use_tpu=False", "--tpu_name=x"):
-        with pytest.raises(ConfigError, match="--deepspeed_config"):
-            normalised([word])
+def test_all_flags_that_cannot_be_followed_are_told_together() -> None:
+    words = [*CIFAR10.split(), "--use_tpu=False", "--tpu_name", "x", "--dataset=i_subset/1pct"]
+    told = (
+        r"'--use_tpu=False', '--tpu_name': there are no TPUs here, --deepspeed_config says.*; "
+        r"'--dataset=i_subset/1pct': --subset takes"
+    )
+    with pytest.raises(ConfigError, match=told):
+        normalised(words)
+
+
+def test_a_pasted_command_needs_only_the_engine_and_the_data(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harl_fast.engine import finetune
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(finetune, "finetune", lambda **settings: given.update(settings) or 0)
+    assert main([*CIFAR10.split(), *OURS]) == 0
+    flags = given["flags"]
+    assert (flags["train_batch_size"], flags["image_size"], flags["global_bn"]) == (512, 32, False)
+    assert given["network"] == {"arch": "resnet18"}
+    (note,) = capsys.readouterr().err.splitlines()
+    for name in ("--dataset, --eval_split (", "--train_summary_steps (", "--sk_ratio ("):
+        assert name in note
+    assert all(left_aside({**dict.fromkeys(LEFT_ASIDE), name: "x"}) for name in LEFT_ASIDE)
+    assert left_aside(dict.fromkeys(LEFT_ASIDE)) == ""
 
 
 def test_both_spellings_are_one_command_line() -> None:
@@ -120,6 +154,20 @@ def test_both_spellings_are_one_command_line() -> None:
     ours = ["--data", "d", "--run", "m", "--ckpt", "c", "--zero-init-logits-layer", "True"]
     ours += ["--ft-proj-selector", "-1", "--variable-schema", "(?!a_b|head)"]
     assert parse([*common, *theirs]) == parse([*common, *ours])
+
+
+def test_inputs_of_foreign_weights_have_the_options_of_other_programs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from harl_fast.engine import finetune
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(finetune, "finetune", lambda **settings: given.update(settings) or 0)
+    required = ["--deepspeed_config", "x", "--data", "d", "--run", "r"]
+    assert main([*required, "--mean=0,0,0", "--std", "1,1,1", "--size-px=64"]) == 0
+    config = load_finetuning("full", flags=given["flags"], overrides=given["overrides"])
+    assert (config.data.mean, config.data.std) == ((0.0,) * 3, (1.0,) * 3)
+    assert config.image_size == 64
 
 
 def test_a_switch_alone_is_true_and_every_flag_has_help() -> None:

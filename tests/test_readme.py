@@ -24,7 +24,7 @@ SHORTER = {
     "make pretrain": "EPOCHS=3",
     "make lineval": "EPOCHS=5",
     "make export": "",
-    "make finetune": "EPOCHS=2 BATCH=8",
+    "make finetune": "EPOCHS=2",
     "make pictures": "",
     ".venv/bin/python -m": "",
 }

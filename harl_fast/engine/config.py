@@ -343,7 +343,10 @@ def divide_batch(
 
 
 def with_batch(file: EngineFile, batch: int, *, ranks: int) -> EngineFile:
-    """Return an engine file for another global batch: micro batches grow no larger than its own."""
+    """Return an engine file for another global batch: micro batches grow no larger than its own.
+
+    That is, where it states none, what its global batch leaves for each rank.
+    """
     if file.train_batch_size == batch:
         return file
     if batch % ranks:
@@ -352,15 +355,16 @@ def with_batch(file: EngineFile, batch: int, *, ranks: int) -> EngineFile:
             f"train_batch_size {batch} cannot be divided among {ranks} ranks: use "
             f"--train-batch-size {near}"
         )
-    micro, steps = file.train_micro_batch_size_per_gpu, file.gradient_accumulation_steps
-    if micro is not None:
-        most = min(micro, batch // ranks)
-        micro = next(size for size in range(most, 0, -1) if batch // ranks % size == 0)
-        steps = None
+    stated, steps = file.train_micro_batch_size_per_gpu, file.gradient_accumulation_steps
+    most = stated or (file.train_batch_size or batch) // (ranks * (steps or 1))
+    sizes = [size for size in range(1, batch // ranks + 1) if batch // ranks % size == 0]
+    micro = max((size for size in sizes if size <= most), default=1)
+    if stated is None and 2 * micro < most:  # of a batch that divides badly
+        micro = next((size for size in sizes if size >= most), sizes[-1])
     update = {
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": steps,
+        "gradient_accumulation_steps": None,
     }
     return file.model_copy(update=update)
 

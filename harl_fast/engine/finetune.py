@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,16 +14,19 @@ from harl_fast.engine.runfolder import mark
 from harl_fast.engine.session import Job, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
 from harl_fast.errors import CheckpointError, ConfigError, nearest
-from harl_fast.files import to_stderr, write_json
+from harl_fast.files import check_output, to_stderr, write_json
 from harl_fast.finetuning import (
     LINEAR_PRESETS,
     FinetuneConfig,
     change_finetuning,
     load_finetuning,
+    presets,
+    reading,
 )
-from harl_fast.runfiles import RunFolder
+from harl_fast.runfiles import RunFolder, home
 
 if TYPE_CHECKING:
+    from harl_fast.engine.finetune_start import TuneStart
     from harl_fast.engine.loop import Loop
     from harl_fast.engine.supervised import TuneState
 
@@ -57,7 +59,6 @@ def linear_protocol(
     preset: str = "seed-readme",
     run: Path | None = None,
     random: bool = False,
-    flags: Mapping[str, Any] | None = None,
     size_px: int | None = None,
     subset: str | None = None,
     **others: Any,
@@ -67,10 +68,10 @@ def linear_protocol(
     A frozen network, random crops and flips, and one head per factor of `HEAD_LR_GRID`, trained
     side by side; the best on `HOLD_OUT` training images, a tenth at most, is reported. preset: one
     of `finetuning.LINEAR_PRESETS`. run: where it trains, a folder inside the checkpoint's run by
-    default; one that is there already goes on. The result stands in ``run/eval/``. random: judge
-    a freshly initialised network in the same way, too. flags: keys of a `FinetuneConfig` that
-    differ from the preset's. others: seed, subset_seed, crop, mean, std and workers, as of
-    launch/lineval.py. Raises HarlError.
+    default; one that is there already goes on. The result stands beside those of other protocols,
+    named ``imagenet``, of another preset than the first ``imagenet-<preset>``. random: judge
+    a freshly initialised network in the same way, too. others: epochs, batch, seed, subset_seed,
+    crop, mean, std and workers, as of launch/lineval.py. Raises HarlError.
     """
     if engine_file is None:
         raise ConfigError(
@@ -81,27 +82,34 @@ def linear_protocol(
         near = nearest(preset, LINEAR_PRESETS)
         raise ConfigError(f"--preset {preset!r} is none of {', '.join(LINEAR_PRESETS)}{near}")
     asked = {"head_lr_grid": HEAD_LR_GRID, "hold_out": HOLD_OUT, "image_size": size_px}
-    asked |= {"subset": subset or "", **(flags or {})}
-    asked |= {key: others[key] for key in ("seed", "subset_seed") if key in others}
-    reading = {"centre": "crop", "mean": "mean", "std": "std", "workers": "workers"}
-    given = {key: others.get(name) for key, name in reading.items()}
-    home = ckpt if ckpt.is_dir() else ckpt.parent
-    base, code = run or home / "linear" / f"{data.resolve().name}-{preset}", 0
+    asked |= {"subset": subset or ""}
+    keys = {"epochs": "train_epochs", "batch": "train_batch_size", "seed": "seed"}
+    keys |= {"subset_seed": "subset_seed"}
+    asked |= {key: others[name] for name, key in keys.items() if name in others}
+    names = {"centre": "crop", "mean": "mean", "std": "std", "workers": "workers"}
+    given = {key: others.get(name) for key, name in names.items()}
+    results = home(ckpt)
+    check_output(results / "eval", option="--ckpt", folder=True)
+    protocol = "imagenet" if preset == next(iter(LINEAR_PRESETS)) else f"imagenet-{preset}"
+    base = run or results / "linear" / f"{data.resolve().name}-{preset}"
     for fresh in (False, True)[: 1 + random]:
         place = base.with_name(f"{base.name}-random") if fresh else base
-        code = code or finetune(
+        job = Finetuning(
             engine_file=engine_file,
             preset=LINEAR_PRESETS[preset],
             flags={**asked, "random": fresh},
-            overrides=[f"data.{k}={json.dumps(v)}" for k, v in given.items() if v is not None],
+            overrides=reading(given),
             ckpt=ckpt,
             data=data,
             run=place,
             resume=RunFolder(place).config.exists(),
-            protocol="imagenet",
-            last=fresh or not random,
+            protocol=protocol,
+            results=results,
         )
-    return code
+        code = serve(job, last=fresh or not random)
+        if code or not job.done:  # a job that was asked to stop ends with 0
+            return code
+    return 0
 
 
 @dataclass(kw_only=True)
@@ -112,10 +120,15 @@ class Finetuning(Job):
     flags: Mapping[str, Any]
     """Values by key of `FinetuneConfig`."""
     overrides: Sequence[str] = ()
+    network: Mapping[str, Any] = field(default_factory=dict)
+    """What the checkpoint's network has to be, by key of section ``model``."""
     ckpt: Path | None
     mode: Mode = "train_then_eval"
     protocol: str = ""
     """What results are named after; left out, the preset."""
+    results: Path | None = None
+    """Folder whose ``eval/`` gets the result, a random network's under a name of its own; left out,
+    the run's."""
     found: dict[str, float] = field(default_factory=dict)
     """After an evaluation: its metrics in percent; on rank 0."""
 
@@ -147,31 +160,39 @@ class Finetuning(Job):
         engine_config, self._told = self._settled(machine, batch_global=batch_global)
         return engine_config
 
-    def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> int:
-        """Settle what the start does and open the data; return the steps done before."""
-        from harl_fast.engine.finetune_start import first_start, go_on, network_of, train_loader
+    def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> TuneStart:
+        """Settle what the start does and open the data; return the start."""
+        from harl_fast.engine.finetune_start import (
+            Asked,
+            first_start,
+            go_on,
+            network_of,
+            train_loader,
+        )
 
-        common: dict[str, Any] = {
-            "data": self.data,
-            "needs_val": self.mode != "train",
-            "protocol": self.protocol or Path(self.preset or "finetune").stem,
-        }
+        asked = Asked(
+            data=self.data,
+            needs_val=self.mode != "train",
+            batch_may_fall=self._batch_may_fall(),
+            network=self.network,
+            protocol=self.protocol or Path(self.preset or "finetune").stem,
+        )
+        common = folder, self._config, engine_config, asked
         if self.resume:
-            start = go_on(
-                folder,
-                self._config,
-                engine_config,
-                ckpt=self.ckpt,
-                allow_change=self.allow_change,
-                **common,
-            )
+            start = go_on(*common, ckpt=self.ckpt, allow_change=self.allow_change)
         else:
             assert self.ckpt is not None
-            start = first_start(folder, self._config, engine_config, ckpt=self.ckpt, **common)
+            start = first_start(*common, ckpt=self.ckpt)
         start.notes.extend(self._told)
         self._start, self._classifier = start, network_of(start)
         self._loader = train_loader(start, machine)
-        return start.step
+        return start
+
+    def _batch_may_fall(self) -> bool:
+        """See `finetune_start.Asked`."""
+        asked = [*self.flags, *(text.partition("=")[0] for text in self.overrides)]
+        shipped = self.preset in presets() if self.preset is not None else not self.resume
+        return shipped and "train_batch_size" not in asked
 
     def facts(self) -> dict[str, str]:
         """Return what must be the same on all ranks."""
@@ -273,6 +294,7 @@ class Finetuning(Job):
                 state,  # type: ignore[arg-type]
                 self._start.folder.path,
                 found,
+                place=self._place(),
                 container=data.val,
                 choice=choice,
                 trials=trials,
@@ -280,6 +302,13 @@ class Finetuning(Job):
             accuracies = scores(found[0], classes=len(self._start.facts["classes"]))
             self.found = {name: score.value for name, score in accuracies.items()}
         return "" if loop.stepper.step == self._total else "evaluated before its end"
+
+    def _place(self) -> tuple[Path, str]:
+        """Return the folder whose ``eval/`` gets the result, and what the result is named after."""
+        protocol = self._start.facts["protocol"]
+        if self.results is None:
+            return self.run, protocol
+        return self.results, f"{protocol}-random" if self._start.config.random else protocol
 
 
 def _several(job: Finetuning, *, seeds: int) -> int:
@@ -303,9 +332,8 @@ def _several(job: Finetuning, *, seeds: int) -> int:
             found={},
         )
         code = serve(each, last=number == seeds - 1)
-        ended = folder.finished.is_file()
         rank_0 = this_machine().rank == 0
-        if code or not ended:
+        if code or not each.done:
             if rank_0 and not code:
                 mark(RunFolder(job.run).preempted, step=number, reason=f"seed {seed} was stopped")
             return code

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from harl_fast.config import ModelConfig
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.engine.checkpoint.format import is_before_the_first
-from harl_fast.engine.config import EngineConfig
+from harl_fast.engine.config import EngineConfig, settle, with_batch
 from harl_fast.engine.labelled import TuneData, open_data
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
@@ -27,8 +28,25 @@ from harl_fast.finetuning import FinetuneConfig, change_finetuning
 from harl_fast.model.classifier import Classifier
 from harl_fast.runfiles import RunFolder
 
+STEPS = 8
+"""Steps of an epoch that a batch is lowered to, where there are fewer images than it has."""
 GROUPS = ("backbone", "head_contrastive", "head_supervised")
 """What names begin with that ``variable_schema`` is matched with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a command line asks of a start, beside its settings."""
+
+    data: Path
+    """Folder of the containers."""
+    needs_val: bool
+    batch_may_fall: bool
+    """To what few images allow: the global batch is a shipped preset's or the default, no wish."""
+    network: Mapping[str, Any]
+    """What the checkpoint's network has to be, by key of section ``model``."""
+    protocol: str
+    """What results are to be named after."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,28 +65,32 @@ def first_start(
     folder: RunFolder,
     config: FinetuneConfig,
     engine_config: EngineConfig,
+    asked: Asked,
     *,
     ckpt: Path,
-    data: Path,
-    needs_val: bool,
-    protocol: str,
     notes: Sequence[str] = (),
 ) -> TuneStart:
-    """Return a start from step 0 with a checkpoint's network. Raises HarlError.
-
-    protocol: what results are to be named after.
-    """
+    """Return a start from step 0 with a checkpoint's network. Raises HarlError."""
     pretrained = load_pretrained(
         ckpt, mean=config.data.mean, std=config.data.std, size_px=config.image_size
     )
+    _check_network(asked, pretrained.model, where=ckpt)
     layers = pretrained.model.projector_layers if pretrained.projector is not None else 0
     if config.num_proj_layers not in (None, layers):
         raise ConfigError(
             f"num_proj_layers {config.num_proj_layers}: the projector of {ckpt} has {layers} "
             f"layers; leave --num-proj-layers out, or give another checkpoint"
         )
-    found = open_data(data, config, subset=config.subset, needs_val=needs_val)
+    found = open_data(asked.data, config, subset=config.subset, needs_val=asked.needs_val)
     told = [*notes]
+    batch, ranks = config.train_batch_size, engine_config.batches.ranks
+    if asked.batch_may_fall and found.train_count < batch:
+        fitting = _fitting_batch(found.train_count, ranks=ranks)
+        told.append(
+            f"train_batch_size {batch} is more than the {found.train_count:,} training images: "
+            f"{fitting} in its place, unless another is asked for"
+        )
+        config, engine_config = _with_batch(config, engine_config, fitting)
     if config.random:
         pretrained = random_like(pretrained, seed=config.seed)
         told.append(f"weights: {pretrained.receipt}")
@@ -85,13 +107,39 @@ def first_start(
         data=found,
         facts={
             **found.facts(),
-            "protocol": protocol,
+            "protocol": asked.protocol,
             "pretrained": checkpoint_facts(pretrained),
         },
         pretrained=pretrained,
         init_from=ckpt,
         notes=told,
     )
+
+
+def _check_network(asked: Asked, model: ModelConfig | None, *, where: Path) -> None:
+    """Raise ConfigError if another network was asked for than there is."""
+    for key, wanted in asked.network.items():
+        if (there := getattr(model, key)) != wanted:
+            raise ConfigError(
+                f"{where} has {key} {there}, the command line asks for {wanted} "
+                f"(--resnet-depth, --width-multiplier): leave that out, or give another checkpoint"
+            )
+
+
+def _fitting_batch(count: int, *, ranks: int) -> int:
+    """Return a global batch for so many images: at least `STEPS` an epoch, 2 images on a rank."""
+    most = max(2, count // (STEPS * ranks))
+    return int(ranks * 2 ** (most.bit_length() - 1))
+
+
+def _with_batch(
+    config: FinetuneConfig, engine_config: EngineConfig, batch: int
+) -> tuple[FinetuneConfig, EngineConfig]:
+    """Return both configurations with another global batch."""
+    ranks, source = engine_config.batches.ranks, engine_config.source
+    file = with_batch(engine_config.file, batch, ranks=ranks)
+    config = config.model_copy(update={"train_batch_size": batch})
+    return config, settle(file, ranks=ranks, source=source)
 
 
 def _resolved(config: FinetuneConfig, pretrained: Pretrained, *, layers: int) -> FinetuneConfig:
@@ -182,11 +230,9 @@ def go_on(
     folder: RunFolder,
     config: FinetuneConfig,
     engine_config: EngineConfig,
+    asked: Asked,
     *,
     ckpt: Path | None,
-    data: Path,
-    needs_val: bool,
-    protocol: str,
     allow_change: Sequence[str],
 ) -> TuneStart:
     """Return the start of a run that goes on after its latest checkpoint, or begins again.
@@ -202,10 +248,8 @@ def go_on(
             folder,
             config,
             engine_config,
+            asked,
             ckpt=source,
-            data=data,
-            needs_val=needs_val,
-            protocol=protocol,
             notes=[f"{folder.path} has no complete checkpoint yet: the run begins again"],
         )
     checkpoint, run_id = open_latest(folder)
@@ -218,10 +262,14 @@ def go_on(
     if ckpt is not None and not record.finetune.random:
         _check_origin(ckpt, record.data["pretrained"], folder.path)
     config = _filled(config, record.finetune)
+    _check_network(asked, config.model, where=folder.path)
+    if asked.batch_may_fall:
+        before = record.finetune.train_batch_size
+        config, engine_config = _with_batch(config, engine_config, before)
     pairs = (record.finetune, recorded_engine(checkpoint)), (config, engine_config)
     changes = allowed_changes(*pairs, allowed=allow_change, where=str(checkpoint.path))
     subset = folder.subset if folder.subset.exists() else config.subset
-    found = open_data(data, config, subset=subset, needs_val=needs_val)
+    found = open_data(asked.data, config, subset=subset, needs_val=asked.needs_val)
     _check_images(record.data, found.facts())
     notes = [*checkpoint.notes]
     if changes:

@@ -186,13 +186,14 @@ def write_judgement(
     run: Path,
     found: tuple[Predictions, Tensor],
     *,
+    place: tuple[Path, str],
     container: Path,
     choice: dict[str, Any],
     trials: list[dict[str, Any]],
 ) -> Path:
     """Write the result folder of a classifier and print its accuracies; return the folder.
 
-    found: from `judge`. Call on rank 0 alone.
+    found: from `judge`. place: of `result_folder`, run and protocol. Call on rank 0 alone.
     """
     config, facts = state.config, state.facts
     said, ids = found
@@ -231,7 +232,7 @@ def write_judgement(
         trials=trials,
         head=head,
     )
-    folder = result_folder(run, data=result.data["name"], protocol=result.protocol)
+    folder = result_folder(place[0], data=result.data["name"], protocol=place[1])
     write_result(folder, result)
     shown = ", ".join(f"{name} {score}" for name, score in metrics.items())
     to_stderr(f"{len(ids):,} val images: {shown}; result: {folder}")

@@ -41,6 +41,11 @@ class TuneData:
     names: list[str]
     """Of all training samples, where a subset needs them; else empty."""
 
+    @property
+    def train_count(self) -> int:
+        """Samples trained on."""
+        return self.manifest.count if self.ids is None else len(self.ids)
+
     def facts(self) -> dict[str, Any]:
         """Return what a checkpoint's record says of them."""
         manifest, ids = self.manifest, self.ids
@@ -48,7 +53,7 @@ class TuneData:
             "count": manifest.count,
             "beton_sha256": manifest.beton_sha256,
             "classes": list(manifest.classes),
-            "train_count": manifest.count if ids is None else len(ids),
+            "train_count": self.train_count,
             "ids_sha256": "" if ids is None else hashlib.sha256(ids.tobytes()).hexdigest(),
             "val_sha256": "" if self.val is None else read_manifest(self.val).beton_sha256,
         }

@@ -33,7 +33,7 @@ from harl_fast.eval.subsets import write_subset
 from harl_fast.files import check_output
 from harl_fast.lock import lock_beside, locked
 from harl_fast.results import write_result
-from harl_fast.runfiles import check_apart, is_part_of_a_checkpoint
+from harl_fast.runfiles import check_apart, home, is_part_of_a_checkpoint
 from harl_fast.supervision import leave, supervisors, watching
 from harl_fast.textfile import tree_sha256
 
@@ -188,13 +188,6 @@ def _judged(
 def half() -> torch.dtype | None:
     """Return what encoders compute in; None is their own type."""
     return torch.bfloat16 if torch.cuda.is_available() else None
-
-
-def home(ckpt: Path) -> Path:
-    """Return the folder that keeps features and results of a checkpoint: its run's, or its own."""
-    if ckpt.is_dir():
-        return ckpt.parent if ckpt.name == "checkpoints" else ckpt
-    return ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
 
 
 def checkpoint_record(pretrained: Pretrained, run: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +29,7 @@ from harl_fast.model.backbones import build_backbone
 from harl_fast.model.folder import WEIGHTS, is_folder, load_native, read_folder
 from harl_fast.model.harl import HARL
 from harl_fast.model.heads import LinearHeads, MLPHead
-from harl_fast.model.names import RESNET, Receipt, listed, locate, recognise
+from harl_fast.model.names import RESNET, Receipt, locate, recognise
 from harl_fast.model.resnet import ARCHS
 from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import TORCH, read_weights, refuse_other_frameworks
@@ -151,7 +152,8 @@ class Pretrained:
     source: Path
     """The file."""
     head: LinearHeads | None = None
-    """The linear classifier of an exported folder, if it has one."""
+    """The linear classifier of the pooled features in an exported folder or a fine-tuned run, if
+    there is one."""
     classes: tuple[str, ...] = ()
     """The classifier's, in its order."""
 
@@ -230,6 +232,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Pretrained:
         receipt=Receipt(count, count, naming, f"{run} step {checkpoint.record.step}"),
         weights_sha256=digest(backbone.native.state_dict()),
         source=checkpoint.path,
+        **_head_of(checkpoint, backbone),
     )
 
 
@@ -257,7 +260,7 @@ def _of_file(path: Path) -> Pretrained:
     arch = about.get("arch", "")
     if arch.startswith(PREFIX):
         model = ModelConfig(arch=arch)
-        located = locate(tensors, where=str(path), anchor=_anchor(model))
+        located = locate(tensors, where=str(path), anchor=anchor(model))
     else:
         located = locate(tensors, where=str(path))
         model = recognise(located, where=str(path))
@@ -288,7 +291,7 @@ def _stated(about: Mapping[str, str], key: str) -> tuple[float, ...]:
         return ()
 
 
-def _anchor(model: ModelConfig) -> str:
+def anchor(model: ModelConfig) -> str:
     """Return a name that a network's weights are known by."""
     if model.arch in ARCHS:
         return RESNET
@@ -338,7 +341,11 @@ def fresh_projector(model: ModelConfig, backbone: Backbone) -> MLPHead:
 
 
 def _projector_of(checkpoint: Checkpoint, backbone: Backbone) -> MLPHead | None:
+    """Return the projector of a pretraining, or one that was fine-tuned whole."""
+    tuned = checkpoint.record.finetune
     weights = checkpoint.tensors("online.projector")
+    if tuned is not None and tuned.ft_proj_selector == -1:
+        weights = checkpoint.tensors("online.projection")
     if not weights:
         return None
     projector = fresh_projector(checkpoint.record.config.model, backbone).eval()
@@ -346,54 +353,15 @@ def _projector_of(checkpoint: Checkpoint, backbone: Backbone) -> MLPHead | None:
     return projector
 
 
-@dataclass(frozen=True)
-class EncoderFile:
-    """A backbone's weights from a file without heads, matched with a configuration's backbone."""
+def _head_of(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Any]:
+    """Return the fields of `Pretrained` for the one head on the pooled features of a fine-tuning.
 
-    path: Path
-    weights: dict[str, Tensor]
-    """By the names of the backbone's library, see `Backbone.native`."""
-    notes: tuple[str, ...]
-    """The receipt: what matched, and what was left over."""
-
-    @property
-    def sha256(self) -> str:
-        """Of the weights."""
-        return digest(self.weights)
-
-    def load_into(self, harl: HARL) -> None:
-        """Set the backbones of both networks; the heads stay as they are."""
-        for network in (harl, harl.target):
-            # Only counts of batches may be missing, which old files of torchvision lack.
-            network.backbone.native.load_state_dict(self.weights, strict=False)
-
-
-def open_initial(path: Path, model: ModelConfig) -> Checkpoint | EncoderFile:
-    """Return what ``--init-from`` names: a checkpoint, or an encoder that `load_pretrained` reads.
-
-    Raises HarlError, also if it does not hold all of the backbone that ``model`` describes.
+    Among several, results know the best one; behind the projector it is no head of the backbone.
     """
-    refuse_other_frameworks(path)
-    file = path / WEIGHTS if is_folder(path) else path
-    if not is_foreign(file):
-        return open_checkpoint(path, verify=True)
-    tensors, _ = read_weights(file)
-    located = locate(tensors, where=str(path), anchor=_anchor(model))
-    if located.pads_by_2 and model.stem in ("small", "small-s2"):
-        raise ConfigError(
-            f"model.stem {model.stem}: the 3x3 stem in {path} has stride 1 and pads by 2, as "
-            f"{located.naming.split()[0]} has it; set model.stem to small-pad2"
-        )
-    with torch.random.fork_rng(devices=[]):
-        backbone = build_backbone(model)
-    matched, _ = load_native(backbone, located.backbone, where=str(path), arch=model.arch)
-    expected = backbone.native.state_dict()
-    weights = {name: tensor for name, tensor in located.backbone.items() if name in expected}
-    missing = [name for name in expected if name not in weights]
-    over = sorted(name for name in located.backbone if name not in expected)
-    note = (
-        f"{path}: {matched} of the {len(expected)} tensors of {model.arch} matched, "
-        f"{located.naming}; missing: {listed(missing)}; left over: {listed(over)}; the heads start "
-        f"at random"
-    )
-    return EncoderFile(path, weights, (note,))
+    tuned, classes = checkpoint.record.finetune, checkpoint.record.data.get("classes")
+    if tuned is None or tuned.ft_proj_selector or len(tuned.head_lr_grid) > 1:
+        return {}
+    names = tuple(map(str, classes if isinstance(classes, list) else ()))
+    head = LinearHeads(backbone.out_channels, len(names)).eval()
+    _load_part(head, checkpoint, "head", checkpoint.tensors("online.heads"))
+    return {"head": head, "classes": names}

@@ -45,8 +45,8 @@ class Pretraining(Job):
         engine_config, self._told = self._settled(machine)
         return engine_config
 
-    def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> int:
-        """Settle what the start does and open the container; return the steps done before."""
+    def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> Start:
+        """Settle what the start does and open the container; return the start."""
         # FFCV, numba and DeepSpeed take seconds, which earlier refusals need not wait for.
         from harl_fast.engine.start import Request, decide
         from harl_fast.engine.views import build_loader
@@ -64,7 +64,7 @@ class Pretraining(Job):
             start.config, engine_config, machine, data=self.data, epoch=start.epoch
         )
         self._start = start
-        return start.step
+        return start
 
     def facts(self) -> dict[str, str]:
         """Return what must be the same on all ranks."""

@@ -81,6 +81,8 @@ class Job(ABC):
     allow_change: Sequence[str] = ()
     quiet: bool = False
     time_limit_s: float | None = None
+    done: bool = field(default=False, init=False)
+    """Whether `serve` brought the run to its end; the same on all ranks."""
 
     source_option: ClassVar[str] = "--init-from"
     """Names the weights of a new run."""
@@ -90,8 +92,8 @@ class Job(ABC):
         """Return the engine's configuration. Raises HarlError; nothing may take long."""
 
     @abstractmethod
-    def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> int:
-        """Settle what the start does, open the data, and return the steps done before.
+    def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> Beginning:
+        """Settle what the start does, open the data, and return the start.
 
         Raises HarlError for whatever can be known before the ranks meet.
         """
@@ -148,11 +150,11 @@ def serve(job: Job, *, last: bool = True) -> int:
             lock = _take(folder, machine, engine_config, held)
             # What was found may have changed until now.
             open_run_folder(job.run, resume=job.resume, source=job.source_option)
-            step = job.decide(folder, engine_config, machine)
+            start = job.decide(folder, engine_config, machine)
             patience = engine_config.file.harl_fast.timeout_minutes
             meet(machine, timeout_minutes=patience, log=folder.deepspeed)
-            _check_step(step)
-            check_alike({"engine files": tree_sha256(engine_config.record()), **job.facts()})
+            _check_step(start.step)
+            check_alike({"engine files": tree_sha256(start.engine_config.record()), **job.facts()})
             state = job.prepare(machine)
             stop.starting = False
         except Leaving:
@@ -177,6 +179,7 @@ def _train(job: Job, loop: Loop, folder: RunFolder, *, last: bool) -> int:
     done, reason = result.done, result.reason
     if code == 0 and done and (left := job.after(loop)):
         done, reason = False, left
+    job.done = code == 0 and done
     if last or not done:
         ds.stop()
     if loop.state.machine.rank == 0 and code in (0, INTERRUPTED):

@@ -10,7 +10,7 @@ from harl_fast.config import RunConfig
 from harl_fast.data.views.augment import check_augmentations
 from harl_fast.engine.checkpoint.format import Checkpoint, is_before_the_first
 from harl_fast.engine.config import EngineConfig
-from harl_fast.engine.networks import EncoderFile, open_initial
+from harl_fast.engine.initial import EncoderFile, open_initial
 from harl_fast.engine.provenance import new_run_id, read_provenance
 from harl_fast.engine.resume import (
     Changes,

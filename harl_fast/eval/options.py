@@ -1,10 +1,13 @@
-"""What launch/lineval.py says and reports, without torch: protocols, defaults, metrics' names."""
+"""What programs around an encoder say, without torch: options, protocols, metrics' names."""
 
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Any
 
+from harl_fast.config import LARGEST_PX, SMALLEST_PX
 from harl_fast.errors import ConfigError
+from harl_fast.options import per_channel, whole_number
 
 PROTOCOLS = {
     "cached": "24 heads by SGD",
@@ -26,11 +29,26 @@ METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
 _KEPT = ("cached", "logreg")
 """Protocols that extract features once."""
 ONLY: dict[str, tuple[str, ...]] = {
-    "--epochs": ("cached",),
-    **dict.fromkeys(("--batch", "--cache", "--knn", "--knn-temperature", "--out"), _KEPT),
+    "--epochs": ("cached", "imagenet"),
+    **dict.fromkeys(("--cache", "--knn", "--knn-temperature", "--out"), _KEPT),
     **dict.fromkeys(("--deepspeed_config", "--preset"), ("imagenet",)),
 }
 """Protocols that an option belongs to; what is not here belongs to all."""
+
+
+def input_options() -> dict[str, dict[str, Any]]:
+    """Return what argparse is to know of the options on how images become a --ckpt's inputs."""
+    size, channels = whole_number(SMALLEST_PX, LARGEST_PX), "X,.."
+    own = "default: the checkpoint's"
+    return {
+        "--size-px": {"type": size, "metavar": "N", "help": f"side of the images ({own})"},
+        "--mean": {
+            "type": per_channel(0.0, 1.0),
+            "metavar": channels,
+            "help": f"normalisation of values in [0, 1], one per channel ({own})",
+        },
+        "--std": {"type": per_channel(0.01, 1.0), "metavar": channels, "help": "and its scale"},
+    }
 
 
 def check_options(protocol: str, given: Container[str]) -> None:

@@ -341,8 +341,11 @@ def _loader(
 
 
 def split_kind(train: Manifest) -> str:
-    """Return "official" for a data set's published split into training and test images."""
-    return "official" if train.source in OFFICIAL else "own split"
+    """Return "official" for a data set's published split into training and test images.
+
+    A folder may have the data set's name and any split.
+    """
+    return "official" if train.library and train.source in OFFICIAL else "own split"
 
 
 def headline(train: Manifest) -> str:

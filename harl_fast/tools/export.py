@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harl_fast.errors import ConfigError, OutputError, nearest, one_line
+from harl_fast.eval.options import input_options
 from harl_fast.files import check_output, sync
-from harl_fast.options import per_channel, whole_number
 from harl_fast.program import run_main
 from harl_fast.runfiles import check_named
 
@@ -41,10 +41,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--out", type=Path, required=True, metavar="FOLDER", help="new or empty folder")
     add("--head", type=Path, metavar="RESULT", help="result.json whose classifier is added")
-    for option in ("--mean", "--std"):
-        low = 0.0 if option == "--mean" else 0.01
-        add(option, type=per_channel(low, 1.0), metavar="R,G,B", help="instead of the checkpoint's")
-    add("--size-px", type=whole_number(8, 4096), metavar="N", help="instead of the checkpoint's")
+    for option, settings in input_options().items():
+        add(option, **settings)
     return parser.parse_args(argv)
 
 

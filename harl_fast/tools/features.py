@@ -11,13 +11,14 @@ import numpy.typing as npt
 import torch
 
 from harl_fast.data.container.manifest import find_container, read_manifest
-from harl_fast.engine.lineval import half, home
+from harl_fast.engine.lineval import half
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.errors import CheckpointError, DataError
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.features import FeatureSet
 from harl_fast.eval.protocol import Evaluator
 from harl_fast.eval.results import Result
+from harl_fast.runfiles import home
 from harl_fast.tools.comparison import freshly_initialised
 
 

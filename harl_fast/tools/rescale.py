@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harl_fast.errors import ConfigError, OutputError, one_line
+from harl_fast.eval.options import input_options
 from harl_fast.options import number
 from harl_fast.program import run_main
 
@@ -45,6 +46,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     by.add_argument("--factor", type=number(1e-3, 1e3), metavar="C", help="of all convolutions")
     by.add_argument("--like", type=Path, metavar="B", help="take each one's norm from B's")
     add("--out", type=Path, metavar="FOLDER", help="new folder; left out, norms are printed only")
+    for option, settings in input_options().items():
+        add(option, **settings)
     return parser.parse_args(argv)
 
 
@@ -122,7 +125,8 @@ def main(argv: list[str] | None = None) -> int:
         check_out(args.out, option="--out")
         if args.factor is None and args.like is None:
             raise ConfigError("--out needs --factor C or --like B: by what is to be multiplied")
-    pretrained = load_pretrained(args.ckpt)
+    seen = {"mean": args.mean, "std": args.std, "size_px": args.size_px}
+    pretrained = load_pretrained(args.ckpt, **seen)
     other = None if args.like is None else load_pretrained(args.like)
     for each in (pretrained, other):
         if each is not None and not isinstance(each.backbone, ResNet):
@@ -140,8 +144,8 @@ def main(argv: list[str] | None = None) -> int:
     mean = math.exp(sum(map(math.log, factors.values())) / len(factors))
     print(f"{'geometric mean of the ratios':{width + 24}}{mean:9.4g}")
     if args.out is not None:
-        seen = write(rescaled(pretrained, factors, about=about), args.out, to="folder")
-        print(one_line(seen))
+        told = write(rescaled(pretrained, factors, about=about), args.out, to="folder")
+        print(one_line(told))
     return 0
 
 

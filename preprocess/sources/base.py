@@ -78,6 +78,8 @@ class Source:
     splits: dict[str, Split]
     notes: list[str] = field(default_factory=list)
     """Lines for the user on what was left aside, and on class folders without an image."""
+    library: str = ""
+    """Whose the data set and its splits are: "torchvision"; empty for files that were given."""
 
 
 NO_LABELS = "none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def torchvision_source(name: str, cache: Path, *, root: Path | None = None) -> S
     import torchvision.datasets  # takes seconds, and folders do not need it
 
     try:
-        source = DATASETS[name].read(torchvision.datasets, root or cache, root is None)
+        read = DATASETS[name].read(torchvision.datasets, root or cache, root is None)
+        source = replace(read, name=name, library="torchvision")
     except ModuleNotFoundError as error:
         raise DataError(
             f"torchvision reads {name} with the package {error.name}, which is not installed: "

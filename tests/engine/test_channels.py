@@ -9,9 +9,10 @@ import torch
 
 from harl_fast.config import LUMA_MEAN, LUMA_STD, RGB_MEAN, RunConfig, load_config, override_config
 from harl_fast.engine.checkpoint.format import open_checkpoint
+from harl_fast.engine.initial import open_initial
 from harl_fast.engine.lineval import lineval
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.networks import load_encoder, load_pretrained, open_initial
+from harl_fast.engine.networks import load_encoder, load_pretrained
 from harl_fast.engine.views import build_loader
 from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.model.backbone import Backbone

@@ -21,6 +21,7 @@ from harl_fast.engine.config import (
     read_engine_file,
     run_engine_file,
     settle,
+    with_batch,
 )
 from harl_fast.engine.deepspeed_keys import refuse_keys
 from harl_fast.errors import ConfigError
@@ -62,6 +63,25 @@ def test_the_big_file_is_the_papers_batch_in_one_pass() -> None:
     assert (config.precision, config.stage) == ("bf16", 1)
     single = read_engine_file(ROOT / "ds_configs" / "a100x1.json")
     assert settle(single, ranks=1, source="a100x1").batches == Batches(4096, 512, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "expected"),
+    [(16, 1, (16, 1)), (4096, 1, (64, 64)), (4096, 2, (32, 64)), (96, 1, (48, 2))],
+)
+def test_another_batch_keeps_micro_batches_as_small(
+    batch: int, ranks: int, expected: tuple[int, int]
+) -> None:
+    file = with_batch(read_engine_file(ROOT / "ds_configs" / "cpu.json"), batch, ranks=ranks)
+    assert settle(file, ranks=ranks, source="cpu").batches == Batches(batch, *expected, ranks)
+
+
+def test_a_batch_that_divides_badly_is_not_cut_into_tiny_ones() -> None:
+    for batch, micro in ((127, 127), (134, 67)):
+        file = with_batch(read_engine_file(ROOT / "ds_configs" / "cpu.json"), batch, ranks=1)
+        assert file.train_micro_batch_size_per_gpu == micro
+    file = with_batch(read_engine_file(ROOT / "ds_configs" / "a100x1.json"), 1042, ranks=1)
+    assert file.train_micro_batch_size_per_gpu == 2  # 2 x 521, and 512 is what its card holds
 
 
 @pytest.mark.parametrize(

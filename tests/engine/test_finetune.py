@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from harl_fast.data.loader import Batch
-from harl_fast.engine.checkpoint.format import open_checkpoint, write_checkpoint
-from harl_fast.engine.finetune import HEAD_LR_GRID, linear_protocol
+from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.loop import Loop
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import load_encoder, load_pretrained
-from harl_fast.engine.stop import StopAction
 from harl_fast.engine.supervised import TuneSchedule, TuneStepper
 from harl_fast.errors import CheckpointError, ConfigError, DataError
 from harl_fast.eval.results import read_result
@@ -28,8 +23,16 @@ from harl_fast.tools import pictures
 from harl_fast.tools.export import export_encoder
 from harl_fast.tools.features import validation_features
 from tests.betons import plain_item, write_beton
-from tests.engine.support import CPU
-from tests.engine.tuning import BATCH, CLASSES, result_of, saved, tinted_item, tune, write_sets
+from tests.engine.tuning import (
+    CLASSES,
+    leave_at,
+    result_of,
+    saved,
+    tinted_item,
+    trained_further,
+    tune,
+    write_sets,
+)
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +140,6 @@ def test_frozen_tensors_and_buffers_keep_their_bits(
 def test_a_stopped_and_resumed_run_has_the_same_bits(
     machine: Machine, run: Path, sets: Path, tuned: Path, tmp_path: Path
 ) -> None:
-    agree = Loop._agree
-
-    def leave_at(step: int) -> Callable[[Loop], StopAction]:
-        return lambda loop: StopAction.LEAVE if loop.stepper.step == step else agree(loop)
-
     for step in (3, 8):  # within the first and the second epoch
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Loop, "_agree", leave_at(step))
@@ -176,6 +174,27 @@ def test_a_subset_is_what_is_trained_on(
     assert np.bincount(np.array(ids) % CLASSES).tolist() == [5] * CLASSES
     assert set(seen) == set(ids)
     assert result_of(tmp_path / "run")["data"]["train_count"] == 20
+
+
+def test_a_presets_batch_falls_to_what_few_images_allow(
+    machine: Machine, run: Path, sets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = {"train_batch_size": None, "train_epochs": 2}
+    common: dict[str, Any] = {"ckpt": run, "data": sets, "preset": "semi-10pct", "mode": "train"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "_agree", leave_at(5))
+        assert tune(tmp_path / "run", flags=flags, **common) == 0
+    told = "train_batch_size 1024 is more than the 100 training images: 8 in its place"
+    assert told in capfd.readouterr().err
+    assert tune(tmp_path / "run", flags=flags, resume=True, **common) == 0
+    record = open_checkpoint(tmp_path / "run").record
+    assert record.step == 24 and record.finetune is not None
+    assert record.finetune.train_batch_size == 8
+    for number, asked in enumerate(({"flags": {"train_batch_size": 1024}}, {"preset": "own.yaml"})):
+        (tmp_path / "own.yaml").write_text("train_batch_size: 1024\n")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match="fewer than"):
+            patch.chdir(tmp_path)
+            tune(tmp_path / f"run{number}", **{**common, "flags": flags, **asked})
 
 
 def test_steps_may_end_within_an_epoch(
@@ -236,29 +255,6 @@ def test_heads_together_are_heads_alone(
     assert [trial["head"] for trial in trials] == [0, 1, 2]
 
 
-def test_the_linear_protocol_chooses_on_held_out_images(
-    machine: Machine, run: Path, sets: Path, tmp_path: Path
-) -> None:
-    import harl_fast.engine.deepspeed as ds
-
-    flags = {"train_epochs": 3, "train_batch_size": BATCH}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ds, "stop", lambda: None)
-        code = linear_protocol(
-            preset="byol", ckpt=run, data=sets, engine_file=CPU, run=tmp_path / "lin", flags=flags
-        )
-    assert code == 0
-    result = read_result(tmp_path / "lin" / "eval" / "colours-imagenet")
-    assert [trial["lr"] for trial in result.trials] == [0.2 * factor for factor in HEAD_LR_GRID]
-    best = max(trial["held_out_top1"] for trial in result.trials)
-    assert result.choice["held_out_top1"] == best
-    assert result.data["train_count"] == 90 and "10 held-out" in result.choice["chosen_on"]
-    encoder, _ = load_encoder(run)
-    assert result.head is not None and result.head.weight.shape == (CLASSES, encoder.out_channels)
-    with pytest.raises(ConfigError, match="none of seed-readme"):
-        linear_protocol(preset="x", ckpt=run, data=sets, engine_file=CPU)
-
-
 def test_the_schedule_falls_to_a_tenth_where_it_is_told() -> None:
     config = load_finetuning("linear-harl-repo")
     schedule = TuneSchedule.of(config, steps_per_epoch=10, batch_global=1024)
@@ -282,6 +278,8 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"flags": {"head_lr_grid": (1.0, 2.0)}}, ConfigError, "hold_out is 0"),
     ({"preset": "semi-1pc"}, ConfigError, "did you mean 'semi-1pct'"),
     ({"ckpt": None}, ConfigError, "--ckpt is missing"),
+    ({"network": {"arch": "resnet50"}}, ConfigError, "has arch resnet18, .* asks for resnet50"),
+    ({"network": {"width": 1.0}}, ConfigError, r"has width 0\.125, .* asks for 1\.0"),
     ({"engine": ("gradient_clipping=x",)}, ConfigError, "gradient_clipping"),
 ]
 
@@ -329,20 +327,7 @@ def test_resuming_something_else_is_refused(
 
 @pytest.fixture(scope="module")
 def later(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the run as it is after more training: with other weights."""
-    folder = tmp_path_factory.mktemp("later") / "run"
-    shutil.copytree(run, folder)
-    last = open_checkpoint(folder)
-    tensors = load_file(last.path)
-    tensors["online.backbone.conv1.weight"] *= 2.0
-    record = last.record.model_copy(update={"step": 13})
-    own = {"tensors_sha256", "record_sha256", "tensors_bytes", "code", "created"}
-    write_checkpoint(
-        folder / "checkpoints",
-        tensors=tensors,
-        record={name: value for name, value in record if name not in own},
-    )
-    return folder
+    return trained_further(run, tmp_path_factory.mktemp("later") / "run")
 
 
 def test_a_fine_tuning_goes_on_with_the_weights_that_it_began_with_alone(
@@ -362,19 +347,6 @@ def test_a_fine_tuning_goes_on_with_the_weights_that_it_began_with_alone(
         tune(tuned, ckpt=run, data=sets, seeds=2)
     with pytest.raises(CheckpointError, match="leave --resume and --mode eval out"):
         tune(tmp_path / "none", ckpt=run, data=sets, mode="eval")
-
-
-def test_a_linear_protocol_does_not_take_an_earlier_networks_result_for_its_own(
-    machine: Machine, run: Path, later: Path, sets: Path, tmp_path: Path
-) -> None:
-    flags = {"train_epochs": 1, "train_batch_size": BATCH}
-    same: dict[str, Any] = {"data": sets, "engine_file": CPU, "run": tmp_path / "lin"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harl_fast.engine.deepspeed.stop", lambda: None)
-        assert linear_protocol(ckpt=run, flags=flags, **same) == 0
-        assert linear_protocol(ckpt=run, flags=flags, **same) == 0
-        with pytest.raises(ConfigError, match=r"move .*lin away to begin again"):
-            linear_protocol(ckpt=later, flags=flags, **same)
 
 
 def test_items_differ_by_class() -> None:

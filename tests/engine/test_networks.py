@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 from harl_fast.config import ModelConfig
 from harl_fast.engine.checkpoint.format import write_checkpoint
+from harl_fast.engine.initial import EncoderFile, open_initial
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.networks import EncoderFile, load_encoder, open_initial
+from harl_fast.engine.networks import load_encoder
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import CheckpointError, OutputError
 from harl_fast.runfiles import check_apart

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from harl_fast.engine.checkpoint.format import open_checkpoint, write_checkpoint
 from harl_fast.engine.finetune import finetune
+from harl_fast.engine.loop import Loop
+from harl_fast.engine.stop import StopAction
 from tests.betons import Item, smooth_noise, write_beton
 from tests.engine.support import CPU
 
@@ -37,7 +42,10 @@ def write_sets(folder: Path, *, train: int = 100, val: int = 40) -> Path:
 
 
 def tune(run: Path, *, engine: tuple[str, ...] = (), **changes: Any) -> int:
-    """Fine-tune in this process, whose process group stays, and return the exit code."""
+    """Fine-tune in this process, whose process group stays, and return the exit code.
+
+    A flag of None is left out.
+    """
     import harl_fast.engine.deepspeed as ds
 
     flags = {
@@ -49,6 +57,7 @@ def tune(run: Path, *, engine: tuple[str, ...] = (), **changes: Any) -> int:
         **changes.pop("flags", {}),
     }
     overrides = ("data.workers=1", "log.every_steps=2", "log.checkpoint_epochs=1")
+    flags = {key: value for key, value in flags.items() if value is not None}
     plain = {"preset": None, "flags": flags, "overrides": overrides, "engine_file": CPU}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ds, "stop", lambda: None)
@@ -66,3 +75,25 @@ def result_of(run: Path, name: str = "*") -> dict[str, Any]:
     (path,) = (run / "eval").glob(f"{name}/result.json")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
+
+
+def leave_at(step: int) -> Callable[[Loop], StopAction]:
+    """Return what `Loop._agree` is to be replaced by for a stop after a step."""
+    agree = Loop._agree
+    return lambda loop: StopAction.LEAVE if loop.stepper.step == step else agree(loop)
+
+
+def trained_further(run: Path, folder: Path) -> Path:
+    """Write a run as it is after more training, with other weights, and return its folder."""
+    shutil.copytree(run, folder)
+    last = open_checkpoint(folder)
+    tensors = load_file(last.path)
+    tensors["online.backbone.conv1.weight"] *= 2.0
+    record = last.record.model_copy(update={"step": 13})
+    own = {"tensors_sha256", "record_sha256", "tensors_bytes", "code", "created"}
+    write_checkpoint(
+        folder / "checkpoints",
+        tensors=tensors,
+        record={name: value for name, value in record if name not in own},
+    )
+    return folder

@@ -140,9 +140,7 @@ def test_what_cannot_be_done_is_refused_before_any_image(
 @pytest.mark.parametrize(
     ("protocol", "options", "owners"),
     [
-        ("logreg", ["--epochs", "100"], "cached"),
-        ("imagenet", ["--epochs", "3"], "cached"),
-        ("imagenet", ["--batch", "256"], "cached and logreg"),
+        ("logreg", ["--epochs", "100"], "cached and imagenet"),
         ("imagenet", ["--no-cache"], "cached and logreg"),
         ("imagenet", ["--knn", "5"], "cached and logreg"),
         ("imagenet", ["--knn-temperature", "0.1"], "cached and logreg"),

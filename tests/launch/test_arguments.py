@@ -12,6 +12,7 @@ import pytest
 
 PROGRAMS: dict[str, list[str]] = {
     "launch.lineval": ["--ckpt", "x", "--data", "x"],
+    "harl_fast.tools.rescale": ["--ckpt", "x"],
     "launch.pretrain": ["--deepspeed_config", "x", "--data", "x", "--run", "x"],
     "launch.demo": [],
     "preprocess.beton": ["--out", "x"],
@@ -88,6 +89,7 @@ def test_every_number_of_a_command_line_is_checked(
         ("launch.lineval", "--epochs", ["0", "-1"]),
         ("launch.lineval", "--batch", ["0", "-3"]),
         ("launch.lineval", "--size-px", ["0", "7", "1025"]),
+        ("harl_fast.tools.rescale", "--std", ["0", "1.1"]),
         ("launch.pretrain", "--time-limit", ["nan", "-1", "0", "1:2", "x" * 500, "inf"]),
         ("preprocess.preview", "--ids", ["3,x", "-1", "9" * 5000, "²"]),
         ("preprocess.masks.__main__", "--shard", ["0/2", "3/2", "²/3", "9" * 5000 + "/1", "1"]),

@@ -13,6 +13,7 @@ from PIL import Image
 from harl_fast.data.container.manifest import read_manifest
 from harl_fast.errors import DataError
 from harl_fast.eval.results import read_result
+from launch import cifar10
 from launch.cifar10 import convert
 from tests.engine.tuning import write_sets
 from tests.launch.jobs import LONG_S, run
@@ -31,6 +32,29 @@ def images(folder: Path) -> Path:
                 picture = Image.fromarray(pixels.astype(np.uint8))
                 picture.save(folder / split / name / f"{number:04d}.png")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "augmented"),
+    [([], True), (["--images", "84"], False), (["--images", "84", "--augmented"], True)],
+)
+def test_heads_on_random_crops_are_trained_beside_a_random_encoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], augmented: bool
+) -> None:
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(cifar10, "run", lambda *words: commands.append(tuple(map(str, words))))
+    monkeypatch.setattr(cifar10, "convert", lambda *_: None)
+    (tmp_path / "set").mkdir()
+    places = ["--data", str(tmp_path / "set"), "--out", str(tmp_path / "c10")]
+    assert cifar10.main([*places, "--run", str(tmp_path / "run"), *options]) == 0
+    assert any("launch/lineval.py" in words and "--random" in words for words in commands)
+    heads = [words for words in commands if "launch/finetune.py" in words]
+    assert ["--random" in words for words in heads] == ([False, True] if augmented else [])
+    folders = {words[words.index("--run") + 1] for words in heads}
+    assert len(folders) == len(heads) and str(tmp_path / "run") not in folders
+    for words in heads:
+        assert words[words.index("--preset") + 1] == "seed-linear-cifar10"
+        assert words[words.index("--ckpt") + 1] == str(tmp_path / "run")
 
 
 @pytest.mark.slow

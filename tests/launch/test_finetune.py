@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,7 +18,7 @@ from harl_fast.engine.checkpoint.format import open_checkpoint, write_checkpoint
 from harl_fast.engine.networks import build_model
 from tests.engine.support import engine_config, tiny_config
 from tests.engine.tuning import result_of, saved, write_sets
-from tests.launch.jobs import LIMIT_S, ROOT, deepspeed, finish, run, start, torchrun
+from tests.launch.jobs import LIMIT_S, ROOT, Job, deepspeed, finish, run, start, torchrun
 
 SCRIPT = Path("launch/finetune.py")
 JOB = Path(__file__).with_name("tune_job.py")
@@ -68,6 +70,20 @@ def test_two_ranks_take_pasted_flags_and_leave_one_result(
     assert open_checkpoint(tmp_path / "run").record.ranks == 2
 
 
+def begin(command: list[str | Path], *, until: Callable[[], bool], log: Path) -> Job:
+    """Start a job and return it when something has come true, or it has ended."""
+    job, limit = start(command, log=log), time.monotonic() + LIMIT_S
+    while not until() and job.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    return job
+
+
+def ranks_of(job: Job) -> list[psutil.Process]:
+    """Return the processes that train, not their launchers."""
+    below = psutil.Process(job.pid).children(recursive=True)
+    return [each for each in below if any("--local_rank" in word for word in each.cmdline())]
+
+
 @pytest.mark.slow
 def test_a_killed_and_a_stopped_run_end_at_the_same_bits(
     tmp_path: Path, ckpt: Path, sets: Path
@@ -77,23 +93,45 @@ def test_a_killed_and_a_stopped_run_end_at_the_same_bits(
     assert run([*GUARD, *whole], log=tmp_path / "log").code == 0
     parts = [*deepspeed(2), SCRIPT, *arguments(ckpt, sets, tmp_path / "parts"), *PASTED, *length]
     parts += ["--set", "log.checkpoint_epochs=1"]
-    job = start([*GUARD, *parts], log=tmp_path / "log")
-    limit, metrics = time.monotonic() + LIMIT_S, tmp_path / "parts" / "metrics.jsonl"
-    while not metrics.is_file() and job.poll() is None and time.monotonic() < limit:
-        time.sleep(0.02)
+    metrics = tmp_path / "parts" / "metrics.jsonl"
+    latest = tmp_path / "parts" / "checkpoints" / "latest"
+    job = begin([*GUARD, *parts], until=metrics.is_file, log=tmp_path / "log")
     job.terminate()
     result = finish(job, log=tmp_path / "log")
     assert result.code == 0, result.text
     step = open_checkpoint(tmp_path / "parts").record.step
     if step < 36:  # a slow look may have come too late
         assert json.loads((tmp_path / "parts" / "preempted").read_text())["step"] == step
-    again = run([*GUARD, *parts, "--resume"], log=tmp_path / "log")
+    first = latest.read_text()
+    resumed = [*GUARD, *parts, "--resume"]
+    job = begin(resumed, until=lambda: latest.read_text() != first, log=tmp_path / "log")
+    ranks = ranks_of(job)
+    for rank in ranks:
+        rank.kill()
+    result = finish(job, log=tmp_path / "log")
+    assert len(ranks) == 2 and result.code != 0, result.text
+    assert step < open_checkpoint(tmp_path / "parts").record.step < 36
+    assert not (tmp_path / "parts" / "finished").exists()
+    again = run(resumed, log=tmp_path / "log")
     assert again.code == 0, again.text
     wanted, found = saved(tmp_path / "whole"), saved(tmp_path / "parts")
     assert wanted.keys() == found.keys()
     for name, tensor in wanted.items():
         assert torch.equal(tensor, found[name]), name
     assert result_of(tmp_path / "whole")["metrics"] == result_of(tmp_path / "parts")["metrics"]
+
+
+@pytest.mark.slow
+def test_seeds_follow_each_other_on_two_ranks(tmp_path: Path, ckpt: Path, sets: Path) -> None:
+    command = [*deepspeed(2), SCRIPT, *arguments(ckpt, sets, tmp_path / "run"), *PASTED]
+    result = run([*GUARD, *command, "--train_epochs=1", "--seeds=2"], log=tmp_path / "log")
+    assert result.code == 0, result.text
+    table = json.loads((tmp_path / "run" / "seeds.json").read_text())
+    assert table["seeds"] == [0, 1] and (tmp_path / "run" / "finished").is_file()
+    for seed, top1 in zip((0, 1), table["metrics"]["top1"], strict=True):
+        folder = tmp_path / "run" / f"seed-{seed}"
+        assert open_checkpoint(folder).record.ranks == 2 and (folder / "finished").is_file()
+        assert result_of(folder)["metrics"]["top1"]["value"] == top1
 
 
 def weights(folder: Path, name: str) -> dict[str, Tensor]:
@@ -121,8 +159,8 @@ def test_two_ranks_are_one_rank(tmp_path: Path, boundary: int, stage: int) -> No
 def test_refusals_take_one_line(tmp_path: Path, ckpt: Path, sets: Path) -> None:
     plain = [sys.executable, SCRIPT, *arguments(ckpt, sets, tmp_path / "run")]
     for words, text in (
-        (["--use_tpu=False"], "--use_tpu: there are no TPUs here: --deepspeed_config says"),
-        (["--tpu_name", "x"], "--tpu_name: there are no TPUs"),
+        (["--use_tpu=False"], "'--use_tpu=False': there are no TPUs here, --deepspeed_config says"),
+        (["--resnet_depth=50"], "has arch resnet18, the command line asks for resnet50"),
         (["--ft_proj_selector=5"], "beyond the projector"),
         (["--subset=1-per-klass"], "1-per-klass"),
     ):

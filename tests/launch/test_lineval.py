@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harl_fast.eval.results import read_result
+from harl_fast.engine.checkpoint.format import open_checkpoint
+from harl_fast.eval.results import Result, read_result
 from tests.engine.tuning import write_sets
-from tests.launch.jobs import deepspeed, run
+from tests.launch.jobs import ROOT, deepspeed, run
 from tests.launch.test_finetune import ckpt
 
 __all__ = ["ckpt"]  # a fixture
@@ -52,6 +54,36 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path, ckpt: Path) -> None:
     for k, metrics in found[0].knn.items():
         assert found[1].knn[k]["top1"].value == pytest.approx(metrics["top1"].value, abs=2.6), k
     assert found[1].metrics["top1"].value == pytest.approx(found[0].metrics["top1"].value, abs=2.6)
+
+
+@pytest.mark.slow
+def test_heads_of_the_linear_protocol_are_the_same_on_two_ranks(tmp_path: Path, ckpt: Path) -> None:
+    sets = write_sets(tmp_path / "colours", train=101, val=41)  # odd numbers
+    options = ["--deepspeed_config", ROOT / "ds_configs" / "cpu.json", "--data", sets, "--random"]
+    options += ["--protocol", "imagenet", "--epochs", "3", "--batch", "16", "--workers", "1"]
+    found: list[dict[str, Result]] = []
+    for ranks, command in ((1, [sys.executable]), (2, deepspeed(2))):
+        place = tmp_path / f"ckpt{ranks}"
+        shutil.copytree(ckpt, place, ignore=shutil.ignore_patterns("eval", "features"))
+        job = run([*command, SCRIPT, "--ckpt", place, *options], log=tmp_path / "log")
+        assert job.code == 0, job.text
+        for name in ("colours-seed-readme", "colours-seed-readme-random"):
+            assert open_checkpoint(place / "linear" / name).record.ranks == ranks
+        names = ("colours-imagenet", "colours-imagenet-random")
+        found.append({name: read_result(place / "eval" / name) for name in names})
+    for name, one in found[0].items():
+        two = found[1][name]
+        assert two.ids.tolist() == one.ids.tolist() == list(range(41))
+        assert two.predictions.labels.tolist() == one.predictions.labels.tolist()
+        for theirs, ours in zip(one.trials, two.trials, strict=True):
+            assert ours["lr"] == theirs["lr"]
+            assert ours["held_out_top1"] == pytest.approx(theirs["held_out_top1"], abs=10.1), name
+        assert len({trial["held_out_top1"] for trial in one.trials}) > 1  # there was a choice
+        assert two.choice["head"] == one.choice["head"]
+        assert one.head is not None and two.head is not None
+        torch.testing.assert_close(two.head.weight, one.head.weight, rtol=1e-3, atol=1e-5)
+        agree = two.predictions.predicted == one.predictions.predicted
+        assert int(agree.sum()) >= 40, name
 
 
 def test_what_is_refused_is_said_by_one_rank(tmp_path: Path, ckpt: Path) -> None:

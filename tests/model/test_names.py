@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harl_fast.config import ModelConfig
-from harl_fast.engine.networks import Pretrained, load_pretrained, open_initial, random_like
+from harl_fast.engine.initial import open_initial
+from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
 from harl_fast.model.backbones import build_backbone
 from tests.engine.saved import checkpoint, stir

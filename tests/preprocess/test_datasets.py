@@ -12,8 +12,12 @@ import scipy.io
 import torchvision.datasets
 from PIL import Image
 
+from harl_fast.data.container.manifest import read_manifest
 from harl_fast.errors import DataError
+from harl_fast.eval.protocol import split_kind
+from preprocess import beton
 from preprocess.sources import torchvision_source
+from tests.preprocess.support import image_folder
 
 
 def picture(path: Path) -> None:
@@ -140,7 +144,7 @@ def test_files_that_are_there_are_read_in_torchvisions_layout(
     monkeypatch.setattr(torchvision.datasets.svhn, "check_integrity", lambda *_, **__: True)
     write(tmp_path)
     source = torchvision_source(write.__name__, tmp_path / "none", root=tmp_path)
-    assert source.name == write.__name__
+    assert (source.name, source.library) == (write.__name__, "torchvision")
     assert source.classes[:2] == classes
     for split, count in (("train", train), ("val", val)):
         part = source.splits[split]
@@ -154,6 +158,19 @@ def test_files_that_are_there_are_read_in_torchvisions_layout(
     own = write in (sun397, eurosat, caltech101)
     assert any("no official split" in note for note in source.notes) == own
     assert not (tmp_path / "none").exists()
+
+
+def test_a_split_is_official_by_its_library_not_by_a_folders_name(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    folder = image_folder(tmp_path / "aircraft", train=4, val=2)
+    aircraft(tmp_path / "files")
+    common = ["--mask-method", "center", "--mask-size", "16", "--workers", "1", "--out"]
+    files = ["--dataset", "aircraft", "--dataset-root", str(tmp_path / "files")]
+    assert beton.main([*files, *common, str(tmp_path / "theirs")]) == 0
+    assert beton.main(["--data", str(folder), *common, str(tmp_path / "own")]) == 0
+    theirs, own = (read_manifest(tmp_path / each / "train.beton") for each in ("theirs", "own"))
+    assert theirs.source == own.source == "aircraft"
+    assert (split_kind(theirs), split_kind(own)) == ("official", "own split")
 
 
 @pytest.mark.parametrize("name", ["food101", "cars", "svhn", "caltech101", "cifar10"])

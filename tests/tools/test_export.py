@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from harl_fast.engine.networks import load_pretrained, open_initial
+from harl_fast.engine.initial import open_initial
+from harl_fast.engine.networks import load_pretrained
 from harl_fast.errors import ConfigError, HarlError, OutputError
 from harl_fast.textfile import read_yaml
 from harl_fast.tools import export, forms, onnx_run

@@ -112,10 +112,12 @@ def test_the_program_prints_norms_and_writes_a_folder(
     checkpoint(tmp_path / "a", arch="resnet18", width=0.25)
     out = tmp_path / "out"
     given = ["--ckpt", str(tmp_path / "a"), "--factor", "4", "--out", str(out)]
+    given += ["--mean", "0,0,0", "--std", "1,1,1", "--size-px", "64"]
     assert rescale.main(given) == 0
     printed = capsys.readouterr().out
     assert "layer1.0.conv1" in printed and "geometric mean of the ratios" in printed
     first, second = load_pretrained(tmp_path / "a"), load_pretrained(out)
+    assert (second.mean, second.std, second.size_px) == ((0.0,) * 3, (1.0,) * 3, 64)
     own, other = rescale.norms(first.backbone), rescale.norms(second.backbone)
     assert all(other[name] == pytest.approx(4 * own[name]) for name in own)
     assert "convolutions x 4.0" in second.receipt.source

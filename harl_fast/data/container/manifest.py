@@ -108,6 +108,9 @@ class Manifest:
     those of its shards' hexadecimal digests, one after another."""
     shards: list[Shard] = field(default_factory=list)
     """Of a set, in the order in which the sample ids run through them; else empty."""
+    library: str = ""
+    """Whose the data set named ``source`` is, with its splits: "torchvision"; empty for files that
+    were given, whatever the name of their folder, and for a set that others were added to."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Of a set: created, source, first (sample id) and count of each conversion or addition."""
     manifest_sha256: str = field(default="", compare=False)
@@ -198,6 +201,7 @@ def merge_manifests(
         classes=classes,
         class_counts=totals,
         source=", ".join(dict.fromkeys(each.source for each in manifests)),
+        library=manifests[0].library if len({each.library for each in manifests}) == 1 else "",
         mask=merged([each.mask for each in manifests], counts),
         store=merged([each.store for each in manifests], counts),
         skipped=sum(each.skipped for each in manifests),
