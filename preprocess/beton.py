@@ -78,20 +78,25 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     _add_shards(parser)
     _add_demo_set(parser)
     args = parser.parse_args(argv)
+    args.data = args.data or args.add
+    _check_options(parser, args)
+    return args
+
+
+def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a usage error for values and options that do not go together."""
     if args.mask_size % 8:
         parser.error(f"argument --mask-size: {args.mask_size} is no multiple of 8")
-    args.data = args.data or args.add
     if not args.data:
         of_images = ("masks", "source", "val", "val_seed", "image_column", "label_column")
         refuse_given(parser, args, of_images, why="belongs to the images of --data FOLDER")
     if args.data or args.dataset:
-        of_demo = ("demo_images", "demo_classes", "demo_size", "demo_seed")
+        of_demo = ("demo_images", "demo_size", "demo_seed")
         refuse_given(parser, args, of_demo, why="belongs to the generated set, without --data")
     if not args.add:
         refuse_given(parser, args, ["new_classes"], why="belongs to --add FOLDER")
     if args.add and isinstance(args.out, str):
         parser.error("argument --add: takes an --out that is a folder of this machine")
-    return args
 
 
 def _path_or_url(text: str) -> Path | str:
