@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
-from harl_fast.data.container.manifest import check_source
-from harl_fast.errors import HarlError
+from harl_fast.data.container.names import check_source
 from harl_fast.files import format_seconds
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
-from harl_fast.runfiles import check_folders, discard_run, making_room
-from harl_fast.supervision import run_below
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def run(*command: str | Path) -> None:
-    """Run one of the daily commands in the project's folder, showing it first."""
-    print("\n$", *map(str, command), flush=True)
-    if code := run_below([sys.executable, *map(str, command)], cwd=ROOT):
-        raise HarlError(f"the command above ended with exit code {code}; its own message says why")
+from harl_fast.runfiles import check_folders, discard_run, making_room, replacing_runs
+from harl_fast.steps import ROOT, TRAINING, run
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -45,9 +34,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def convert(data: Path, out: Path, images: int | None) -> None:
     """Write containers unless they are there; at 32 px the heuristic sees too little to serve."""
     name = f"{data.name}-{images}.csv" if images else data.name
-    if (ROOT / out / "val.json").exists():
-        return check_source(ROOT / out, name)
     listed = out / name if images else data
+    if (ROOT / out / "val.json").exists():
+        return check_source(ROOT / out, name, data=data, listed=ROOT / listed if images else None)
     if images:
         run("-m", "preprocess.balanced", data, "--count", str(images), "--out", listed)
     run("-m", "preprocess.beton", "--data", listed, "--out", out, "--mask-method", "enlarged")
@@ -55,25 +44,31 @@ def convert(data: Path, out: Path, images: int | None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args, start = parse(argv), time.monotonic()
-    check_folders({"--run": args.run, "--out": args.out}, data=args.data, base=ROOT)
     out = args.out.with_name(f"{args.out.name}-{args.images}" if args.images else args.out.name)
     tuned = args.run.with_name(f"{args.run.name}-linear")
-    convert(args.data.resolve(), out, args.images)
-    launcher = (Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1")
-    guarded = ("launch/guard.py", sys.executable, *launcher)
+    for folder in (args.run, tuned):
+        check_folders({"--run": folder, "--out": out}, data=args.data, base=ROOT)
+    runs, engine = [ROOT / args.run, ROOT / tuned], ROOT / args.engine
+    with replacing_runs(runs, engine=engine, inputs=[args.data, ROOT / out]):
+        convert(args.data.resolve(), out, args.images)
+        train_and_judge(args, out, tuned)
+    print(f"\nresults: {args.run / 'eval'}; took {format_seconds(time.monotonic() - start)}")
+    return 0
+
+
+def train_and_judge(args: argparse.Namespace, out: Path, tuned: Path) -> None:
+    """Pretrain on the containers in ``out``, judge the features; also train a head in ``tuned``."""
     common = ["--deepspeed_config", args.engine, "--data", out, "--run"]
     length = [] if args.epochs is None else ["--epochs", str(args.epochs)]
     if args.epochs and args.epochs <= 10:
         length += ["--set", "optim.warmup_epochs=0"]  # the preset's is as long
-    with making_room(ROOT / args.run, engine=ROOT / args.engine):  # any other content is refused
-        run(*guarded, "launch/pretrain.py", *common, args.run, "--config", "cifar10", *length)
+    with making_room(ROOT / args.run, engine=ROOT / args.engine):
+        run(*TRAINING, "launch/pretrain.py", *common, args.run, "--config", "cifar10", *length)
     discard_run(ROOT / tuned, engine=ROOT / args.engine)
     run("launch/lineval.py", "--ckpt", args.run, "--data", out, "--random")
     if args.augmented:
         head = ["--ckpt", args.run, "--preset", "seed-linear-cifar10"]
-        run(*guarded, "launch/finetune.py", *common, tuned, *head)
-    print(f"\nresults: {args.run / 'eval'}; took {format_seconds(time.monotonic() - start)}")
-    return 0
+        run(*TRAINING, "launch/finetune.py", *common, tuned, *head)
 
 
 if __name__ == "__main__":
