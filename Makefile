@@ -122,6 +122,9 @@ ifneq ($(UNKNOWN),)
 $(error $(firstword $(UNKNOWN))= is no variable of `make $(MAKECMDGOALS)`, which takes $(TAKEN). \
 What else its program can do goes into ARGS="--option value")
 endif
+# Of a switch any text would be a yes, 0 and no, too.
+$(foreach name,QUICK RANDOM RESUME,$(if $(filter-out 1,$($(name))),\
+	$(error $(name)=$($(name)): give $(name)=1, or leave it out)))
 
 space := $(subst ,, )
 BIN := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin

@@ -29,17 +29,21 @@ def holds(folder: Path, wanted: str) -> bool:
     DataError for containers of any other images, which must not be replaced.
     """
     manifests = [folder / f"{split}.json" for split in ("train", "val")]
-    if not all(manifest.exists() for manifest in manifests):
-        return False
+    there = [manifest for manifest in manifests if manifest.exists()]
     try:
-        found = {str(read_json(each, error=DataError).get("source")) for each in manifests}
+        found = {str(read_json(each, error=DataError).get("source")) for each in there}
     except DataError as error:
         raise DataError(f"{error}. Delete {folder}, and it is made anew") from error
     for source in found - {wanted}:
-        if not source.startswith(_KIND):
-            raise DataError(f"{folder} holds {shown(source)}, no demo set: give another folder")
+        check_kind(folder, source)
         print(one_line(f"{folder} holds another demo set ({source}): it is drawn anew ({wanted})"))
-    return found == {wanted}
+    return found == {wanted} and there == manifests
+
+
+def check_kind(folder: Path, source: str) -> None:
+    """Raise DataError unless the source of a folder's containers is a demo set, of any recipe."""
+    if not source.startswith(_KIND):
+        raise DataError(f"{folder} holds {shown(source)}, no demo set: give another folder")
 
 
 def name_of(kind: str, scene: str, index: int) -> str:

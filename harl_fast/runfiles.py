@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harl_fast.errors import ConfigError, OutputError
 from harl_fast.files import check_output, to_stderr
-from harl_fast.lock import FOLDER_LOCK, discard_folder, locked
+from harl_fast.lock import FOLDER_LOCK, discard_folder, lock_beside, locked
 
 LATEST = "latest"
 """Names the newest checkpoint."""
@@ -58,11 +58,37 @@ class RunFolder:
     """The same for one that saved and left before its end."""
     checkpoints = _Inside("checkpoints")
     """See `engine.checkpoint`."""
+    evaluations = _Inside("eval")
+    """Results, see `eval.results`."""
 
     @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files, in a folder named after the run, as TensorBoard shows it."""
         return self.path / "tensorboard" / self.path.resolve().name
+
+
+@contextlib.contextmanager
+def replacing_runs(
+    runs: Sequence[Path], *, engine: Path, inputs: Collection[Path] = ()
+) -> Iterator[None]:
+    """Make sure that runs can be replaced, and that no other process replaces them meanwhile.
+
+    For a program that trains one after the other and then reads them: what stands in the way of any
+    is told before its work. inputs: files and folders that must not go with a run. Raises
+    ConfigError if the engine file is missing, OutputError or HarlError for what is in the way.
+    """
+    for folder in runs:
+        _check_room(folder, engine=engine)
+        for each in inputs:
+            if folder.resolve() in each.resolve().parents:
+                raise OutputError(
+                    f"{each} lies in the run folder {folder}, which is to be replaced: give "
+                    f"another folder for the run"
+                )
+    with contextlib.ExitStack() as held:
+        for folder in runs:
+            held.enter_context(locked(lock_beside(folder), output=folder))
+        yield
 
 
 def discard_run(folder: Path, *, engine: Path) -> None:
@@ -72,7 +98,8 @@ def discard_run(folder: Path, *, engine: Path) -> None:
     """
     _check_engine(engine)
     if _holds_run(RunFolder(folder)):
-        discard_folder(folder)
+        with _nobody_writing(folder):
+            shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
@@ -80,18 +107,18 @@ def making_room(folder: Path, *, engine: Path) -> Iterator[None]:
     """Move the run in a folder, if it holds one, aside while the next one starts there.
 
     It is deleted at the end if the next one has begun, and comes back if not: a start can be
-    refused, for an engine file of another machine or too few images. Raises as `discard_run`.
+    refused, for an engine file of another machine or too few images. Raises as `discard_run`, and
+    OutputError for a folder that holds anything else.
     """
     run, aside = RunFolder(folder), folder.with_name(f".{folder.name}.before")
-    _check_engine(engine)
+    _check_room(folder, engine=engine)
     if _holds_run(run):
-        if folder.is_symlink():
-            raise OutputError(f"{folder} is a link, and is to be replaced: name what it leads to")
         if aside.exists():  # of a process that was killed when its run had begun
             discard_folder(aside)
-        with locked(run.lock, output=folder):
+        with _nobody_writing(folder) as locks:
             folder.rename(aside)
-            (aside / FOLDER_LOCK).unlink()
+            for lock in locks:
+                (aside / lock.name).unlink()
     try:
         yield
     finally:
@@ -104,6 +131,26 @@ def making_room(folder: Path, *, engine: Path) -> Iterator[None]:
                 to_stderr(f"{folder} holds what it held before: the new run did not begin")
 
 
+@contextlib.contextmanager
+def _nobody_writing(folder: Path) -> Iterator[tuple[Path, ...]]:
+    """Hold and yield the locks of a run's folder and of its evaluations."""
+    run = RunFolder(folder)
+    locks = run.lock, lock_beside(run.evaluations)
+    with locked(locks[0], output=folder), locked(locks[1], output=run.evaluations):
+        yield locks
+
+
+def _check_room(folder: Path, *, engine: Path) -> None:
+    _check_engine(engine)
+    if _holds_run(RunFolder(folder)):
+        if folder.is_symlink():
+            raise OutputError(f"{folder} is a link, and is to be replaced: name what it leads to")
+    elif folder.is_dir() and not all(map(before_a_run, folder.iterdir())):
+        raise OutputError(
+            f"{folder} holds other files than a run's, which is to be replaced: give another folder"
+        )
+
+
 def _check_engine(engine: Path) -> None:
     if not engine.is_file():
         raise ConfigError(
@@ -113,6 +160,14 @@ def _check_engine(engine: Path) -> None:
 
 def _holds_run(run: RunFolder) -> bool:
     return run.config.exists() and run.engine.exists()
+
+
+def before_a_run(path: Path) -> bool:
+    """Return whether a process that ended before its run had begun left this in its folder."""
+    names = ("deepspeed.log", "engine.json", "provenance.json", "preempted", "run.json")
+    return path.name in (*names, "subset.txt") or (
+        path.name.startswith(".") and path.name.endswith((".tmp", ".lock"))
+    )
 
 
 def check_named(folder: Path, *, option: str, base: Path | None = None) -> None:

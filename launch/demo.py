@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 from harl_fast.demoset import IMAGES, SIDE_PX, holds, set_name
-from harl_fast.errors import HarlError, one_line
+from harl_fast.errors import one_line
 from harl_fast.files import format_seconds
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
-from harl_fast.runfiles import check_folders, making_room
-from harl_fast.supervision import run_below
+from harl_fast.runfiles import check_folders, making_room, replacing_runs
+from harl_fast.steps import ROOT, TRAINING, run
 
-ROOT, SHEET = Path(__file__).resolve().parent.parent, "contact_sheet.png"
+SHEET = "contact_sheet.png"
 WITHOUT_MASKS = (
     "loss.type=byol",
     *(f"data.views.{view}.{it}" for view in (0, 1) for it in ("crop=random", "background_p=0")),
 )
 """What the run without masks changes in the preset `demo`; all else is equal."""
 QUICK_IMAGES, QUICK = 400, ("--epochs", "2", "--set", "optim.warmup_epochs=0")
-
-
-def run(*command: str | Path) -> None:
-    """Run one of the daily commands in the project's folder, showing it first."""
-    print("\n$", *(one_line(str(word)) for word in command), flush=True)
-    if code := run_below([sys.executable, *map(str, command)], cwd=ROOT):
-        raise HarlError(f"the command above ended with exit code {code}; its own message says why")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -54,25 +46,29 @@ def main(argv: list[str] | None = None) -> int:
     plain = args.run.parent / f"{args.run.name}-byol"
     for folder in (args.run, plain):
         check_folders({"--run": folder, "--data": args.data}, base=ROOT)
+    with replacing_runs([ROOT / plain, ROOT / args.run], engine=ROOT / args.engine):
+        train_and_judge(args, plain)
+    print(f"{SHEET}: {one_line(str(args.run / SHEET))}")
+    print(f"took {format_seconds(time.monotonic() - start)}")
+    return 0
+
+
+def train_and_judge(args: argparse.Namespace, plain: Path) -> None:
+    """Draw the set unless it is there, train both runs, judge and draw them."""
     if not holds(ROOT / args.data, set_name(args.images, SIDE_PX, seed=0)):
         size = ["--demo-images", str(args.images), "--mask-size", str(SIDE_PX)]
         run("-m", "preprocess.beton", "--out", args.data, *size)
-    launcher = (Path(sys.executable).with_name("deepspeed"), "--log_level=error", "--num_gpus", "1")
-    command: list[str | Path] = ["launch/guard.py", sys.executable, *launcher, "launch/pretrain.py"]
-    command += ["--deepspeed_config", args.engine, "--config", "demo", "--data", args.data]
-    command += QUICK if args.quick else []
+    command: list[str | Path] = [*TRAINING, "launch/pretrain.py", "--deepspeed_config", args.engine]
+    command += ["--config", "demo", "--data", args.data, *(QUICK if args.quick else ())]
     command += [] if args.epochs is None else ["--epochs", str(args.epochs)]
     without = [word for each in WITHOUT_MASKS for word in ("--set", each)]
     for folder, changed in {plain: without, args.run: []}.items():
-        with making_room(ROOT / folder, engine=ROOT / args.engine):  # other content is refused
+        with making_room(ROOT / folder, engine=ROOT / args.engine):
             run(*command, *changed, "--run", folder)
     drawn = ["--config", args.run / "config.yaml", "--out", args.run / SHEET]
     run("-m", "preprocess.preview", args.data / "train.beton", *drawn)
     judged = ["--without", plain, "--with", args.run, "--out", args.run]
     run("-m", "harl_fast.tools.demo_report", "--data", args.data, *judged)
-    print(f"{SHEET}: {one_line(str(args.run / SHEET))}")
-    print(f"took {format_seconds(time.monotonic() - start)}")
-    return 0
 
 
 if __name__ == "__main__":

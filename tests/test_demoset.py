@@ -63,3 +63,12 @@ def test_other_images_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text("{")
     with pytest.raises(DataError, match=r"train\.json.*Delete .* made anew"):
         holds(tmp_path, WANTED)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_one_split_of_other_images_is_not_drawn_over(tmp_path: Path, split: str) -> None:
+    (tmp_path / f"{split}.json").write_text('{"source": "photos"}')
+    with pytest.raises(DataError, match="holds 'photos', no demo set"):
+        holds(tmp_path, WANTED)
+    (tmp_path / f"{split}.json").write_text(json.dumps({"source": WANTED}))
+    assert not holds(tmp_path, WANTED)

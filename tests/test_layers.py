@@ -33,6 +33,7 @@ LEVELS = {
     "harl_fast.supervision": 0,
     "harl_fast.lock": 0,
     "harl_fast.runfiles": 0,
+    "harl_fast.steps": 0,
     "harl_fast.program": 0,
     "harl_fast.results": 0,
     "harl_fast.drawing": 0,

@@ -17,9 +17,14 @@ from typing import Any
 import pytest
 
 from harl_fast import lock as module
-from harl_fast.errors import ConfigError, HarlError
-from harl_fast.lock import FOLDER_LOCK, discard_folder, holder, locked, write_new
-from harl_fast.runfiles import discard_run, making_room
+from harl_fast.errors import HarlError
+from harl_fast.lock import (
+    FOLDER_LOCK,
+    discard_folder,
+    holder,
+    locked,
+    write_new,
+)
 from harl_fast.supervision import stat_fields
 from tests.full import FullStream
 
@@ -336,59 +341,3 @@ def test_a_full_disk_names_the_file_that_was_to_be_written(
         write_new(tmp_path / "masks.json", "{}")
     assert caught.value.filename == str(tmp_path / "masks.json")
     assert not list(tmp_path.iterdir())
-
-
-def test_only_a_run_makes_room_for_the_next(tmp_path: Path) -> None:
-    engine, thesis, run = (tmp_path / name for name in ("cpu.json", "thesis", "run"))
-    for folder in (thesis, run):
-        folder.mkdir()
-        (folder / "config.yaml").touch()
-    (run / "engine.json").touch()
-    with pytest.raises(ConfigError, match="is not there: give a file"):
-        discard_run(run, engine=engine)
-    assert run.is_dir()
-    engine.touch()
-    for folder in (thesis, run):
-        discard_run(folder, engine=engine)
-    assert thesis.is_dir() and not run.exists()
-
-
-def a_run(folder: Path, text: str) -> Path:
-    folder.mkdir()
-    for name in ("config.yaml", "engine.json", "result"):
-        (folder / name).write_text(text)
-    return folder
-
-
-def test_a_run_comes_back_if_the_next_does_not_begin(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    engine, run = tmp_path / "cpu.json", a_run(tmp_path / "run", "old")
-    engine.touch()
-    with pytest.raises(HarlError, match="refused"), making_room(run, engine=engine):
-        assert not run.exists()
-        run.mkdir()
-        (run / "deepspeed.log").touch()  # a start that is refused leaves no more
-        raise HarlError("refused")
-    assert "holds what it held before" in capsys.readouterr().err
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "engine.json", "result"}
-    run.rename(tmp_path / ".run.before")  # as a process leaves it that is killed meanwhile
-    with making_room(run, engine=engine):
-        pass
-    assert (run / "result").read_text() == "old"
-
-
-def test_a_run_goes_when_the_next_has_begun(tmp_path: Path) -> None:
-    engine, run = tmp_path / "cpu.json", a_run(tmp_path / "run", "old")
-    engine.touch()
-    for text in ("new", "newer"):
-        with pytest.raises(HarlError, match="later"), making_room(run, engine=engine):
-            a_run(run, text)
-            raise HarlError("later")
-        assert (run / "result").read_text() == text
-        if text == "new":  # the remains of a process that was killed
-            a_run(tmp_path / ".run.before", "older")
-    assert {path.name for path in tmp_path.iterdir()} == {"cpu.json", "run"}
-    with making_room(tmp_path / "none", engine=engine):
-        pass
-    assert not (tmp_path / "none").exists()

@@ -51,6 +51,19 @@ def test_a_variable_that_a_target_does_not_take_is_an_error(
     assert f"{name}= is no variable of" in result.stderr and takes in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("target", "name"), [("demo", "QUICK"), ("lineval", "RANDOM"), ("pretrain", "RESUME")]
+)
+@pytest.mark.parametrize("value", ["0", "no", "false", "1 0"])
+def test_a_switch_takes_1_or_nothing(target: str, name: str, value: str) -> None:
+    result = planned(target, f"{name}={value}")
+    assert result.returncode == 2 and result.stdout == ""
+    assert f"{name}={value}: give {name}=1, or leave it out" in result.stderr
+    option = f"--{name.lower()}"
+    assert option in planned(target, f"{name}=1").stdout
+    assert option not in planned(target, f"{name}=").stdout
+
+
 def test_batch_rate_and_workers_reach_the_program() -> None:
     printed = planned("pretrain", "BATCH=32", "LR=0.1", "WORKERS=2", "VENV=/x").stdout
     for option in (

@@ -67,13 +67,18 @@ class Buffers:
         one = sum(int(np.prod(shape)) * pixel.itemsize for shape, pixel in self._shapes)
         return self.count * self.batch * one
 
-    def check_memory(self) -> None:
-        """Raise ConfigError if the machine has less free memory than all buffers take."""
-        need, free = self.bytes_needed, available_bytes()
+    def check_memory(self, *, backgrounds: int = 0) -> None:
+        """Raise ConfigError if the machine has less free memory than all buffers take.
+
+        backgrounds: bytes of pictures that lie behind views, beside them.
+        """
+        need, free = self.bytes_needed + backgrounds, available_bytes()
         if not self._made and free is not None and need > free:
+            bank = f" and {backgrounds:,} bytes of backgrounds" if backgrounds else ""
             raise ConfigError(
-                f"{self.count} buffers of {self.batch} samples take {need:,} bytes of main memory "
-                f"and {free:,} are available: use a smaller micro batch or fewer data.batches_ahead"
+                f"{self.count} buffers of {self.batch} samples{bank} take {need:,} bytes of main "
+                f"memory and {free:,} are available: use a smaller micro batch or fewer "
+                f"data.batches_ahead{', or smaller views' if backgrounds else ''}"
             )
 
     def open_all(self) -> SimpleQueue[int | None]:

@@ -33,7 +33,8 @@ _one_kernel = threading.Lock()
 class Decoder:
     """Decodes samples of a container into views with their cells, on ``threads`` threads.
 
-    It owns the memory that these work in, allocated at first use: one batch at a time.
+    among: the ids of which backgrounds are taken; None: all. It owns the memory that these work in,
+    allocated at first use: one batch at a time.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Decoder:
         channels: int,
         colour: Colouring | None,
         threads: int,
+        among: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self._stored, self._views, self._threads = container.stored, tuple(views), threads
         self._geometry, self._channels = geometry_table(views), channels
@@ -51,14 +53,27 @@ class Decoder:
         self._colours = None if colour is None else colour.table()
         self._scratch: Scratch | None = None
         self._replaces = any(view.background_p for view in views)
+        self._among = among
         self._bank: tuple[npt.NDArray[np.uint8], ...] | None = None
         self._bank_of: tuple[int, int] | None = None
+
+    @property
+    def bank_bytes(self) -> int:
+        """Bytes of an epoch's bank of backgrounds."""
+        pixels = sum(view.size_px**2 for view in self._views) * self._channels
+        return bank_size(self._choice) * pixels if self._replaces else 0
+
+    @property
+    def _choice(self) -> int:
+        """Samples of which backgrounds are taken."""
+        return len(self._stored.rows) if self._among is None else len(self._among)
 
     def backgrounds_missing(self, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
         """Return the samples behind an epoch's replaced backgrounds that are not decoded yet."""
         if not self._replaces or self._bank_of == (seed, epoch):
             return np.empty(0, np.int64)
-        return bank_samples(len(self._stored.rows), seed=seed, epoch=epoch)
+        places = bank_samples(self._choice, seed=seed, epoch=epoch)
+        return places if self._among is None else self._among[places]
 
     def decode_backgrounds(
         self, samples: npt.NDArray[np.int64], *, seed: int, epoch: int
@@ -86,7 +101,7 @@ class Decoder:
                 f"none of {count} samples can be decoded for backgrounds, the first of them "
                 f"{samples[0]}: check the container with `python -m preprocess.verify`"
             )
-        self._bank = tuple(bank[sound] for bank in pictures)
+        self._bank = pictures if sound.all() else tuple(bank[sound] for bank in pictures)
         self._bank_of = seed, epoch
         return status
 
@@ -145,10 +160,14 @@ class Decoder:
 
 
 def bank_samples(count: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Return the ids of the samples that an epoch's bank shows, of a container of ``count``."""
-    size = min(count, max(FEWEST, min(MOST, count // SHARE)))
+    """Return which of ``count`` samples an epoch's bank shows, by their places."""
     key = stream(seed, epoch, 0, 0, BACKGROUND)
-    return permuted(key, count, np.arange(size))
+    return permuted(key, count, np.arange(bank_size(count)))
+
+
+def bank_size(count: int) -> int:
+    """Return the number of pictures in the bank of ``count`` samples."""
+    return min(count, max(FEWEST, min(MOST, count // SHARE)))
 
 
 @contextlib.contextmanager

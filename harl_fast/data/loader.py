@@ -124,6 +124,7 @@ class _Loader:
         ahead: int,
         channels: int,
         colour: Colouring | None = None,
+        among: np.ndarray | None = None,
     ) -> None:
         """Prepare passes and check that the buffers will fit; no thread is started."""
         if ahead < 1:
@@ -137,11 +138,10 @@ class _Loader:
         buffers = Buffers(
             views, channels=channels, coloured=colour is not None, batch=batch, count=ahead + 1
         )
-        buffers.check_memory()
-        self._reading = _Reading(
-            Decoder(self._container, views, channels=channels, colour=colour, threads=threads),
-            buffers,
-        )
+        reading: dict[str, Any] = {"channels": channels, "colour": colour, "threads": threads}
+        decoder = Decoder(self._container, views, **reading, among=among)
+        buffers.check_memory(backgrounds=decoder.bank_bytes)
+        self._reading = _Reading(decoder, buffers)
         self.views = tuple(views)
         # Runs at garbage collection and at exit, too.
         self._end = weakref.finalize(self, self._reading.close)
@@ -253,11 +253,12 @@ class BetonLoader(_Loader):
             kind=order,
             chunk=self._chunk(VERSIONS[-1]),
         )
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "batch": batch_micro,
             "threads": decoding_threads(workers, ranks_here=ranks_here),
             "ahead": batches_ahead,
             "channels": channels,
+            "among": self._chosen,
         }
         self._open(views, colour=colour, **self._settings)
         self.epoch, self.step = 0, 0
@@ -383,6 +384,8 @@ class EvalLoader(_Loader):
     ) -> None:
         super().__init__(path, damaged=damaged, check=check, skip_broken=skip_broken)
         self.ids = self._known(range(self.manifest.count) if ids is None else ids)
+        if not len(self.ids):
+            raise ConfigError(f"ids: none of the samples of {path}; give one or more")
         view = ViewGeometry(size_px=size_px, cells=1, centre=centre)
         batch = min(batch, len(self.ids))
         threads = decoding_threads(workers)

@@ -89,7 +89,7 @@ def linear_protocol(
     names = {"centre": "crop", "mean": "mean", "std": "std", "workers": "workers"}
     given = {key: others.get(name) for key, name in names.items()}
     results = home(ckpt)
-    check_output(results / "eval", option="--ckpt", folder=True)
+    check_output(RunFolder(results).evaluations, option="--ckpt", folder=True)
     protocol = "imagenet" if preset == next(iter(LINEAR_PRESETS)) else f"imagenet-{preset}"
     base = run or results / "linear" / f"{data.resolve().name}-{preset}"
     for fresh in (False, True)[: 1 + random]:

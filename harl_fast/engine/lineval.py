@@ -33,7 +33,7 @@ from harl_fast.eval.subsets import write_subset
 from harl_fast.files import check_output
 from harl_fast.lock import lock_beside, locked
 from harl_fast.results import write_result
-from harl_fast.runfiles import check_apart, home, is_part_of_a_checkpoint
+from harl_fast.runfiles import RunFolder, check_apart, home, is_part_of_a_checkpoint
 from harl_fast.supervision import leave, supervisors, watching
 from harl_fast.textfile import tree_sha256
 
@@ -72,7 +72,7 @@ def lineval(
     watched, machine = supervisors(), this_machine()  # in this order
     with leader_reports(machine), watching(watched, lost=leave), contextlib.ExitStack() as held:
         _check_places(out, run, ckpt=ckpt, data=data)
-        _take(held, machine, (out, run / "eval"))
+        _take(held, machine, (out, RunFolder(run).evaluations))
         loaded = load_pretrained(ckpt, mean=mean, std=std, size_px=size_px)
         encoders = {"pretrained": loaded}
         encoders |= {"random": random_like(loaded, seed=seed)} if random else {}
@@ -172,7 +172,7 @@ def _check_places(out: Path, run: Path, *, ckpt: Path, data: Path) -> None:
     check_labelled(train, read_manifest(train))
     containers = [each for split in ("train", "val") for each in containers_in(data, split)]
     check_output(out, option="--out", inputs=[ckpt, *containers])
-    check_output(run / "eval", option="--ckpt", folder=True)
+    check_output(RunFolder(run).evaluations, option="--ckpt", folder=True)
     check_apart(out, option="--out")
 
 

@@ -13,7 +13,7 @@ from harl_fast.engine.side import required
 from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.files import read_regular, to_stderr, write_json, write_text
 from harl_fast.host import utc_time
-from harl_fast.runfiles import RunFolder
+from harl_fast.runfiles import RunFolder, before_a_run
 from harl_fast.section import Section
 
 
@@ -32,7 +32,7 @@ def open_run_folder(path: Path, *, resume: bool, source: str = "--init-from") ->
             raise CheckpointError(
                 f"{path} holds no run (config.yaml is missing); {_instead(folder, source)}"
             )
-    elif folder.path.is_dir() and any(not _before_a_run(path) for path in folder.path.iterdir()):
+    elif folder.path.is_dir() and any(not before_a_run(path) for path in folder.path.iterdir()):
         raise CheckpointError(
             f"{path} is not empty. Continue its run with --resume; or start a new one in another "
             f"folder, from its weights if wanted: --run NEW_FOLDER {source} {path}"
@@ -86,14 +86,6 @@ def write_configs(folder: RunFolder, config: Section, engine: EngineConfig) -> N
     """
     write_json(folder.engine, engine.record())
     write_text(folder.config, config.yaml())
-
-
-def _before_a_run(path: Path) -> bool:
-    """Return whether a process that ended before `write_configs` was done left this."""
-    names = ("deepspeed.log", "engine.json", "provenance.json", "preempted", "run.json")
-    return path.name in (*names, "subset.txt") or (
-        path.name.startswith(".") and path.name.endswith((".tmp", ".lock"))
-    )
 
 
 def begin(folder: RunFolder, *, step: int) -> None:

@@ -125,9 +125,21 @@ def build_loader(
 
 
 def _check_batch(config: RunConfig, engine_config: EngineConfig) -> None:
-    """Raise ConfigError if a BatchNorm would see a single value per channel."""
+    """Raise ConfigError if a micro batch of one leaves layers or terms of the loss without sense.
+
+    A BatchNorm would see a single value per channel; `loss.contrast` and `loss.spread` are 0.
+    """
     batches, sync_bn = engine_config.batches, config.model.sync_bn
-    if batches.batch_micro > 1 or (batches.ranks > 1 and sync_bn == "all"):
+    if batches.batch_micro > 1:
+        return
+    for name in ("contrast", "spread"):
+        if getattr(config.loss, name):
+            raise ConfigError(
+                f"{engine_config.source}: {batches}: loss.{name} compares the images of a micro "
+                f"batch and takes 2 or more. Use --engine-set train_micro_batch_size_per_gpu=2 or "
+                f"more, or --set loss.{name}=0"
+            )
+    if batches.ranks > 1 and sync_bn == "all":
         return
     one_cell = any(view.cells == 1 for view in view_geometry(config))
     if batches.ranks == 1 or sync_bn == "none" or one_cell:

@@ -36,6 +36,7 @@ from harl_fast.eval.resultfile import ResultFile
 from harl_fast.files import open_regular, replacing, to_stderr, write_bytes, write_json
 from harl_fast.host import utc_time
 from harl_fast.kinds import of_kind
+from harl_fast.runfiles import RunFolder
 from harl_fast.tensorfile import open_tensors, writing
 from harl_fast.textfile import read_json
 
@@ -140,7 +141,7 @@ def result_folder(run: Path, *, data: str, protocol: str) -> Path:
     if len(os.fsencode(data)) > LONGEST_NAME:
         digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:8]
         data = f"{os.fsencode(data)[:LONGEST_NAME].decode('utf-8', 'ignore')}-{digest}"
-    return run / "eval" / f"{data}-{protocol}"
+    return RunFolder(run).evaluations / f"{data}-{protocol}"
 
 
 def write_result(folder: Path, result: Result) -> Path:

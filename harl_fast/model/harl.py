@@ -221,6 +221,8 @@ def effective_rank(rows: Tensor) -> Tensor:
     """
     with without_autocast(rows):
         rows = widened(rows).nan_to_num(0.0, 0.0, 0.0)
+        # The result is that of rows at any scale, and products of very large ones are infinite.
+        rows = rows / rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny)
         rows = rows - rows.mean(0)
         gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
         singular = torch.linalg.eigvalsh(gram).clamp(min=0.0).sqrt()

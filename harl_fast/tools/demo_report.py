@@ -13,7 +13,7 @@ from harl_fast.errors import one_line
 from harl_fast.files import check_output, write_bytes
 from harl_fast.options import SEED_MAX, whole_number
 from harl_fast.program import run_main
-from harl_fast.runfiles import RunFolder
+from harl_fast.runfiles import RunFolder, home
 
 if TYPE_CHECKING:
     from harl_fast.engine.networks import Pretrained
@@ -91,17 +91,16 @@ def main(argv: list[str] | None = None) -> int:
     picture = demo_pictures.neighbours(features, args.data, title=title, seed=args.seed)
     write_bytes(args.out / "neighbours.png", picture)
     scenes = len(features[RANDOM][0].scenes.labels.unique())
-    about, words = _about(args, scenes), textwrap.wrap(BY_DESIGN, 96)
+    about, words = _about(args, encoders, scenes), textwrap.wrap(BY_DESIGN, 96)
     print("\n".join(["", *about, "", table(found, chance=guessed), "", *words, ""]))
     for name in (FIGURES, "accuracy.png", "neighbours.png"):
         print(one_line(f"{name}: {args.out / name}"))
     return 0
 
 
-def _about(args: argparse.Namespace, scenes: int) -> list[str]:
+def _about(args: argparse.Namespace, encoders: Mapping[str, Pretrained], scenes: int) -> list[str]:
     """Return lines on the set and on both runs, from the files that they left."""
     from harl_fast.data.container.manifest import find_container, read_manifest
-    from harl_fast.engine.runfolder import json_lines
 
     train, val = (read_manifest(find_container(args.data, split)) for split in SPLITS)
     lines = [
@@ -109,13 +108,28 @@ def _about(args: argparse.Namespace, scenes: int) -> list[str]:
         f"{len(train.classes)} objects before {scenes} scenes; objects cover "
         f"{train.mask['coverage_mean']:.0%} on average"
     ]
-    for name, run in ((WITHOUT, args.without), (WITH, args.masked)):
-        last = [each for each in json_lines(RunFolder(run).metrics) if "loss" in each][-1]
-        lines.append(
-            f"{name}: {last['step']:,} steps at {last['img_s']:,.0f} images/s, "
-            f"final loss {last['loss']:.4f} ({run})"
-        )
+    for name, ckpt in ((WITHOUT, args.without), (WITH, args.masked)):
+        lines.append(f"{name}: {_trained(encoders[name], ckpt)} ({ckpt})")
     return [one_line(line) for line in lines]
+
+
+def _trained(encoder: Pretrained, ckpt: Path) -> str:
+    """Return how long a network was trained, and what its run's log says up to there."""
+    from harl_fast.engine.lineval import checkpoint_record
+    from harl_fast.engine.runfolder import json_lines
+
+    run = home(ckpt)
+    step = checkpoint_record(encoder, run)["step"]
+    if step is None:
+        return "weights of another program"
+    logged = [
+        each
+        for each in json_lines(RunFolder(run).metrics)
+        if all(isinstance(each.get(key), int | float) for key in ("step", "loss", "img_s"))
+        and each["step"] <= step
+    ]
+    told = [f"{each['img_s']:,.0f} images/s, loss {each['loss']:.4f}" for each in logged[-1:]]
+    return f"{step:,} steps at {told[0]}" if told else f"{step:,} steps, nothing logged"
 
 
 def _write_figures(

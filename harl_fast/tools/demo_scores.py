@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harl_fast.demoset import scenes_of
+from harl_fast.data.container.manifest import find_container, read_manifest
+from harl_fast.demoset import check_kind, scenes_of
 from harl_fast.engine.lineval import half, preprocessing
 from harl_fast.engine.networks import Pretrained
 from harl_fast.eval.features import FeatureSet
@@ -59,6 +60,7 @@ def extract_splits(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seen = preprocessing(encoder, crop=None)
+    check_kind(data, read_manifest(find_container(data, "train")).source)
     evaluator = Evaluator(
         data,
         **{name: seen[name] for name in ("size_px", "mean", "std", "crop")},

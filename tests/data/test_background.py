@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from harl_fast.config import ViewConfig
+from harl_fast.data import buffers
 from harl_fast.data.decode import FEWEST, bank_samples
 from harl_fast.data.loader import Batch
 from harl_fast.data.views.background import LEAST_FOREGROUND, bank_seed, bank_view
@@ -164,6 +165,24 @@ def test_a_bank_without_a_sound_picture_is_an_error(beton: Path, tmp_path: Path)
     path = damage(beton, tmp_path, *bank_samples(COUNT, seed=SEED, epoch=EPOCH).tolist())
     with pytest.raises(DataError, match=r"none of 32 samples can be decoded for backgrounds"):
         shown(path, views=views(1.0), check="none")
+
+
+def test_a_loader_of_some_samples_shows_nothing_of_others(beton: Path, tmp_path: Path) -> None:
+    chosen = [4, 7, 11, 20, 31]
+    others = damage(beton, tmp_path, *(sample for sample in IDS if sample not in chosen))
+    options = {"ids": chosen, "batch_global": 5, "batch_micro": 5, "views": views(1.0)}
+    found = [by_sample(loader(path, **options)) for path in (beton, others)]
+    assert found[0] == found[1] and sorted(found[0]) == chosen
+
+
+def test_backgrounds_count_as_memory(beton: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = loader(beton, views=VIEWS)._reading.buffers.bytes_needed
+    need += sum(FEWEST * view.size_px**2 * 3 for view in VIEWS)
+    monkeypatch.setattr(buffers, "available_bytes", lambda: need)
+    loader(beton, views=views(1.0)).close()
+    monkeypatch.setattr(buffers, "available_bytes", lambda: need - 1)
+    with pytest.raises(ConfigError, match=r"bytes of backgrounds take .* or smaller views"):
+        loader(beton, views=views(1.0))
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.5, float("nan")])

@@ -42,6 +42,14 @@ def test_a_single_image_is_refused_where_it_would_be_normalised_alone(
     assert "train_micro_batch_size_per_gpu=2" in message
 
 
+@pytest.mark.parametrize("term", ["contrast", "spread"])
+def test_terms_that_compare_images_take_two_of_them(tmp_path: Path, term: str) -> None:
+    """What BatchNorm may do with, statistics shared over ranks, leaves such terms at 0."""
+    overrides = "model.sync_bn=heads", f"loss.{term}=0.5"
+    message = refusal(tmp_path, ranks=2, overrides=overrides)
+    assert f"loss.{term} compares the images of a micro batch and takes 2 or more" in message
+
+
 @pytest.mark.parametrize("sync_bn", ["heads", "all"])
 def test_a_single_image_is_allowed_where_ranks_share_statistics(
     tmp_path: Path, sync_bn: str

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from harl_fast.data.container.manifest import read_manifest
-from harl_fast.errors import DataError
+from harl_fast.data.container.names import check_source, read_names
+from harl_fast.errors import DataError, OutputError
 from harl_fast.eval.results import read_result
 from launch import cifar10
-from launch.cifar10 import convert
+from launch.cifar10 import convert, main
 from tests.engine.tuning import write_sets
 from tests.launch.jobs import LONG_S, run
 
@@ -98,3 +99,32 @@ def test_containers_of_other_images_are_not_taken_for_these(tmp_path: Path) -> N
     for data, images in (("others", None), (kept, 84)):
         with pytest.raises(DataError, match=f"holds containers of '{kept}', not of '.*: delete"):
             convert(tmp_path / data, sets, images)
+
+
+def test_a_folder_of_the_same_name_elsewhere_is_another(tmp_path: Path) -> None:
+    sets = write_sets(tmp_path / "kept", train=8, val=4)
+    source = read_manifest(sets / "train.beton").source
+    first, second = tmp_path / "a" / source, tmp_path / "b" / source
+    image = first / read_names(sets / "train.beton")[3]
+    image.parent.mkdir(parents=True)
+    image.touch()
+    second.mkdir(parents=True)
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"path,label,split\n{image},0,train\n")
+    check_source(sets, source, data=first)
+    check_source(sets, source, data=first, listed=listed)
+    for each in (None, listed):
+        with pytest.raises(DataError, match=r"of another folder '.*', none of whose images"):
+            check_source(sets, source, data=second, listed=each)
+    second.rmdir()  # images may go when they are converted
+    check_source(sets, source, data=second)
+
+
+def test_images_within_the_run_folder_do_not_go_with_it(tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    kept = images(run_folder / "photos")
+    for name in ("config.yaml", "engine.json"):
+        (run_folder / name).touch()
+    with pytest.raises(OutputError, match=r"photos lies in the run folder .*run, which is to be"):
+        main(["--data", str(kept), "--out", str(tmp_path / "set"), "--run", str(run_folder)])
+    assert kept.is_dir() and not (tmp_path / "set").exists()

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from harl_fast import steps
 from harl_fast.demoset import IMAGES, SIDE_PX, set_name
-from harl_fast.errors import DataError, HarlError, OutputError
+from harl_fast.errors import ConfigError, DataError, HarlError, OutputError
+from harl_fast.lock import lock_beside, locked
 from launch import demo
 
 Commands = list[list[str]]
@@ -104,6 +106,40 @@ def test_the_folder_of_either_run_is_tried_first(commands: Commands, tmp_path: P
     assert not commands
 
 
+@pytest.mark.parametrize("name", ["run", "run-byol"])
+def test_what_stands_in_the_way_of_either_run_is_told_before_anything_is_done(
+    name: str, commands: Commands, tmp_path: Path
+) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").touch()
+    with pytest.raises(OutputError, match=f"{name} holds other files than a run's"):
+        demo.main(options(tmp_path))
+    (tmp_path / name / "notes.txt").unlink()
+    with pytest.raises(ConfigError, match=r"no\.json is not there"):
+        demo.main(options(tmp_path, "--engine", "no.json"))
+    with (
+        locked(lock_beside(tmp_path / name), output=tmp_path / name),
+        pytest.raises(HarlError, match=f"{name} is in use by process"),
+    ):
+        demo.main(options(tmp_path))
+    assert not commands
+
+
+def test_no_second_demo_takes_the_runs_away_before_they_are_judged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    refused = []
+
+    def second(*command: str | Path) -> None:
+        with pytest.raises(HarlError) as caught:
+            demo.main(options(tmp_path))
+        refused.append(str(caught.value))
+
+    monkeypatch.setattr(demo, "run", second)
+    demo.main(options(tmp_path))
+    assert len(refused) == 5 and all("run-byol is in use by process" in text for text in refused)
+
+
 def test_too_few_images_for_all_pairs_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         demo.parse(["--images", "399"])
@@ -113,7 +149,7 @@ def test_too_few_images_for_all_pairs_are_a_usage_error(capsys: pytest.CaptureFi
 def test_a_command_that_fails_ends_the_demo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "run_below", lambda *_, **__: 3)
+    monkeypatch.setattr(steps, "run_below", lambda *_, **__: 3)
     with pytest.raises(HarlError, match="exit code 3"):
-        demo.run("launch/x.py", Path("a b"))
+        steps.run("launch/x.py", Path("a b"))
     assert "$ launch/x.py a b" in capsys.readouterr().out

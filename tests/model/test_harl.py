@@ -286,6 +286,15 @@ def test_effective_rank_counts_even_dimensions_and_survives_what_is_not_finite()
     assert effective_rank(torch.full((4, 3), torch.nan)).item() == 1.0
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e25, 1e38])
+@pytest.mark.parametrize("shape", [(20, 8), (8, 20)])
+def test_effective_rank_is_the_same_at_any_scale(shape: tuple[int, int], scale: float) -> None:
+    """A run that diverges has features whose squares are infinite, and goes on to tell of it."""
+    rows = torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    expected = effective_rank(rows).item()
+    assert effective_rank(rows * scale).item() == pytest.approx(expected, rel=1e-2)
+
+
 def test_the_target_is_hidden_but_moves_along() -> None:
     model = build("byol")
     assert not [name for name, _ in model.named_parameters() if "target" in name]

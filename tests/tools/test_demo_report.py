@@ -18,6 +18,8 @@ from torch import Tensor
 from harl_fast.data.container.manifest import find_container
 from harl_fast.data.container.names import read_names
 from harl_fast.data.container.reader import OpenContainer
+from harl_fast.engine.networks import load_pretrained
+from harl_fast.errors import DataError
 from harl_fast.eval.features import FeatureSet
 from harl_fast.eval.knn import TEMPERATURE
 from harl_fast.eval.metrics import Score
@@ -33,6 +35,7 @@ from harl_fast.tools.demo_scores import (
 )
 from preprocess import beton
 from tests.engine.saved import checkpoint
+from tests.engine.tuning import write_sets
 from tests.sheets import texts_drawn
 
 KINDS = 4
@@ -213,12 +216,12 @@ def test_the_program_judges_two_runs(
     runs = {name: tmp_path / name for name in ("plain", "masked")}
     for folder in runs.values():
         checkpoint(folder, arch="resnet18", width=0.25)
-        (folder / "metrics.jsonl").write_text('{"step": 7, "loss": 1.5, "img_s": 20.0}\n')
+        (folder / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5, "img_s": 20.0}\n')
     places = ["--data", str(data), "--without", str(runs["plain"]), "--with", str(runs["masked"])]
     assert demo_report.main([*places, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "45 training and 15 validation images of 10 objects before 10 scenes" in said
-    assert "backgrounds distract by design" in said and "with masks: 7 steps" in said
+    assert "backgrounds distract by design" in said and "with masks: 3 steps" in said
     for name in ("accuracy.png", "neighbours.png"):
         assert Image.open(tmp_path / "out" / name).size[0] > 600
     found = json.loads((tmp_path / "out" / "demo.json").read_text())
@@ -227,3 +230,34 @@ def test_the_program_judges_two_runs(
     assert found["top1"]["without masks"] == found["top1"]["with masks"]
     weights = found["provenance"]["weights"]
     assert weights["with masks"] == weights["without masks"] != weights["random"]
+
+
+@pytest.mark.parametrize(
+    ("logged", "told"),
+    [
+        (None, "{} steps, nothing logged"),
+        ('{"loss": 1}\n{"step": "x", "loss": "y", "img_s": []}\n[1]\n', "{} steps, nothing logged"),
+        (
+            '{"step": 1, "loss": 2.5, "img_s": 30.0}\n{"step": 10000, "loss": 0.1, "img_s": 5.0}\n',
+            "{} steps at 30 images/s, loss 2.5000",
+        ),
+    ],
+)
+def test_what_is_told_of_a_run_is_of_the_checkpoint_that_is_judged(
+    tmp_path: Path, logged: str | None, told: str
+) -> None:
+    """Logs can be gone, be damaged, or go on after the last checkpoint."""
+    checkpoint(tmp_path, arch="resnet18", width=0.25)
+    step = 3
+    if logged is not None:
+        (tmp_path / "metrics.jsonl").write_text(logged)
+    for ckpt in (tmp_path, tmp_path / "checkpoints", *tmp_path.glob("checkpoints/*.safetensors")):
+        assert demo_report._trained(load_pretrained(ckpt), ckpt) == told.format(step)
+
+
+def test_images_that_only_have_the_names_of_a_demo_set_are_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "run", arch="resnet18", width=0.25)
+    sets = write_sets(tmp_path / "sets", train=8, val=4)
+    encoder = load_pretrained(tmp_path / "run")
+    with pytest.raises(DataError, match=r"sets holds '.*', no demo set"):
+        demo_scores.extract_splits(encoder, sets, label="x")

@@ -138,16 +138,6 @@ def find_container(folder: Path, split: str) -> Path:
     raise DataError(f"{folder} has neither {split}.beton nor a set {split}/. {REMEDY}")
 
 
-def check_source(folder: Path, source: str) -> None:
-    """Raise DataError unless the containers in a folder are of a source of this name."""
-    found = read_manifest(find_container(folder, "train")).source
-    if found != source:
-        raise DataError(
-            f"{folder} holds containers of {shown(found)}, not of {shown(source)}: delete them, or "
-            f"choose another folder"
-        )
-
-
 def manifest_path(beton: Path) -> Path:
     """Return where the manifest of a container or of a set lies."""
     return beton.with_suffix(".json")
