@@ -212,6 +212,7 @@ def write_judgement(
             "val_sha256": facts["val_sha256"],
             "train_count": facts["train_count"],
             "val_count": len(ids),
+            "subset_sha256": facts["subset_sha256"],
             "split": split_kind(state.loader.manifest),
         },
         checkpoint=_judged(state, run),

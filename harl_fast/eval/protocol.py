@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +35,7 @@ from harl_fast.eval.logistic import logistic_probe
 from harl_fast.eval.metrics import Metrics, Predictions, accuracies
 from harl_fast.eval.options import BATCH, CROP, TEMPERATURE
 from harl_fast.eval.ranks import ALONE, Ranks
-from harl_fast.eval.subsets import choose
+from harl_fast.eval.subsets import choose, ids_sha256
 
 MEAN_PER_CLASS = ("pets", "flowers102", "aircraft", "caltech101")
 """Data sets whose published results are means over classes; all others' are top-1."""
@@ -289,8 +288,7 @@ class Evaluator:
         return {"training sets": train, "validation sets": val, "subsets": self._subset_sha256()}
 
     def _subset_sha256(self) -> str:
-        ids = self.subset
-        return "" if ids is None else hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+        return ids_sha256(None if self.subset is None else self.subset.numpy())
 
     def data_facts(self) -> dict[str, str]:
         """Return which containers both splits are."""
@@ -309,6 +307,7 @@ class Evaluator:
             "val_count": val.count,
             "split": split_kind(train),
             "subset": None if self._subset is None else str(self._subset),
+            "subset_sha256": self._subset_sha256(),
         }
 
     def headline(self) -> str:

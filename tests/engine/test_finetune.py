@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -175,7 +176,9 @@ def test_a_subset_is_what_is_trained_on(
     ids = sorted(int(name.removeprefix("sample").removesuffix(".jpg")) for name in names)
     assert np.bincount(np.array(ids) % CLASSES).tolist() == [5] * CLASSES
     assert set(seen) == set(ids)
-    assert result_of(tmp_path / "run")["data"]["train_count"] == 20
+    about = result_of(tmp_path / "run")["data"]
+    assert about["train_count"] == 20
+    assert about["subset_sha256"] == hashlib.sha256(np.array(ids).tobytes()).hexdigest()
 
 
 def test_steps_may_end_within_an_epoch(
