@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def _parts(
 
 def _imagenette(library: Any, cache: Path, download: bool = True) -> Source:
     library.Imagenette(cache, split="train", size="320px", download=download)
-    return folder_source(cache / "imagenette2-320")
+    return replace(folder_source(cache / "imagenette2-320"), name="imagenette")
 
 
 def _stl10(library: Any, cache: Path, download: bool = True) -> Source:
