@@ -51,6 +51,14 @@ def test_a_variable_that_a_target_does_not_take_is_an_error(
     assert f"{name}= is no variable of" in result.stderr and takes in result.stderr
 
 
+def test_pictures_are_of_the_result_that_was_made() -> None:
+    arguments = ("lineval", "CKPT=runs/x", "DATA=data/pets/", "PROTOCOL=logreg")
+    assert "pictures" not in planned(*arguments).stdout
+    printed = " ".join(planned(*arguments, "PICTURES=1").stdout.replace("\\\n", "").split())
+    drawn = '-m harl_fast.tools.pictures --data "data/pets/" "runs/x/eval/pets-logreg"'
+    assert printed.endswith(drawn)
+
+
 def test_batch_rate_and_workers_reach_the_program() -> None:
     printed = planned("pretrain", "BATCH=32", "LR=0.1", "WORKERS=2", "VENV=/x").stdout
     for option in (
