@@ -118,7 +118,8 @@ def _write_all(
         for name, result in found.items()
     ]
     # A full disk of the log takes nothing of the result.
-    print(table(found, chance=evaluator.chance()))
+    among = {"classes": evaluator.classes, "seed": settings["seed"]}
+    print(table(found, chance=evaluator.chance(), **among))
     print("\n".join(one_line(f"result: {place}") for place in (out, *folders)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,10 @@ def test_a_result_folder_holds_all_that_the_summary_says(
     )
     assert result.knn["20"]["top1"].value == pytest.approx(summary["pretrained"]["knn"]["top1"])
     assert list(result.knn) == ["5", "20"]
+    for name, each in (("pretrained", result), ("random", baseline)):
+        for method, shown in (("linear", each.metrics), ("k-NN", each.knn["20"])):
+            cells = r"\s+".join(re.escape(str(score)) for score in shown.values())
+            assert re.search(rf"^{name}\s+{method}\s+{cells}$", printed.out, re.MULTILINE)
     assert len(result.trials) == {"cached": 24, "logreg": 45}[protocol]
     assert result.names[3] == "sample3.jpg" and result.data["split"] == "own split"
     assert result.preprocessing["size_px"] == 16 and result.headline == "top1"
