@@ -223,7 +223,7 @@ def go_on(
     subset = folder.subset if folder.subset.exists() else config.subset
     found = open_data(data, config, subset=subset, needs_val=needs_val)
     _check_images(record.data, found.facts())
-    notes = [*checkpoint.notes]
+    notes = [*checkpoint.notes, f"weights: {checkpoint.receipt}"]
     if changes:
         notes.append(f"changed after step {record.step}: {change_text(changes)}")
     return TuneStart(

@@ -199,10 +199,14 @@ def test_other_optimizers_train_and_resume(
     assert tune(tmp_path / "run", ckpt=None, data=sets, flags=flags, resume=True) == 0
 
 
-def test_mode_eval_judges_what_is_there(machine: Machine, tuned: Path, sets: Path) -> None:
+def test_mode_eval_judges_what_is_there(
+    machine: Machine, tuned: Path, sets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before, metrics = saved(tuned), result_of(tuned)["metrics"]
     assert tune(tuned, ckpt=None, data=sets, mode="eval") == 0
     assert result_of(tuned)["metrics"] == metrics
+    receipt = f"weights: 120/120 tensors, torchvision names, {tuned} step 12"
+    assert receipt in capsys.readouterr().err
     assert all(torch.equal(tensor, before[name]) for name, tensor in saved(tuned).items())
 
 

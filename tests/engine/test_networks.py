@@ -89,6 +89,14 @@ def test_a_file_of_torchvision_starts_both_networks(
     assert provenance["starts"][0]["init_from"] == str(path)
 
 
+def test_a_load_of_a_run_says_what_matched(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder, config = load_encoder(run)
+    count = len(encoder.native.state_dict())
+    receipt = f"weights: {count}/{count} tensors, torchvision names, {run} step 12"
+    assert receipt in capsys.readouterr().err.splitlines()
+    assert open_initial(run, config.model).notes == (receipt,)
+
+
 def wrong_file(path: Path, kind: str) -> None:
     theirs = torchvision.models.resnet18().state_dict()
     if kind == "other shapes":
