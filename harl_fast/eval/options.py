@@ -33,6 +33,11 @@ ONLY: dict[str, tuple[str, ...]] = {
 """Protocols that an option belongs to; what is not here belongs to all."""
 
 
+def usual_crop(size_px: int) -> float:
+    """Return the crop that images of ``size_px`` are judged with unless another is asked for."""
+    return 1.0 if size_px <= SMALL_PX else CROP
+
+
 def check_options(protocol: str, given: Container[str]) -> None:
     """Raise ConfigError for an option that does not belong to a protocol.
 

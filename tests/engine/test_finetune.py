@@ -65,6 +65,7 @@ def test_a_run_leaves_what_a_pretraining_leaves_and_a_result(tuned: Path, sets: 
     assert result.predictions.labels.tolist() == [n % CLASSES for n in range(40)]
     assert result.names[3] == "sample3.jpg"
     assert result.checkpoint["receipt"].startswith("120/120 tensors")
+    assert result.preprocessing["crop"] == 1.0  # up to 32 px
 
 
 def test_a_tuned_run_is_a_checkpoint_for_others(tuned: Path) -> None:
