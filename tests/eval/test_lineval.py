@@ -69,9 +69,12 @@ def test_the_head_file_alone_gives_the_predictions(folder: Path, run: Path, prot
     loader = EvalLoader(folder / "val.beton", size_px=16, centre=1.0, workers=1)
     data = extract(loaded.backbone, loader, prepare=prepare, device=torch.device("cpu"))
     assert result.head is not None
-    predicted = result.head(data.features).argmax(1)
+    scored = result.head(data.features)
     # Rounding of standardised and plain features may turn a sample at the border.
-    assert (predicted == result.predictions.predicted).double().mean() >= 0.95
+    first, second = scored.topk(2).values.unbind(1)
+    clear = first - second > 1e-4 * scored.abs().amax(1)
+    assert torch.equal(scored.argmax(1)[clear], result.predictions.predicted[clear])
+    assert clear.double().mean() >= 0.95
 
 
 def test_a_second_evaluation_reads_no_image(
