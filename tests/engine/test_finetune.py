@@ -28,6 +28,7 @@ from harl_fast.finetuning import FinetuneConfig, load_finetuning
 from harl_fast.tools import pictures
 from harl_fast.tools.export import export_encoder
 from harl_fast.tools.features import validation_features
+from harl_fast.tools.seeds import compare_any
 from tests.betons import plain_item, write_beton
 from tests.engine.support import CPU
 from tests.engine.tuning import BATCH, CLASSES, result_of, saved, tinted_item, tune, write_sets
@@ -224,6 +225,12 @@ def test_seeds_give_mean_and_deviation(
     first, second = (saved(tmp_path / "run" / f"seed-{n}") for n in (0, 1))
     name = "online.backbone.conv1.weight"
     assert not torch.equal(first[name], second[name])
+    flags["random"] = False
+    assert tune(tmp_path / "other", ckpt=run, data=sets, flags=flags, seeds=2) == 0
+    others = json.loads((tmp_path / "other" / "seeds.json").read_text())["metrics"]["top1"]
+    base, other = compare_any([tmp_path / "run", tmp_path / "other"]).entries
+    assert base.result.metrics["top1"].value == pytest.approx(sum(each) / 2)
+    assert other.differences["top1"].value == pytest.approx((sum(others) - sum(each)) / 2)
 
 
 def test_heads_together_are_heads_alone(
