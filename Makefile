@@ -64,6 +64,8 @@ RANDOM =
 QUICK =
 # Of `cifar10`: how many images in both splits together.
 IMAGES =
+# Of `lineval`, whose CKPT is then a run: draw the result, too.
+PICTURES =
 # Of `pictures` and `compare`: folders RUN/eval/<data>-<protocol>, or for `compare` runs.
 RESULT =
 RESULTS =
@@ -101,7 +103,7 @@ TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE P
 TAKES_masks-train = DATA SOURCE VAL MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
 TAKES_demo = QUICK EPOCHS ARGS
-TAKES_lineval = CKPT RUN DATA DATASET DATASET_ROOT OUT RANDOM EPOCHS WORKERS PROTOCOL KNN SUBSET ARGS
+TAKES_lineval = CKPT RUN DATA DATASET DATASET_ROOT OUT RANDOM EPOCHS WORKERS PROTOCOL KNN SUBSET PICTURES ARGS
 TAKES_finetune = CKPT DATA DATASET OUT RUN PRESET SUBSET SEEDS RANDOM DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET \
 	RESUME ARGS
 TAKES_cifar10 = DATA OUT RUN DS_CONFIG EPOCHS IMAGES ARGS
@@ -123,7 +125,7 @@ $(error $(firstword $(UNKNOWN))= is no variable of `make $(MAKECMDGOALS)`, which
 What else its program can do goes into ARGS="--option value")
 endif
 # Of a switch any text would be a yes, 0 and no, too.
-$(foreach name,QUICK RANDOM RESUME,$(if $(filter-out 1,$($(name))),\
+$(foreach name,QUICK RANDOM RESUME PICTURES,$(if $(filter-out 1,$($(name))),\
 	$(error $(name)=$($(name)): give $(name)=1, or leave it out)))
 
 space := $(subst ,, )
@@ -208,15 +210,18 @@ pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATC
 demo: setup ## Draw a set, pretrain without and with masks, judge what both see [QUICK=1] [EPOCHS=]
 	"$(BIN)/python" launch/demo.py $(if $(QUICK),--quick) $(call option,--epochs,$(EPOCHS)) $(ARGS)
 
-lineval: setup ## Judge CKPT's features on DATA or DATASET [RANDOM=1] [PROTOCOL=] [KNN=] [SUBSET=] [EPOCHS=] [DATASET_ROOT=]
+JUDGED = $(or $(DATA),$(OUT))
+lineval: setup ## Judge CKPT's features on DATA or DATASET [RANDOM=1] [PROTOCOL=] [KNN=] [SUBSET=] [EPOCHS=] [DATASET_ROOT=] [PICTURES=1]
 	@$(if $(and $(DATA),$(DATASET)),echo "DATA= and DATASET= name two sets: give one of them" >&2; exit 2)
 	@$(if $(DATASET),[ -e "$(OUT)/val.json" ] || "$(BIN)/python" -m preprocess.beton --dataset "$(DATASET)" \
 		$(call option,--dataset-root,$(DATASET_ROOT)) --out "$(OUT)" --mask-method center)
 	@$(if $(DATASET),grep -q '"source": "$(DATASET)"' "$(OUT)/val.json" || { \
 		echo "OUT=$(OUT) holds another set than DATASET=$(DATASET): give another folder" >&2; exit 2; })
-	"$(BIN)/python" launch/lineval.py --ckpt "$(CKPT)" --data "$(or $(DATA),$(OUT))" \
+	"$(BIN)/python" launch/lineval.py --ckpt "$(CKPT)" --data "$(JUDGED)" \
 		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) $(call option,--protocol,$(PROTOCOL)) \
 		$(call option,--knn,$(KNN)) $(call option,--subset,$(SUBSET)) $(call option,--workers,$(WORKERS)) $(ARGS)
+	$(if $(PICTURES),"$(BIN)/python" -m harl_fast.tools.pictures --data "$(JUDGED)" \
+		"$(CKPT)/eval/$(notdir $(patsubst %/,%,$(JUDGED)))-$(or $(PROTOCOL),cached)")
 
 # Where a fine-tuning goes: beside the checkpoint's run, named after the preset.
 TUNED = $(if $(filter file,$(origin RUN)),$(CKPT)-$(notdir $(basename $(or $(PRESET),full))),$(RUN))

@@ -1,11 +1,11 @@
 """Steps of fine-tuning: more heads, a frozen part, and our loop against bare PyTorch's.
 
-V6, V7 and V8, beside `make bench-eval`: `python -m benchmarks.finetune_step`.
+V6, V7 and V8 of `make bench-eval`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from harl_fast.engine import deepspeed as ds
 from harl_fast.engine.machine import keep_freed_memory, this_machine
 from harl_fast.engine.supervised import TuneStepper, build, classifier_of
 from harl_fast.finetuning import FinetuneConfig
-from harl_fast.host import usable_cores
 from harl_fast.model.classifier import Classifier
 
 SIZE_PX, CLASSES, BATCH = 96, 100, 64
 """Caltech-101's photos as `make bench-eval` shows them."""
+SECONDS = 4.0
+"""Of one contender's turn."""
 LOG_EVERY = 50
 """Steps between readings of the meter, the configuration's default."""
 RATIOS = (
@@ -136,8 +137,13 @@ def _bare(
         yield {}
 
 
-if __name__ == "__main__":
-    made, logs = plans(threads=usable_cores()), Path("runs/bench/logs")
+def measured(
+    bars: Container[str], *, threads: int, rounds: int, logs: Path
+) -> tuple[report.Rounds, list[report.Row]]:
+    """Return all rounds of the contenders that some of the bars need, and the bars' lines."""
+    ratios = [ratio for ratio in RATIOS if ratio.bar in bars]
+    needed = {name for ratio in ratios for name in (ratio.ours, *ratio.peers)}
+    made = {name: plan for name, plan in plans(threads=threads).items() if name in needed}
     with Field(made, threads=1, logs=logs, warm_s=1.0) as field:
-        speeds = report.rates(field.rounds(5, seconds=4.0))
-    print(report.bar_table(report.ratio_rows(speeds, RATIOS)))
+        found = field.rounds(rounds, seconds=SECONDS)
+    return found, report.ratio_rows(report.rates(found), ratios)

@@ -84,8 +84,9 @@ class ReadingConfig(Section):
     """Range of its width over height."""
     flip_p: Share = 0.5
     """Probability of a horizontal flip."""
-    centre: Annotated[float, Field(gt=0.0, le=1.0)] = 0.875
-    """Side of the central square that is evaluated, as a share of the shorter side of the image."""
+    centre: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Side of the central square that is evaluated, as a share of the image's shorter side. Left
+    out, 0.875, or all of it up to 32 px."""
     mean: Annotated[tuple[Share, ...], Field(min_length=1, max_length=3)] | None = None
     """Mean of [0, 1] pixels per channel; left out, the checkpoint's."""
     std: Annotated[tuple[Deviation, ...], Field(min_length=1, max_length=3)] | None = None

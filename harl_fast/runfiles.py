@@ -13,6 +13,8 @@ from harl_fast.errors import ConfigError, OutputError
 from harl_fast.files import check_output, to_stderr
 from harl_fast.lock import FOLDER_LOCK, discard_folder, lock_beside, locked
 
+SEEDS = "seeds.json"
+"""In a folder of runs ``seed-N``: their seeds, results, mean and deviation."""
 LATEST = "latest"
 """Names the newest checkpoint."""
 CHECKPOINT_NAME = re.compile(r"step-[0-9]{8,18}")

@@ -64,6 +64,14 @@ def test_a_switch_takes_1_or_nothing(target: str, name: str, value: str) -> None
     assert option not in planned(target, f"{name}=").stdout
 
 
+def test_pictures_are_of_the_result_that_was_made() -> None:
+    arguments = ("lineval", "CKPT=runs/x", "DATA=data/pets/", "PROTOCOL=logreg")
+    assert "pictures" not in planned(*arguments).stdout
+    printed = " ".join(planned(*arguments, "PICTURES=1").stdout.replace("\\\n", "").split())
+    drawn = '-m harl_fast.tools.pictures --data "data/pets/" "runs/x/eval/pets-logreg"'
+    assert printed.endswith(drawn)
+
+
 def test_batch_rate_and_workers_reach_the_program() -> None:
     printed = planned("pretrain", "BATCH=32", "LR=0.1", "WORKERS=2", "VENV=/x").stdout
     for option in (

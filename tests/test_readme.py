@@ -8,8 +8,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from harl_fast.tools.export import export_encoder
+from tests.engine.saved import checkpoint
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 1700
@@ -135,6 +140,25 @@ def test_the_other_commands_do_what_they_say(demo: str, work: Path) -> None:
     assert (work / "run" / "lineval.json").exists()
     assert list((work / "tuned" / "eval").glob("*/result.json"))
     assert (work / "exported" / "model.safetensors").exists()
+
+
+def test_the_python_of_the_readme_takes_an_exported_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, tensors = checkpoint(tmp_path / "run", arch="resnet18")
+    export_encoder(tmp_path / "run", tmp_path / "out")
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    hub, timm = block.replace("exports/my_photos", str(tmp_path / "out")).split("# Of networks")
+    monkeypatch.chdir(ROOT)
+    found: dict[str, Any] = {}
+    exec(hub, found)
+    features = found["model"](torch.zeros(2, 3, 64, 64))
+    exec(f"#{timm}", found)
+    model = found["model"].eval()
+    assert torch.equal(model.state_dict()["conv1.weight"], tensors["conv1.weight"])
+    pooled = model.forward_head(model.forward_features(torch.zeros(2, 3, 64, 64)), pre_logits=True)
+    torch.testing.assert_close(pooled, features)
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -23,7 +23,7 @@ from harl_fast.finetuning import (
     presets,
     reading,
 )
-from harl_fast.runfiles import RunFolder, home
+from harl_fast.runfiles import SEEDS, RunFolder, home
 
 if TYPE_CHECKING:
     from harl_fast.engine.finetune_start import TuneStart
@@ -351,8 +351,8 @@ def _write_seeds(run: Path, results: Mapping[int, Mapping[str, float]]) -> None:
         name: {"mean": statistics.mean(values), "deviation": statistics.stdev(values)}
         for name, values in table.items()
     }
-    write_json(run / "seeds.json", {"seeds": list(results), "metrics": table, "summary": summary})
+    write_json(run / SEEDS, {"seeds": list(results), "metrics": table, "summary": summary})
     text = ", ".join(
         f"{name} {each['mean']:.2f} +- {each['deviation']:.2f}" for name, each in summary.items()
     )
-    to_stderr(f"{len(results)} seeds: {text}; all of them: {run / 'seeds.json'}")
+    to_stderr(f"{len(results)} seeds: {text}; all of them: {run / SEEDS}")

@@ -24,6 +24,7 @@ from harl_fast.engine.resume import allowed_changes, change_text, open_latest, r
 from harl_fast.engine.session import Beginning
 from harl_fast.engine.supervised import classifier_of
 from harl_fast.errors import CheckpointError, ConfigError, nearest, shown
+from harl_fast.eval.options import usual_crop
 from harl_fast.finetuning import FinetuneConfig, change_finetuning
 from harl_fast.model.classifier import Classifier
 from harl_fast.runfiles import RunFolder
@@ -144,7 +145,9 @@ def _with_batch(
 
 def _resolved(config: FinetuneConfig, pretrained: Pretrained, *, layers: int) -> FinetuneConfig:
     """Return a configuration with what it leaves to the checkpoint. layers: of its projector."""
-    reading = config.data.model_copy(update={"mean": pretrained.mean, "std": pretrained.std})
+    centre = config.data.centre or usual_crop(pretrained.size_px)
+    own = {"mean": pretrained.mean, "std": pretrained.std, "centre": centre}
+    reading = config.data.model_copy(update=own)
     return config.model_copy(
         update={
             "num_proj_layers": layers,
@@ -271,7 +274,7 @@ def go_on(
     subset = folder.subset if folder.subset.exists() else config.subset
     found = open_data(asked.data, config, subset=subset, needs_val=asked.needs_val)
     _check_images(record.data, found.facts())
-    notes = [*checkpoint.notes]
+    notes = [*checkpoint.notes, f"weights: {checkpoint.receipt}"]
     if changes:
         notes.append(f"changed after step {record.step}: {change_text(changes)}")
     return TuneStart(
@@ -304,7 +307,9 @@ def _filled(config: FinetuneConfig, before: FinetuneConfig) -> FinetuneConfig:
     if "model" in flags and flags["model"] is not None:
         flags["model"] = flags["model"].model_dump(mode="json")
     reading = config.data.model_dump(mode="json")
-    reading |= {key: getattr(before.data, key) for key in ("mean", "std") if reading[key] is None}
+    reading |= {
+        key: getattr(before.data, key) for key in ("mean", "std", "centre") if reading[key] is None
+    }
     return change_finetuning(config, flags={**flags, "data": reading})
 
 

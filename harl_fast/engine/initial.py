@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -49,7 +49,8 @@ def open_initial(path: Path, model: ModelConfig) -> Checkpoint | EncoderFile:
     refuse_other_frameworks(path)
     file = path / WEIGHTS if is_folder(path) else path
     if not is_foreign(file):
-        return open_checkpoint(path, verify=True)
+        found = open_checkpoint(path, verify=True)
+        return replace(found, notes=(*found.notes, f"weights: {found.receipt}"))
     tensors, _ = read_weights(file)
     located = locate(tensors, where=str(path), anchor=anchor(model))
     if located.pads_by_2 and model.stem in ("small", "small-s2"):

@@ -114,6 +114,7 @@ def judge(
 def _loader(state: TuneState, container: Path, ids: Ids | None) -> EvalLoader:
     config = state.config
     assert config.image_size is not None and config.model is not None
+    assert config.data.centre is not None
     return EvalLoader(
         container,
         size_px=config.image_size,
@@ -212,6 +213,7 @@ def write_judgement(
             "train_sha256": facts["beton_sha256"],
             "val_sha256": facts["val_sha256"],
             "train_count": facts["train_count"],
+            "subset_sha256": facts["subset_sha256"],
             "val_count": len(ids),
             "split": split_kind(state.loader.manifest),
         },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from harl_fast.data.container.manifest import (
 from harl_fast.data.container.names import read_names
 from harl_fast.errors import DataError
 from harl_fast.eval.protocol import check_classes
-from harl_fast.eval.subsets import choose
+from harl_fast.eval.subsets import choose, ids_sha256
 from harl_fast.finetuning import FinetuneConfig
 
 
@@ -54,7 +53,8 @@ class TuneData:
             "beton_sha256": manifest.beton_sha256,
             "classes": list(manifest.classes),
             "train_count": self.train_count,
-            "ids_sha256": "" if ids is None else hashlib.sha256(ids.tobytes()).hexdigest(),
+            "ids_sha256": ids_sha256(ids),
+            "subset_sha256": ids_sha256(self.subset),
             "val_sha256": "" if self.val is None else read_manifest(self.val).beton_sha256,
         }
 

@@ -24,7 +24,7 @@ from harl_fast.engine.provenance import code_version
 from harl_fast.errors import HarlError, one_line
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.metrics import scores
-from harl_fast.eval.options import BATCH, CROP, EPOCHS, NEIGHBOURS, SMALL_PX, TEMPERATURE
+from harl_fast.eval.options import BATCH, EPOCHS, NEIGHBOURS, TEMPERATURE, usual_crop
 from harl_fast.eval.protocol import Evaluation, Evaluator, table
 from harl_fast.eval.ranks import ALONE, Ranks
 from harl_fast.eval.results import Result, result_folder
@@ -118,7 +118,8 @@ def _write_all(
         for name, result in found.items()
     ]
     # A full disk of the log takes nothing of the result.
-    print(table(found, chance=evaluator.chance()))
+    among = {"classes": evaluator.classes, "seed": settings["seed"]}
+    print(table(found, chance=evaluator.chance(), **among))
     print("\n".join(one_line(f"result: {place}") for place in (out, *folders)))
 
 
@@ -204,11 +205,11 @@ def checkpoint_record(pretrained: Pretrained, run: Path) -> dict[str, Any]:
 def preprocessing(pretrained: Pretrained, *, crop: float | None) -> dict[str, Any]:
     """Return what a result says of how images become inputs, see `results.Result`.
 
-    crop: share of the shorter side; None: all of it up to `SMALL_PX`, else `CROP`.
+    crop: share of the shorter side; None: `usual_crop`.
     """
     return {
         "size_px": pretrained.size_px,
-        "crop": crop or (1.0 if pretrained.size_px <= SMALL_PX else CROP),
+        "crop": crop or usual_crop(pretrained.size_px),
         "mean": list(pretrained.mean),
         "std": list(pretrained.std),
         "precision": str(half() or torch.float32).removeprefix("torch."),

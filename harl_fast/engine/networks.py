@@ -67,10 +67,13 @@ def load_encoder(path: Path | str) -> tuple[Backbone, RunConfig]:
 
     path: a run folder, its checkpoints folder or a ``step-*.safetensors`` file. The backbone turns
     (B, C, S, S) images of ``model.in_channels``, normalised by the configuration's ``data.mean``
-    and ``data.std``, into (B, D, h, h) maps. What is to be told of the checkpoint is printed.
+    and ``data.std``, into (B, D, h, h) maps. The receipt is printed.
     Raises CheckpointError.
     """
-    return encoder_of(open_to_use(path))
+    checkpoint = open_to_use(path)
+    found = encoder_of(checkpoint)
+    to_stderr(f"weights: {checkpoint.receipt}")
+    return found
 
 
 def open_to_use(path: Path | str) -> Checkpoint:
@@ -218,10 +221,6 @@ def is_foreign(path: Path) -> bool:
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Pretrained:
     backbone, config = encoder_of(checkpoint)
-    run = checkpoint.path.parent
-    run = run.parent if run.name == "checkpoints" else run
-    count = len(backbone.native.state_dict())
-    naming = "timm names" if config.model.arch.startswith(PREFIX) else "torchvision names"
     return Pretrained(
         backbone=backbone,
         projector=_projector_of(checkpoint, backbone),
@@ -229,7 +228,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Pretrained:
         mean=config.data.mean,
         std=config.data.std,
         size_px=config.data.views[0].size_px,
-        receipt=Receipt(count, count, naming, f"{run} step {checkpoint.record.step}"),
+        receipt=checkpoint.receipt,
         weights_sha256=digest(backbone.native.state_dict()),
         source=checkpoint.path,
         **_head_of(checkpoint, backbone),

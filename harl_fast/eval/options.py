@@ -51,6 +51,11 @@ def input_options() -> dict[str, dict[str, Any]]:
     }
 
 
+def usual_crop(size_px: int) -> float:
+    """Return the crop that images of ``size_px`` are judged with unless another is asked for."""
+    return 1.0 if size_px <= SMALL_PX else CROP
+
+
 def check_options(protocol: str, given: Container[str]) -> None:
     """Raise ConfigError for an option that does not belong to a protocol.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +32,10 @@ from harl_fast.eval.features import FeatureSet, extract
 from harl_fast.eval.knn import HEADLINE, check_neighbours, knn
 from harl_fast.eval.linear import ProbeResult, check_counts, linear_probe
 from harl_fast.eval.logistic import logistic_probe
-from harl_fast.eval.metrics import Metrics, Predictions, accuracies
-from harl_fast.eval.options import BATCH, CROP, TEMPERATURE
+from harl_fast.eval.metrics import Metrics, Predictions, accuracies, scores
+from harl_fast.eval.options import BATCH, CROP, METRICS, TEMPERATURE
 from harl_fast.eval.ranks import ALONE, Ranks
-from harl_fast.eval.subsets import choose
+from harl_fast.eval.subsets import choose, ids_sha256
 
 MEAN_PER_CLASS = ("pets", "flowers102", "aircraft", "caltech101")
 """Data sets whose published results are means over classes; all others' are top-1."""
@@ -62,6 +61,8 @@ class Evaluation:
     """Training samples behind both."""
     feature_dim: int
     seconds: float
+    nearest: Predictions = field(compare=False, repr=False)
+    """What `knn` is of."""
     neighbours: dict[int, Predictions] = field(default_factory=dict, compare=False, repr=False)
     """What k-NN predicts, for each k that was asked for."""
 
@@ -196,6 +197,7 @@ class Evaluator:
             feature_dim=train.features.shape[1],
             seconds=time.monotonic() - start,
             neighbours={k: found[k] for k in ks},
+            nearest=found[headline_k],
         )
 
     def features(
@@ -289,8 +291,7 @@ class Evaluator:
         return {"training sets": train, "validation sets": val, "subsets": self._subset_sha256()}
 
     def _subset_sha256(self) -> str:
-        ids = self.subset
-        return "" if ids is None else hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+        return ids_sha256(None if self.subset is None else self.subset.numpy())
 
     def data_facts(self) -> dict[str, str]:
         """Return which containers both splits are."""
@@ -309,6 +310,7 @@ class Evaluator:
             "val_count": val.count,
             "split": split_kind(train),
             "subset": None if self._subset is None else str(self._subset),
+            "subset_sha256": self._subset_sha256(),
         }
 
     def headline(self) -> str:
@@ -369,15 +371,18 @@ def check_classes(folder: Path, train: Sequence[str], val: Sequence[str]) -> Non
         )
 
 
-def table(results: Mapping[str, Evaluation], *, chance: float) -> str:
-    """Return the results as aligned text, one line per encoder and method, in percent."""
-    lines = [f"{'encoder':<12} {'method':<8} {'top-1':>7} {'top-5':>7} {'per class':>10}"]
+def table(results: Mapping[str, Evaluation], *, chance: float, classes: int, seed: int = 0) -> str:
+    """Return the results as aligned text, one line per encoder and method, in percent.
+
+    Each has its interval, see `metrics.scores` for classes and seed.
+    """
+    lines = [" ".join([f"{'encoder':<12} {'method':<8}", *(f"{n:<22}" for n in METRICS.values())])]
     for name, result in results.items():
-        for method, m in (("linear", result.linear.metrics), ("k-NN", result.knn)):
-            lines.append(
-                f"{name:<12} {method:<8} {m.top1:7.2f} {m.top5:7.2f} {m.mean_per_class:10.2f}"
-            )
-    lines.append(f"{'(largest class always)':<21} {chance:7.2f}")
+        for method, said in (("linear", result.linear.predictions), ("k-NN", result.nearest)):
+            found = scores(said, classes=classes, seed=seed)
+            cells = (f"{found[metric]!s:<22}" for metric in METRICS)
+            lines.append(" ".join([f"{name:<12} {method:<8}", *cells]).rstrip())
+    lines.append(f"{'(largest class always)':<21} {chance:.2f}")
     for name, result in results.items():
         lines.append(f"{name}: {result.linear.explain()}")
     first = next(iter(results.values()))

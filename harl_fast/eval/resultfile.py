@@ -29,6 +29,7 @@ class _Data(BaseModel):
     train_count: Whole
     val_count: Whole
     split: Text
+    subset_sha256: Text = ""
 
 
 class _Checkpoint(BaseModel):

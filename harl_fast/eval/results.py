@@ -77,7 +77,7 @@ class Result:
     """Which metric to quote: top1 or mean_per_class."""
     data: dict[str, Any]
     """name, classes (list), train_sha256, val_sha256, train_count, val_count, split ("official" or
-    "own split")."""
+    "own split"), subset_sha256 (of the ids of the training samples; empty for all)."""
     checkpoint: dict[str, Any]
     """path, run, step, weights_sha256 of the backbone that was judged, and its receipt; of one that
     was fine-tuned also ``pretrained``, the same of what it began with, whose receipt it has."""

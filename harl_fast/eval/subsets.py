@@ -66,6 +66,11 @@ def write_subset(path: Path, names: Sequence[str], ids: Tensor) -> None:
     write_text(path, "".join(f"{names[i]}\n" for i in ids.tolist()))
 
 
+def ids_sha256(ids: Ids | None) -> str:
+    """Return the digest of a subset's ids in their order; an empty text for all samples."""
+    return "" if ids is None else hashlib.sha256(ids.tobytes()).hexdigest()
+
+
 def _drawn(
     names: Sequence[str], labels: Ids, classes: Sequence[str], *, subset: str, seed: int
 ) -> Ids | None:

@@ -33,6 +33,10 @@ STAGES = dict(enumerate(("conv1", "bn1", "", "", "layer1", "layer2", "layer3", "
 """The places of `nn.Sequential(*resnet.children())`, a usual way to drop the classifier."""
 RESNET, _SEQUENTIAL = "layer1.0.conv1.weight", "4.0.conv1.weight"
 """What a ResNet is known by, under torchvision's names and in such places."""
+_EXPECTED = (
+    "conv1.weight", "bn1.weight", "bn1.bias", "layer1.0.conv1.weight", "layer1.0.bn1.weight",
+)  # fmt: skip
+"""Five of torchvision's names, for messages."""
 
 
 @dataclass(frozen=True)
@@ -252,8 +256,9 @@ def _nothing(
             f"{where}: 0 tensors matched: an encoder stands below {below}, which is no name that "
             f"is known before one ({', '.join(sorted(WRAPPERS))}). Save the encoder alone"
         )
+    expected = ", ".join(_EXPECTED) if anchor == RESNET else anchor
     return (
-        f"{where}: 0 tensors matched: none is named {anchor}, with or without a prefix; it holds "
+        f"{where}: 0 tensors matched: expected are {expected}, with or without a prefix; it holds "
         f"{listed(sorted(flat))}. Weights of torchvision's or timm's ResNets are read, and those "
         f"of solo-learn, HARL and BYOL in PyTorch"
     )

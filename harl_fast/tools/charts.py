@@ -32,6 +32,7 @@ def check_extra() -> None:
     """Raise HarlError unless the packages of the extra ``eval`` are there."""
     try:
         import matplotlib
+        import scipy  # noqa: F401
         import sklearn  # noqa: F401
     except ModuleNotFoundError as error:
         raise HarlError(

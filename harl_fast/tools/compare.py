@@ -17,15 +17,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m harl_fast.tools.compare",
         description="Write DIR/report.html, which needs no other file, and DIR/report.md: all "
         "results with their intervals, the paired difference of each to the first, the classes won "
-        "and lost, and learning curves.",
+        "and lost, and learning curves. Folders of --seeds runs are paired by seed.",
     )
     parser.add_argument(
         "results",
         type=Path,
         nargs="+",
-        metavar="RESULT|RUN",
+        metavar="RESULT|RUN|SEEDS",
         help="folders RUN/eval/<data>-<protocol>, or runs: each stands for its result of the "
-        "data and protocol that all have",
+        "data and protocol that all have; or folders of runs of the same seeds",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
@@ -49,13 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     # Imported late: torch takes seconds, which --help and usage errors need not wait for.
     from harl_fast.tools.charts import check_extra
-    from harl_fast.tools.comparison import compare
     from harl_fast.tools.curves import find_curves
     from harl_fast.tools.report import accuracy_table, write_report
+    from harl_fast.tools.seeds import compare_any
 
     check_extra()
     check_output(args.out, option="--out", folder=True)
-    comparison = compare(args.results, force=args.force, seed=args.seed)
+    comparison = compare_any(args.results, force=args.force, seed=args.seed)
     curves = find_curves(comparison, data=args.curve)
     write_report(args.out, comparison, curves)
     for warning in comparison.warnings:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.errors import DataError, shown
+from harl_fast.eval.metrics import per_class
 from harl_fast.eval.results import RESULT, Result, read_result
 from harl_fast.tools.paired import Difference, Right, paired_difference
 
@@ -57,6 +58,8 @@ class Comparison:
     entries: list[Entry]
     warnings: list[str]
     """What makes the results incomparable and was let pass by --force."""
+    by_seed: dict[int, Comparison] = field(default_factory=dict)
+    """Of folders of several seeds: the comparison of each seed's results, see `tools.seeds`."""
 
 
 def find_results(paths: Sequence[Path]) -> list[Path]:
@@ -124,16 +127,22 @@ def compare(paths: Sequence[Path], *, force: bool = False, seed: int = 0) -> Com
         for name, result in zip(names[1:], results[1:], strict=True)
         for difference in differing(results[0], result)
     ]
-    if warnings and not force:
-        more = f" and {len(warnings) - 1} more such" if len(warnings) > 1 else ""
-        raise DataError(
-            f"not comparable with {names[0]}: {warnings[0]}{more}. Evaluate all checkpoints alike "
-            f"(`make lineval`), or let --force mark the report"
-        )
+    if not force:
+        refuse(warnings, base=names[0])
     entries = [Entry(names[0], folders[0], results[0])]
     for name, folder, result in zip(names[1:], folders[1:], results[1:], strict=True):
         entries.append(Entry(name, folder, result, *_beside(result, results[0], seed=seed)))
     return Comparison(entries, warnings)
+
+
+def refuse(warnings: Sequence[str], *, base: str) -> None:
+    """Raise DataError if there is a warning. base: what the results are compared with."""
+    if warnings:
+        more = f" and {len(warnings) - 1} more such" if len(warnings) > 1 else ""
+        raise DataError(
+            f"not comparable with {base}: {warnings[0]}{more}. Evaluate all checkpoints alike "
+            f"(`make lineval`), or let --force mark the report"
+        )
 
 
 def differing(base: Result, other: Result) -> list[str]:
@@ -158,6 +167,7 @@ def _facts(result: Result) -> dict[str, Any]:
         "training container": str(data.get("train_sha256"))[:12],
         "validation container": str(data.get("val_sha256"))[:12],
         "number of training samples": data.get("train_count"),
+        "SHA-256 of the training subset": str(data.get("subset_sha256", ""))[:12],
         "number of validation samples": data.get("val_count"),
         "image size": seen.get("size_px"),
         "crop": seen.get("crop"),
@@ -201,17 +211,24 @@ def _beside(
     differences["mean_per_class"] = paired_difference(
         after, before, labels, per_class=True, seed=seed
     )
-    return differences, *_changes(labels, before, after, result.data["classes"])
+    return differences, *class_changes([result], [base])
 
 
-def _changes(
-    labels: npt.NDArray[np.int64], before: Right, after: Right, classes: Sequence[str]
+def class_changes(
+    results: Sequence[Result], bases: Sequence[Result]
 ) -> tuple[list[Change], list[Change]]:
-    counts = np.bincount(labels, minlength=len(classes))
-    hits = [np.bincount(labels[right], minlength=len(classes)) for right in (before, after)]
+    """Return the classes most won and lost by results, on average, to those they are paired with.
+
+    All judge the same samples, see `same_samples`.
+    """
+    tables = [
+        [per_class(each.predictions, each.data["classes"]) for each in part]
+        for part in (bases, results)
+    ]
+    shares = (np.mean([[row[3] for row in rows] for rows in part], axis=0) for part in tables)
     changes = [
-        Change(name, int(count), 100.0 * old / count, 100.0 * new / count)
-        for name, count, old, new in zip(classes, counts, *hits, strict=True)
+        Change(name, count, float(before), float(after))
+        for (name, count, *_), before, after in zip(tables[0][0], *shares, strict=True)
         if count
     ]
     changes.sort(key=lambda change: -change.points)
@@ -225,7 +242,9 @@ def _names(folders: Sequence[Path], results: Sequence[Result]) -> list[str]:
     names = []
     for result in results:
         source, step = result.checkpoint, result.checkpoint.get("step")
-        run = Path(str(source.get("run") or source.get("path") or "checkpoint")).name
+        place = Path(str(source.get("run") or source.get("path") or "checkpoint"))
+        one_of_several = re.fullmatch(r"seed-[0-9]+", place.name)
+        run = f"{place.parent.name}/{place.name}" if one_of_several else place.name
         if freshly_initialised(result):
             names.append(f"{run} random")
         else:

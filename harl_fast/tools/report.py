@@ -81,19 +81,32 @@ def _title(comparison: Comparison) -> str:
 def _about(comparison: Comparison) -> str:
     first = comparison.entries[0].result
     data = first.data
+    how = (
+        "95 % bootstrap intervals; differences are to the first row, in points, over the same "
+        "images (paired bootstrap). The intervals are of the choice of validation images alone: "
+        "another seed of pretraining can move the figures more."
+    )
+    if comparison.by_seed:
+        how = (
+            f"95 % intervals of Student's t over the runs of {len(comparison.by_seed)} seeds "
+            f"({', '.join(map(str, comparison.by_seed))}), of which each row is the mean; "
+            f"differences are to the first row, in points, paired by seed. The intervals are of "
+            f"the seed alone: other training or validation images can move the figures more."
+        )
     return one_line(
         f"Protocol {first.protocol}: {data['train_count']:,} training and {data['val_count']:,} "
         f"validation images of {len(data['classes']):,} classes ({data['split']}) at "
         f"{first.preprocessing['size_px']} px. Headline: {METRICS[first.headline]}. Accuracies are "
-        f"in percent with 95 % bootstrap intervals; differences are to the first row, in points, "
-        f"over the same images (paired bootstrap). The intervals are of the choice of validation "
-        f"images alone: another seed of pretraining can move the figures more."
+        f"in percent with {how}"
     )
 
 
 def _sections(comparison: Comparison, curves: Sequence[Curve]) -> list[tuple[str, str, Table]]:
     """Return heads, texts and tables, in order."""
     found = [("Accuracy", "", _accuracies(comparison))]
+    if comparison.by_seed:
+        text = "Each with the bootstrap intervals of the choice of validation images."
+        found.append(("Each seed", text, _seeds(comparison)))
     for entry in comparison.entries[1:]:
         for changes, verb in ((entry.won, "won"), (entry.lost, "lost")):
             head = f"Classes {verb} by {entry.name}"
@@ -123,6 +136,21 @@ def _accuracies(comparison: Comparison) -> Table:
         row += [str(_knn(entry)[headline])] if knn else []
         rows.append([*row, _difference(entry, headline, first=entry is entries[0])])
     return head, rows
+
+
+def _seeds(comparison: Comparison) -> Table:
+    headline = comparison.entries[0].result.headline
+    head = ("seed", "checkpoint", METRICS[headline], f"difference in {METRICS[headline]}")
+    return head, [
+        (
+            str(seed),
+            entry.name,
+            str(each.result.metrics[headline]),
+            _difference(each, headline, first=each is one.entries[0]),
+        )
+        for seed, one in comparison.by_seed.items()
+        for entry, each in zip(comparison.entries, one.entries, strict=True)
+    ]
 
 
 def _knn(entry: Entry) -> Mapping[str, Score]:
@@ -167,7 +195,8 @@ def _sources(comparison: Comparison) -> Table:
             _setting(entry.result.choice),
             entry.result.created,
         )
-        for entry in comparison.entries
+        for each in (*comparison.by_seed.values(),) or (comparison,)
+        for entry in each.entries
     ]
 
 

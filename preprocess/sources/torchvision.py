@@ -91,7 +91,7 @@ def _parts(
 
 def _imagenette(library: Any, cache: Path, download: bool = True) -> Source:
     library.Imagenette(cache, split="train", size="320px", download=download)
-    return folder_source(cache / "imagenette2-320")
+    return replace(folder_source(cache / "imagenette2-320"), name="imagenette")
 
 
 def _stl10(library: Any, cache: Path, download: bool = True) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from harl_fast.finetuning import FinetuneConfig, load_finetuning
 from harl_fast.tools import pictures
 from harl_fast.tools.export import export_encoder
 from harl_fast.tools.features import validation_features
+from harl_fast.tools.seeds import compare_any
 from tests.betons import plain_item, write_beton
 from tests.engine.tuning import (
     CLASSES,
@@ -67,6 +69,7 @@ def test_a_run_leaves_what_a_pretraining_leaves_and_a_result(tuned: Path, sets: 
     assert result.predictions.labels.tolist() == [n % CLASSES for n in range(40)]
     assert result.names[3] == "sample3.jpg"
     assert result.checkpoint["receipt"].startswith("120/120 tensors")
+    assert result.preprocessing["crop"] == 1.0  # up to 32 px
 
 
 def test_a_tuned_run_is_a_checkpoint_for_others(tuned: Path) -> None:
@@ -173,7 +176,9 @@ def test_a_subset_is_what_is_trained_on(
     ids = sorted(int(name.removeprefix("sample").removesuffix(".jpg")) for name in names)
     assert np.bincount(np.array(ids) % CLASSES).tolist() == [5] * CLASSES
     assert set(seen) == set(ids)
-    assert result_of(tmp_path / "run")["data"]["train_count"] == 20
+    about = result_of(tmp_path / "run")["data"]
+    assert about["train_count"] == 20
+    assert about["subset_sha256"] == hashlib.sha256(np.array(ids).tobytes()).hexdigest()
 
 
 def test_a_presets_batch_falls_to_what_few_images_allow(
@@ -215,9 +220,13 @@ def test_other_optimizers_train_and_resume(
     assert tune(tmp_path / "run", ckpt=None, data=sets, flags=flags, resume=True) == 0
 
 
-def test_mode_eval_judges_what_is_there(machine: Machine, tuned: Path, sets: Path) -> None:
+def test_mode_eval_judges_what_is_there(
+    machine: Machine, tuned: Path, sets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before, metrics = saved(tuned), result_of(tuned)["metrics"]
     assert tune(tuned, ckpt=None, data=sets, mode="eval") == 0
+    receipt = f"weights: 120/120 tensors, torchvision names, {tuned} step 12"
+    assert receipt in capsys.readouterr().err
     assert result_of(tuned)["metrics"] == metrics
     assert all(torch.equal(tensor, before[name]) for name, tensor in saved(tuned).items())
 
@@ -235,6 +244,12 @@ def test_seeds_give_mean_and_deviation(
     first, second = (saved(tmp_path / "run" / f"seed-{n}") for n in (0, 1))
     name = "online.backbone.conv1.weight"
     assert not torch.equal(first[name], second[name])
+    flags["random"] = False
+    assert tune(tmp_path / "other", ckpt=run, data=sets, flags=flags, seeds=2) == 0
+    others = json.loads((tmp_path / "other" / "seeds.json").read_text())["metrics"]["top1"]
+    base, other = compare_any([tmp_path / "run", tmp_path / "other"]).entries
+    assert base.result.metrics["top1"].value == pytest.approx(sum(each) / 2)
+    assert other.differences["top1"].value == pytest.approx((sum(others) - sum(each)) / 2)
 
 
 def test_heads_together_are_heads_alone(

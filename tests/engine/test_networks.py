@@ -90,6 +90,14 @@ def test_a_file_of_torchvision_starts_both_networks(
     assert provenance["starts"][0]["init_from"] == str(path)
 
 
+def test_a_load_of_a_run_says_what_matched(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder, config = load_encoder(run)
+    count = len(encoder.native.state_dict())
+    receipt = f"weights: {count}/{count} tensors, torchvision names, {run} step 12"
+    assert receipt in capsys.readouterr().err.splitlines()
+    assert open_initial(run, config.model).notes == (receipt,)
+
+
 def wrong_file(path: Path, kind: str) -> None:
     theirs = torchvision.models.resnet18().state_dict()
     if kind == "other shapes":
@@ -111,7 +119,7 @@ def wrong_file(path: Path, kind: str) -> None:
     ("kind", "named"),
     [
         ("other shapes", r"of the 120 tensors of resnet18 matched.*All of the backbone must match"),
-        ("nothing", r"0 tensors matched: none is named layer1\.0\.conv1\.weight"),
+        ("nothing", r"0 tensors matched: expected are conv1\.weight, .*layer1\.0\.conv1\.weight"),
         ("one missing", r"119 of the 120 .*missing: layer2\.0\.conv1\.weight"),
         ("not finite", r"conv1\.weight holds values that are not finite"),
         ("code", r"object of type torchvision\.models\.resnet\.ResNet.*state_dict\(\)"),

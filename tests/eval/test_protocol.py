@@ -79,7 +79,7 @@ def test_a_separable_set_is_separated_and_the_numbers_fit_the_containers(
         (32, 3, 24, 24),
         (26, 3, 24, 24),
     ]
-    text = table({"pretrained": result}, chance=evaluator.chance())
+    text = table({"pretrained": result}, chance=evaluator.chance(), classes=3)
     assert f"{result.linear.metrics.mean_per_class:.2f}" in text
     assert "40 validation and 90 training images, 3 features" in text
 

@@ -65,7 +65,7 @@ def test_what_is_below_the_boundary_neither_moves_nor_gets_gradients(boundary: i
         assert torch.equal(buffer, before[name]) is (group_of(name) <= boundary), name
 
 
-@pytest.mark.parametrize("boundary", [-1, 0, 3, 4])
+@pytest.mark.parametrize("boundary", [-1, 0, 1, 2, 3, 4])
 def test_no_graph_is_kept_below_the_boundary(boundary: int) -> None:
     network, seen = classifier(boundary=boundary), {}
     for name, module in network.backbone.named_children():

@@ -210,7 +210,8 @@ WRONG = {
     ),
     "nothing": (
         lambda: {f"linear{n}.weight": torch.zeros(2, 2) for n in range(7)},
-        r"0 tensors matched: .*linear0\.weight, .*linear4\.weight and 2 more",
+        r"0 tensors matched: expected are conv1\.weight(, [a-z0-9.]+){4}, with.*"
+        r"holds linear0\.weight(, linear[1-4]\.weight){4} and 2 more",
     ),
     "unknown prefix": (lambda: below("trunk.", network()), r"stands below trunk\."),
     "other depth": (

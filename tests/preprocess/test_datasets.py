@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import scipy.io
@@ -111,13 +113,73 @@ def svhn(root: Path) -> None:
 
 
 def pcam(root: Path) -> None:
-    h5py = pytest.importorskip("h5py")
     (root / "pcam").mkdir()
     for split, count in (("train", 6), ("test", 4)):
         for what, key, shape in (("x", "x", (96, 96, 3)), ("y", "y", (1, 1, 1))):
             path = root / f"pcam/camelyonpatch_level_2_split_{split}_{what}.h5"
             with h5py.File(path, "w") as file:
                 file[key] = np.arange(count * np.prod(shape)).reshape(count, *shape) % 2
+
+
+def cifar(folder: Path, key: str, counts: dict[str, int], **meta: dict[str, list[str]]) -> None:
+    folder.mkdir(parents=True)
+    for name, count in counts.items():
+        data = np.arange(count * 3072, dtype=np.uint8).reshape(count, 3072)
+        batch = {"data": data, key: [i % 2 for i in range(count)]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    for name, names in meta.items():
+        (folder / name.replace("_", ".")).write_bytes(pickle.dumps(names))
+
+
+def cifar10(root: Path) -> None:
+    counts = {f"data_batch_{n}": 2 for n in range(1, 6)} | {"test_batch": 4}
+    names = {"label_names": ["airplane", "automobile"]}
+    cifar(root / "cifar-10-batches-py", "labels", counts, batches_meta=names)
+
+
+def cifar100(root: Path) -> None:
+    names = {"fine_label_names": ["apple", "aquarium_fish"]}
+    cifar(root / "cifar-100-python", "fine_labels", {"train": 6, "test": 4}, meta=names)
+
+
+def stl10(root: Path) -> None:
+    text(base := root / "stl10_binary/class_names.txt", "airplane", "bird")
+    for split, count in (("train", 6), ("test", 4)):
+        labels = (np.arange(count) % 2 + 1).astype(np.uint8)
+        labels.tofile(base.with_name(f"{split}_y.bin"))
+        pixels = np.arange(count * 3 * 96 * 96).astype(np.uint8)
+        pixels.tofile(base.with_name(f"{split}_X.bin"))
+
+
+def pets(root: Path) -> None:
+    base = root / "oxford-iiit-pet"
+    for split, count in (("trainval", 3), ("test", 2)):
+        breeds = (("Abyssinian", 1, 1), ("great_pyrenees", 2, 2))
+        rows = [
+            (f"{name}_{split}{i}", label, kind)
+            for name, label, kind in breeds
+            for i in range(count)
+        ]
+        lines = (f"{name} {label} {kind} 1" for name, label, kind in rows)
+        text(base / f"annotations/{split}.txt", *lines)
+        for name, *_ in rows:
+            picture(base / f"images/{name}.jpg")
+
+
+def flowers102(root: Path) -> None:
+    base = root / "flowers-102"
+    for number in range(1, 11):
+        picture(base / f"jpg/image_{number:05d}.jpg")
+    scipy.io.savemat(base / "imagelabels.mat", {"labels": np.arange(10) % 2 + 1})
+    parts = {"trnid": np.arange(1, 5), "valid": np.arange(5, 7), "tstid": np.arange(7, 11)}
+    scipy.io.savemat(base / "setid.mat", parts)
+
+
+def imagenette(root: Path) -> None:
+    for split, count in (("train", 3), ("val", 2)):
+        for wnid in ("n01440764", "n02102040"):
+            for i in range(count):
+                picture(root / f"imagenette2-320/{split}/{wnid}/{wnid}_{i}.JPEG")
 
 
 LAYOUTS: list[tuple[Callable[[Path], None], list[str], int, int]] = [
@@ -131,6 +193,12 @@ LAYOUTS: list[tuple[Callable[[Path], None], list[str], int, int]] = [
     (caltech101, ["ant", "beaver"], 8, 2),
     (svhn, ["0", "1"], 6, 4),
     (pcam, ["normal", "tumour"], 6, 4),
+    (cifar10, ["airplane", "automobile"], 10, 4),
+    (cifar100, ["apple", "aquarium_fish"], 6, 4),
+    (stl10, ["airplane", "bird"], 6, 4),
+    (pets, ["Abyssinian", "Great Pyrenees"], 6, 4),
+    (flowers102, ["flower001", "flower002"], 6, 4),
+    (imagenette, ["n01440764", "n02102040"], 6, 4),
 ]
 
 
@@ -141,7 +209,9 @@ def test_files_that_are_there_are_read_in_torchvisions_layout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write, classes, train, val = layout
-    monkeypatch.setattr(torchvision.datasets.svhn, "check_integrity", lambda *_, **__: True)
+    for kind in ("svhn", "cifar", "stl10", "flowers102"):  # which know their files' digests
+        module = getattr(torchvision.datasets, kind)
+        monkeypatch.setattr(module, "check_integrity", lambda *_, **__: True)
     write(tmp_path)
     source = torchvision_source(write.__name__, tmp_path / "none", root=tmp_path)
     assert (source.name, source.library) == (write.__name__, "torchvision")
@@ -151,7 +221,7 @@ def test_files_that_are_there_are_read_in_torchvisions_layout(
         assert np.bincount(part.labels).tolist() == [count // 2] * 2
         for row in range(count):
             image = part.image(row)
-            assert isinstance(image, np.ndarray) or image.is_file()
+            assert image.shape[2] == 3 if isinstance(image, np.ndarray) else image.is_file()
             if isinstance(image, Path) and classes[0] in image.as_posix():
                 assert part.labels[row] == 0
     assert any("published are" in note for note in source.notes)

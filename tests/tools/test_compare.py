@@ -69,6 +69,7 @@ def test_another_order_of_the_same_samples_is_the_same(
         ({"preprocessing": {"crop": 1.0}}, "crop is 1.0, not 0.875"),
         ({"data": {"val_sha256": "e" * 64}}, "validation container is 'eeeeeeeeeeee'"),
         ({"data": {"train_count": 12}}, "number of training samples is 12, not 1200"),
+        ({"data": {"subset_sha256": "f" * 64}}, "the training subset is 'ffffffffffff', not ''"),
         ({"classes": CLASSES[::-1]}, "the classes, or their order, are others"),
         ({"ids": torch.arange(600) + 1}, "the validation samples are others"),
     ],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,6 +132,26 @@ def test_the_map_keeps_classes_together_and_names_them(
         pictures.feature_map(embedded(count=9), title="t")
 
 
+def test_the_map_is_umaps_where_that_is_installed(
+    drawn: list[Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Doubling:
+        def __init__(self, *, random_state: int) -> None: ...
+
+        def fit_transform(self, rows: np.ndarray) -> np.ndarray:
+            return 2.0 * rows[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Doubling))
+    given = embedded()
+    pictures.feature_map(given, title="t")
+    axes = drawn[0].axes[0]
+    assert "UMAP (of 16 principal components)" in axes.get_title()
+    placed = np.concatenate([np.asarray(each.get_offsets()) for each in axes.collections])
+    centred = given.features - given.features.mean(0)
+    widths = np.linalg.svd(centred, compute_uv=False)[:2]
+    assert np.linalg.norm(placed, axis=0) == pytest.approx(2.0 * widths, rel=1e-3)
+
+
 def test_a_stratified_part_has_each_class_and_their_shares() -> None:
     labels = np.repeat([0, 1, 2], (900, 90, 2))
     chosen = stratified(labels, 100, seed=0)
@@ -217,8 +239,6 @@ def test_other_containers_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_extra_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(HarlError, match=r"package sklearn.*pip install \.\[eval\]") as error:
         charts.check_extra()

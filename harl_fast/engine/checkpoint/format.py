@@ -27,6 +27,8 @@ from harl_fast.errors import CheckpointError
 from harl_fast.files import read_regular, replacing, sha256_file, write_json, write_text
 from harl_fast.finetuning import FinetuneConfig
 from harl_fast.host import utc_time
+from harl_fast.model.names import Receipt
+from harl_fast.model.timm_network import PREFIX
 from harl_fast.runfiles import CHECKPOINT_NAME, LATEST
 from harl_fast.section import Section
 from harl_fast.tensorfile import open_tensors, writing
@@ -93,6 +95,23 @@ class Checkpoint:
         """Of its tensors, by its record; older ones have none."""
         return self.record.tensors_sha256
 
+    @property
+    def receipt(self) -> Receipt:
+        """Of the backbone: what loads it raises unless all of its tensors match."""
+        try:
+            with open_tensors(self.path) as stream:
+                count = sum(name.startswith("online.backbone.") for name in stream.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise self._unreadable(error) from error
+        naming = "timm" if self.record.config.model.arch.startswith(PREFIX) else "torchvision"
+        run = self.path.parent
+        run = run.parent if run.name == "checkpoints" else run
+        return Receipt(count, count, f"{naming} names", f"{run} step {self.record.step}")
+
+    def _unreadable(self, error: Exception) -> CheckpointError:
+        again = alternative(self.path)
+        return CheckpointError(f"{self.path} cannot be read ({error}). {again}")
+
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors whose names start with ``prefix.``, without it, on the CPU.
 
@@ -105,9 +124,7 @@ class Checkpoint:
                 names = [name for name in stream.keys() if name.startswith(f"{prefix}.")]  # noqa: SIM118
                 found = {name: stream.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self.path} cannot be read ({error}). {alternative(self.path)}"
-            ) from error
+            raise self._unreadable(error) from error
         free = ("running_mean", "running_var", "ranks.statistics")
         for name, tensor in found.items():
             if not (name.endswith(free) or tensor.isfinite().all()):
