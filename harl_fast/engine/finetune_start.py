@@ -29,8 +29,9 @@ from harl_fast.finetuning import FinetuneConfig, change_finetuning
 from harl_fast.model.classifier import Classifier
 from harl_fast.runfiles import RunFolder
 
-STEPS = 8
-"""Steps of an epoch that a batch is lowered to, where there are fewer images than it has."""
+STEPS, IMAGES = 8, 8
+"""Steps of an epoch that a batch is lowered to, where there are fewer images than it has; and the
+least on a rank, over which BatchNorm can still tell their spread."""
 GROUPS = ("backbone", "head_contrastive", "head_supervised")
 """What names begin with that ``variable_schema`` is matched with."""
 
@@ -128,8 +129,9 @@ def _check_network(asked: Asked, model: ModelConfig | None, *, where: Path) -> N
 
 
 def _fitting_batch(count: int, *, ranks: int) -> int:
-    """Return a global batch for so many images: at least `STEPS` an epoch, 2 images on a rank."""
-    most = max(2, count // (STEPS * ranks))
+    """Return a global batch for so many images: `STEPS` an epoch, if not below `IMAGES` on each."""
+    each = count // ranks
+    most = max(2, min(IMAGES, each), each // STEPS)
     return int(ranks * 2 ** (most.bit_length() - 1))
 
 

@@ -13,6 +13,7 @@ import torch
 
 from harl_fast.data.loader import Batch
 from harl_fast.engine.checkpoint.format import open_checkpoint
+from harl_fast.engine.finetune_start import _fitting_batch
 from harl_fast.engine.loop import Loop
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import load_encoder, load_pretrained
@@ -200,6 +201,16 @@ def test_a_presets_batch_falls_to_what_few_images_allow(
         with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match="fewer than"):
             patch.chdir(tmp_path)
             tune(tmp_path / f"run{number}", **{**common, "flags": flags, **asked})
+
+
+@pytest.mark.parametrize(
+    ("count", "ranks", "batch"),
+    [(414, 1, 32), (414, 2, 32), (414, 3, 48), (30, 1, 8), (30, 2, 16), (5, 1, 4), (5, 2, 4)],
+)
+def test_a_lowered_batch_leaves_steps_and_images_for_batch_norm(
+    count: int, ranks: int, batch: int
+) -> None:
+    assert _fitting_batch(count, ranks=ranks) == batch
 
 
 def test_steps_may_end_within_an_epoch(

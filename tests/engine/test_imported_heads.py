@@ -53,8 +53,8 @@ def test_a_tuned_run_brings_its_head(source: Path, tuned: Path) -> None:
     assert torch.equal(loaded.head.linears[0].weight, saved(tuned)[HEAD])
     with torch.inference_mode():
         found = load(source, endpoints=True)(torch.rand(2, 3, 32, 32))
-    assert isinstance(found, dict)
-    logits = loaded.head(found["default"])[:, 0]
+        assert isinstance(found, dict)
+        logits = loaded.head(found["default"])[:, 0]
     torch.testing.assert_close(found["logits_sup"], logits)
 
 
