@@ -66,7 +66,7 @@ QUICK =
 IMAGES =
 # Of `lineval`, whose CKPT is then a run: draw the result, too.
 PICTURES =
-# Of `pictures` and `compare`: folders RUN/eval/<data>-<protocol>, or for `compare` runs.
+# Of `pictures` and `compare`: folders RUN/eval/<data>-<protocol>, or for `compare` runs, or folders that SEEDS= made.
 RESULT =
 RESULTS =
 # Of `finetune`: a preset of harl_fast/configs/finetune or a YAML file.
