@@ -53,7 +53,8 @@ class RunFolder:
     lock = _Inside(FOLDER_LOCK)
     """Held by the process that writes here, see `harl_fast.lock`."""
     finished = _Inside("finished")
-    """Marker of a run that came to its end: JSON with step and reason. Written last of all."""
+    """Marker of a run that came to its end: JSON with step and reason. Written when all ranks have
+    finished."""
     preempted = _Inside("preempted")
     """The same for one that saved and left before its end."""
     checkpoints = _Inside("checkpoints")

@@ -80,6 +80,11 @@ def started() -> bool:
     return dist.is_initialized()
 
 
+def wait_for_all() -> None:
+    """Wait until all ranks have come here."""
+    dist.barrier(group=_host_group)
+
+
 def stop() -> None:
     """Leave after all ranks have finished.
 
@@ -87,7 +92,7 @@ def stop() -> None:
     some exits after all work is done ("terminate called without an active exception").
     """
     if dist.is_initialized():
-        dist.barrier(group=_host_group)
+        wait_for_all()
         if dist.get_world_size() == 1 or torch.cuda.is_available():
             ds_groups._WORLD_GROUP = None
             dist.destroy_process_group()

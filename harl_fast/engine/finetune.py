@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.runfolder import mark
-from harl_fast.engine.session import Job, note_beginning, serve
+from harl_fast.engine.session import Job, leave, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
 from harl_fast.errors import CheckpointError, ConfigError, nearest
 from harl_fast.files import to_stderr, write_json
@@ -44,9 +44,10 @@ def finetune(*, run: Path, seeds: int = 1, last: bool = True, **settings: Any) -
     HarlError.
     """
     job = Finetuning(run=run, **settings)
-    if seeds == 1:
-        return serve(job, last=last)
-    return _several(job, seeds=seeds)
+    code = serve(job) if seeds == 1 else _several(job, seeds=seeds)
+    if last or not job.done:
+        leave()
+    return code
 
 
 def linear_protocol(
@@ -302,10 +303,9 @@ def _several(job: Finetuning, *, seeds: int) -> int:
             resume=job.resume and folder.config.exists(),
             found={},
         )
-        code = serve(each, last=number == seeds - 1)
-        ended = folder.finished.is_file()
+        code = serve(each)
         rank_0 = this_machine().rank == 0
-        if code or not ended:
+        if code or not each.done:
             if rank_0 and not code:
                 mark(RunFolder(job.run).preempted, step=number, reason=f"seed {seed} was stopped")
             return code
@@ -313,6 +313,7 @@ def _several(job: Finetuning, *, seeds: int) -> int:
     if rank_0:
         _write_seeds(job.run, results)
         mark(RunFolder(job.run).finished, step=seeds, reason="done")
+    job.done = True
     return 0
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch.distributed as dist
+
 from harl_fast.engine.config import EngineConfig, run_engine_file, settle, with_batch
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
 from harl_fast.engine.meeting import check_alike, meet
@@ -81,6 +83,8 @@ class Job(ABC):
     allow_change: Sequence[str] = ()
     quiet: bool = False
     time_limit_s: float | None = None
+    done: bool = field(default=False, init=False)
+    """Whether the training came to its end; set by `serve`."""
 
     source_option: ClassVar[str] = "--init-from"
     """Names the weights of a new run."""
@@ -130,11 +134,11 @@ class Job(ABC):
         return settle(file, ranks=machine.ranks, source=source), [told] if told else []
 
 
-def serve(job: Job, *, last: bool = True) -> int:
+def serve(job: Job) -> int:
     """Run one rank of a training and return its exit code, see `Loop.run`.
 
-    Configurations, data and folders are refused before the ranks meet. last: no other training
-    follows in this process. Raises HarlError.
+    Configurations, data and folders are refused before the ranks meet. The ranks stay together
+    until `deepspeed.stop`: how the run ended is marked before, as it may abort. Raises HarlError.
     """
     watched = supervisors()
     machine = this_machine()
@@ -164,10 +168,10 @@ def serve(job: Job, *, last: bool = True) -> int:
             return 0
         still_held = lock.still_held if lock is not None else lambda: True
         loop = job.loop(state, stop=stop, still_held=still_held)
-        return _train(job, loop, folder, last=last)
+        return _train(job, loop, folder)
 
 
-def _train(job: Job, loop: Loop, folder: RunFolder, *, last: bool) -> int:
+def _train(job: Job, loop: Loop, folder: RunFolder) -> int:
     """Train, and mark how that ended; return the exit code."""
     from harl_fast.engine import deepspeed as ds
     from harl_fast.engine.loop import INTERRUPTED
@@ -177,12 +181,20 @@ def _train(job: Job, loop: Loop, folder: RunFolder, *, last: bool) -> int:
     done, reason = result.done, result.reason
     if code == 0 and done and (left := job.after(loop)):
         done, reason = False, left
-    if last or not done:
-        ds.stop()
+    ds.wait_for_all()
+    job.done = done
     if loop.state.machine.rank == 0 and code in (0, INTERRUPTED):
         marker = folder.finished if done else folder.preempted
         mark(marker, step=result.step, reason=reason)
     return code
+
+
+def leave() -> None:
+    """Leave after the last training of this process; all ranks must call it."""
+    if dist.is_initialized():
+        from harl_fast.engine import deepspeed as ds
+
+        ds.stop()
 
 
 def _take(

@@ -20,7 +20,7 @@ from harl_fast.engine.monitor.alarms import Health, Supply
 from harl_fast.engine.monitor.metrics import Meter
 from harl_fast.engine.step import Stepping
 
-GPU = torch.device("cuda", 0)
+GPU = torch.device("cuda")
 STEP_S = 0.08
 VIEWS = [ViewGeometry(size_px=32, cells=2, scale=(0.2, 1.0)) for _ in range(2)]
 AHEAD = 3
@@ -79,6 +79,22 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
 
 def _empty(shape: tuple[int, ...], kind: torch.dtype) -> Any:
     return torch.empty(shape, dtype=kind).numpy()
+
+
+class RealQueue(Queue):
+    """The same of a CUDA device, which waits where the simulated one computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for event in (start, end):  # the first warms up
+            event.record()
+            torch.cuda._sleep(10**7)
+        end.synchronize()
+        self._per_second = 1e3 * 10**7 / start.elapsed_time(end)
+
+    def ask(self, seconds: float) -> None:
+        torch.cuda._sleep(round(seconds * self._per_second))
 
 
 def train(data: Path, queue: Queue, *, batch_s: float) -> tuple[dict[str, float], float]:
@@ -142,6 +158,17 @@ def test_a_slow_loader_is_told_by_how_long_the_gpu_stood_still(data: Path, queue
     wait = figures["wait_s"] / figures["elapsed_s"]
     assert wait > 0.2 and alarms(figures) == {"data-wait"}
     assert wait == pytest.approx(idle, abs=0.03)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("batch_s", [0.0, 0.7 * STEP_S, 2.0 * STEP_S])
+def test_the_same_holds_on_a_gpu(data: Path, batch_s: float) -> None:
+    figures, _ = train(data, RealQueue(), batch_s=batch_s)
+    wait = figures["wait_s"] / figures["elapsed_s"]
+    slow = batch_s > STEP_S
+    assert wait > 0.2 if slow else wait < 0.01
+    assert alarms(figures) == ({"data-wait"} if slow else set())
 
 
 def test_a_buffer_is_filled_again_once_it_is_copied(queue: Queue) -> None:

@@ -37,7 +37,10 @@ def write_sets(folder: Path, *, train: int = 100, val: int = 40) -> Path:
 
 
 def tune(run: Path, *, engine: tuple[str, ...] = (), **changes: Any) -> int:
-    """Fine-tune in this process, whose process group stays, and return the exit code."""
+    """Fine-tune in this process, whose process group stays, and return the exit code.
+
+    stop: called where a program takes its process groups down.
+    """
     import harl_fast.engine.deepspeed as ds
 
     flags = {
@@ -51,7 +54,7 @@ def tune(run: Path, *, engine: tuple[str, ...] = (), **changes: Any) -> int:
     overrides = ("data.workers=1", "log.every_steps=2", "log.checkpoint_epochs=1")
     plain = {"preset": None, "flags": flags, "overrides": overrides, "engine_file": CPU}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ds, "stop", lambda: None)
+        patch.setattr(ds, "stop", changes.pop("stop", lambda: None))
         return finetune(run=run, engine_overrides=engine, **{**plain, **changes})
 
 
