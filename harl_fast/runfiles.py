@@ -57,6 +57,8 @@ class RunFolder:
     finished."""
     preempted = _Inside("preempted")
     """The same for one that saved and left before its end."""
+    stop = _Inside("stop")
+    """Asks the run to save and leave, where no signal reaches it."""
     checkpoints = _Inside("checkpoints")
     """See `engine.checkpoint`."""
 

@@ -304,14 +304,15 @@ def _several(job: Finetuning, *, seeds: int) -> int:
             found={},
         )
         code = serve(each)
-        rank_0 = this_machine().rank == 0
+        here = this_machine()
         if code or not each.done:
-            if rank_0 and not code:
+            if here.local_rank == 0 and not code:
                 mark(RunFolder(job.run).preempted, step=number, reason=f"seed {seed} was stopped")
             return code
         results[seed] = each.found
-    if rank_0:
+    if here.rank == 0:
         _write_seeds(job.run, results)
+    if here.local_rank == 0:
         mark(RunFolder(job.run).finished, step=seeds, reason="done")
     job.done = True
     return 0

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch.distributed as dist
 
-from harl_fast.engine.config import EngineConfig, run_engine_file, settle, with_batch
+from harl_fast.engine.config import (
+    EngineConfig,
+    read_engine_file,
+    run_engine_file,
+    settle,
+    with_batch,
+)
+from harl_fast.engine.handover import hand_over, handed_over
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
 from harl_fast.engine.meeting import check_alike, meet
 from harl_fast.engine.provenance import note_start
@@ -137,28 +144,36 @@ class Job(ABC):
 def serve(job: Job) -> int:
     """Run one rank of a training and return its exit code, see `Loop.run`.
 
-    Configurations, data and folders are refused before the ranks meet. The ranks stay together
-    until `deepspeed.stop`: how the run ended is marked before, as it may abort. Raises HarlError.
+    Configurations, data and folders are refused before the ranks meet; only those on other machines
+    than rank 0's meet it first, for they need not see its run folder. The ranks stay together until
+    `deepspeed.stop`: how the run ended is marked before, as it may abort. Raises HarlError.
     """
     watched = supervisors()
     machine = this_machine()
     with leader_reports(machine), StopSignal(supervisors=watched) as stop, ExitStack() as held:
-        folder = RunFolder(job.run)
-        engine_config = job.settle(machine)
-        open_run_folder(job.run, resume=job.resume, source=job.source_option)
-        lock = None
+        folder, lock = RunFolder(job.run), None
         try:
-            stop.starting = True
-            lock = _take(folder, machine, engine_config, held)
-            # What was found may have changed until now.
-            open_run_folder(job.run, resume=job.resume, source=job.source_option)
-            step = job.decide(folder, engine_config, machine)
-            patience = engine_config.file.harl_fast.timeout_minutes
-            meet(machine, timeout_minutes=patience, log=folder.deepspeed)
-            _check_step(step)
-            check_alike({"engine files": tree_sha256(engine_config.record()), **job.facts()})
-            state = job.prepare(machine)
-            stop.starting = False
+            with ExitStack() as received:
+                if machine.elsewhere:
+                    stop.starting = True
+                    _receive(job, machine, received)
+                engine_config = job.settle(machine)
+                if not machine.elsewhere:
+                    open_run_folder(job.run, resume=job.resume, source=job.source_option)
+                    stop.starting = True
+                    lock = _take(folder, machine, engine_config, held)
+                    # What was found may have changed until now.
+                    open_run_folder(job.run, resume=job.resume, source=job.source_option)
+                step = job.decide(RunFolder(job.run), engine_config, machine)
+                if not machine.elsewhere:
+                    patience = engine_config.file.harl_fast.timeout_minutes
+                    meet(machine, timeout_minutes=patience, log=folder.deepspeed)
+                    if machine.several:
+                        hand_over(job.run, resume=job.resume, rank=machine.rank)
+                _check_step(step)
+                check_alike({"engine files": tree_sha256(engine_config.record()), **job.facts()})
+                state = job.prepare(machine)
+                stop.starting = False
         except Leaving:
             if lock is not None:
                 _leave(folder, reason=stop.reason)
@@ -168,6 +183,7 @@ def serve(job: Job) -> int:
             return 0
         still_held = lock.still_held if lock is not None else lambda: True
         loop = job.loop(state, stop=stop, still_held=still_held)
+        loop.folder = folder
         return _train(job, loop, folder)
 
 
@@ -183,10 +199,21 @@ def _train(job: Job, loop: Loop, folder: RunFolder) -> int:
         done, reason = False, left
     ds.wait_for_all()
     job.done = done
-    if loop.state.machine.rank == 0 and code in (0, INTERRUPTED):
+    # On every machine, where a script or launch/guard.py may wait for it.
+    if loop.state.machine.local_rank == 0 and code in (0, INTERRUPTED):
         marker = folder.finished if done else folder.preempted
         mark(marker, step=result.step, reason=reason)
     return code
+
+
+def _receive(job: Job, machine: Machine, received: ExitStack) -> None:
+    """Let a job work on what rank 0, on another machine, found in the run folder.
+
+    It is deleted when ``received`` is closed. Whether a run goes on is rank 0's decision, too.
+    """
+    file = read_engine_file(job.engine_file, overrides=job.engine_overrides)
+    meet(machine, timeout_minutes=file.harl_fast.timeout_minutes)
+    job.run, job.resume = received.enter_context(handed_over())
 
 
 def leave() -> None:
