@@ -168,7 +168,7 @@ test: setup ## Run the tests but the slow ones [TESTS=<path>] [JOBS=]
 		"$(TESTS)" $(ARGS)
 
 test-slow: setup ## Run the slow tests: the real launcher, whole runs [TESTS=<path>]
-	"$(BIN)/python" -m pytest "$(TESTS)" -m slow $(ARGS)
+	"$(BIN)/python" -m pytest "$(TESTS)" -m "slow and not gpu" $(ARGS)
 
 masks-train: setup ## Train a mask network on your own images, no labels: DATA=<folder> [MASKS_OUT=]
 	"$(BIN)/python" -m preprocess.masks.selftrained.train $(call option,--data,$(DATA)) \

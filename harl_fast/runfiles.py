@@ -55,9 +55,12 @@ class RunFolder:
     lock = _Inside(FOLDER_LOCK)
     """Held by the process that writes here, see `harl_fast.lock`."""
     finished = _Inside("finished")
-    """Marker of a run that came to its end: JSON with step and reason. Written last of all."""
+    """Marker of a run that came to its end: JSON with step and reason. Written when all ranks have
+    finished."""
     preempted = _Inside("preempted")
     """The same for one that saved and left before its end."""
+    stop = _Inside("stop")
+    """Asks the run to save and leave, where no signal reaches it."""
     checkpoints = _Inside("checkpoints")
     """See `engine.checkpoint`."""
     evaluations = _Inside("eval")
@@ -167,7 +170,7 @@ def _holds_run(run: RunFolder) -> bool:
 def before_a_run(path: Path) -> bool:
     """Return whether a process that ended before its run had begun left this in its folder."""
     names = ("deepspeed.log", "engine.json", "provenance.json", "preempted", "run.json")
-    return path.name in (*names, "subset.txt") or (
+    return path.name in (*names, "subset.txt", "stop") or (
         path.name.startswith(".") and path.name.endswith((".tmp", ".lock"))
     )
 

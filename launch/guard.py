@@ -2,9 +2,10 @@
 
 DeepSpeed's launcher does not pass signals on to its ranks in a way that lets them save and still
 ends with code 0, and ends with 0 if a part of it is killed. This passes SIGTERM, SIGHUP, SIGINT and
-SIGUSR1 on to the ranks of COMMAND as SIGUSR1, and takes the exit code from the marker in COMMAND's
---run folder: 0 for a new `finished` or `preempted` one (130 after SIGINT), never 0 without one, nor
-for `preempted` if a rank died. Should this process be killed, the ranks save and leave themselves.
+SIGUSR1 on to the ranks of COMMAND as SIGUSR1, or by a file where they are not below this process
+(pdsh, srun), and takes the exit code from the marker in COMMAND's --run folder: 0 for a new
+`finished` or `preempted` one (130 after SIGINT), never 0 without one, nor for `preempted` if a rank
+died. Should this process be killed, the ranks save and leave themselves.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 
-from harl_fast.engine.ranks import ranks_below, run_folder, send
+from harl_fast.engine.ranks import FarRanks, markers, ranks_below, run_folder, send
 from harl_fast.engine.stop import LOST
 from harl_fast.errors import one_line
 from harl_fast.files import tell
@@ -28,15 +28,10 @@ IMPATIENT_S = 5.0  # how long ranks have after a second SIGINT, which ends them 
 LONELY_S = 30.0  # how long a signal waits for ranks: a command without any gets it itself
 
 
-def markers(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Return which markers there are, and of what they would not be the same files again."""
-    found = [path for path in (folder / "finished", folder / "preempted") if path.is_file()]
-    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
-
-
 def main(command: list[str]) -> int:
     ranks, got, ending_s, told_s = set[psutil.Process](), list[int](), 0.0, 0.0
     before = markers(folder := run_folder(command, about=__doc__ or ""))
+    far = FarRanks(folder)
     adopt_orphans()  # ranks are found below this process even if their launcher is gone
     for number in (signal.SIGTERM, signal.SIGINT, *[signal.SIGHUP] * heeds_hangup()):
         signal.signal(number, lambda number, frame: got.append(number))
@@ -52,7 +47,8 @@ def main(command: list[str]) -> int:
         time.sleep(0.2)
         ranks |= ranks_below(os.getpid())
         told_s = told_s or (time.monotonic() if got else 0.0)
-        if got and not ranks and time.monotonic() - told_s > LONELY_S:
+        lonely = bool(got) and not ranks and not far.ask()
+        if lonely and time.monotonic() - told_s > LONELY_S:
             send([psutil.Process(child.pid)], got[0])
         elif got.count(signal.SIGINT) < 2:
             send(ranks if got else (), signal.SIGUSR1)

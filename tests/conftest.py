@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,15 @@ last three use, while another process runs the two that need no decoder."""
 # A first example may compile for seconds, and examples are slow to draw on a busy machine.
 settings.register_profile("compiled", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("compiled")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all tests but those that are asked for by ``-m gpu``, before torch looks.
+
+    Bits are compared that hold on a CPU only, and no test but those is made for a GPU.
+    """
+    if re.search(r"(?<!not )\bgpu\b", config.option.markexpr) is None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -59,7 +59,7 @@ class Buffers:
         ]
         self._made: list[Outputs] = []
         self._copied: list[torch.cuda.Event | None] = [None] * count
-        """Recorded when the consumer gave a buffer back: its copies to a GPU are done then."""
+        """Recorded behind the consumer's copies of a buffer to a GPU: done when it is passed."""
 
     @property
     def bytes_needed(self) -> int:
@@ -103,12 +103,21 @@ class Buffers:
             event.synchronize()
         return self._made[buffer]
 
-    def give_back(self, buffer: int) -> None:
-        """Note that the consumer is done with a buffer, but for copies that a GPU still makes."""
+    def copied(self, buffer: int) -> None:
+        """Note that the consumer has asked the GPU for all its copies of a buffer."""
         if torch.cuda.is_available():
-            event = torch.cuda.Event()
+            # One that does not block would keep a core busy for as long as the thread waits.
+            event = torch.cuda.Event(blocking=True)
             event.record()
             self._copied[buffer] = event
+
+    def give_back(self, buffer: int) -> None:
+        """Note that the consumer is done with a buffer, but for copies that a GPU still makes.
+
+        They may be anything asked of the GPU so far if it did not say which they are, by `copied`.
+        """
+        if self._copied[buffer] is None:
+            self.copied(buffer)
 
     def free(self) -> None:
         """Let the buffers go; whoever still holds a batch keeps that memory alive."""

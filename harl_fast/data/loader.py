@@ -22,7 +22,7 @@ from harl_fast.data.container.manifest import Manifest, manifest_path
 from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.damage import Check, Damage, Policy, tell_unchecked
 from harl_fast.data.decode import Decoder
-from harl_fast.data.order import VERSIONS, GlobalOrder, Kind, RankSamples, chunk_length
+from harl_fast.data.order import VERSIONS, ChosenSamples, GlobalOrder, Kind, chunk_length
 from harl_fast.data.prefetch import PrefetchThread, Samples, check_process
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
@@ -151,6 +151,15 @@ class _Loader:
         if os.getpid() == self._process:
             self._reading.close()
 
+    def copied(self) -> None:
+        """Note that all copies of the last batch to a GPU have been asked for.
+
+        Its memory is then filled again once they are made, and not only after whatever else the GPU
+        is asked for until the next batch.
+        """
+        if self._reading.thread is not None:
+            self._reading.thread.copied()
+
     def __reduce__(self) -> NoReturn:
         """Refuse pickling: threads, open file and compiled code cannot travel."""
         raise ConfigError(
@@ -191,20 +200,6 @@ class _Loader:
                 )
         finally:
             thread.close()
-
-
-class _Chosen:
-    """A rank's samples by their places among chosen ids, to take slices of."""
-
-    def __init__(self, places: RankSamples, ids: np.ndarray) -> None:
-        self._places, self._ids = places, ids
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        found: np.ndarray = self._ids[self._places[rows]]
-        return found
 
 
 class BetonLoader(_Loader):
@@ -282,7 +277,7 @@ class BetonLoader(_Loader):
         epoch at the end.
         """
         places = self.order.rank_samples(self.epoch, first_step=self.step)
-        samples = places if self._chosen is None else _Chosen(places, self._chosen)
+        samples = places if self._chosen is None else ChosenSamples(places, self._chosen)
         batches = self._batches(samples, seed=self.order.seed, epoch=self.epoch)
         for number, batch in enumerate(batches, start=1):
             self._within = True

@@ -271,3 +271,17 @@ class RankSamples:
         step, row = np.divmod(np.arange(*rows.indices(len(self))), self._per_step)
         first = self._order.rank * self._per_step
         return self._ids_of((self._first_step + step) * self._order.batch_global + first + row)
+
+
+class ChosenSamples:
+    """A rank's samples by their places among chosen ids, to take slices of."""
+
+    def __init__(self, places: RankSamples, ids: Ids) -> None:
+        self._places, self._ids = places, ids
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, rows: slice) -> Ids:
+        found: Ids = self._ids[self._places[rows]]
+        return found

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from harl_fast.data.buffers import Buffers, Outputs
 from harl_fast.data.container.reader import OpenContainer
@@ -63,6 +64,8 @@ class PrefetchThread(threading.Thread):
         self._delivered = False
         self._working_on = order[:0]
         self._process = os.getpid()
+        # A new thread's GPU is the first, where a mere wait would take half a GB for a context.
+        self._gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._free = buffers.open_all()
         self.start()
@@ -70,6 +73,8 @@ class PrefetchThread(threading.Thread):
     def run(self) -> None:
         """Fill buffers until the order ends, the consumer leaves, or something fails."""
         try:
+            if self._gpu is not None:
+                torch.cuda.set_device(self._gpu)
             self._produce()
             self._ready.put(None)
         except HarlError as error:
@@ -184,6 +189,11 @@ class PrefetchThread(threading.Thread):
         self._handed_out, ids, outputs = item
         self._delivered = True
         return ids, outputs
+
+    def copied(self) -> None:
+        """Note that the GPU was asked for all copies of the batch handed out, see `Buffers`."""
+        if self._handed_out is not None:
+            self._buffers.copied(self._handed_out)
 
     def _get(self) -> Any:
         waited_s = 0.0

@@ -23,6 +23,7 @@ import deepspeed
 from deepspeed.utils import groups as ds_groups
 from deepspeed.utils import logger as ds_logger
 
+from harl_fast.engine.launchers import interface_to
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.side import append_whole
 from harl_fast.errors import ConfigError
@@ -31,6 +32,8 @@ from harl_fast.optim.lars import LARS
 from harl_fast.optim.layout import GroupLayout, Segment, flat_layout
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
+
+_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 _host_group: Any = None  # all ranks over gloo; made by `start`
 
@@ -54,6 +57,10 @@ def start(
     deepspeed.ops.__compatible_ops__ = {}
     if machine.gpus:
         torch.cuda.set_device(machine.device)
+    if machine.several and _INTERFACE not in os.environ:
+        # Left alone, gloo takes what this machine's own name means: the loopback, where that is how
+        # /etc/hosts has it. Launchers do not pass the variable on to other machines.
+        os.environ[_INTERFACE] = interface_to(os.environ["MASTER_ADDR"])
     limit = timedelta(minutes=timeout_minutes)
     meeting = timedelta(minutes=meeting_minutes or timeout_minutes)
     try:
@@ -80,6 +87,11 @@ def started() -> bool:
     return dist.is_initialized()
 
 
+def wait_for_all() -> None:
+    """Wait until all ranks have come here."""
+    dist.barrier(group=_host_group)
+
+
 def stop() -> None:
     """Leave after all ranks have finished.
 
@@ -87,7 +99,7 @@ def stop() -> None:
     some exits after all work is done ("terminate called without an active exception").
     """
     if dist.is_initialized():
-        dist.barrier(group=_host_group)
+        wait_for_all()
         if dist.get_world_size() == 1 or torch.cuda.is_available():
             ds_groups._WORLD_GROUP = None
             dist.destroy_process_group()
@@ -278,6 +290,11 @@ def max_over_ranks(value: int) -> int:
     largest = torch.tensor([value], dtype=torch.int32)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_host_group)
     return int(largest.item())
+
+
+def broadcast(tensor: Tensor) -> None:
+    """Replace a tensor in host memory by rank 0's of its size; all ranks must call it."""
+    dist.broadcast(tensor, 0, group=_host_group)
 
 
 def gather_rows(row: Tensor) -> Tensor:

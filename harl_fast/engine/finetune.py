@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.runfolder import mark
-from harl_fast.engine.session import Job, note_beginning, serve
+from harl_fast.engine.session import Job, leave, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
 from harl_fast.errors import CheckpointError, ConfigError, nearest
 from harl_fast.files import check_output, to_stderr, write_json
@@ -37,18 +37,17 @@ HOLD_OUT = 10_000
 """Training images that choose among its heads (BYOL, appendix C.1: 10,009)."""
 
 
-def finetune(*, run: Path, seeds: int = 1, last: bool = True, **settings: Any) -> int:
+def finetune(*, run: Path, seeds: int = 1, **settings: Any) -> int:
     """Run one rank of a fine-tuning and return its exit code, see `Loop.run`.
 
-    settings: the other fields of `Finetuning`. last: no other training follows in this process.
-    With several seeds each has its run in a folder ``run/seed-N``, and ``run/seeds.json`` holds all
-    results with mean and deviation; what is finished is not repeated with ``resume``. Raises
-    HarlError.
+    settings: the other fields of `Finetuning`. With several seeds each has its run in a folder
+    ``run/seed-N``, and ``run/seeds.json`` holds all results with mean and deviation; what is
+    finished is not repeated with ``resume``. Raises HarlError.
     """
     job = Finetuning(run=run, **settings)
-    if seeds == 1:
-        return serve(job, last=last)
-    return _several(job, seeds=seeds)
+    code = serve(job) if seeds == 1 else _several(job, seeds=seeds)
+    leave()
+    return code
 
 
 def linear_protocol(
@@ -106,10 +105,11 @@ def linear_protocol(
             protocol=protocol,
             results=results,
         )
-        code = serve(job, last=fresh or not random)
+        code = serve(job)
         if code or not job.done:  # a job that was asked to stop ends with 0
-            return code
-    return 0
+            break
+    leave()
+    return code
 
 
 @dataclass(kw_only=True)
@@ -331,15 +331,16 @@ def _several(job: Finetuning, *, seeds: int) -> int:
             resume=job.resume and folder.config.exists(),
             found={},
         )
-        code = serve(each, last=number == seeds - 1)
-        rank_0 = this_machine().rank == 0
+        code = serve(each)
+        here = this_machine()
         if code or not each.done:
-            if rank_0 and not code:
+            if here.local_rank == 0 and not code:
                 mark(RunFolder(job.run).preempted, step=number, reason=f"seed {seed} was stopped")
             return code
         results[seed] = each.found
-    if rank_0:
+    if here.rank == 0:
         _write_seeds(job.run, results)
+    if here.local_rank == 0:
         mark(RunFolder(job.run).finished, step=seeds, reason="done")
     return 0
 

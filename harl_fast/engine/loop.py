@@ -133,6 +133,8 @@ class Loop:
 
     def _agree(self) -> StopAction:
         """Return what all ranks do after this step; all must call it."""
+        if self.state.machine.rank == 0:
+            self.stop.look(self.folder.stop)
         action = self.stop.action
         if self.state.machine.rank == 0:  # one clock decides
             period_s = 60.0 * self.state.config.log.checkpoint_minutes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from harl_fast.engine.config import Needs
+from harl_fast.engine.launchers import note_place
 from harl_fast.errors import ConfigError, HarlError, shown
 from harl_fast.host import usable_cores
 
@@ -41,6 +41,21 @@ class Machine:
     cores: int = 1
 
     @property
+    def several(self) -> bool:
+        """Whether the ranks are on several machines."""
+        return self.ranks > self.ranks_here
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether this rank may be on another machine than rank 0, and never if it is not.
+
+        A machine's ranks are counted in their order: where the k-th has number k, all before it are
+        there too, and rank 0 first. Ranks dealt out in turn may stand beside rank 0 and be
+        "elsewhere" nevertheless.
+        """
+        return self.rank != self.local_rank
+
+    @property
     def device(self) -> torch.device:
         """This rank's device."""
         return torch.device("cuda", self.local_rank) if self.gpus else torch.device("cpu")
@@ -49,17 +64,9 @@ class Machine:
 def this_machine() -> Machine:
     """Return this rank's place; without a launcher it becomes the only rank.
 
-    Reads what `deepspeed` and `torchrun` set, and fills in the variables that either leaves out.
+    Sets the variables that a launcher leaves out, see `launchers.note_place`. Raises ConfigError.
     """
-    env = os.environ
-    if "RANK" not in env:
-        env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        env.update(LOCAL_SIZE="1")
-    if env.setdefault("WORLD_SIZE", "1") == "1" and "TORCHELASTIC_RUN_ID" not in env:
-        # No other rank looks for the port, so two jobs of one rank need not share the launcher's
-        # default. torchrun itself listens on its own.
-        env["MASTER_PORT"] = str(_free_port())
-    env.setdefault("LOCAL_SIZE", env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
+    note_place(os.environ)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(gpus)]
     ranks, here = _from_launcher("WORLD_SIZE", least=1), _from_launcher("LOCAL_SIZE", least=1)
@@ -173,10 +180,3 @@ def needing_all_ranks(machine: Machine) -> Iterator[None]:
             f"in `dmesg` if it was killed (out of memory?), then start again, a training with "
             f"--resume"
         ) from error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import harl_fast
 from harl_fast import __version__
 from harl_fast.engine.machine import Machine
 from harl_fast.errors import CheckpointError, ConfigError, HarlError
+from harl_fast.files import sha256_file
 
 _SHOWN = 12
 """Digits of a digest that are compared and told."""
@@ -34,6 +38,15 @@ def meet(
         raise refusal or CheckpointError("rank 0 was refused its outputs: see its message")
 
 
+@functools.cache
+def code_sha256() -> str:
+    """Return a digest of this package's Python files: versions stay while files are edited."""
+    total, package = hashlib.sha256(), Path(harl_fast.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        total.update(f"{path.relative_to(package)} {sha256_file(path)}\n".encode())
+    return total.hexdigest()
+
+
 def check_alike(facts: Mapping[str, str]) -> None:
     """Raise ConfigError on all ranks if they found different things; all ranks must call it.
 
@@ -42,7 +55,7 @@ def check_alike(facts: Mapping[str, str]) -> None:
     """
     from harl_fast.engine import deepspeed as ds
 
-    facts = {"versions of harl_fast": __version__, **facts}
+    facts = {"versions of harl_fast": __version__, "files of harl_fast": code_sha256(), **facts}
     rows = ds.gather_texts(list(facts.values()), width=_SHOWN)
     for name, (first, *others) in zip(facts, zip(*rows, strict=True), strict=True):
         for rank, other in enumerate(others, start=1):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.provenance import read_provenance
-from harl_fast.engine.session import Job, note_beginning, serve
+from harl_fast.engine.session import Job, leave, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
 from harl_fast.runfiles import RunFolder
 
@@ -28,7 +28,9 @@ def pretrain(**settings: Any) -> int:
     settings: the fields of `Pretraining`. Configurations, data and folders are refused before the
     ranks meet. Raises HarlError.
     """
-    return serve(Pretraining(**settings))
+    code = serve(Pretraining(**settings))
+    leave()
+    return code
 
 
 @dataclass(kw_only=True)

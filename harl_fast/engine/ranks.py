@@ -10,7 +10,10 @@ from pathlib import Path
 
 import psutil
 
+from harl_fast.runfiles import RunFolder
+
 _RANK = "--local_rank"  # DeepSpeed's launcher gives it to ranks alone
+_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for ranks alone; what they start inherits it
 
 
 def run_folder(command: list[str], *, about: str) -> Path:
@@ -28,15 +31,51 @@ def run_folder(command: list[str], *, about: str) -> Path:
     sys.exit(usage)
 
 
+def markers(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return which markers there are, and of what they would not be the same files again."""
+    run = RunFolder(folder)
+    return {path: state for path in (run.finished, run.preempted) if (state := _state(path))}
+
+
 def ranks_below(pid: int) -> set[psutil.Process]:
-    """Return the ranks that a process has started, itself or by others."""
+    """Return the ranks that a process has started by `deepspeed` or `torchrun`."""
     found = set()
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process(pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it ends meanwhile
-                if any(word.startswith(_RANK) for word in process.cmdline()):
+                if any(word.startswith(_RANK) for word in process.cmdline()) or (
+                    _TORCHRUN in process.environ()
+                    and _TORCHRUN not in (process.parent() or process).environ()
+                ):
                     found.add(process)
     return found
+
+
+class FarRanks:
+    """The ranks of a job that no signal reaches: of another machine or below a batch system.
+
+    Make it before the job is started.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._run = RunFolder(folder)
+        self._before = _state(self._run.status)
+        self._asked = False
+
+    def ask(self) -> bool:
+        """Ask them, once, to save and leave; return whether there are any that train."""
+        if not self._asked and _state(self._run.status) not in (None, self._before):
+            self._run.stop.touch()
+            self._asked = True
+        return self._asked
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return what changes with each replacement of a file; None where there is none."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def send(processes: Iterable[psutil.Process], number: int) -> None:

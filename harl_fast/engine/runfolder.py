@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from harl_fast.config import RunConfig, load_config, override_config
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.side import required
+from harl_fast.engine.stop import process_age_s
 from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.files import read_regular, to_stderr, write_json, write_text
 from harl_fast.host import utc_time
@@ -95,6 +98,9 @@ def begin(folder: RunFolder, *, step: int) -> None:
     """
     folder.finished.unlink(missing_ok=True)
     folder.preempted.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if folder.stop.stat().st_mtime < time.time() - process_age_s():  # no wish of this start's
+            folder.stop.unlink()
     for path in (folder.metrics, folder.skipped):
         _trim(path, step=step)
     for pattern in (".*.tmp", "sheets/.*.tmp"):
@@ -121,14 +127,15 @@ def signs_of_a_save(folder: RunFolder, *, checkpoint_epochs: int) -> Iterator[st
 
 
 def mark(marker: Path, *, step: int, reason: str) -> None:
-    """Write `RunFolder.finished` or `RunFolder.preempted` and drop the other one.
+    """Write `RunFolder.finished` or `RunFolder.preempted` and drop the other one and `stop`.
 
-    Call on one rank only, last of all. Raises CheckpointError if it cannot be written: scripts wait
-    for it.
+    Call on one rank of a machine, when all ranks have finished. Raises CheckpointError if it cannot
+    be written: scripts wait for it.
     """
     folder = RunFolder(marker.parent)
     with required(folder.path):
-        for other in {folder.finished, folder.preempted} - {marker}:
+        folder.path.mkdir(parents=True, exist_ok=True)  # on a machine that does not share it
+        for other in {folder.finished, folder.preempted, folder.stop} - {marker}:
             other.unlink(missing_ok=True)
         write_json(marker, {"step": step, "reason": reason, "time": utc_time()})
 

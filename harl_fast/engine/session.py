@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harl_fast.engine.config import EngineConfig, run_engine_file, settle, with_batch
+import torch.distributed as dist
+
+from harl_fast.engine.config import (
+    EngineConfig,
+    read_engine_file,
+    run_engine_file,
+    settle,
+    with_batch,
+)
+from harl_fast.engine.handover import hand_over, handed_over
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
 from harl_fast.engine.meeting import check_alike, meet
 from harl_fast.engine.provenance import note_start
@@ -132,31 +141,40 @@ class Job(ABC):
         return settle(file, ranks=machine.ranks, source=source), [told] if told else []
 
 
-def serve(job: Job, *, last: bool = True) -> int:
+def serve(job: Job) -> int:
     """Run one rank of a training and return its exit code, see `Loop.run`.
 
-    Configurations, data and folders are refused before the ranks meet. last: no other training
-    follows in this process. Raises HarlError.
+    Configurations, data and folders are refused before the ranks meet; only those on other machines
+    than rank 0's meet it first, for they need not see its run folder. The ranks stay together until
+    `deepspeed.stop`: how the run ended is marked before, as it may abort. Raises HarlError.
     """
     watched = supervisors()
     machine = this_machine()
     with leader_reports(machine), StopSignal(supervisors=watched) as stop, ExitStack() as held:
-        folder = RunFolder(job.run)
-        engine_config = job.settle(machine)
-        open_run_folder(job.run, resume=job.resume, source=job.source_option)
-        lock = None
+        folder, lock = RunFolder(job.run), None
         try:
-            stop.starting = True
-            lock = _take(folder, machine, engine_config, held)
-            # What was found may have changed until now.
-            open_run_folder(job.run, resume=job.resume, source=job.source_option)
-            start = job.decide(folder, engine_config, machine)
-            patience = engine_config.file.harl_fast.timeout_minutes
-            meet(machine, timeout_minutes=patience, log=folder.deepspeed)
-            _check_step(start.step)
-            check_alike({"engine files": tree_sha256(start.engine_config.record()), **job.facts()})
-            state = job.prepare(machine)
-            stop.starting = False
+            with ExitStack() as received:
+                if machine.elsewhere:
+                    stop.starting = True
+                    _receive(job, machine, received)
+                engine_config = job.settle(machine)
+                if not machine.elsewhere:
+                    open_run_folder(job.run, resume=job.resume, source=job.source_option)
+                    stop.starting = True
+                    lock = _take(folder, machine, engine_config, held)
+                    # What was found may have changed until now.
+                    open_run_folder(job.run, resume=job.resume, source=job.source_option)
+                start = job.decide(RunFolder(job.run), engine_config, machine)
+                if not machine.elsewhere:
+                    patience = engine_config.file.harl_fast.timeout_minutes
+                    meet(machine, timeout_minutes=patience, log=folder.deepspeed)
+                    if machine.several:
+                        hand_over(job.run, resume=job.resume, rank=machine.rank)
+                _check_step(start.step)
+                files = tree_sha256(start.engine_config.record())
+                check_alike({"engine files": files, **job.facts()})
+                state = job.prepare(machine)
+                stop.starting = False
         except Leaving:
             if lock is not None:
                 _leave(folder, reason=stop.reason)
@@ -166,10 +184,11 @@ def serve(job: Job, *, last: bool = True) -> int:
             return 0
         still_held = lock.still_held if lock is not None else lambda: True
         loop = job.loop(state, stop=stop, still_held=still_held)
-        return _train(job, loop, folder, last=last)
+        loop.folder = folder
+        return _train(job, loop, folder)
 
 
-def _train(job: Job, loop: Loop, folder: RunFolder, *, last: bool) -> int:
+def _train(job: Job, loop: Loop, folder: RunFolder) -> int:
     """Train, and mark how that ended; return the exit code."""
     from harl_fast.engine import deepspeed as ds
     from harl_fast.engine.loop import INTERRUPTED
@@ -179,13 +198,31 @@ def _train(job: Job, loop: Loop, folder: RunFolder, *, last: bool) -> int:
     done, reason = result.done, result.reason
     if code == 0 and done and (left := job.after(loop)):
         done, reason = False, left
+    ds.wait_for_all()
     job.done = code == 0 and done
-    if last or not done:
-        ds.stop()
-    if loop.state.machine.rank == 0 and code in (0, INTERRUPTED):
+    # On every machine, where a script or launch/guard.py may wait for it.
+    if loop.state.machine.local_rank == 0 and code in (0, INTERRUPTED):
         marker = folder.finished if done else folder.preempted
         mark(marker, step=result.step, reason=reason)
     return code
+
+
+def _receive(job: Job, machine: Machine, received: ExitStack) -> None:
+    """Let a job work on what rank 0, on another machine, found in the run folder.
+
+    It is deleted when ``received`` is closed. Whether a run goes on is rank 0's decision, too.
+    """
+    file = read_engine_file(job.engine_file, overrides=job.engine_overrides)
+    meet(machine, timeout_minutes=file.harl_fast.timeout_minutes)
+    job.run, job.resume = received.enter_context(handed_over())
+
+
+def leave() -> None:
+    """Leave after the last training of this process; all ranks must call it."""
+    if dist.is_initialized():
+        from harl_fast.engine import deepspeed as ds
+
+        ds.stop()
 
 
 def _take(

@@ -24,7 +24,7 @@ class Stepping(ABC):
         self.state: LoopState = state
         self.step = step
         """Optimizer steps done, those without effect included: the schedules' clock."""
-        self.meter = Meter()
+        self.meter = Meter(state.device)
         self.skipped = torch.full((), skipped, dtype=torch.int64, device=state.device)
         """Steps without effect, for non-finite gradients; on the device."""
         self.nonfinite = NonfiniteLog(
@@ -38,9 +38,13 @@ class Stepping(ABC):
         """Return a micro batch's loss by the engine's forward pass, and the figures to log."""
 
     def _views(self, batch: Batch, *, epoch: int) -> list[Tensor]:
-        """Return the batch's views on the device, coloured and normalised."""
+        """Return the batch's views on the device, coloured and normalised.
+
+        Ask for copies of its cells before: the loader takes it that there are none to follow.
+        """
         device, colour = self.state.device, self.state.photometric
         views = [images.to(device, non_blocking=True) for images in batch.views]
+        self.state.loader.copied()
         if colour is not None:
             views = [
                 colour(images, view=view, ids=batch.ids, epoch=epoch)

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 
 from harl_fast import supervision
@@ -20,6 +21,8 @@ LOST = "lost: "
 """How the reason begins when a process that looks after the ranks is gone."""
 MARGIN_S = 10.0
 """What is left after the last save: for leaving, and for clocks that began before this process."""
+LOOK_S = 1.0
+"""Between two looks for a file: on a file server they take time."""
 _LONGEST_S = 10 * 365 * 86400.0
 _SLOW_DISK = 50e6
 """Bytes a second that a checkpoint is assumed to be written with before one was."""
@@ -57,12 +60,13 @@ class StopSignal:
         """Raise Leaving or KeyboardInterrupt at once: a start may last longer than the 30 s."""
         self._before: dict[int, object] = {}
         self._watch = supervision.watching(supervisors or {}, lost=self._leave)
-        self._lost = ""
+        self._cause = ""
+        self._looked_s = -LOOK_S
 
     @property
     def reason(self) -> str:
-        """The signal's name, or which supervisor is gone; empty as long as there was neither."""
-        return self._lost or (signal.Signals(self.number).name if self.number else "")
+        """The signal's name, or what stands for one; empty as long as there was neither."""
+        return self._cause or (signal.Signals(self.number).name if self.number else "")
 
     @property
     def action(self) -> StopAction:
@@ -83,6 +87,14 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def look(self, file: Path) -> None:
+        """Take a file for a SIGUSR1, for where none comes; it is looked for once a second."""
+        if self.number or time.monotonic() - self._looked_s < LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        if os.path.exists(file):  # and no error where a file server does not answer
+            self.number, self._cause = signal.SIGUSR1, f"the file {file.name}"
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and (self.number or self.starting):
             raise KeyboardInterrupt
@@ -93,7 +105,7 @@ class StopSignal:
 
     def _leave(self, name: str, process: Process) -> None:
         if not self.number:
-            self._lost = f"{LOST}{name} (process {process.pid}) is gone"
+            self._cause = f"{LOST}{name} (process {process.pid}) is gone"
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
         time.sleep(supervision.DEAF_S)
         if self.starting:  # it waits, outside of Python, for ranks that have left

@@ -139,6 +139,9 @@ class FakeLoader:
         """Start from a position."""
         self.epoch, self.step = state["epoch"], state["step"]
 
+    def copied(self) -> None:
+        """No memory is filled again."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -246,7 +246,14 @@ def test_seeds_give_mean_and_deviation(
     machine: Machine, run: Path, sets: Path, tmp_path: Path
 ) -> None:
     flags = {"train_epochs": 1, "random": True}
-    assert tune(tmp_path / "run", ckpt=run, data=sets, flags=flags, seeds=2) == 0
+    marked = []
+
+    def stop() -> None:
+        ends = ("run/finished", "run/seed-0/finished", "run/seed-1/finished")
+        marked.append([(tmp_path / end).is_file() for end in ends])
+
+    assert tune(tmp_path / "run", ckpt=run, data=sets, flags=flags, seeds=2, stop=stop) == 0
+    assert marked == [[True] * 3]  # before the only end of the groups, at which a rank may abort
     table = json.loads((tmp_path / "run" / "seeds.json").read_text())
     each = [result_of(tmp_path / "run" / f"seed-{n}")["metrics"]["top1"]["value"] for n in (0, 1)]
     assert table["metrics"]["top1"] == each

@@ -274,6 +274,16 @@ def test_an_interrupt_saves_and_ends_with_130(
     assert open_checkpoint(tmp_path).record.step == 3
 
 
+def test_a_stop_file_saves_and_ends_the_run(machine: Machine, tmp_path: Path) -> None:
+    run = prepare(machine, tmp_path)
+    (tmp_path / "stop").touch()
+    assert run.run() == 0
+    assert run.result == RunResult(code=0, step=1, done=False, reason="the file stop")
+    assert open_checkpoint(tmp_path).record.step == 1
+    ended = json.loads((tmp_path / "run.json").read_text())
+    assert (ended["state"], ended["reason"]) == ("preempted", "the file stop")
+
+
 def poison(monkeypatch: pytest.MonkeyPatch, *, first: int) -> None:
     """Make the loss infinite from a step on (numbered from 1)."""
     inputs = Stepper._inputs

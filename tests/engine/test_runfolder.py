@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from harl_fast.engine.runfolder import (
     run_config,
     write_configs,
 )
+from harl_fast.engine.stop import process_age_s
 from harl_fast.errors import CheckpointError, ConfigError
 from tests.engine.support import engine_config, tiny_config, tiny_file
 
@@ -122,6 +124,21 @@ def test_a_start_takes_the_markers_away(tmp_path: Path) -> None:
         assert json.loads(marker.read_text()).items() >= {"step": 7, "reason": "why"}.items()
     begin(folder, step=0)
     assert not folder.finished.exists() and not folder.preempted.exists()
+
+
+def test_a_wish_to_stop_counts_for_one_run(tmp_path: Path) -> None:
+    """What an earlier one did not see is dropped; what came during the start is not."""
+    folder = started(tmp_path)
+    folder.stop.touch()
+    begin(folder, step=0)
+    assert folder.stop.exists()
+    mark(folder.preempted, step=7, reason="the file stop")
+    assert not folder.stop.exists()
+    folder.stop.touch()
+    long_ago = time.time() - process_age_s() - 60.0
+    os.utime(folder.stop, (long_ago, long_ago))
+    begin(folder, step=0)
+    assert not folder.stop.exists()
 
 
 def test_each_start_is_noted_with_where_it_comes_from(

@@ -44,7 +44,7 @@ def write_sets(folder: Path, *, train: int = 100, val: int = 40) -> Path:
 def tune(run: Path, *, engine: tuple[str, ...] = (), **changes: Any) -> int:
     """Fine-tune in this process, whose process group stays, and return the exit code.
 
-    A flag of None is left out.
+    A flag of None is left out. stop: called where a program takes its process groups down.
     """
     import harl_fast.engine.deepspeed as ds
 
@@ -60,7 +60,7 @@ def tune(run: Path, *, engine: tuple[str, ...] = (), **changes: Any) -> int:
     flags = {key: value for key, value in flags.items() if value is not None}
     plain = {"preset": None, "flags": flags, "overrides": overrides, "engine_file": CPU}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ds, "stop", lambda: None)
+        patch.setattr(ds, "stop", changes.pop("stop", lambda: None))
         return finetune(run=run, engine_overrides=engine, **{**plain, **changes})
 
 

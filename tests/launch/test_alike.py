@@ -9,7 +9,7 @@ import pytest
 
 from harl_fast import __version__
 from harl_fast.config import override_config
-from harl_fast.engine.meeting import check_alike
+from harl_fast.engine.meeting import check_alike, code_sha256
 from harl_fast.engine.resume import settings_sha256
 from harl_fast.errors import ConfigError
 from tests.engine.support import tiny_config
@@ -70,7 +70,7 @@ def test_the_first_rank_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigError, match="different b: rank 0 none, rank 2 other"):
         check_alike({"a": "f" * 64, "b": ""})
     monkeypatch.undo()
-    assert seen == [[__version__, "f" * 64, ""]]
+    assert seen == [[__version__, code_sha256(), "f" * 64, ""]]
 
 
 def test_machines_may_differ_in_how_much_they_do_at_once(tmp_path: Path) -> None:

@@ -18,11 +18,48 @@ _FOLD = 512
 """Additions of one figure that are kept apart before they become one."""
 
 
+class Standstill:
+    """How long a device has nothing to do while the host waits for something.
+
+    A GPU is asked for work ahead of time, and the host's waiting costs nothing until it is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._asked: torch.cuda.Event | None = None
+        self._start = 0.0
+
+    def begin(self) -> None:
+        """Mark the end of what was asked of the device; first wait until the last mark is passed.
+
+        So the host is ahead of a GPU by no more than what it asks between two marks.
+        """
+        if self._on_gpu:
+            if self._asked is not None:
+                self._asked.synchronize()
+            self._asked = torch.cuda.Event(enable_timing=True, blocking=True)
+            self._asked.record()
+        self._start = time.monotonic()
+
+    def end(self) -> float:
+        """Return the seconds since `begin` and since the device was done with what it had."""
+        if self._asked is None:
+            return time.monotonic() - self._start
+        if not self._asked.query():
+            return 0.0
+        now = torch.cuda.Event(enable_timing=True)
+        now.record()
+        now.synchronize()
+        milliseconds: float = self._asked.elapsed_time(now)
+        return milliseconds / 1e3
+
+
 class Meter:
     """Collects 0-d tensors without touching the device; `take` sums and reads all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
         self._first = True
+        self._standstill = Standstill(torch.device(device))
         self._reset()
 
     def _reset(self) -> None:
@@ -44,18 +81,19 @@ class Meter:
                 values[:] = [_total(values)]
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items, counting the time that passes until each is there.
+        """Yield the items, counting how long the device stands still until each is there.
 
+        Between two items the device is waited for until it is done with the item before the last.
         What passes before the very first item is start-up, such as compilation, and not counted.
         """
         iterator = iter(items)
         while True:
-            start = time.monotonic()
+            self._standstill.begin()
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            self._wait_s += time.monotonic() - start
+            self._wait_s += self._standstill.end()
             if self._first:
                 self._first = False
                 self._reset()
@@ -68,9 +106,9 @@ class Meter:
     def take(self) -> dict[str, float]:
         """Return each figure's mean over its additions and over ranks, and start again.
 
-        Also, of this rank, "elapsed_s" since the last call and "wait_s", the part of it that was
-        spent on waiting for items. Waits for the device. All ranks must call it with the same
-        names.
+        Also, of this rank, "elapsed_s" since the last call and "wait_s", the part of it in which
+        the device stood still, waiting for items. Waits for the device. All ranks must call it with
+        the same names.
         """
         means: dict[str, float] = {}
         if self._values:
