@@ -41,12 +41,7 @@ class Stepping(ABC):
         """Return the batch's views on the device, coloured and normalised."""
         device, colour = self.state.device, self.state.photometric
         views = [images.to(device, non_blocking=True) for images in batch.views]
-        if colour is not None:
-            views = [
-                colour(images, view=view, ids=batch.ids, epoch=epoch)
-                for view, images in enumerate(views)
-            ]
-        return views
+        return views if colour is None else colour.batch(views, ids=batch.ids, epoch=epoch)
 
     def _moved(self, applied: Tensor) -> None:  # noqa: B027  # not all trainings need it
         """Do what follows a step. applied: () bool, whether it had an effect."""
