@@ -54,6 +54,8 @@ def start(
     deepspeed.ops.__compatible_ops__ = {}
     if machine.gpus:
         torch.cuda.set_device(machine.device)
+        # Sizes hardly ever change: the fastest convolutions are worth a search.
+        torch.backends.cudnn.benchmark = True
     limit = timedelta(minutes=timeout_minutes)
     meeting = timedelta(minutes=meeting_minutes or timeout_minutes)
     try:
