@@ -153,6 +153,14 @@ def test_a_step_takes_few_kernels_little_traffic_and_one_copy(
     assert plain.kernels > 10 * KERNELS and plain.bytes > 5 * BYTES and plain.copies > 10
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton works with a GPU")
+def test_where_triton_fails_the_plain_form_takes_over_and_that_is_told(caplog: Any) -> None:
+    # Past the cache, so that no later call finds this answer.
+    assert color_device.fused_kernels.__wrapped__(torch.device("cuda")) is None
+    assert "Triton cannot be used" in caplog.text and "data.colour=loader" in caplog.text
+    assert color_device.fused_kernels.__wrapped__(torch.device("cpu")) is None
+
+
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernels_compile_for_gpus(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capability: int

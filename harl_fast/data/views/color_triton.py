@@ -41,7 +41,7 @@ def colour_views(
 ) -> Tensor:
     """Return (B, C, S, S) float32 coloured views in channels-last memory.
 
-    images: (B, S, S, C) uint8, contiguous. params: (B, PARAMS) float32 of `color_cpu.draw_batch`.
+    images: (B, S, S, C) uint8. params: (B, PARAMS) float32 of `color_cpu.draw_batch`.
     mean, std: (C,) float32, of the normalisation; None for pixels in [0, 1]. radius: of
     `color_cpu.blur_radius`; 0 if no picture is blurred. All tensors are on one device.
     """
@@ -52,6 +52,7 @@ def colour_views(
     out = params.new_empty(images.shape)
     each: dict[str, Any] = {"S": side, "C": channels, "BLOCK": _BLOCK}
     tiles = triton.cdiv(side * side, _BLOCK)
+    images = images.contiguous()
     launch(middle_kernel, (count,), images, params, middles, **each)
     launch(colour_kernel, (count, tiles), images, params, middles, mean, std, out, **each)
     if radius:
