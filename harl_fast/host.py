@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from datetime import datetime, timezone
@@ -16,6 +17,20 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def owned_cores(ranks_here: int) -> int:
+    """Return how many cores are this process's own, beside the other ranks of this machine.
+
+    Ranks that their launcher has bound to cores (`deepspeed --bind_cores_to_rank`, `numactl`,
+    `srun --cpu-bind`) own those, others an even part of the launcher's, which is taken to be the
+    process that started this one.
+    """
+    own = launcher = usable_cores()
+    if ranks_here > 1 and hasattr(os, "sched_getaffinity"):
+        with contextlib.suppress(OSError):  # it may be gone, or out of sight of a container
+            launcher = max(own, len(os.sched_getaffinity(os.getppid())))
+    return max(1, min(own, launcher // ranks_here))
 
 
 def available_bytes() -> int | None:

@@ -49,7 +49,7 @@ with head(__name__, parse):
 
     from harl_fast.data.container.checksum import Kind, stored_sum
     from harl_fast.data.container.fields import open_reader
-    from harl_fast.data.container.index import check_container
+    from harl_fast.data.container.index import check_container, sizes_at
     from harl_fast.data.container.integrity import IMAGE, MASK
     from harl_fast.data.container.manifest import Manifest, read_manifest, read_shard, read_sums
     from harl_fast.data.container.names import read_names
@@ -171,15 +171,13 @@ def _rows(
 ) -> npt.NDArray[np.void]:
     """Return a `ROW` per sample."""
     reader = open_reader(beton)
-    table = np.sort(reader.alloc_table, order="ptr")
     rows = np.zeros(manifest.count, ROW)
     rows["id"] = np.arange(manifest.count)
     for name in ("mode", "height", "width"):
         rows[name] = reader.metadata[IMAGE][name]
-    for part, column in enumerate((IMAGE, MASK)):
-        place = reader.metadata[column]["data_ptr"]
-        rows["place"][:, part] = place
-        rows["size"][:, part] = table["size"][np.searchsorted(table["ptr"], place)]
+    places = [reader.metadata[column]["data_ptr"] for column in (IMAGE, MASK)]
+    rows["place"] = np.stack(places, axis=1)
+    rows["size"] = np.stack(sizes_at(reader.alloc_table, places), axis=1)
     if sums is not None:
         rows["sum"] = sums
     return rows

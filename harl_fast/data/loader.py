@@ -27,7 +27,7 @@ from harl_fast.data.prefetch import PrefetchThread, Samples, check_process
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
-from harl_fast.host import usable_cores
+from harl_fast.host import owned_cores
 from harl_fast.jit import require_compiler
 
 _log = logging.getLogger(__name__)
@@ -52,13 +52,12 @@ class Batch(NamedTuple):
 def decoding_threads(workers: int, *, ranks_here: int = 1) -> int:
     """Return how many threads one rank decodes with.
 
-    workers: threads asked for; 0 divides the cores that this process may use among the ranks of
-    this machine. numba's own limit (NUMBA_NUM_THREADS) caps the answer. Raises ConfigError for a
-    negative number.
+    workers: threads asked for; 0 takes this rank's own cores, see `host.owned_cores`. numba's own
+    limit (NUMBA_NUM_THREADS) caps the answer. Raises ConfigError for a negative number.
     """
     if workers < 0:
         raise ConfigError(f"workers: {workers}; give a number of threads, or 0 to divide the cores")
-    asked = workers or max(1, usable_cores() // ranks_here)
+    asked = workers or owned_cores(ranks_here)
     return min(asked, int(numba.config.NUMBA_NUM_THREADS))
 
 

@@ -57,6 +57,8 @@ def start(
     deepspeed.ops.__compatible_ops__ = {}
     if machine.gpus:
         torch.cuda.set_device(machine.device)
+        # Sizes hardly ever change: the fastest convolutions are worth a search.
+        torch.backends.cudnn.benchmark = True
     if machine.several and _INTERFACE not in os.environ:
         # Left alone, gloo takes what this machine's own name means: the loopback, where that is how
         # /etc/hosts has it. Launchers do not pass the variable on to other machines.

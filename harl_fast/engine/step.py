@@ -13,6 +13,7 @@ from harl_fast.engine import deepspeed as ds
 from harl_fast.engine.monitor.metrics import Meter
 from harl_fast.engine.monitor.nonfinite import NonfiniteLog
 from harl_fast.engine.state import LoopState
+from harl_fast.engine.transfer import Transfer
 from harl_fast.model.norm import FiniteStatistics
 from harl_fast.optim.lars import LARS
 
@@ -32,6 +33,7 @@ class Stepping(ABC):
         )
         self._finite = torch.ones((), dtype=torch.bool, device=state.device)
         self._statistics = FiniteStatistics(*state.networks.values())
+        self._transfer = Transfer(state.device)
 
     @abstractmethod
     def _loss(self, batch: Batch, *, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -42,15 +44,9 @@ class Stepping(ABC):
 
         Ask for copies of its cells before: the loader takes it that there are none to follow.
         """
-        device, colour = self.state.device, self.state.photometric
-        views = [images.to(device, non_blocking=True) for images in batch.views]
-        self.state.loader.copied()
-        if colour is not None:
-            views = [
-                colour(images, view=view, ids=batch.ids, epoch=epoch)
-                for view, images in enumerate(views)
-            ]
-        return views
+        colour = self.state.photometric
+        views = self._transfer(batch.views, asked=self.state.loader.copied)
+        return views if colour is None else colour.batch(views, ids=batch.ids, epoch=epoch)
 
     def _moved(self, applied: Tensor) -> None:  # noqa: B027  # not all trainings need it
         """Do what follows a step. applied: () bool, whether it had an effect."""

@@ -237,7 +237,7 @@ class TuneStepper(Stepping):
     """Images and labels in, the classifier moved."""
 
     def _loss(self, batch: Batch, *, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        (labels,) = self._transfer([batch.labels])
         (images,) = self._views(batch, epoch=epoch)
-        labels = batch.labels.to(self.state.device, non_blocking=True)
         loss, figures = self.state.engine(images, labels)
         return loss, figures

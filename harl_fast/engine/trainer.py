@@ -111,8 +111,7 @@ class Stepper(Stepping):
         ema_update(self._target, self._online, tau=tau, applied=applied)
 
     def _inputs(self, batch: Batch, *, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
-        device = self.state.device
-        cells = [grid.to(device, non_blocking=True) for grid in batch.cells]
+        cells = self._transfer(batch.cells)
         return self._views(batch, epoch=epoch), cells
 
 

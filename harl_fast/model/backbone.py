@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from harl_fast.model.norm import share_statistics
+
 
 class Backbone(nn.Module):
     """Interface of the entries of `model.backbones.BACKBONES`: images to maps of (B, C, h, h).
@@ -29,8 +31,8 @@ class Backbone(nn.Module):
         return self
 
     def sync_bn(self) -> None:
-        """Make all BatchNorm layers share statistics over ranks, in place; CUDA only."""
-        nn.SyncBatchNorm.convert_sync_batchnorm(self)
+        """Make all BatchNorm layers share statistics over ranks, in place. Raises ConfigError."""
+        share_statistics(self)
 
 
 def shapes_of_map(network: Backbone, size_px: int) -> torch.Size:

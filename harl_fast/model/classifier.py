@@ -89,13 +89,13 @@ class Classifier(nn.Module):
             return
         for norm in () if self.projection is None else self.projection.norms:
             norm.synced = True  # type: ignore[assignment]
-        if self.boundary == ALL and torch.cuda.is_available():
+        if self.boundary == ALL:
             self.backbone.sync_bn()
             return
         frozen = self.frozen()
-        parts = [child for child in self.backbone.children() if child not in frozen]
-        for part in [self.backbone] if self.boundary == ALL else parts:
-            share_statistics(part)
+        for part in self.backbone.children():
+            if part not in frozen:
+                share_statistics(part)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the (B, D) float32 rows that the heads see, of (B, C, S, S) images."""

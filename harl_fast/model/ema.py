@@ -20,7 +20,18 @@ def ema_update(
         torch._foreach_lerp_(target, online, 1.0 - tau)
         return
     share = applied.to(target[0].dtype) * (1.0 - tau)
-    torch._foreach_lerp_(target, online, [share] * len(target))
+    weights = shaped_like(target, share) if share.is_cuda else [share] * len(target)
+    torch._foreach_lerp_(target, online, weights)
+
+
+def shaped_like(tensors: list[Tensor], value: Tensor) -> list[Tensor]:
+    """Return a 0-d tensor's value in the shape and memory layout of each of the tensors.
+
+    Only then does CUDA work on a list in a few kernels rather than one per tensor. They share the
+    memory of the largest.
+    """
+    values = value.expand(max(tensor.numel() for tensor in tensors)).contiguous()
+    return [values.as_strided(tensor.shape, tensor.stride()) for tensor in tensors]
 
 
 def ema_pairs(target: nn.Module, online: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

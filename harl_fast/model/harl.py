@@ -188,18 +188,13 @@ class HARL(nn.Module):
 def convert_sync_bn(model: HARL, mode: str) -> None:
     """Make BatchNorm layers of both networks share statistics over ranks, in place.
 
-    mode: none; heads (works on CPU and CUDA); all (the backbone too, by torch.nn.SyncBatchNorm,
-    which is CUDA only). `HARL` does so as section ``model`` says. Raises ConfigError.
+    mode: none; heads; all (the backbone too). `HARL` does so as section ``model`` says. Raises
+    ConfigError.
     """
     if mode == "none":
         return
     if mode not in ("heads", "all"):
         raise ConfigError(f"sync_bn '{mode}' is none of none, heads, all")
-    if mode == "all" and not torch.cuda.is_available():
-        raise ConfigError(
-            "sync_bn all needs CUDA, which this machine lacks: torch.nn.SyncBatchNorm has no CPU "
-            "form. Set model.sync_bn to heads or none"
-        )
     for layer in (*model.modules(), *model.target.modules()):
         if isinstance(layer, GroupedBatchNorm1d):
             layer.synced = True

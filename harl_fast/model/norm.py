@@ -1,4 +1,10 @@
-"""BatchNorm over groups of rows, and BatchNorm with statistics shared by all ranks."""
+"""BatchNorm over groups of rows, and BatchNorm with statistics shared by all ranks.
+
+Over ranks each pass of a layer takes one collective and never waits for a device, on NCCL as on
+gloo. `torch.nn.SyncBatchNorm` asks the device for its counts in every forward pass, breaks
+`torch.compile`'s graphs and has no CPU form; it allows batches of unequal size, which there are
+none of here.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +40,11 @@ class GroupedBatchNorm1d(nn.BatchNorm1d):
                 f"rows, and at least 2 over all ranks that share statistics"
             )
         with without_autocast(input):
-            normalise = self._local if world == 1 else self._over_ranks
-            normalised, mean, var = normalise(widened(input).view(groups, -1, dim))
+            if world == 1:
+                normalised, mean, var = self._local(widened(input).view(groups, -1, dim))
+            else:
+                grouped = input.view(groups, -1, dim)
+                normalised, mean, var = rank_norm(grouped, self.weight, self.bias, self.eps)
             count = rows // groups * world
             _track(self, mean.detach().mean(0), var.detach().mean(0) * (count / (count - 1)))
         return normalised.view(rows, dim).to(input.dtype)
@@ -50,12 +59,6 @@ class GroupedBatchNorm1d(nn.BatchNorm1d):
         mean, inverse = (torch.stack([part[place] for part in parts]) for place in (1, 2))
         # inverse: one over the deviation, with eps inside.
         return torch.cat([part[0] for part in parts]), mean, inverse.pow(-2) - self.eps
-
-    def _over_ranks(self, grouped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Do as `_local` with the statistics of each group over all ranks."""
-        mean, var = _joint(*torch.var_mean(grouped, dim=1, correction=0))
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return (grouped - mean[:, None]) * scale[:, None] + self.bias, mean, var
 
 
 def _track(layer: nn.modules.batchnorm._NormBase, mean: Tensor, var: Tensor) -> None:
@@ -102,42 +105,39 @@ class FiniteStatistics:
 class RankBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose statistics in training are those over all ranks, on CPU as on CUDA.
 
-    The ranks must hold equally many images. torch.nn.SyncBatchNorm, which is faster, has no CPU
-    form.
+    The ranks must hold equally many images. Submodules, such as an activation, come after it.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised (B, C, H, W) map."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
-            return super().forward(input)
-        with without_autocast(input):
-            values = widened(input)
-            mean, var = _joint(*torch.var_mean(values, dim=(0, 2, 3), correction=0))
-            scale = self.weight * torch.rsqrt(var + self.eps)
-            shift = self.bias - mean * scale
-            output = values * scale[:, None, None] + shift[:, None, None]
-            count = dist.get_world_size() * input.numel() // input.shape[1]
-            _track(self, mean.detach(), var.detach() * (count / (count - 1)))
-        return output.to(input.dtype)
+            output = super().forward(input)
+        else:
+            with without_autocast(input):
+                normalised, mean, var = rank_norm(input[None], self.weight, self.bias, self.eps)
+                count = dist.get_world_size() * input.numel() // input.shape[1]
+                _track(self, mean.detach()[0], var.detach()[0] * (count / (count - 1)))
+            output = normalised.squeeze(0)  # whose gradient, unlike that of [0], is a view
+        for module in self.children():
+            output = module(output)
+        return output
 
 
-def share_statistics(module: nn.Module) -> None:
+def share_statistics(module: nn.Module, *, also: tuple[type[nn.Module], ...] = ()) -> None:
     """Make the BatchNorm layers inside a module take their statistics over all ranks, in place.
 
-    By torch.nn.SyncBatchNorm where there is CUDA. Raises ConfigError on a CPU for a special form of
-    BatchNorm, as some networks of timm have.
+    also: kinds of BatchNorm2d that apply their submodules, and do nothing else, after it. Raises
+    ConfigError for other kinds, as some networks of timm have.
     """
-    if torch.cuda.is_available():
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return
     for parent in [*module.modules()]:
         for name, layer in parent.named_children():
-            if type(layer) is nn.BatchNorm2d:
+            if isinstance(layer, nn.BatchNorm2d) and type(layer) in (nn.BatchNorm2d, *also):
                 setattr(parent, name, _over_ranks_2d(layer))
             elif isinstance(layer, nn.BatchNorm2d) and not isinstance(layer, RankBatchNorm2d):
                 raise ConfigError(
-                    f"BatchNorm of kind {type(layer).__name__} cannot share statistics over ranks "
-                    f"on a CPU: set global_bn to false (--global-bn False), or use one rank"
+                    f"BatchNorm of kind {type(layer).__name__} cannot share statistics over ranks: "
+                    f"set model.sync_bn to heads or none (in fine-tuning --global-bn False), or "
+                    f"use one rank"
                 )
 
 
@@ -145,36 +145,119 @@ def _over_ranks_2d(layer: nn.BatchNorm2d) -> RankBatchNorm2d:
     """Return the same layer, with its own parameters and buffers, as a `RankBatchNorm2d`."""
     with torch.device("meta"):
         twin = RankBatchNorm2d(layer.num_features, eps=layer.eps, momentum=layer.momentum)
-    twin._parameters.update(layer._parameters)
-    twin._buffers.update(layer._buffers)
+    for own, kept in zip(_contents(twin), _contents(layer), strict=True):
+        own.update(kept)
     return twin.train(layer.training)
 
 
-class _RankSum(torch.autograd.Function):
-    """Sum over ranks; each rank's gradient reaches every rank's summand, hence the same sum back.
+def _contents(layer: nn.Module) -> tuple[dict[str, Any], ...]:
+    return layer._parameters, layer._buffers, layer._modules
 
-    With losses averaged over ranks this is the gradient of the loss over the joined batch.
+
+# Operations of their own, which torch.compile calls without looking inside.
+
+
+@torch.library.custom_op("harl_fast::rank_norm", mutates_args=())
+def rank_norm(
+    grouped: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return groups of rows or maps, normalised by each group's statistics over all ranks.
+
+    grouped: (G, B, D, ...), equally large on all ranks; half precision keeps its type. weight,
+    bias: (D,). Returns the normalised values, and mean and biased variance (G, D), which carry no
+    gradient. With losses averaged over ranks the gradients are those of the loss over the joined
+    batch. All ranks must call it; one collective each way.
     """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:  # ctx: torch gives it no public type
-        total = values.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _RankSum.forward(ctx, grads[0])
+    parts = grouped.unbind()
+    mean, var = _joint_statistics(torch.stack([_statistics(part) for part in parts]))
+    normalised = [
+        _normalised(*each, weight, bias, eps) for each in zip(parts, mean, var, strict=True)
+    ]
+    return _together(normalised), mean, var
 
 
-def _rank_sum(values: Tensor) -> Tensor:
-    total: Tensor = _RankSum.apply(values)
-    return total
+@torch.library.custom_op("harl_fast::rank_norm_backward", mutates_args=())
+def _rank_norm_backward(
+    grad: Tensor, grouped: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the rows or maps, and (2, D) this rank's of weight and bias."""
+    parts = grouped.unbind()
+    # As if mean and variance were constant: scaled gradients, and sums of grad * x^ and of grad.
+    constant = [
+        torch.ops.aten.native_batch_norm_backward(
+            *(g, x, weight, m, v, None, None, False, eps),
+            [True, True, True],
+        )
+        for g, x, m, v in zip(grad.unbind(), parts, mean, var, strict=True)
+    ]
+    own = torch.stack([torch.stack(sums) for _, *sums in constant])
+    total = own.clone()
+    dist.all_reduce(total)
+    count = dist.get_world_size() * grouped[0].numel() // mean.shape[1]
+    # What mean and variance add: minus the mean of grad and x^ times the mean of grad * x^.
+    shifts = (total / -count) * (weight * torch.rsqrt(var + eps))[:, None]
+    added = [
+        scaled.add_(_normalised(x, m, v, by, to, eps))
+        for (scaled, *_), x, m, v, (by, to) in zip(constant, parts, mean, var, shifts, strict=True)
+    ]
+    return _together(added), own.sum(0)
 
 
-def _joint(var: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance over all ranks from each rank's variance and mean."""
-    world = dist.get_world_size()
-    mean = _rank_sum(local) / world
+def _statistics(part: Tensor) -> Tensor:
+    """Return mean and biased variance of each channel of (B, D, ...), stacked."""
+    if part.device.type == "cpu":
+        part = widened(part)  # there, unlike on CUDA, the figures would come in half precision
+    return torch.stack(torch.batch_norm_update_stats(part, None, None, 0.0))
+
+
+def _joint_statistics(own: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance (G, D) over all ranks from each rank's own (G, 2, D)."""
+    mean, var = _gathered(own).unbind(2)
+    joint = mean.mean(0)
     # Law of total variance: within the ranks plus between them.
-    return mean, _rank_sum(var + (local - mean).square()) / world
+    return joint, (var + (mean - joint).square()).mean(0)
+
+
+def _gathered(own: Tensor) -> Tensor:
+    """Return all ranks' tensors, stacked."""
+    found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, own)
+    return torch.stack(found)
+
+
+def _normalised(
+    part: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    # Given statistics are what torch's kernels use in evaluation.
+    return torch.native_batch_norm(part, weight, bias, mean, var, False, 0.0, eps)[0]
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    """Return tensors stacked; one alone keeps its memory, and so its layout."""
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+
+
+@rank_norm.register_fake
+def _(grouped: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean = weight.new_empty(grouped.shape[0], grouped.shape[2])
+    return torch.empty_like(grouped), mean, torch.empty_like(mean)
+
+
+@_rank_norm_backward.register_fake
+def _(
+    grad: Tensor, grouped: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grouped), weight.new_empty(2, len(weight))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grouped, weight, _, ctx.eps = inputs
+    ctx.save_for_backward(grouped, weight, *output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    values, own = _rank_norm_backward(grad, *ctx.saved_tensors, ctx.eps)
+    return values, *own.unbind(), None
+
+
+rank_norm.register_autograd(_backward, setup_context=_keep)

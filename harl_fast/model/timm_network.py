@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from harl_fast.config import ModelConfig
 from harl_fast.errors import ConfigError, nearest
 from harl_fast.model.backbone import Backbone, shapes_of_map
+from harl_fast.model.norm import share_statistics
 
 PREFIX = "timm:"
 
@@ -53,9 +54,8 @@ class TimmNetwork(Backbone):
         return self.network
 
     def sync_bn(self) -> None:
-        """Make all BatchNorm layers share statistics over ranks, in place; CUDA only."""
-        # torch's own conversion would lose the activation within timm's BatchNormAct2d.
-        self.network = _timm().layers.convert_sync_batchnorm(self.network)
+        """Make all BatchNorm layers share statistics over ranks, in place. Raises ConfigError."""
+        share_statistics(self, also=(_timm().layers.BatchNormAct2d,))
 
     def _without_unused_children(self) -> Any:
         """Drop what `forward_features` does not reach, whose weights would never get a gradient.

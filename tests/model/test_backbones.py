@@ -12,6 +12,7 @@ from harl_fast.config import ModelConfig
 from harl_fast.errors import ConfigError
 from harl_fast.model.backbones import build_backbone, feature_size
 from harl_fast.model.harl import HARL
+from harl_fast.model.norm import RankBatchNorm2d
 from harl_fast.optim.groups import param_groups
 
 TIMM = ["timm:resnet50d", "timm:skresnet18", "timm:convnext_tiny", "timm:regnety_016"]
@@ -142,11 +143,15 @@ def test_what_timm_cannot_give_is_refused(timm: Any, values: dict[str, Any], nam
 
 def test_shared_statistics_keep_the_activations_of_timm(timm: Any) -> None:
     backbone = build_backbone(section(arch="timm:regnety_016"))
-    before = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    names, images = [*backbone.state_dict()], torch.randn(2, 3, 64, 64)
+    expected = backbone.eval()(images)
     backbone.sync_bn()
-    after = [m for m in backbone.modules() if isinstance(m, nn.SyncBatchNorm)]
+    after = [m for m in backbone.modules() if isinstance(m, RankBatchNorm2d)]
     assert len(after) == len(before) > 0
     assert [type(m.act) for m in after] == [type(m.act) for m in before]
+    assert [*backbone.state_dict()] == names
+    assert torch.equal(backbone(images), expected)
 
 
 def test_a_missing_timm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,6 @@ def test_end_points_are_simclrs() -> None:
     torch.testing.assert_close(found["logits_sup"], heads[0](pooled))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the form for CPUs")
 @pytest.mark.parametrize(("boundary", "layers"), [(-1, 20), (0, 19), (3, 5), (4, 0)])
 def test_trained_batchnorm_shares_its_statistics(boundary: int, layers: int) -> None:
     network = classifier(boundary=boundary, selector=1)

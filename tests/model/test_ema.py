@@ -6,7 +6,7 @@ import torch
 
 from harl_fast.config import ModelConfig
 from harl_fast.model.backbones import build_backbone
-from harl_fast.model.ema import ema_pairs, ema_update
+from harl_fast.model.ema import ema_pairs, ema_update, shaped_like
 from harl_fast.model.harl import Target
 from harl_fast.model.heads import MLPHead
 from tests.oracles import optimizers as oracle
@@ -38,6 +38,24 @@ def test_a_step_that_was_not_applied_leaves_the_target_bit_identical() -> None:
     before = [t.clone() for t in target]
     ema_update(target, online, tau=0.9, applied=torch.tensor(False))
     assert all(torch.equal(a, b) for a, b in zip(target, before, strict=True))
+
+
+def test_the_form_for_cuda_moves_the_same_bits_and_suits_its_kernels() -> None:
+    shapes = [(64, 3, 7, 7), (129, 65), (1000,), (1,), (8, 16, 3, 3)]
+    generator = torch.Generator().manual_seed(3)
+    target, online = ([torch.randn(s, generator=generator) for s in shapes] for _ in range(2))
+    for tensors in (target, online):
+        tensors[-1] = tensors[-1].to(memory_format=torch.channels_last)
+    expected = [tensor.clone() for tensor in target]
+    ema_update(expected, online, tau=0.996, applied=torch.tensor(True))
+    weights = shaped_like(target, torch.tensor(1.0) * (1.0 - 0.996))
+    # What torch asks of lists that it works on at once (can_use_fast_route in ForeachUtils.h).
+    for own, other, weight in zip(target, online, weights, strict=True):
+        assert own.shape == other.shape == weight.shape
+        assert own.stride() == other.stride() == weight.stride()
+        assert own.dtype == other.dtype == weight.dtype
+    torch._foreach_lerp_(target, online, weights)
+    assert all(torch.equal(a, b) for a, b in zip(target, expected, strict=True))
 
 
 def test_a_thousand_float32_steps_follow_the_formula() -> None:

@@ -17,6 +17,7 @@ from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.model.harl import HARL, convert_sync_bn, effective_rank
 from harl_fast.model.heads import MLPHead
 from harl_fast.model.loss import term_weights
+from harl_fast.model.norm import RankBatchNorm2d
 from tests.oracles import losses as oracle
 
 BATCH, SIDE, CELLS = 6, 16, 4
@@ -355,8 +356,10 @@ def test_sync_bn_modes() -> None:
     norms = (*model.projector.norms, *model.predictor.norms, *model.target.projector.norms)
     assert all(norm.synced for norm in norms)
     assert torch.equal(before, model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)[0])
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="needs CUDA"):
-            convert_sync_bn(model, "all")
+    convert_sync_bn(model, "all")
+    for backbone in (model.backbone, model.target.backbone):
+        kinds = {type(m) for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+        assert kinds == {RankBatchNorm2d}
+    assert torch.equal(before, model(views, cells.unbind(1), alpha=ALPHA, beta=BETA)[0])
     with pytest.raises(ConfigError, match="'some'"):
         convert_sync_bn(model, "some")

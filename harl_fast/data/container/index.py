@@ -7,7 +7,7 @@ and 1.4 s of CPU time, half of it SHA-256 (`benchmarks/open_set.py`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -293,14 +293,24 @@ def _fill_rows(file: File, rows: Rows, labels: Labels) -> None:
         return
     if found := impossible(path, count=len(rows), counts=counts, table_at=file.table_at):
         raise DataError(f"{path} has {found}. {REMEDY}")
-    table = np.sort(np.fromfile(path, ALLOC_TABLE_TYPE, offset=file.table_at), order="ptr")
+    table = np.fromfile(path, ALLOC_TABLE_TYPE, offset=file.table_at)
     metadata = np.fromfile(path, METADATA_TYPE, count=len(rows), offset=METADATA_START)
-    sizes = [
-        table["size"][np.searchsorted(table["ptr"], metadata[field]["data_ptr"])]
-        for field in (IMAGE, MASK)
-    ]
-    rows["size"] = sizes[0]
-    rows["mask"] = np.where(sizes[1] == mask_bytes, metadata[MASK]["data_ptr"], NOWHERE)
+    places = [metadata[field]["data_ptr"] for field in (IMAGE, MASK)]
+    rows["size"], sizes = sizes_at(table, places)
+    rows["mask"] = np.where(sizes == mask_bytes, places[1], NOWHERE)
+
+
+def sizes_at(
+    table: npt.NDArray[np.void], places: Sequence[npt.NDArray[np.uint64]]
+) -> list[npt.NDArray[np.uint64]]:
+    """Return how many bytes an allocation table, in any order, gives to what begins at places.
+
+    Each place must be in the table.
+    """
+    # Columns of their own: sorting whole records by one field takes ten times as long.
+    order = np.argsort(starts := np.ascontiguousarray(table["ptr"]))
+    starts, sizes = starts[order], table["size"][order]
+    return [sizes[np.searchsorted(starts, np.ascontiguousarray(place))] for place in places]
 
 
 def _pieces(

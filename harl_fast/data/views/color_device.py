@@ -1,16 +1,20 @@
 """How a view is coloured: BYOL's jitter, grey, blur, solarize, normalisation, batched on device.
 
 Factors and blends are torchvision's (BYOL, appendix B). The parameters come from `color_cpu` on
-the host, so that every index list has a known size and no device is ever waited for. On the CPU
-the loader may do the same work with `color_cpu.colour_view` instead, several times faster. Inside,
-pixels are planar (B, 3, H, W) float32 in [0, 1], which is 2 to 5 times faster than interleaved on
-CPU; the result is channels-last.
+the host and go to the device in one copy per batch; no device is ever waited for. On CUDA the
+kernels of `color_triton` do the work. Where there are none, and as their reference, the same is
+done here operation by operation: pixels are planar (B, 3, H, W) float32 in [0, 1], which is 2 to 5
+times faster than interleaved on CPU, and the result is channels-last. On the CPU the loader may do
+it with `color_cpu.colour_view` instead, several times faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -39,8 +43,9 @@ from harl_fast.data.views.color_cpu import (
     policy_table,
 )
 from harl_fast.data.views.crop import ViewGeometry
-from harl_fast.errors import ConfigError
+from harl_fast.errors import ConfigError, one_line
 
+_log = logging.getLogger(__name__)
 _GREY = (0.299, 0.587, 0.114)
 
 
@@ -59,20 +64,31 @@ class Draws:
     """(B,): standard deviation in pixels of this view."""
     solarize: npt.NDArray[np.bool_]
 
+    @classmethod
+    def of(cls, params: npt.NDArray[np.float64]) -> Draws:
+        """Return what the (B, PARAMS) rows of `color_cpu.draw_batch` say."""
+        return cls(
+            jitter=params[:, JITTER] != 0,
+            factors=params[:, FACTORS : FACTORS + 4],
+            order=params[:, ORDER : ORDER + 4].astype(np.int64),
+            grey=params[:, GREY] != 0,
+            blur=params[:, BLUR] != 0,
+            sigma=params[:, SIGMA],
+            solarize=params[:, SOLARIZE] != 0,
+        )
+
+
+def draw_params(
+    policy: ViewConfig, ids: npt.ArrayLike, *, seed: int, epoch: int, view: int
+) -> npt.NDArray[np.float64]:
+    """Return one view's (B, PARAMS) parameters for (B,) sample ids, see `color_cpu.draw_batch`."""
+    row = policy_table([policy], (0.0,) * 3, (1.0,) * 3)[0]  # drawing minds neither mean nor std
+    return draw_batch(row, ids, seed=seed, epoch=epoch, view=view)
+
 
 def draw(policy: ViewConfig, ids: npt.ArrayLike, *, seed: int, epoch: int, view: int) -> Draws:
     """Return the parameters of one view for (B,) sample ids; a function of its arguments alone."""
-    row = policy_table([policy], (0.0,) * 3, (1.0,) * 3)[0]  # drawing minds neither mean nor std
-    p = draw_batch(row, ids, seed=seed, epoch=epoch, view=view)
-    return Draws(
-        jitter=p[:, JITTER] != 0,
-        factors=p[:, FACTORS : FACTORS + 4],
-        order=p[:, ORDER : ORDER + 4].astype(np.int64),
-        grey=p[:, GREY] != 0,
-        blur=p[:, BLUR] != 0,
-        sigma=p[:, SIGMA],
-        solarize=p[:, SOLARIZE] != 0,
-    )
+    return Draws.of(draw_params(policy, ids, seed=seed, epoch=epoch, view=view))
 
 
 @dataclass(frozen=True)
@@ -187,7 +203,7 @@ def blur_matrix(sigma: Tensor, *, size_px: int, radius: int) -> Tensor:
 def blur(x: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
     """Blur (B, 3, S, S) with each picture's own sigma: two batched products with `blur_matrix`.
 
-    Measured on CPU against depthwise convolution: 1.7 to 4 times faster, and one code path.
+    Measured on CPU against depthwise convolution: 1.7 to 4 times faster.
     """
     matrix = blur_matrix(sigma, size_px=x.shape[-1], radius=radius)
     across = torch.bmm(x.flatten(1, 2), matrix.transpose(1, 2)).view_as(x)
@@ -197,6 +213,34 @@ def blur(x: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
 def solarize(x: Tensor) -> Tensor:
     """Invert all values of 0.5 and above."""
     return torch.where(x < 0.5, x, 1.0 - x)
+
+
+@functools.cache
+def fused_kernels(device: torch.device) -> ModuleType | None:
+    """Return `color_triton` for CUDA; None for a CPU and, with a warning, where Triton fails."""
+    if device.type != "cuda":
+        return None
+    try:
+        from harl_fast.data.views import color_triton
+
+        color_triton.check_driver()
+    except (ImportError, OSError, RuntimeError) as error:
+        _log.warning(
+            "Triton cannot be used (%s): the GPU colours views by hundreds of small kernels, which "
+            "may take a tenth of a step. Install triton and a C compiler (gcc), or leave it to the "
+            "loader with --set data.colour=loader",
+            one_line(str(error)),
+        )
+        return None
+    return color_triton
+
+
+def _on_device(values: npt.NDArray[np.float64], device: torch.device) -> Tensor:
+    """Return numbers as float32 on a device, by one copy from page-locked memory."""
+    packed = torch.from_numpy(values.astype(np.float32))
+    if torch.cuda.is_available():
+        packed = packed.pin_memory()
+    return packed.to(device, non_blocking=True)
 
 
 _JITTER: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brightness, contrast, saturation, hue)
@@ -225,18 +269,46 @@ class Photometric(nn.Module):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
-    @torch.no_grad()
     def forward(self, images: Tensor, *, view: int, ids: npt.ArrayLike, epoch: int) -> Tensor:
         """Return (B, C, S, S) float32, normalised, in channels-last memory.
 
         images: (B, S, S, C) uint8 on the module's device. view: which policy. ids: (B,) sample
         ids on the host.
         """
-        policy = self.policies[view]
-        drawn = draw(policy, ids, seed=self.seed, epoch=epoch, view=view)
-        x = self.colour(images, drawn, policy=policy)
-        augment(x, policy, ids, seed=self.seed, epoch=epoch, view=view)
-        return self.normalize(x)
+        return self._coloured({view: images}, ids, epoch=epoch)[0]
+
+    def batch(self, views: Sequence[Tensor], *, ids: npt.ArrayLike, epoch: int) -> list[Tensor]:
+        """Do so for all views of a batch, the first by the first policy and so on."""
+        return self._coloured(dict(enumerate(views)), ids, epoch=epoch)
+
+    @torch.no_grad()
+    def _coloured(
+        self, images: Mapping[int, Tensor], ids: npt.ArrayLike, *, epoch: int
+    ) -> list[Tensor]:
+        """Return the views whose numbers and pixels are given."""
+        draws = [
+            draw_params(self.policies[view], ids, seed=self.seed, epoch=epoch, view=view)
+            for view in images
+        ]
+        kernels = fused_kernels(self.mean.device)
+        packed = None if kernels is None else _on_device(np.stack(draws), self.mean.device)
+        found = []
+        for place, (view, pixels) in enumerate(images.items()):
+            policy, drawn = self.policies[view], draws[place]
+            if kernels is None or packed is None:
+                x = self.colour(pixels, Draws.of(drawn), policy=policy)
+            else:
+                # What `augment` adds comes before the normalisation.
+                mean, std = (None, None) if policy.augment else (self.mean, self.std)
+                blur_px = blur_radius(policy) if drawn[:, BLUR].any() else 0
+                x = kernels.colour_views(pixels, packed[place], mean=mean, std=std, radius=blur_px)
+                if mean is not None:
+                    found.append(x)
+                    continue
+                x = x.contiguous()
+            augment(x, policy, ids, seed=self.seed, epoch=epoch, view=view)
+            found.append(self.normalize(x))
+        return found
 
     def colour(self, images: Tensor, drawn: Draws, *, policy: ViewConfig) -> Tensor:
         """Return (B, C, S, S) float32 in [0, 1] with the drawn operations applied.

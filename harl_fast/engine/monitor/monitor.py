@@ -30,7 +30,7 @@ from harl_fast.engine.precision import AUTOCAST
 from harl_fast.engine.state import LoopState, TrainState
 from harl_fast.engine.views import small_map_text
 from harl_fast.errors import DataError
-from harl_fast.host import usable_cores
+from harl_fast.host import owned_cores
 from harl_fast.optim.lars import LARS
 from harl_fast.runfiles import RunFolder
 from harl_fast.textfile import nodes
@@ -311,7 +311,7 @@ def _supply(state: LoopState) -> Supply:
     return Supply(
         batches_ahead=state.config.data.batches_ahead,
         threads=decoding_threads(state.config.data.workers, ranks_here=machine.ranks_here),
-        cores=max(1, usable_cores() // machine.ranks_here),
+        cores=owned_cores(machine.ranks_here),
         store=str(state.loader.manifest.store.get("kind", "jpg")),
         loader_colours=state.photometric is None,
         on_gpu=state.device.type == "cuda",
