@@ -54,13 +54,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def plans(root: Path, *, count: int, cores: int, bars: tuple[str, ...]) -> dict[str, Any]:
     """Return the settings of each contender that the bars' ratios need."""
     images, out = root / "source/train", root / "converted"
-    plain = ["--data", str(root / "source"), "--max-resolution", str(SIDE_PX)]
-    plain += ["--quality", str(inputs.QUALITY)]
+    # Without a held-out part, which would be a second container of images that ffcv does not write.
+    read = ["--max-resolution", str(SIDE_PX), "--quality", str(inputs.QUALITY), "--val", "0"]
+    plain = ["--data", str(images), *read]
     without, given = ["--mask-method", "full"], ["--masks", str(root / "whole_masks")]
     ours = {"module": "convert_ours", "count": count, "workers": cores, "lead": 1}
     ffcv = {"module": "convert_ffcv", "images": str(images), "side": SIDE_PX, "masks": ""}
     ffcv |= {"workers": cores, "lead": 1}
-    read = ["--max-resolution", str(SIDE_PX), "--quality", str(inputs.QUALITY), "--val", "0"]
     loader = {"module": "ours", "threads": cores, "lead": 6, "batch": 64}
     known: dict[str, dict[str, Any]] = {
         "ffcv": ffcv,

@@ -33,6 +33,9 @@ LEAST_COUNT = 20_000
 """Smaller sets are not measured: their conversion takes seconds, and so would that."""
 SAMPLE, BATCH, PASSES = 128, 32, 3
 """Images measured, images per batch, and passes of which the fastest counts."""
+MOST_ENCODED, LEAST_ENCODED, ENCODED_SHARE = 64, 8, 0.01
+"""Images by which the size of JPEGs is estimated where others are stored: so small a share of a
+set that this takes no time beside its conversion."""
 
 
 def advise(source: Source, settings: Settings, manifest: Manifest) -> Iterator[str]:
@@ -127,7 +130,8 @@ def _loader_cost_us(path: Path) -> float:
 
 def _jpg_bytes_per_pixel(split: Split, settings: Settings) -> float | None:
     plain = replace(settings, store=Store("jpg"), mask_method=parse_spec("full"))
-    some = _subset(split, SAMPLE // 2)
+    count = min(max(round(ENCODED_SHARE * len(split.names)), LEAST_ENCODED), MOST_ENCODED)
+    some = _subset(split, count)
     tasks = [Task(name, 0, some.image(row)) for row, name in enumerate(some.names)]
     samples = [result for result in convert(tasks, plain) if isinstance(result, Sample)]
     pixels = sum(sample.height * sample.width for sample in samples)

@@ -277,12 +277,17 @@ def _source(args: argparse.Namespace, scratch: Path) -> tuple[Source, Path | Non
     if args.data:
         data = args.data
         if isinstance(data, str):
-            data = mirror(data, _local(args.out) / "download")
+            copies = _local(args.out) / "download"
+            print(one_line(f"copying the files of {data} to {copies}"), flush=True)
+            data = mirror(data, copies)
         return read_source(data, choices_of(args, scratch)), args.masks
     demo = DemoSettings(args.demo_images, args.demo_size, args.demo_seed)
     folder = _local(args.out) / "source"
     make_demo_set(folder, demo, workers=args.workers)
-    return replace(folder_source(folder), name=demo.name), folder / "masks"
+    source = folder_source(folder)
+    # What lies beside the splits, masks and the set's own marker, is nobody's file left out.
+    splits = {name: replace(split, rejected=[]) for name, split in source.splits.items()}
+    return replace(source, name=demo.name, splits=splits), folder / "masks"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import cv2
 
 from harl_fast.data.container.fields import MODE_JPG, pack_mask, resize_mask
 from preprocess.encode import DEFAULT_STORE, Store, encode
-from preprocess.images import Frame, decode_image, shrink, to_luma
+from preprocess.images import Frame, decode_image, shrink
 from preprocess.masks.registry import find_method
 from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks
 from preprocess.masks.spec import MethodSpec
@@ -114,13 +114,13 @@ def _draft(
     rgb, frame = None, None
     if settings.store.kind == "passthrough":
         try:
-            taken = take_jpeg(task.image, side_px=side_px, icc=reading.icc, pixels=looked_at)
+            taken = take_jpeg(task.image, side_px=side_px, reading=reading, pixels=looked_at)
         except NotTakenError as error:
             sample = sample._replace(reencoded=str(error))
         else:
             rgb, frame = taken.rgb, Frame(1, (taken.width, taken.height))
-            rgb = rgb if rgb is None or reading.channels == 3 else to_luma(rgb)
             sample = sample._replace(image=taken.data, height=taken.height, width=taken.width)
+            sample = sample._replace(source_print=fingerprint(taken.data))
     if not sample.image:
         try:
             decoded = decode_image(task.image, side_px=side_px, reading=reading)
@@ -131,7 +131,7 @@ def _draft(
             return Rejected(task.name, str(error)), None
         sample = sample._replace(mode=mode, image=image, height=rgb.shape[0], width=rgb.shape[1])
         sample = sample._replace(warning=decoded.warning, remarks=decoded.remarks)
-    sample = sample._replace(source_print=fingerprint(task.image))
+        sample = sample._replace(source_print=fingerprint(task.image))
     origin = LazyImage(
         wanted,
         side_px=side_px,

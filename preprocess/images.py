@@ -21,7 +21,7 @@ from preprocess.arrays import Mask, Pixels
 from preprocess.colours import deep_grey, is_plain_rgb, to_rgb
 from preprocess.listing import TIFF_STARTS
 from preprocess.palettes import keep_palette
-from preprocess.png import Chunks, check_png
+from preprocess.png import Chunks, bare_grey, check_png
 from preprocess.reading import (
     DEFAULT_READING,
     FIRST_PAGE,
@@ -41,6 +41,7 @@ from preprocess.tiff import (
     check_tiff,
     has_unnamed_alpha,
     pages,
+    read_header,
 )
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF")
@@ -154,8 +155,7 @@ def _identified(stream: BinaryIO) -> ImageFile.ImageFile:
     try:
         return Image.open(stream, formats=FORMATS)
     except UnidentifiedImageError:
-        stream.seek(0)
-        head = stream.read(8)
+        head = read_header(stream)
         if head[:4] not in TIFF_STARTS:
             raise UnusableImageError(
                 f"cannot identify image file: none of {', '.join(FORMATS)}, or its start is damaged"
@@ -275,6 +275,8 @@ def load_mask(path: Path) -> Image.Image:
     Raises `UnusableImageError` for any damage, and for an EXIF orientation other than 1.
     """
     with open_image(path) as opened:
+        if opened.format == "PNG" and (pixels := bare_grey(opened)) is not None:
+            return Image.fromarray(pixels)
         # As in `_decode`: before a TIFF is loaded, and after any other.
         own = read_orientation(opened)[0] if opened.format == "TIFF" else 0
         loaded = load_judged(opened, opened.size)
@@ -301,7 +303,7 @@ def read_mask(path: Path, frame: Frame) -> Mask:
     ):
         raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
     values = np.asarray(image) != 0
-    mask = np.asarray(np.atleast_3d(values).any(axis=2), np.bool_)
+    mask: Mask = values if values.ndim == 2 else values.any(axis=2)
     size, (orientation, file_size) = mask.shape[1::-1], frame
     if _same_shape(size, file_size):
         return TURNS[orientation](mask.view(np.uint8)).view(np.bool_) if orientation > 1 else mask

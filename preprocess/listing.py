@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".
 SUFFIXES = frozenset(
     (*_JPEG_SUFFIXES, ".png", ".apng", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif")
 )
-TIFF_STARTS = (b"II*\0", b"MM\0*")
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFFs; the last two of such as may be larger than 4 GB."""
 _STORAGE = ("@eadir", "#recycle", "@recycle", "#snapshot", "lost+found")
 _MACOS = ("__macosx", "icon\r")
 _WINDOWS = ("$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini")
@@ -90,11 +92,31 @@ def list_images(base: Path) -> Listing:
         if not folder:
             found.folders = list(inner)
         for name in names:
-            if not is_aside(name):
-                _sort_in(base, start + name, found)
+            if is_aside(name):
+                continue
+            path = start + name
+            if has_image_suffix(name) or not _is_dead(base / path):
+                _sort_in(path, functools.partial(_head, base / path), found)
+                continue
+            found.strange[path] = "a link that leads to nothing that can be read"
+            if not folder:
+                found.folders.append(path)
     found.images.sort()
     found.folders.sort()
     return found
+
+
+def list_files(base: Path, passed_over: list[str]) -> Iterator[str]:
+    """Yield the path below ``base`` of each file there, links followed.
+
+    Hidden and system files and folders are added to ``passed_over`` instead. Raises `DataError`,
+    see `list_images`.
+    """
+    for folder, inner, names in walk(base, []):
+        start = f"{folder}/" if folder else ""
+        passed_over += [start + name for name in (*inner, *names) if is_aside(name)]
+        inner[:] = [name for name in inner if not is_aside(name)]
+        yield from (start + name for name in names if not is_aside(name))
 
 
 def is_aside(name: str) -> bool:
@@ -131,14 +153,7 @@ def list_names(files: Iterable[tuple[str, Callable[[], bytes]]], folders: Iterab
         if aside is not None:
             found.passed_over.append("/".join(parts[: aside + 1]))
             continue
-        try:
-            reason = "" if has_image_suffix(path) else not_an_image(path, head())
-        except OSError as error:
-            reason = error.strerror or str(error)
-        if reason:
-            found.strange[path] = reason
-        else:
-            found.images.append(path)
+        _sort_in(path, head, found)
     found.images.sort()
     found.passed_over = sorted(set(found.passed_over))
     return found
@@ -149,24 +164,25 @@ def has_image_suffix(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
-def _sort_in(base: Path, path: str, found: Listing) -> None:
-    if has_image_suffix(path):
-        found.images.append(path)
-        return
-    if os.path.islink(base / path) and not os.path.exists(base / path):
-        reason = "a link that leads to nothing that can be read"
-        if "/" not in path:
-            found.folders.append(path)
-    else:
-        try:
-            with open_regular(base / path) as stream:
-                reason = not_an_image(path, stream.read(HEAD_BYTES))
-        except OSError as error:
-            reason = error.strerror or str(error)
+def _sort_in(path: str, head: Callable[[], bytes], found: Listing) -> None:
+    """Add a file to the images or to the others; head: see `list_names`."""
+    try:
+        reason = "" if has_image_suffix(path) else not_an_image(path, head())
+    except OSError as error:
+        reason = error.strerror or str(error)
     if reason:
         found.strange[path] = reason
     else:
         found.images.append(path)
+
+
+def _is_dead(path: Path) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+def _head(path: Path) -> bytes:
+    with open_regular(path) as stream:
+        return stream.read(HEAD_BYTES)
 
 
 def walk(base: Path, circles: list[str]) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from preprocess.images import open_file, open_image
+from preprocess.listing import TIFF_STARTS
 from preprocess.reading import UnusableImageError
 from preprocess.sources.base import Source, Split
 from preprocess.sources.members import FileRef, Members, Page
-from preprocess.tiff import STARTS, pages
+from preprocess.tiff import pages
 
 PAGE = re.compile(r"#[0-9]+\Z")
 """How the name of a page ends after that of its file."""
@@ -48,7 +49,7 @@ def _pages_of(file: FileRef) -> list[int]:
     """Return the pages of a TIFF; the first alone of other files, and of what does not read."""
     try:
         with open_file(file) as stream:
-            if stream.read(4) not in STARTS:
+            if stream.read(4) not in TIFF_STARTS:
                 return [0]
         with open_image(file) as image:
             return list(pages(image))

@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image
 
 from harl_fast.data.views.jpeg import OK, decode_jpeg, judge_jpeg, parse_jpeg
-from harl_fast.data.views.jpegheader import HEIGHT, LAYOUT, REASON, REASONS, WIDTH
+from harl_fast.data.views.jpegheader import CHANNELS, HEIGHT, LAYOUT, REASON, REASONS, WIDTH
 from preprocess.arrays import Pixels
 from preprocess.encode import largest_image
 from preprocess.icc import is_srgb
 from preprocess.images import open_file, read_orientation
+from preprocess.reading import DEFAULT_READING, Reading
 from preprocess.soundness import has_zero_steps
 from preprocess.sources.members import ImageRef
 
@@ -32,13 +33,16 @@ class Taken:
     rgb: Pixels | None
 
 
-def take_jpeg(image: ImageRef, *, side_px: int, icc: bool = True, pixels: bool = True) -> Taken:
+def take_jpeg(
+    image: ImageRef, *, side_px: int, reading: Reading = DEFAULT_READING, pixels: bool = True
+) -> Taken:
     """Return the bytes of a JPEG file that the loader reads as they are; else `NotTakenError`.
 
     It has at most ``side_px`` on its longest side, is upright, has one size for all that read it,
-    and decodes without any of libjpeg's warnings (see `soundness`). icc: refuse files with a colour
-    profile that would change their pixels. pixels: whether they are needed; the verdict alone takes
-    two thirds of the time.
+    and decodes without any of libjpeg's warnings (see `soundness`). reading: whether files are
+    refused that have a colour profile that would change their pixels, or colours where pictures of
+    one channel are asked for. pixels: whether they are needed; the verdict alone takes two thirds
+    of the time.
     """
     if isinstance(image, np.ndarray):
         raise NotTakenError("no file")
@@ -55,7 +59,9 @@ def take_jpeg(image: ImageRef, *, side_px: int, icc: bool = True, pixels: bool =
         raise NotTakenError("larger than max_resolution")
     if len(data) > largest_image(side_px):
         raise NotTakenError("more bytes than raw pixels")
-    _check_by_pillow(data, (width, height), icc=icc)
+    if reading.channels == 1 and layout[CHANNELS] != 1:
+        raise NotTakenError("of three channels, where one is stored")
+    _check_by_pillow(data, (width, height), icc=reading.icc)
     rgb = np.empty((height, width, 3), np.uint8) if pixels else None
     status = judge_jpeg(source, (height, width)) if rgb is None else decode_jpeg(source, rgb)
     if status != OK:

@@ -8,9 +8,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+import cv2
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 
+from preprocess.arrays import Pixels
 from preprocess.inflate import Inflation
 from preprocess.reading import UnusableImageError
 
@@ -20,7 +22,7 @@ _BLOCK = 1 << 20
 _START = 8
 """Bytes of a PNG's signature."""
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_INDEXED = 3
+_GREY, _INDEXED = 0, 3
 """Values of IHDR's colour type (PNG, third edition, section 11.2.1)."""
 _WHOLE = ((0, 0, 1, 1),)
 _ADAM7 = (
@@ -122,6 +124,24 @@ def deep_transparency(image: Image.Image, file: bytes) -> None:
         hidden &= np.asarray(image.getchannel(band)) == value >> 8
         hidden &= np.asarray(low.getchannel(band)) == value & 255
     image.putalpha(Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)))
+
+
+def bare_grey(image: ImageFile.ImageFile) -> Pixels | None:
+    """Return the (H, W) uint8 pixels of an opened PNG, if it is 8-bit grey with no chunk but these.
+
+    It must have passed `check_png`. Most masks are such files: without text and EXIF that could
+    turn them, colours and transparency. OpenCV decodes them in 0.9 ms at 500 x 400 px, Pillow in
+    1.3.
+    """
+    assert image.fp is not None
+    image.fp.seek(0)
+    file = image.fp.read()
+    image.fp.seek(0)
+    kinds = {kind for kind, _ in _blocks(io.BytesIO(file))}
+    if kinds != {b"IHDR", b"IDAT"} or tuple(file[24:26]) != (8, _GREY):
+        return None
+    found = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
+    return None if found is None else found.astype(np.uint8, copy=False)
 
 
 def check_png(stream: BinaryIO) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +23,16 @@ _BLOCK = 1 << 12
 """Bytes of each part of a file that is looked at."""
 
 
-def fingerprint(image: ImageRef) -> int:
+def fingerprint(image: ImageRef | bytes) -> int:
     """Return 64 bits of a file's size and its first, middle and last 4 kB, `NONE` if unreadable.
 
-    Files of up to 8 kB are covered as a whole, and so are pixels in memory.
+    image: may be the bytes of a file. Those of up to 8 kB are covered as a whole, and so are pixels
+    in memory.
     """
     if isinstance(image, np.ndarray):
         return _digest(str(image.shape).encode(), image.tobytes())
     try:
-        with open_file(image) as stream:
+        with io.BytesIO(image) if isinstance(image, bytes) else open_file(image) as stream:
             size = stream.seek(0, os.SEEK_END)
             parts = [str(size).encode()]
             for start in (0, (size - _BLOCK) // 2, size - _BLOCK):

@@ -93,24 +93,26 @@ def _on_report(listing: str, report: Report) -> Iterator[str]:
 
 
 def _lost(split: Split, report: Report, classes: list[str]) -> Iterator[str]:
-    """Yield a line on each class, or folder of images without labels, that lost all its files."""
+    """Yield a line on each class that lost all its files, and each folder of one that did not."""
 
-    def group(row: int) -> str:
-        if classes:
-            return f"class {classes[split.labels[row]]}"
-        folder = split.names[row].rpartition("/")[0]
+    def class_of(row: int) -> str:
+        return f"class {classes[split.labels[row]]}"
+
+    def folder_of(row: int) -> str:
+        folder = one_line(split.names[row].rpartition("/")[0])
         return f"folder {folder}" if folder else "the first level of folders"
 
     reasons = {item["path"]: item["reason"] for item in report["skipped"]}
-    lost: dict[str, list[int]] = {}
-    sound = set[str]()
-    for row, name in enumerate(split.names if reasons else ()):
-        if one_line(name) in reasons:
-            lost.setdefault(group(row), []).append(row)
-        else:
-            sound.add(group(row))
-    for name, rows in sorted(lost.items()):
-        if name not in sound:
+    skipped = [one_line(name) in reasons for name in split.names] if reasons else []
+    told = set[int]()
+    for group in (class_of, folder_of) if classes else (folder_of,):
+        sound = {group(row) for row, gone in enumerate(skipped) if not gone}
+        lost: dict[str, list[int]] = {}
+        for row, gone in enumerate(skipped):
+            if gone and row not in told and (name := group(row)) not in sound:
+                lost.setdefault(name, []).append(row)
+        for name, rows in sorted(lost.items()):
+            told.update(rows)
             first = one_line(split.names[rows[0]])
             yield (
                 f"  {name} is lost: none of its {len(rows):,} files could be read "

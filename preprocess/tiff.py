@@ -13,10 +13,9 @@ from PIL import Image, ImagePalette, TiffImagePlugin
 
 from harl_fast.data.container.integrity import MOST_PIXELS
 from preprocess.inflate import Inflation
+from preprocess.listing import TIFF_STARTS
 from preprocess.reading import UnusableImageError
 
-STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""First bytes of TIFFs; the last two of such as may be larger than 4 GB."""
 TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT = 258, 262, 339
 STATED_RANGES = ((340, 341), (280, 281))
 """Tags of the least and the greatest value: of any type, and of unsigned ones."""
@@ -37,6 +36,13 @@ TAG_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.err
 _BLOCK = 1 << 20
 
 
+def read_header(stream: BinaryIO) -> bytes:
+    """Return the header at a TIFF's start, with the place of its first directory."""
+    stream.seek(0)
+    head = stream.read(16)
+    return head if head[:4] in TIFF_STARTS[2:] else head[:8]
+
+
 def pages(image: Image.Image) -> Iterator[int]:
     """Yield the numbers of an opened TIFF's pages: 0, and its further frames.
 
@@ -46,9 +52,7 @@ def pages(image: Image.Image) -> Iterator[int]:
     yield 0
     stream, number = image.fp, 0  # type: ignore[attr-defined]
     assert stream is not None
-    stream.seek(0)
-    head = stream.read(16)
-    head = head if head[:4] in STARTS[2:] else head[:8]
+    head = read_header(stream)
     place = image.tag_v2.next  # type: ignore[attr-defined]
     seen = {0, TiffImagePlugin.ImageFileDirectory_v2(head).next}  # none, and the first
     while place not in seen:

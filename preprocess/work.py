@@ -47,6 +47,7 @@ Stamps = npt.NDArray[np.int64]
 """(N, 2): size in bytes and modification time in ns; -1 of what is not there."""
 
 
+@functools.cache
 def tool_versions() -> dict[str, str]:
     """Return the versions of what writes containers."""
     tools = {name: version(name) for name in _TOOLS}
@@ -123,8 +124,7 @@ def digest_of(masks: MaskList, inputs: Inputs, rows: range) -> str:
     split, found = masks.split, hashlib.sha256(f"{rows.start}".encode())
     for row in rows:
         partner = int(masks.partners[row])
-        image = split.image(row)
-        place = "" if isinstance(image, Path | np.ndarray) else repr(image)
+        place = repr(split.members[row]) if split.members is not None else ""
         facts = (
             split.names[row],
             split.labels[row],

@@ -44,18 +44,20 @@ __all__ = [
 
 
 def read_source(path: Path, choices: Choices) -> Source:
-    """Return the images at ``path``; says what kind of source it took them for, and how many.
+    """Return the images at ``path``; says what kind of source it takes them for, then how many.
+
+    An archive may be unpacked in between, see `Choices.scratch`.
 
     Raises `DataError` if no kind fits, if more than one does, or for what cannot be read.
     """
     shown = one_line(str(path))
     kind = choices.source or _guess(path)
     _check_columns(path, kind, choices)
-    print(f"looking for images in {shown}", flush=True)
+    hint = "" if choices.source else "; --source says otherwise"
+    print(f"looking for images in {shown}, as {SOURCES[kind].about}{hint}", flush=True)
     source = SOURCES[kind].read(path, choices)
     counts = " and ".join(f"{len(part.names):,} {name}" for name, part in source.splits.items())
     classes = f" of {len(source.classes):,} classes" if source.classes else ", no labels"
-    hint = "" if choices.source else "; --source says otherwise"
     print(f"read as {SOURCES[kind].about}: {counts} images{classes}{hint}", flush=True)
     for note in source.notes:
         print(f"note: {note}", flush=True)

@@ -16,14 +16,15 @@ ROWS_AT_ONCE = 16
 rows of 100 MB fit into memory, whatever the file states."""
 
 
-class ParquetCell(NamedTuple):
-    """One image's bytes in a Parquet file."""
+class Cell(NamedTuple):
+    """One image's bytes in a table: a Parquet file, or an Arrow file (the stream format)."""
 
     path: Path
+    """An Arrow file by its suffix, `is_arrow`."""
     column: str
     """Of the bytes, such as ``image.bytes``."""
     group: int
-    """The row group."""
+    """The row group, of an Arrow file the record batch."""
     row: int
     """Within its group."""
     size: int
@@ -31,42 +32,27 @@ class ParquetCell(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.path}, row {self.row} of group {self.group}"
+        group = "batch" if is_arrow(self.path) else "group"
+        return f"{self.path}, row {self.row} of {group} {self.group}"
 
     def open(self, limit: int) -> BinaryIO:
-        return _open(_rows, self, limit)
+        import pyarrow as pa  # only where tables are read
+
+        find: Any = _chunk if is_arrow(self.path) else _rows
+        try:
+            value = find(self.path, self.column, self.group)[self.row]
+            if not value.is_valid:
+                raise UnusualFileError("the table holds no bytes of it")
+            buffer = value.as_buffer()
+        except (pa.ArrowException, IndexError) as error:
+            raise UnusualFileError(f"damaged: {error}") from error
+        check_size(buffer.size, limit)
+        return io.BytesIO(buffer.to_pybytes())
 
 
-class ArrowCell(NamedTuple):
-    """One image's bytes in an Arrow file (the stream format); fields as in `ParquetCell`."""
-
-    path: Path
-    column: str
-    group: int
-    """The record batch."""
-    row: int
-    size: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.path}, row {self.row} of batch {self.group}"
-
-    def open(self, limit: int) -> BinaryIO:
-        return _open(_chunk, self, limit)
-
-
-def _open(find: Any, cell: ParquetCell | ArrowCell, limit: int) -> BinaryIO:
-    import pyarrow as pa  # only where tables are read
-
-    try:
-        value = find(cell.path, cell.column, cell.group)[cell.row]
-        if not value.is_valid:
-            raise UnusualFileError("the table holds no bytes of it")
-        buffer = value.as_buffer()
-    except (pa.ArrowException, IndexError) as error:
-        raise UnusualFileError(f"damaged: {error}") from error
-    check_size(buffer.size, limit)
-    return io.BytesIO(buffer.to_pybytes())
+def is_arrow(path: Path) -> bool:
+    """Return whether a table is an Arrow file, by its suffix; else it is Parquet."""
+    return path.suffix == ".arrow"
 
 
 class _Rows:

@@ -17,14 +17,19 @@ from harl_fast.files import open_regular
 from preprocess.listing import (
     HEAD_BYTES,
     SUFFIXES,
-    has_image_suffix,
     is_aside,
     list_images,
     not_an_image,
     walk,
 )
 from preprocess.sources.base import DEFAULT_CHOICES, Choices, Source
-from preprocess.sources.layout import LAYOUT, class_source, plain_source, split_folders
+from preprocess.sources.layout import (
+    LAYOUT,
+    class_source,
+    plain_source,
+    split_folders,
+    with_unread,
+)
 
 
 def fits_folders(folder: Path) -> bool:
@@ -110,13 +115,7 @@ def folder_source(folder: Path, choices: Choices = DEFAULT_CHOICES) -> Source:
         parts["val"] = (tops.held_out, list_images(folder / tops.held_out))
         _check_apart(folder / tops.train, folder / tops.held_out)
     source = class_source(_name(folder), str(folder), parts, choices)
-    beside = [name for name in sorted(loose) if has_image_suffix(name) or _packed(name)]
-    return _rooted(folder, replace(source, notes=[*source.notes, *tops.unread(beside)]))
-
-
-def _packed(name: str) -> bool:
-    """Return whether a file is named like what other kinds of sources are."""
-    return name.lower().endswith((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".parquet"))
+    return _rooted(folder, with_unread(source, tops, sorted(loose)))
 
 
 def class_folders(folder: Path, choices: Choices) -> Source:

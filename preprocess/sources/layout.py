@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harl_fast.errors import DataError, few, one_line
-from preprocess.listing import Listing
+from preprocess.listing import Listing, has_image_suffix
 from preprocess.sources.base import UNLABELLED, Choices, Rejected, Source, Split
 from preprocess.sources.heldout import hold_out, refuse_share
 
@@ -16,6 +16,8 @@ HELD_OUT = ("val", "valid", "validation", "test")
 LAYOUT = "expected FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg (or test/)"
 WITHOUT_LABELS = "--source images reads all images without labels"
 ONE_FORM = "Give both the composed form, say by `convmv -f utf8 -t utf8 --nfc -r --notest FOLDER`"
+_PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".parquet")
+"""How files are named that are sources of their own."""
 _SHOWN = 5
 """Folders that are named in full."""
 
@@ -35,8 +37,8 @@ def arranged(name: str, shown: str, listing: Listing, choices: Choices) -> Sourc
     if tops.held_out:
         parts["val"] = (tops.held_out, listing.below(tops.held_out))
     source = class_source(name, shown, parts, choices)
-    loose = [path for path in listing.images if "/" not in path]
-    return replace(source, notes=[*source.notes, *tops.unread(loose)])
+    loose = sorted(path for path in (*listing.images, *listing.strange) if "/" not in path)
+    return with_unread(source, tops, [name for name in loose if name not in listing.folders])
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,30 @@ class SplitFolders:
     held_out: str
     others: list[str]
 
+    @property
+    def shown(self) -> str:
+        """What messages call the splits."""
+        return " and ".join(f"{name}/" for name in (self.train, self.held_out) if name)
+
     def unread(self, loose: Sequence[str] = ()) -> Iterator[str]:
-        """Yield a line on what lies beside the splits. loose: images and archives in no folder."""
+        """Yield a line on what lies beside the splits. loose: files in no folder."""
         beside = [f"{one_line(name)}/" for name in self.others]
         beside += [f"{len(loose):,} files in no folder ({one_line(loose[0])})"] if loose else []
         if beside:
-            splits = " and ".join(f"{name}/" for name in (self.train, self.held_out) if name)
-            yield f"not read, being beside {splits}: {few(beside)}"
+            yield f"not read, being beside {self.shown}: {few(beside)}"
+
+
+def with_unread(source: Source, tops: SplitFolders, loose: Sequence[str]) -> Source:
+    """Return a source that tells of what lies beside its splits.
+
+    loose: files in no folder. The report lists all of them; a line names folders, and counts those
+    that could be meant: images, archives and tables.
+    """
+    meant = [name for name in loose if has_image_suffix(name) or name.lower().endswith(_PACKED)]
+    train = source.splits["train"]
+    rejected = [*train.rejected, *(Rejected(name, f"beside {tops.shown}") for name in loose)]
+    splits = {**source.splits, "train": replace(train, rejected=rejected)}
+    return replace(source, splits=splits, notes=[*source.notes, *tops.unread(meant)])
 
 
 def split_folders(names: Iterable[str]) -> SplitFolders:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress
 from harl_fast.textfile import read_json
+from preprocess.listing import Listing, is_aside, list_files
 from preprocess.sources.base import NO_LABELS, Choices, Rejected, Source
-from preprocess.sources.cells import ArrowCell, ParquetCell, arrow_table, leaf
+from preprocess.sources.cells import Cell, arrow_table, is_arrow, leaf
 from preprocess.sources.members import Members
 from preprocess.sources.samples import (
     check_whole,
@@ -27,7 +28,7 @@ LABEL_NAMES = ("label", "labels", "class", "cls", "category")
 """Names by which columns are taken for images and labels, where the file does not say itself."""
 _OF_BROKEN_TABLES = (OSError, LookupError, ValueError, TypeError, AttributeError)
 """What pyarrow, and reading columns of other kinds than expected, raise besides its own errors."""
-_STATE, _SPLITS = "state.json", "dataset_dict.json"
+_STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 """What `datasets` writes beside its Arrow files, and above those of several splits."""
 
 
@@ -55,11 +56,27 @@ def tables_at(path: Path) -> list[tuple[Path, str]]:
     if (path / _STATE).is_file():
         return [(file, "") for file in _saved(path)]
     if path.is_dir():
-        found = sorted(
-            file for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet")
-        )
+        found = sorted(path / name for name in list_files(path, []) if _is_parquet(name))
         return [(file, split_of(file, path)) for file in found]
-    return [(path, split_of(path, path.parent))] if path.suffix.lower() == ".parquet" else []
+    return [(path, split_of(path, path.parent))] if _is_parquet(path.name) else []
+
+
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(".parquet")
+
+
+def _unread(folder: Path, tables: Iterable[Path], passed_over: list[str]) -> list[Rejected]:
+    """Return the files of a folder that are no tables, nor what `datasets` writes beside its own.
+
+    Hidden and system files are added to ``passed_over``.
+    """
+    read = {file.relative_to(folder).as_posix() for file in tables}
+    others = [name for name in list_files(folder, passed_over) if name not in read]
+    return [
+        Rejected(name, "no table of this set")
+        for name in sorted(others)
+        if name.rpartition("/")[2] not in (_STATE, _SPLITS, _INFO)
+    ]
 
 
 def _saved(folder: Path) -> list[Path]:
@@ -81,10 +98,11 @@ def _texts(path: Path, key: str) -> list[str]:
 def fits_tables(path: Path) -> bool:
     """Return whether the path is a Parquet file, holds some, or is a data set on disk."""
     if not path.is_dir():
-        return path.suffix.lower() == ".parquet"
+        return _is_parquet(path.name)
     # Three levels of a class folder would be all of its files.
     marks = (_SPLITS, _STATE, "*.parquet", "*/*.parquet", "*/train/*.parquet")
-    return any(next(path.glob(mark), None) for mark in marks)
+    found = (file.relative_to(path) for mark in marks for file in path.glob(mark))
+    return any(not any(map(is_aside, file.parts)) for file in found)
 
 
 def table_source(path: Path, choices: Choices) -> Source:
@@ -112,7 +130,10 @@ def table_source(path: Path, choices: Choices) -> Source:
             except (pa.ArrowException, *_OF_BROKEN_TABLES) as error:
                 broken.append(Rejected(file.name, str(error)[:200]))
             progress.advance()
+    passed_over = list[str]()
+    unread = _unread(path, (file for file, _ in tables), passed_over) if path.is_dir() else []
     notes = check_whole(path, broken, len(tables), choices)
+    notes += Listing(passed_over=passed_over).notes(one_line(path.name))
     if not cells or columns is None:
         raise DataError(f"{path} holds no row")
     if columns.others:
@@ -120,10 +141,9 @@ def table_source(path: Path, choices: Choices) -> Source:
             f"images are those of the column {one_line(columns.image)}, not of "
             f"{', '.join(map(one_line, columns.others[:5]))}; --image-column says otherwise"
         )
-    kind = ArrowCell if tables[0][0].suffix == ".arrow" else ParquetCell
     places = [(file, columns.image) for file, _ in tables]
-    held = functools.partial(Members, kind, places)
-    rejected = [("", one) for one in broken]
+    held = functools.partial(Members, Cell, places)
+    rejected = [("", one) for one in (*unread, *broken)]
     return sample_source(path, cells, held, choices, rejected=rejected, notes=notes)
 
 
@@ -148,7 +168,7 @@ class _Table:
         import pyarrow.parquet as pq
 
         self.path = path
-        self._file: Any = None if path.suffix == ".arrow" else pq.ParquetFile(path)
+        self._file: Any = None if is_arrow(path) else pq.ParquetFile(path)
         self.schema = arrow_table(path).schema if self._file is None else self._file.schema_arrow
 
     def features(self) -> dict[str, Any]:

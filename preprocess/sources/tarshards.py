@@ -8,7 +8,6 @@ import itertools
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 from harl_fast.errors import DataError, few, one_line
 from harl_fast.files import Progress, UnusualFileError, open_regular
 from harl_fast.textfile import parse_json
-from preprocess.listing import has_image_suffix, is_aside, walk
+from preprocess.listing import Listing, has_image_suffix, is_aside, list_files
 from preprocess.sources.base import NO_LABELS, Choices, Rejected, Source
 from preprocess.sources.entries import BrokenArchiveError, tar_entries
 from preprocess.sources.members import FileRange, Members, check_size
@@ -48,7 +47,7 @@ def shards_at(path: Path) -> list[Path]:
     A pattern is ``name-{0000..0123}.tar``, of files that need not be there.
     """
     if path.is_dir():
-        return sorted(file for file in _files(path) if file.suffix.lower() == ".tar")
+        return sorted(path / name for name in list_files(path, []) if _is_tar(name))
     if path.suffix.lower() != ".tar":
         return []
     if "{" not in str(path) or path.exists():
@@ -62,23 +61,23 @@ def shards_at(path: Path) -> list[Path]:
         ) from error
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files at any depth in a folder, without hidden ones and the system's."""
-    for place, inner, names in walk(folder, []):
-        inner[:] = [name for name in inner if not is_aside(name)]
-        yield from (folder / place / name for name in names if not is_aside(name))
+def _is_tar(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() == ".tar"
 
 
-def _unread(folder: Path) -> list[Rejected]:
-    """Return the files of a folder that are no shards; `DataError` for compressed ones."""
-    others = sorted(file for file in _files(folder) if file.suffix.lower() != ".tar")
-    if packed := [file for file in others if _PACKED.search(file.name)]:
-        names = [one_line(str(file.relative_to(folder))) for file in packed]
+def _unread(folder: Path, passed_over: list[str]) -> list[Rejected]:
+    """Return the files of a folder that are no shards; `DataError` for compressed ones.
+
+    Hidden and system files are added to ``passed_over``.
+    """
+    others = sorted(name for name in list_files(folder, passed_over) if not _is_tar(name))
+    if packed := [name for name in others if _PACKED.search(name)]:
+        names = list(map(one_line, packed))
         raise DataError(
             f"{folder} holds {len(packed):,} compressed shards ({few(names)}), which are not read: "
             f"unpack them, say by gunzip, xz -d or zstd -d, or move them away to go on without them"
         )
-    return [Rejected(file.relative_to(folder).as_posix(), "no .tar") for file in others]
+    return [Rejected(name, "no .tar") for name in others]
 
 
 def _webdataset() -> tuple[Any, Any]:
@@ -97,7 +96,7 @@ def fits_shards(path: Path) -> bool:
     """Return whether the path means tar files, and not one that holds a tree of folders."""
     if path.is_dir():
         with contextlib.suppress(DataError):  # said by whoever reads it
-            return any(file.suffix.lower() == ".tar" for file in _files(path))
+            return any(map(_is_tar, list_files(path, [])))
         return False
     named = path.suffix.lower() == ".tar"
     return named and ("{" in str(path) if not path.exists() else not is_tree(path))
@@ -160,7 +159,8 @@ def shard_source(path: Path, choices: Choices) -> Source:
 
     Raises `DataError` for shards that are missing or broken, and for labels of some images only.
     """
-    shards, unread = shards_at(path), _unread(path) if path.is_dir() else []
+    passed_over = list[str]()
+    shards, unread = shards_at(path), _unread(path, passed_over) if path.is_dir() else []
     if not shards:
         raise DataError(f"{path} holds no .tar; give a folder of shards, or x-{{0000..0123}}.tar")
     base = path if path.is_dir() else path.parent
@@ -174,6 +174,7 @@ def shard_source(path: Path, choices: Choices) -> Source:
                 broken.append(Rejected(shard.name, reason or str(error)))
             progress.advance()
     notes = check_whole(path, broken, len(shards), choices)
+    notes += Listing(passed_over=passed_over).notes(one_line(path.name))
     found.rejected += [("", one) for one in broken]
     if not found.samples:
         others = ", ".join(one_line(name) for name, _ in found.others.most_common(5))

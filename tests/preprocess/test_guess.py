@@ -82,12 +82,35 @@ def test_the_guess_is_printed_with_counts(
     assert "4 train" not in (said := capsys.readouterr().out) and "--source" not in said
 
 
+def test_the_guess_is_printed_before_anything_is_unpacked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "photos.tgz"
+    path.write_bytes(b"no archive")
+    with pytest.raises(DataError, match="is no whole archive"):
+        read_source(path, Choices(scratch=tmp_path / "scratch"))
+    said = f"looking for images in {path}, as a .zip or .tar of folders; --source says otherwise\n"
+    assert capsys.readouterr().out == said
+
+
 def test_a_source_that_is_named_is_not_guessed(tmp_path: Path) -> None:
     layout(tmp_path, *LAYOUTS["folders"])
     source = read_source(tmp_path, Choices("images"))
     assert source.splits["val"].names == ["val/a/1.jpg"] and source.classes == []
     layout(tmp_path, "a/1.jpg")
     assert len(read_source(tmp_path, Choices("images")).splits["train"].names) == 4
+
+
+def test_class_folders_beside_a_table_fit_equally(tmp_path: Path) -> None:
+    layout(tmp_path, *LAYOUTS["classes"], "all.parquet")
+    with pytest.raises(
+        DataError,
+        match=r"can be read as a folder per class or as Parquet files, .*: choose by --source "
+        r"classes or --source parquet",
+    ) as caught:
+        read_source(tmp_path, Choices())
+    assert "\n" not in str(caught.value)
+    assert len(read_source(tmp_path, Choices("classes")).splits["train"].names) == 2
 
 
 def test_two_that_fit_equally_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

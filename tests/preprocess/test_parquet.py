@@ -12,7 +12,8 @@ import pytest
 from harl_fast.errors import DataError
 from harl_fast.files import UnusualFileError
 from preprocess.sources import Choices, Source, read_source
-from preprocess.sources.cells import ArrowCell, ParquetCell
+from preprocess.sources.cells import Cell
+from preprocess.sources.parquet import fits_tables
 from tests.preprocess.packed import to_saved
 from tests.preprocess.support import image_folder
 
@@ -106,7 +107,7 @@ def test_a_saved_data_set_keeps_its_order_and_class_names(tmp_path: Path) -> Non
 
 def test_a_cell_without_bytes_or_too_large_is_said(tmp_path: Path) -> None:
     path = table(tmp_path / "x.parquet", image=[b"12345", None])
-    cell = ParquetCell(path, "image", 0, 0, 5)
+    cell = Cell(path, "image", 0, 0, 5)
     assert cell.open(5).read() == b"12345"
     for bad, message in (
         (cell._replace(row=1), "the table holds no bytes of it"),
@@ -220,7 +221,7 @@ def test_an_arrow_file_of_wrong_offsets_is_refused(tmp_path: Path) -> None:
 
 def test_an_arrow_cell_outside_its_batch_is_damage(tmp_path: Path) -> None:
     saved = to_saved(image_folder(tmp_path / "set", classes=2), tmp_path / "saved")
-    cell = ArrowCell(saved / "test/data-00000-of-00001.arrow", "image.bytes", 0, 99, 1)
+    cell = Cell(saved / "test/data-00000-of-00001.arrow", "image.bytes", 0, 99, 1)
     with pytest.raises(UnusualFileError, match="damaged: "):
         cell.open(1 << 20)
 
@@ -253,3 +254,25 @@ def test_two_columns_of_a_name_are_refused(tmp_path: Path, name: str) -> None:
     pq.write_table(twice, tmp_path / "x.parquet")
     with pytest.raises(DataError, match=rf"two columns named {name}: rename one"):
         read(tmp_path / "x.parquet")
+
+
+def test_other_files_of_a_folder_are_counted_or_listed(tmp_path: Path) -> None:
+    for name in ("train-0", "d/e/f/g/train-1"):
+        table(tmp_path / f"{name}.parquet", image=IMAGES, label=[0, 1, 0, 1])
+    for name in ("._train-0.parquet", ".cache/x.parquet", "README.md", "d/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    source = read(tmp_path)
+    assert len(source.splits["train"].names) == 8
+    assert [one.name for one in source.splits["train"].rejected] == ["README.md", "d/notes.txt"]
+    assert any("passed over 2 hidden or system files and folders" in note for note in source.notes)
+    for file in tmp_path.rglob("train-*"):
+        file.unlink()
+    assert not fits_tables(tmp_path)
+
+
+def test_what_datasets_writes_beside_its_files_is_no_other_file(tmp_path: Path) -> None:
+    folder = to_saved(image_folder(tmp_path / "set", classes=2, train=2, val=1), tmp_path / "saved")
+    (folder / "train/cache-1.arrow").write_bytes(b"")
+    source = read(folder, val=None)
+    assert [one.name for one in source.splits["train"].rejected] == ["train/cache-1.arrow"]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ImageCms
+from PIL import Image, ImageCms
 
 from preprocess.arrays import Pixels
-from preprocess.images import decode_image
+from preprocess.images import decode_image, load_mask, open_image
+from preprocess.png import bare_grey
 from preprocess.reading import UNUSABLE, Reading, UnusableImageError
 from tests.preprocess.support import photo
 
@@ -227,3 +228,37 @@ def test_the_colours_of_a_palette_may_be_transparent(path: Path) -> None:
     alpha = (b"tRNS", b"\xff\0")
     content = png(4, 1, zlib.compress(b"\0\x1b"), PALETTE, alpha, depth=2, colour=INDEXED)
     assert decode(content, path).ravel().tolist() == [0, 1, 2, 255, 255, 255, *range(6, 12)]
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_plain_grey_masks_are_those_that_pillow_reads(path: Path, interlaced: bool) -> None:
+    grey = PHOTO[..., 0]
+    if interlaced:
+        parts = [grey[y::down, x::right] for y, x, down, right in (*PASSES, (1, 0, 2, 1))]
+        rows = b"".join(b"\0" + row.tobytes() for part in parts for row in part)
+        path.write_bytes(png(13, 19, zlib.compress(rows), colour=GREY, interlaced=True))
+    else:
+        Image.fromarray(grey).save(path)
+    with open_image(path) as image:
+        pixels = bare_grey(image)
+    np.testing.assert_array_equal(pixels, grey)
+    np.testing.assert_array_equal(np.asarray(load_mask(path)), grey)
+
+
+def test_masks_of_which_more_is_stated_are_left_to_pillow(path: Path) -> None:
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in PHOTO[..., 0]))
+    others = {
+        "text": png(13, 19, rows, (b"tEXt", b"a\0b"), colour=GREY),
+        "behind the pixels": png(13, 19, rows, colour=GREY, after=((b"tEXt", b"a\0b"),)),
+        "transparent": png(13, 19, rows, (b"tRNS", b"\0\7"), colour=GREY),
+        "colours": whole(zlib.compress(ROWS)),
+        "deep": png(6, 19, zlib.compress(bytes(19 * 13)), colour=GREY, depth=16),
+    }
+    for kind, content in others.items():
+        path.write_bytes(content)
+        with open_image(path) as image:
+            assert bare_grey(image) is None, kind
+        assert np.asarray(load_mask(path)).shape[0] == 19
+    path.write_bytes(png(13, 19, rows[:-1] + b"\0", colour=GREY))
+    with pytest.raises(UnusableImageError, match="the PNG's pixels"):
+        load_mask(path)

@@ -61,6 +61,16 @@ def test_other_files_are_listed_and_hidden_ones_passed_over(tmp_path: Path) -> N
     assert "not an image by its name" in rejected[0].reason
 
 
+def test_files_beside_the_splits_are_in_the_report(tmp_path: Path) -> None:
+    beside = ("README.md", "labels.csv", "stray.jpg", ".DS_Store", "masks/a/1.png")
+    source = folder_source(layout(tmp_path, *USUAL, *beside))
+    found = [(one.name, one.reason) for one in source.splits["train"].rejected]
+    assert found == [(name, "beside train/ and val/") for name in sorted(beside[:3])]
+    assert source.notes == [
+        "not read, being beside train/ and val/: masks/, 1 files in no folder (stray.jpg)"
+    ]
+
+
 def test_links_are_followed_and_a_circle_ends(tmp_path: Path) -> None:
     layout(tmp_path / "store", "a/1.jpg", "b/1.jpg")
     layout(tmp_path / "set", "val/a/1.jpg", "train/c/1.jpg")

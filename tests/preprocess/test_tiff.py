@@ -10,9 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from preprocess.arrays import Pixels
 from preprocess.images import Decoded, decode_image
+from preprocess.listing import list_images
 from preprocess.reading import UNNAMED_ALPHA, UnusableImageError
 from tests.preprocess.support import photo
 
@@ -228,3 +230,20 @@ def test_what_contradicts_itself_is_refused(path: Path) -> None:
     ):
         with pytest.raises(UnusableImageError, match=reason):
             decode(tiff(tags | added, data), path)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_is_known_by_its_first_bytes(tmp_path: Path, big: bool) -> None:
+    pixels = photo(3)
+    Image.fromarray(pixels).save(tmp_path / "scan", "TIFF", big_tiff=big)
+    assert (tmp_path / "scan").read_bytes()[:4] == (b"II+\0" if big else b"II*\0")
+    assert list_images(tmp_path).images == ["scan"]
+    np.testing.assert_array_equal(decode_image(tmp_path / "scan", side_px=512).rgb, pixels)
+
+
+def test_a_large_tiff_that_cannot_be_read_is_described(tmp_path: Path) -> None:
+    entry = struct.pack("<HHQQ", 262, 3, 1, 999)  # the only tag, photometric
+    head = struct.pack("<4sHHQ", b"II+\0", 8, 0, 16)
+    (tmp_path / "x.tif").write_bytes(head + struct.pack("<Q", 1) + entry + bytes(8))
+    with pytest.raises(UnusableImageError, match="photometric 999 cannot be read"):
+        decode_image(tmp_path / "x.tif", side_px=512)
