@@ -48,6 +48,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for flag in ("--mean", "--std"):
         add(flag, **inputs[flag])
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key")
+    text, key = "train without a set's broken containers", "data.skip_broken=true"
+    add("--skip-broken", dest="set", action="append_const", const=key, help=text)
     return parser.parse_args(own.normalised(sys.argv[1:] if argv is None else argv))
 
 

@@ -21,6 +21,7 @@ from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
 from tests.betons import plain_item, write_beton
 from tests.data.support import COUNT, by_sample, loader
+from tests.sets import split_beton
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +133,10 @@ def test_the_epoch_changes_the_views_without_compiling_again(beton: Path) -> Non
     assert one.state_dict() == {"seed": 3, "epoch": 2, "step": 0, **units}
 
 
-def test_golden_pixels(beton: Path) -> None:
+@pytest.mark.parametrize("shards", [1, 7])
+def test_golden_pixels(beton: Path, tmp_path: Path, shards: int) -> None:
     """Pins geometry, resize and cells; libjpeg-turbo's decode is exact across its versions here."""
-    found = by_sample(loader(beton))
+    found = by_sample(loader(split_beton(beton, tmp_path, shards=shards) if shards > 1 else beton))
     parts = [part for sample in sorted(found) for part in found[sample][:-1]]  # without the labels
     digest = hashlib.sha256(b"".join(parts)).hexdigest()
     assert digest == GOLDEN

@@ -28,7 +28,7 @@ from harl_fast.data.loader import EvalLoader
 from harl_fast.data.occupancy import occupancy
 from harl_fast.data.order import chunk_length
 from harl_fast.errors import DataError
-from tests.betons import plain_item, write_beton, write_checksums
+from tests.betons import Item, plain_item, write_beton, write_checksums
 from tests.data.support import COUNT, VIEWS, by_sample, loader
 from tests.sets import rewrite_set, split_beton
 
@@ -217,8 +217,33 @@ def test_masks_of_two_sizes_are_refused(beton: Path, shards: Path, tmp_path: Pat
     other = write_beton(tmp_path / "train.beton", plain_item, count=9, mask_size=64)
     known = read_manifest(write_checksums(other))
     smaller = dataclasses.replace(known, mask={**known.mask, "size": 32})
-    with pytest.raises(DataError, match=r"shard b has masks of 32 px, the first one has 64 px"):
+    said = (
+        r"shard b has masks of 32 px, the first one has 64 px.*Convert them with the same --mask-"
+    )
+    with pytest.raises(DataError, match=said):
         merge_manifests([("a", known), ("b", smaller)], [])
+
+
+def test_a_shard_of_other_masks_than_its_manifest_says_is_named_with_the_remedy(
+    shards: Path, tmp_path: Path
+) -> None:
+    size, place = read_manifest(shards).mask["size"], shard(shards, 1)
+    (tmp_path / "x").mkdir()
+
+    def small(index: int) -> Item:
+        image, mask, label = plain_item(index)
+        return image, mask[::2, ::2], label
+
+    other = write_beton(tmp_path / "x" / "train.beton", small, count=9, mask_size=size // 2)
+    known = read_manifest(write_checksums(other))
+    place.write_bytes(other.read_bytes())
+    write_manifest(place, dataclasses.replace(known, mask={**known.mask, "size": size}))
+    rewrite_set(shards)
+    said = (
+        rf"00001-of-00007\.beton has masks of {size // 2} px, 00000-of.*Write the container again"
+    )
+    with pytest.raises(DataError, match=said):
+        loader(shards)
 
 
 def test_merged_manifests_add_up(whole_set: Path, beton: Path) -> None:

@@ -58,6 +58,14 @@ def reads_numbers(kind: Any) -> bool:
     return False
 
 
+@pytest.mark.parametrize("program", ["launch.pretrain", "launch.finetune"])
+def test_training_without_broken_containers_is_an_option(program: str) -> None:
+    parse = importlib.import_module(program).parse
+    words = ["--deepspeed_config", "x", "--data", "x", "--run", "x", "--set", "seed=1"]
+    assert parse(words).set == ["seed=1"]
+    assert parse([*words, "--skip-broken"]).set == ["seed=1", "data.skip_broken=true"]
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_number_of_a_command_line_is_checked(
     program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -182,3 +182,20 @@ def test_grey_jpegs_take_little_for_their_restart_markers() -> None:
     plain = io.BytesIO()
     Image.fromarray(noisy).save(plain, "JPEG", quality=90)
     assert len(encode_jpeg(noisy, quality=90)) < 1.02 * len(plain.getvalue())
+
+
+def test_passthrough_takes_grey_files_alone_for_one_channel(tmp_path: Path) -> None:
+    data, pixels = tmp_path / "set", photo(5, height=64, width=96)
+    for split in ("train", "val"):
+        for kind in "ab":
+            save(pixels, data / split / kind / "colour.jpg", quality=95)
+            save(pixels[..., 1], data / split / kind / "grey.jpg", quality=95)
+    path = write(data, tmp_path / "out", "--channels", "1", "--store", "passthrough")
+    store = read_manifest(path).store
+    assert store["passed_through"] == 2 and store["remarks"] == {NO_COLOUR: 2}
+    assert store["reencoded"] == {"of three channels, where one is stored": 2}
+    found = jpegs(path)
+    assert found[1] == (data / "train/a/grey.jpg").read_bytes()
+    for one in found:
+        with Image.open(io.BytesIO(one)) as image:
+            assert image.mode == "L"

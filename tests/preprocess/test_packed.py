@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -11,9 +14,9 @@ import pytest
 from harl_fast.data.container.manifest import read_manifest, sample_name
 from harl_fast.data.container.reader import read_samples
 from preprocess import beton
-from preprocess.images import decode_image
+from preprocess.images import decode_image, open_file
 from preprocess.masks.__main__ import main as masks_main
-from preprocess.sources import SOURCES, Choices, Source, read_source
+from preprocess.sources import SOURCES, Choices, Source, folder_source, read_source
 from tests.preprocess.packed import KINDS, files, to_tar
 from tests.preprocess.support import image_folder, photo, save
 
@@ -54,6 +57,43 @@ def test_the_samples_are_those_of_the_folder(folder: Path, packed: Path, tmp_pat
     assert [len(split.names) for split in source.splits.values()] == [13, 6]
     numbered = packed.name == "shards"  # a .cls holds a number
     assert source.classes == (["0", "1", "2"] if numbered else expected.classes)
+
+
+@pytest.fixture(scope="module")
+def photos(real_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Up to 20 real photos in train/ and in val/ of each of eight classes."""
+    root = tmp_path_factory.mktemp("photos") / "set"
+    for name, split in folder_source(real_images).splits.items():
+        taken = Counter[int]()
+        for row, label in enumerate(split.labels):
+            taken[label] += 1
+            if label < 8 and taken[label] <= 20:
+                path = split.root / split.names[row]
+                target = root / name / PurePosixPath(*PurePosixPath(split.names[row]).parts[1:])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+    return root
+
+
+def contents(source: Source) -> dict[str, dict[str, tuple[int, str]]]:
+    """Return label and SHA-256 of each split's files by their stems."""
+    found: dict[str, dict[str, tuple[int, str]]] = {}
+    for name, split in source.splits.items():
+        found[name] = {}
+        for row, image in enumerate(split.names):
+            with open_file(split.file(row)) as stream:
+                digest = hashlib.sha256(stream.read()).hexdigest()
+            found[name][stem(image)] = (split.labels[row], digest)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_real_photos_are_the_same_from_each_kind(photos: Path, tmp_path: Path, kind: str) -> None:
+    expected = contents(read_source(photos, Choices()))
+    place = KINDS[kind](photos, tmp_path)
+    assert contents(read_source(place, Choices(scratch=tmp_path / "scratch"))) == expected
+    assert sum(map(len, expected.values())) >= 20
 
 
 def test_only_one_kind_fits(packed: Path) -> None:

@@ -15,9 +15,11 @@ from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import read_manifest
 from harl_fast.data.container.reader import read_samples
 from harl_fast.data.loader import EvalLoader
+from harl_fast.engine.labelled import open_data
 from harl_fast.engine.monitor.probe import Probe
 from harl_fast.errors import DataError
 from harl_fast.eval.protocol import Evaluator
+from harl_fast.finetuning import FinetuneConfig
 from preprocess import beton, preview
 from preprocess.masks.__main__ import main as masks_main
 from preprocess.sources.base import UNLABELLED
@@ -121,6 +123,8 @@ def test_judging_features_asks_for_labels_or_for_a_val(out: Path, tmp_path: Path
         train = out / "train.beton"
         config, cpu = load_config("small"), torch.device("cpu")
         Probe(train, read_manifest(train), config, device=cpu, threads=1)
+    with pytest.raises(DataError, match=r"train.beton has no labels.*folders or a list with"):
+        open_data(out, FinetuneConfig(), subset="", needs_val=False)
     convert(image_folder(tmp_path / "set", val=0) / "train", tmp_path / "out", "--val", "0")
     with pytest.raises(DataError, match=r"has no val.beton.*make beton DATA=<images> VAL=5%"):
         Evaluator(tmp_path / "out", **settings)  # type: ignore[arg-type]

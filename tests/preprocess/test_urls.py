@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,16 @@ def test_a_url_gets_what_a_folder_gets(
     found = sorted(path.rpartition("/")[2] for path in store.find("/bucket/set"))
     suffixes = ("beton", "json", "names.txt", "prints.npy", "report.json", "sums.npy")
     assert found == [f"{split}.{suffix}" for split in ("train", "val") for suffix in suffixes]
+
+
+def test_a_place_goes_to_a_process_elsewhere(tmp_path: Path) -> None:
+    """As tasks of a cluster need it: the copy writes there, with temporary files of its own."""
+    place = urls.UrlPlace("memory://bucket/set")
+    other = pickle.loads(pickle.dumps(place))
+    assert str(other) == str(place)
+    with other.staging("folder") as fresh:
+        (fresh / "a.json").write_text('{"a": 1}')
+    assert place.exists("folder") and place.read("folder/a.json") == {"a": 1}
 
 
 class Crash(BaseException):

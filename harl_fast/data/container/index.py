@@ -161,7 +161,8 @@ def _first_of(path: Path, manifest: Manifest, wrong: dict[str, DataError]) -> Da
     first = next(wrong[shard.file] for shard in manifest.shards if shard.file in wrong)
     several = f"{len(wrong)} of {len(manifest.shards)} shards"
     return DataError(
-        f"{path}: {several} cannot be used (data.skip_broken=true leaves them out). {first}"
+        f"{path}: {several} cannot be used (training leaves them out with data.skip_broken=true, "
+        f"all else needs the whole set). {first}"
     )
 
 

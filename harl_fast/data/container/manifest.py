@@ -177,7 +177,8 @@ def merge_manifests(
         if each.mask["size"] != manifests[0].mask["size"]:
             raise DataError(
                 f"shard {name} has masks of {each.mask['size']} px, the first one has "
-                f"{manifests[0].mask['size']} px: the masks of a set have one size"
+                f"{manifests[0].mask['size']} px: the masks of a set have one size. Convert them "
+                f"with the same --mask-size"
             )
     counts = [each.count for each in manifests]
     totals = [0] * len(classes)
