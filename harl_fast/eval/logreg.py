@@ -33,11 +33,7 @@ from harl_fast.eval.results import Head
 CS = tuple(10.0 ** (-6.0 + 11.0 * step / 44) for step in range(45))
 """The penalties' reciprocals: 45 in equal ratios from 1e-6 to 1e5, as SimCLR and DINOv2 take."""
 TOLERANCE = 1e-7
-"""Relative distance to the optimum, as L-BFGS estimates it, at which a solution counts as found."""
-_FAST = 0.8
-"""Shrinkage of the slopes per step from which L-BFGS's own estimate of the rest is no use."""
-_AUDIT = 6
-"""Every so many penalties, beginning with the first, that estimate is compared with Newton's."""
+"""Relative distance to the optimum, as Newton's step tells it, at which a solution is found."""
 _MOST_DOUBT = 1e3
 _COARSE = 1e-5
 """Tolerance above which L-BFGS's estimate of the rest is good enough."""
@@ -233,9 +229,6 @@ class _Path:
         """By which the slopes shrank per step, the last time that it was seen."""
         self._doubt = 1.0
         """By how much L-BFGS takes the rest for smaller than it is, with a margin of 2."""
-        self._audit = False
-        self._count = 0
-        """Penalties that were solved for."""
 
     def begin(self, weight: Tensor) -> None:
         """Start the first solution from a (D + 1, K) weight."""
@@ -243,8 +236,6 @@ class _Path:
 
     def solve(self, c: float) -> tuple[Tensor, float, bool, int]:
         """Return the weight (D + 1, K), the penalised mean loss, whether found, evaluations."""
-        self._audit = self._count % _AUDIT == 0
-        self._count += 1
         before, decay = self._problem.evaluations, 1.0 / (c * len(self._problem.rows))
         point = self._start(c, decay)
         converged = False
@@ -301,14 +292,13 @@ class _Path:
                 slope = dot(full, step)
             enough = self._tolerance * point.value(decay, penalised)
             if (left := self._doubt * self._left(slope)) <= enough:
-                if self._tolerance > _COARSE or (self._rate <= _FAST and not self._audit):
+                if self._tolerance > _COARSE:
                     return point, True
                 # Slow progress looks like an end. Newton's step tells how far the end is.
                 self._pairs.set_penalty(decay, self._problem.expected())
                 step = self._newton(point.weight, full, decay)
                 slope = dot(full, step)
-                if self._audit:
-                    self._doubt = min(max(1.0, self._doubt * slope / left), _MOST_DOUBT)
+                self._doubt = min(max(1.0, self._doubt * slope / left), _MOST_DOUBT)
                 if 0.5 * slope <= enough:
                     return point, True
             after, gradient = self._search(point, step, slope, decay)
