@@ -77,6 +77,16 @@ COUNT = 8
 TESTS = tests
 # Processes among which `test` divides the files of tests.
 JOBS = 2
+# Of `plan`: a machine (8xA100-80GB, 128, 1000GB), how many of them, and their network (100Gb);
+# price of a GPU and hour; changes to compare with ("gpus=8xH100-80GB cores=64"); containers to measure on.
+GPUS =
+CORES =
+RAM =
+NODES =
+NETWORK =
+PRICE =
+COMPARE =
+MEASURE =
 # For bench-masks: images/ and masks/; photos; RGBA cut-outs; a trained and an ONNX network.
 HORSES =
 PHOTOS =
@@ -110,10 +120,12 @@ TAKES_cifar10 = DATA OUT RUN DS_CONFIG EPOCHS IMAGES ARGS
 TAKES_pictures = RESULT DATA OUT ARGS
 TAKES_compare = RESULTS OUT ARGS
 TAKES_export = CKPT RUN OUT TO HEAD ARGS
+TAKES_plan = GPUS CORES RAM NODES NETWORK PRICE COMPARE MEASURE IMAGES EPOCHS BATCH STORE CONFIG SET OUT ARGS
 TAKES_preview = DATA DATASET OUT RUN CONFIG COUNT SET ARGS
 TAKES_bench-loader = DATA ARGS
 TAKES_bench-step = DATA ARGS
 TAKES_bench-eval = DATA ARGS
+TAKES_bench-plan = DATA ARGS
 TAKES_bench-convert = DATA ARGS
 TAKES_bench-masks = HORSES PHOTOS STAMPS NETWORK ONNX ARGS
 TAKES_bench = DATA $(TAKES_bench-masks)
@@ -136,7 +148,8 @@ export PATH := $(BIN):$(PATH)
 option = $(if $(2),$(1) "$(2)")
 
 .PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval finetune cifar10 \
-	pictures compare export preview bench bench-convert bench-eval bench-loader bench-masks bench-step clean
+	pictures compare export plan preview bench bench-convert bench-eval bench-loader bench-masks bench-plan \
+	bench-step clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
@@ -258,6 +271,15 @@ export: setup ## Write CKPT's encoder for other programs, and load it back there
 	"$(BIN)/python" -m harl_fast.tools.export --ckpt "$(CKPT)" --to "$(TO)" --out "$(EXPORTED)" \
 		$(call option,--head,$(HEAD)) $(ARGS)
 
+plan: setup ## Hours, bottleneck and memory of a run on a machine [GPUS=] [CORES=] [RAM=] [NODES=] [NETWORK=] [IMAGES=] [BATCH=] [CONFIG=] [STORE=] [PRICE=] [COMPARE=] [MEASURE=] [OUT=<picture.png>]
+	"$(BIN)/python" -m harl_fast.plan $(call option,--gpus,$(GPUS)) $(call option,--cores,$(CORES)) \
+		$(call option,--ram,$(RAM)) $(call option,--nodes,$(NODES)) $(call option,--network,$(NETWORK)) \
+		$(call option,--images,$(IMAGES)) $(call option,--epochs,$(EPOCHS)) $(call option,--batch,$(BATCH)) \
+		$(call option,--store,$(STORE)) $(if $(filter file,$(origin CONFIG)),,--config "$(CONFIG)") \
+		$(foreach pair,$(SET),--set "$(pair)") $(call option,--price,$(PRICE)) \
+		$(if $(COMPARE),--compare $(foreach pair,$(COMPARE),"$(pair)")) $(call option,--measure,$(MEASURE)) \
+		$(if $(filter file,$(origin OUT)),,--picture "$(OUT)") $(ARGS)
+
 # CONFIG= or RUN= as given, else the configuration of the set's run if there is one.
 PREVIEWED = $(if $(filter file,$(origin CONFIG)),$(if $(filter file,$(origin RUN)),$(wildcard \
 	$(RUN)/config.yaml),$(RUN)/config.yaml),$(CONFIG))
@@ -266,7 +288,7 @@ preview: setup ## Draw views and masks as the network receives them, in its run 
 		$(if $(filter --masks,$(ARGS)),,$(call option,--config,$(PREVIEWED))) \
 		--out "$(OUT)/preview.png" --count "$(COUNT)" $(foreach pair,$(SET),--set "$(pair)") $(ARGS)
 
-bench: bench-loader bench-convert bench-masks bench-step bench-eval ## Run all benchmarks (on a machine with nothing else to do)
+bench: bench-loader bench-convert bench-masks bench-step bench-eval bench-plan ## Run all benchmarks (on a machine with nothing else to do)
 
 bench-loader: setup ## Compare the loader with its peers, in turns [DATA=<photos>] [ARGS="--only L3,L4"]
 	"$(BIN)/python" -m benchmarks.loader $(call option,--data,$(DATA)) $(ARGS)
@@ -279,6 +301,9 @@ bench-step: setup ## Compare the training step with bare PyTorch and lightly [DA
 
 bench-eval: setup ## Compare evaluation with scikit-learn and bare PyTorch, in turns [DATA=<containers>] [ARGS="--only V1"]
 	"$(BIN)/python" -m benchmarks.evaluate $(call option,--data,$(DATA)) $(ARGS)
+
+bench-plan: setup ## Compare what plan predicts with what is measured here [DATA=<photos>]
+	"$(BIN)/python" -m benchmarks.plan $(call option,--data,$(DATA)) $(ARGS)
 
 bench-masks: setup ## Score mask methods [HORSES=] [PHOTOS=] [STAMPS=] [NETWORK=] [ONNX=] [ARGS=--check]
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 "$(BIN)/python" -m benchmarks.masks --storage \

@@ -10,6 +10,8 @@ from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+CACHE_SHARE = 0.8
+"""Share of the available memory that a container may take: training needs some as well."""
 
 
 def usable_cores() -> int:

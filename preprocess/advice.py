@@ -16,7 +16,7 @@ from harl_fast.data.loader import BetonLoader
 from harl_fast.data.order import spread
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import DataError
-from harl_fast.host import available_bytes
+from harl_fast.host import CACHE_SHARE, available_bytes
 from preprocess.build import build
 from preprocess.convert import Sample, Settings, Task, convert
 from preprocess.encode import Store
@@ -26,8 +26,6 @@ from preprocess.sources import Source, Split
 
 RATES = (6_000, 10_000)
 """Images per second that eight A100 train on, eager and compiled."""
-CACHE_SHARE = 0.8
-"""Share of the available memory that a container may take: training needs some as well."""
 PIXEL_BYTES = {"raw": 3.0, "yuv420": 1.5}
 LEAST_COUNT = 20_000
 """Smaller sets are not measured: their conversion takes seconds, and so would that."""

@@ -45,6 +45,7 @@ LEVELS = {
     "harl_fast.viz": 4,  # draws what the engine's loader receives
     "harl_fast.tools": 4,  # programs that come after training
     "harl_fast.doctor": 5,
+    "harl_fast.plan": 5,
     "preprocess": 5,
     "preprocess.preview": 6,  # a thin program over harl_fast.viz and preprocess.masks
     "launch": 5,

@@ -31,6 +31,7 @@ SHORTER = {
     "make export": "",
     "make finetune": "EPOCHS=2",
     "make pictures": "",
+    "make plan": "",
     ".venv/bin/python -m": "",
 }
 """What is added to each command, by its first two words."""
@@ -89,6 +90,7 @@ def here(command: str, work: Path) -> str:
         "runs/my_photos": work / "run",
         "runs/my_photos_10pct": work / "tuned",
         "runs/paper": work / "run",
+        "runs/plan.png": work / "plan.png",
         "exports/my_photos": work / "exported",
     }
     words = []
