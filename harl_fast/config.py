@@ -283,15 +283,14 @@ class RecordingConfig(Section):
     checkpoint_epochs: Count = 10
     """Epochs between checkpoints; one more is written at the end."""
     checkpoint_minutes: float = Field(0.0, ge=0.0, le=10**6)
-    """Also write one so many minutes after the last; 0: at epochs only. When a checkpoint is
-    written changes no weight."""
+    """Most minutes between two checkpoints; 0: at the ends of epochs only. It changes no weight."""
     keep_last: Count = 3
     """How many of the newest checkpoints are kept."""
     keep_every_epochs: Count = 100
     """Checkpoints at multiples of this are kept for good."""
     max_skipped: Count = 20
-    """The run fails after so many steps in a row with a loss or gradient that is not finite, looked
-    at with each log line. Under fp16 a step counts only once the loss scale is at its minimum."""
+    """Consecutive steps with a loss or gradient that is not finite after which the run fails;
+    checked with each log line. Under fp16 they count once the loss scale is at its minimum."""
 
 
 class LogConfig(RecordingConfig):

@@ -28,7 +28,7 @@ _OUTLIERS = 0.1
 
 
 class _Look(NamedTuple):
-    """What one image of deep greys says of its range."""
+    """The range that one image of more than 8 bits suggests."""
 
     ends: tuple[float, float]
     by_tags: bool

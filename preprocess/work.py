@@ -35,7 +35,7 @@ from preprocess.sources.members import ImageRef
 
 MOST_IMAGES = 200_000
 MOST_BYTES = 20 * 10**9
-"""A shard takes at most so many images, of so many bytes in their source, unless told otherwise."""
+"""Default limits of a shard: its images, and their bytes in the source."""
 _FORMAT = 1
 """Of the bytes that are written for given images and settings."""
 RECIPE = "recipe.json"

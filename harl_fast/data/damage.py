@@ -77,7 +77,7 @@ class Damage:
 
     @property
     def limit(self) -> int:
-        """How many damaged samples are borne before an error."""
+        """How many damaged samples are tolerated before an error."""
         return max(ALWAYS_ALLOWED, int(LARGEST_SHARE * self._samples))
 
     def substitute(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -88,7 +88,7 @@ class Damage:
         return wanted
 
     def met(self, sample: int, status: int) -> None:
-        """Take note of a damaged sample; raise DataError if it, or their number, is not borne."""
+        """Record a damaged sample; raise DataError if it, or their number, is not tolerated."""
         reason, name = STATUS_TEXT[status], self._name(sample)
         path = self._container.file_of(sample)[0]
         if self.policy == "raise":

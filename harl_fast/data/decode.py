@@ -1,4 +1,4 @@
-"""Decoding one batch: what the compiled kernel is given, and who may run it when."""
+"""Calls the compiled batch kernel with its inputs and memory, one caller at a time."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def linear_protocol(
 
 @dataclass(kw_only=True)
 class Finetuning(Job):
-    """The values of launch/finetune.py's command line, and what becomes of them."""
+    """A fine-tuning: the command line's values and the objects built from them."""
 
     preset: str | None
     flags: Mapping[str, Any]

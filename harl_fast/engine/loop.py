@@ -1,4 +1,4 @@
-"""The epochs of a training, whatever is trained: logs, checkpoints and a clean stop on a signal."""
+"""The epoch loop of all trainings: logs, checkpoints and a clean stop on a signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the ranks of a job meet: all go on, or none, and only if they work on the same things."""
+"""The ranks' first barrier, and the check that all of them work on the same things."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def pretrain(**settings: Any) -> int:
 
 @dataclass(kw_only=True)
 class Pretraining(Job):
-    """The values of launch/pretrain.py's command line, and what becomes of them."""
+    """A pretraining: the command line's values and the objects built from them."""
 
     config_name: str | None
     config_overrides: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""One rank's way through a training, from opening the run folder to the exit code."""
+"""The lifecycle of one rank, from opening the run folder to the exit code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """What a start is to do, whatever it trains."""
+    """What all trainings need to know of a start."""
 
     folder: RunFolder
     config: Section

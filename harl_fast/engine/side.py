@@ -1,4 +1,4 @@
-"""The one way to write what stands beside the checkpoints: logs, pictures, run.json."""
+"""Writes auxiliary files: logs, pictures, run.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One optimizer step after another, whatever is trained."""
+"""The optimizer step that pretraining and fine-tuning share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harl_fast.optim.lars import LARS
 
 
 class Stepping(ABC):
-    """Micro batches in, the network moved, figures metered; what is computed, a subclass says."""
+    """Runs a step over its micro batches and records metrics; subclasses define the loss."""
 
     def __init__(self, state: LoopState, *, step: int = 0, skipped: int = 0) -> None:
         self.state: LoopState = state

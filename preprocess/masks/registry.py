@@ -48,8 +48,8 @@ SUPERVISION = {
     UNKNOWN: "supervision unknown",
     EXTERNAL: "externally supervised",
 }
-"""How much people told a method, from least to most, and how it is printed: nothing; nobody can
-tell (mask files do not say how they were made); they drew masks for the training of its network."""
+"""Levels of supervision, from least to most, and how each is printed: none; unknown (mask files do
+not say how they were made); a network trained on masks that people drew."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training, which waits for the copy to host memory only."""
+"""Asynchronous checkpoint writer: training waits for the copy to host memory only."""
 
 from __future__ import annotations
 

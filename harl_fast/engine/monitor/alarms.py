@@ -112,7 +112,7 @@ ALARMS = (
 
 
 class Health:
-    """Remembers which alarms are on, so that each is told once until it has cleared."""
+    """Remembers which alarms are on, so that each is reported once until it has cleared."""
 
     def __init__(self, supply: Supply | None = None) -> None:
         self._supply = supply or Supply()

@@ -128,11 +128,11 @@ SINKS: dict[str, type[Sink]] = {
     "tensorboard": TensorBoard,
     "run.json": RunJson,
 }
-"""All that a run is told to, in this order. Add your own before a run is opened."""
+"""Classes that receive a run's records, in this order. Add your own before a run is opened."""
 
 
 class Sinks:
-    """Feeds all of `SINKS`; none on ranks other than 0, whose runs tell nothing.
+    """Forwards records to all of `SINKS`; silent on ranks other than 0.
 
     What cannot be written, on a full disk for instance, is told and left out: training goes on.
     """
