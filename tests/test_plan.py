@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from harl_fast.config import ModelConfig, RunConfig, dump_config, load_config
+from harl_fast.config import ModelConfig, RunConfig, load_config
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError
 from harl_fast.model.backbones import build_backbone
@@ -267,7 +267,7 @@ def test_a_mistake_of_the_command_line_ends_with_code_2(words: list[str]) -> Non
 @pytest.fixture
 def config(tmp_path: Path) -> str:
     path = tmp_path / "tiny.yaml"
-    path.write_text(dump_config(TINY), encoding="utf-8")
+    path.write_text(TINY.yaml(), encoding="utf-8")
     return str(path)
 
 
