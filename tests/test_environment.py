@@ -24,7 +24,8 @@ DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "sklearn": "scikit-lea
 """Where a module's name is not its distribution's."""
 DISTRIBUTIONS |= {"yaml": "pyyaml", "llvmlite": "numba", "packaging": "pytest", "tomli": "pytest"}
 DISTRIBUTIONS |= {"markdown": "mkdocs-material", "nbformat": "nbclient", "google": "tensorboard"}
-"""The last six come with packages that are made of them or need them themselves."""
+DISTRIBUTIONS |= {"triton": "torch"}
+"""The last seven come with packages that are made of them or need them themselves."""
 OPTIONAL = [("preprocess", extra) for extra in ("masks-onnx", "webdataset", "parquet", "ray")]
 OPTIONAL += [("harl_fast", "timm"), ("harl_fast", "eval"), ("harl_fast", "export")]
 """Who imports what an extra brings."""

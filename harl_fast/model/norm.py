@@ -43,14 +43,13 @@ class GroupedBatchNorm1d(nn.BatchNorm1d):
             if world == 1:
                 normalised, mean, var = self._local(widened(input).view(groups, -1, dim))
             else:
-                grouped = input.view(groups, -1, dim)
-                normalised, mean, var = rank_norm(grouped, self.weight, self.bias, self.eps)
+                normalised, mean, var = rank_norm(input, self.weight, self.bias, self.eps, groups)
             count = rows // groups * world
             _track(self, mean.detach().mean(0), var.detach().mean(0) * (count / (count - 1)))
-        return normalised.view(rows, dim).to(input.dtype)
+        return normalised.to(input.dtype)
 
     def _local(self, grouped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the normalised (G, B, D) rows, and mean and biased variance (G, D)."""
+        """Return the normalised rows (G * B, D) of (G, B, D), mean and biased variance (G, D)."""
         # torch's kernel per group: on CPU four times as fast as var_mean and arithmetic on all.
         parts = [
             torch.native_batch_norm(part, self.weight, self.bias, None, None, True, 0.0, self.eps)
@@ -114,10 +113,9 @@ class RankBatchNorm2d(nn.BatchNorm2d):
             output = super().forward(input)
         else:
             with without_autocast(input):
-                normalised, mean, var = rank_norm(input[None], self.weight, self.bias, self.eps)
+                output, mean, var = rank_norm(input, self.weight, self.bias, self.eps, 1)
                 count = dist.get_world_size() * input.numel() // input.shape[1]
                 _track(self, mean.detach()[0], var.detach()[0] * (count / (count - 1)))
-            output = normalised.squeeze(0)  # whose gradient, unlike that of [0], is a view
         for module in self.children():
             output = module(output)
         return output
@@ -159,16 +157,17 @@ def _contents(layer: nn.Module) -> tuple[dict[str, Any], ...]:
 
 @torch.library.custom_op("harl_fast::rank_norm", mutates_args=())
 def rank_norm(
-    grouped: Tensor, weight: Tensor, bias: Tensor, eps: float
+    rows: Tensor, weight: Tensor, bias: Tensor, eps: float, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return groups of rows or maps, normalised by each group's statistics over all ranks.
+    """Return rows or maps, normalised by the statistics of their group over all ranks.
 
-    grouped: (G, B, D, ...), equally large on all ranks; half precision keeps its type. weight,
-    bias: (D,). Returns the normalised values, and mean and biased variance (G, D), which carry no
-    gradient. With losses averaged over ranks the gradients are those of the loss over the joined
-    batch. All ranks must call it; one collective each way.
+    rows: (G * B, D, ...), equally many on all ranks; half precision keeps its type. weight, bias:
+    (D,). Returns the normalised values, which like those of other layers may be changed in place,
+    and mean and biased variance (G, D), which carry no gradient. With losses averaged over ranks
+    the gradients are those of the loss over the joined batch. All ranks must call it; one
+    collective each way.
     """
-    parts = grouped.unbind()
+    parts = rows.chunk(groups)
     mean, var = _joint_statistics(torch.stack([_statistics(part) for part in parts]))
     normalised = [
         _normalised(*each, weight, bias, eps) for each in zip(parts, mean, var, strict=True)
@@ -178,22 +177,22 @@ def rank_norm(
 
 @torch.library.custom_op("harl_fast::rank_norm_backward", mutates_args=())
 def _rank_norm_backward(
-    grad: Tensor, grouped: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
+    grad: Tensor, rows: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the rows or maps, and (2, D) this rank's of weight and bias."""
-    parts = grouped.unbind()
+    parts = rows.chunk(len(mean))
     # As if mean and variance were constant: scaled gradients, and sums of grad * x^ and of grad.
     constant = [
         torch.ops.aten.native_batch_norm_backward(
             *(g, x, weight, m, v, None, None, False, eps),
             [True, True, True],
         )
-        for g, x, m, v in zip(grad.unbind(), parts, mean, var, strict=True)
+        for g, x, m, v in zip(grad.chunk(len(mean)), parts, mean, var, strict=True)
     ]
     own = torch.stack([torch.stack(sums) for _, *sums in constant])
     total = own.clone()
     dist.all_reduce(total)
-    count = dist.get_world_size() * grouped[0].numel() // mean.shape[1]
+    count = dist.get_world_size() * parts[0].numel() // mean.shape[1]
     # What mean and variance add: minus the mean of grad and x^ times the mean of grad * x^.
     shifts = (total / -count) * (weight * torch.rsqrt(var + eps))[:, None]
     added = [
@@ -233,31 +232,33 @@ def _normalised(
 
 
 def _together(parts: list[Tensor]) -> Tensor:
-    """Return tensors stacked; one alone keeps its memory, and so its layout."""
-    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+    """Return tensors joined along the first axis; one alone keeps its memory, and so its layout."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @rank_norm.register_fake
-def _(grouped: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    mean = weight.new_empty(grouped.shape[0], grouped.shape[2])
-    return torch.empty_like(grouped), mean, torch.empty_like(mean)
+def _(
+    rows: Tensor, weight: Tensor, bias: Tensor, eps: float, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean = weight.new_empty(groups, rows.shape[1])
+    return torch.empty_like(rows), mean, torch.empty_like(mean)
 
 
 @_rank_norm_backward.register_fake
 def _(
-    grad: Tensor, grouped: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
+    grad: Tensor, rows: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(grouped), weight.new_empty(2, len(weight))
+    return torch.empty_like(rows), weight.new_empty(2, len(weight))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grouped, weight, _, ctx.eps = inputs
-    ctx.save_for_backward(grouped, weight, *output[1:])
+    rows, weight, _, ctx.eps, _ = inputs
+    ctx.save_for_backward(rows, weight, *output[1:])
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     values, own = _rank_norm_backward(grad, *ctx.saved_tensors, ctx.eps)
-    return values, *own.unbind(), None
+    return values, *own.unbind(), None, None
 
 
 rank_norm.register_autograd(_backward, setup_context=_keep)

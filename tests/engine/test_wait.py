@@ -19,6 +19,7 @@ from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.engine.monitor.alarms import Health, Supply
 from harl_fast.engine.monitor.metrics import Meter
 from harl_fast.engine.step import Stepping
+from harl_fast.engine.transfer import Transfer
 
 GPU = torch.device("cuda")
 STEP_S = 0.08
@@ -116,12 +117,13 @@ def train(data: Path, queue: Queue, *, batch_s: float) -> tuple[dict[str, float]
         plain(thread, samples, out)
         time.sleep(batch_s)
 
-    def colour(images: Tensor, **_: Any) -> Tensor:
-        queue.ask(STEP_S / 4)
-        return images
+    def colour(views: list[Tensor], **_: Any) -> list[Tensor]:
+        queue.ask(STEP_S / 4 * len(views))
+        return views
 
-    state = SimpleNamespace(device=torch.device("cpu"), photometric=colour, loader=loader)
-    stepping: Any = SimpleNamespace(state=state)
+    colours = SimpleNamespace(batch=colour)
+    state = SimpleNamespace(device=torch.device("cpu"), photometric=colours, loader=loader)
+    stepping: Any = SimpleNamespace(state=state, _transfer=Transfer(torch.device("cpu")))
     meter = Meter(GPU)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PrefetchThread, "decode", slowly)

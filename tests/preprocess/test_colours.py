@@ -316,5 +316,5 @@ def test_a_jpeg_with_a_wide_gamut_does_not_pass_through(tmp_path: Path) -> None:
     wide = save(PHOTO, tmp_path / "wide.jpg", icc_profile=WIDE)
     with pytest.raises(NotTakenError, match="a colour profile other than sRGB"):
         take_jpeg(wide, side_px=512)
-    assert take_jpeg(wide, side_px=512, icc=False).data == wide.read_bytes()
+    assert take_jpeg(wide, side_px=512, reading=Reading(icc=False)).data == wide.read_bytes()
     take_jpeg(save(PHOTO, tmp_path / "plain.jpg", icc_profile=PLAIN), side_px=512)
