@@ -100,7 +100,7 @@ def _plan(
             rows=rows,
             first=first,
             source=source.name,
-            library=source.library,
+            provider=source.provider,
             classes=source.classes,
             settings=settings,
             mask_facts=(masks.final_facts(fallbacks=0), masks.final_facts(fallbacks=1)),

@@ -67,7 +67,7 @@ class Job:
     first: int
     """Sample id of the list's first image, if none is left out; not 0 in an addition to a set."""
     source: str
-    library: str
+    provider: str
     """See `Manifest`."""
     classes: list[str]
     settings: Settings
@@ -185,7 +185,7 @@ def _describe(beton: Path, job: Job, tally: Tally) -> None:
         classes=job.classes,
         class_counts=_class_counts(tally.labels, len(job.classes)),
         source=job.source,
-        library=job.library,
+        provider=job.provider,
         mask=_mask_facts(tally, job),
         store=_store_facts(tally, job.settings),
         skipped=len(tally.rejected),

@@ -347,7 +347,7 @@ def split_kind(train: Manifest) -> str:
 
     A folder may have the data set's name and any split.
     """
-    return "official" if train.library and train.source in OFFICIAL else "own split"
+    return "official" if train.provider and train.source in OFFICIAL else "own split"
 
 
 def headline(train: Manifest) -> str:

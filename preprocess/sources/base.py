@@ -78,7 +78,7 @@ class Source:
     splits: dict[str, Split]
     notes: list[str] = field(default_factory=list)
     """Lines for the user on what was left aside, and on class folders without an image."""
-    library: str = ""
+    provider: str = ""
     """Whose the data set and its splits are: "torchvision"; empty for files that were given."""
 
 

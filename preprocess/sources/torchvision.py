@@ -30,7 +30,7 @@ def torchvision_source(name: str, cache: Path, *, root: Path | None = None) -> S
 
     try:
         read = DATASETS[name].read(torchvision.datasets, root or cache, root is None)
-        source = replace(read, name=name, library="torchvision")
+        source = replace(read, name=name, provider="torchvision")
     except ModuleNotFoundError as error:
         raise DataError(
             f"torchvision reads {name} with the package {error.name}, which is not installed: "

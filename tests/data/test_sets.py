@@ -271,10 +271,10 @@ def test_merged_manifests_add_up(whole_set: Path, beton: Path) -> None:
         },
         source="later",
     )
-    first = dataclasses.replace(first, library="torchvision")
+    first = dataclasses.replace(first, provider="torchvision")
     both = merge_manifests([("a.beton", first), ("b.beton", second)], [{"first": 0}])
     assert both.count == 40 and both.skipped == 2 and both.source == "test, later"
-    assert both.library == "" and merge_manifests([("a", first)], []).library == "torchvision"
+    assert both.provider == "" and merge_manifests([("a", first)], []).provider == "torchvision"
     assert both.classes == second.classes
     assert both.class_counts == [*(count + 1 for count in one.class_counts), 26]
     assert both.mask["coverage_mean"] == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)

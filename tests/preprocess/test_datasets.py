@@ -214,7 +214,7 @@ def test_files_that_are_there_are_read_in_torchvisions_layout(
         monkeypatch.setattr(module, "check_integrity", lambda *_, **__: True)
     write(tmp_path)
     source = torchvision_source(write.__name__, tmp_path / "none", root=tmp_path)
-    assert (source.name, source.library) == (write.__name__, "torchvision")
+    assert (source.name, source.provider) == (write.__name__, "torchvision")
     assert source.classes[:2] == classes
     for split, count in (("train", train), ("val", val)):
         part = source.splits[split]

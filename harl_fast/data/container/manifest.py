@@ -108,7 +108,7 @@ class Manifest:
     those of its shards' hexadecimal digests, one after another."""
     shards: list[Shard] = field(default_factory=list)
     """Of a set, in the order in which the sample ids run through them; else empty."""
-    library: str = ""
+    provider: str = ""
     """Whose the data set named ``source`` is, with its splits: "torchvision"; empty for files that
     were given, whatever the name of their folder, and for a set that others were added to."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -192,7 +192,7 @@ def merge_manifests(
         classes=classes,
         class_counts=totals,
         source=", ".join(dict.fromkeys(each.source for each in manifests)),
-        library=manifests[0].library if len({each.library for each in manifests}) == 1 else "",
+        provider=manifests[0].provider if len({each.provider for each in manifests}) == 1 else "",
         mask=merged([each.mask for each in manifests], counts),
         store=merged([each.store for each in manifests], counts),
         skipped=sum(each.skipped for each in manifests),
