@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, library
 from torch.multiprocessing.spawn import spawn
 from torch.nn.modules._functions import SyncBatchNorm
 
@@ -35,9 +35,9 @@ RATIOS = (
 )
 
 
-def lend_kernels() -> torch.library.Library:
+def lend_kernels() -> library.Library:
     """Give torch's SyncBatchNorm the kernels that it lacks on a CPU; keep what is returned."""
-    library = torch.library.Library("aten", "IMPL")
+    lent = library.Library("aten", "IMPL")
     for name, kernel in (
         ("batch_norm_stats", _stats),
         ("batch_norm_gather_stats_with_counts", _gather),
@@ -45,8 +45,8 @@ def lend_kernels() -> torch.library.Library:
         ("batch_norm_backward_reduce", _reduce),
         ("batch_norm_backward_elemt", _backward),
     ):
-        library.impl(name, kernel, "CPU")
-    return library
+        lent.impl(name, kernel, "CPU")
+    return lent
 
 
 def _stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from harl_fast.errors import ConfigError
 from harl_fast.model.precision import widened, without_autocast
@@ -155,7 +155,7 @@ def _contents(layer: nn.Module) -> tuple[dict[str, Any], ...]:
 # Operations of their own, which torch.compile calls without looking inside.
 
 
-@torch.library.custom_op("harl_fast::rank_norm", mutates_args=())
+@library.custom_op("harl_fast::rank_norm", mutates_args=())
 def rank_norm(
     rows: Tensor, weight: Tensor, bias: Tensor, eps: float, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,7 +175,7 @@ def rank_norm(
     return _together(normalised), mean, var
 
 
-@torch.library.custom_op("harl_fast::rank_norm_backward", mutates_args=())
+@library.custom_op("harl_fast::rank_norm_backward", mutates_args=())
 def _rank_norm_backward(
     grad: Tensor, rows: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:

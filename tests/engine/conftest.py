@@ -44,6 +44,14 @@ def run(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of labelled containers of train and val; tests leave them as they are."""
+    from tests.engine.tuning import write_sets
+
+    return write_sets(tmp_path_factory.mktemp("sets") / "colours")
+
+
 @pytest.fixture
 def folder(run: Path, tmp_path: Path) -> Path:
     """Return a copy of the finished run."""

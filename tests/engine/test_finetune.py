@@ -39,11 +39,6 @@ from tests.engine.tuning import (
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sets(tmp_path_factory.mktemp("sets") / "colours")
-
-
-@pytest.fixture(scope="module")
 def tuned(
     machine: Machine, run: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

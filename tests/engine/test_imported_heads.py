@@ -15,15 +15,10 @@ from harl_fast.errors import ConfigError
 from harl_fast.tools.export import export_encoder
 from harl_fast.tools.hub import load
 from tests.betons import write_beton
-from tests.engine.tuning import CLASSES, saved, tinted_item, tune, write_sets
+from tests.engine.tuning import CLASSES, saved, tinted_item, tune
 
 NAMES = tuple(f"class{n}" for n in range(CLASSES))
 HEAD = "online.heads.0.weight"
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sets(tmp_path_factory.mktemp("sets") / "colours")
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,7 @@ from harl_fast.eval.results import read_result
 from harl_fast.tools.card import results_of
 from harl_fast.tools.comparison import find_results, freshly_initialised
 from tests.engine.support import CPU
-from tests.engine.tuning import BATCH, CLASSES, leave_at, trained_further, write_sets
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sets(tmp_path_factory.mktemp("sets") / "colours")
+from tests.engine.tuning import BATCH, CLASSES, leave_at, trained_further
 
 
 def test_the_linear_protocol_chooses_on_held_out_images(
