@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harl_fast.data.container.fields import MODE_NAMES
 from harl_fast.data.container.manifest import Manifest
+from harl_fast.data.container.stores import Store
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.order import spread
 from harl_fast.data.views.crop import ViewGeometry
@@ -19,7 +20,6 @@ from harl_fast.errors import DataError
 from harl_fast.host import CACHE_SHARE, available_bytes
 from preprocess.build import build
 from preprocess.convert import Sample, Settings, Task, convert
-from preprocess.encode import Store
 from preprocess.masks.registry import parse_spec
 from preprocess.places import LocalPlace
 from preprocess.sources import Source, Split

@@ -24,7 +24,7 @@ from preprocess.sources.archives import scratch_beside
 from preprocess.sources.options import add_choices, choices_of
 
 if TYPE_CHECKING:
-    from preprocess.encode import Store
+    from harl_fast.data.container.stores import Store
 
 MASK_SIZE_PX = 128
 """Methods make masks of 64 or 128 px, which this holds as they are. Halving the latter costs 2 to 3
@@ -104,7 +104,7 @@ def _path_or_url(text: str) -> Path | str:
 
 
 def _store(text: str) -> Store:
-    from preprocess.encode import parse_store  # takes seconds
+    from harl_fast.data.container.stores import parse_store  # takes seconds
 
     return parse_store(text)
 

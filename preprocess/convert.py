@@ -8,7 +8,8 @@ from typing import NamedTuple
 import cv2
 
 from harl_fast.data.container.fields import MODE_JPG, pack_mask, resize_mask
-from preprocess.encode import DEFAULT_STORE, Store, encode
+from harl_fast.data.container.stores import DEFAULT_STORE, Store
+from preprocess.encode import encode
 from preprocess.images import Frame, decode_image, shrink
 from preprocess.masks.registry import find_method
 from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks

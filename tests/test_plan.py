@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from harl_fast.config import ModelConfig, RunConfig, load_config
+from harl_fast.data.container.stores import parse_store
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError
 from harl_fast.model.backbones import build_backbone
@@ -139,13 +140,13 @@ def test_an_image_costs_the_sum_of_its_parts() -> None:
         + 0.12 * sum(covered.boxes) * raw["cut"].value
         + (64**2 + 128**2) / 1e6 * raw["written"].value
     ) / costs.scaling.value
-    plain = loader.image_us({"raw": 1.0}, views, megapixels=0.12, coloured=False)
+    plain = loader.image_us(parse_store("raw"), views, megapixels=0.12, coloured=False)
     assert plain == pytest.approx(by_hand)
-    coloured = loader.image_us({"raw": 1.0}, views, megapixels=0.12, coloured=True)
+    coloured = loader.image_us(parse_store("raw"), views, megapixels=0.12, coloured=True)
     extra = (64**2 + 128**2) / 1e6 * costs.colour_us_per_mpx.value / costs.scaling.value
     assert coloured - plain == pytest.approx(extra)
-    jpg = loader.image_us({"jpg": 1.0}, views, megapixels=0.12, coloured=False)
-    mixed = loader.image_us(loader.parse_store("mix:0.25"), views, megapixels=0.12, coloured=False)
+    jpg = loader.image_us(parse_store("jpg"), views, megapixels=0.12, coloured=False)
+    mixed = loader.image_us(parse_store("mix:0.25"), views, megapixels=0.12, coloured=False)
     assert mixed == pytest.approx(0.25 * plain + 0.75 * jpg)
 
 

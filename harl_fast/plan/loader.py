@@ -17,15 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harl_fast.data.container.stores import Store
 from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
-from harl_fast.errors import ConfigError, shown
-from harl_fast.options import to_float
 from harl_fast.plan.hardware import MEGA, Case, hardware
 from harl_fast.rng import GEOMETRY, stream
 
 STORED_BYTES = {"raw": 3.0, "yuv420": 1.5}
 """Bytes per pixel; those of a JPEG depend on its content."""
-STORES = ("jpg", "passthrough", *STORED_BYTES)
 ASPECT = 4 / 3
 """Width over height of the images assumed."""
 _DRAWS = 400
@@ -42,30 +40,10 @@ class Shares(NamedTuple):
     """Of each view's box."""
 
 
-def parse_store(text: str) -> dict[str, float]:
-    """Return the share of the images that each store has, of a text such as raw or mix:0.25.
-
-    Raises ConfigError.
-    """
-    kind, *rest = text.split(":")
-    try:
-        if kind in STORES and not rest:
-            return {kind: 1.0}
-        share = to_float(rest[0])
-        other = rest[1] if len(rest) > 1 else "raw"
-        if kind == "mix" and len(rest) <= 2 and other in STORED_BYTES and 0.0 < share < 1.0:
-            return {other: share, "jpg": 1.0 - share}
-    except (ValueError, IndexError):
-        pass
-    raise ConfigError(
-        f"{shown(text)} is no store: {', '.join(STORES)}, mix:P or mix:P:yuv420 with P in (0, 1)"
-    )
-
-
-def stored_bytes(store: dict[str, float], *, megapixels: float) -> float:
+def stored_bytes(store: Store, *, megapixels: float) -> float:
     """Return the mean bytes of an image."""
     jpg = hardware().store["jpg_bytes_per_pixel"].value
-    per_pixel = sum(share * STORED_BYTES.get(name, jpg) for name, share in store.items())
+    per_pixel = sum(share * STORED_BYTES.get(name, jpg) for name, share in store.shares.items())
     return megapixels * MEGA * per_pixel
 
 
@@ -90,7 +68,7 @@ def shares(views: tuple[ViewGeometry, ...], *, height: int, width: int) -> Share
 
 
 def image_us(
-    store: dict[str, float],
+    store: Store,
     views: Sequence[ViewGeometry],
     *,
     megapixels: float,
@@ -99,7 +77,7 @@ def image_us(
 ) -> float:
     """Return the microseconds of one core, among others at work, per image.
 
-    store: of `parse_store`. megapixels: of a stored image, taken to be 4 : 3. coloured: whether the
+    megapixels: of a stored image, taken to be 4 : 3. coloured: whether the
     loader colours the views.
     """
     costs = hardware().loader
@@ -107,7 +85,7 @@ def image_us(
     covered = shares(tuple(views), height=round(height), width=round(height * ASPECT))
     written = sum(view.size_px**2 for view in views) / MEGA
     total = written * costs.colour_us_per_mpx.value if coloured else 0.0
-    for name, share in store.items():
+    for name, share in store.shares.items():
         # The files' own JPEGs have no segments to leave out.
         union = 1.0 if name == "passthrough" else covered.union
         amounts = {

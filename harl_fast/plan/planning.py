@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from harl_fast.config import RunConfig
+from harl_fast.data.container.stores import parse_store
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.engine.views import loader_colours, view_geometry, views_at
 from harl_fast.errors import ConfigError
@@ -185,7 +186,7 @@ def make_plan(request: Request) -> Plan:
     counts = Counter(sizes_of.values()) if len(epochs) > 1 else {sizes_of[0]: config.epochs}
     works = {sizes: pretraining_work(config, sizes, half=request.half) for sizes in counts}
     image_bytes = request.image_bytes or loader.stored_bytes(
-        loader.parse_store(request.store), megapixels=request.megapixels
+        parse_store(request.store), megapixels=request.megapixels
     )
     in_ram = image_bytes * request.images <= CACHE_SHARE * request.ram_bytes
     store_rate = math.inf if in_ram else request.nodes * request.disk_bytes_s / image_bytes
@@ -232,7 +233,7 @@ def _loader_us(request: Request, views: list[ViewGeometry], case: Case) -> float
     if measured is not None and sizes in measured.loader_us:
         return measured.loader_us[sizes][CASES.index(case)]
     return loader.image_us(
-        loader.parse_store(request.store),
+        parse_store(request.store),
         views,
         megapixels=request.megapixels,
         coloured=loader_colours(request.config, request.device),

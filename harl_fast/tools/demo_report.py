@@ -16,6 +16,7 @@ from harl_fast.program import run_main
 from harl_fast.runfiles import RunFolder, home
 
 if TYPE_CHECKING:
+    from harl_fast.data.container.manifest import Manifest
     from harl_fast.engine.networks import Pretrained
     from harl_fast.tools.demo_scores import Accuracy
 
@@ -70,12 +71,14 @@ def main(argv: list[str] | None = None) -> int:
     """Judge, draw and print; return the exit code."""
     args = parse(argv)
     # Imported late: torch takes seconds, which --help and usage errors need not wait for.
+    from harl_fast.data.container.manifest import find_container, read_manifest
     from harl_fast.engine.networks import load_pretrained, random_like
     from harl_fast.tools import charts, demo_pictures
     from harl_fast.tools.demo_scores import chance, extract_splits, judge
 
     charts.check_extra()
     check_output(args.out, option="--out", folder=True)
+    manifests = {split: read_manifest(find_container(args.data, split)) for split in SPLITS}
     masked, without = load_pretrained(args.masked), load_pretrained(args.without)
     encoders = {RANDOM: random_like(masked, seed=args.seed), WITHOUT: without, WITH: masked}
     features = {
@@ -83,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     found = {name: judge(*each, seed=args.seed) for name, each in features.items()}
     guessed = chance(features[RANDOM][0])
-    _write_figures(args, encoders, found)
+    _write_figures(args, encoders, found, manifests)
     title = "Demo set: what is read out of frozen features (masks are used in training only)"
     picture = demo_pictures.bars(found, chance=guessed, title=title)
     write_bytes(args.out / "accuracy.png", picture)
@@ -91,18 +94,22 @@ def main(argv: list[str] | None = None) -> int:
     picture = demo_pictures.neighbours(features, args.data, title=title, seed=args.seed)
     write_bytes(args.out / "neighbours.png", picture)
     scenes = len(features[RANDOM][0].scenes.labels.unique())
-    about, words = _about(args, encoders, scenes), textwrap.wrap(BY_DESIGN, 96)
+    about, words = _about(args, encoders, manifests, scenes=scenes), textwrap.wrap(BY_DESIGN, 96)
     print("\n".join(["", *about, "", table(found, chance=guessed), "", *words, ""]))
     for name in (FIGURES, "accuracy.png", "neighbours.png"):
         print(one_line(f"{name}: {args.out / name}"))
     return 0
 
 
-def _about(args: argparse.Namespace, encoders: Mapping[str, Pretrained], scenes: int) -> list[str]:
+def _about(
+    args: argparse.Namespace,
+    encoders: Mapping[str, Pretrained],
+    manifests: Mapping[str, Manifest],
+    *,
+    scenes: int,
+) -> list[str]:
     """Return lines on the set and on both runs, from the files that they left."""
-    from harl_fast.data.container.manifest import find_container, read_manifest
-
-    train, val = (read_manifest(find_container(args.data, split)) for split in SPLITS)
+    train, val = (manifests[split] for split in SPLITS)
     lines = [
         f"demo set: {train.count:,} training and {val.count:,} validation images of "
         f"{len(train.classes)} objects before {scenes} scenes; objects cover "
@@ -136,12 +143,11 @@ def _write_figures(
     args: argparse.Namespace,
     encoders: Mapping[str, Pretrained],
     found: Mapping[str, Mapping[str, Accuracy]],
+    manifests: Mapping[str, Manifest],
 ) -> None:
-    from harl_fast.data.container.manifest import find_container, read_manifest
     from harl_fast.engine.provenance import code_version
     from harl_fast.results import write_result
 
-    manifests = {split: read_manifest(find_container(args.data, split)) for split in SPLITS}
     provenance = {
         "weights": {name: each.weights_sha256 for name, each in encoders.items()},
         "data": {split: each.beton_sha256 for split, each in manifests.items()},

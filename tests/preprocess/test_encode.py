@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from harl_fast.data.container.fields import MODE_JPG, MODE_RAW, MODE_YUV420, stored_bytes
+from harl_fast.data.container.stores import Store, parse_store
+from harl_fast.errors import ConfigError
 from preprocess.arrays import Pixels
 from preprocess.encode import (
-    Store,
     encode,
     encode_jpeg,
     encode_yuv420,
-    parse_store,
     restart_interval,
 )
 from tests.preprocess.support import photo, same_colours
@@ -153,7 +153,7 @@ def test_a_store_has_a_name_that_reads_back(text: str) -> None:
     "text", ["", "png", "mix", "mix:0", "mix:1", "mix:nan", "mix:x", "mix:0.5:jpg", "jpg:3", "raw:"]
 )
 def test_what_is_no_store_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no store|between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"is no store|between 0 and 1"):
         parse_store(text)
 
 

@@ -15,10 +15,10 @@ from pydantic import Field
 
 from harl_fast.data.container.fields import resize_mask, unpack_mask
 from harl_fast.data.container.manifest import read_manifest
+from harl_fast.data.container.stores import Store
 from harl_fast.errors import ConfigError, DataError, HarlError
 from preprocess import beton
 from preprocess.convert import Sample, Settings, Task, convert
-from preprocess.encode import Store
 from preprocess.masks import find_mask, open_method, parse_spec, runner
 from preprocess.masks.binary import centre_ellipse
 from preprocess.masks.registry import MASK_METHODS, find_method, method_facts, try_method

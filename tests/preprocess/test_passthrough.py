@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from harl_fast.data.container.fields import MODE_JPG
+from harl_fast.data.container.stores import parse_store
 from preprocess.convert import Sample, Settings, Task, convert
-from preprocess.encode import parse_store
 from preprocess.masks import parse_spec
 from preprocess.passthrough import NotTakenError, take_jpeg
 from preprocess.sources import Rejected

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harl_fast.data.container.stores import parse_store
 from preprocess import beton as converter
 from preprocess.convert import Sample, Settings, Task, convert
-from preprocess.encode import parse_store
 from preprocess.images import decode_image
 from preprocess.masks import parse_spec
 from preprocess.reading import Reading, UnusableImageError
