@@ -12,16 +12,16 @@ from pathlib import Path
 from harl_fast.data.container.manifest import Manifest
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output
+from harl_fast.pool import ordered_map
 from preprocess.adding import Base
 from preprocess.assemble import OF_A_SET, Existing, Plan, assemble
 from preprocess.convert import Settings, convert
+from preprocess.images.reading import DEFAULT_READING
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.sources import MaskList, open_masks
 from preprocess.places import LocalPlace, Place
-from preprocess.pool import ordered_map
 from preprocess.publish import publish
 from preprocess.ray import cluster, convert_on
-from preprocess.reading import DEFAULT_READING
 from preprocess.shards import BESIDE, Job, write_shard
 from preprocess.sources import Source
 from preprocess.summary import summarise

@@ -241,7 +241,7 @@ class Finetuning(Job):
     ) -> Loop:
         """Return the training; in mode eval there is nothing left of it."""
         from harl_fast.engine.loop import Loop
-        from harl_fast.engine.monitor.monitor import Monitor
+        from harl_fast.engine.monitoring import Monitor
         from harl_fast.engine.supervised import TuneStepper
 
         start = self._start

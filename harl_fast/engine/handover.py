@@ -45,13 +45,13 @@ def _sizes(folder: RunFolder) -> dict[str, int]:
 
 def _exchange(source: Path | None, target: Path | None, tree: dict[str, Any]) -> dict[str, Any]:
     """Send a tree and the files that it names from rank 0's folder into others'; return it."""
-    from harl_fast.engine import deepspeed as ds
+    from harl_fast import collectives
 
     text = torch.frombuffer(bytearray(json.dumps(tree).encode()), dtype=torch.uint8)
     length = torch.tensor([len(text)])
-    ds.broadcast(length)
+    collectives.broadcast(length)
     text = text if source else torch.empty(int(length), dtype=torch.uint8)
-    ds.broadcast(text)
+    collectives.broadcast(text)
     tree = json.loads(bytes(text.tolist()))
     for name, size in tree["files"].items():
         with contextlib.ExitStack() as files:
@@ -65,7 +65,7 @@ def _exchange(source: Path | None, target: Path | None, tree: dict[str, Any]) ->
                 piece = torch.zeros(min(_PIECE, size - start), dtype=torch.uint8)
                 if reading is not None:
                     reading.readinto(piece.numpy().data)
-                ds.broadcast(piece)
+                collectives.broadcast(piece)
                 if writing is not None:
                     writing.write(piece.numpy().data)
     return tree

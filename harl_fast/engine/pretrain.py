@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.provenance import read_provenance
 from harl_fast.engine.session import Job, leave, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
+from harl_fast.provenance import read_provenance
 from harl_fast.runfiles import RunFolder
 
 if TYPE_CHECKING:
     from harl_fast.data.loader import BetonLoader
     from harl_fast.engine.loop import Loop
-    from harl_fast.engine.monitor.monitor import Sheet
+    from harl_fast.engine.monitoring import Sheet
     from harl_fast.engine.start import Start
     from harl_fast.engine.state import TrainState
 

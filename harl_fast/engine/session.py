@@ -22,16 +22,16 @@ from harl_fast.engine.config import (
 from harl_fast.engine.handover import hand_over, handed_over
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
 from harl_fast.engine.meeting import check_alike, meet
-from harl_fast.engine.provenance import note_start
 from harl_fast.engine.resume import Changes
 from harl_fast.engine.runfolder import begin, mark, open_run_folder, write_configs
-from harl_fast.engine.side import SideOutputs, required
 from harl_fast.engine.stop import Leaving, StopSignal
 from harl_fast.errors import CheckpointError, HarlError
 from harl_fast.files import to_stderr
 from harl_fast.lock import Lock, locked
+from harl_fast.provenance import note_start
 from harl_fast.runfiles import RunFolder
 from harl_fast.section import Section
+from harl_fast.side import SideOutputs, required
 from harl_fast.supervision import supervisors
 from harl_fast.textfile import tree_sha256
 
@@ -190,7 +190,7 @@ def serve(job: Job) -> int:
 
 def _train(job: Job, loop: Loop, folder: RunFolder) -> int:
     """Train, and mark how that ended; return the exit code."""
-    from harl_fast.engine import deepspeed as ds
+    from harl_fast import collectives
     from harl_fast.engine.loop import INTERRUPTED
 
     code, result = loop.run(), loop.result
@@ -198,7 +198,7 @@ def _train(job: Job, loop: Loop, folder: RunFolder) -> int:
     done, reason = result.done, result.reason
     if code == 0 and done and (left := job.after(loop)):
         done, reason = False, left
-    ds.wait_for_all()
+    collectives.wait_for_all()
     job.done = code == 0 and done
     # On every machine, where a script or launch/guard.py may wait for it.
     if loop.state.machine.local_rank == 0 and code in (0, INTERRUPTED):
@@ -246,9 +246,9 @@ def _take(
 
 def _check_step(step: int) -> None:
     """Raise CheckpointError on all ranks if they would start from different steps."""
-    from harl_fast.engine import deepspeed as ds
+    from harl_fast import collectives
 
-    if ds.max_over_ranks(step) != -ds.max_over_ranks(-step):
+    if collectives.max_over_ranks(step) != -collectives.max_over_ranks(-step):
         raise CheckpointError(
             f"the ranks found different checkpoints, this one of step {step}: another job or a "
             f"slow file server changed the folder meanwhile. Start again"

@@ -11,7 +11,6 @@ from harl_fast.data.views.augment import check_augmentations
 from harl_fast.engine.checkpoint.format import Checkpoint, is_before_the_first
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.initial import EncoderFile, open_initial
-from harl_fast.engine.provenance import new_run_id, read_provenance
 from harl_fast.engine.resume import (
     Changes,
     allowed_changes,
@@ -27,6 +26,7 @@ from harl_fast.engine.views import sizes_in
 from harl_fast.errors import CheckpointError
 from harl_fast.model.backbones import feature_size
 from harl_fast.model.loss import term_weights
+from harl_fast.provenance import new_run_id, read_provenance
 from harl_fast.runfiles import RunFolder
 from harl_fast.schedules import weight_schedule
 

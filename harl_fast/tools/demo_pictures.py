@@ -13,7 +13,7 @@ from PIL import Image
 
 from harl_fast import drawing
 from harl_fast.data.container.manifest import find_container, read_manifest
-from harl_fast.data.container.reader import read_samples
+from harl_fast.data.reader import read_samples
 from harl_fast.demoset import scenes_of
 from harl_fast.drawing import Picture
 from harl_fast.eval.knn import nearest

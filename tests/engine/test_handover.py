@@ -31,7 +31,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         else:
             wire.put(tensor.clone())
 
-    monkeypatch.setattr("harl_fast.engine.deepspeed.broadcast", broadcast)
+    monkeypatch.setattr("harl_fast.collectives.broadcast", broadcast)
     monkeypatch.setattr("harl_fast.engine.handover._PIECE", 1000)
 
     def both(rank_0: Callable[[], None], other: Callable[[], Any]) -> Any:

@@ -10,8 +10,8 @@ import time
 from typing import Any
 
 from harl_fast.engine.monitor.sink import LogRecord, Progress, RunInfo, Sink, State
-from harl_fast.engine.side import SideOutputs
 from harl_fast.host import utc_time
+from harl_fast.side import SideOutputs
 
 PERIOD_S = 2.0
 """Shortest time between two writings that are not about another state."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from harl_fast.engine.monitor.nonfinite import SkippedStep
-from harl_fast.engine.side import SideOutputs
 from harl_fast.runfiles import RunFolder
+from harl_fast.side import SideOutputs
 
 State = Literal[
     "starting", "warming", "training", "probing", "saving", "finished", "preempted", "failed"

@@ -15,8 +15,8 @@ from harl_fast.engine.monitor.nonfinite import SkippedStep
 from harl_fast.engine.monitor.runjson import RunJson
 from harl_fast.engine.monitor.sink import FINAL, Figures, LogRecord, Progress, RunInfo, Sink, State
 from harl_fast.engine.monitor.tensorboard import TensorBoard
-from harl_fast.engine.side import SideOutputs
 from harl_fast.files import LiveLine, format_seconds, to_stderr
+from harl_fast.side import SideOutputs
 
 _PROGRESS_PERIOD_S = 0.5
 

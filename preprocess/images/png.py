@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin
 
-from preprocess.arrays import Pixels
-from preprocess.inflate import Inflation
-from preprocess.reading import UnusableImageError
+from preprocess.images.arrays import Pixels
+from preprocess.images.inflate import Inflation
+from preprocess.images.reading import UnusableImageError
 
 SIGNIFICANT = "significant_bits"
 """Key of ``Image.info``: how many bits a PNG's values had originally, by its chunk sBIT."""
