@@ -14,7 +14,7 @@ import torch
 from harl_fast.engine.checkpoint.format import last_name
 from harl_fast.runfiles import LATEST, RunFolder
 
-_PIECE = 1 << 26
+_CHUNK_BYTES = 1 << 26
 """Bytes that are sent at once."""
 
 
@@ -61,8 +61,8 @@ def _exchange(source: Path | None, target: Path | None, tree: dict[str, Any]) ->
             if target is not None:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 writing = files.enter_context(open(target / name, "wb"))
-            for start in range(0, size, _PIECE):
-                piece = torch.zeros(min(_PIECE, size - start), dtype=torch.uint8)
+            for start in range(0, size, _CHUNK_BYTES):
+                piece = torch.zeros(min(_CHUNK_BYTES, size - start), dtype=torch.uint8)
                 if reading is not None:
                     reading.readinto(piece.numpy().data)
                 collectives.broadcast(piece)

@@ -90,7 +90,8 @@ def lineval(
             cache=FeatureCache(run / "features") if cache else None,
             ranks=held.enter_context(_met(machine)),
         )
-        ks = knn or _usual(NEIGHBOURS, samples=evaluator.train_count)
+        count = evaluator.train_count
+        ks = knn or [k for k in NEIGHBOURS if k <= count] or [count]
         asked = {"epochs": epochs, "seed": seed, "protocol": protocol}
         asked |= {"ks": ks, "temperature": knn_temperature}
         settings = {**asked, "random": random, "subset": subset, "subset_seed": subset_seed, **seen}
@@ -154,11 +155,6 @@ def _met(machine: Machine) -> Iterator[Ranks]:
     _meet(machine)
     yield Ranks(machine.rank, machine.ranks, collectives.host_group())
     ds.stop()
-
-
-def _usual(ks: Sequence[int], *, samples: int) -> list[int]:
-    """Return the numbers of neighbours that there are; of a smaller set its own size."""
-    return [k for k in ks if k <= samples] or [samples]
 
 
 def _check(evaluator: Evaluator, loaded: Pretrained, settings: Mapping[str, Any]) -> None:

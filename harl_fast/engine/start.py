@@ -32,7 +32,7 @@ from harl_fast.schedules import weight_schedule
 
 
 @dataclass(frozen=True)
-class Request:
+class StartRequest:
     """What the command line asks for."""
 
     config: str | None
@@ -58,7 +58,7 @@ class Start(Beginning):
         return 0 if self.record is None else self.record.epoch
 
 
-def decide(folder: RunFolder, engine_config: EngineConfig, request: Request) -> Start:
+def decide(folder: RunFolder, engine_config: EngineConfig, request: StartRequest) -> Start:
     """Return what a start is to do; nothing is written.
 
     Raises HarlError if a run to be resumed would not go on as it began, or its files are damaged.
@@ -71,7 +71,7 @@ def decide(folder: RunFolder, engine_config: EngineConfig, request: Request) -> 
 
 
 def _asked_config(
-    folder: RunFolder, request: Request, *, record: RunConfig | None = None
+    folder: RunFolder, request: StartRequest, *, record: RunConfig | None = None
 ) -> RunConfig:
     """Return the configuration that is asked for, see `run_config`.
 
@@ -118,7 +118,7 @@ def _first_start(
     )
 
 
-def _begin_again(folder: RunFolder, engine_config: EngineConfig, request: Request) -> Start:
+def _begin_again(folder: RunFolder, engine_config: EngineConfig, request: StartRequest) -> Start:
     """Return the start of a run that ended before its first checkpoint was complete.
 
     Raises CheckpointError if it did not, so that its checkpoints were lost.
@@ -150,7 +150,7 @@ def _begin_again(folder: RunFolder, engine_config: EngineConfig, request: Reques
     )
 
 
-def _continue(folder: RunFolder, engine_config: EngineConfig, request: Request) -> Start:
+def _continue(folder: RunFolder, engine_config: EngineConfig, request: StartRequest) -> Start:
     """Return the start of a run that goes on after its latest checkpoint."""
     checkpoint, run_id = open_latest(folder)
     record, notes = checkpoint.record, [*checkpoint.notes]
@@ -178,7 +178,7 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, request: Request) 
 
 
 def _allowed_changes(
-    request: Request,
+    request: StartRequest,
     before: tuple[RunConfig, EngineConfig],
     now: tuple[RunConfig, EngineConfig],
     *,
