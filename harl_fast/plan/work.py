@@ -72,6 +72,7 @@ def _pretraining_work(model: ModelConfig, loss: str, sizes: tuple[int, ...], hal
     )
 
 
+@functools.cache
 def supervised_work(model: ModelConfig, size_px: int, *, half: bool = True) -> Work:
     """Return the work of supervised training: the backbone alone, forward and backward."""
     with torch.device("meta"):
