@@ -24,13 +24,19 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the values and the unknown words, as argparse does; it names these by itself."""
         needed = [action for action in self._actions if action.required]
+        # Of defaults in text, which argparse reads first: some import what takes seconds.
+        types = {each: each.type for each in self._actions if isinstance(each.default, str)}
         for action in needed:
             action.required = False
+        for action in types:
+            action.type = None
         try:
-            found, unknown = super().parse_known_args(args, namespace)
+            found, unknown = super().parse_known_args(args)
         finally:
             for action in needed:
                 action.required = True
+            for action, kind in types.items():
+                action.type = kind
         missing = [
             "/".join(action.option_strings) or str(action.metavar or action.dest)
             for action in needed
@@ -41,7 +47,7 @@ class Parser(argparse.ArgumentParser):
             if unknown:
                 text += f"; unrecognized arguments: {' '.join(map(one_line, unknown))}"
             self.error(text)
-        return found, unknown
+        return super().parse_known_args(args, namespace)
 
 
 def to_int(text: str) -> int:
