@@ -128,6 +128,7 @@ TAKES_preview = DATA DATASET OUT RUN CONFIG COUNT SET ARGS
 TAKES_bench-loader = DATA ARGS
 TAKES_bench-step = DATA ARGS
 TAKES_bench-eval = DATA ARGS
+TAKES_bench-learning = DATA SEEDS EPOCHS ARGS
 TAKES_bench-plan = DATA ARGS
 TAKES_bench-convert = DATA ARGS
 TAKES_bench-masks = HORSES PHOTOS STAMPS NETWORK ONNX ARGS
@@ -151,8 +152,8 @@ export PATH := $(BIN):$(PATH)
 option = $(if $(2),$(1) "$(2)")
 
 .PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo evidence lineval finetune \
-	cifar10 pictures compare export plan preview bench bench-convert bench-eval bench-loader bench-masks bench-plan \
-	bench-step clean
+	cifar10 pictures compare export plan preview bench bench-convert bench-eval bench-learning bench-loader bench-masks \
+	bench-plan bench-step clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
@@ -308,6 +309,10 @@ bench-step: setup ## Compare the training step with bare PyTorch and lightly [DA
 
 bench-eval: setup ## Compare evaluation with scikit-learn and bare PyTorch, in turns [DATA=<containers>] [ARGS="--only V1"]
 	"$(BIN)/python" -m benchmarks.evaluate $(call option,--data,$(DATA)) $(ARGS)
+
+bench-learning: setup ## Compare what is learnt with lightly's BYOL at equal settings (an hour): DATA=<photos> [SEEDS=] [EPOCHS=]
+	"$(BIN)/python" -m benchmarks.learning $(call option,--data,$(DATA)) $(call option,--seeds,$(SEEDS)) \
+		$(call option,--epochs,$(EPOCHS)) $(ARGS)
 
 bench-plan: setup ## Compare what plan predicts with what is measured here [DATA=<photos>]
 	"$(BIN)/python" -m benchmarks.plan $(call option,--data,$(DATA)) $(ARGS)
