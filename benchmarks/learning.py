@@ -29,7 +29,7 @@ from benchmarks.step_setup import CPU
 from harl_fast.config import RunConfig, ViewConfig, load_config
 from harl_fast.data.container.manifest import find_container, read_manifest
 from harl_fast.engine.networks import load_pretrained, untrained
-from harl_fast.engine.provenance import code_version
+from harl_fast.provenance import code_version
 from harl_fast.engine.schedule import Schedule
 from harl_fast.errors import ConfigError, DataError, HarlError, one_line
 from harl_fast.files import check_output, format_seconds

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from harl_fast.data.container.manifest import find_container, read_manifest
 from harl_fast.demoset import SIDE_PX, holds
-from harl_fast.engine.provenance import code_version
+from harl_fast.provenance import code_version
 from harl_fast.engine.runfolder import json_lines
 from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.files import format_seconds, write_json
