@@ -25,11 +25,9 @@ from torchvision import transforms as T
 
 from benchmarks.process import machine_facts
 from benchmarks.step import LIGHTLY
-from benchmarks.step_setup import CPU
 from harl_fast.config import RunConfig, ViewConfig, load_config
 from harl_fast.data.container.manifest import find_container, read_manifest
 from harl_fast.engine.networks import load_pretrained, untrained
-from harl_fast.provenance import code_version
 from harl_fast.engine.schedule import Schedule
 from harl_fast.errors import ConfigError, DataError, HarlError, one_line
 from harl_fast.files import check_output, format_seconds
@@ -38,11 +36,12 @@ from harl_fast.model.pool import global_mean
 from harl_fast.optim.groups import param_groups
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
+from harl_fast.provenance import code_version
 from harl_fast.results import write_result
 from harl_fast.runfiles import discard_run
 from harl_fast.steps import run
 from harl_fast.textfile import read_json
-from harl_fast.tools.evidence import pretraining, settle
+from harl_fast.tools.evidence import CPU, pretraining, settle
 from harl_fast.tools.evidence_arms import STORED_PX
 from harl_fast.tools.evidence_scores import judge_photos
 from harl_fast.tools.paired import over_repeats
@@ -149,7 +148,7 @@ def train_and_judge(
     if name == "ours":
         folder = args.out / f"run-{seed}"
         discard_run(folder, engine=CPU)
-        run(*pretraining("small", words, data, folder, engine=CPU, precision=precision))
+        run(*pretraining("small", words, data, folder, precision=precision))
         spent, encoder = time.monotonic() - start, load_pretrained(folder)
     else:
         backbone = train_lightly(config, args.data / "train", half=precision == "bf16")

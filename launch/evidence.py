@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harl_fast.errors import ConfigError, one_line
+from harl_fast.errors import one_line
 from harl_fast.files import check_output
 from harl_fast.lock import lock_beside, locked
 from harl_fast.options import whole_number
@@ -31,11 +31,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--epochs", type=whole_number(1, 10**6), metavar="N", help="of each (the suites')")
     add("--out", type=Path, help="all that is made (runs/evidence, or runs/evidence-quick)")
     add("--page", type=Path, help=f"what was found ({PAGE}; with --quick: in --out)")
-    add("--engine", type=Path, default=Path("ds_configs/cpu.json"), help="(%(default)s)")
     args = parser.parse_args(argv)
     args.out = ROOT / (args.out or Path("runs") / f"evidence{'-quick' * args.quick}")
     args.page = ROOT / (args.page or (args.out / PAGE.name if args.quick else PAGE))
-    args.engine = ROOT / args.engine
     return args
 
 
@@ -51,13 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     plan = load_plan(ROOT / "experiments", quick=args.quick, seeds=args.seeds, epochs=args.epochs)
     todo = chosen(plan.trials, args.only)
     check_data(args.data)
-    if not args.engine.is_file():
-        raise ConfigError(f"--engine {args.engine} is not there: give such as ds_configs/cpu.json")
     check_output(args.out, option="--out", folder=True)
     check_output(args.page, option="--page")
     with locked(lock_beside(args.out), output=args.out):
         settings = settle(args.out, photos=args.data)
-        evidence = Evidence(args.out, settings, args.engine, quick=args.quick)
+        evidence = Evidence(args.out, settings, quick=args.quick)
         if settings.photos is None and any(trial.kind == "photos" for trial in todo):
             print("photos are left out: give their folder, --data or DATA=")
             todo = [trial for trial in todo if trial.kind != "photos"]

@@ -14,15 +14,15 @@ from pydantic import BaseModel
 
 from harl_fast.data.container.manifest import find_container, read_manifest
 from harl_fast.demoset import SIDE_PX, holds
-from harl_fast.provenance import code_version
 from harl_fast.engine.runfolder import json_lines
 from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.files import format_seconds, write_json
 from harl_fast.host import cpu, usable_cores
 from harl_fast.kinds import of_kind
+from harl_fast.provenance import code_version
 from harl_fast.results import write_result
 from harl_fast.runfiles import RunFolder, discard_run
-from harl_fast.steps import TRAINING, run
+from harl_fast.steps import ROOT, TRAINING, run
 from harl_fast.textfile import read_json, tree_sha256
 from harl_fast.tools.curves import probe_curves
 from harl_fast.tools.evidence_arms import DRAWN, NETWORK, STORED_PX, Kind, Trial
@@ -32,6 +32,8 @@ READ_OUTS_VERSION = 1
 QUICK_NETWORK = "0.02"
 """Training time of the mask network in the quick form, relative to the usual one."""
 SPLITS = ("train", "val")
+CPU = ROOT / "ds_configs" / "cpu.json"
+"""The engine of all trainings: one rank, batch 64, on any machine."""
 Results = Mapping[Trial, Mapping[str, Any]]
 
 
@@ -71,7 +73,6 @@ class Evidence:
     out: Path
     """Absolute, as all paths are that are handed on."""
     settings: Settings
-    engine: Path
     quick: bool = False
 
     def provenance(self, trial: Trial) -> dict[str, Any]:
@@ -88,8 +89,8 @@ class Evidence:
             path = self._result(trial)
             tree = read_json(path, error=DataError, most_bytes=1 << 20) if path.exists() else {}
             if tree.get("provenance") == self.provenance(trial):
-                found[trial.slug] = tree
-        return {trial: found[trial.slug] for trial in trials if trial.slug in found}
+                found[trial] = tree
+        return found
 
     def run(self, trial: Trial) -> None:
         """Train, unless that is done already, and judge; write the result."""
@@ -129,9 +130,9 @@ class Evidence:
         data = self._containers(trial, trial.arm.masks)
         words = None if any(files.checkpoints.glob("step-*.json")) else trial.words
         if words is not None:
-            discard_run(folder, engine=self.engine)
-        precision, preset = self.settings.precision, trial.suite.preset
-        run(*pretraining(preset, words, data, folder, engine=self.engine, precision=precision))
+            discard_run(folder, engine=CPU)
+        precision = self.settings.precision
+        run(*pretraining(trial.suite.preset, words, data, folder, precision=precision))
         if not files.finished.exists():
             raise HarlError(f"{folder} was stopped before its end; the same command goes on")
         return folder
@@ -139,14 +140,13 @@ class Evidence:
     def _of_training(self, trial: Trial, folder: Path) -> dict[str, Any]:
         """Return what a run's log says: its length, its time, its probes."""
         logged = json_lines(RunFolder(folder).metrics)
-        rates = [each["img_s"] for each in logged if isinstance(each.get("img_s"), int | float)]
-        rate = statistics.median(rates) if rates else 0.0
+        rate = statistics.median(each["img_s"] for each in logged if "img_s" in each)
+        batch = read_json(RunFolder(folder).engine, error=DataError)["train_batch_size"]
         data = read_manifest(find_container(self._containers(trial, trial.arm.masks), "train"))
-        images = trial.config.epochs * data.count
+        images = batch * max(each["step"] for each in logged)
         return {
             "images_seen": images,
-            "images_s": rate,
-            "seconds": images / rate if rate else 0.0,
+            "seconds": images / rate,
             "trained_on": data.beton_sha256,
             "curve": probe_curves(folder)["probe_knn"],
         }
@@ -154,7 +154,7 @@ class Evidence:
     def _judged_on(self, trial: Trial) -> Path:
         if trial.kind == "composites":
             return self._drawn(trial)
-        return self._containers(trial, next(iter(trial.suite.probes.values())))
+        return self._containers(trial, next(iter(trial.suite.probes.values()), "full"))
 
     def _probes(self, trial: Trial) -> dict[str, Path]:
         """Return containers by the name of their masks: none that the arm was trained with."""
@@ -174,13 +174,11 @@ class Evidence:
             method = method.replace(NETWORK, str(self._network(trial)))
         plain = re.sub(r"[^\w.]+", "-", masks).strip("-").lower()
         folder = self._place(trial, plain, masks)
-        source = (
-            self._drawn(trial) / "source" if trial.kind == "composites" else self._photos(trial)
-        )
         if all((folder / f"{split}.json").exists() for split in SPLITS):
             return folder
-        size = ["--mask-size", str(SIDE_PX)] if trial.kind == "composites" else []
-        size = size or ["--max-resolution", str(STORED_PX)]
+        source, size = self._photos(trial), ["--max-resolution", str(STORED_PX)]
+        if trial.kind == "composites":
+            source, size = self._drawn(trial) / "source", ["--mask-size", str(SIDE_PX)]
         command = ["-m", "preprocess.beton", "--data", source, "--out", folder, *size]
         run(*command, "--mask-method", method)
         return folder
@@ -226,11 +224,10 @@ def pretraining(
     data: Path,
     folder: Path,
     *,
-    engine: Path,
     precision: str,
 ) -> list[str | Path]:
     """Return the command of a training, for `steps.run`. words: overrides; None goes on with it."""
-    command: list[str | Path] = [*TRAINING, "launch/pretrain.py", "--deepspeed_config", engine]
+    command: list[str | Path] = [*TRAINING, "launch/pretrain.py", "--deepspeed_config", CPU]
     command += ["--data", data, "--run", folder, "--quiet"]
     if words is None:
         return [*command, "--resume"]

@@ -52,7 +52,6 @@ def test_without_photos_composites_alone_are_run(
     ("options", "said"),
     [
         (["--only", "composites/exat"], "did you mean 'composites/exact'"),
-        (["--engine", "no.json"], r"no\.json is not there"),
         (["--data", "no-photos"], "no-photos is not there"),
         (["--epochs", "1"], "warmup_epochs"),
     ],

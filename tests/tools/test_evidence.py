@@ -17,8 +17,7 @@ from harl_fast.tools.evidence import Evidence, Settings, check_data, run_all, se
 from harl_fast.tools.evidence_arms import Trial, chosen, load_plan
 from tests.engine.tuning import write_sets
 
-ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "experiments"
+SHIPPED = Path(__file__).parents[2] / "experiments"
 Make = Callable[..., Evidence]
 
 
@@ -42,9 +41,9 @@ class Programs:
         elif "launch/pretrain.py" in command:
             run = RunFolder(given("--run"))
             run.path.mkdir(parents=True, exist_ok=True)
-            for file in (run.config, run.engine):
-                file.touch()
-            run.metrics.write_text('{"step": 1, "img_s": 50.0, "probe_knn": 12.5}\n')
+            run.config.touch()
+            run.engine.write_text('{"train_batch_size": 4}')
+            run.metrics.write_text('{"step": 5, "img_s": 50.0, "probe_knn": 12.5}\n')
             if self.stops:
                 self.stops -= 1
                 return
@@ -79,7 +78,7 @@ def make(tmp_path: Path) -> Make:
     def made(**settings: Any) -> Evidence:
         (tmp_path / "photos" / "train").mkdir(parents=True, exist_ok=True)
         given = {"precision": "fp32", "photos": str(tmp_path / "photos"), **settings}
-        return Evidence(tmp_path / "out", Settings(**given), ROOT / "ds_configs" / "cpu.json")
+        return Evidence(tmp_path / "out", Settings(**given))
 
     return made
 
@@ -94,8 +93,8 @@ def test_what_is_finished_is_not_run_again(programs: Programs, make: Make) -> No
     assert len(calls) == 2 and len(programs.of("launch/pretrain.py")) == 1
     assert len(make().finished(both)) == 2
     result = make().finished(both)[both[1]]
-    assert result["images_seen"] == 2 * 8 and result["seconds"] == pytest.approx(16 / 50)
-    assert result["curve"] == [[1, 12.5]] and result["counts"] == {"train": 8, "val": 4}
+    assert result["images_seen"] == 20 and result["seconds"] == pytest.approx(20 / 50)
+    assert result["curve"] == [[5, 12.5]] and result["counts"] == {"train": 8, "val": 4}
     before = len(programs.commands)
     run_all(make(), both, after=lambda: calls.append(1))
     assert len(programs.commands) == before and len(calls) == 2
