@@ -58,6 +58,7 @@ def composites(*, masks_help: bool = True) -> tuple[Plan, dict[Trial, dict[str, 
 
 def cells(page: str, arm: str, number: int = 0) -> list[str]:
     """Return an arm's cells in the page's table of a number."""
+    page = page.partition("\n## ")[2]  # behind what is asked
     row = re.findall(rf"^\| `{re.escape(arm)}` \| (.*) \|$", page, flags=re.MULTILINE)[number]
     return [cell.strip() for cell in row.split(" | ")]
 
@@ -102,6 +103,8 @@ def test_before_any_run_the_page_says_so(tmp_path: Path) -> None:
     write_page(tmp_path / "page.md", plan, {}, quick=True)
     page = (tmp_path / "page.md").read_text()
     assert "**Not yet run.**" in page and "![" not in page and "## " not in page
+    for trial in plan.trials:
+        assert f"| `{trial.name}` |" in page and trial.arm.asks in page
 
 
 def test_the_quick_form_is_marked(tmp_path: Path) -> None:
