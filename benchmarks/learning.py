@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision import transforms as T
@@ -32,7 +32,6 @@ from harl_fast.engine.schedule import Schedule
 from harl_fast.errors import ConfigError, DataError, HarlError, one_line
 from harl_fast.files import check_output, format_seconds
 from harl_fast.host import usable_cores
-from harl_fast.model.pool import global_mean
 from harl_fast.optim.groups import param_groups
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
@@ -169,72 +168,47 @@ def train_lightly(config: RunConfig, images: Path, *, half: bool) -> Any:
 
     torch.manual_seed(config.seed)
     model, backbone = config.model, untrained(config, seed=config.seed).backbone.train()
-    hidden, out = model.projector_hidden, model.projector_out
-    online = nn.ModuleDict(
-        {
-            "backbone": backbone,
-            "projector": BYOLProjectionHead(backbone.out_channels, hidden, out),
-            "predictor": BYOLPredictionHead(out, model.predictor_hidden, out),
-        }
+    projector = BYOLProjectionHead(
+        backbone.out_channels, model.projector_hidden, model.projector_out
     )
-    target = copy.deepcopy(nn.ModuleList([online["backbone"], online["projector"]]))
-    target.requires_grad_(False)
-    groups = param_groups(online, weight_decay=config.optim.weight_decay)
+    online = nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), projector)
+    target = copy.deepcopy(online).requires_grad_(False)
+    predictor = BYOLPredictionHead(model.projector_out, model.predictor_hidden, model.projector_out)
+    groups = param_groups(
+        nn.ModuleList([online, predictor]), weight_decay=config.optim.weight_decay
+    )
     plain = [{key: group[key] for key in ("params", "weight_decay")} for group in groups]
     optimizer = torch.optim.SGD(plain, lr=config.optim.lr, momentum=config.optim.momentum)
     criterion, loader = NegativeCosineSimilarity(), _loader(config, images)
     schedule = Schedule.of(config, steps_per_epoch=len(loader), batch_global=BATCH)
-    for step, (first, second) in enumerate(_steps(loader, config.epochs)):
+    passes = itertools.chain.from_iterable(itertools.repeat(loader, config.epochs))
+    for step, (views, _) in enumerate(passes):
+        first, second = (view.contiguous(memory_format=torch.channels_last) for view in views)
         now = schedule.at(step)
         for group in optimizer.param_groups:
             group["lr"] = now.lr
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            p0, p1 = (_predicted(online, view) for view in (first, second))
+            p0, p1 = predictor(online(first)), predictor(online(second))
             with torch.no_grad():
-                z0, z1 = (target[1](global_mean(target[0](view))) for view in (first, second))
+                z0, z1 = target(first), target(second)
         loss = 2 * criterion(z0.float(), p1.float()) + 2 * criterion(z1.float(), p0.float())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        for ours, theirs in zip((online["backbone"], online["projector"]), target, strict=True):
-            update_momentum(ours, theirs, m=now.tau)
+        update_momentum(online, target, m=now.tau)
         if (step + 1) % len(loader) == 0:
-            print(
-                f"epoch {(step + 1) // len(loader)} loss {float(loss.detach()) + 4:.4f}", flush=True
-            )
+            epoch = (step + 1) // len(loader)
+            print(f"epoch {epoch}/{config.epochs} loss {float(loss.detach()) + 4:.4f}", flush=True)
     return backbone.eval()
-
-
-def _predicted(online: nn.ModuleDict, view: Tensor) -> Tensor:
-    found: Tensor = online["predictor"](online["projector"](global_mean(online["backbone"](view))))
-    return found
-
-
-def _steps(loader: DataLoader[Any], epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for _ in range(epochs):
-        for views, _ in loader:
-            first, second = (view.contiguous(memory_format=torch.channels_last) for view in views)
-            yield first, second
 
 
 def _loader(config: RunConfig, images: Path) -> DataLoader[Any]:
     chains = [transform(view, config) for view in config.data.views]
-    folder = datasets.ImageFolder(str(images), _Both(chains))
-    workers = usable_cores()
+    folder = datasets.ImageFolder(str(images), lambda image: [chain(image) for chain in chains])
     return DataLoader(
-        folder, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=workers,
+        folder, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=usable_cores(),
         persistent_workers=True,
     )  # fmt: skip
-
-
-class _Both:
-    """Both views of an image."""
-
-    def __init__(self, chains: Sequence[Any]) -> None:
-        self._chains = chains
-
-    def __call__(self, image: Any) -> tuple[Any, ...]:
-        return tuple(chain(image) for chain in self._chains)
 
 
 def transform(view: ViewConfig, config: RunConfig) -> Any:

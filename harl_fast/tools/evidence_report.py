@@ -223,7 +223,7 @@ def _basis(known: dict[Kind, Findings]) -> str:
 
 def _arms(found: Findings) -> bytes:
     """Draw each arm's first read-outs, a point a seed and a bar for the mean."""
-    columns = list(READ_OUTS[found.kind])[:3] + list(READ_OUTS[found.kind])[3:4]
+    columns = list(READ_OUTS[found.kind])[:4]
     names = list(found.results)
     figure, panels = charts.panels(12, 1.2 + 0.36 * len(names), columns=len(columns))
     for axes, by in zip(panels, columns, strict=True):
