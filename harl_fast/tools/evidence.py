@@ -176,9 +176,10 @@ class Evidence:
         folder = self._place(trial, plain, masks)
         if all((folder / f"{split}.json").exists() for split in SPLITS):
             return folder
-        source, size = self._photos(trial), ["--max-resolution", str(STORED_PX)]
         if trial.kind == "composites":
             source, size = self._drawn(trial) / "source", ["--mask-size", str(SIDE_PX)]
+        else:
+            source, size = self._photos(trial), ["--max-resolution", str(STORED_PX)]
         command = ["-m", "preprocess.beton", "--data", source, "--out", folder, *size]
         run(*command, "--mask-method", method)
         return folder
