@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harl_fast.files import write_bytes, write_text
+from harl_fast.files import format_seconds, write_bytes, write_text
 from harl_fast.host import utc_time
 from harl_fast.tools import charts
 from harl_fast.tools.evidence import Results
@@ -117,7 +117,7 @@ def write_page(page: Path, plan: Plan, results: Results, *, quick: bool) -> None
         for trial in plan.trials:
             if trial not in results:
                 missing.setdefault(f"{trial.kind}/{trial.name}", []).append(str(trial.seed))
-        said = "; ".join(f"{arm} (seeds {', '.join(seeds)})" for arm, seeds in missing.items())
+        said = "; ".join(f"{arm} (seed {', '.join(seeds)})" for arm, seeds in missing.items())
         parts.append(f"Missing: {said or 'nothing'}.")
     write_text(page, "\n\n".join(part.strip() for part in parts) + "\n")
 
@@ -146,7 +146,9 @@ def _body(found: Findings, assets: Path) -> list[str]:
     above = (
         f"Points above `{suite.baseline}`, paired by seed; bold where the interval leaves 0 out:"
     )
-    parts += [_table(found, columns, _level), above, _table(found, columns, _above)]
+    parts.append(_table(found, columns, _level))
+    if any(_above(found, arm, columns[0]) != "-" for arm in found.results):
+        parts += [above, _table(found, columns, _above)]
     for masks in suite.probes:
         columns = [f"{what}:{masks}" for what in PROBES]
         if any(found.values(arm, columns[0]) for arm in found.results):
@@ -207,22 +209,28 @@ def _basis(known: dict[Kind, Findings]) -> str:
         trained = [each for each in every if "images_seen" in each]
         counts = every[0]["counts"]
         says = [f"{kind}: {counts['train']:,} training and {counts['val']:,} validation images"]
-        says.append(f"{min(seeds.values())} to {max(seeds.values())} seeds of {len(seeds)} arms")
+        says.append(f"{_span(seeds.values())} seeds of {len(seeds)} arms")
         if trained:
-            seen = sorted({each["images_seen"] for each in trained})
-            hours = sum(each["seconds"] for each in trained) / 3600
+            spent = format_seconds(sum(each["seconds"] for each in trained))
             precision = trained[0]["provenance"]["precision"]
-            says += [f"{' or '.join(f'{n:,}' for n in seen)} images seen in a training",
-                     f"{hours:.1f} hours of training in {precision}"]  # fmt: skip
-        says += [" and ".join(sorted({each["machine"] for each in every}))]
-        dates = sorted(each["time"][:10] for each in every)
-        says.append(f"{dates[0]} to {dates[-1]}, code {every[-1]['code']}")
+            says.append(f"{_span(each['images_seen'] for each in trained)} images in a training")
+            says.append(f"{spent} of training in {precision}")
+        says.append(" and ".join(sorted({each["machine"] for each in every})))
+        dates = _span(each["time"][:10] for each in every)
+        says.append(f"{dates}, code {every[-1]['code']}")
         lines.append(f"- {'; '.join(says)}.")
     return "\n".join([*lines, f"\nWritten {utc_time()}."])
 
 
+def _span(values: Iterable[Any]) -> str:
+    """Return the least and the greatest of numbers or of dates, or the only one."""
+    ordered = sorted(values)
+    ends = (f"{end:,}" if isinstance(end, int) else end for end in (ordered[0], ordered[-1]))
+    return " to ".join(dict.fromkeys(ends))
+
+
 def _arms(found: Findings) -> bytes:
-    """Draw each arm's first read-outs, a point a seed and a bar for the mean."""
+    """Draw each arm's first read-outs: bars for means, points for seeds, lines for intervals."""
     columns = list(READ_OUTS[found.kind])[:4]
     names = list(found.results)
     figure, panels = charts.panels(12, 1.2 + 0.36 * len(names), columns=len(columns))
@@ -233,9 +241,13 @@ def _arms(found: Findings) -> bytes:
         charts.bars(axes, names, means, colours="#9cc3dc", texts=texts)
         for place, each in enumerate(values):
             axes.plot(each, [place] * len(each), ".", color=charts.BLUE)
+            if len(each) > 1:
+                mean = over_repeats(each)
+                axes.plot((mean.low, mean.high), (place, place), color="#222222", linewidth=1)
         if axes is not panels[0]:
             axes.set_yticklabels([])
         axes.margins(x=0.18)
+        axes.set_xlim(left=0)
         axes.set_title(READ_OUTS[found.kind][by])
         axes.set_xlabel("%")
     return charts.png(figure)

@@ -89,9 +89,9 @@ def test_the_page_says_what_it_stands_on_and_what_is_missing(tmp_path: Path) -> 
     write_page(tmp_path / "page.md", plan, part, quick=False)
     page = (tmp_path / "page.md").read_text()
     assert "3,000 training and 1,000 validation images; 2 to 3 seeds of 9 arms" in page
-    assert "45,000 images seen in a training; 1.1 hours of training in bf16" in page  # 23 x 180 s
+    assert "45,000 images in a training; 1h09m of training in bf16" in page  # 23 x 180 s
     assert "2 cores of a processor; 2026-11-20 to 2026-11-22, code 0.1" in page
-    assert "composites/noise-0.5 (seeds 2)." in page and "photos/byol (seeds 0, 1, 2);" in page
+    assert "composites/noise-0.5 (seed 2)." in page and "photos/byol (seed 0, 1, 2);" in page
     assert "quick form" not in page and "Not yet run" not in page
     for name in re.findall(r"!\[[^\]]+\]\((assets/[^)]+)\)", page):
         assert Image.open(tmp_path / name).size[0] > 400
