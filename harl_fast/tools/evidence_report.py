@@ -91,7 +91,7 @@ def verdict(claim: Claim, found: Findings, named: str) -> str:
     elif all(each.clear for each in known.values()):
         head = "Holds"
     said = ", ".join(
-        f"{each.value:+.1f} ({each.low:+.1f} to {each.high:+.1f}) to {other}"
+        f"minus `{other}` {each.value:+.1f} ({each.low:+.1f} to {each.high:+.1f})"
         for other, each in known.items()
     )
     why = {
@@ -99,7 +99,7 @@ def verdict(claim: Claim, found: Findings, named: str) -> str:
         "Not shown": " An interval that holds 0 leaves it open.",
         "Does not hold": f" It is the other way round beside {' and '.join(wrong)}.",
     }[head]
-    return f"**{head}**: {claim.claim}. Points by {named}, {claim.arm}: {said}.{why}"
+    return f"**{head}**: {claim.claim}. By {named}, in points: `{claim.arm}` {said}.{why}"
 
 
 def write_page(page: Path, plan: Plan, results: Results, *, quick: bool) -> None:
@@ -237,8 +237,7 @@ def _arms(found: Findings) -> bytes:
     for axes, by in zip(panels, columns, strict=True):
         values = [list(found.values(name, by).values()) for name in names]
         means = [statistics.fmean(each) for each in values]
-        texts = [f"{mean:.1f}" for mean in means]
-        charts.bars(axes, names, means, colours="#9cc3dc", texts=texts)
+        charts.bars(axes, names, means, colours="#9cc3dc", texts=[""] * len(names))
         for place, each in enumerate(values):
             axes.plot(each, [place] * len(each), ".", color=charts.BLUE)
             if len(each) > 1:
