@@ -120,17 +120,16 @@ class Trial:
         return f"{self.images or 'all'} photos of {STORED_PX} px"
 
     def facts(self, precision: str) -> dict[str, Any]:
-        """Return what decides the training, as JSON values."""
-        config = self.config.model_dump(mode="json") if self.arm.trained else {
-            "seed": self.seed, "model": self.config.model.model_dump(mode="json")
-        }  # fmt: skip
-        masks = self.arm.masks if self.arm.trained else ""
+        """Return what decides the trained network, as JSON values."""
+        whole, trained = self.config.model_dump(mode="json"), self.arm.trained
+        # Random weights know nothing of schedules, masks and precision: none makes them others.
+        fresh = {"seed": self.seed, "model": whole["model"], "views": whole["data"]["views"]}
         return {
             "arm": f"{self.kind}/{self.name}",
             "images": self.source,
-            "masks": masks,
-            "precision": precision if self.arm.trained else "",
-            "config": config,
+            "masks": self.arm.masks if trained else "",
+            "precision": precision if trained else "",
+            "config": whole if trained else fresh,
         }
 
 
