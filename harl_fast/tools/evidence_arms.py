@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harl_fast.config import RunConfig, load_config
-from harl_fast.demoset import SIDE_PX, set_name
+from harl_fast.demoset import IMAGES, SIDE_PX, set_name
 from harl_fast.errors import ConfigError, nearest, shown
 from harl_fast.section import Count, Section, validated
 from harl_fast.textfile import read_yaml
@@ -71,7 +71,7 @@ class Suite(Section):
     epochs: Count | None = None
     """The preset's by default."""
     images: Count | None = None
-    """In both splits together; all by default."""
+    """In both splits together; by default all photos, and as many composites as the demo has."""
     seeds: Count
     """Trainings of each arm."""
     arms: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -215,4 +215,6 @@ def _trial(
     except ConfigError as error:
         raise ConfigError(f"experiments: {kind}/{name}: {error}") from error
     images = suite.quick.images if quick else suite.images
+    if kind == "composites":
+        images = images or IMAGES
     return Trial(kind, name, seed, arm, suite, images, words, config)
