@@ -180,8 +180,8 @@ class Evidence:
             source, size = self._drawn(trial) / "source", ["--mask-size", str(SIDE_PX)]
         else:
             source, size = self._photos(trial), ["--max-resolution", str(STORED_PX)]
-        command = ["-m", "preprocess.beton", "--data", source, "--out", folder, *size]
-        run(*command, "--mask-method", method)
+        where = ("--data", source, "--out", folder)
+        run("-m", "preprocess.beton", *where, *size, "--mask-method", method)
         return folder
 
     def _drawn(self, trial: Trial) -> Path:

@@ -51,7 +51,7 @@ def test_without_photos_composites_alone_are_run(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--only", "composites/exat"], "did you mean 'composites/exact'"),
+        (["--only", "composites/exakt"], "did you mean 'composites/exact'"),
         (["--data", "no-photos"], "no-photos is not there"),
         (["--epochs", "1"], "warmup_epochs"),
     ],
