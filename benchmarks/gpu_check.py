@@ -1,0 +1,236 @@
+"""`make gpu-check`: what only a GPU can prove, in eight minutes on one and without a network.
+
+Sections run one after another, each in a process with a time limit of its own, whatever became of
+those before. What each finds stands in OUT/sections.jsonl as soon as it has ended. The exit code is
+1 if a bar was missed, or a section failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.gpu_sections import SECTIONS, Section, Settings, read_findings
+from benchmarks.process import machine_facts
+from benchmarks.report import Row, bar_table
+from benchmarks.results import write_results
+from harl_fast.errors import ConfigError
+from harl_fast.files import Progress, check_output, format_seconds, write_text
+from harl_fast.options import checked
+from harl_fast.program import run_main
+from harl_fast.steps import ROOT
+from harl_fast.supervision import adopt_orphans
+
+TOTAL_S = 480.0
+"""Of all sections that need one GPU."""
+LEAST_S = 5.0
+"""A section that has less time left is not begun."""
+
+
+@dataclass
+class Outcome:
+    """What became of a section."""
+
+    section: int
+    name: str
+    state: str
+    """done, failed, late (over its limit) or skipped."""
+    reason: str = ""
+    seconds: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+    facts: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def missed(self) -> list[Row]:
+        """The bars that were missed."""
+        return [row for row in self.rows if row.verdict == "MISSED"]
+
+    @property
+    def good(self) -> bool:
+        """Whether it does not fail the check."""
+        failed = self.state in ("failed", "late") or bool(self.missed)
+        return not (failed and SECTIONS[self.section].fatal)
+
+    def line(self) -> str:
+        """Return it as one line of JSON."""
+        rows = [asdict(row) | {"verdict": row.verdict} for row in self.rows]
+        return json.dumps(asdict(self) | {"rows": rows})
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the checked command line."""
+    listed = ", ".join(f"{number} {section.name}" for number, section in enumerate(SECTIONS))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_check", description=__doc__, epilog=f"Sections: {listed}"
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/gpu-check"), help="folder (%(default)s)")
+    about = "cpu: a reduced form that proves the script, no GPU"
+    add("--device", choices=["cuda", "cpu"], default="cuda", help=about)
+    every = tuple(range(len(SECTIONS)))
+    add("--only", type=checked(sections), default=every, metavar="0,1", help="sections (all)")
+    about = "containers in place of the demo set that section 0 draws"
+    add("--data", type=Path, metavar="FOLDER", help=about)
+    return parser.parse_args(argv)
+
+
+def sections(text: str) -> tuple[int, ...]:
+    """Return the sections that a text names. Raises ValueError."""
+    known = {str(number): number for number in range(len(SECTIONS))}
+    if unknown := sorted(set(text.split(",")) - set(known)):
+        raise ValueError(f"{', '.join(unknown)} is none of {', '.join(known)}")
+    return tuple(sorted({known[name] for name in text.split(",")}))
+
+
+def gpus_for(device: str) -> int:
+    """Return how many GPUs the check has. Raises ConfigError if there is none to check."""
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and not found:
+        raise ConfigError(
+            "there is no CUDA device here (see `make doctor`): give --device cpu for the reduced "
+            "form, which proves the script alone"
+        )
+    return found if device == "cuda" else 0
+
+
+def limits(chosen: Sequence[int], *, gpus: int) -> dict[int, float]:
+    """Return the time limits of those sections that can run, by number."""
+    return {number: SECTIONS[number].limit_s for number in chosen if not lacking(number, gpus=gpus)}
+
+
+def lacking(number: int, *, gpus: int) -> str:
+    """Return why a section cannot run, or nothing."""
+    section = SECTIONS[number]
+    if section.gpus <= gpus:
+        return ""
+    return f"needs {section.gpus} GPUs or more, and there {'is' if gpus == 1 else 'are'} {gpus}"
+
+
+def run(
+    number: int, settings: Settings, *, limit_s: float, progress: Progress, section: Section
+) -> Outcome:
+    """Run a section to its end, or to its limit; all processes that it has started end with it."""
+    out = Path(settings.out)
+    found, log = out / f"section-{number}.jsonl", out / f"section-{number}.log"
+    before = set(psutil.Process().children(recursive=True))
+    begun, counted = time.monotonic(), progress.done
+    with open(found, "wb") as lines, open(log, "wb") as messages:
+        child = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.gpu_sections",
+                str(number),
+                json.dumps(vars(settings)),
+            ],
+            cwd=ROOT,
+            stdout=lines,
+            stderr=messages,
+        )
+        try:
+            while child.poll() is None and (passed := time.monotonic() - begun) < limit_s:
+                time.sleep(0.1)
+                progress.advance(counted + int(passed) - progress.done)
+        finally:
+            late = child.poll() is None
+            end(set(psutil.Process().children(recursive=True)) - before)
+            child.wait()
+    progress.advance(counted + round(section.limit_s) - progress.done)
+    state, reason = "done", ""
+    if late:
+        state, reason = "late", f"ended after {limit_s:.0f} s; see {log}"
+    elif child.returncode:
+        state, reason = "failed", f"ended with {child.returncode}: {last_line(log)}; see {log}"
+    rows, facts = read_findings(found)
+    passed = round(time.monotonic() - begun, 1)
+    return Outcome(number, section.name, state, reason, passed, rows, facts)
+
+
+def end(processes: Collection[psutil.Process]) -> None:
+    """End processes at once, and wait until they are gone."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log, which names the error."""
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+
+
+def check(chosen: Sequence[int], settings: Settings, *, gpus: int) -> list[Outcome]:
+    """Run the sections, append each one's line to OUT/sections.jsonl, and return what was found."""
+    listed = Path(settings.out) / "sections.jsonl"
+    write_text(listed, "")
+    allowed = limits(chosen, gpus=gpus)
+    left_s, outcomes = TOTAL_S, []
+    with Progress(round(sum(allowed.values())), label="gpu-check", unit="s at most") as progress:
+        for number in chosen:
+            section = SECTIONS[number]
+            limit_s = section.limit_s if section.gpus > 1 else min(section.limit_s, left_s)
+            if number not in allowed:
+                why = lacking(number, gpus=gpus)
+                outcome = Outcome(number, section.name, "skipped", why)
+            elif limit_s < LEAST_S:
+                why = f"the sections before took the {TOTAL_S:.0f} s that there are"
+                outcome = Outcome(number, section.name, "late", why)
+            else:
+                outcome = run(number, settings, limit_s=limit_s, progress=progress, section=section)
+            left_s -= outcome.seconds if section.gpus <= 1 else 0.0
+            outcomes.append(outcome)
+            with open(listed, "a", encoding="utf-8") as stream:
+                stream.write(outcome.line() + "\n")
+            print(summary(outcome), flush=True)
+    return outcomes
+
+
+def summary(outcome: Outcome) -> str:
+    """Return what became of a section as one line."""
+    state = f"{len(outcome.missed)} missed" if outcome.missed else outcome.state
+    if outcome.state in ("failed", "late") or outcome.missed:
+        state += "" if SECTIONS[outcome.section].fatal else " (does not count)"
+    took = format_seconds(outcome.seconds) if outcome.seconds else ""
+    line = f"{outcome.section} {outcome.name:<14}{state:<12}{took:>6}  {outcome.reason}"
+    return line.rstrip()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the check; 1 if a bar was missed or a section failed."""
+    args = parse(argv)
+    check_output(args.out, option="--out", folder=True)
+    gpus = gpus_for(args.device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    adopt_orphans()  # what a section leaves behind is found below this process, and ended
+    data = args.data or args.out / "work" / "data"
+    settings = Settings(args.device, str(args.out.resolve()), str(data.resolve()))
+    facts: dict[str, Any] = machine_facts()
+    outcomes = check(args.only, settings, gpus=gpus)
+    rows = [row for outcome in outcomes for row in outcome.rows]
+    print(f"\n{bar_table(rows)}\n")
+    for outcome in outcomes:
+        print(summary(outcome))
+        facts |= outcome.facts
+    bars = [row for row in rows if row.verdict]
+    met, good = sum(row.verdict != "MISSED" for row in bars), all(each.good for each in outcomes)
+    told = {"settings": {"device": args.device, "only": args.only}}
+    write_results(args.out / "gpu_check.json", rows, machine=facts, more=told)
+    print(f"\n{met} of {len(bars)} bars met; {'passed' if good else 'FAILED'}; all: {args.out}")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    run_main(main)
