@@ -170,6 +170,7 @@ class Finetuning(Job):
             train_loader,
         )
 
+        self.stage(machine)
         asked = Asked(
             data=self.data,
             needs_val=self.mode != "train",

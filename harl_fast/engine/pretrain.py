@@ -62,6 +62,7 @@ class Pretraining(Job):
         )
         start = decide(folder, engine_config, request)
         start.notes.extend(self._told)
+        self.stage(machine)
         self._loader = build_loader(
             start.config, engine_config, machine, data=self.data, epoch=start.epoch
         )
