@@ -25,12 +25,13 @@ from torch.multiprocessing.spawn import spawn
 
 from benchmarks import step_setup as setup
 from benchmarks.gpu_sections import Findings, Settings
+from harl_fast.collectives import wait_for_all
 from harl_fast.config import RunConfig, override_config
 from harl_fast.data.views.color_device import draw, fused_kernels
 from harl_fast.engine import deepspeed as ds
-from harl_fast.engine.checkpoint.state import collect_state
 from harl_fast.engine.launchers import note_place
 from harl_fast.engine.machine import Machine, this_machine
+from harl_fast.engine.snapshot import collect_state
 from harl_fast.engine.stop import process_age_s
 from harl_fast.engine.trainer import Stepper, build
 from harl_fast.engine.views import build_loader, build_photometric
@@ -336,7 +337,7 @@ def _rank(rank: int, settings: Mapping[str, str], place: Mapping[str, str], out:
         found.append(weights(run))
     if rank == 0:
         Path(out).write_text(json.dumps(distance(found[1], found[0])))
-    ds.wait_for_all()
+    wait_for_all()
     os._exit(0)  # gloo's threads abort some orderly exits
 
 

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from harl_fast.errors import HarlError
-from preprocess.arrays import Map, Mask, Pixels
-from preprocess.masks.binary import centre_prior, otsu_level
+from preprocess.images.arrays import Map, Mask, Pixels
+from preprocess.masks.heuristic.binary import centre_prior, otsu_level
 from preprocess.masks.registry import method_facts, open_method, parse_spec, to_mask
 
 GRABCUT_PX, GRABCUT_ROUNDS, GRABCUT_BOX = 160, 3, 0.88

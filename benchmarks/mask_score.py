@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from preprocess.arrays import Map, Mask
-from preprocess.masks.score import coverage, iou, soft_jaccard, stretch
+from preprocess.images.arrays import Map, Mask
+from preprocess.masks.selftrained.score import coverage, iou, soft_jaccard, stretch
 
 BETA2 = 0.3
 """Weight of recall against precision in F-beta, usual for saliency (Achanta et al., CVPR 2009)."""

@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks import composites
 from harl_fast.errors import DataError
-from preprocess.arrays import Mask, Pixels
+from preprocess.images.arrays import Mask, Pixels
 
 HALVES = ("tune", "held out")
 """Even and odd positions of the sorted names: constants may be chosen on the first only."""

@@ -22,8 +22,8 @@ from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
 from harl_fast.rng import GEOMETRY, stream
-from preprocess.arrays import Mask
-from preprocess.masks.score import CELLS, soft_jaccard
+from preprocess.images.arrays import Mask
+from preprocess.masks.selftrained.score import CELLS, soft_jaccard
 
 SIZES = (32, 64, 112, 128, 224)
 SCALES = ((0.08, 1.0), (0.2, 1.0))

@@ -23,7 +23,7 @@ from benchmarks.results import write_results
 from harl_fast.files import Progress, check_output
 from harl_fast.options import SEED_MAX, whole_number
 from harl_fast.program import run_main
-from preprocess.arrays import Mask, Pixels
+from preprocess.images.arrays import Mask, Pixels
 from preprocess.masks.registry import CHUNK
 
 SPEED_PX, SPEED_COUNT, TURN_S = 300, 48, 0.5

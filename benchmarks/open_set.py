@@ -23,7 +23,7 @@ SHARD, EACH_BYTES, CLASSES, MASK_SIZE = 200_000, 50_000, 1000, 64
 _OPEN = """
 import json, resource, sys, time
 from pathlib import Path
-from harl_fast.data.container.reader import OpenContainer
+from harl_fast.data.reader import OpenContainer
 from harl_fast.data.container.manifest import read_manifest
 
 def now():

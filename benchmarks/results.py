@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Row, bar_table, disturbance
-from harl_fast.engine.provenance import code_version
 from harl_fast.options import checked
+from harl_fast.provenance import code_version
 from harl_fast.results import write_result
 
 

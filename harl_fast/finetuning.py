@@ -316,7 +316,7 @@ def normalised(words: Sequence[str]) -> list[str]:
     `REFUSED` together.
     """
     found, refused = [], dict[str, list[str]]()
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         name, mark, value = word.partition("=")
         bare = name.removeprefix("--").replace("-", "_")
         if name.startswith("--") and bare in REFUSED:

@@ -21,17 +21,17 @@ from PIL.PngImagePlugin import PngInfo
 from harl_fast import drawing
 from harl_fast.config import RunConfig
 from harl_fast.data.container.fields import pack_mask
-from harl_fast.data.container.reader import StoredSample, read_samples
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.occupancy import Occupancy, histogram
+from harl_fast.data.reader import StoredSample, read_samples
 from harl_fast.data.views.cells import fill_integral
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.drawing import Picture
-from harl_fast.engine.provenance import code_version
 from harl_fast.engine.views import view_geometry, views_at
 from harl_fast.files import write_bytes
 from harl_fast.host import utc_time
+from harl_fast.provenance import code_version
 from harl_fast.rng import GEOMETRY, stream
 
 _PANEL_PX, _EDGE_PX = 260, 24

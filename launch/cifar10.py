@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 
-from harl_fast.data.container.names import check_source
 from harl_fast.files import format_seconds
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
@@ -34,6 +33,8 @@ def convert(data: Path, out: Path, images: int | None) -> None:
     name = f"{data.name}-{images}.csv" if images else data.name
     listed = out / name if images else data
     if (ROOT / out / "val.json").exists():
+        from harl_fast.data.container.names import check_source  # after seconds of imports
+
         return check_source(ROOT / out, name, data=data, listed=ROOT / listed if images else None)
     if images:
         run("-m", "preprocess.balanced", data, "--count", str(images), "--out", listed)

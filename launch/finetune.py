@@ -30,9 +30,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         about="Fine-tune a pretrained network, or train heads on it, and evaluate it.",
         epilog=EXAMPLES,
     )
-    add = parser.add_argument
+    add, words = parser.add_argument, own.normalised(sys.argv[1:] if argv is None else argv)
     add("--preset", metavar="NAME|YAML", help=f"{', '.join(own.presets())}, or a file")
-    add("--ckpt", "--checkpoint", type=Path, help="pretrained network: run folder or file")
+    about, goes_on = "pretrained network: run folder or file", {"--resume", "--mode=eval", "eval"}
+    add("--ckpt", "--checkpoint", type=Path, required=goes_on.isdisjoint(words), help=about)
     about = "holds containers of train and val"
     add("--data", "--data-dir", type=Path, required=True, metavar="FOLDER", help=about)
     about = "where all output goes"
@@ -50,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key")
     text, key = "train without a set's broken containers", "data.skip_broken=true"
     add("--skip-broken", dest="set", action="append_const", const=key, help=text)
-    return parser.parse_args(own.normalised(sys.argv[1:] if argv is None else argv))
+    return parser.parse_args(words)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from harl_fast.config import presets
@@ -28,8 +29,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         about="Pretrain a network by HARL on one or more devices.",
         epilog=EXAMPLES,
     )
-    add = parser.add_argument
-    add("--config", metavar="NAME|YAML", help=f"method: {', '.join(presets())}, or a file")
+    add, words = parser.add_argument, sys.argv[1:] if argv is None else argv
+    about, needed = f"method: {', '.join(presets())}, or a file", "--resume" not in words
+    add("--config", required=needed, metavar="NAME|YAML", help=about)
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override in it")
     add("--epochs", type=whole_number(1, 10**6), metavar="N", help="--set epochs=N; extends a run")
     add("--data", type=Path, required=True, metavar="FOLDER", help="holds train.beton or train/")
@@ -39,7 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     start.add_argument("--init-from", type=Path, metavar="CKPT", help="weights to start from")
     text, key = "train without a set's broken containers", "data.skip_broken=true"
     add("--skip-broken", dest="set", action="append_const", const=key, help=text)
-    return parser.parse_args(argv)
+    return parser.parse_args(words)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -39,7 +39,7 @@ class Existing:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SplitPlan:
     """How one split is converted."""
 
     masks: MaskList
@@ -99,7 +99,7 @@ class Plan:
 
 
 def assemble(
-    place: Place, plans: Sequence[Plan], key: str, relabelled: Mapping[str, Manifest]
+    place: Place, plans: Sequence[SplitPlan], key: str, relabelled: Mapping[str, Manifest]
 ) -> Moves:
     """Write the manifests of sets; return how all files of finished plans take their names.
 
@@ -145,7 +145,9 @@ def _old_files(place: Place, split: str) -> list[str]:
     return single + [f"{split}/{name}" for name in place.names(split) if OF_A_SET.fullmatch(name)]
 
 
-def _write_set(folder: Path, place: Place, plan: Plan, filled: Sequence[tuple[Job, str]]) -> None:
+def _write_set(
+    folder: Path, place: Place, plan: SplitPlan, filled: Sequence[tuple[Job, str]]
+) -> None:
     """Write manifest and report of a set into ``folder``."""
     beton, existing = folder / f"{plan.split}.beton", plan.existing
     reports = [read_report(place, f"{job.folder}/{STEM}.report.json") for job in plan.jobs]
@@ -178,7 +180,7 @@ def _event(manifest: Manifest, *, first: int) -> dict[str, Any]:
     return {**facts, "first": first, "count": manifest.count}
 
 
-def _nothing_read(place: Place, plan: Plan) -> str:
+def _nothing_read(place: Place, plan: SplitPlan) -> str:
     """Say that there is no image, with the last one's reason."""
     count = len(plan.masks.split.names)
     last = read_report(place, f"{plan.jobs[-1].folder}/{STEM}.report.json")["skipped"][-1]

@@ -12,7 +12,7 @@ from harl_fast.errors import DataError, one_line
 from harl_fast.files import check_output, write_text
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
-from preprocess.listing import is_aside, list_images
+from preprocess.images.listing import is_aside, list_images
 from preprocess.sources.layout import HELD_OUT, LAYOUT
 
 HELD_OUT_SHARE = 1 / 6

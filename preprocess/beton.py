@@ -18,7 +18,7 @@ from harl_fast.host import usable_cores
 from harl_fast.options import SEED_MAX, checked, refuse_given, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
-from preprocess.reading import STORED_PX, add_pages_and_channels, add_reading, reading_of
+from preprocess.images.reading import STORED_PX, add_pages_and_channels, add_reading, reading_of
 from preprocess.sources import DATASETS, Source, folder_source, read_source, torchvision_source
 from preprocess.sources.archives import scratch_beside
 from preprocess.sources.options import add_choices, choices_of
@@ -180,10 +180,10 @@ with head(__name__, parse):
     from preprocess.build import build
     from preprocess.convert import Settings
     from preprocess.demo.make import DemoSettings, make_demo_set
-    from preprocess.pages import with_pages
+    from preprocess.images.settle import settle
     from preprocess.places import LocalPlace, Place
     from preprocess.publish import finish
-    from preprocess.settle import settle
+    from preprocess.sources.pages import with_pages
     from preprocess.urls import UrlPlace, mirror
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 from harl_fast.data.container.manifest import Manifest
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output
+from harl_fast.pool import ordered_map
 from preprocess.adding import Base
-from preprocess.assemble import OF_A_SET, Existing, Plan, assemble
+from preprocess.assemble import OF_A_SET, Existing, SplitPlan, assemble
 from preprocess.convert import Settings, convert
+from preprocess.images.reading import DEFAULT_READING
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.sources import MaskList, open_masks
 from preprocess.places import LocalPlace, Place
-from preprocess.pool import ordered_map
 from preprocess.publish import publish
 from preprocess.ray import cluster, convert_on
-from preprocess.reading import DEFAULT_READING
 from preprocess.shards import BESIDE, Job, write_shard
 from preprocess.sources import Source
 from preprocess.summary import summarise
@@ -86,7 +86,7 @@ def _plan(
     settings: Settings,
     shard_size: int | None,
     existing: Existing | None,
-) -> Plan:
+) -> SplitPlan:
     first = existing.manifest.count if existing else 0
     facts = recipe(source, masks, settings, shard_size=shard_size, first=first)
     inputs = Inputs.of(masks, split)
@@ -108,10 +108,10 @@ def _plan(
         )
         for number, rows in enumerate(parts)
     ]
-    return Plan(masks, facts, jobs, existing)
+    return SplitPlan(masks, facts, jobs, existing)
 
 
-def _check_outputs(place: Place, plan: Plan) -> None:
+def _check_outputs(place: Place, plan: SplitPlan) -> None:
     if isinstance(place, LocalPlace):
         beton = place.root / f"{plan.split}.beton"
         for path in (beton, *(beside(beton) for beside in BESIDE)):
@@ -158,7 +158,7 @@ def _check_cache(masks: MaskList, settings: Settings) -> None:
         )
 
 
-def _convert(place: Place, plans: Sequence[Plan], *, workers: int, ray: str | None) -> float:
+def _convert(place: Place, plans: Sequence[SplitPlan], *, workers: int, ray: str | None) -> float:
     """Convert all shards that are not there yet; return images per second, 0 if all were."""
     missing = [[job for job in plan.jobs if not place.exists(job.folder)] for plan in plans]
     total = sum(len(job.rows) for jobs in missing for job in jobs)
@@ -176,7 +176,7 @@ def _convert(place: Place, plans: Sequence[Plan], *, workers: int, ray: str | No
 
 def _convert_there(
     place: Place,
-    plans: Sequence[Plan],
+    plans: Sequence[SplitPlan],
     missing: Sequence[Sequence[Job]],
     workers: int,
     address: str,
@@ -199,7 +199,7 @@ def _convert_there(
 
 
 def _convert_here(
-    place: Place, plan: Plan, jobs: Sequence[Job], workers: int, progress: Progress
+    place: Place, plan: SplitPlan, jobs: Sequence[Job], workers: int, progress: Progress
 ) -> None:
     """Convert shards one after another, all processes at work on the same one."""
     settings, methods = jobs[0].settings, plan.masks.methods

@@ -10,15 +10,15 @@ import cv2
 from harl_fast.data.container.fields import MODE_JPG, pack_mask, resize_mask
 from harl_fast.data.container.stores import DEFAULT_STORE, Store
 from preprocess.encode import encode
-from preprocess.images import Frame, decode_image, shrink
+from preprocess.images.decode import Frame, decode_image, shrink
+from preprocess.images.members import ImageRef
+from preprocess.images.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.masks.registry import find_method
 from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks
 from preprocess.masks.spec import MethodSpec
 from preprocess.passthrough import NotTakenError, take_jpeg
 from preprocess.prints import NONE, fingerprint
-from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.sources import Rejected
-from preprocess.sources.members import ImageRef
 
 
 @dataclass(frozen=True)

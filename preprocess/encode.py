@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from harl_fast.data.container.fields import MODE_RAW, MODE_YUV420
-from preprocess.arrays import Pixels
+from preprocess.images.arrays import Pixels
 
 MCU_PX, GREY_MCU_PX = 16, 8
 """Side of a JPEG's minimum coded unit under 4:2:0 sampling, and with one component."""

@@ -10,13 +10,13 @@ from PIL import Image
 
 from harl_fast.data.views.jpeg import OK, decode_jpeg, judge_jpeg, parse_jpeg
 from harl_fast.data.views.jpegheader import CHANNELS, HEIGHT, LAYOUT, REASON, REASONS, WIDTH
-from preprocess.arrays import Pixels
 from preprocess.encode import largest_image
-from preprocess.icc import is_srgb
-from preprocess.images import open_file, read_orientation
-from preprocess.reading import DEFAULT_READING, Reading
-from preprocess.soundness import has_zero_steps
-from preprocess.sources.members import ImageRef
+from preprocess.images.arrays import Pixels
+from preprocess.images.decode import open_file, read_orientation
+from preprocess.images.icc import is_srgb
+from preprocess.images.members import ImageRef
+from preprocess.images.reading import DEFAULT_READING, Reading
+from preprocess.images.soundness import has_zero_steps
 
 
 class NotTakenError(Exception):

@@ -11,7 +11,7 @@ from harl_fast.errors import one_line, shown
 from harl_fast.files import check_output
 from harl_fast.options import checked, refuse_given, whole_number
 from harl_fast.program import head, run_main
-from preprocess.reading import add_reading, reading_of
+from preprocess.images.reading import add_reading, reading_of
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -94,7 +94,7 @@ with head(__name__, parse):
     from harl_fast.jit import require_compiler
     from harl_fast.runfiles import check_apart
     from harl_fast.viz import contact_sheet, occupancy_chart, write_png
-    from preprocess.arrays import Map, Mask, Pixels
+    from preprocess.images.arrays import Map, Mask, Pixels
     from preprocess.masks import gallery
     from preprocess.masks.registry import open_method, parse_spec, to_mask
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from harl_fast.data.container.manifest import Manifest
 from harl_fast.errors import DataError, shown
 from harl_fast.files import UnusualFileError, naming, replacing, sha256_file
-from preprocess.images import open_file
-from preprocess.sources.members import ImageRef
+from preprocess.images.decode import open_file
+from preprocess.images.members import ImageRef
 
 NONE = 0
 """Stands for an image whose fingerprint is not known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -106,7 +107,7 @@ def convert_on(
     while True:
         # The lists of tasks are large: not all at once.
         room = 2 * max(1, int(ray.cluster_resources().get("CPU", 1))) - len(running)
-        for job, tasks, methods in _first(waiting, room):
+        for job, tasks, methods in itertools.islice(waiting, max(0, room)):
             chunks = list(tasks())
             known = [(task, stamp_of(task.image)) for task in _some(chunks)]
             reference = remote.remote(
@@ -119,11 +120,6 @@ def convert_on(
             job = running.pop(reference)
             _collect(ray, reference, job)
             advance(len(job.rows))
-
-
-def _first(jobs: Iterator[Any], count: int) -> Iterator[Any]:
-    for _, job in zip(range(count), jobs, strict=False):
-        yield job
 
 
 def _some(chunks: Sequence[list[Task]]) -> list[Task]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,12 +178,13 @@ def write_shard(
 
 def _describe(beton: Path, job: Job, tally: Tally) -> None:
     """Write what lies beside a container, the manifest last, and check that it opens."""
+    classes = len(job.classes)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         split=job.split,
         count=len(tally.names),
         classes=job.classes,
-        class_counts=_class_counts(tally.labels, len(job.classes)),
+        class_counts=np.bincount(tally.labels, minlength=classes).tolist() if classes else [],
         source=job.source,
         provider=job.provider,
         mask=_mask_facts(tally, job),
@@ -199,10 +200,6 @@ def _describe(beton: Path, job: Job, tally: Tally) -> None:
         prints_sha256=write_prints(beton, tally.prints),
     )
     check_container(beton, write_manifest(beton, manifest))
-
-
-def _class_counts(labels: Sequence[int], classes: int) -> list[int]:
-    return np.bincount(labels, minlength=classes).tolist() if classes else []
 
 
 def _pass_on(

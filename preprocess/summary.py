@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from harl_fast.data.container.manifest import Manifest
 from harl_fast.errors import one_line
+from preprocess.images.soundness import DAMAGED
 from preprocess.masks.registry import SUPERVISION
 from preprocess.masks.sources import MaskList
 from preprocess.places import Place
 from preprocess.shards import Report, read_report
-from preprocess.soundness import DAMAGED
 from preprocess.sources import Split
 
 

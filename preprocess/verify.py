@@ -18,8 +18,8 @@ from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output, format_seconds, sha256_file, write_json
 from harl_fast.host import usable_cores
 from harl_fast.options import whole_number
+from harl_fast.pool import ordered_map
 from harl_fast.program import head, run_main
-from preprocess.pool import ordered_map
 
 SOUND, DAMAGED, REFUSED = 0, 1, 2
 """Exit codes: as written; some bytes are not; it cannot be judged (no manifest, cut, ...)."""
@@ -53,7 +53,7 @@ with head(__name__, parse):
     from harl_fast.data.container.integrity import IMAGE, MASK
     from harl_fast.data.container.manifest import Manifest, read_manifest, read_shard, read_sums
     from harl_fast.data.container.names import read_names
-    from harl_fast.data.container.reader import stored_pixels
+    from harl_fast.data.reader import stored_pixels
     from harl_fast.jit import require_compiler
     from harl_fast.runfiles import check_apart
     from preprocess.prints import read_prints

@@ -27,11 +27,11 @@ from harl_fast import __version__
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, to_stderr
 from preprocess.convert import Settings
+from preprocess.images.members import ImageRef
 from preprocess.masks.sources import MaskList
 from preprocess.places import FRESH, Place
 from preprocess.publish import NOTE
 from preprocess.sources import Source
-from preprocess.sources.members import ImageRef
 
 MOST_IMAGES = 200_000
 MOST_BYTES = 20 * 10**9

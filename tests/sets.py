@@ -19,7 +19,7 @@ from harl_fast.data.container.manifest import (
     write_names,
     write_sums,
 )
-from harl_fast.data.container.reader import OpenContainer
+from harl_fast.data.reader import OpenContainer
 from harl_fast.files import sha256_file
 from preprocess.convert import Sample
 from preprocess.writer import container_writer

@@ -37,6 +37,10 @@ LEVELS = {
     "harl_fast.program": 0,
     "harl_fast.results": 0,
     "harl_fast.drawing": 0,
+    "harl_fast.side": 0,
+    "harl_fast.provenance": 0,
+    "harl_fast.pool": 0,
+    "harl_fast.collectives": 1,
     "harl_fast.data": 1,
     "harl_fast.model": 1,
     "harl_fast.optim": 1,
@@ -50,6 +54,13 @@ LEVELS = {
     "preprocess.preview": 6,  # a thin program over harl_fast.viz and preprocess.masks
     "launch": 5,
 }
+FLIGHTS = {
+    "harl_fast.data": ("container", "views", ""),
+    "harl_fast.engine": ("checkpoint", "monitor", ""),
+    "preprocess": ("images", "demo", "sources", "masks", ""),
+    "preprocess.masks": ("heuristic", "selftrained", ""),
+}
+"""The staircase within a package, its lowest folder first; "" stands for its own modules."""
 FREE_SIBLINGS = {0}
 """On level 0 modules may use each other."""
 PREPROCESS_MAY_USE = {"harl_fast.data"} | {name for name, level in LEVELS.items() if level == 0}
@@ -87,6 +98,24 @@ def step(name: str) -> str | None:
     return None
 
 
+def flight(name: str, package: str) -> int | None:
+    """Return on which step of a package's own staircase a dotted name lies; None if elsewhere."""
+    if not f"{name}.".startswith(f"{package}."):
+        return None
+    first = name.removeprefix(package).lstrip(".").partition(".")[0]
+    steps = FLIGHTS[package]
+    return steps.index(first if first in steps else "")
+
+
+def _up_within(module: str, target: str) -> Iterator[str]:
+    """Yield what an import breaks of the staircase within a package."""
+    for package, steps in FLIGHTS.items():
+        own, other = flight(module, package), flight(target, package)
+        if own is not None and other is not None and other > own:
+            above = f"{package}.{steps[other]}".rstrip(".")
+            yield f"{module} imports {target}: {above} stands above {package}.{steps[own]}"
+
+
 def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
     """Return what a module's imports break."""
     own = step(module)
@@ -103,6 +132,8 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
             found.append(f"{module} imports {target}, which has no level: add it to LEVELS")
         elif other is not None and other != own:
             found.extend(_against_the_stairs(module, own, target, other))
+        else:
+            found.extend(_up_within(module, target))
     return found
 
 
@@ -123,6 +154,15 @@ def test_no_import_goes_up_the_stairs(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     package = path.name == "__init__.py"
     assert violations(source, module_name(path, ROOT), is_package=package) == []
+
+
+def test_every_folder_has_its_step() -> None:
+    folders = {path.parent for path in FILES if path.parent not in {ROOT / p for p in PACKAGES}}
+    own = {module_name(folder / "__init__.py", ROOT) for folder in folders}
+    named = {f"{package}.{step}" for package, steps in FLIGHTS.items() for step in steps if step}
+    assert own == named | {name for name in LEVELS if (ROOT / name.replace(".", "/")).is_dir()} - {
+        *PACKAGES
+    }
 
 
 @pytest.mark.parametrize(
@@ -146,6 +186,14 @@ def test_no_import_goes_up_the_stairs(path: Path) -> None:
         ("preprocess.beton", "from harl_fast.model.backbones import build_backbone"),
         ("preprocess.beton", "from harl_fast.eval import knn"),
         ("preprocess.beton", "from harl_fast.doctor import probe"),
+        ("harl_fast.data.container.fields", "from harl_fast.data.views import sample"),
+        ("harl_fast.data.views.sample", "from ..loader import BetonLoader"),
+        ("harl_fast.engine.checkpoint.format", "from harl_fast.engine.networks import x"),
+        ("harl_fast.engine.monitor.probe", "from harl_fast.engine import deepspeed"),
+        ("harl_fast.engine.checkpoint.format", "from harl_fast.engine.monitor import alarms"),
+        ("preprocess.images.decode", "from preprocess.sources.base import Split"),
+        ("preprocess.sources.base", "from preprocess.convert import convert"),
+        ("preprocess.masks.heuristic.method", "from preprocess.masks import registry"),
         ("harl_fast.unheard_of", ""),
         ("harl_fast.eval.knn", "from harl_fast.unheard_of import x"),
     ],
@@ -166,6 +214,8 @@ def test_a_step_up_or_sideways_is_found(module: str, source: str) -> None:
             "import harl_fast\nfrom harl_fast import __version__",
         ),
         ("harl_fast.engine.deepspeed", "import deepspeed"),
+        ("harl_fast.engine.snapshot", "from harl_fast.engine.checkpoint.format import Checkpoint"),
+        ("preprocess.masks.runner", "from preprocess.sources import Split"),
         ("harl_fast.tools.card", "from harl_fast.eval.results import read_result"),
         ("preprocess.beton", "from harl_fast.data.container.fields import BitMaskField"),
         ("launch.lineval", "from harl_fast.engine.networks import load_encoder"),

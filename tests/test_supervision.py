@@ -48,7 +48,7 @@ run_main(lambda: run_below([sys.executable, "-c", {WRITER!r}, sys.argv[1]], cwd=
 POOL = """
 import os, sys, time
 from pathlib import Path
-from preprocess.pool import PRELOAD, ordered_map
+from harl_fast.pool import PRELOAD, ordered_map
 
 def busy(folder):
     (folder / f"worker-{os.getpid()}").touch()

@@ -13,8 +13,8 @@ from PIL import Image
 from harl_fast import __version__
 from harl_fast.config import RunConfig, load_config, override_config
 from harl_fast.data.container.manifest import read_manifest
-from harl_fast.data.container.reader import read_samples
 from harl_fast.data.occupancy import occupancy, occupancy_text
+from harl_fast.data.reader import read_samples
 from harl_fast.drawing import MARGIN_PX, TILE_PX, fitted
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import DataError

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.data.container.manifest import names_path
-from harl_fast.data.container.reader import OpenContainer
+from harl_fast.data.reader import OpenContainer
 from harl_fast.data.views.sample import STATUS_TEXT
 from harl_fast.errors import DataError
 

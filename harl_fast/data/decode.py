@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.data.buffers import Outputs
-from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.order import permuted
+from harl_fast.data.reader import OpenContainer
 from harl_fast.data.views.background import bank_seed, bank_view
 from harl_fast.data.views.batch import decode_batch, scratch_for
 from harl_fast.data.views.color_device import Colouring

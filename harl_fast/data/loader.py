@@ -19,11 +19,11 @@ from torch import Tensor
 from harl_fast.data.buffers import Buffers
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import Manifest, manifest_path
-from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.damage import Check, Damage, Policy, tell_unchecked
 from harl_fast.data.decode import Decoder
 from harl_fast.data.order import VERSIONS, ChosenSamples, GlobalOrder, Kind, chunk_length
 from harl_fast.data.prefetch import PrefetchThread, Samples, check_process
+from harl_fast.data.reader import OpenContainer
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.order import spread
+from harl_fast.data.reader import OpenContainer
 from harl_fast.data.views.cells import cell_coverage, fill_integral
 from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.errors import DataError

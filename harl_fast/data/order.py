@@ -115,7 +115,7 @@ class _Windows:
         # order of chunks means nothing.
         draw = uniforms(order.seed, epoch, [0], view=_SLOT, purpose=ORDER, count=1).item()
         self._short_window = int(draw * self._chunks) // order.window
-        self._short_slot = min((self._short_window + 1) * order.window, self._chunks) - 1
+        self._short_position = min((self._short_window + 1) * order.window, self._chunks) - 1
         self._chunks_of = functools.lru_cache(maxsize=2)(self._chunks_in)  # two: a batch's
 
     def __call__(self, positions: Ids) -> Ids:
@@ -132,19 +132,19 @@ class _Windows:
         chunks = self._chunks_of(window)
         count = len(chunks) * self._chunk - self._missing * (window == self._short_window)
         key = stream(self._seed, self._epoch, window, _WINDOW, ORDER)
-        slot, within = np.divmod(permuted(key, count, places), self._chunk)
-        ids: Ids = chunks[slot] * self._chunk + within
+        position, within = np.divmod(permuted(key, count, places), self._chunk)
+        ids: Ids = chunks[position] * self._chunk + within
         return ids
 
     def _chunks_in(self, window: int) -> Ids:
         """Return a window's chunks, by a permutation of all the set's chunks but the last one."""
         first = window * self._window
-        slots = np.arange(first, min(first + self._window, self._chunks))
-        chunks = np.full_like(slots, self._chunks - 1)
-        others = slots != self._short_slot
-        slots = slots[others] - (slots[others] > self._short_slot)
+        positions = np.arange(first, min(first + self._window, self._chunks))
+        chunks = np.full_like(positions, self._chunks - 1)
+        others = positions != self._short_position
+        positions = positions[others] - (positions[others] > self._short_position)
         key = stream(self._seed, self._epoch, 0, _WHOLE, ORDER)
-        chunks[others] = permuted(key, self._chunks - 1, slots)
+        chunks[others] = permuted(key, self._chunks - 1, positions)
         return chunks
 
 

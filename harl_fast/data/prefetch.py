@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 
 from harl_fast.data.buffers import Buffers, Outputs
-from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.damage import Damage
 from harl_fast.data.decode import Decoder
+from harl_fast.data.reader import OpenContainer
 from harl_fast.data.views.jpeg import OK
 from harl_fast.data.views.sample import UNREAD
 from harl_fast.errors import ConfigError, DataError, HarlError

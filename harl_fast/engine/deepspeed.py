@@ -23,19 +23,18 @@ import deepspeed
 from deepspeed.utils import groups as ds_groups
 from deepspeed.utils import logger as ds_logger
 
+from harl_fast import collectives
 from harl_fast.engine.launchers import interface_to
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.side import append_whole
 from harl_fast.errors import ConfigError
 from harl_fast.files import to_stderr
 from harl_fast.optim.lars import LARS
 from harl_fast.optim.layout import GroupLayout, Segment, flat_layout
+from harl_fast.side import append_whole
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
-
-_host_group: Any = None  # all ranks over gloo; made by `start`
 
 
 def start(
@@ -75,23 +74,12 @@ def start(
         ) from error
     # DeepSpeed's own copy of the world group would keep torch's default time limit.
     ds_groups._WORLD_GROUP = dist.new_group(range(machine.ranks), timeout=limit)
-    global _host_group
-    _host_group = dist.new_group(range(machine.ranks), timeout=limit, backend="gloo")
-
-
-def host_group() -> Any:
-    """Return the process group of all ranks that moves tensors in host memory."""
-    return _host_group
+    collectives.use_host_group(dist.new_group(range(machine.ranks), timeout=limit, backend="gloo"))
 
 
 def started() -> bool:
     """Return whether this rank has joined the others."""
     return dist.is_initialized()
-
-
-def wait_for_all() -> None:
-    """Wait until all ranks have come here."""
-    dist.barrier(group=_host_group)
 
 
 def stop() -> None:
@@ -101,7 +89,7 @@ def stop() -> None:
     some exits after all work is done ("terminate called without an active exception").
     """
     if dist.is_initialized():
-        wait_for_all()
+        collectives.wait_for_all()
         if dist.get_world_size() == 1 or torch.cuda.is_available():
             ds_groups._WORLD_GROUP = None
             dist.destroy_process_group()
@@ -263,68 +251,6 @@ def load_optimizer_state(
             one = tensors[0].to(group.shard.device, copy=True)
             value = group.scatter(tensors) if whole else one
             optimizer.state[group.shard][key] = value
-
-
-def average_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replace float tensors by their mean over ranks, in one reduction; all ranks must call it."""
-    if not tensors or dist.get_world_size() == 1:
-        return
-    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    pieces = flat.split([tensor.numel() for tensor in tensors])
-    for tensor, piece in zip(tensors, pieces, strict=True):
-        tensor.copy_(piece.view(tensor.shape))
-
-
-def any_rank(flag: bool) -> bool:
-    """Return whether the flag is set on any rank; all ranks must call it."""
-    return bool(max_over_ranks(int(flag)))
-
-
-def max_over_ranks(value: int) -> int:
-    """Return the largest of the ranks' values; all ranks must call it.
-
-    Over gloo, from host to host: no GPU is waited for.
-    """
-    if dist.get_world_size() == 1:
-        return value
-    largest = torch.tensor([value], dtype=torch.int32)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_host_group)
-    return int(largest.item())
-
-
-def broadcast(tensor: Tensor) -> None:
-    """Replace a tensor in host memory by rank 0's of its size; all ranks must call it."""
-    dist.broadcast(tensor, 0, group=_host_group)
-
-
-def gather_rows(row: Tensor) -> Tensor:
-    """Return the ranks' (N,) tensors in host memory as (ranks, N); all ranks must call it."""
-    rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
-    dist.all_gather(rows, row, group=_host_group)
-    return torch.stack(rows)
-
-
-def gather_texts(texts: Sequence[str], *, width: int) -> list[list[str]]:
-    """Return the first ``width`` letters of every rank's ASCII texts, those of one rank together.
-
-    All ranks must call it with as many.
-    """
-    if dist.get_world_size() == 1:
-        return [[text[:width] for text in texts]]
-    own = "".join(text[:width].ljust(width) for text in texts).encode("ascii", "replace")
-    rows = gather_rows(torch.tensor(list(own), dtype=torch.uint8)).tolist()
-    found = [bytes(row).decode() for row in rows]
-    return [[row[at : at + width].rstrip() for at in range(0, len(row), width)] for row in found]
-
-
-def gather_floats(values: Sequence[float]) -> list[list[float]]:
-    """Return every rank's values, from host to host; all ranks must call it with as many."""
-    if dist.get_world_size() == 1:
-        return [list(values)]
-    found: list[list[float]] = gather_rows(torch.tensor(values, dtype=torch.float64)).tolist()
-    return found
 
 
 class _LogFile(logging.Handler):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.runfolder import mark
-from harl_fast.engine.session import Job, leave, note_beginning, serve
+from harl_fast.engine.session import Training, leave, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
 from harl_fast.errors import CheckpointError, ConfigError, nearest
 from harl_fast.files import check_output, to_stderr, write_json
@@ -44,8 +44,8 @@ def finetune(*, run: Path, seeds: int = 1, **settings: Any) -> int:
     ``run/seed-N``, and ``run/seeds.json`` holds all results with mean and deviation; what is
     finished is not repeated with ``resume``. Raises HarlError.
     """
-    job = Finetuning(run=run, **settings)
-    code = serve(job) if seeds == 1 else _several(job, seeds=seeds)
+    training = Finetuning(run=run, **settings)
+    code = serve(training) if seeds == 1 else _several(training, seeds=seeds)
     leave()
     return code
 
@@ -93,7 +93,7 @@ def linear_protocol(
     base = run or results / "linear" / f"{data.resolve().name}-{preset}"
     for fresh in (False, True)[: 1 + random]:
         place = base.with_name(f"{base.name}-random") if fresh else base
-        job = Finetuning(
+        training = Finetuning(
             engine_file=engine_file,
             preset=LINEAR_PRESETS[preset],
             flags={**asked, "random": fresh},
@@ -105,15 +105,15 @@ def linear_protocol(
             protocol=protocol,
             results=results,
         )
-        code = serve(job)
-        if code or not job.done:  # a job that was asked to stop ends with 0
+        code = serve(training)
+        if code or not training.done:  # a training that was asked to stop ends with 0
             break
     leave()
     return code
 
 
 @dataclass(kw_only=True)
-class Finetuning(Job):
+class Finetuning(Training):
     """A fine-tuning: the command line's values and the objects built from them."""
 
     preset: str | None
@@ -242,7 +242,7 @@ class Finetuning(Job):
     ) -> Loop:
         """Return the training; in mode eval there is nothing left of it."""
         from harl_fast.engine.loop import Loop
-        from harl_fast.engine.monitor.monitor import Monitor
+        from harl_fast.engine.monitoring import Monitor
         from harl_fast.engine.supervised import TuneStepper
 
         start = self._start
@@ -312,37 +312,41 @@ class Finetuning(Job):
         return self.results, f"{protocol}-random" if self._start.config.random else protocol
 
 
-def _several(job: Finetuning, *, seeds: int) -> int:
-    """Run the job once per seed, from its own on; write all results with mean and deviation."""
+def _several(training: Finetuning, *, seeds: int) -> int:
+    """Train once per seed, from its own on; write all results with mean and deviation."""
     from harl_fast.engine.machine import this_machine
 
-    if RunFolder(job.run).config.exists():
+    if RunFolder(training.run).config.exists():
         raise CheckpointError(
-            f"{job.run} holds a run of one seed, not folders of --seeds: give another --run"
+            f"{training.run} holds a run of one seed, not folders of --seeds: give another --run"
         )
-    job.settle(this_machine())  # refuses settings before a first folder is made
-    first, results = job._config.seed, {}
+    training.settle(this_machine())  # refuses settings before a first folder is made
+    first, results = training._config.seed, {}
     for number in range(seeds):
         seed = first + number
-        folder = RunFolder(job.run / f"seed-{seed}")
+        folder = RunFolder(training.run / f"seed-{seed}")
         each = replace(
-            job,
+            training,
             run=folder.path,
-            flags={**job.flags, "seed": seed},
-            resume=job.resume and folder.config.exists(),
+            flags={**training.flags, "seed": seed},
+            resume=training.resume and folder.config.exists(),
             found={},
         )
         code = serve(each)
         here = this_machine()
         if code or not each.done:
             if here.local_rank == 0 and not code:
-                mark(RunFolder(job.run).preempted, step=number, reason=f"seed {seed} was stopped")
+                mark(
+                    RunFolder(training.run).preempted,
+                    step=number,
+                    reason=f"seed {seed} was stopped",
+                )
             return code
         results[seed] = each.found
     if here.rank == 0:
-        _write_seeds(job.run, results)
+        _write_seeds(training.run, results)
     if here.local_rank == 0:
-        mark(RunFolder(job.run).finished, step=seeds, reason="done")
+        mark(RunFolder(training.run).finished, step=seeds, reason="done")
     return 0
 
 

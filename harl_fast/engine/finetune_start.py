@@ -19,7 +19,6 @@ from harl_fast.engine.config import EngineConfig, settle, with_batch
 from harl_fast.engine.labelled import TuneData, open_data
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
-from harl_fast.engine.provenance import new_run_id, read_provenance
 from harl_fast.engine.resume import allowed_changes, change_text, open_latest, recorded_engine
 from harl_fast.engine.session import Beginning
 from harl_fast.engine.supervised import classifier_of
@@ -27,6 +26,7 @@ from harl_fast.errors import CheckpointError, ConfigError, nearest, shown
 from harl_fast.eval.options import usual_crop
 from harl_fast.finetuning import FinetuneConfig, change_finetuning
 from harl_fast.model.classifier import Classifier
+from harl_fast.provenance import new_run_id, read_provenance
 from harl_fast.runfiles import RunFolder
 
 STEPS, IMAGES = 8, 8

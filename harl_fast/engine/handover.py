@@ -14,7 +14,7 @@ import torch
 from harl_fast.engine.checkpoint.format import last_name
 from harl_fast.runfiles import LATEST, RunFolder
 
-_PIECE = 1 << 26
+_CHUNK_BYTES = 1 << 26
 """Bytes that are sent at once."""
 
 
@@ -45,13 +45,13 @@ def _sizes(folder: RunFolder) -> dict[str, int]:
 
 def _exchange(source: Path | None, target: Path | None, tree: dict[str, Any]) -> dict[str, Any]:
     """Send a tree and the files that it names from rank 0's folder into others'; return it."""
-    from harl_fast.engine import deepspeed as ds
+    from harl_fast import collectives
 
     text = torch.frombuffer(bytearray(json.dumps(tree).encode()), dtype=torch.uint8)
     length = torch.tensor([len(text)])
-    ds.broadcast(length)
+    collectives.broadcast(length)
     text = text if source else torch.empty(int(length), dtype=torch.uint8)
-    ds.broadcast(text)
+    collectives.broadcast(text)
     tree = json.loads(bytes(text.tolist()))
     for name, size in tree["files"].items():
         with contextlib.ExitStack() as files:
@@ -61,11 +61,11 @@ def _exchange(source: Path | None, target: Path | None, tree: dict[str, Any]) ->
             if target is not None:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 writing = files.enter_context(open(target / name, "wb"))
-            for start in range(0, size, _PIECE):
-                piece = torch.zeros(min(_PIECE, size - start), dtype=torch.uint8)
+            for start in range(0, size, _CHUNK_BYTES):
+                piece = torch.zeros(min(_CHUNK_BYTES, size - start), dtype=torch.uint8)
                 if reading is not None:
                     reading.readinto(piece.numpy().data)
-                ds.broadcast(piece)
+                collectives.broadcast(piece)
                 if writing is not None:
                     writing.write(piece.numpy().data)
     return tree

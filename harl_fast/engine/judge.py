@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harl_fast import collectives
 from harl_fast.data.container.names import read_names
 from harl_fast.data.loader import EvalLoader
-from harl_fast.engine import deepspeed as ds
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.monitor.probe import averaged_statistics
 from harl_fast.engine.networks import digest, encoder_of
@@ -47,7 +47,7 @@ def right_answers(
     for logits, labels, _ in _passes(state, container, own, stopping, label="held-out images"):
         right += (logits.argmax(2) == labels[:, None]).double().sum(0)
     _stop_together(stopping)
-    by_rank = torch.tensor(ds.gather_floats(right.tolist()))
+    by_rank = torch.tensor(collectives.gather_floats(right.tolist()))
     found: list[float] = (by_rank.sum(0) / max(1, len(ids))).tolist()
     return found
 
@@ -91,7 +91,7 @@ def judge(
         rows[done : done + len(ids)] = torch.stack([column.double() for column in columns], 1)
         done += len(ids)
     _stop_together(stopping)
-    every = ds.gather_rows(rows.flatten()) if ranks > 1 else rows.flatten()[None]
+    every = collectives.gather_rows(rows.flatten()) if ranks > 1 else rows.flatten()[None]
     table = every.reshape(-1, _ROW)
     table = table[table[:, 0] >= 0]
     table = table[table[:, 0].argsort()]
@@ -162,7 +162,7 @@ def _passes(
 
 
 def _stop_together(stopping: Callable[[], bool]) -> None:
-    if ds.any_rank(stopping()):
+    if collectives.any_rank(stopping()):
         raise JudgingStopped
 
 

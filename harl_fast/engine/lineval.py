@@ -20,7 +20,6 @@ from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.machine import Machine, leader_reports, this_machine
 from harl_fast.engine.meeting import check_alike, meet
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
-from harl_fast.engine.provenance import code_version
 from harl_fast.errors import HarlError, one_line
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.metrics import scores
@@ -32,6 +31,7 @@ from harl_fast.eval.results import write_result as write_folder
 from harl_fast.eval.subsets import write_subset
 from harl_fast.files import check_output
 from harl_fast.lock import lock_beside, locked
+from harl_fast.provenance import code_version
 from harl_fast.results import write_result
 from harl_fast.runfiles import RunFolder, check_apart, home, is_part_of_a_checkpoint
 from harl_fast.supervision import leave, supervisors, watching
@@ -90,7 +90,8 @@ def lineval(
             cache=FeatureCache(run / "features") if cache else None,
             ranks=held.enter_context(_met(machine)),
         )
-        ks = knn or _usual(NEIGHBOURS, samples=evaluator.train_count)
+        count = evaluator.train_count
+        ks = knn or [k for k in NEIGHBOURS if k <= count] or [count]
         asked = {"epochs": epochs, "seed": seed, "protocol": protocol}
         asked |= {"ks": ks, "temperature": knn_temperature}
         settings = {**asked, "random": random, "subset": subset, "subset_seed": subset_seed, **seen}
@@ -148,16 +149,12 @@ def _met(machine: Machine) -> Iterator[Ranks]:
     if machine.ranks == 1:
         yield ALONE
         return
+    from harl_fast import collectives
     from harl_fast.engine import deepspeed as ds
 
     _meet(machine)
-    yield Ranks(machine.rank, machine.ranks, ds.host_group())
+    yield Ranks(machine.rank, machine.ranks, collectives.host_group())
     ds.stop()
-
-
-def _usual(ks: Sequence[int], *, samples: int) -> list[int]:
-    """Return the numbers of neighbours that there are; of a smaller set its own size."""
-    return [k for k in ks if k <= samples] or [samples]
 
 
 def _check(evaluator: Evaluator, loaded: Pretrained, settings: Mapping[str, Any]) -> None:

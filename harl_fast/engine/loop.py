@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harl_fast.engine import deepspeed as ds
+from harl_fast import collectives
 from harl_fast.engine.checkpoint.format import last_before
-from harl_fast.engine.checkpoint.state import collect_state, record_of
 from harl_fast.engine.checkpoint.writer import Saver
 from harl_fast.engine.machine import needing_all_ranks
-from harl_fast.engine.monitor.monitor import Monitor
+from harl_fast.engine.monitoring import Monitor
+from harl_fast.engine.snapshot import collect_state, record_of
 from harl_fast.engine.state import LoopState
 from harl_fast.engine.step import Stepping
 from harl_fast.engine.stop import StopAction, StopSignal, TimeLimit
@@ -142,7 +142,7 @@ class Loop:
                 action = max(action, StopAction.SAVE)
             if self._limit.reached():
                 action = max(action, StopAction.LEAVE)
-        return StopAction(ds.max_over_ranks(action))
+        return StopAction(collectives.max_over_ranks(action))
 
     def _check_skipped(self) -> None:
         """Tell of steps without effect, and raise HarlError after too many of them in a row."""
@@ -163,7 +163,7 @@ class Loop:
     def _save(self) -> None:
         """Begin to write a checkpoint unless this step has one; all ranks must call it."""
         step = self.stepper.step
-        if ds.any_rank(not self._still_held()):
+        if collectives.any_rank(not self._still_held()):
             self.sinks.files.close()
             raise HarlError(
                 f"{self.folder.path} is no longer this run's: while it trained, the folder was "
@@ -189,7 +189,7 @@ class Loop:
         """Save and return whether it is on disk; a write that failed is tried once more."""
         for _ in range(2):
             self._save()
-            if not ds.any_rank(self._saver is not None and not self._saver.wait()):
+            if not collectives.any_rank(self._saver is not None and not self._saver.wait()):
                 return True
             self._saved = -1
         return False

@@ -30,11 +30,12 @@ def meet(
     Not all launchers end the other ranks then. timeout_minutes, meeting_minutes, log: see
     `deepspeed.start`. refusal: what this rank found.
     """
+    from harl_fast import collectives
     from harl_fast.engine import deepspeed as ds
 
     if not ds.started():
         ds.start(machine, timeout_minutes=timeout_minutes, meeting_minutes=meeting_minutes, log=log)
-    if ds.any_rank(refusal is not None):
+    if collectives.any_rank(refusal is not None):
         raise refusal or CheckpointError("rank 0 was refused its outputs: see its message")
 
 
@@ -53,10 +54,10 @@ def check_alike(facts: Mapping[str, str]) -> None:
     Copies on each machine's own disk may differ, and files may be replaced while ranks start one
     after the other. facts: hexadecimal digests by what they are of, the same names on all ranks.
     """
-    from harl_fast.engine import deepspeed as ds
+    from harl_fast import collectives
 
     facts = {"versions of harl_fast": __version__, "files of harl_fast": code_sha256(), **facts}
-    rows = ds.gather_texts(list(facts.values()), width=_SHOWN)
+    rows = collectives.gather_texts(list(facts.values()), width=_SHOWN)
     for name, (first, *others) in zip(facts, zip(*rows, strict=True), strict=True):
         for rank, other in enumerate(others, start=1):
             if other != first:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.provenance import read_provenance
-from harl_fast.engine.session import Job, leave, note_beginning, serve
+from harl_fast.engine.session import Training, leave, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
+from harl_fast.provenance import read_provenance
 from harl_fast.runfiles import RunFolder
 
 if TYPE_CHECKING:
     from harl_fast.data.loader import BetonLoader
     from harl_fast.engine.loop import Loop
-    from harl_fast.engine.monitor.monitor import Sheet
+    from harl_fast.engine.monitoring import Sheet
     from harl_fast.engine.start import Start
     from harl_fast.engine.state import TrainState
 
@@ -34,7 +34,7 @@ def pretrain(**settings: Any) -> int:
 
 
 @dataclass(kw_only=True)
-class Pretraining(Job):
+class Pretraining(Training):
     """A pretraining: the command line's values and the objects built from them."""
 
     config_name: str | None
@@ -50,10 +50,10 @@ class Pretraining(Job):
     def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> Start:
         """Settle what the start does and open the container; return the start."""
         # FFCV, numba and DeepSpeed take seconds, which earlier refusals need not wait for.
-        from harl_fast.engine.start import Request, decide
+        from harl_fast.engine.start import StartRequest, decide
         from harl_fast.engine.views import build_loader
 
-        request = Request(
+        request = StartRequest(
             self.config_name,
             self.config_overrides,
             self.resume,

@@ -17,9 +17,9 @@ from harl_fast.engine.config import (
     read_engine_file,
     settle,
 )
-from harl_fast.engine.provenance import first_reason, new_run_id, read_provenance
 from harl_fast.engine.schedule import LrSchedule
 from harl_fast.errors import CheckpointError, ConfigError, nearest
+from harl_fast.provenance import first_reason, new_run_id, read_provenance
 from harl_fast.runfiles import RunFolder
 from harl_fast.section import Section
 from harl_fast.textfile import nodes, tree_sha256

@@ -11,13 +11,13 @@ from typing import Any
 
 from harl_fast.config import RunConfig, load_config, override_config
 from harl_fast.engine.config import EngineConfig
-from harl_fast.engine.side import required
 from harl_fast.engine.stop import process_age_s
 from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.files import read_regular, to_stderr, write_json, write_text
 from harl_fast.host import utc_time
 from harl_fast.runfiles import RunFolder, before_a_run
 from harl_fast.section import Section
+from harl_fast.side import required
 
 
 def open_run_folder(path: Path, *, resume: bool, source: str = "--init-from") -> RunFolder:

@@ -22,16 +22,16 @@ from harl_fast.engine.config import (
 from harl_fast.engine.handover import hand_over, handed_over
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
 from harl_fast.engine.meeting import check_alike, meet
-from harl_fast.engine.provenance import note_start
 from harl_fast.engine.resume import Changes
 from harl_fast.engine.runfolder import begin, mark, open_run_folder, write_configs
-from harl_fast.engine.side import SideOutputs, required
 from harl_fast.engine.stop import Leaving, StopSignal
 from harl_fast.errors import CheckpointError, HarlError
 from harl_fast.files import to_stderr
 from harl_fast.lock import Lock, locked
+from harl_fast.provenance import note_start
 from harl_fast.runfiles import RunFolder
 from harl_fast.section import Section
+from harl_fast.side import SideOutputs, required
 from harl_fast.supervision import supervisors
 from harl_fast.textfile import tree_sha256
 
@@ -76,7 +76,7 @@ class Beginning:
 
 
 @dataclass(kw_only=True)
-class Job(ABC):
+class Training(ABC):
     """What a kind of training brings to `serve`: its command line's values and what they become.
 
     Each method is called once, in this order.
@@ -152,7 +152,7 @@ class Job(ABC):
         return settle(file, ranks=machine.ranks, source=source), [told] if told else []
 
 
-def serve(job: Job) -> int:
+def serve(training: Training) -> int:
     """Run one rank of a training and return its exit code, see `Loop.run`.
 
     Configurations, data and folders are refused before the ranks meet; only those on other machines
@@ -162,30 +162,34 @@ def serve(job: Job) -> int:
     watched = supervisors()
     machine = this_machine()
     with leader_reports(machine), StopSignal(supervisors=watched) as stop, ExitStack() as held:
-        folder, lock = RunFolder(job.run), None
+        folder, lock = RunFolder(training.run), None
         try:
             with ExitStack() as received:
                 if machine.elsewhere:
                     stop.starting = True
-                    job.stage(machine)  # while rank 0's machine does so, too
-                    _receive(job, machine, received)
-                engine_config = job.settle(machine)
+                    training.stage(machine)  # while rank 0's machine does so, too
+                    _receive(training, machine, received)
+                engine_config = training.settle(machine)
                 if not machine.elsewhere:
-                    open_run_folder(job.run, resume=job.resume, source=job.source_option)
+                    open_run_folder(
+                        training.run, resume=training.resume, source=training.source_option
+                    )
                     stop.starting = True
                     lock = _take(folder, machine, engine_config, held)
                     # What was found may have changed until now.
-                    open_run_folder(job.run, resume=job.resume, source=job.source_option)
-                start = job.decide(RunFolder(job.run), engine_config, machine)
+                    open_run_folder(
+                        training.run, resume=training.resume, source=training.source_option
+                    )
+                start = training.decide(RunFolder(training.run), engine_config, machine)
                 if not machine.elsewhere:
                     patience = engine_config.file.harl_fast.timeout_minutes
                     meet(machine, timeout_minutes=patience, log=folder.deepspeed)
                     if machine.several:
-                        hand_over(job.run, resume=job.resume, rank=machine.rank)
+                        hand_over(training.run, resume=training.resume, rank=machine.rank)
                 _check_step(start.step)
                 files = tree_sha256(start.engine_config.record())
-                check_alike({"engine files": files, **job.facts()})
-                state = job.prepare(machine)
+                check_alike({"engine files": files, **training.facts()})
+                state = training.prepare(machine)
                 stop.starting = False
         except Leaving:
             if lock is not None:
@@ -195,23 +199,23 @@ def serve(job: Job) -> int:
                 os._exit(0)  # an orderly end would wait for ranks that may wait for this one
             return 0
         still_held = lock.still_held if lock is not None else lambda: True
-        loop = job.loop(state, stop=stop, still_held=still_held)
+        loop = training.loop(state, stop=stop, still_held=still_held)
         loop.folder = folder
-        return _train(job, loop, folder)
+        return _train(training, loop, folder)
 
 
-def _train(job: Job, loop: Loop, folder: RunFolder) -> int:
+def _train(training: Training, loop: Loop, folder: RunFolder) -> int:
     """Train, and mark how that ended; return the exit code."""
-    from harl_fast.engine import deepspeed as ds
+    from harl_fast import collectives
     from harl_fast.engine.loop import INTERRUPTED
 
     code, result = loop.run(), loop.result
     assert result is not None
     done, reason = result.done, result.reason
-    if code == 0 and done and (left := job.after(loop)):
+    if code == 0 and done and (left := training.after(loop)):
         done, reason = False, left
-    ds.wait_for_all()
-    job.done = code == 0 and done
+    collectives.wait_for_all()
+    training.done = code == 0 and done
     # On every machine, where a script or launch/guard.py may wait for it.
     if loop.state.machine.local_rank == 0 and code in (0, INTERRUPTED):
         marker = folder.finished if done else folder.preempted
@@ -219,14 +223,14 @@ def _train(job: Job, loop: Loop, folder: RunFolder) -> int:
     return code
 
 
-def _receive(job: Job, machine: Machine, received: ExitStack) -> None:
-    """Let a job work on what rank 0, on another machine, found in the run folder.
+def _receive(training: Training, machine: Machine, received: ExitStack) -> None:
+    """Let a training work on what rank 0, on another machine, found in the run folder.
 
     It is deleted when ``received`` is closed. Whether a run goes on is rank 0's decision, too.
     """
-    file = read_engine_file(job.engine_file, overrides=job.engine_overrides)
+    file = read_engine_file(training.engine_file, overrides=training.engine_overrides)
     meet(machine, timeout_minutes=file.harl_fast.timeout_minutes)
-    job.run, job.resume = received.enter_context(handed_over())
+    training.run, training.resume = received.enter_context(handed_over())
 
 
 def leave() -> None:
@@ -258,9 +262,9 @@ def _take(
 
 def _check_step(step: int) -> None:
     """Raise CheckpointError on all ranks if they would start from different steps."""
-    from harl_fast.engine import deepspeed as ds
+    from harl_fast import collectives
 
-    if ds.max_over_ranks(step) != -ds.max_over_ranks(-step):
+    if collectives.max_over_ranks(step) != -collectives.max_over_ranks(-step):
         raise CheckpointError(
             f"the ranks found different checkpoints, this one of step {step}: another job or a "
             f"slow file server changed the folder meanwhile. Start again"

@@ -11,7 +11,6 @@ from harl_fast.data.views.augment import check_augmentations
 from harl_fast.engine.checkpoint.format import Checkpoint, is_before_the_first
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.initial import EncoderFile, open_initial
-from harl_fast.engine.provenance import new_run_id, read_provenance
 from harl_fast.engine.resume import (
     Changes,
     allowed_changes,
@@ -27,12 +26,13 @@ from harl_fast.engine.views import sizes_in
 from harl_fast.errors import CheckpointError
 from harl_fast.model.backbones import feature_size
 from harl_fast.model.loss import term_weights
+from harl_fast.provenance import new_run_id, read_provenance
 from harl_fast.runfiles import RunFolder
 from harl_fast.schedules import weight_schedule
 
 
 @dataclass(frozen=True)
-class Request:
+class StartRequest:
     """What the command line asks for."""
 
     config: str | None
@@ -58,7 +58,7 @@ class Start(Beginning):
         return 0 if self.record is None else self.record.epoch
 
 
-def decide(folder: RunFolder, engine_config: EngineConfig, request: Request) -> Start:
+def decide(folder: RunFolder, engine_config: EngineConfig, request: StartRequest) -> Start:
     """Return what a start is to do; nothing is written.
 
     Raises HarlError if a run to be resumed would not go on as it began, or its files are damaged.
@@ -71,7 +71,7 @@ def decide(folder: RunFolder, engine_config: EngineConfig, request: Request) -> 
 
 
 def _asked_config(
-    folder: RunFolder, request: Request, *, record: RunConfig | None = None
+    folder: RunFolder, request: StartRequest, *, record: RunConfig | None = None
 ) -> RunConfig:
     """Return the configuration that is asked for, see `run_config`.
 
@@ -118,7 +118,7 @@ def _first_start(
     )
 
 
-def _begin_again(folder: RunFolder, engine_config: EngineConfig, request: Request) -> Start:
+def _begin_again(folder: RunFolder, engine_config: EngineConfig, request: StartRequest) -> Start:
     """Return the start of a run that ended before its first checkpoint was complete.
 
     Raises CheckpointError if it did not, so that its checkpoints were lost.
@@ -150,7 +150,7 @@ def _begin_again(folder: RunFolder, engine_config: EngineConfig, request: Reques
     )
 
 
-def _continue(folder: RunFolder, engine_config: EngineConfig, request: Request) -> Start:
+def _continue(folder: RunFolder, engine_config: EngineConfig, request: StartRequest) -> Start:
     """Return the start of a run that goes on after its latest checkpoint."""
     checkpoint, run_id = open_latest(folder)
     record, notes = checkpoint.record, [*checkpoint.notes]
@@ -178,7 +178,7 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, request: Request) 
 
 
 def _allowed_changes(
-    request: Request,
+    request: StartRequest,
     before: tuple[RunConfig, EngineConfig],
     now: tuple[RunConfig, EngineConfig],
     *,

@@ -179,7 +179,7 @@ def linear_probe(
     steps = (math.ceil(len(fit) / batch) + math.ceil(len(every) / batch)) * epochs
     with Progress(steps, label="linear heads", unit="steps") as progress:
         shift, heads = _train(train, fit, grid=grid, recipe=recipe, progress=progress)
-        trials = _judge(train, held_out, grid=grid, shift=shift, heads=heads, recipe=recipe)
+        trials = _evaluate(train, held_out, grid=grid, shift=shift, heads=heads, recipe=recipe)
         best = max(trials, key=lambda trial: (trial.top1, -trial.nll))
         chosen = [(best.lr, best.weight_decay)]
         shift, heads = _train(train, every, grid=chosen, recipe=recipe, progress=progress)
@@ -270,7 +270,7 @@ def _descend(value: Tensor, gradient: Tensor, velocity: Tensor, *, rate: Tensor)
     value.sub_(rate * gradient.add(velocity, alpha=MOMENTUM))
 
 
-def _judge(
+def _evaluate(
     data: FeatureSet,
     rows: Tensor,
     *,

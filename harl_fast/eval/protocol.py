@@ -23,8 +23,8 @@ from harl_fast.data.container.manifest import (
     read_manifest,
 )
 from harl_fast.data.container.names import read_names
-from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.loader import EvalLoader
+from harl_fast.data.reader import OpenContainer
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.errors import ConfigError, DataError, shown
 from harl_fast.eval.cache import FeatureCache

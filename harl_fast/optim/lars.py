@@ -19,7 +19,7 @@ from torch.optim.sgd import sgd
 
 from harl_fast.errors import ConfigError, nearest
 from harl_fast.optim.formula import FORMULAS, split_rate, trust_ratio
-from harl_fast.optim.layout import GroupLayout, Plan, plan_of_shard, plan_of_tensors
+from harl_fast.optim.layout import GroupLayout, GroupPlan, plan_of_shard, plan_of_tensors
 from harl_fast.optim.sweep import Sweep, sweep_of
 
 
@@ -66,7 +66,7 @@ class LARS(torch.optim.Optimizer):
         super().__init__(params, defaults)
         for number, group in enumerate(self.param_groups):
             group.setdefault("name", f"group{number}")
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[str, GroupPlan] = {}
         self._last: dict[str, Tensor] = {}
         self.init_state()
         self.begin_step()
@@ -204,7 +204,7 @@ class _Work:
     """What one step does to one group."""
 
     group: dict[str, Any]
-    plan: Plan
+    plan: GroupPlan
     grads: list[Tensor]
     buffers: list[Tensor]
     sweep: Sweep | None

@@ -54,7 +54,7 @@ def flat_layout(
 
 
 @dataclass(frozen=True)
-class Plan:
+class GroupPlan:
     """What a step needs to know of one group's tensors, worked out once."""
 
     sizes: list[int] | None
@@ -84,12 +84,12 @@ class Plan:
         return norms.square() @ self.membership
 
 
-def plan_of_tensors(tensors: list[Tensor]) -> Plan:
+def plan_of_tensors(tensors: list[Tensor]) -> GroupPlan:
     """Return the plan of a group that holds whole parameters."""
     return _plan(tensors, range(len(tensors)), len(tensors), device=tensors[0].device)
 
 
-def plan_of_shard(shard: Tensor, layout: GroupLayout) -> Plan:
+def plan_of_shard(shard: Tensor, layout: GroupLayout) -> GroupPlan:
     """Return the plan of a group that holds one flat shard; ValueError if the layout is not its."""
     end = 0
     for segment in layout.segments:
@@ -105,16 +105,16 @@ def plan_of_shard(shard: Tensor, layout: GroupLayout) -> Plan:
     owners = [segment.param_index for segment in layout.segments]
     segments = list(shard.split(sizes))[:-1]
     plan = _plan(segments, owners, layout.n_params, device=shard.device)
-    return Plan(sizes, plan.owners, plan.membership, layout.process_group)
+    return GroupPlan(sizes, plan.owners, plan.membership, layout.process_group)
 
 
 def _plan(
     segments: Sequence[Tensor], owners: Sequence[int], n_params: int, *, device: torch.device
-) -> Plan:
+) -> GroupPlan:
     owner = torch.tensor(owners, dtype=torch.int64)
     counts = torch.tensor([len(pieces(segment)) for segment in segments], dtype=torch.int64)
     membership = torch.nn.functional.one_hot(owner.repeat_interleave(counts), n_params).double()
-    return Plan(None, owner.to(device), membership.to(device), None)
+    return GroupPlan(None, owner.to(device), membership.to(device), None)
 
 
 def pieces(segment: Tensor) -> Sequence[Tensor]:

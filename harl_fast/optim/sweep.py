@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harl_fast.optim.formula import move, rates
-from harl_fast.optim.layout import Plan
+from harl_fast.optim.layout import GroupPlan
 
 Floats = NDArray[np.float32]
 
@@ -45,7 +45,7 @@ class Sweep:
     def squares(self, *, decay: float) -> Tensor:
         """Return each parameter's sums of squares of w, g and d = g + decay w.
 
-        (3, n_params) float64, like three calls of `Plan.squares`.
+        (3, n_params) float64, like three calls of `GroupPlan.squares`.
         """
         sums = np.zeros((len(self.parts), 3))
         work = zip(self.parts, sums, strict=True)
@@ -76,7 +76,7 @@ class Sweep:
 
 
 def sweep_of(
-    plan: Plan, weights: list[Tensor], grads: list[Tensor], buffers: list[Tensor]
+    plan: GroupPlan, weights: list[Tensor], grads: list[Tensor], buffers: list[Tensor]
 ) -> Sweep | None:
     """Return the passes over a group's tensors, or None where they do not apply.
 

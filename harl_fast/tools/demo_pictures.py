@@ -13,7 +13,7 @@ from PIL import Image
 
 from harl_fast import drawing
 from harl_fast.data.container.manifest import find_container, read_manifest
-from harl_fast.data.container.reader import read_samples
+from harl_fast.data.reader import read_samples
 from harl_fast.demoset import scenes_of
 from harl_fast.drawing import Picture
 from harl_fast.eval.knn import nearest
@@ -103,7 +103,7 @@ def neighbours(
     queries = _queries(next(iter(found.values()))[1], seed=seed)
     rows = []
     for query, sample in zip(queries, read_samples(splits["val"], queries), strict=True):
-        tiles = {"query": _enlarged(sample.image)}
+        tiles = {"query": drawing.resized(sample.image, 2 * _CELL_PX, 2 * _CELL_PX)}
         alike = []
         for name, (train, val) in found.items():
             query_features = val.objects.features[query : query + 1]
@@ -147,8 +147,3 @@ def _mosaic(pictures: Sequence[Picture], alike: Sequence[Sequence[bool]]) -> Pic
         tile[inside, inside] = drawing.resized(picture, PICTURE_PX, PICTURE_PX)
         framed.append(tile)
     return np.concatenate([np.concatenate(framed[:2], 1), np.concatenate(framed[2:], 1)])
-
-
-def _enlarged(picture: Picture) -> Picture:
-    found: Picture = drawing.resized(picture, 2 * _CELL_PX, 2 * _CELL_PX)
-    return found

@@ -145,7 +145,7 @@ def _write_figures(
     found: Mapping[str, Mapping[str, Accuracy]],
     manifests: Mapping[str, Manifest],
 ) -> None:
-    from harl_fast.engine.provenance import code_version
+    from harl_fast.provenance import code_version
     from harl_fast.results import write_result
 
     provenance = {

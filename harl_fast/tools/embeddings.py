@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from harl_fast.data.container.manifest import find_container
-from harl_fast.data.container.reader import OpenContainer
+from harl_fast.data.reader import OpenContainer
 from harl_fast.errors import DataError, one_line
 from harl_fast.eval.results import Result
 from harl_fast.files import Progress, naming, replacing, write_bytes, write_text

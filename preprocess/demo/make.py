@@ -16,11 +16,11 @@ from PIL import Image
 from harl_fast.demoset import RECIPE, name_of, set_name
 from harl_fast.errors import DataError
 from harl_fast.files import Progress, write_json
+from harl_fast.pool import ordered_map
 from harl_fast.textfile import read_json
 from preprocess.demo.render import render
 from preprocess.demo.scenes import SCENES
 from preprocess.demo.shapes import SHAPES
-from preprocess.pool import ordered_map
 
 HELD_OUT = 4
 """One image in this many belongs to the held-out split."""

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.rng import SYNTHESIS, stream
-from preprocess.arrays import Mask, Pixels
 from preprocess.demo.paint import Picture, Plane, Points, blur, colour, mix
 from preprocess.demo.scenes import background
 from preprocess.demo.shapes import SHAPES, Shape
 from preprocess.demo.surfaces import SURFACES
+from preprocess.images.arrays import Mask, Pixels
 
 SUPERSAMPLING = 4
 """Outlines are filled at this many times the image's side and averaged: 17 levels of coverage."""

@@ -12,7 +12,7 @@ from harl_fast.host import usable_cores
 from harl_fast.options import checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
-from preprocess.reading import STORED_PX, add_pages_and_channels, add_reading, reading_of
+from preprocess.images.reading import STORED_PX, add_pages_and_channels, add_reading, reading_of
 from preprocess.sources import read_source
 from preprocess.sources.layout import HELD_OUT
 from preprocess.sources.options import add_choices, choices_of
@@ -70,13 +70,13 @@ def _shard(text: str) -> tuple[int, int]:
 
 with head(__name__, parse):
     from harl_fast.jit import require_compiler
+    from preprocess.images.settle import settle
     from preprocess.masks import cache
     from preprocess.masks.registry import SUPERVISION, find_method, supervision, try_method
     from preprocess.masks.runner import fill_split, make_masks
     from preprocess.masks.sources import FALLBACK
     from preprocess.masks.spec import MethodSpec
-    from preprocess.pages import with_pages
-    from preprocess.settle import settle
+    from preprocess.sources.pages import with_pages
 
 
 def main(argv: list[str] | None = None) -> int:

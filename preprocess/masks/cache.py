@@ -31,14 +31,14 @@ from harl_fast.files import Progress
 from harl_fast.kinds import Text, Whole, of_kind
 from harl_fast.lock import holder, locked, write_new
 from harl_fast.textfile import read_json
+from preprocess.images.members import FileRef
+from preprocess.images.reading import DEFAULT_READING, Reading
 from preprocess.masks.cachefile import CachedMask, DamagedError, Fingerprint, read_masks
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.registry import INPUT_PX, SUPERVISION, method_facts
 from preprocess.masks.spec import MethodSpec
-from preprocess.reading import DEFAULT_READING, Reading
 from preprocess.sources import Split
 from preprocess.sources.layout import HELD_OUT
-from preprocess.sources.members import FileRef
 
 FORMAT = 1
 INFO = "masks.json"

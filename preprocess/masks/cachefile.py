@@ -16,9 +16,9 @@ from safetensors.numpy import save
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import open_regular, write_bytes
 from harl_fast.textfile import parse_json
-from preprocess.images import open_file
+from preprocess.images.decode import open_file
+from preprocess.images.members import FileRef
 from preprocess.masks.controls import CANVAS_PX
-from preprocess.sources.members import FileRef
 
 SOUND, STAND_IN, UNREADABLE = 0, 1, 2
 """What a row's mask is: the method's, the centre ellipse, nothing (the image did not decode)."""

@@ -11,8 +11,8 @@ from pydantic import Field
 from harl_fast.data.container.fields import resize_mask
 from harl_fast.errors import DataError
 from harl_fast.rng import MASKS, stream, uniforms
-from preprocess.arrays import Map, Mask, Pixels
-from preprocess.masks.binary import centre_prior
+from preprocess.images.arrays import Map, Mask, Pixels
+from preprocess.masks.heuristic.binary import centre_prior
 
 CANVAS_PX = 128
 """Side of the frame in which cells are flipped and caches keep masks. A method's mask whose side

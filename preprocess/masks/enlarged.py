@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from preprocess.arrays import Map, Pixels
+from preprocess.images.arrays import Map, Pixels
 from preprocess.masks.heuristic.method import heuristic_map
 
 

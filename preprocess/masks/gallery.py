@@ -13,18 +13,24 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from harl_fast import drawing
-from harl_fast.data.container.reader import OpenContainer
 from harl_fast.data.order import spread
+from harl_fast.data.reader import OpenContainer
 from harl_fast.drawing import OUTLINE, Colour, Row, fitted, outline, resized, tile
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress
-from preprocess.arrays import Map, Mask, Pixels
-from preprocess.images import decode_image, load_mask, shrink
-from preprocess.listing import SUFFIXES, list_images
+from preprocess.images.arrays import Map, Mask, Pixels
+from preprocess.images.decode import decode_image, load_mask, shrink
+from preprocess.images.listing import SUFFIXES, list_images
+from preprocess.images.reading import DEFAULT_READING, STORED_PX, Reading, UnusableImageError
+from preprocess.images.settle import settle
 from preprocess.masks.registry import CHUNK
-from preprocess.masks.score import colour_separation, coverage, iou, soft_jaccard, stretch
-from preprocess.reading import DEFAULT_READING, STORED_PX, Reading, UnusableImageError
-from preprocess.settle import settle
+from preprocess.masks.selftrained.score import (
+    colour_separation,
+    coverage,
+    iou,
+    soft_jaccard,
+    stretch,
+)
 
 _TRUE_OUTLINE = (0, 220, 255)
 _HIT, _ADDED, _MISSED = (235, 235, 235), (230, 60, 40), (40, 110, 240)

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from harl_fast.errors import ConfigError, DataError
-from preprocess.arrays import Map, Pixels
+from preprocess.images.arrays import Map, Pixels
 from preprocess.masks.spec import NUMBERS
 
 MAP_PX = 128

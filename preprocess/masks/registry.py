@@ -24,10 +24,10 @@ from pydantic import Field
 from harl_fast.errors import ConfigError, DataError, HarlError, nearest, one_line, shown
 from harl_fast.files import sha256_file
 from harl_fast.section import Section
-from preprocess.arrays import Map, Mask, Pixels
-from preprocess.masks.binary import binarize
+from preprocess.images.arrays import Map, Mask, Pixels
 from preprocess.masks.controls import center_map, full_map
 from preprocess.masks.enlarged import enlarged_map
+from preprocess.masks.heuristic.binary import binarize
 from preprocess.masks.heuristic.method import heuristic_map
 from preprocess.masks.onnx import open_onnx
 from preprocess.masks.spec import BASE, MethodSpec, NoParameters, parameters_of, parse
@@ -294,7 +294,7 @@ def _checked_file(spec: MethodSpec) -> Path:
 def _version(module: str) -> str:
     """Return 12 digits that change with the text of a module and of the mask modules it imports."""
     texts: dict[str, bytes] = {}
-    waiting = [module, "preprocess.masks.binary"]
+    waiting = [module, "preprocess.masks.heuristic.binary"]
     while waiting:
         name = waiting.pop()
         if name in texts:

@@ -18,12 +18,15 @@ import numpy as np
 from harl_fast.data.container.fields import pack_mask, unpack_mask
 from harl_fast.errors import one_line
 from harl_fast.files import Progress
-from preprocess.arrays import Map, Mask, Pixels
-from preprocess.images import Frame, decode_image, read_mask, shrink, stored_size
+from harl_fast.pool import ordered_map
+from preprocess.images.arrays import Map, Mask, Pixels
+from preprocess.images.decode import Frame, decode_image, read_mask, shrink, stored_size
+from preprocess.images.members import FileRef, ImageRef
+from preprocess.images.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.masks import cache
-from preprocess.masks.binary import centre_ellipse
 from preprocess.masks.cachefile import CachedMask, Fingerprint, write_masks
 from preprocess.masks.controls import CANVAS_PX, flip_cells, to_canvas
+from preprocess.masks.heuristic.binary import centre_ellipse
 from preprocess.masks.registry import (
     CHUNK,
     INPUT_PX,
@@ -33,10 +36,7 @@ from preprocess.masks.registry import (
     to_mask,
 )
 from preprocess.masks.spec import MethodSpec
-from preprocess.pool import ordered_map
-from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.sources import Split
-from preprocess.sources.members import FileRef, ImageRef
 
 
 class Flip(NamedTuple):

@@ -22,9 +22,9 @@ from preprocess.masks.registry import (
 )
 from preprocess.masks.runner import Flip, MaskRequest
 from preprocess.masks.spec import MethodSpec
-from preprocess.pages import PAGE
 from preprocess.sources import Split
 from preprocess.sources.layout import HELD_OUT
+from preprocess.sources.pages import PAGE
 
 FALLBACK = parse_spec("heuristic")
 """Serves where another method fails on an image; where it fails itself, the centre ellipse does."""

@@ -21,11 +21,11 @@ import numpy as np
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, open_regular
-from preprocess.listing import HEAD_BYTES, Listing, has_image_suffix, is_aside, list_names
+from preprocess.images.listing import HEAD_BYTES, Listing, has_image_suffix, is_aside, list_names
+from preprocess.images.members import FileRange, Members, ZipMember
 from preprocess.sources.base import Choices, Source
 from preprocess.sources.entries import BrokenArchiveError, Entry, tar_entries, zip_entries
 from preprocess.sources.layout import HELD_OUT, arranged
-from preprocess.sources.members import FileRange, Members, ZipMember
 from preprocess.sources.tarshards import is_tree
 
 _PACKED: dict[str, Callable[[Any], Any]] = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.arrays import Pixels
-from preprocess.sources.members import FileRef, ImageRef, Members
+from preprocess.images.arrays import Pixels
+from preprocess.images.members import FileRef, ImageRef, Members
 
 UNLABELLED = -1
 """What containers hold as the label of each image of a set without labels."""

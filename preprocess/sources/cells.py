@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from harl_fast.files import UnusualFileError
-from preprocess.sources.members import check_size
+from preprocess.images.members import check_size
 
 ROWS_AT_ONCE = 16
 """Rows of a Parquet file that are decoded together: what a worker gets as one task, and so few that

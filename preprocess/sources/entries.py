@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from harl_fast.errors import one_line
 from harl_fast.files import UnusualFileError, open_regular
-from preprocess.sources.members import DEFLATED, STORED
+from preprocess.images.members import DEFLATED, STORED
 
 _OF_BROKEN_FILES = (
     tarfile.TarError, zipfile.BadZipFile, NotImplementedError, RecursionError,

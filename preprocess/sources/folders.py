@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import open_regular
-from preprocess.listing import (
+from preprocess.images.listing import (
     HEAD_BYTES,
     SUFFIXES,
     is_aside,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harl_fast.errors import DataError, few, one_line
-from preprocess.listing import Listing, has_image_suffix
+from preprocess.images.listing import Listing, has_image_suffix
 from preprocess.sources.base import UNLABELLED, Choices, Rejected, Source, Split
 from preprocess.sources.heldout import hold_out, refuse_share
 

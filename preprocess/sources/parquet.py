@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress
 from harl_fast.textfile import read_json
-from preprocess.listing import Listing, is_aside, list_files
+from preprocess.images.listing import Listing, is_aside, list_files
+from preprocess.images.members import Members
 from preprocess.sources.base import NO_LABELS, Choices, Rejected, Source
 from preprocess.sources.cells import Cell, arrow_table, is_arrow, leaf
-from preprocess.sources.members import Members
 from preprocess.sources.samples import (
     check_whole,
     label_text,

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from harl_fast.errors import DataError, one_line, shown
+from preprocess.images.members import Members
 from preprocess.sources.base import NO_LABELS, Choices, Rejected, Source, Split
 from preprocess.sources.layout import HELD_OUT
-from preprocess.sources.members import Members
 from preprocess.sources.stated import Row, stated_classes, stated_splits, used_rows
 
 _SPLITS = {

@@ -15,10 +15,10 @@ from typing import Any, BinaryIO, NamedTuple
 from harl_fast.errors import DataError, few, one_line
 from harl_fast.files import Progress, UnusualFileError, open_regular
 from harl_fast.textfile import parse_json
-from preprocess.listing import Listing, has_image_suffix, is_aside, list_files
+from preprocess.images.listing import Listing, has_image_suffix, is_aside, list_files
+from preprocess.images.members import FileRange, Members, check_size
 from preprocess.sources.base import NO_LABELS, Choices, Rejected, Source
 from preprocess.sources.entries import BrokenArchiveError, tar_entries
-from preprocess.sources.members import FileRange, Members, check_size
 from preprocess.sources.samples import (
     check_whole,
     label_text,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harl_fast.errors import DataError
-from preprocess.arrays import Pixels
+from preprocess.images.arrays import Pixels
 from preprocess.sources.base import Choices, Source, Split
 from preprocess.sources.folders import folder_source
 from preprocess.sources.heldout import hold_out

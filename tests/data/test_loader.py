@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from harl_fast.data.container.reader import read_samples
 from harl_fast.data.loader import Batch, EvalLoader, decoding_threads
 from harl_fast.data.order import VERSIONS, Kind
+from harl_fast.data.reader import read_samples
 from harl_fast.data.views.batch import decode_batch
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError

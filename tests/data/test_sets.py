@@ -23,10 +23,10 @@ from harl_fast.data.container.manifest import (
     sums_path,
     write_manifest,
 )
-from harl_fast.data.container.reader import OpenContainer, read_samples
 from harl_fast.data.loader import EvalLoader
 from harl_fast.data.occupancy import occupancy
 from harl_fast.data.order import chunk_length
+from harl_fast.data.reader import OpenContainer, read_samples
 from harl_fast.errors import DataError
 from tests.betons import Item, plain_item, write_beton, write_checksums
 from tests.data.support import COUNT, VIEWS, by_sample, loader

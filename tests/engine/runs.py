@@ -15,7 +15,7 @@ from harl_fast.engine.checkpoint.format import _seal
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.pretrain import prepare
 from harl_fast.engine.runfolder import open_run_folder
-from harl_fast.engine.start import Request, Start, decide
+from harl_fast.engine.start import Start, StartRequest, decide
 from harl_fast.engine.state import TrainState
 from harl_fast.engine.trainer import Trainer
 from harl_fast.files import sha256_file
@@ -27,14 +27,14 @@ FIRST = f"step-{STEPS:08d}"
 AS_BEGUN = ("data.colour=device",)
 
 
-def ask(**changes: Any) -> Request:
+def ask(**changes: Any) -> StartRequest:
     """Return what ``--resume`` alone asks for, with changes."""
     plain = {"config": None, "overrides": (), "resume": True, "init_from": None, "allow_change": ()}
-    return Request(**{**plain, **changes})
+    return StartRequest(**{**plain, **changes})
 
 
 def start(
-    folder: Path, machine: Machine, *, asked: Request, engine: Sequence[str] = ()
+    folder: Path, machine: Machine, *, asked: StartRequest, engine: Sequence[str] = ()
 ) -> tuple[Start, TrainState]:
     """Do what the program does before the first step."""
     begun = decide(

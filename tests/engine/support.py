@@ -18,7 +18,7 @@ from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.engine.checkpoint.format import Checkpoint
 from harl_fast.engine.config import EngineConfig, read_engine_file, settle
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.monitor.monitor import Sheet
+from harl_fast.engine.monitoring import Sheet
 from harl_fast.engine.state import TrainState
 from harl_fast.engine.trainer import Stepper, Trainer, build
 from harl_fast.optim.build import init_momentum

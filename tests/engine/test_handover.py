@@ -31,8 +31,8 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         else:
             wire.put(tensor.clone())
 
-    monkeypatch.setattr("harl_fast.engine.deepspeed.broadcast", broadcast)
-    monkeypatch.setattr("harl_fast.engine.handover._PIECE", 1000)
+    monkeypatch.setattr("harl_fast.collectives.broadcast", broadcast)
+    monkeypatch.setattr("harl_fast.engine.handover._CHUNK_BYTES", 1000)
 
     def both(rank_0: Callable[[], None], other: Callable[[], Any]) -> Any:
         thread = threading.Thread(target=rank_0)

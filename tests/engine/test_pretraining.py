@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from harl_fast.engine.checkpoint.format import open_checkpoint
-from harl_fast.engine.checkpoint.state import collect_state
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.pretrain import pretrain
 from harl_fast.engine.resume import recorded_engine, refuse_changes, settings
+from harl_fast.engine.snapshot import collect_state
 from harl_fast.engine.trainer import UNSAVED, RunResult, Stepper, Trainer
 from harl_fast.engine.views import build_loader
 from harl_fast.errors import CheckpointError, ConfigError, HarlError

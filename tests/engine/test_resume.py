@@ -15,12 +15,12 @@ import yaml
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.config import Batches
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.provenance import read_provenance
 from harl_fast.engine.resume import seen_text
 from harl_fast.engine.runfolder import mark, open_run_folder
 from harl_fast.engine.start import Start, decide
 from harl_fast.engine.trainer import Trainer
 from harl_fast.errors import CheckpointError, ConfigError
+from harl_fast.provenance import read_provenance
 from harl_fast.runfiles import RunFolder
 from tests.engine.runs import AS_BEGUN, FIRST, LAST, ask, rewrite, start, train
 from tests.engine.support import STEPS, engine_config, tiny_file

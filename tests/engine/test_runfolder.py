@@ -14,7 +14,6 @@ import pytest
 
 import harl_fast
 from harl_fast.config import load_config
-from harl_fast.engine.provenance import note_start, read_provenance
 from harl_fast.engine.resume import refuse_changes, settings
 from harl_fast.engine.runfolder import (
     RunFolder,
@@ -26,6 +25,7 @@ from harl_fast.engine.runfolder import (
 )
 from harl_fast.engine.stop import process_age_s
 from harl_fast.errors import CheckpointError, ConfigError
+from harl_fast.provenance import note_start, read_provenance
 from tests.engine.support import engine_config, tiny_config, tiny_file
 
 

@@ -26,10 +26,10 @@ from harl_fast.engine.monitor.sink import RunInfo
 from harl_fast.engine.monitor.sinks import Sinks
 from harl_fast.engine.pretrain import pretrain
 from harl_fast.engine.runfolder import mark
-from harl_fast.engine.side import SideOutputs
 from harl_fast.engine.trainer import UNSAVED, Stepper, Trainer
 from harl_fast.errors import CheckpointError, HarlError
 from harl_fast.runfiles import RunFolder
+from harl_fast.side import SideOutputs
 from tests.engine.support import (
     CPU,
     ROOT,
@@ -142,7 +142,7 @@ def test_a_disk_full_for_a_while_costs_its_logs_and_no_bit_of_the_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(FakeLoader, "path", Path("none"), raising=False)
-    monkeypatch.setattr("harl_fast.engine.monitor.monitor.check_same", lambda *_, **__: None)
+    monkeypatch.setattr("harl_fast.engine.monitoring.check_same", lambda *_, **__: None)
     config = (f"epochs={EPOCHS}", "log.every_steps=1", "log.sheet_epochs=1")
     assert prepared(machine, tmp_path / "control", *config).run() == 0
     capsys.readouterr()

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from harl_fast import collectives
 from harl_fast.engine import deepspeed as ds
 from harl_fast.engine.config import read_engine_file, settle
 from harl_fast.engine.machine import this_machine
@@ -174,11 +175,11 @@ def main(out: Path) -> None:
     found |= {f"plain0.{name}": p.detach().clone() for name, p in net.named_parameters()}
 
     spread = [torch.full((2, 2), float(here.rank)), torch.full((3,), 10.0 * here.rank)]
-    ds.average_over_ranks(spread)
+    collectives.average_over_ranks(spread)
     assert spread[0].unique().item() == (here.ranks - 1) / 2, spread
     assert spread[1].unique().item() == 10.0 * (here.ranks - 1) / 2, spread
-    assert ds.any_rank(here.rank == here.ranks - 1)
-    assert not ds.any_rank(False)
+    assert collectives.any_rank(here.rank == here.ranks - 1)
+    assert not collectives.any_rank(False)
     save_file(found, out / f"rank{here.rank}of{here.ranks}.safetensors")
     ds.stop()
 

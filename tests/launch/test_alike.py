@@ -66,7 +66,7 @@ def test_the_first_rank_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -
         theirs = [*texts[:-1], "other"]
         return [[text[:width] for text in each] for each in (texts, texts, theirs)]
 
-    monkeypatch.setattr("harl_fast.engine.deepspeed.gather_texts", gathered)
+    monkeypatch.setattr("harl_fast.collectives.gather_texts", gathered)
     with pytest.raises(ConfigError, match="different b: rank 0 none, rank 2 other"):
         check_alike({"a": "f" * 64, "b": ""})
     monkeypatch.undo()

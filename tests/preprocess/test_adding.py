@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from harl_fast.data.container.manifest import find_container, read_manifest, write_manifest
-from harl_fast.data.container.reader import read_samples
+from harl_fast.data.reader import read_samples
 from harl_fast.errors import DataError
 from preprocess import beton
 from preprocess.verify import main as verify_main

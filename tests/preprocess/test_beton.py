@@ -17,7 +17,7 @@ from harl_fast.data.container.fields import BitMaskField, resize_mask, unpack_ma
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import read_manifest, sample_name
 from harl_fast.data.container.names import read_names
-from harl_fast.data.container.reader import read_samples
+from harl_fast.data.reader import read_samples
 from harl_fast.demoset import scenes_of, set_name
 from harl_fast.errors import DataError, OutputError
 from preprocess import beton

@@ -15,17 +15,17 @@ from torchvision.transforms.v2 import functional
 
 from harl_fast.config import ViewConfig
 from harl_fast.data.container.manifest import read_manifest
-from harl_fast.data.container.reader import OpenContainer, read_samples
 from harl_fast.data.loader import BetonLoader, EvalLoader
+from harl_fast.data.reader import OpenContainer, read_samples
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.errors import ConfigError
 from harl_fast.rng import GEOMETRY, stream
 from preprocess import beton, verify
 from preprocess.encode import encode_jpeg
-from preprocess.images import decode_image
+from preprocess.images.decode import decode_image
+from preprocess.images.reading import NO_COLOUR, Reading
 from preprocess.masks.__main__ import main as masks_main
-from preprocess.reading import NO_COLOUR, Reading
 from tests.preprocess.support import image_folder, photo, save
 
 VIEWS = [ViewGeometry(size_px=32, cells=4), ViewGeometry(size_px=40, cells=5)]

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageCms
 
-from preprocess import colours
-from preprocess.arrays import Pixels
-from preprocess.images import Frame, decode_image, read_mask
-from preprocess.reading import (
+from preprocess.images import colours
+from preprocess.images.arrays import Pixels
+from preprocess.images.decode import Frame, decode_image, read_mask
+from preprocess.images.reading import (
     CONVERTED,
     UNUSABLE,
     GreyRange,

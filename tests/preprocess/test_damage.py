@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.arrays import Pixels
-from preprocess.images import decode_image
-from preprocess.reading import NO_EXIF, UnusableImageError
+from preprocess.images.arrays import Pixels
+from preprocess.images.decode import decode_image
+from preprocess.images.reading import NO_EXIF, UnusableImageError
 from tests.preprocess.support import photo
 
 PLACES = 20

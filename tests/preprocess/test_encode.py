@@ -11,13 +11,13 @@ from PIL import Image
 from harl_fast.data.container.fields import MODE_JPG, MODE_RAW, MODE_YUV420, stored_bytes
 from harl_fast.data.container.stores import Store, parse_store
 from harl_fast.errors import ConfigError
-from preprocess.arrays import Pixels
 from preprocess.encode import (
     encode,
     encode_jpeg,
     encode_yuv420,
     restart_interval,
 )
+from preprocess.images.arrays import Pixels
 from tests.preprocess.support import photo, same_colours
 
 SIZES = [(1, 1), (17, 23), (1, 40), (40, 1), (2, 2), (48, 64), (63, 129)]

@@ -15,7 +15,7 @@ from harl_fast.drawing import MARGIN_PX, TILE_PX
 from harl_fast.errors import ConfigError, DataError
 from preprocess import preview
 from preprocess.masks.gallery import Shown, from_container, from_folder, selected, sheet, shown
-from preprocess.masks.score import colour_separation
+from preprocess.masks.selftrained.score import colour_separation
 from tests.betons import plain_item, write_beton
 from tests.preprocess.support import save
 from tests.sheets import texts_drawn

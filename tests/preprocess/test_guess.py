@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harl_fast.errors import DataError
-from preprocess.listing import list_images
+from preprocess.images.listing import list_images
 from preprocess.sources import SOURCES, Choices, Reader, Source, folder_source, read_source
 from preprocess.sources.base import UNLABELLED
 from preprocess.sources.layout import arranged, kind_of

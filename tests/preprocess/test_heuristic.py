@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from harl_fast.errors import ConfigError
-from preprocess.masks.binary import binarize
+from preprocess.masks.heuristic.binary import binarize
 from preprocess.masks.heuristic.method import heuristic_map
 from tests.preprocess.support import demo_image, photo
 

@@ -13,9 +13,16 @@ import pytest
 from ffcv.fields.rgb_image import resizer
 from PIL import Image
 
-from preprocess.arrays import Pixels
-from preprocess.images import PIXEL_LIMIT, Frame, decode_image, read_mask, shrink, stored_size
-from preprocess.reading import UnusableImageError
+from preprocess.images.arrays import Pixels
+from preprocess.images.decode import (
+    PIXEL_LIMIT,
+    Frame,
+    decode_image,
+    read_mask,
+    shrink,
+    stored_size,
+)
+from preprocess.images.reading import UnusableImageError
 from tests.preprocess.support import photo, same_colours, save
 
 PHOTO = photo(3)

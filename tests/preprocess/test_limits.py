@@ -15,18 +15,18 @@ from PIL import Image
 
 from harl_fast.errors import DataError
 from harl_fast.files import UnusualFileError, open_regular, sha256_file
-from preprocess import images
-from preprocess.images import PIXEL_LIMITS, Frame, decode_image, read_mask
-from preprocess.listing import DEPTH, list_images
+from preprocess.images import decode
+from preprocess.images.decode import PIXEL_LIMITS, Frame, decode_image, read_mask
+from preprocess.images.listing import DEPTH, list_images
+from preprocess.images.reading import UnusableImageError
 from preprocess.masks.cachefile import Fingerprint
 from preprocess.passthrough import NotTakenError, take_jpeg
-from preprocess.reading import UnusableImageError
 from tests.preprocess.support import photo, save
 
 PEAK = """
 import sys
 from pathlib import Path
-from preprocess.images import decode_image, shrink
+from preprocess.images.decode import decode_image, shrink
 
 def state(key):
     with open("/proc/self/status") as stream:
@@ -121,7 +121,7 @@ def test_a_pipe_without_a_suffix_is_listed_and_not_opened(tmp_path: Path) -> Non
 
 def test_large_files_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(photo(0), tmp_path / "x.png")
-    monkeypatch.setattr(images, "FILE_LIMIT", path.stat().st_size - 1)
+    monkeypatch.setattr(decode, "FILE_LIMIT", path.stat().st_size - 1)
     with pytest.raises(UnusableImageError, match=r"bytes, more than [\d,]+"):
         decode_image(path, side_px=64)
 
@@ -144,6 +144,6 @@ def test_what_the_system_lacks_is_not_blamed_on_the_file(
     def lacking(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr("preprocess.images.open_regular", lacking)
+    monkeypatch.setattr("preprocess.images.decode.open_regular", lacking)
     with pytest.raises(OSError, match=os.strerror(number)):
         decode_image(path, side_px=64)

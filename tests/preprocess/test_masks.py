@@ -11,7 +11,7 @@ import pytest
 
 from harl_fast.errors import DataError
 from preprocess.masks import MASK_METHODS, find_mask
-from preprocess.masks.binary import (
+from preprocess.masks.heuristic.binary import (
     binarize,
     centre_ellipse,
     drop_specks,

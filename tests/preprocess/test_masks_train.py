@@ -15,10 +15,11 @@ from safetensors import safe_open
 
 from harl_fast.errors import DataError
 from harl_fast.files import Progress
-from preprocess.masks.binary import binarize, centred, otsu_level, resized
+from harl_fast.pool import ordered_map
+from preprocess.images.reading import DEFAULT_READING
+from preprocess.masks.heuristic.binary import binarize, centred, otsu_level, resized
 from preprocess.masks.heuristic.cues import barrier_distance
 from preprocess.masks.heuristic.method import outlined
-from preprocess.masks.score import iou
 from preprocess.masks.selftrained import train as program
 from preprocess.masks.selftrained.composites import UNHEARD, Augmenter, TrainingSet, Variety
 from preprocess.masks.selftrained.dataset import _key, _read, gather, image_files
@@ -30,6 +31,7 @@ from preprocess.masks.selftrained.network import (
     load_network,
     predict,
 )
+from preprocess.masks.selftrained.score import iou
 from preprocess.masks.selftrained.trainer import (
     BatchSampler,
     BatchSpec,
@@ -38,8 +40,6 @@ from preprocess.masks.selftrained.trainer import (
     mask_loss,
     train,
 )
-from preprocess.pool import ordered_map
-from preprocess.reading import DEFAULT_READING
 from preprocess.sources import Choices
 from tests.preprocess.support import demo_image, photo, save
 

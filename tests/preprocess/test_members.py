@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from harl_fast.files import UnusualFileError
-from preprocess import images
-from preprocess.images import UnusableImageError, decode_image, open_file
+from preprocess.images import decode
+from preprocess.images.decode import UnusableImageError, decode_image, open_file
+from preprocess.images.members import DEFLATED, FileRange, Members, ZipMember
 from preprocess.passthrough import NotTakenError, take_jpeg
 from preprocess.sources.entries import tar_entries, zip_entries
-from preprocess.sources.members import DEFLATED, FileRange, Members, ZipMember
 from tests.preprocess.packed import write_tar
 from tests.preprocess.support import photo, save
 
@@ -50,7 +50,7 @@ def test_members_are_the_bytes_that_were_packed(method: int, tmp_path: Path) -> 
 def test_members_larger_than_files_may_be_are_refused_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "FILE_LIMIT", 1000)
+    monkeypatch.setattr(decode, "FILE_LIMIT", 1000)
     for member in (in_zip(tmp_path / "x.zip", bytes(1001)), in_tar(tmp_path / "x", bytes(1001))):
         with pytest.raises(UnusableImageError, match=r"1,001 bytes, more than 1,000"):
             decode_image(member, side_px=64)

@@ -19,10 +19,10 @@ from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import read_manifest
 from harl_fast.errors import DataError, OutputError
 from harl_fast.files import LONGEST_TMPDIR
+from harl_fast.pool import ordered_map
 from preprocess import beton, preview, verify
 from preprocess.masks import __main__ as masks
 from preprocess.masks.selftrained import train as masks_train
-from preprocess.pool import ordered_map
 from tests.preprocess.support import image_folder, out_of_space
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def started(code: str, *, tmpdir: Path | None = None, files: int = 0) -> tuple[i
 WORKERS = """
 import operator
 from harl_fast.program import run_main
-from preprocess import pool
+from harl_fast import pool
 pool.PRELOAD = []
 results = pool.ordered_map(operator.neg, range(90), workers={workers}, describe=str)
 run_main(lambda: len(list(results)) - 90)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from harl_fast.data.container.manifest import read_manifest, sample_name
-from harl_fast.data.container.reader import read_samples
+from harl_fast.data.reader import read_samples
 from preprocess import beton
-from preprocess.images import decode_image, open_file
+from preprocess.images.decode import decode_image, open_file
 from preprocess.masks.__main__ import main as masks_main
 from preprocess.sources import SOURCES, Choices, Source, folder_source, read_source
 from tests.preprocess.packed import KINDS, files, to_tar

@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 from harl_fast.data.container.manifest import read_manifest
-from harl_fast.data.container.reader import read_samples
+from harl_fast.data.reader import read_samples
 from harl_fast.files import UnusualFileError
 from preprocess import beton
-from preprocess.arrays import Pixels
-from preprocess.images import decode_image
+from preprocess.images.arrays import Pixels
+from preprocess.images.decode import decode_image
+from preprocess.images.members import FileRange, FileRef, Page
+from preprocess.images.reading import FIRST_PAGE, UnusableImageError
 from preprocess.masks.__main__ import main as masks_main
-from preprocess.pages import with_pages
-from preprocess.reading import FIRST_PAGE, UnusableImageError
 from preprocess.sources import Source, Split
-from preprocess.sources.members import FileRange, FileRef, Page
+from preprocess.sources.pages import with_pages
 from tests.preprocess.support import image_folder, photo, save
 
 PAGES = [photo(number, height=40 + 8 * number) for number in range(4)]

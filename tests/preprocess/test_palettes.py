@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from preprocess.arrays import Pixels
-from preprocess.images import Frame, decode_image, read_mask
-from preprocess.reading import UnusableImageError
+from preprocess.images.arrays import Pixels
+from preprocess.images.decode import Frame, decode_image, read_mask
+from preprocess.images.reading import UnusableImageError
 
 Palette = list[tuple[int, int, int]]
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)

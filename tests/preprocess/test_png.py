@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from preprocess.arrays import Pixels
-from preprocess.images import decode_image, load_mask, open_image
-from preprocess.png import bare_grey
-from preprocess.reading import UNUSABLE, Reading, UnusableImageError
+from preprocess.images.arrays import Pixels
+from preprocess.images.decode import decode_image, load_mask, open_image
+from preprocess.images.png import bare_grey
+from preprocess.images.reading import UNUSABLE, Reading, UnusableImageError
 from tests.preprocess.support import photo
 
 Chunk = tuple[bytes, bytes]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from harl_fast.data.container.manifest import read_manifest
-from harl_fast.data.container.reader import read_samples
+from harl_fast.data.reader import read_samples
 from harl_fast.errors import one_line
 from preprocess import beton
+from preprocess.images.reading import CONVERTED, DEFAULT_READING, FEW_LEVELS, Reading, parse_range
 from preprocess.masks import cache
 from preprocess.masks.__main__ import main as masks_main
 from preprocess.masks.registry import method_facts, parse_spec
-from preprocess.reading import CONVERTED, DEFAULT_READING, FEW_LEVELS, Reading, parse_range
 from tests.preprocess.support import image_folder, photo, save
 from tests.preprocess.test_colours import WIDE
 

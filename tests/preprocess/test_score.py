@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import fbeta_score, jaccard_score, mean_absolute_error
 
 from benchmarks.mask_score import BETA2, fbeta, score
-from preprocess.masks.score import coverage, iou, soft_jaccard, stretch
+from preprocess.masks.selftrained.score import coverage, iou, soft_jaccard, stretch
 
 
 @pytest.mark.parametrize(("share", "true_share"), [(0.1, 0.4), (0.5, 0.5), (0.9, 0.02)])

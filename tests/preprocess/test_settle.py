@@ -12,11 +12,12 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from harl_fast.data.container.manifest import read_manifest
-from harl_fast.data.container.reader import read_samples
-from preprocess import beton, colours, settle
-from preprocess.images import decode_image
+from harl_fast.data.reader import read_samples
+from preprocess import beton
+from preprocess.images import colours, settle
+from preprocess.images.decode import decode_image
+from preprocess.images.reading import FEW_LEVELS, GreyRange, Reading, parse_range
 from preprocess.masks.__main__ import main as masks_main
-from preprocess.reading import FEW_LEVELS, GreyRange, Reading, parse_range
 from tests.preprocess.support import image_folder, photo, save
 from tests.preprocess.test_colours import FLOAT, SIGNED, ramp, scaled, tiff
 

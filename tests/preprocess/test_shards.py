@@ -21,7 +21,7 @@ import pytest
 from ffcv.memory_allocator import MemoryAllocator
 
 from harl_fast.data.container.manifest import find_container, read_manifest, read_shard
-from harl_fast.data.container.reader import read_samples
+from harl_fast.data.reader import read_samples
 from harl_fast.errors import DataError, HarlError
 from harl_fast.lock import FOLDER_LOCK, locked
 from preprocess import beton, build, shards

@@ -14,9 +14,9 @@ from PIL import Image
 from harl_fast.data.container.stores import parse_store
 from preprocess import beton as converter
 from preprocess.convert import Sample, Settings, Task, convert
-from preprocess.images import decode_image
+from preprocess.images.decode import decode_image
+from preprocess.images.reading import Reading, UnusableImageError
 from preprocess.masks import parse_spec
-from preprocess.reading import Reading, UnusableImageError
 from preprocess.sources import Rejected
 from tests.betons import smooth_noise
 

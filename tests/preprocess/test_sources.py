@@ -216,7 +216,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_not_an_empty_class(
         return []
 
     # Tests may run as root, whom no mode bits stop.
-    monkeypatch.setattr("preprocess.listing.os.walk", walk)
+    monkeypatch.setattr("preprocess.images.listing.os.walk", walk)
     with pytest.raises(DataError, match=r"train/b cannot be read \(Permission denied\)"):
         folder_source(tmp_path)
 

@@ -23,8 +23,8 @@ from harl_fast.data.container.fields import (
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import read_manifest
 from preprocess import beton
-from preprocess.arrays import Pixels
 from preprocess.encode import restart_interval
+from preprocess.images.arrays import Pixels
 from preprocess.writer import container_writer
 from tests.preprocess.support import image_folder, photo, same_colours, save
 

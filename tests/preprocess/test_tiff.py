@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.arrays import Pixels
-from preprocess.images import Decoded, decode_image
-from preprocess.listing import list_images
-from preprocess.reading import UNNAMED_ALPHA, UnusableImageError
+from preprocess.images.arrays import Pixels
+from preprocess.images.decode import Decoded, decode_image
+from preprocess.images.listing import list_images
+from preprocess.images.reading import UNNAMED_ALPHA, UnusableImageError
 from tests.preprocess.support import photo
 
 RAW, DEFLATE, LZW, PACKBITS = 1, 8, 5, 32773

@@ -13,8 +13,8 @@ import torch
 from harl_fast.config import load_config
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import read_manifest
-from harl_fast.data.container.reader import read_samples
 from harl_fast.data.loader import EvalLoader
+from harl_fast.data.reader import read_samples
 from harl_fast.engine.labelled import open_data
 from harl_fast.engine.monitor.probe import Probe
 from harl_fast.errors import DataError

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harl_fast.data.container.manifest import find_container
 from harl_fast.data.container.names import read_names
-from harl_fast.data.container.reader import OpenContainer
+from harl_fast.data.reader import OpenContainer
 from harl_fast.engine.networks import load_pretrained
 from harl_fast.errors import DataError
 from harl_fast.eval.features import FeatureSet

@@ -34,7 +34,7 @@ class Masks(BaseModel):
     stand_ins: Whole = 0
 
 
-class Stored(BaseModel):
+class StoreFacts(BaseModel):
     """Part ``store`` of a manifest; its other keys are for people to read."""
 
     kind: Texts = "jpg"
@@ -66,7 +66,7 @@ class Facts(BaseModel):
     """The parts of a manifest that `Manifest` keeps as they are."""
 
     mask: Masks
-    store: Stored
+    store: StoreFacts
     history: list[Event] = []
 
 

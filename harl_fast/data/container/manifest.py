@@ -89,9 +89,9 @@ class Manifest:
     images), modes ({mode: {count, bytes}}), restart_markers (every JPEG has those of
     `preprocess.encode`), for passthrough passed_through and reencoded ({reason: count}), and with
     ``--keep-warned`` warned: how many damaged files were kept. The newest add
-    `preprocess.reading.Reading.facts` (before, range "full" and no profile) and remarks ({what was
-    done to pixels: count}). The loader reads each sample's own mode and depends on none of these:
-    no new format."""
+    `preprocess.images.reading.Reading.facts` (before, range "full" and no profile) and remarks
+    ({what was done to pixels: count}). The loader reads each sample's own mode and depends on none
+    of these: no new format."""
     skipped: Whole
     """Source files that were left out; they are listed in ``<split>.report.json``."""
     beton_bytes: Whole

@@ -2,7 +2,7 @@
 
 A run's ``checkpoints/`` holds ``step-00003750.safetensors`` with fp32 tensors ``online.*``,
 ``target.*``, ``optim.<state>.<parameter>``, under fp16 ``scale.*``, and ``ranks.*`` with one row
-per rank (see `checkpoint.state`); a ``.json`` record of the same name; and ``latest``, a text file
+per rank (see `engine.snapshot`); a ``.json`` record of the same name; and ``latest``, a text file
 with the newest complete name. The record is written after the tensors and ``latest`` after both,
 each under a temporary name first, so that a crash at any point leaves a checkpoint to resume from.
 The record holds the SHA-256 of the tensors and of itself. Nothing is pickled.
@@ -22,13 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harl_fast.config import RunConfig
-from harl_fast.engine.provenance import code_version, first_reason
 from harl_fast.errors import CheckpointError
 from harl_fast.files import read_regular, replacing, sha256_file, write_json, write_text
 from harl_fast.finetuning import FinetuneConfig
 from harl_fast.host import utc_time
 from harl_fast.model.names import Receipt
 from harl_fast.model.timm_network import PREFIX
+from harl_fast.provenance import code_version, first_reason
 from harl_fast.runfiles import CHECKPOINT_NAME, LATEST
 from harl_fast.section import Section
 from harl_fast.tensorfile import open_tensors, writing
@@ -67,7 +67,7 @@ class Record(Section):
     tensors_bytes: int
     """Size of the safetensors file."""
     run_id: str = ""
-    """Of the run that wrote this, see `engine.provenance`; older records have none."""
+    """Of the run that wrote this, see `harl_fast.provenance`; older records have none."""
     tensors_sha256: str = ""
     """Of the safetensors file; older records have none."""
     record_sha256: str = ""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from harl_fast.engine.deepspeed import average_over_ranks
+from harl_fast.collectives import average_over_ranks
 
 Item = TypeVar("Item")
 

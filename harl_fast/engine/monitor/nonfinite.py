@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harl_fast.engine.deepspeed import gather_rows
+from harl_fast.collectives import gather_rows
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harl_fast.collectives import average_over_ranks
 from harl_fast.config import RunConfig
 from harl_fast.data.container.index import manifest_of
 from harl_fast.data.container.manifest import (
@@ -29,7 +30,6 @@ from harl_fast.data.container.manifest import (
 from harl_fast.data.loader import Batch, EvalLoader
 from harl_fast.data.order import spread
 from harl_fast.data.views.color_device import Photometric
-from harl_fast.engine.deepspeed import average_over_ranks
 from harl_fast.errors import DataError
 from harl_fast.eval.features import FeatureSet, extract
 from harl_fast.eval.knn import knn_accuracy

@@ -9,9 +9,9 @@ import socket
 import time
 from typing import Any
 
-from harl_fast.engine.monitor.sink import LogRecord, Progress, RunInfo, Sink, State
-from harl_fast.engine.side import SideOutputs
+from harl_fast.engine.monitor.sink import LogRecord, Position, RunInfo, Sink, State
 from harl_fast.host import utc_time
+from harl_fast.side import SideOutputs
 
 PERIOD_S = 2.0
 """Shortest time between two writings that are not about another state."""
@@ -61,7 +61,7 @@ class RunJson(Sink):
             loss=figures["loss"] if math.isfinite(figures["loss"]) else None,
         )
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: Position) -> None:
         """Receive step and speed."""
         timed = {"img_s": progress.img_s, "eta_s": progress.eta_s} if progress.img_s else {}
         self._update(epoch=progress.epoch, step=progress.step, **timed)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from harl_fast.engine.monitor.nonfinite import SkippedStep
-from harl_fast.engine.side import SideOutputs
 from harl_fast.runfiles import RunFolder
+from harl_fast.side import SideOutputs
 
 State = Literal[
     "starting", "warming", "training", "probing", "saving", "finished", "preempted", "failed"
@@ -52,7 +52,7 @@ class LogRecord:
 
 
 @dataclass(frozen=True)
-class Progress:
+class Position:
     """Where the run is, between two records."""
 
     epoch: int
@@ -81,7 +81,7 @@ class Sink:
     def write_probe(self, figures: Figures) -> None:
         """Receive what an online probe found: epoch, step, probe_knn, probe_linear, probe_s."""
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: Position) -> None:
         """Receive where the run is, about twice a second; ask nothing of the device."""
 
     def state(self, state: State, reason: str = "") -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from harl_fast.engine.monitor.alarms import Health, Supply
 from harl_fast.engine.monitor.nonfinite import SkippedStep
 from harl_fast.engine.monitor.runjson import RunJson
-from harl_fast.engine.monitor.sink import FINAL, Figures, LogRecord, Progress, RunInfo, Sink, State
+from harl_fast.engine.monitor.sink import FINAL, Figures, LogRecord, Position, RunInfo, Sink, State
 from harl_fast.engine.monitor.tensorboard import TensorBoard
-from harl_fast.engine.side import SideOutputs
 from harl_fast.files import LiveLine, format_seconds, to_stderr
+from harl_fast.side import SideOutputs
 
 _PROGRESS_PERIOD_S = 0.5
 
@@ -82,7 +82,7 @@ class Console(Sink):
             f"({format_seconds(figures['probe_s'])})"
         )
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: Position) -> None:
         """Draw the progress line; the loss is the last record's."""
         if self.run.quiet or progress.img_s is None or progress.eta_s is None:
             return
@@ -201,13 +201,13 @@ class Sinks:
         # What came before the first step's end was start-up and says nothing of the speed.
         self._mark = self._mark or (step, now)
         before, then = self._mark
-        progress = Progress(epoch, step)
+        progress = Position(epoch, step)
         if step > before:
             rate = (step - before) / max(now - then, 1e-9) * self.run.batch_global
             eta_s = self._eta_s - (now - then)
             if not math.isfinite(eta_s):
                 eta_s = (self.run.total - step) * self.run.batch_global / max(rate, 1e-9)
-            progress = Progress(epoch, step, rate, max(eta_s, 0.0))
+            progress = Position(epoch, step, rate, max(eta_s, 0.0))
         for sink in self._sinks:
             sink.progress(progress)
 

@@ -18,7 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignor
 from torch.utils.tensorboard import summary as summaries
 
 from harl_fast.engine.monitor.sink import Figures, LogRecord, RunInfo, Sink
-from harl_fast.engine.side import SideOutputs, append_whole
+from harl_fast.side import SideOutputs, append_whole
 
 TAGS = {
     "loss": ("loss/total", "Weighted sum of the loss terms; of whole, fg and bg alone in [0, 8]."),

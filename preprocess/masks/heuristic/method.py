@@ -21,8 +21,8 @@ from pydantic import Field
 
 from harl_fast.errors import ConfigError
 from harl_fast.jit import njit
-from preprocess.arrays import Map, Pixels
-from preprocess.masks.binary import centre_prior
+from preprocess.images.arrays import Map, Pixels
+from preprocess.masks.heuristic.binary import centre_prior
 from preprocess.masks.heuristic.cues import barrier_distance, side_distances
 from preprocess.masks.heuristic.refine import affinities, first_probability, judgement, refined
 from preprocess.masks.heuristic.regions import (

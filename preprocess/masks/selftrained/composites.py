@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.arrays import Map, Pixels
+from preprocess.images.arrays import Map, Pixels
 
 Draw = np.random.Generator
 Box = tuple[float, float, float, float]

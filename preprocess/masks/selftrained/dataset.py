@@ -17,16 +17,17 @@ import numpy as np
 
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, naming, replacing
-from preprocess.arrays import Map, Pixels
-from preprocess.images import decode_image
+from harl_fast.pool import ordered_map
+from preprocess.images.arrays import Map, Pixels
+from preprocess.images.decode import decode_image
+from preprocess.images.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.masks.heuristic.method import heuristic_map
-from preprocess.masks.registry import CHUNK
 from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION, Vote, vote
 from preprocess.masks.selftrained.network import square
-from preprocess.pool import ordered_map
-from preprocess.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.sources import Choices, Rejected, read_source
 
+CHUNK = 16
+"""Images that a process of the pool votes on at a time."""
 FEWEST = 16
 """Below this a network would only learn its images by heart."""
 FEW = 1000

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from preprocess.arrays import Map, Pixels
-from preprocess.masks.binary import binarize, resized
+from preprocess.images.arrays import Map, Pixels
+from preprocess.masks.heuristic.binary import binarize, resized
 from preprocess.masks.heuristic.method import FINE, heuristic_map
-from preprocess.masks.score import iou
+from preprocess.masks.selftrained.score import iou
 
 VERSION = 4
 """Raise it when a member changes: cached votes of another version are not used."""

@@ -28,8 +28,8 @@ from harl_fast.errors import ConfigError, DataError, one_line, shown
 from harl_fast.files import write_bytes
 from harl_fast.tensorfile import open_tensors
 from harl_fast.textfile import parse_json
-from preprocess.arrays import Map, Pixels
-from preprocess.masks.binary import resized
+from preprocess.images.arrays import Map, Pixels
+from preprocess.masks.heuristic.binary import resized
 from preprocess.masks.heuristic.cues import barrier_distance, side_distances
 from preprocess.masks.heuristic.method import SIDE, outlined
 from preprocess.masks.selftrained.ensemble import MEMBERS, opinions

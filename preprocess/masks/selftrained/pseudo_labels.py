@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 import torch
 
-from preprocess.arrays import Map, Pixels
-from preprocess.masks.binary import binarize, centred, resized
-from preprocess.masks.score import iou
+from preprocess.images.arrays import Map, Pixels
+from preprocess.masks.heuristic.binary import binarize, centred, resized
 from preprocess.masks.selftrained.composites import TrainingSet
 from preprocess.masks.selftrained.dataset import Dataset
 from preprocess.masks.selftrained.network import BATCH, MaskNet, agreed, predict
+from preprocess.masks.selftrained.score import iou
 
 VOTE_TRUST = 0.6, 0.95
 """Agreement of the ensemble at which an image starts to count, and at which it counts in full."""

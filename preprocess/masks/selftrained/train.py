@@ -23,7 +23,7 @@ from harl_fast.host import usable_cores
 from harl_fast.lock import lock_beside, locked
 from harl_fast.options import SEED_MAX, number, whole_number
 from harl_fast.program import head, run_main
-from preprocess.reading import add_reading, reading_of
+from preprocess.images.reading import add_reading, reading_of
 from preprocess.sources.options import add_choices, choices_of
 
 
@@ -59,12 +59,12 @@ with head(__name__, parse):
 
     from harl_fast.jit import require_compiler
     from harl_fast.runfiles import check_apart
+    from preprocess.images.settle import settle
     from preprocess.masks.selftrained.dataset import FEW, Dataset, gather, image_files
     from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION
     from preprocess.masks.selftrained.network import save_network
     from preprocess.masks.selftrained.pseudo_labels import first_targets, refresh
     from preprocess.masks.selftrained.trainer import Recipe, train
-    from preprocess.settle import settle
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harl_fast.files import Progress
-from preprocess.arrays import Map, Pixels
+from harl_fast.pool import ordered_map
+from preprocess.images.arrays import Map, Pixels
 from preprocess.masks.selftrained.composites import Augmenter, TrainingSet, Variety
 from preprocess.masks.selftrained.network import (
     Architecture,
@@ -25,7 +26,6 @@ from preprocess.masks.selftrained.network import (
     cues_array,
     native_bfloat16,
 )
-from preprocess.pool import ordered_map
 
 
 @dataclass(frozen=True)

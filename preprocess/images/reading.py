@@ -78,7 +78,7 @@ class Reading:
     keep_warned: bool = False
     """Whether damaged JPEGs and WebPs (see `soundness`) are taken as far as Pillow reads them."""
     all_pages: bool = False
-    """Whether each page of a TIFF is an image, see `pages.with_pages`."""
+    """Whether each page of a TIFF is an image, see `sources.pages.with_pages`."""
     channels: int = 3
     """1: pictures are grey, those in colour by their luma. 0 leaves it to `settle.settle`."""
 

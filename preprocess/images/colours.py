@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
-from preprocess.arrays import Pixels
-from preprocess.icc import SPACES, convert_profile
-from preprocess.reading import FEW_LEVELS, UNUSABLE, GreyRange, Reading, UnusableImageError
-from preprocess.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, WHITE_IS_ZERO
+from preprocess.images.arrays import Pixels
+from preprocess.images.icc import SPACES, convert_profile
+from preprocess.images.reading import FEW_LEVELS, UNUSABLE, GreyRange, Reading, UnusableImageError
+from preprocess.images.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, WHITE_IS_ZERO
 
 STRIP_PIXELS = 1 << 20
 """Larger images are converted in strips of about this many pixels: the copies that a conversion

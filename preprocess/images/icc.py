@@ -8,8 +8,8 @@ import io
 import numpy as np
 from PIL import Image, ImageCms
 
-from preprocess.arrays import Pixels
-from preprocess.reading import CONVERTED, UNUSABLE
+from preprocess.images.arrays import Pixels
+from preprocess.images.reading import CONVERTED, UNUSABLE
 
 NEAR = 2
 """A profile whose conversion moves no tested colour by more levels than this is sRGB: the usual

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from preprocess.arrays import Map, Mask
+from preprocess.images.arrays import Map, Mask
 
 LEAST_SHARE, MOST_SHARE = 0.01, 0.9
 """Outside these shares of the image a mask says nothing about the object."""

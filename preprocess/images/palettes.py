@@ -8,7 +8,7 @@ from typing import BinaryIO
 from PIL import GifImagePlugin, ImageFile, ImagePalette
 from PIL.BmpImagePlugin import BIT2MODE
 
-from preprocess.reading import UnusableImageError
+from preprocess.images.reading import UnusableImageError
 
 _FILE_HEAD, _CORE_HEAD = 14, 12
 """Bytes of a BMP's BITMAPFILEHEADER, which a DIB lacks, and of the oldest header behind it."""

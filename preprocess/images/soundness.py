@@ -31,9 +31,9 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from harl_fast.data.views.jpeg import ANOTHER_SIZE, decode_pixels, jpeg_error
-from preprocess.arrays import Pixels
-from preprocess.png import deep_transparency
-from preprocess.reading import UnusableImageError
+from preprocess.images.arrays import Pixels
+from preprocess.images.png import deep_transparency
+from preprocess.images.reading import UnusableImageError
 
 DAMAGED = "damaged: "
 """How the reasons begin for which ``--keep-warned`` is there."""

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from preprocess.images import open_file, open_image
-from preprocess.listing import TIFF_STARTS
-from preprocess.reading import UnusableImageError
+from preprocess.images.decode import open_file, open_image
+from preprocess.images.listing import TIFF_STARTS
+from preprocess.images.members import FileRef, Members, Page
+from preprocess.images.reading import UnusableImageError
+from preprocess.images.tiff import pages
 from preprocess.sources.base import Source, Split
-from preprocess.sources.members import FileRef, Members, Page
-from preprocess.tiff import pages
 
 PAGE = re.compile(r"#[0-9]+\Z")
 """How the name of a page ends after that of its file."""

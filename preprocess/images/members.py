@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.files import UnusualFileError, open_regular
-from preprocess.arrays import Pixels
+from preprocess.images.arrays import Pixels
 
 _ZIP_HEAD = struct.Struct("<4s22xHH")
 """Of a zip member's own header: its mark, and the lengths of name and extra field after it."""

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, NamedTuple
 from PIL import Image, ImagePalette, TiffImagePlugin
 
 from harl_fast.data.container.integrity import MOST_PIXELS
-from preprocess.inflate import Inflation
-from preprocess.listing import TIFF_STARTS
-from preprocess.reading import UnusableImageError
+from preprocess.images.inflate import Inflation
+from preprocess.images.listing import TIFF_STARTS
+from preprocess.images.reading import UnusableImageError
 
 TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT = 258, 262, 339
 STATED_RANGES = ((340, 341), (280, 281))

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.arrays import Mask, Pixels
+from preprocess.images.arrays import Mask, Pixels
 
 CELLS = 7
 """Side of the last feature map of a ResNet at 224 px."""

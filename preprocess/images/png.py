@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin
 
-from preprocess.arrays import Pixels
-from preprocess.inflate import Inflation
-from preprocess.reading import UnusableImageError
+from preprocess.images.arrays import Pixels
+from preprocess.images.inflate import Inflation
+from preprocess.images.reading import UnusableImageError
 
 SIGNIFICANT = "significant_bits"
 """Key of ``Image.info``: how many bits a PNG's values had originally, by its chunk sBIT."""
@@ -183,13 +183,8 @@ def _blocks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
             yield kind, block
             found, left = zlib.crc32(block, found), left - len(block)
         if left or stream.read(4) != struct.pack(">I", found):
-            raise UnusableImageError(
-                f"damaged: the PNG's {_shown(kind)} chunk has a wrong checksum"
-            )
-
-
-def _shown(kind: bytes) -> str:
-    return kind.decode("ascii", "backslashreplace")
+            name = kind.decode("ascii", "backslashreplace")
+            raise UnusableImageError(f"damaged: the PNG's {name} chunk has a wrong checksum")
 
 
 def _bytes_of_pixels(header: bytes) -> int:

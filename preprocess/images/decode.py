@@ -17,12 +17,13 @@ from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedI
 
 from harl_fast.data.container.integrity import MOST_PIXELS
 from harl_fast.files import UnusualFileError, open_regular
-from preprocess.arrays import Mask, Pixels
-from preprocess.colours import deep_grey, is_plain_rgb, to_rgb
-from preprocess.listing import TIFF_STARTS
-from preprocess.palettes import keep_palette
-from preprocess.png import Chunks, bare_grey, check_png
-from preprocess.reading import (
+from preprocess.images.arrays import Mask, Pixels
+from preprocess.images.colours import deep_grey, is_plain_rgb, to_rgb
+from preprocess.images.listing import TIFF_STARTS
+from preprocess.images.members import FileRef, ImageRef, Page
+from preprocess.images.palettes import keep_palette
+from preprocess.images.png import Chunks, bare_grey, check_png
+from preprocess.images.reading import (
     DEFAULT_READING,
     FIRST_PAGE,
     NO_COLOUR,
@@ -31,9 +32,8 @@ from preprocess.reading import (
     Reading,
     UnusableImageError,
 )
-from preprocess.soundness import load_judged
-from preprocess.sources.members import FileRef, ImageRef, Page
-from preprocess.tiff import (
+from preprocess.images.soundness import load_judged
+from preprocess.images.tiff import (
     TAG_BITS,
     TAG_ERRORS,
     TAG_PHOTOMETRIC,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-_PIECE = 1 << 16
+_CHUNK_BYTES = 1 << 16
 """Bytes inflated at once: a few of a file's bytes may stand for gigabytes."""
 
 
@@ -14,16 +14,16 @@ class Inflation:
     def __init__(self, most: int) -> None:
         self.most = most
         self.size = 0
-        """Bytes inflated until now, at most `_PIECE` more than ``most``."""
+        """Bytes inflated until now, at most `_CHUNK_BYTES` more than ``most``."""
         self._stream = zlib.decompressobj()
 
     def add(self, data: bytes) -> None:
         """Go on with the stream's next bytes; raise `zlib.error` if they cannot be."""
         while not self.ended:
-            got = len(self._stream.decompress(data, _PIECE))
+            got = len(self._stream.decompress(data, _CHUNK_BYTES))
             data = self._stream.unconsumed_tail
             self.size += got
-            if not data and got < _PIECE:
+            if not data and got < _CHUNK_BYTES:
                 break
 
     @property

@@ -12,7 +12,7 @@ import pytest
 
 from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
-from preprocess.pool import TASKS_AHEAD, ordered_map
+from harl_fast.pool import TASKS_AHEAD, ordered_map
 from tests.preprocess.support import double, large
 
 

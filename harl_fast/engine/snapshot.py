@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harl_fast.collectives import gather_rows
 from harl_fast.engine.checkpoint.format import Checkpoint, load_exactly, mismatch
-from harl_fast.engine.deepspeed import gather_rows, load_optimizer_state, optimizer_state
+from harl_fast.engine.deepspeed import load_optimizer_state, optimizer_state
 from harl_fast.engine.resume import ANEW, changed, recorded_engine
 from harl_fast.engine.state import LoopState
 from harl_fast.errors import CheckpointError

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import torch
 
+from harl_fast.collectives import gather_floats
 from harl_fast.config import RunConfig
 from harl_fast.data.loader import decoding_threads
-from harl_fast.engine.deepspeed import gather_floats
 from harl_fast.engine.monitor.alarms import Supply
 from harl_fast.engine.monitor.metrics import Meter, StepNorms
 from harl_fast.engine.monitor.probe import (

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from harl_fast.data.order import spread
-from preprocess.colours import Grey, deep_grey, percentiles
-from preprocess.images import decode_image, is_grey, open_image
-from preprocess.png import SIGNIFICANT
-from preprocess.reading import GreyRange, Reading, UnusableImageError
-from preprocess.sources.members import ImageRef
-from preprocess.tiff import STATED_RANGES
+from preprocess.images.colours import Grey, deep_grey, percentiles
+from preprocess.images.decode import decode_image, is_grey, open_image
+from preprocess.images.members import ImageRef
+from preprocess.images.png import SIGNIFICANT
+from preprocess.images.reading import GreyRange, Reading, UnusableImageError
+from preprocess.images.tiff import STATED_RANGES
 
 LOOKED_AT = 64
 """Images of a sample."""
