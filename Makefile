@@ -129,6 +129,8 @@ TAKES_bench-step = DATA ARGS
 TAKES_bench-eval = DATA ARGS
 TAKES_bench-plan = DATA ARGS
 TAKES_bench-convert = DATA ARGS
+TAKES_gpu-check = DATA OUT ARGS
+TAKES_gpu-wheels = OUT ARGS
 TAKES_bench-masks = HORSES PHOTOS STAMPS NETWORK ONNX ARGS
 TAKES_bench = DATA $(TAKES_bench-masks)
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
@@ -151,7 +153,7 @@ option = $(if $(2),$(1) "$(2)")
 
 .PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval finetune cifar10 \
 	pictures compare export plan preview bench bench-convert bench-eval bench-loader bench-masks bench-plan \
-	bench-step clean
+	bench-step gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
@@ -308,6 +310,13 @@ bench-eval: setup ## Compare evaluation with scikit-learn and bare PyTorch, in t
 
 bench-plan: setup ## Compare what plan predicts with what is measured here [DATA=<photos>]
 	"$(BIN)/python" -m benchmarks.plan $(call option,--data,$(DATA)) $(ARGS)
+
+gpu-check: setup ## Prove on a GPU, in 8 minutes, what a CPU cannot [OUT=runs/gpu-check] [DATA=<containers>] [ARGS="--only 0,1"]
+	"$(BIN)/python" -m benchmarks.gpu_check $(call option,--data,$(DATA)) \
+		$(if $(filter file,$(origin OUT)),,--out "$(OUT)") $(ARGS)
+
+gpu-wheels: setup ## Gather what a machine without network needs for gpu-check [OUT=build/gpu-wheels] [ARGS="--there FILE"]
+	"$(BIN)/python" -m benchmarks.gpu_wheels $(if $(filter file,$(origin OUT)),,--out "$(OUT)") $(ARGS)
 
 bench-masks: setup ## Score mask methods [HORSES=] [PHOTOS=] [STAMPS=] [NETWORK=] [ONNX=] [ARGS=--check]
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 "$(BIN)/python" -m benchmarks.masks --storage \

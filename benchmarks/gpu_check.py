@@ -13,14 +13,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
-from benchmarks.gpu_sections import SECTIONS, Section, Settings, read_findings
+from benchmarks.gpu_sections import SECTIONS, Settings, read_findings
 from benchmarks.process import machine_facts
 from benchmarks.report import Row, bar_table
 from benchmarks.results import write_results
@@ -118,44 +118,46 @@ def lacking(number: int, *, gpus: int) -> str:
     return f"needs {section.gpus} GPUs or more, and there {'is' if gpus == 1 else 'are'} {gpus}"
 
 
-def run(
-    number: int, settings: Settings, *, limit_s: float, progress: Progress, section: Section
-) -> Outcome:
-    """Run a section to its end, or to its limit; all processes that it has started end with it."""
-    out = Path(settings.out)
+def run(number: int, settings: Settings, *, limit_s: float, progress: Progress) -> Outcome:
+    """Run a section to its end, or to its limit, and return what it found."""
+    section, out = SECTIONS[number], Path(settings.out)
     found, log = out / f"section-{number}.jsonl", out / f"section-{number}.log"
-    before = set(psutil.Process().children(recursive=True))
+    command = [sys.executable, "-m", "benchmarks.gpu_sections", str(number), section.work]
     begun, counted = time.monotonic(), progress.done
+
+    def tick() -> bool:
+        """Show the progress; return whether there is time left."""
+        passed = time.monotonic() - begun
+        progress.advance(counted + min(int(passed), int(limit_s)) - progress.done)
+        return passed < limit_s
+
     with open(found, "wb") as lines, open(log, "wb") as messages:
-        child = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "benchmarks.gpu_sections",
-                str(number),
-                json.dumps(vars(settings)),
-            ],
-            cwd=ROOT,
-            stdout=lines,
-            stderr=messages,
-        )
-        try:
-            while child.poll() is None and (passed := time.monotonic() - begun) < limit_s:
-                time.sleep(0.1)
-                progress.advance(counted + int(passed) - progress.done)
-        finally:
-            late = child.poll() is None
-            end(set(psutil.Process().children(recursive=True)) - before)
-            child.wait()
+        told = json.dumps(vars(settings))
+        code = wait([*command, told], lines, messages, going_on=tick)
     progress.advance(counted + round(section.limit_s) - progress.done)
     state, reason = "done", ""
-    if late:
+    if code is None:
         state, reason = "late", f"ended after {limit_s:.0f} s; see {log}"
-    elif child.returncode:
-        state, reason = "failed", f"ended with {child.returncode}: {last_line(log)}; see {log}"
+    elif code:
+        state, reason = "failed", f"ended with {code}: {last_line(log)}; see {log}"
     rows, facts = read_findings(found)
     passed = round(time.monotonic() - begun, 1)
     return Outcome(number, section.name, state, reason, passed, rows, facts)
+
+
+def wait(
+    command: Sequence[str], out: BinaryIO, messages: BinaryIO, *, going_on: Callable[[], bool]
+) -> int | None:
+    """Return the exit code of a command, None if it was ended; with it ends all it has started."""
+    before = set(psutil.Process().children(recursive=True))
+    child = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=messages)
+    try:
+        while child.poll() is None and going_on():
+            time.sleep(0.1)
+        return child.poll()
+    finally:
+        end(set(psutil.Process().children(recursive=True)) - before)
+        child.wait()
 
 
 def end(processes: Collection[psutil.Process]) -> None:
@@ -216,6 +218,8 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     adopt_orphans()  # what a section leaves behind is found below this process, and ended
     data = args.data or args.out / "work" / "data"
+    if args.data and not (data / "train.json").exists():
+        raise ConfigError(f"--data {data} holds no containers of train: `make beton OUT={data}`")
     settings = Settings(args.device, str(args.out.resolve()), str(data.resolve()))
     facts: dict[str, Any] = machine_facts()
     outcomes = check(args.only, settings, gpus=gpus)

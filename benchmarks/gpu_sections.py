@@ -1,7 +1,7 @@
 """The sections of `make gpu-check`, and the process in which one of them runs.
 
-`python -m benchmarks.gpu_sections NUMBER '<settings JSON>'` prints one JSON object per finding at
-once: a bar (a `report.Row`) or a fact. What libraries print goes to standard error.
+`python -m benchmarks.gpu_sections NUMBER WORK '<settings JSON>'` prints one JSON object per finding
+at once: a bar (a `report.Row`) or a fact. What libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Section:
 
 
 SECTIONS = (
-    Section("imports", "gpu_numbers:imports", 75),
-    Section("numbers", "gpu_numbers:numbers", 45),
-    Section("waits", "gpu_numbers:waits", 30),
-    Section("step", "gpu_step:step", 90),
-    Section("end to end", "gpu_runs:end_to_end", 110),
-    Section("compile", "gpu_step:compiled", 90),
-    Section("two ranks", "gpu_numbers:two_ranks", 40, fatal=False),
-    Section("several GPUs", "gpu_runs:several", 240, gpus=2),
+    Section("imports", "benchmarks.gpu_numbers:imports", 75),
+    Section("numbers", "benchmarks.gpu_numbers:numbers", 45),
+    Section("waits", "benchmarks.gpu_numbers:waits", 30),
+    Section("step", "benchmarks.gpu_step:step", 90),
+    Section("end to end", "benchmarks.gpu_runs:end_to_end", 110),
+    Section("compile", "benchmarks.gpu_step:compiled", 90),
+    Section("two ranks", "benchmarks.gpu_numbers:two_ranks", 40, fatal=False),
+    Section("several GPUs", "benchmarks.gpu_runs:several", 240, gpus=2),
 )
 """By number. All but the last fit into eight minutes together; that one is for other machines."""
 
@@ -135,9 +135,9 @@ def main() -> None:
     end_with_parent(signal.SIGKILL)
     lines = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    number, settings = int(sys.argv[1]), Settings(**json.loads(sys.argv[2]))
-    module, _, name = SECTIONS[number].work.partition(":")
-    work = getattr(importlib.import_module(f"benchmarks.{module}"), name)
+    number, settings = int(sys.argv[1]), Settings(**json.loads(sys.argv[3]))
+    module, _, name = sys.argv[2].partition(":")
+    work = getattr(importlib.import_module(module), name)
     work(settings, Findings(number, lines, timed=not settings.small))
     sys.stderr.flush()
     os._exit(0)  # a loader's thread may be at work, and gloo's abort some orderly exits
