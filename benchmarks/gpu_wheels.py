@@ -146,7 +146,7 @@ def newest(libraries: Iterable[Path], symbol: str) -> str:
     """Return the newest version of a symbol that any of the libraries asks for, or nothing."""
     found = set[tuple[int, ...]]()
     for library in libraries:
-        for match in re.findall(rf"\0{symbol}_([0-9.]+)\0".encode(), library.read_bytes()):
+        for match in re.findall(rf"\0{symbol}_([0-9.]+)(?=\0)".encode(), library.read_bytes()):
             found.add(tuple(map(int, match.decode().split("."))))
     return f"{symbol} {'.'.join(map(str, max(found)))}" if found else ""
 

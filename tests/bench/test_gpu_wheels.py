@@ -26,7 +26,8 @@ from harl_fast.errors import ConfigError, HarlError
 MAPPED = """\
 import ctypes, sys
 ctypes.CDLL(sys.argv[1])
-print(*{line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if ".so" in line}, sep="\\n")
+with open("/proc/self/maps") as maps:
+    print(*{line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}, sep="\\n")
 """
 
 
