@@ -170,7 +170,6 @@ class Finetuning(Training):
             train_loader,
         )
 
-        self.stage(machine)
         asked = Asked(
             data=self.data,
             needs_val=self.mode != "train",

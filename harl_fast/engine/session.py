@@ -175,6 +175,7 @@ def serve(training: Training) -> int:
                         training.run, resume=training.resume, source=training.source_option
                     )
                     stop.starting = True
+                    training.stage(machine)
                     lock = _take(folder, machine, engine_config, held)
                     # What was found may have changed until now.
                     open_run_folder(

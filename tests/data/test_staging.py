@@ -192,6 +192,15 @@ def test_the_other_ranks_wait_for_the_copy(
     assert waiting["folder"] == folder
 
 
+def test_ranks_do_not_wait_for_ever(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "PATIENCE_S", 0.3)
+    with pytest.raises(OutputError, match="the first rank of this machine"):
+        stage(source, tmp_path / "disk", first=False)
+    assert not (tmp_path / "disk").exists()
+
+
 def test_another_job_on_the_machine_is_waited_for(
     source: Path, tmp_path: Path, waiting: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,11 +23,13 @@ from harl_fast.data.container.manifest import (
 )
 from harl_fast.errors import DataError, OutputError, explain
 from harl_fast.files import Progress, open_regular, sha256_file, sync, to_stderr, write_json
-from harl_fast.lock import holder, locked
+from harl_fast.lock import holder, lock_beside, locked
 from harl_fast.textfile import read_json, tree_sha256
 
 NOTE = "staged.json"
 """In a copy: size and time of each file when its checksum was right."""
+PATIENCE_S = 120.0
+"""How long a process waits for the one that copies to begin; their starts take unequal times."""
 _LOOK_S = 0.2
 _PIECE = 1 << 23
 
@@ -59,8 +61,7 @@ def stage(source: Path, to: Path, *, first: bool) -> Path:
     listed = {str(part.path): part.sha256 for part in parts}
     folder = to / f"{source.resolve().name}-{tree_sha256(listed)[:12]}"
     if not first:
-        while not folder.is_dir():
-            time.sleep(_LOOK_S)
+        _wait_for(folder)
         return folder
     try:
         with _alone(folder):
@@ -105,10 +106,24 @@ def _part(source: Path, path: Path, sha256: str = "") -> _Part:
         raise DataError(explain(error)) from error
 
 
+def _wait_for(folder: Path) -> None:
+    """Wait until a folder is there. Raises OutputError if nobody makes it."""
+    seen_s = time.monotonic()
+    while not folder.is_dir():
+        time.sleep(_LOOK_S)
+        if holder(lock_beside(folder)) is not None:
+            seen_s = time.monotonic()
+        elif time.monotonic() - seen_s > PATIENCE_S:
+            raise OutputError(
+                f"{folder} is made by no process: the first rank of this machine, which was to, "
+                f"has ended; see its message"
+            )
+
+
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the right to write a folder; wait while another job of this machine has it."""
-    lock = folder.with_name(f".{folder.name}.lock")
+    lock = lock_beside(folder)
     if (other := holder(lock)) is not None:
         to_stderr(f"{folder} is being copied by {other}: waiting")
         while holder(lock) is not None:
