@@ -215,11 +215,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     check_output(args.out, option="--out", folder=True)
     gpus = gpus_for(args.device)
+    data = args.data or args.out / "work" / "data"
+    there = (data / "train.json").exists()
+    if args.data and not there:
+        raise ConfigError(f"--data {data} holds no containers of train: `make beton OUT={data}`")
+    if not there and 0 not in args.only:
+        raise ConfigError("there is no set to train on yet, which section 0 draws: --only 0,...")
     args.out.mkdir(parents=True, exist_ok=True)
     adopt_orphans()  # what a section leaves behind is found below this process, and ended
-    data = args.data or args.out / "work" / "data"
-    if args.data and not (data / "train.json").exists():
-        raise ConfigError(f"--data {data} holds no containers of train: `make beton OUT={data}`")
     settings = Settings(args.device, str(args.out.resolve()), str(data.resolve()))
     facts: dict[str, Any] = machine_facts()
     outcomes = check(args.only, settings, gpus=gpus)

@@ -89,7 +89,10 @@ def test_eight_minutes_are_enough_for_one_gpu() -> None:
 
 def test_only_chosen_sections_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stubs(monkeypatch, crash={}, good={})
-    code, lines = check(tmp_path, "--only", "1")
+    with pytest.raises(ConfigError, match="which section 0 draws"):
+        check(tmp_path, "--only", "1")
+    (tmp_path / "train.json").touch()
+    code, lines = check(tmp_path, "--only", "1", "--data", str(tmp_path))
     assert code == 0 and [line["section"] for line in lines] == [1]
     with pytest.raises(SystemExit):
         check(tmp_path, "--only", "1,7")
