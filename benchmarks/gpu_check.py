@@ -191,7 +191,7 @@ def check(chosen: Sequence[int], settings: Settings, *, gpus: int) -> list[Outco
                 why = f"the sections before took the {TOTAL_S:.0f} s that there are"
                 outcome = Outcome(number, section.name, "late", why)
             else:
-                outcome = run(number, settings, limit_s=limit_s, progress=progress, section=section)
+                outcome = run(number, settings, limit_s=limit_s, progress=progress)
             left_s -= outcome.seconds if section.gpus <= 1 else 0.0
             outcomes.append(outcome)
             with open(listed, "a", encoding="utf-8") as stream:

@@ -34,6 +34,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch, **ways: dict[str, Any]) -> None:
     """Put sections of the stub in place of the check's."""
     made = [Section(name, f"{STUB}:{name}", **{"limit_s": 30, **way}) for name, way in ways.items()]
     monkeypatch.setattr(gpu_check, "SECTIONS", tuple(made))
+    monkeypatch.setattr(gpu_check, "LEAST_S", 1.0)
 
 
 def check(out: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
@@ -59,7 +60,7 @@ def test_later_sections_run_whatever_became_of_the_earlier(
     assert [row["verdict"] for row in lines[3]["rows"]] == ["", "floor"]
     assert lines[4]["reason"] == "needs 2 GPUs or more, and there are 0"
     told = capfd.readouterr()
-    assert "1 of 2 bars met; FAILED" in told.out and "eta" in told.err
+    assert "1 of 2 bars met; FAILED" in told.out and "s at most in" in told.err
     written = json.loads((tmp_path / "gpu_check.json").read_text())
     assert written["machine"]["version"] == "1.2" and len(written["bars"]) == 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -44,7 +45,7 @@ def test_the_libraries_of_a_compiled_part_suffice(tmp_path: Path) -> None:
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         return set(map(Path, done.stdout.splitlines()))
 
-    own = mapped(str(part)) - mapped("libc.so.6") - {part}
+    own = mapped(str(part)) - mapped("libc.so.6") - {part.resolve()}
     foreign = [path for path in own if path.parent != tmp_path and not BASE.fullmatch(path.name)]
     assert foreign == [] and len(own) > 5
 
@@ -115,5 +116,5 @@ def test_the_folder_says_how_to_install_it(
     assert [text.partition("==")[0] for text in asked] == ["hjson"]
     text = (out / "README.txt").read_text()
     assert f"python{sys.version_info[0]}.{sys.version_info[1]} -m benchmarks.gpu_check" in text
-    assert "GLIBC 2." in text and "{" not in text and list((out / "lib").iterdir())
+    assert "GLIBC 2." in text and not re.search(r"{[a-z]+}", text) and list((out / "lib").iterdir())
     assert "1 wheels and" in capsys.readouterr().out
