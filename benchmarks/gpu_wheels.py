@@ -35,7 +35,7 @@ What {project} needs on a machine without a network, for Python {python} on {mac
 Copy this folder and the project's own to it, then in the project's folder, F being this one:
 
   python{python} -m pip install --no-index --no-deps --target F/site F/wheels/*.whl
-  export PYTHONPATH=F/site PATH=F/site/bin:$PATH
+  export PYTHONPATH=$PWD:F/site PATH=F/site/bin:$PATH
   export LD_LIBRARY_PATH=F/lib${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}
   python{python} -m benchmarks.gpu_check
 

@@ -6,6 +6,7 @@ import ctypes
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from benchmarks import gpu_check
 from benchmarks.gpu_sections import SECTIONS, Findings, Section, Settings, read_findings
 from benchmarks.report import Row
 from harl_fast.errors import ConfigError
+from harl_fast.steps import ROOT
 from tests.betons import plain_item, write_beton
 
 STUB = "tests.bench.gpu_stub"
@@ -86,6 +88,13 @@ def test_all_sections_together_keep_to_the_time_there_is(
 
 def test_eight_minutes_are_enough_for_one_gpu() -> None:
     assert sum(section.limit_s for section in SECTIONS if section.gpus <= 1) <= gpu_check.TOTAL_S
+
+
+def test_the_documentation_has_the_sections_and_their_limits() -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (\d) ([\w ]+) \| (\d+) \|", page, flags=re.MULTILINE)
+    expected = [(str(n), each.name, f"{each.limit_s:g}") for n, each in enumerate(SECTIONS)]
+    assert table == expected
 
 
 def test_only_chosen_sections_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
