@@ -32,6 +32,7 @@ from numba.core.serialize import dumps
 
 from harl_fast.errors import ConfigError
 from harl_fast.files import open_regular, replacing
+from harl_fast.host import usable_cores
 
 TOGETHER = (
     "rng.py",
@@ -46,6 +47,11 @@ change in one makes all be compiled again. Compiled functions elsewhere use thei
 
 # Without a writable /dev/shm it has no lock among processes, which only forks at its start need.
 warnings.filterwarnings("ignore", ".*multiprocessing lock", numba.errors.NumbaSystemWarning)
+
+if usable_cores() == 1:
+    # On one core TBB waits for ever, at the exit of the process, for what another thread than the
+    # main one, such as the loader's, ran on it (seen with numba 0.68 and oneTBB 2021.8).
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
 
 _holds_addresses = operator.attrgetter("library.has_dynamic_globals")
 """Whether compiled code refers to places in this process's memory."""

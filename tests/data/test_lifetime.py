@@ -201,6 +201,27 @@ def test_importing_the_data_path_changes_no_thread_count_starts_none_and_compile
     assert done.stdout.split() == ["2", "2", "dict", "numba.typed.typeddict"], done.stderr
 
 
+ONE_CORE = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from harl_fast import BetonLoader, ViewGeometry
+views = [ViewGeometry(size_px=24, cells=3)] * 2
+print(sum(len(b.ids) for b in BetonLoader(sys.argv[1], views=views, batch_global=4, batch_micro=4)))
+"""
+
+
+def test_a_process_of_one_core_that_has_read_batches_ends(beton: Path) -> None:
+    """numba's TBB pool waited for ever at the exit for what the loader's thread had run on it."""
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_CORE, beton],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0 and int(done.stdout) > 0, done.stderr
+
+
 def test_a_second_pass_ends_the_first(shared: BetonLoader) -> None:
     old = iter(shared)
     next(old)
