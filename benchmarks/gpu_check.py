@@ -33,6 +33,8 @@ from harl_fast.supervision import adopt_orphans
 
 TOTAL_S = 480.0
 """Of all sections that need one GPU."""
+SLOWER = 4.0
+"""How many times longer the reduced form on a CPU may take, where compilers have one core."""
 LEAST_S = 5.0
 """A section that has less time left is not begun."""
 
@@ -107,7 +109,9 @@ def gpus_for(device: str) -> int:
 
 def limits(chosen: Sequence[int], *, gpus: int) -> dict[int, float]:
     """Return the time limits of those sections that can run, by number."""
-    return {number: SECTIONS[number].limit_s for number in chosen if not lacking(number, gpus=gpus)}
+    slower = 1.0 if gpus else SLOWER
+    able = [number for number in chosen if not lacking(number, gpus=gpus)]
+    return {number: slower * SECTIONS[number].limit_s for number in able}
 
 
 def lacking(number: int, *, gpus: int) -> str:
@@ -134,7 +138,6 @@ def run(number: int, settings: Settings, *, limit_s: float, progress: Progress) 
     with open(found, "wb") as lines, open(log, "wb") as messages:
         told = json.dumps(vars(settings))
         code = wait([*command, told], lines, messages, going_on=tick)
-    progress.advance(counted + round(section.limit_s) - progress.done)
     state, reason = "done", ""
     if code is None:
         state, reason = "late", f"ended after {limit_s:.0f} s; see {log}"
@@ -179,20 +182,24 @@ def check(chosen: Sequence[int], settings: Settings, *, gpus: int) -> list[Outco
     listed = Path(settings.out) / "sections.jsonl"
     write_text(listed, "")
     allowed = limits(chosen, gpus=gpus)
-    left_s, outcomes = TOTAL_S, []
+    left_s, outcomes = TOTAL_S if gpus else SLOWER * TOTAL_S, []
+    before = 0.0  # what the sections so far were allowed
     with Progress(round(sum(allowed.values())), label="gpu-check", unit="s at most") as progress:
         for number in chosen:
             section = SECTIONS[number]
-            limit_s = section.limit_s if section.gpus > 1 else min(section.limit_s, left_s)
+            limit_s = allowed.get(number, 0.0)
+            limit_s = limit_s if section.gpus > 1 else min(limit_s, left_s)
             if number not in allowed:
                 why = lacking(number, gpus=gpus)
                 outcome = Outcome(number, section.name, "skipped", why)
             elif limit_s < LEAST_S:
-                why = f"the sections before took the {TOTAL_S:.0f} s that there are"
+                why = "the sections before took all the time that there is"
                 outcome = Outcome(number, section.name, "late", why)
             else:
                 outcome = run(number, settings, limit_s=limit_s, progress=progress)
             left_s -= outcome.seconds if section.gpus <= 1 else 0.0
+            before += allowed.get(number, 0.0)
+            progress.advance(round(before) - progress.done)
             outcomes.append(outcome)
             with open(listed, "a", encoding="utf-8") as stream:
                 stream.write(outcome.line() + "\n")
