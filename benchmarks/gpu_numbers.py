@@ -27,7 +27,7 @@ from benchmarks import step_setup as setup
 from benchmarks.gpu_sections import Findings, Settings
 from harl_fast.collectives import wait_for_all
 from harl_fast.config import RunConfig, override_config
-from harl_fast.data.views.color_device import draw, fused_kernels
+from harl_fast.data.views.color_device import Photometric, draw, fused_kernels
 from harl_fast.engine import deepspeed as ds
 from harl_fast.engine.launchers import note_place
 from harl_fast.engine.machine import Machine, this_machine
@@ -154,7 +154,7 @@ def imports(settings: Settings, found: Findings) -> None:
 
 def numbers(settings: Settings, found: Findings) -> None:
     """Section 1: device against CPU, ZeRO's stages against each other, and steps without effect."""
-    kept = Path(settings.out) / "work" / "reference.safetensors"
+    kept = settings.work / "reference.safetensors"
     kept.parent.mkdir(parents=True, exist_ok=True)
     reference(settings, kept)
     machine = started()
@@ -165,12 +165,9 @@ def numbers(settings: Settings, found: Findings) -> None:
     for name in ("loss", "grad_norm"):
         error = (first[name] - expected[name]).abs() / expected[name].abs()
         found.at_most(f"{name} of {STEPS} steps, relative, device vs CPU", float(error.max()), 1e-4)
-    moved = {name: first[name] for name in expected if name.startswith(("online.", "target."))}
-    found.at_most(
-        f"weights after {STEPS} LARS steps, device vs CPU",
-        distance(first, {n: expected[n] for n in moved}),
-        1e-4,
-    )
+    networks = {n: t for n, t in expected.items() if n.startswith(("online.", "target."))}
+    apart = distance(first, networks)
+    found.at_most(f"weights after {STEPS} LARS steps, device vs CPU", apart, 1e-4)
     plain = weights(run)
     for stage in (1, 2):
         other = stepper(settings, machine, stage=stage)
@@ -200,34 +197,35 @@ def trajectory(run: Stepper) -> dict[str, Tensor]:
 
 
 def colours(settings: Settings, found: Findings, machine: Machine) -> None:
-    """Compare what the device makes of a batch's colours with what the loader makes."""
+    """Compare a batch's colours by the device, by the loader, and by the plain form of both."""
     views = {}
     for where in ("loader", "device"):
         config = run_config(settings, f"data.colour={where}")
         engine = setup.engine_config("fp32", batch=batch_of(settings))
         loader = build_loader(config, engine, machine, data=Path(settings.data))
         batch = next(iter(loader))
-        ours = [view.to(machine.device) for view in batch.views]
-        if (colour := build_photometric(config, machine)) is not None:
-            raw, ids, seed = ours, batch.ids, config.seed
-            ours = colour.batch(raw, ids=ids, epoch=0)
-            drawn = [
-                draw(p, ids, seed=seed, epoch=0, view=v) for v, p in enumerate(colour.policies)
-            ]
-            plain = [
-                colour.normalize(colour.colour(pixels, each, policy=policy))
-                for pixels, each, policy in zip(raw, drawn, colour.policies, strict=True)
-            ]
-        views[where] = [view.float().cpu() for view in ours]
+        raw = [view.to(machine.device) for view in batch.views]
+        colour = build_photometric(config, machine)
+        if colour is None:
+            views["the loader's"] = raw
+        else:
+            views["own"] = colour.batch(raw, ids=batch.ids, epoch=0)
+            views["the plain form's"] = plain_colours(colour, raw, batch.ids)
         loader.close()
-    std = torch.tensor(config.data.std)[:, None, None]
-    for what, other, limit in (
-        ("the loader's", views["loader"], 2.0),
-        ("the plain form's", [view.cpu() for view in plain], 0.1),
-    ):
-        pairs = zip(views["device"], other, strict=True)
-        error = max(float(((a - b).abs() * std).max()) for a, b in pairs)
-        found.at_most(f"colours on the device vs {what}", 255.0 * error, limit, "/255")
+    std = torch.tensor(config.data.std, device=machine.device)[:, None, None]
+    for what, limit in (("the loader's", 2.0), ("the plain form's", 0.1)):
+        pairs = zip(views["own"], views[what], strict=True)
+        error = 255.0 * max(float(((a - b).abs() * std).max()) for a, b in pairs)
+        found.at_most(f"colours on the device vs {what}", error, limit, "/255")
+
+
+def plain_colours(colour: Photometric, views: Sequence[Tensor], ids: Tensor) -> list[Tensor]:
+    """Return a batch's views coloured operation by operation, as where there is no Triton."""
+    found = []
+    for number, (view, policy) in enumerate(zip(views, colour.policies, strict=True)):
+        drawn = draw(policy, ids, seed=colour.seed, epoch=0, view=number)
+        found.append(colour.normalize(colour.colour(view, drawn, policy=policy)))
+    return found
 
 
 def without_effect(settings: Settings, found: Findings, machine: Machine) -> None:
