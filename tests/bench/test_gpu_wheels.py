@@ -23,6 +23,7 @@ from benchmarks.gpu_wheels import (
     newest,
 )
 from harl_fast.errors import ConfigError, HarlError
+from harl_fast.steps import training
 
 MAPPED = """\
 import ctypes, sys
@@ -118,3 +119,18 @@ def test_the_folder_says_how_to_install_it(
     assert f"python{sys.version_info[0]}.{sys.version_info[1]} -m benchmarks.gpu_check" in text
     assert "GLIBC 2." in text and not re.search(r"{[a-z]+}", text) and list((out / "lib").iterdir())
     assert "1 wheels and" in capsys.readouterr().out
+
+
+def test_the_launcher_is_found_where_packages_lie_in_a_folder_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert training(2)[2] == str(Path(sys.executable).with_name("deepspeed"))
+    launcher = tmp_path / "site" / "bin" / "deepspeed"
+    launcher.parent.mkdir(parents=True)
+    launcher.write_text("#!/bin/sh\n")
+    launcher.chmod(0o755)
+    monkeypatch.setenv("PATH", str(launcher.parent))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert training(2)[1:] == (
+        sys.executable, str(launcher), "--log_level=error", "--num_gpus", "2"
+    )  # fmt: skip
