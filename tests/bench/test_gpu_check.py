@@ -134,12 +134,32 @@ def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
     assert rows[0].verdict == "MISSED" and facts == {"gpu": "none"}
 
 
-def test_processes_are_counted_by_gpu() -> None:
-    from benchmarks.gpu_runs import processes_by_gpu
+@pytest.mark.parametrize(
+    ("lines", "verdicts"),
+    [
+        (["GPU-a, 17, 5000", "GPU-b, 18, 5000"], ["floor", "floor"]),
+        (["GPU-a, 17, 5000", "GPU-a, 18, 520", "GPU-b, 18, 5000"], ["MISSED", "floor"]),
+        (["GPU-a, 17, 5000"], ["floor", "MISSED"]),
+        ([], []),
+        (None, []),
+    ],
+)
+def test_each_gpu_is_to_hold_its_own_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str] | None, verdicts: list[str]
+) -> None:
+    from benchmarks.gpu_runs import contexts
 
-    text = "GPU-a, 17, 5000\nGPU-a, 18, 520\nGPU-b, 18, 5000\nNo running processes found\n"
-    assert processes_by_gpu(text) == {"GPU-a": 2, "GPU-b": 1}
-    assert not processes_by_gpu("")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if lines is not None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+        tool.chmod(0o755)
+    stream, path = io.StringIO(), tmp_path / "lines"
+    contexts(Findings(7, stream, timed=True), ranks=2)
+    path.write_text(stream.getvalue())
+    rows, facts = read_findings(path)
+    assert [row.verdict for row in rows] == verdicts
+    assert ("contexts" in facts) == (not verdicts)  # why it was not looked at
 
 
 @pytest.fixture(scope="module")
