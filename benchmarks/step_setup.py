@@ -47,17 +47,19 @@ def run_config(
     )
 
 
-def engine_config(precision: str, *, batch: int, overrides: tuple[str, ...] = ()) -> EngineConfig:
-    """Return ds_configs/cpu.json at this precision, for one rank."""
+def engine_config(
+    precision: str, *, batch: int, overrides: tuple[str, ...] = (), ranks: int = 1
+) -> EngineConfig:
+    """Return ds_configs/cpu.json at this precision and global batch."""
     own = [f"train_batch_size={batch}", *overrides]
     if precision != "fp32":
         own.append(f"{precision}.enabled=true")
-    return settle(read_engine_file(CPU, overrides=own), ranks=1, source=str(CPU))
+    return settle(read_engine_file(CPU, overrides=own), ranks=ranks, source=str(CPU))
 
 
-def fixed_batch(*, batch: int, channels_last: bool) -> Batch:
+def fixed_batch(*, batch: int, channels_last: bool, seed: int = 0) -> Batch:
     """Return a batch of noise in memory, as the loader would hand it over: views normalised."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     views = tuple(
         torch.randn(batch, 3, SIZE_PX, SIZE_PX, generator=generator).to(memory_format=layout)
@@ -70,4 +72,4 @@ def fixed_batch(*, batch: int, channels_last: bool) -> Batch:
 def endless(batch: int) -> Any:
     """Return a stand-in for the loader where the batch is fixed."""
     manifest = SimpleNamespace(beton_sha256="0" * 64, count=batch * STEPS)
-    return SimpleNamespace(manifest=manifest, steps=STEPS)
+    return SimpleNamespace(manifest=manifest, steps=STEPS, copied=lambda: None)

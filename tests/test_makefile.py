@@ -104,6 +104,18 @@ def test_what_is_asked_of_the_evidence_reaches_the_program() -> None:
     assert "--" not in planned("evidence").stdout.partition("launch/evidence.py")[2]
 
 
+def test_the_place_for_copies_reaches_both_trainings() -> None:
+    for target in ("pretrain", "finetune"):
+        assert '--stage-to "/scratch"' in planned(target, "STAGE_TO=/scratch").stdout
+        assert "--stage-to" not in planned(target).stdout
+
+
+def test_a_gpu_check_writes_where_it_is_told() -> None:
+    for target in ("gpu-check", "gpu-wheels"):
+        assert "--out" not in planned(target).stdout
+        assert '--out "/x y"' in planned(target, "OUT=/x y").stdout
+
+
 def test_a_resumed_fine_tuning_needs_no_checkpoint() -> None:
     resumed = planned("finetune", "RESUME=1", "RUN=runs/x-full").stdout
     assert '--run "runs/x-full"' in resumed and "--ckpt" not in resumed
