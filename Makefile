@@ -62,8 +62,10 @@ TO = folder
 # A result.json whose classifier `export` adds.
 HEAD =
 RANDOM =
-# Of `demo`: a small set and few steps, to try every part of it.
+# Of `demo` and `evidence`: a small set and few steps, to try every part of it.
 QUICK =
+# Of `evidence`: suites and arms of experiments/, such as "photos composites/exact".
+ONLY =
 # Of `cifar10`: how many images in both splits together.
 IMAGES =
 # Of `lineval`, whose CKPT is then a run: draw the result, too.
@@ -73,7 +75,7 @@ RESULT =
 RESULTS =
 # Of `finetune`: a preset of harl_fast/configs/finetune or a YAML file.
 PRESET =
-# Of `finetune`: how many times, each with another seed.
+# Of `finetune` and `evidence`: how many times, each with another seed.
 SEEDS =
 COUNT = 8
 TESTS = tests
@@ -115,6 +117,7 @@ TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE P
 TAKES_masks-train = DATA SOURCE VAL MASKS_OUT ARGS
 TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET STAGE_TO RESUME ARGS
 TAKES_demo = QUICK EPOCHS ARGS
+TAKES_evidence = DATA QUICK ONLY SEEDS EPOCHS ARGS
 TAKES_lineval = CKPT RUN DATA DATASET DATASET_ROOT OUT RANDOM EPOCHS WORKERS PROTOCOL KNN SUBSET PICTURES ARGS
 TAKES_finetune = CKPT DATA DATASET OUT RUN PRESET SUBSET SEEDS RANDOM DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET \
 	STAGE_TO RESUME ARGS
@@ -127,6 +130,7 @@ TAKES_preview = DATA DATASET OUT RUN CONFIG COUNT SET ARGS
 TAKES_bench-loader = DATA ARGS
 TAKES_bench-step = DATA ARGS
 TAKES_bench-eval = DATA ARGS
+TAKES_bench-learning = DATA SEEDS EPOCHS ARGS
 TAKES_bench-plan = DATA ARGS
 TAKES_bench-convert = DATA ARGS
 TAKES_gpu-check = DATA OUT ARGS
@@ -151,9 +155,9 @@ export PATH := $(BIN):$(PATH)
 # An option whose variable is set: $(call option,--max-resolution,$(MAX_RESOLUTION))
 option = $(if $(2),$(1) "$(2)")
 
-.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval finetune cifar10 \
-	pictures compare export plan preview bench bench-convert bench-eval bench-loader bench-masks bench-plan \
-	bench-step gpu-check gpu-wheels clean
+.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo evidence lineval finetune \
+	cifar10 pictures compare export plan preview bench bench-convert bench-eval bench-learning bench-loader bench-masks \
+	bench-plan bench-step gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
@@ -227,6 +231,10 @@ pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATC
 
 demo: setup ## Draw a set, pretrain without and with masks, judge what both see [QUICK=1] [EPOCHS=]
 	"$(BIN)/python" launch/demo.py $(if $(QUICK),--quick) $(call option,--epochs,$(EPOCHS)) $(ARGS)
+
+evidence: setup ## Do masks pay? All arms of experiments/ and what they found [DATA=<photos>] [QUICK=1] [ONLY=] [SEEDS=] [EPOCHS=]
+	"$(BIN)/python" launch/evidence.py $(call option,--data,$(DATA)) $(if $(QUICK),--quick) \
+		$(if $(ONLY),--only $(ONLY)) $(call option,--seeds,$(SEEDS)) $(call option,--epochs,$(EPOCHS)) $(ARGS)
 
 JUDGED = $(or $(DATA),$(OUT))
 lineval: setup ## Judge CKPT's features on DATA or DATASET [RANDOM=1] [PROTOCOL=] [KNN=] [SUBSET=] [EPOCHS=] [DATASET_ROOT=] [PICTURES=1]
@@ -307,6 +315,10 @@ bench-step: setup ## Compare the training step with bare PyTorch and lightly [DA
 
 bench-eval: setup ## Compare evaluation with scikit-learn and bare PyTorch, in turns [DATA=<containers>] [ARGS="--only V1"]
 	"$(BIN)/python" -m benchmarks.evaluate $(call option,--data,$(DATA)) $(ARGS)
+
+bench-learning: setup ## Compare what is learnt with lightly's BYOL at equal settings (an hour): DATA=<photos> [SEEDS=] [EPOCHS=]
+	"$(BIN)/python" -m benchmarks.learning $(call option,--data,$(DATA)) $(call option,--seeds,$(SEEDS)) \
+		$(call option,--epochs,$(EPOCHS)) $(ARGS)
 
 bench-plan: setup ## Compare what plan predicts with what is measured here [DATA=<photos>]
 	"$(BIN)/python" -m benchmarks.plan $(call option,--data,$(DATA)) $(ARGS)

@@ -320,6 +320,23 @@ def random_like(pretrained: Pretrained, *, seed: int) -> Pretrained:
     )
 
 
+def untrained(config: RunConfig, *, seed: int) -> Pretrained:
+    """Return the encoder of a configuration freshly initialised, without a checkpoint of it."""
+    backbone = random_encoder(config, seed=seed)
+    weights = backbone.native.state_dict()
+    return Pretrained(
+        backbone=backbone,
+        projector=None,
+        model=config.model,
+        mean=config.data.mean,
+        std=config.data.std,
+        size_px=config.data.views[0].size_px,
+        receipt=Receipt(0, len(weights), "freshly initialised", f"seed {seed}"),
+        weights_sha256=digest(weights),
+        source=Path("random"),
+    )
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of tensors' names, types, shapes and values."""
     found = hashlib.sha256()
