@@ -24,17 +24,19 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the values and the unknown words, as argparse does; it names these by itself."""
         needed = [action for action in self._actions if action.required]
+        groups = [group for group in self._mutually_exclusive_groups if group.required]
+        relaxed: list[Any] = [*needed, *groups]
         # Of defaults in text, which argparse reads first: some import what takes seconds.
-        types = {each: each.type for each in self._actions if isinstance(each.default, str)}
-        for action in needed:
-            action.required = False
+        types = {a: a.type for a in self._actions if isinstance(a.default, str)}
+        for each in relaxed:
+            each.required = False
         for action in types:
             action.type = None
         try:
             found, unknown = super().parse_known_args(args)
         finally:
-            for action in needed:
-                action.required = True
+            for each in relaxed:
+                each.required = True
             for action, kind in types.items():
                 action.type = kind
         missing = [
@@ -42,6 +44,9 @@ class Parser(argparse.ArgumentParser):
             for action in needed
             if getattr(found, action.dest, None) is None
         ]
+        for members in (group._group_actions for group in groups):
+            if all(getattr(found, each.dest, None) == each.default for each in members):
+                missing.append("one of " + " ".join("/".join(a.option_strings) for a in members))
         if missing:
             text = f"the following arguments are required: {', '.join(missing)}"
             if unknown:
