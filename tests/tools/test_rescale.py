@@ -54,17 +54,20 @@ def test_features_stay_where_they_were(factor: float) -> None:
 
 
 def trained(factor: float, make: Callable[[nn.Module], torch.optim.Optimizer]) -> Tensor:
-    """Return what a rescaled network with a linear head computes after 20 steps."""
+    """Return what a rescaled network with a linear head computes after 20 steps.
+
+    In float64: in float32 the steps enlarge rounding, by how much depends on the processor.
+    """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(32, 3, 64, 64, generator=generator)
+    images = torch.randn(32, 3, 64, 64, generator=generator).double()
     labels = torch.randint(0, 5, (32,), generator=generator)
-    network, _ = networks(1.0)
+    network = networks(1.0)[0].double()
     # As training leaves them: statistics of the images, to which the gains are corrected.
     for _, _, norm in rescale.pairs(network):
         norm.momentum = 1.0
     network.train()(images)
     rescale.rescale(network, dict.fromkeys([n for n, _, _ in rescale.pairs(network)], factor))
-    head = nn.Linear(network.out_channels, 5)
+    head = nn.Linear(network.out_channels, 5).double()
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.05)
         head.bias.zero_()
@@ -103,7 +106,7 @@ def test_lars_stays_the_same_function_and_momentum_does_not() -> None:
         scale = float(first.abs().max())
         apart[make.__name__] = float((first - second).abs().max()) / scale
         assert float((first - before).abs().max()) / scale > 0.2
-    assert apart["lars"] < 0.01 < 0.05 < apart["momentum"], apart
+    assert apart["lars"] < 1e-3 < 0.05 < apart["momentum"], apart
 
 
 def test_the_program_prints_norms_and_writes_a_folder(
