@@ -174,7 +174,7 @@ def _check_options(words: Sequence[str]) -> None:
         if not word:
             raise ConfigError(
                 "one of the arguments is an empty text, which would mean the current folder: is a "
-                "variable of the shell, as in \"$DATA\", not set?"
+                'variable of the shell, as in "$DATA", not set?'
             )
 
 

@@ -178,8 +178,10 @@ class Finetuning(Training):
             batch_may_fall=self._batch_may_fall(),
             network=self.network,
             protocol=self.protocol or Path(self.preset or "finetune").stem,
-            remedy=self.results
-            and f"Give the same options, or move {self.run} away to train heads anew"
+            remedy=(
+                self.results
+                and f"Give the same options, or move {self.run} away to train heads anew"
+            )
             or "",
         )
         common = folder, self._config, engine_config, asked

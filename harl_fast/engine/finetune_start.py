@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from harl_fast.config import ModelConfig
 from harl_fast.data.loader import BetonLoader
@@ -27,9 +24,10 @@ from harl_fast.engine.resume import (
     open_latest,
     recorded_engine,
 )
+from harl_fast.engine.schema import apply_schema
 from harl_fast.engine.session import Beginning
 from harl_fast.engine.supervised import classifier_of
-from harl_fast.errors import CheckpointError, ConfigError, nearest, shown
+from harl_fast.errors import CheckpointError, ConfigError, shown
 from harl_fast.eval.options import usual_crop
 from harl_fast.finetuning import FinetuneConfig, change_finetuning, load_finetuning
 from harl_fast.model.classifier import Classifier
@@ -39,8 +37,6 @@ from harl_fast.runfiles import RunFolder
 STEPS, IMAGES = 8, 8
 """Steps of an epoch that a batch is lowered to, where there are fewer images than it has; and the
 least on a rank, over which BatchNorm can still tell their spread."""
-GROUPS = ("backbone", "head_contrastive", "head_supervised")
-"""What names begin with that ``variable_schema`` is matched with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,51 +190,6 @@ def checkpoint_facts(pretrained: Pretrained) -> dict[str, Any]:
         "weights_sha256": pretrained.weights_sha256,
         "receipt": str(pretrained.receipt),
     }
-
-
-@torch.no_grad()
-def apply_schema(pretrained: Pretrained, schema: str, *, seed: int) -> tuple[Pretrained, str]:
-    """Initialise anew what a ``variable_schema`` does not match, in place; say what was loaded.
-
-    Raises ConfigError for a text that is no regular expression, or that matches nothing.
-    """
-    try:
-        pattern = re.compile(schema)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(
-            f"variable_schema {shown(schema)} is no regular expression ({error}); such as "
-            f"(?!global_step|head) loads all but the heads"
-        ) from error
-    parts = {"backbone": pretrained.backbone.native}
-    fresh = random_like(pretrained, seed=seed)
-    new = {"backbone": fresh.backbone.native}
-    if pretrained.projector is not None and fresh.projector is not None:
-        parts["head_contrastive"], new["head_contrastive"] = (
-            pretrained.projector,
-            fresh.projector,
-        )
-    told, any_loaded = [], False
-    for group, module in parts.items():
-        other, loaded = new[group].state_dict(), 0
-        for name, tensor in module.state_dict().items():
-            if pattern.match(f"{group}.{name}"):
-                loaded += 1
-            else:
-                tensor.copy_(other[name])
-        any_loaded |= loaded > 0
-        told.append(f"{group} {loaded} loaded, {len(other) - loaded} excluded")
-    if not any_loaded:
-        near = nearest(re.sub(r"[^a-z_]", "", schema), GROUPS)
-        raise ConfigError(
-            f"variable_schema {shown(schema)} matches no name: they begin with "
-            f"{', '.join(f'{group}.' for group in GROUPS)}{near}"
-        )
-    if pretrained.head is not None:
-        kept = pattern.match("head_supervised.weight") is not None
-        told.append(f"head_supervised {'loaded' if kept else 'excluded'}")
-        if not kept:
-            pretrained = replace(pretrained, head=None, classes=())
-    return pretrained, f"variable schema {shown(schema)}: {'; '.join(told)}"
 
 
 def go_on(

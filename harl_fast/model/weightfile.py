@@ -49,9 +49,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise CheckpointError(f"{path} cannot be read ({error})") from error
         return _real(tensors, path), about
     if path.suffix not in TORCH:
-        raise CheckpointError(
-            f"{path} is no kind of file that is read: give {GIVEN}"
-        )
+        raise CheckpointError(f"{path} is no kind of file that is read: give {GIVEN}")
     return _real(dict(_flat(_read_torch(path))), path), {}
 
 
