@@ -263,6 +263,7 @@ def _begin_again(
         engine_before = first_engine(folder.engine) if folder.engine.exists() else engine_config
         about = {"where": str(folder.path), "remedy": asked.remedy}
         changes = allowed_changes((before, engine_before), now, allowed=allow_change, **about)
+    asked = replace(asked, protocol=str(known.data.get("protocol", asked.protocol)))
     sources = [start.init_from for start in known.starts[:1] if start.init_from]
     if ckpt is None and not sources:
         raise CheckpointError(f"{folder.path} has no checkpoint yet: give --ckpt again")

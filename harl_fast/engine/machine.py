@@ -181,9 +181,8 @@ def needing_all_ranks(machine: Machine) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY in reason:
             raise HarlError(
                 f"rank {machine.rank}: the memory of {machine.device} does not suffice "
-                f"({reason[:160]}). Less is needed by a smaller "
-                f"train_micro_batch_size_per_gpu (--engine-set; in lineval --batch), smaller views, "
-                f"or a smaller network or head"
+                f"({reason[:160]}). Use a smaller train_micro_batch_size_per_gpu (--engine-set; in "
+                f"lineval --batch), smaller views, or a smaller network"
             ) from error
         lost = isinstance(error, dist.DistError) or "gloo/" in str(error)
         if machine.ranks == 1 or not lost:

@@ -157,8 +157,8 @@ def refuse_changes(
     """Return the changes among `settings` that ``allowed`` names, keys or sections.
 
     where: what is resumed, for the message. free: keys that may change besides those that always
-    may. remedy: a sentence for programs without --resume. Raises ConfigError listing all other changes but the free ones, and for a name in
-    ``allowed`` that is no key.
+    may. remedy: a sentence, for programs without --resume. Raises ConfigError listing all other
+    changes but the free ones, and for a name in ``allowed`` that is no key.
     """
     keys = {key for tree in (before, now) for key, _, _ in nodes(tree) if key}
     for name in allowed:

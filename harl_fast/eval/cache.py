@@ -56,7 +56,7 @@ class FeatureCache:
             with replacing(path) as temporary, writing(path):
                 save_file(tensors, temporary, metadata=about)
         except OSError as error:  # they cost a pass over the images, and the evaluation goes on
-            to_stderr(f"warning: {path} cannot be written; features are not kept. {why(error)}")
+            to_stderr(f"warning: features are not kept. {why(error)}")
         return made
 
 

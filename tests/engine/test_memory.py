@@ -18,6 +18,6 @@ from harl_fast.errors import HarlError
     ],
 )
 def test_memory_that_does_not_suffice_is_one_line_with_what_helps(error: Exception) -> None:
-    with pytest.raises(HarlError, match="memory of cpu .*smaller train_micro_batch_size_per_gpu"):
-        with needing_all_ranks(Machine()):
-            raise error
+    helps = r"memory of cpu .*smaller train_micro_batch_size_per_gpu"
+    with pytest.raises(HarlError, match=helps), needing_all_ranks(Machine()):
+        raise error

@@ -67,9 +67,10 @@ def test_a_run_begins_again_as_it_began(unsaved: Path, run: Path, sets: Path) ->
     (unsaved / "provenance.json").write_text(json.dumps(known))
     with pytest.raises(ConfigError, match="the training set's subset differs"):
         tune(unsaved, ckpt=None, data=sets, resume=True)
-    known["data"]["ids_sha256"] = ""
+    known["data"] |= {"ids_sha256": "", "protocol": "first"}
     (unsaved / "provenance.json").write_text(json.dumps(known))
     assert tune(unsaved, ckpt=None, data=sets, resume=True) == 0
+    assert [path.name for path in (unsaved / "eval").iterdir()] == ["colours-first"]
 
 
 def test_what_stands_in_the_way_of_any_seed_is_told_before_the_first_is_trained(
