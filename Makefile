@@ -47,6 +47,8 @@ SHARD =
 MASKS_OUT = masks.safetensors
 # Where containers are written to and read from: named after the data set or the image folder.
 OUT = data/$(or $(DATASET),$(notdir $(patsubst %/,%,$(subst $(space),_,$(DATA)))),demo)
+# A folder on each machine's own disk, to which `pretrain` and `finetune` copy the containers first.
+STAGE_TO =
 RUN = runs/$(notdir $(subst $(space),_,$(OUT)))
 CONFIG = demo
 DS_CONFIG = ds_configs/cpu.json
@@ -60,8 +62,10 @@ TO = folder
 # A result.json whose classifier `export` adds.
 HEAD =
 RANDOM =
-# Of `demo`: a small set and few steps, to try every part of it.
+# Of `demo` and `evidence`: a small set and few steps, to try every part of it.
 QUICK =
+# Of `evidence`: suites and arms of experiments/, such as "photos composites/exact".
+ONLY =
 # Of `cifar10`: how many images in both splits together.
 IMAGES =
 # Of `lineval`, whose CKPT is then a run: draw the result, too.
@@ -71,7 +75,7 @@ RESULT =
 RESULTS =
 # Of `finetune`: a preset of harl_fast/configs/finetune or a YAML file.
 PRESET =
-# Of `finetune`: how many times, each with another seed.
+# Of `finetune` and `evidence`: how many times, each with another seed.
 SEEDS =
 COUNT = 8
 TESTS = tests
@@ -111,11 +115,12 @@ TAKES_beton = DATA ADD SOURCE VAL DATASET_ROOT DATASET OUT MASKS MASK_METHOD MAS
 	PAGES CHANNELS SHARD_SIZE RAY WORKERS ARGS
 TAKES_masks = DATA SOURCE VAL OUT MASKS MASK_METHOD SHARD MAX_RESOLUTION RANGE PAGES CHANNELS WORKERS ARGS
 TAKES_masks-train = DATA SOURCE VAL MASKS_OUT ARGS
-TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET RESUME ARGS
+TAKES_pretrain = DATA DATASET OUT RUN CONFIG DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET STAGE_TO RESUME ARGS
 TAKES_demo = QUICK EPOCHS ARGS
+TAKES_evidence = DATA QUICK ONLY SEEDS EPOCHS ARGS
 TAKES_lineval = CKPT RUN DATA DATASET DATASET_ROOT OUT RANDOM EPOCHS WORKERS PROTOCOL KNN SUBSET PICTURES ARGS
 TAKES_finetune = CKPT DATA DATASET OUT RUN PRESET SUBSET SEEDS RANDOM DS_CONFIG RANKS EPOCHS BATCH LR WORKERS SET \
-	RESUME ARGS
+	STAGE_TO RESUME ARGS
 TAKES_cifar10 = DATA OUT RUN DS_CONFIG EPOCHS IMAGES ARGS
 TAKES_pictures = RESULT DATA OUT ARGS
 TAKES_compare = RESULTS OUT ARGS
@@ -125,8 +130,11 @@ TAKES_preview = DATA DATASET OUT RUN CONFIG COUNT SET ARGS
 TAKES_bench-loader = DATA ARGS
 TAKES_bench-step = DATA ARGS
 TAKES_bench-eval = DATA ARGS
+TAKES_bench-learning = DATA SEEDS EPOCHS ARGS
 TAKES_bench-plan = DATA ARGS
 TAKES_bench-convert = DATA ARGS
+TAKES_gpu-check = DATA OUT ARGS
+TAKES_gpu-wheels = OUT ARGS
 TAKES_bench-masks = HORSES PHOTOS STAMPS NETWORK ONNX ARGS
 TAKES_bench = DATA $(TAKES_bench-masks)
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
@@ -149,9 +157,9 @@ export PATH := $(BIN):$(PATH)
 # An option whose variable is set: $(call option,--max-resolution,$(MAX_RESOLUTION))
 option = $(if $(2),$(1) "$(2)")
 
-.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo lineval finetune cifar10 \
-	pictures compare export plan preview bench bench-convert bench-eval bench-loader bench-masks bench-plan \
-	bench-step clean
+.PHONY: help setup doctor lint docs test test-slow beton masks masks-train pretrain demo evidence lineval finetune \
+	cifar10 pictures compare export plan preview bench bench-convert bench-eval bench-learning bench-loader bench-masks \
+	bench-plan bench-step gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@echo "make demo runs everything at small size; make test checks it. Targets:"
@@ -211,7 +219,7 @@ masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache
 		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "masks: $(or $(MASKS),$(OUT)/masks) (give it to make beton as MASKS=)"
 
-pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATCH=] [LR=] [WORKERS=] [SET="a=1 b.c=2"] [RESUME=1]
+pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATCH=] [LR=] [WORKERS=] [SET="a=1 b.c=2"] [STAGE_TO=] [RESUME=1]
 	@case "$(RANKS)" in *[!0-9]*|0*) echo "RANKS=$(RANKS) is no number from 1 up" >&2; exit 2;; esac
 	"$(BIN)/python" launch/guard.py \
 		"$(BIN)/python" "$(BIN)/deepspeed" --log_level=error $(call option,--num_gpus,$(RANKS)) launch/pretrain.py \
@@ -219,11 +227,16 @@ pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATC
 		--config "$(CONFIG)") --data "$(OUT)" --run "$(RUN)" $(call option,--epochs,$(EPOCHS)) \
 		$(if $(BATCH),--engine-set "train_batch_size=$(BATCH)") $(if $(LR),--set "optim.lr=$(LR)") \
 		$(if $(WORKERS),--set "data.workers=$(WORKERS)") \
-		$(foreach pair,$(SET),--set "$(pair)") $(if $(RESUME),--resume) $(ARGS)
+		$(foreach pair,$(SET),--set "$(pair)") $(call option,--stage-to,$(STAGE_TO)) \
+		$(if $(RESUME),--resume) $(ARGS)
 	@echo "run: $(RUN)"
 
 demo: setup ## Draw a set, pretrain without and with masks, judge what both see [QUICK=1] [EPOCHS=]
 	"$(BIN)/python" launch/demo.py $(if $(QUICK),--quick) $(call option,--epochs,$(EPOCHS)) $(ARGS)
+
+evidence: setup ## Do masks pay? All arms of experiments/ and what they found [DATA=<photos>] [QUICK=1] [ONLY=] [SEEDS=] [EPOCHS=]
+	"$(BIN)/python" launch/evidence.py $(call option,--data,$(DATA)) $(if $(QUICK),--quick) \
+		$(if $(ONLY),--only $(ONLY)) $(call option,--seeds,$(SEEDS)) $(call option,--epochs,$(EPOCHS)) $(ARGS)
 
 JUDGED = $(or $(DATA),$(OUT))
 lineval: setup ## Judge CKPT's features on DATA or DATASET [RANDOM=1] [PROTOCOL=] [KNN=] [SUBSET=] [EPOCHS=] [DATASET_ROOT=] [PICTURES=1]
@@ -251,7 +264,8 @@ finetune: setup ## Fine-tune CKPT with the labels of DATA or OUT [PRESET=] [SUBS
 		$(call option,--train-batch-size,$(BATCH)) $(call option,--learning-rate,$(LR)) \
 		$(call option,--seeds,$(SEEDS)) $(if $(RANDOM),--random) \
 		$(if $(WORKERS),--set "data.workers=$(WORKERS)") \
-		$(foreach pair,$(SET),--set "$(pair)") $(if $(RESUME),--resume) $(ARGS)
+		$(foreach pair,$(SET),--set "$(pair)") $(call option,--stage-to,$(STAGE_TO)) \
+		$(if $(RESUME),--resume) $(ARGS)
 	@echo "run: $(TUNED)"
 
 cifar10: setup ## CIFAR-10 from images to linear accuracy: DATA=<folder with train/ and test/> [EPOCHS=] [IMAGES=] [DS_CONFIG=]
@@ -304,8 +318,19 @@ bench-step: setup ## Compare the training step with bare PyTorch and lightly [DA
 bench-eval: setup ## Compare evaluation with scikit-learn and bare PyTorch, in turns [DATA=<containers>] [ARGS="--only V1"]
 	"$(BIN)/python" -m benchmarks.evaluate $(call option,--data,$(DATA)) $(ARGS)
 
+bench-learning: setup ## Compare what is learnt with lightly's BYOL at equal settings (an hour): DATA=<photos> [SEEDS=] [EPOCHS=]
+	"$(BIN)/python" -m benchmarks.learning $(call option,--data,$(DATA)) $(call option,--seeds,$(SEEDS)) \
+		$(call option,--epochs,$(EPOCHS)) $(ARGS)
+
 bench-plan: setup ## Compare what plan predicts with what is measured here [DATA=<photos>]
 	"$(BIN)/python" -m benchmarks.plan $(call option,--data,$(DATA)) $(ARGS)
+
+gpu-check: setup ## Prove on a GPU, in 8 minutes, what a CPU cannot [OUT=runs/gpu-check] [DATA=<containers>] [ARGS="--only 0,1"]
+	"$(BIN)/python" -m benchmarks.gpu_check $(call option,--data,$(DATA)) \
+		$(if $(filter file,$(origin OUT)),,--out "$(OUT)") $(ARGS)
+
+gpu-wheels: setup ## Gather what a machine without network needs for gpu-check [OUT=build/gpu-wheels] [ARGS="--there FILE"]
+	"$(BIN)/python" -m benchmarks.gpu_wheels $(if $(filter file,$(origin OUT)),,--out "$(OUT)") $(ARGS)
 
 bench-masks: setup ## Score mask methods [HORSES=] [PHOTOS=] [STAMPS=] [NETWORK=] [ONNX=] [ARGS=--check]
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 "$(BIN)/python" -m benchmarks.masks --storage \

@@ -187,4 +187,6 @@ def bar_table(rows: Sequence[Row]) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
+    if 0.0 < abs(value) < 0.01:
+        return f"{value:.0e}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"

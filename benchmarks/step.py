@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from benchmarks.rounds import Contender, Field
 from harl_fast.files import check_output
 from harl_fast.host import usable_cores
 from harl_fast.options import number, whole_number
+from harl_fast.plan.work import pretraining_work
 from harl_fast.program import run_main
 
-BARS = ("T1", "T2", "T3", "T4", "T5", "O1", "O2")
+BARS = ("T1", "T2", "T3", "T4", "T5", "T6", "O1", "O2")
 BASE = Path("data/bench")
 LIGHTLY = "pip install --no-deps lightly"
 Plan = dict[str, Any]
@@ -32,6 +34,7 @@ RATIOS = (
     report.Ratio("T3", "  `compile: true`, fp32", "ours_compiled", ("lightly",)),
     report.Ratio("T3", "  `compile: true`, bf16", "ours_compiled_bf16", ("lightly_bf16",)),
     report.Ratio("T4", "bf16 channels-last over fp32", "ours_bf16", ("ours_contiguous",), 1.3, 2.0),
+    report.Ratio("T6", "multi-crop step over two views'", "ours", ("ours_multicrop",)),
     report.Ratio("O1", "LARS step over lightly's", "lars_ours", ("lars_lightly",), 1.6, 2.5),
     report.Ratio("O1", "LARS step over solo-learn's", "lars_ours", ("lars_solo",), 1.6, 2.5),
     report.Ratio("O2", "EMA step over a loop's", "ema_ours", ("ema_loop",), 2.0, 2.3),
@@ -44,6 +47,7 @@ FIELDS = (
         "bare",
         "ours_zero1",
         "ours_byol",
+        "ours_multicrop",
         "lightly",
         "ours_bf16",
         "ours_contiguous",
@@ -95,6 +99,7 @@ def plans(bars: tuple[str, ...], *, batch: int, threads: int) -> dict[str, Plan]
         "bare": step | bare,
         "ours_byol": step | ours | byol,
         "lightly": step | lightly | byol | contiguous,
+        "ours_multicrop": step | ours | {"sizes": step_setup.MULTICROP},
         "ours_zero1": step | ours | {"keep_stage": True},
         "ours_bf16": step | ours | bf16,
         "ours_contiguous": step | ours | contiguous,
@@ -134,6 +139,20 @@ def check(made: dict[str, Plan], *, logs: Path) -> None:
 def rows_of(rounds: report.Rounds, bars: tuple[str, ...]) -> list[report.Row]:
     """Return the lines of all ratios whose contenders took part, each taken within its round."""
     return report.ratio_rows(report.rates(rounds), [ratio for ratio in RATIOS if ratio.bar in bars])
+
+
+def crop_rows(speeds: Mapping[str, Sequence[float]]) -> list[report.Row]:
+    """Return T6's line: a multi-crop step's time over that of two views, per FLOP."""
+    if not (speeds.get("ours") and speeds.get("ours_multicrop")):
+        return []
+    many, two = (
+        pretraining_work(step_setup.run_config("byol+f_loss", sizes=s), s, half=False).flops
+        for s in (step_setup.MULTICROP, step_setup.PAIR)
+    )
+    turns = zip(speeds["ours"], speeds["ours_multicrop"], strict=True)
+    found = report.spread([pair / multicrop * two / many for pair, multicrop in turns])
+    what = f"  over its FLOP, {many / two:.2f} x"
+    return [report.Row("T6", what, found.median, "x", 1.15, 1.05, found, less_is_better=True)]
 
 
 def wait_rows(windows: list[dict[str, float]]) -> list[report.Row]:
@@ -181,9 +200,10 @@ def main(argv: list[str] | None = None) -> int:
     windows = waits(args, logs=logs) if "T5" in args.bars else []
     speeds = report.rates(rounds)
     rows = rows_of(rounds, args.bars) + (wait_rows(windows) if windows else [])
+    rows += crop_rows(speeds) if "T6" in args.bars else []
     rows.sort(key=lambda row: BARS.index(row.bar))
     print(
-        f"\n{facts['cpu']}, {args.threads} threads; ResNet-18 at {step_setup.SIZE_PX} px, "
+        f"\n{facts['cpu']}, {args.threads} threads; ResNet-18 at {step_setup.PAIR[0]} px, "
         f"batch {args.batch}; {args.rounds} rounds of {args.seconds_per_turn:g} s a turn\n"
     )
     print(report.rate_table(speeds) + "\n")

@@ -40,7 +40,7 @@ def windows(settings: Mapping[str, Any]) -> Iterator[dict[str, float]]:
     setup.quiet_threads(dict(settings))
     machine = this_machine()
     ds.start(machine, timeout_minutes=1)
-    config = setup.run_config("byol+f_loss", size_px=SIZE_PX)
+    config = setup.run_config("byol+f_loss", sizes=(SIZE_PX, SIZE_PX))
     engine = setup.engine_config("fp32", batch=settings["batch"])
     loader = build_loader(config, engine, machine, data=Path(settings["data"]))
     stepper = Stepper(build(config, engine, machine, loader=loader))

@@ -22,15 +22,15 @@ def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
     """Yield (samples, figures) a step for ever; figures are filled where the meter is read.
 
     settings: loss, precision, channels_last, batch, threads; keep_stage: ZeRO's buffers;
-    compile: torch.compile.
+    compile: torch.compile; sizes: of the views, two by default.
     """
     setup.quiet_threads(settings)
     machine = this_machine()
     ds.start(machine, timeout_minutes=1)
     overrides = ("harl_fast.shard_one_rank=true",) if settings.get("keep_stage") else ()
-    size = settings["batch"]
+    size, sizes = settings["batch"], settings.get("sizes", setup.PAIR)
     parts = build(
-        setup.run_config(settings["loss"], compiled=settings.get("compile", False)),
+        setup.run_config(settings["loss"], sizes=sizes, compiled=settings.get("compile", False)),
         setup.engine_config(settings["precision"], batch=size, overrides=overrides),
         machine,
         loader=setup.endless(size),
@@ -40,7 +40,7 @@ def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
         parts.harl.to(memory_format=torch.contiguous_format)
         assert isinstance(parts.optimizer, LARS)
         parts.optimizer.init_state()
-    batch = setup.fixed_batch(batch=size, channels_last=settings["channels_last"])
+    batch = setup.fixed_batch(batch=size, channels_last=settings["channels_last"], sizes=sizes)
     stepper = Stepper(parts)
     every = 1 if settings.get("watched") else LOG_EVERY
     while True:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from harl_fast.config import RunConfig
+from harl_fast.config import DataConfig, RunConfig
 from harl_fast.data.loader import Batch
 from harl_fast.engine.config import EngineConfig, read_engine_file, settle
 
 CPU = Path(__file__).parents[1] / "ds_configs" / "cpu.json"
-BATCH, SIZE_PX, CELLS = 64, 64, 2
-"""ds_configs/cpu.json's batch; ResNet-18 makes 2 x 2 cells of a 64 px view."""
+BATCH = 64
+"""ds_configs/cpu.json's."""
+PAIR, MULTICROP = (64, 64), (64, 64, 32, 32, 32, 32)
+"""Sides of the views in pixels; the smaller ones are of role online."""
+CELL_PX = 32
+"""Of the input; what a ResNet-18 makes a cell of."""
 HIDDEN, OUT = 4096, 256
 """Of both heads, as in BYOL and lightly."""
 DECAY, TAU, LR, STEPS = 1e-6, 0.99, 0.1, 1000
@@ -26,13 +32,18 @@ def quiet_threads(settings: dict[str, Any]) -> None:
 
 
 def run_config(
-    loss: str, *, arch: str = "resnet18", size_px: int = SIZE_PX, compiled: bool = False
+    loss: str, *, arch: str = "resnet18", sizes: Sequence[int] = PAIR, compiled: bool = False
 ) -> RunConfig:
     """Return the run's configuration; no warm-up, so that every step moves the weights."""
+    policies = itertools.cycle(view.model_dump() for view in DataConfig().views)
+    views = [
+        {**policy, "size_px": size, "role": "both" if size == max(sizes) else "online"}
+        for policy, size in zip(policies, sizes, strict=False)
+    ]
     return RunConfig.model_validate(
         {
             "epochs": 1,
-            "data": {"size_schedule": str(size_px)},
+            "data": {"views": views},
             "model": {
                 "arch": arch,
                 "projector_hidden": HIDDEN,
@@ -47,27 +58,32 @@ def run_config(
     )
 
 
-def engine_config(precision: str, *, batch: int, overrides: tuple[str, ...] = ()) -> EngineConfig:
-    """Return ds_configs/cpu.json at this precision, for one rank."""
+def engine_config(
+    precision: str, *, batch: int, overrides: tuple[str, ...] = (), ranks: int = 1
+) -> EngineConfig:
+    """Return ds_configs/cpu.json at this precision and global batch."""
     own = [f"train_batch_size={batch}", *overrides]
     if precision != "fp32":
         own.append(f"{precision}.enabled=true")
-    return settle(read_engine_file(CPU, overrides=own), ranks=1, source=str(CPU))
+    return settle(read_engine_file(CPU, overrides=own), ranks=ranks, source=str(CPU))
 
 
-def fixed_batch(*, batch: int, channels_last: bool) -> Batch:
+def fixed_batch(
+    *, batch: int, channels_last: bool, seed: int = 0, sizes: Sequence[int] = PAIR
+) -> Batch:
     """Return a batch of noise in memory, as the loader would hand it over: views normalised."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     views = tuple(
-        torch.randn(batch, 3, SIZE_PX, SIZE_PX, generator=generator).to(memory_format=layout)
-        for _ in range(2)
+        torch.randn(batch, 3, size, size, generator=generator).to(memory_format=layout)
+        for size in sizes
     )
-    cells = tuple(torch.rand(batch, CELLS, CELLS, generator=generator) for _ in range(2))
+    sides = [size // CELL_PX for size in sizes]
+    cells = tuple(torch.rand(batch, side, side, generator=generator) for side in sides)
     return Batch(views, cells, torch.zeros(batch, dtype=torch.int64), torch.arange(batch))
 
 
 def endless(batch: int) -> Any:
     """Return a stand-in for the loader where the batch is fixed."""
     manifest = SimpleNamespace(beton_sha256="0" * 64, count=batch * STEPS)
-    return SimpleNamespace(manifest=manifest, steps=STEPS)
+    return SimpleNamespace(manifest=manifest, steps=STEPS, copied=lambda: None)

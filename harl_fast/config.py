@@ -76,6 +76,8 @@ class ViewConfig(Section):
 
     size_px: int = Field(224, ge=SMALLEST_PX, le=LARGEST_PX)
     """Side of the square the network receives."""
+    role: Literal["both", "online"] = "both"
+    """online: the target network does not see the view."""
     scale: tuple[CropShare, CropShare] = (0.08, 1.0)
     """Range of the crop's share of the image area."""
     ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)
@@ -124,11 +126,12 @@ class ViewConfig(Section):
 class DataConfig(Section):
     """The loader and its views."""
 
-    views: tuple[ViewConfig, ViewConfig] = (ViewConfig(), ViewConfig(blur_p=0.1, solarize_p=0.2))
-    """The two policies T and T' (BYOL, appendix B: asymmetric blur and solarize)."""
+    views: tuple[ViewConfig, ...] = (ViewConfig(), ViewConfig(blur_p=0.1, solarize_p=0.2))
+    """The two policies T and T' (BYOL, appendix B: asymmetric blur and solarize), or more views."""
     size_schedule: ScheduleText = ""
-    """Side of all views by epoch: a number of pixels or steps:160,0.7:192,0.85:224 with times as
-    shares of all epochs; constant within an epoch. Empty: each view's own size_px."""
+    """Side of the views of role both by epoch: a number of pixels or steps:160,0.7:192,0.85:224
+    with times as shares of all epochs; constant within an epoch. Views of role online keep their
+    size_px, and all of them if this is empty."""
     order: Literal["random", "quasi"] = "random"
     """quasi: shuffled within a window that moves over the file, for sets larger than the RAM."""
     damaged: Literal["raise", "replace"] = "raise"
@@ -153,22 +156,21 @@ class DataConfig(Section):
     @field_validator("mean", "std", mode="before")
     @classmethod
     def _of_unit_range(cls, values: Any) -> Any:
-        if isinstance(values, list | tuple):
-            numbers = [value for value in values if isinstance(value, int | float)]
-            if any(1.0 < abs(value) <= 255.0 for value in numbers):
-                raise ValueError(
-                    f"{shown(list(values))} is of pixels from 0 to 255; here they go from 0 to 1: "
-                    f"divide by 255"
-                )
+        given = values if isinstance(values, list | tuple) else ()
+        if any(isinstance(value, int | float) and 1.0 < abs(value) <= 255.0 for value in given):
+            raise ValueError(f"{shown(list(values))} go beyond 1, as bytes do: divide by 255")
         return values
 
-    @field_validator("views", mode="before")
+    @field_validator("views")
     @classmethod
-    def _two(cls, views: Any) -> Any:
-        if isinstance(views, list | tuple) and len(views) != 2:
+    def _matched(cls, views: tuple[ViewConfig, ...]) -> tuple[ViewConfig, ...]:
+        roles = [view.role for view in views]
+        both = roles.count("both")
+        # A single one of role both would have no other view's target to be matched with.
+        if both < 2 or len(views) > 16 or "online" in roles[:both]:
             raise ValueError(
-                f"{len(views)} views; pretraining matches two. More than two (multi-crop) are "
-                f"for `BetonLoader` alone so far"
+                f"{len(views)} of roles {', '.join(roles) or 'none'}; give 2 to 16 views, first "
+                f"two or more of role both, then those of role online"
             )
         return views
 
@@ -201,6 +203,8 @@ class ModelConfig(Section):
     """Dimension of the projections, and of the predictions."""
     predictor_hidden: Width = 4096
     """Units of the predictor's hidden layer."""
+    predictor_per: Literal["network", "role"] = "network"
+    """role: views of role online have a predictor of their own."""
     sync_bn: Literal["none", "heads", "all"] = "none"
     """Which BatchNorm layers share statistics over ranks."""
     compile: bool = False
@@ -259,6 +263,8 @@ class OptimConfig(Section):
     """Which optimizer."""
     lr: Annotated[float, Field(gt=0.0, le=1000.0)] = 0.2
     """Base learning rate before scaling by the global batch; usual: 1e-4 to 1."""
+    predictor_lr_scale: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
+    """Factor of the predictor's learning rate."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     """linear: lr x batch / 256; sqrt: lr x sqrt(batch)."""
     warmup_epochs: Annotated[float, Field(ge=0.0, le=10**6)] = 10.0

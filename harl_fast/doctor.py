@@ -12,7 +12,6 @@ import ctypes.util
 import importlib.metadata
 import json
 import os
-import re
 import resource
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ from typing import Any, Literal
 
 from harl_fast.errors import HarlError, OutputError, one_line
 from harl_fast.files import LONGEST_TMPDIR, check_output
-from harl_fast.host import available_bytes, usable_cores
+from harl_fast.host import available_bytes, cpu, usable_cores
 from harl_fast.program import run_main
 
 State = Literal["ok", "warn", "fail"]
@@ -219,11 +218,7 @@ def torch_and_devices() -> list[Row]:
 
 def processor() -> Row:
     """Report the vector instructions that speed up computing on the CPU."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    flags = set((re.findall(r"^flags\s*:(.*)$", text, re.MULTILINE) or [""])[0].split())
+    _, flags = cpu()
     wanted = {"avx2": "AVX2", "avx512f": "AVX512", "avx512_bf16": "AVX512-BF16"}
     value = ", ".join(f"{name} {'yes' if key in flags else 'no'}" for key, name in wanted.items())
     value = f"{usable_cores()} usable cores; {value}"

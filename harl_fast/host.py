@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
+_MEMINFO, _CPUINFO = Path("/proc/meminfo"), Path("/proc/cpuinfo")
 CACHE_SHARE = 0.8
 """Share of the available memory that a container may take: training needs some as well."""
 
@@ -65,6 +66,16 @@ def _statistic(name: str) -> int:
         if key == name:
             return int(value)
     return 0
+
+
+def cpu() -> tuple[str, set[str]]:
+    """Return the processor's name and its instruction sets as Linux calls them, as far as told."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "", set()
+    said = dict(re.findall(r"^(model name|flags)\s*:\s*(.*)$", text, re.MULTILINE))
+    return said.get("model name", ""), set(said.get("flags", "").split())
 
 
 def utc_time(seconds: float | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,11 +11,19 @@ from harl_fast.supervision import run_below
 
 ROOT = Path(__file__).resolve().parent.parent
 """The project's folder, in which they run."""
-TRAINING = (
-    *("launch/guard.py", sys.executable, str(Path(sys.executable).with_name("deepspeed"))),
-    *("--log_level=error", "--num_gpus", "1"),
-)
-"""What stands before a training program: its guard, and DeepSpeed's launcher."""
+
+
+def training(ranks: int) -> tuple[str, ...]:
+    """Return what stands before a training program: its guard, and DeepSpeed's launcher."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    if not launcher.exists():  # packages in a folder of their own, as of `make gpu-wheels`
+        launcher = Path(shutil.which("deepspeed") or launcher)
+    start = ("launch/guard.py", sys.executable, str(launcher))
+    return (*start, "--log_level=error", "--num_gpus", str(ranks))
+
+
+TRAINING = training(1)
+"""The same of one rank."""
 
 
 def run(*command: str | Path) -> None:

@@ -35,7 +35,10 @@ from harl_fast.provenance import code_version
 from harl_fast.rng import GEOMETRY, stream
 
 _PANEL_PX, _EDGE_PX = 260, 24
-_BOXES = ((0, 170, 255), (255, 60, 160), (60, 200, 60), (255, 150, 40))
+_BOXES = (
+    *((0, 170, 255), (255, 60, 160), (60, 200, 60), (255, 150, 40)),
+    *((150, 90, 255), (0, 210, 190), (160, 110, 60), (130, 130, 130)),
+)
 """Colours of the views' boxes, in turn."""
 _DIMMED, _LINES = (40, 16, 60), (140, 140, 140)
 """What cells without foreground fade to, and the lines between cells."""

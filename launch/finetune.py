@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         network=own.network_asked(args),
         time_limit_s=args["time_limit"],
         **{k: args[k] for k in ("preset", "ckpt", "data", "run", "resume", "mode", "seeds")},
-        **{k: args[k] for k in ("allow_change", "quiet")},
+        **{k: args[k] for k in ("allow_change", "quiet", "stage_to")},
     )
 
 

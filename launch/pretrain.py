@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         config_name=args.config,
         config_overrides=[*args.set, *epochs],
         data=args.data,
+        stage_to=args.stage_to,
         run=args.run,
         resume=args.resume,
         init_from=args.init_from,

@@ -20,14 +20,17 @@ from harl_fast.config import (
 )
 from harl_fast.data.order import Kind
 from harl_fast.engine.config import EngineFile
+from harl_fast.engine.resume import changed
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import ConfigError
 from harl_fast.model.pool import MASK_MODES
 from harl_fast.optim.formula import FORMULAS
 from harl_fast.schedules import size_schedule, weight_schedule
 
+PRESETS = ["cifar10", "demo", "paper", "paper-fast", "paper-multicrop", "repo-pt", "seed-readme"]
 
-@pytest.mark.parametrize("name", ["cifar10", "demo", "paper", "repo-pt", "seed-readme", "small"])
+
+@pytest.mark.parametrize("name", [*PRESETS, "small"])
 def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Path) -> None:
     assert name in presets()
     config = load_config(name)
@@ -51,7 +54,13 @@ def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Pa
         ("data.views.0.flip_p=1.5", ["data.views.0.flip_p", "less than or equal to 1", "1.5"]),
         ("data.views.0.scale=[0.9, 0.1]", ["data.views.0", "0.9", "above the second"]),
         ("data.views.0.crop=foreground>=2", ["data.views.0", "'foreground>=2'", "foreground>=T"]),
-        ("data.views=[{}, {}, {}]", ["data.views", "3 views", "BetonLoader"]),
+        ("data.views=[]", ["data.views: 0 of roles none; give 2 to 16 views"]),
+        ("data.views=[{}]", ["data.views: 1 of roles both;", "two or more of role both"]),
+        (f"data.views=[{'{}, ' * 17}]", ["data.views: 17 of roles", "2 to 16"]),
+        ("data.views=[{role: online}, {role: online}]", ["roles online, online; give"]),
+        ("data.views=[{}, {role: online}]", ["roles both, online; give"]),
+        ("data.views=[{role: online}, {}, {}]", ["roles online, both, both; give", "first"]),
+        ("data.views.1.role=target", ["data.views.1.role", "'online'", "got 'target'"]),
         ("data.order=quazi", ["data.order", "'quasi'", "got 'quazi'"]),
         ("data.colour=gpu", ["data.colour", "'device'", "got 'gpu'"]),
         ("data.damaged=skip", ["data.damaged", "'replace'", "got 'skip'"]),
@@ -115,6 +124,27 @@ def test_a_mistake_in_the_file_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mine\.yaml: .*model\.width"):
         load_config(str(path), overrides=["optim.lr=0.1"])
     assert load_config(str(path), overrides=["model.width=1"]).model.width == 1
+
+
+def test_two_to_sixteen_views_of_both_roles_are_taken() -> None:
+    for both, online in ((2, 0), (3, 0), (2, 1), (2, 14)):
+        roles = ["both"] * both + ["online"] * online
+        views = f"data.views=[{', '.join(f'{{role: {role}}}' for role in roles)}]"
+        assert [v.role for v in load_config("paper", overrides=[views]).data.views] == roles
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("paper-fast", {"data.size_schedule", "model.compile"}),
+        ("paper-multicrop", {"data.views", "model.predictor_per"}),
+    ],
+)
+def test_presets_of_the_paper_differ_from_it_by_what_their_names_say(
+    name: str, keys: set[str]
+) -> None:
+    trees = (load_config(each).model_dump() for each in ("paper", name))
+    assert changed(*trees).keys() == keys
 
 
 def test_an_override_of_one_view_key_keeps_the_other_defaults() -> None:

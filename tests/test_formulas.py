@@ -26,7 +26,7 @@ def test_each_formula_is_mathml_and_none_is_left_as_tex() -> None:
     built = hooks.on_page_content(page)
     displayed = len(re.findall(r"^\$\$$", text, flags=re.MULTILINE)) // 2
     inline = len(re.findall(r"(?<!\$)\$[^$]+\$(?!\$)", re.sub(r"(?s)\$\$.*?\$\$", "", text)))
-    assert displayed == 2 and built.count('<math xmlns="http://www.w3.org/1998/Math/MathML"') > 20
+    assert displayed == 3 and built.count('<math xmlns="http://www.w3.org/1998/Math/MathML"') > 20
     assert built.count('display="block"') == displayed
     assert built.count('display="inline"') == inline
     plain = html.unescape(re.sub(r"(?s)<code>.*?</code>", "", built))

@@ -52,7 +52,8 @@ def test_a_variable_that_a_target_does_not_take_is_an_error(
 
 
 @pytest.mark.parametrize(
-    ("target", "name"), [("demo", "QUICK"), ("lineval", "RANDOM"), ("pretrain", "RESUME")]
+    ("target", "name"),
+    [("demo", "QUICK"), ("evidence", "QUICK"), ("lineval", "RANDOM"), ("pretrain", "RESUME")],
 )
 @pytest.mark.parametrize("value", ["0", "no", "false", "1 0"])
 def test_a_switch_takes_1_or_nothing(target: str, name: str, value: str) -> None:
@@ -102,6 +103,25 @@ def test_what_is_given_of_a_result_or_of_cifar10_reaches_the_program() -> None:
         in planned("pictures", "RESULT=r/eval/x-logreg", "DATA=d").stdout
     )
     assert "compare runs/a runs/b" in planned("compare", "RESULTS=runs/a runs/b").stdout
+
+
+def test_what_is_asked_of_the_evidence_reaches_the_program() -> None:
+    printed = planned("evidence", "DATA=/x y", "ONLY=photos composites/exact", "SEEDS=2").stdout
+    for option in ('--data "/x y"', "--only photos composites/exact", '--seeds "2"'):
+        assert option in printed
+    assert "--" not in planned("evidence").stdout.partition("launch/evidence.py")[2]
+
+
+def test_the_place_for_copies_reaches_both_trainings() -> None:
+    for target in ("pretrain", "finetune"):
+        assert '--stage-to "/scratch"' in planned(target, "STAGE_TO=/scratch").stdout
+        assert "--stage-to" not in planned(target).stdout
+
+
+def test_a_gpu_check_writes_where_it_is_told() -> None:
+    for target in ("gpu-check", "gpu-wheels"):
+        assert "--out" not in planned(target).stdout
+        assert '--out "/x y"' in planned(target, "OUT=/x y").stdout
 
 
 def test_a_resumed_fine_tuning_needs_no_checkpoint() -> None:

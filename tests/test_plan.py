@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from harl_fast.config import ModelConfig, RunConfig, load_config
+from harl_fast.config import PRESETS, ModelConfig, RunConfig, ViewConfig, load_config
 from harl_fast.data.container.stores import parse_store
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError
@@ -74,6 +74,51 @@ def test_a_resnet50_has_the_published_work() -> None:
     assert small.flops / whole.flops == pytest.approx(0.51, rel=0.1)
     # Counted apart on fake CUDA tensors: 45.0 GB for 512 images.
     assert 512 * whole.saved_bytes == pytest.approx(45.0e9, rel=0.03)
+
+
+def multicrop(config: RunConfig, *sizes: int) -> RunConfig:
+    """Return a configuration with small views besides."""
+    views = [*config.data.views, *(ViewConfig(size_px=px, role="online") for px in sizes)]
+    return config.model_copy(
+        update={"data": config.data.model_copy(update={"views": tuple(views)})}
+    )
+
+
+def test_a_view_of_role_online_costs_its_own_pass_and_none_of_the_target() -> None:
+    two, small = (pretraining_work(TINY, (px, px), half=True) for px in (64, 32))
+    four = pretraining_work(multicrop(TINY, 32, 32), (64, 64, 32, 32), half=True)
+    assert four.target_flops == two.target_flops and four.target_outputs == two.target_outputs
+    added = small.flops - small.target_flops
+    assert four.flops - four.target_flops == pytest.approx(two.flops - two.target_flops + added)
+    assert four.outputs == two.outputs + small.outputs
+    assert two.target_outputs == two.outputs
+    # The loss keeps a few vectors of each pair.
+    kept = two.saved_bytes + small.saved_bytes
+    assert kept < four.saved_bytes < kept * 1.05
+
+
+def test_a_plan_counts_all_views_in_step_loader_and_memory() -> None:
+    two, four = (make_plan(request(config=c, store="raw")) for c in (TINY, multicrop(TINY, 16, 16)))
+    (pair,), (crops,) = two.phases["likely"], four.phases["likely"]
+    assert crops.sizes == (32, 32, 16, 16)
+    assert crops.parts["online network"] > pair.parts["online network"]
+    assert crops.parts["target"] == pytest.approx(pair.parts["target"])
+    assert crops.parts["colours"] == pytest.approx(1.25 * pair.parts["colours"])
+    assert crops.rates[CORES] < pair.rates[CORES]
+    assert four.memory_bytes > two.memory_bytes
+    assert "10 epochs at 2 x 32 px and 2 x 16 px" in report.text(four)
+
+
+@pytest.mark.parametrize("name", ["paper-fast", "paper-multicrop"])
+def test_the_cost_in_a_presets_header_is_the_planned_one(name: str) -> None:
+    facts = hardware().store
+    common = {"megapixels": facts["megapixels"].value, "disk_bytes_s": 3e9, "images": 1_281_167}
+    paper, own = (
+        make_plan(Request(config=load_config(each), **common)).hours() for each in ("paper", name)
+    )
+    header = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+    assert f"# Cost: {own:.0f} h on 8 A100-80GB" in header
+    assert f"{own / paper:.2f} of `paper`" in header
 
 
 def rate(anchor: Anchor) -> float:
@@ -324,17 +369,13 @@ def test_what_is_measured_takes_the_place_of_assumptions(
 
 
 def test_a_measured_step_follows_the_flop_of_other_sizes() -> None:
-    seen = planning.Measured(
-        "here", step_s=(1e-3, 2e-3, 5e-4), step_sizes=(64, 64), gpu="A100-80GB"
-    )
+    flops = pretraining_work(TINY, (64, 64), half=True).flops
+    seen = planning.Measured("here", step_s=(1e-3, 2e-3, 5e-4), step_flops=flops, gpu="A100-80GB")
     at = {
         case: make_plan(request(measured=seen)).phases[case][0].parts["networks and optimizer"]
         for case in CASES
     }
-    ratio = (
-        pretraining_work(TINY, (32, 32), half=True).flops
-        / pretraining_work(TINY, (64, 64), half=True).flops
-    )
+    ratio = pretraining_work(TINY, (32, 32), half=True).flops / flops
     assert at["likely"] == pytest.approx(512 * 1e-3 * ratio)
     assert at["slow"] == pytest.approx(2 * at["likely"]) and at["fast"] < at["likely"]
     other = make_plan(request(measured=seen, gpu="H100-80GB")).phases["likely"][0]

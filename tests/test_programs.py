@@ -36,6 +36,7 @@ NEEDED = {
     "launch/pretrain.py": "--deepspeed_config --config --data --run",
     "harl_fast.tools.compare": "RESULT --out",
     "harl_fast.tools.demo_report": "--data --without --with --out",
+    "harl_fast.tools.evidence_scores": "kind --data --out",
     "harl_fast.tools.export": "--ckpt --out",
     "harl_fast.tools.pictures": "RESULT",
     "harl_fast.tools.rescale": "--ckpt",
@@ -46,7 +47,7 @@ NEEDED = {
     "preprocess.preview": "FILE.beton",
     "preprocess.verify": "FILE.beton",
 }
-NEEDS_NOTHING = {"harl_fast.doctor", "harl_fast.plan", "launch/demo.py"}
+NEEDS_NOTHING = {"harl_fast.doctor", "harl_fast.plan", "launch/demo.py", "launch/evidence.py"}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -88,11 +89,15 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str | P
     return {
         "harl_fast.doctor": [],
         "harl_fast.plan": [],
+        "harl_fast.tools.evidence_scores": [
+            *("photos", "--data", sets, "--ckpt", run, "--out", place / "scores.json")
+        ],
         "harl_fast.tools.export": ["--ckpt", run, "--out", out],
         "harl_fast.tools.pictures": [run / "eval" / "one", "--data", sets],
         "harl_fast.tools.rescale": ["--ckpt", run, "--factor", "2", "--out", out],
         "launch/cifar10.py": ["--data", images, "--out", out, "--run", place / "new"],
         "launch/demo.py": ["--quick", "--data", out, "--run", place / "new"],
+        "launch/evidence.py": ["--quick", "--out", out],
         "launch/finetune.py": [*engine, "--ckpt", run, *trained, "--preset", "full"],
         "launch/lineval.py": ["--ckpt", run, "--data", sets, "--random"],
         "launch/pretrain.py": [*engine, *trained, *batch, "--config", tiny_file(place)],

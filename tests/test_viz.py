@@ -19,7 +19,7 @@ from harl_fast.drawing import MARGIN_PX, TILE_PX, fitted
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import DataError
 from harl_fast.files import sha256_file
-from harl_fast.viz import contact_sheet
+from harl_fast.viz import _BOXES, contact_sheet
 from preprocess import preview
 from tests.betons import Item, plain_item, write_beton
 from tests.sheets import PITCH, texts_drawn, tiles_of
@@ -86,6 +86,27 @@ def test_blue_is_the_box_of_view_1_and_pink_that_of_view_2(tmp_path: Path) -> No
             alike, unlike = (np.corrcoef(box, v.astype(float).ravel())[0, 1] for v in (view, other))
             assert alike > 0.95 and unlike < 0.9
     assert marks == sorted(marks)  # outline, view 1, view 2, as the texts
+
+
+def test_all_views_are_drawn_each_in_a_colour_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_beton(tmp_path / "train.beton", plain_item, count=12)
+    said = texts_drawn(monkeypatch)
+    small = "{size_px: 32, scale: [0.05, 0.2], role: online}"
+    views = f"data.views=[{{size_px: 64}}, {{size_px: 64}}, {small}, {small}]"
+    config, out = load_config("small", overrides=[views]), tmp_path / "sheet.png"
+    contact_sheet(path, config, out, ids=[3, 5])
+    rows = tiles_of(cv2.imread(str(out)), rows=2, columns=9)
+    assert all(tile.shape == (TILE_PX, TILE_PX, 3) and tile.std() > 5 for r in rows for tile in r)
+    text = "\n".join(said)
+    for view, size in enumerate((64, 64, 32, 32), 1):
+        assert f"box of view {view}\n" in text
+        assert f"view {view} as the network\nreceives it, {size} x {size} px" in text
+    for original, *_ in rows:
+        for colour in _BOXES[:4]:
+            assert (original == colour[::-1]).all(axis=2).any()
+    assert len(set(_BOXES)) == len(_BOXES) >= 6  # as many as the views of paper-multicrop
 
 
 def still_views() -> list[str]:

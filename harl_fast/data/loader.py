@@ -359,7 +359,8 @@ class BetonLoader(_Loader):
 class EvalLoader(_Loader):
     """Every sample once, in the container's order, as one central square view.
 
-    ids: these samples only, in this order. channels: as for `BetonLoader`.
+    ids: these samples only, in this order. channels: as for `BetonLoader`. cells: of the mask, by
+    side; as many as ``size_px`` tell how much of each pixel it covers.
     """
 
     def __init__(
@@ -374,13 +375,14 @@ class EvalLoader(_Loader):
         check: Check = "checksum",
         ids: Sequence[int] | np.ndarray | None = None,
         channels: int = 3,
+        cells: int = 1,
         skip_broken: bool = False,
     ) -> None:
         super().__init__(path, damaged=damaged, check=check, skip_broken=skip_broken)
         self.ids = self._known(range(self.manifest.count) if ids is None else ids)
         if not len(self.ids):
             raise ConfigError(f"ids: none of the samples of {path}; give one or more")
-        view = ViewGeometry(size_px=size_px, cells=1, centre=centre)
+        view = ViewGeometry(size_px=size_px, cells=cells, centre=centre)
         batch = min(batch, len(self.ids))
         threads = decoding_threads(workers)
         self._open([view], batch=batch, threads=threads, ahead=2, channels=channels)

@@ -25,6 +25,8 @@ def training_parser(*, about: str, epilog: str) -> argparse.ArgumentParser:
     add("--engine-set", action="append", default=[], metavar="KEY=VALUE", help="override in it")
     text = "let --resume continue with another value of it (repeatable)"
     add("--allow-change", action="append", default=[], metavar="KEY", help=text)
+    text = "copy the containers to this folder first, once per machine, and train on the copies"
+    add("--stage-to", type=Path, metavar="FOLDER", help=text)
     add("--quiet", action="store_true", help="print warnings and one line per epoch only")
     text = "save and end with exit code 0 before this process is so old"
     add("--time-limit", type=checked(parse_duration), metavar="HH:MM:SS|MINUTES", help=text)

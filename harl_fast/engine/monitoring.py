@@ -26,6 +26,7 @@ from harl_fast.engine.monitor.probe import (
 )
 from harl_fast.engine.monitor.sink import RunInfo
 from harl_fast.engine.monitor.sinks import Sinks
+from harl_fast.engine.networks import compiled_graphs
 from harl_fast.engine.precision import AUTOCAST
 from harl_fast.engine.state import LoopState, TrainState
 from harl_fast.engine.views import small_map_text
@@ -189,6 +190,7 @@ class PretrainMonitor(Monitor):
         super().__init__(state, meter, folder, step=step, quiet=quiet)
         self._sheet = sheet
         self._probe = self._open_probe()
+        self._graphs = 0
 
     def introduce(self) -> None:
         """Say what is about to run."""
@@ -199,10 +201,14 @@ class PretrainMonitor(Monitor):
     def epoch(self, done: int, *, stopping: Callable[[], bool] = lambda: False) -> None:
         """Probe and draw if ``done`` epochs make it due; all ranks must call it.
 
+        Also tell how many graphs torch.compile has made, if there are more than before.
         stopping: whether the run was asked to stop, which ends a probe early. A failure is told
         and training goes on: no picture is worth a run.
         """
         start, log = time.monotonic(), self._state.config.log
+        if self._state.config.model.compile and (graphs := compiled_graphs()) > self._graphs:
+            self._graphs = graphs
+            self.sinks.info(f"epoch {done}: torch.compile has made {graphs} graphs so far")
         if log.probe_epochs and done % log.probe_epochs == 0:
             with averaged_statistics(self._state.harl.backbone):
                 if self._probe is not None:

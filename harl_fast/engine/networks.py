@@ -41,7 +41,8 @@ def build_model(config: RunConfig) -> HARL:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 1)  # the backbone draws from `seed` itself
         encoder = random_encoder(config, seed=config.seed).train()
-        return HARL(config.model, config.loss, backbone=encoder)
+        roles = [view.role for view in config.data.views]
+        return HARL(config.model, config.loss, backbone=encoder, roles=roles)
 
 
 def compile_networks(harl: HARL, *, sizes: int) -> None:
@@ -53,6 +54,11 @@ def compile_networks(harl: HARL, *, sizes: int) -> None:
     for network in (harl, harl.target):
         for child in network.children():
             child.compile(dynamic=False)
+
+
+def compiled_graphs() -> int:
+    """Return how many graphs torch.compile has made in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def random_encoder(config: RunConfig, *, seed: int) -> Backbone:
@@ -317,6 +323,23 @@ def random_like(pretrained: Pretrained, *, seed: int) -> Pretrained:
         weights_sha256=digest(backbone.native.state_dict()),
         head=None,
         classes=(),
+    )
+
+
+def untrained(config: RunConfig, *, seed: int) -> Pretrained:
+    """Return the encoder of a configuration freshly initialised, without a checkpoint of it."""
+    backbone = random_encoder(config, seed=seed)
+    weights = backbone.native.state_dict()
+    return Pretrained(
+        backbone=backbone,
+        projector=None,
+        model=config.model,
+        mean=config.data.mean,
+        std=config.data.std,
+        size_px=config.data.views[0].size_px,
+        receipt=Receipt(0, len(weights), "freshly initialised", f"seed {seed}"),
+        weights_sha256=digest(weights),
+        source=Path("random"),
     )
 
 

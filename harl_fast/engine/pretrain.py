@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine
+from harl_fast.engine.runfolder import run_config
 from harl_fast.engine.session import Training, leave, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
 from harl_fast.provenance import read_provenance
@@ -44,6 +45,10 @@ class Pretraining(Training):
 
     def settle(self, machine: Machine) -> EngineConfig:
         """Return the engine's configuration."""
+        if self.stage_to is not None and not (self.resume and self.config_name is None):
+            # `decide` does so, too; copying may take long, and mistakes need not wait for it.
+            name, overrides = self.config_name, self.config_overrides
+            run_config(RunFolder(self.run), name=name, overrides=overrides, resume=False)
         engine_config, self._told = self._settled(machine)
         return engine_config
 

@@ -181,8 +181,13 @@ def refuse_changes(
 
 
 def change_text(changes: Changes) -> str:
-    """Return changes as ``key before -> after; ...``."""
-    return "; ".join(f"{key} {old!r:.60} -> {new!r:.60}" for key, (old, new) in changes.items())
+    """Return changes as ``key before -> after; ...``; of lists of sections the lengths."""
+
+    def text(value: Any) -> str:
+        sections = isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value)
+        return f"{len(value)} entries" if sections else f"{value!r:.60}"
+
+    return "; ".join(f"{key} {text(old)} -> {text(new)}" for key, (old, new) in changes.items())
 
 
 def check_position(checkpoint: Checkpoint, schedule: LrSchedule, *, beton_sha256: str) -> None:

@@ -85,6 +85,9 @@ class Training(ABC):
     engine_file: Path
     engine_overrides: Sequence[str] = ()
     data: Path
+    """Folder of the containers; after `stage`, that of their copies."""
+    stage_to: Path | None = None
+    """Folder on each machine's own disk, where the containers are to be copied before."""
     run: Path
     resume: bool = False
     allow_change: Sequence[str] = ()
@@ -118,6 +121,14 @@ class Training(ABC):
     @abstractmethod
     def loop(self, state: LoopState, *, stop: StopSignal, still_held: Callable[[], bool]) -> Loop:
         """Return the training, ready to run."""
+
+    def stage(self, machine: Machine) -> None:
+        """Go on with copies of the containers, see `staging.stage`, if that was asked for."""
+        if self.stage_to is not None:
+            from harl_fast.data.container.staging import stage
+
+            self.data = stage(self.data, self.stage_to, first=machine.local_rank == 0)
+            self.stage_to = None
 
     def after(self, loop: Loop) -> str:
         """Do what follows a training that came to its end; return why the run has not, or ""."""
@@ -156,6 +167,7 @@ def serve(training: Training) -> int:
             with ExitStack() as received:
                 if machine.elsewhere:
                     stop.starting = True
+                    training.stage(machine)  # while rank 0's machine does so, too
                     _receive(training, machine, received)
                 engine_config = training.settle(machine)
                 if not machine.elsewhere:
@@ -163,6 +175,7 @@ def serve(training: Training) -> int:
                         training.run, resume=training.resume, source=training.source_option
                     )
                     stop.starting = True
+                    training.stage(machine)
                     lock = _take(folder, machine, engine_config, held)
                     # What was found may have changed until now.
                     open_run_folder(

@@ -22,7 +22,7 @@ FEWEST_CELLS = 4
 
 
 def views_at(config: RunConfig, *, epoch: int = 0) -> tuple[ViewConfig, ...]:
-    """Return the views of an epoch: the configured ones with that epoch's ``size_px``.
+    """Return the views of an epoch: the configured ones, of role both with its ``size_px``.
 
     Raises ConfigError for a wrong data.size_schedule.
     """
@@ -30,7 +30,10 @@ def views_at(config: RunConfig, *, epoch: int = 0) -> tuple[ViewConfig, ...]:
     if not schedule:
         return views
     size_px = size_schedule(schedule)(epoch / config.epochs)
-    return tuple(view.model_copy(update={"size_px": size_px}) for view in views)
+    return tuple(
+        view.model_copy(update={"size_px": size_px}) if view.role == "both" else view
+        for view in views
+    )
 
 
 def view_geometry(config: RunConfig, *, epoch: int = 0) -> list[ViewGeometry]:
@@ -57,7 +60,7 @@ def sizes_in(config: RunConfig) -> set[int]:
 
 
 def sizes_text(views: list[ViewGeometry]) -> str:
-    """Return "160 px, 5 x 5 cells", or both views' sizes where they differ."""
+    """Return "160 px, 5 x 5 cells", or all sizes where they differ."""
     sizes = dict.fromkeys(f"{v.size_px} px, {v.cells} x {v.cells} cells" for v in views)
     return " and ".join(sizes)
 

@@ -1,4 +1,4 @@
-"""The method: an online and a target network, matched over regions of two views."""
+"""The method: an online and a target network, matched over regions of two views or more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from harl_fast.errors import ConfigError
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import MLPHead
-from harl_fast.model.loss import LOSS_TERMS, contrast, spread_penalty, symmetric_loss, term_weights
+from harl_fast.model.loss import (
+    LOSS_TERMS,
+    contrast,
+    matched_distance,
+    spread_penalty,
+    term_weights,
+    view_pairs,
+)
 from harl_fast.model.norm import GroupedBatchNorm1d
 from harl_fast.model.pool import cell_weight, global_mean, has_area, masked_mean
 from harl_fast.model.precision import widened, without_autocast
@@ -49,11 +56,13 @@ class HARL(nn.Module):
         loss: LossConfig | None = None,
         *,
         backbone: Backbone | None = None,
+        roles: Sequence[str] = (),
     ) -> None:
         """model, loss: configuration sections; left out, their defaults.
 
-        backbone: taken as it is, in place of the one that ``model`` describes. `model.compile` is
-        left to the caller. Raises ConfigError.
+        backbone: taken as it is, in place of the one that ``model`` describes. roles: of the views
+        that `forward` will be given, in the order of `DataConfig.views`; left out, two or more of
+        role both. `model.compile` is left to the caller. Raises ConfigError.
         """
         super().__init__()
         model, self.loss = model or ModelConfig(), loss or LossConfig()
@@ -63,7 +72,12 @@ class HARL(nn.Module):
         self.projector = MLPHead(
             self.backbone.out_channels, hidden, out, layers=model.projector_layers
         )
+        self._roles = tuple(roles)
         self.predictor = MLPHead(out, model.predictor_hidden, out)
+        self.online_predictor: MLPHead | None = None
+        """Of the views that the target does not see, if not `predictor`."""
+        if model.predictor_per == "role" and "online" in roles:
+            self.online_predictor = MLPHead(out, model.predictor_hidden, out)
         self.watched = True
         """Whether `forward` measures spreads; an engine asks for them at the steps it logs."""
         # In a tuple and past nn.Module's own __setattr__, which would register it.
@@ -87,19 +101,22 @@ class HARL(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the figures to log.
 
-        views: two (B, C, S, S) batches; their S may differ. cells: of each view (B, h, w), the
-        foreground coverage in [0, 1] of each cell of its feature map. alpha, beta: see
-        `loss.term_weights`; a term of weight zero is not computed. A row counts in a region's term
-        if the region has area in both views.
+        views: two or more (B, C, S, S) batches; their S may differ. cells: of each view (B, h, w),
+        the foreground coverage in [0, 1] of each cell of its feature map. alpha, beta: see
+        `loss.term_weights`; a term of weight zero is not computed. Views are matched in pairs, see
+        `loss.view_pairs`; a row counts in a region's term of a pair if the region has area in both.
         Returns the 0-d float32 loss and detached 0-d tensors: "loss/<term>" of each computed term
         ("loss/contrast": `loss.contrast`, summed over regions by their weights; "loss/spread":
-        `loss.spread_penalty`, summed over views, mean over regions),
-        "fg" (mean coverage, each view counting alike) and "empty" (share of rows without a usable
-        foreground). If ``watched``, also spreads over the first term's region, 1 when even over
-        the sphere and 0 when collapsed: "z_std" of the target's projections, "p_std" of the
+        twice the mean of `loss.spread_penalty` over views and regions),
+        "fg" (mean coverage, each view counting alike) and "empty" (share of pairs' rows without a
+        usable foreground). If ``watched``, also spreads over the first term's region, 1 when even
+        over the sphere and 0 when collapsed: "z_std" of the target's projections, "p_std" of the
         predictions and "h_std" of the pooled online features (never negative, so well below 1 at
         best); and of the first and the last "z_rank" and "h_rank", see `effective_rank`.
         """
+        roles = self._roles or ("both",) * len(views)
+        if len(views) != len(roles) or (both := roles.count("both")) < 2:
+            raise ValueError(f"{len(views)} views for roles {', '.join(roles)}: give two or more")
         weights = term_weights(self.loss, alpha=alpha, beta=beta)
         weights = {term: weight for term, weight in weights.items() if weight}
         fg = [
@@ -109,17 +126,17 @@ class HARL(nn.Module):
         cut = [LOSS_TERMS[term].region for term in weights]
         regions = [None if region is None else [region(grid) for grid in fg] for region in cut]
 
-        groups = len(views) * len(regions)
+        groups, seen = len(views) * len(regions), both * len(regions)
         with torch.no_grad():  # first, so that no online activation is alive beside the target's
-            rows, _ = self._pooled(self.target.backbone, views, regions)
-            z = _by_view(self.target.projector(rows, groups=groups), len(views), len(regions))
+            rows, _ = self._pooled(self.target.backbone, views[:both], regions)
+            z = _by_view(self.target.projector(rows, groups=seen), both, len(regions))
         rows, usable = self._pooled(self.backbone, views, regions)
         h = _by_view(rows, len(views), len(regions))[:, 0]
         q = self.projector(rows, groups=groups)
-        p = _by_view(self.predictor(q, groups=groups), len(views), len(regions))
+        p = _by_view(self._predicted(q, groups=groups, seen=seen), len(views), len(regions))
 
         terms = {
-            term: symmetric_loss(p[0, i], p[1, i], z[0, i], z[1, i], usable=usable[:, i].all(0))
+            term: matched_distance(p[:, i], z[:, i], usable=usable[:, i])
             for i, term in enumerate(weights)
         }
         terms |= self._extras(p, z, q.unflatten(0, (groups, -1)), usable, weights)
@@ -132,30 +149,44 @@ class HARL(nn.Module):
             logs |= {f"{name}_std": _spread(rows) for name, rows in watched.items()}
             logs |= {f"{name}_rank": effective_rank(watched[name]) for name in ("z", "h")}
         logs["fg"] = torch.stack([grid.detach().mean() for grid in cells]).mean()
-        both = torch.stack([has_area(grid, min_area=self.loss.min_area) for grid in fg]).all(0)
-        logs["empty"] = 1.0 - both.float().mean()
+        area = [has_area(grid, min_area=self.loss.min_area) for grid in fg]
+        counts = torch.stack([area[i] & area[j] for i, j in view_pairs(len(views), both)])
+        logs["empty"] = 1.0 - counts.float().mean()
         return loss, logs
+
+    def _predicted(self, q: Tensor, *, groups: int, seen: int) -> Tensor:
+        """Return predictions of (G * B, D) projections, whose first groups the target sees, too."""
+        if self.online_predictor is None:
+            p: Tensor = self.predictor(q, groups=groups)
+            return p
+        both, online = q.tensor_split([len(q) // groups * seen])
+        return torch.cat(
+            [
+                self.predictor(both, groups=seen),
+                self.online_predictor(online, groups=groups - seen),
+            ]
+        )
 
     def _extras(
         self, p: Tensor, z: Tensor, q: Tensor, usable: Tensor, weights: Mapping[str, float]
     ) -> dict[str, Tensor]:
         """Return the terms that ``loss.contrast`` and ``loss.spread`` ask for.
 
-        p, z: (V, R, B, D). q: (V * R, B, D) online projections. usable: (V, R, B). weights: of the
-        R regions' terms.
+        p: (V, R, B, D). z: (T, R, B, D). q: (V * R, B, D) online projections. usable: (V, R, B).
+        weights: of the R regions' terms.
         """
         found = {}
         if self.loss.contrast:
-            rows, heat = usable.all(0), self.loss.temperature
+            heat = self.loss.temperature
             each = [
-                weight * contrast(*p[:, i], *z[:, i], temperature=heat, usable=rows[i])
+                weight * contrast(p[:, i], z[:, i], temperature=heat, usable=usable[:, i])
                 for i, weight in enumerate(weights.values())
             ]
             found["contrast"] = torch.stack(each).sum()
         if self.loss.spread:
             regional = zip(q, usable.flatten(0, 1), strict=True)
             each = [spread_penalty(rows, usable=one) for rows, one in regional]
-            found["spread"] = torch.stack(each).mean() * len(p)
+            found["spread"] = torch.stack(each).mean() * 2.0  # as large for any number of views
         return found
 
     def _pooled(
@@ -166,6 +197,7 @@ class HARL(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return rows (V * R * B, C), view by view and region by region, and usable (V, R, B)."""
         rows, usable = [], []
+        # A pass per view, be they of one size: each is normalised by its own statistics.
         for number, view in enumerate(views):
             features = backbone(view)
             for region in regions:

@@ -26,7 +26,7 @@ _COVARIANCE_SHARE = 1.0 / 25.0
 
 
 class LossTerm(NamedTuple):
-    """A region of both views that is matched; reported as "loss/<name>"."""
+    """A region of the views that is matched; reported as "loss/<name>"."""
 
     region: Callable[[Tensor], Tensor] | None
     """Weights of the region's cells (B, h, w) in [0, 1] from those of the foreground's; None: the
@@ -93,49 +93,56 @@ def _unit(rows: Tensor) -> Tensor:
     return functional.normalize(widened(rows), dim=1, eps=1e-6)
 
 
-def symmetric_loss(
-    p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor, *, usable: Tensor | None = None
-) -> Tensor:
-    """Return the sum (not the mean) of both directions' distances, averaged over the batch.
+def view_pairs(views: int, targets: int) -> list[tuple[int, int]]:
+    """Return the numbers of the views that are matched, the online and the target network's.
 
-    p1, p2, z1, z2: (B, D) of views 1 and 2. usable: (B,) bool, rows that count.
+    Each of all views is matched with each other one of the first ``targets``, which are those that
+    the target network sees.
+    """
+    return [(one, other) for one in range(views) for other in range(targets) if one != other]
+
+
+def over_pairs(
+    measure: Callable[[Tensor, Tensor, Tensor], Tensor], p: Tensor, z: Tensor, *, usable: Tensor
+) -> Tensor:
+    """Return twice the mean over all pairs of views of what is measured, over the batch too, 0-d.
+
+    Of two views it is BYOL's sum of both directions, and of more views as large. measure: of a
+    pair's predictions (B, D), projections (B, D) and rows that count (B,). p: (V, B, D). z: (T, B,
+    D) of the first T views. usable: (V, B) bool, rows whose region has area; they count in a pair
+    if they do in both of its views.
+    """
+    pairs = view_pairs(len(p), len(z))
+    each = [measure(p[i], z[j], usable[i] & usable[j]) for i, j in pairs]
+    return (torch.stack(each).sum(0) * (2.0 / len(pairs))).mean()
+
+
+def matched_distance(p: Tensor, z: Tensor, *, usable: Tensor) -> Tensor:
+    """Return the distance of a region over all pairs of views, see `over_pairs`, 0-d.
+
     Rows that do not count add zero and the divisor stays B: the mean of equal parts of a batch is
     the value of the whole batch, however the parts' masks fell.
     """
-    distance = region_distance(p1, z2) + region_distance(p2, z1)
-    if usable is not None:
-        distance = distance * usable
-    return distance.mean()
+    return over_pairs(lambda p, z, counts: region_distance(p, z) * counts, p, z, usable=usable)
 
 
-def contrast(
-    p1: Tensor,
-    p2: Tensor,
-    z1: Tensor,
-    z2: Tensor,
-    *,
-    temperature: float,
-    usable: Tensor | None = None,
-) -> Tensor:
-    """Return InfoNCE summed over both directions, averaged over the batch, 0-d.
+def contrast(p: Tensor, z: Tensor, *, temperature: float, usable: Tensor) -> Tensor:
+    """Return InfoNCE over all pairs of views, see `over_pairs`, 0-d.
 
-    Arguments as of `symmetric_loss`. A prediction of one view is classified among the target's
-    projections of the other view's batch by cosine over temperature; its own is right (Chen, Xie,
-    He: An empirical study of training self-supervised vision transformers, ICCV 2021, equation 1,
-    without its factor). Rows that do not count are nobody's candidates and add zero; the divisor
-    stays B.
+    A prediction of one view is classified among the target's projections of the other view's batch
+    by cosine over temperature; its own is right (Chen, Xie, He: An empirical study of training
+    self-supervised vision transformers, ICCV 2021, equation 1, without its factor). Rows that do
+    not count are nobody's candidates and add zero; the divisor stays B.
     """
-    return _found(p1, z2, temperature, usable) + _found(p2, z1, temperature, usable)
 
+    def missed(p: Tensor, z: Tensor, counts: Tensor) -> Tensor:
+        with without_autocast(p):
+            logits = _unit(p) @ _unit(z.detach()).T / temperature
+            logits = logits.masked_fill(~(counts[:, None] & counts), _NO_CANDIDATE)
+            own = torch.arange(len(p), device=p.device)
+            return (functional.cross_entropy(logits, own, reduction="none") * counts).mean()
 
-def _found(p: Tensor, z: Tensor, temperature: float, usable: Tensor | None) -> Tensor:
-    with without_autocast(p):
-        logits = _unit(p) @ _unit(z.detach()).T / temperature
-        if usable is not None:
-            logits = logits.masked_fill(~(usable[:, None] & usable), _NO_CANDIDATE)
-        own = torch.arange(len(p), device=p.device)
-        missed = functional.cross_entropy(logits, own, reduction="none")
-        return (missed if usable is None else missed * usable).mean()
+    return over_pairs(missed, p, z, usable=usable)
 
 
 def spread_penalty(q: Tensor, *, usable: Tensor | None = None) -> Tensor:

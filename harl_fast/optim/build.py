@@ -18,9 +18,12 @@ def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimi
     """
     if optim.nesterov and optim.momentum == 0.0:
         raise ConfigError("optim.nesterov needs a momentum above 0; raise it or drop nesterov")
+    # A factor of 1 makes no groups of its own.
+    scale = optim.predictor_lr_scale
+    scaled = {} if scale == 1.0 else dict.fromkeys(("predictor", "online_predictor"), scale)
     return make_optimizer(
         optim.name,
-        param_groups(module, weight_decay=optim.weight_decay),
+        param_groups(module, weight_decay=optim.weight_decay, scaled=scaled),
         lr=optim.lr,
         momentum=optim.momentum,
         nesterov=optim.nesterov,

@@ -67,8 +67,9 @@ with head(__name__, parse):
     from harl_fast.data.container.manifest import find_container, read_manifest
     from harl_fast.host import available_bytes, usable_cores
     from harl_fast.plan import measure
-    from harl_fast.plan.planning import Measured, Request, make_plan
+    from harl_fast.plan.planning import Measured, Request, make_plan, scheduled_epochs, sides_text
     from harl_fast.plan.report import comparison, picture, published, text
+    from harl_fast.plan.work import pretraining_work
     from harl_fast.tools.charts import check_extra
 
 
@@ -134,14 +135,15 @@ def measured_of(args: argparse.Namespace, requests: Sequence[Request]) -> Measur
     where = f"here: the loader, {least:,.0f} us per image and core on {usable_cores()} cores"
     if request.gpu and not cuda:
         return Measured(f"{where}; not the step, no GPU is here", loader)
-    largest = max(loader, key=sum)
+    largest = max(map(request.sizes, scheduled_epochs(request.config)), key=sum)
     micro = make_plan(request).micro if request.gpu else min(16, request.batch)
     span = measure.step_seconds(
         request.config, largest, precision=request.precision, micro=max(2, micro)
     )
     device = torch.cuda.get_device_name() if cuda else "this processor"
-    where += f"; a step at {largest[0]} px on {device}, {1e3 * span[0]:,.2f} ms per image"
-    return Measured(where, loader, span, largest, request.gpu)
+    where += f"; a step at {sides_text(largest)} on {device}, {1e3 * span[0]:,.2f} ms per image"
+    flops = pretraining_work(request.config, largest, half=request.half).flops
+    return Measured(where, loader, span, flops, request.gpu)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from harl_fast.files import to_stderr
 from harl_fast.host import usable_cores
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.optim.build import build_optimizer
+from harl_fast.plan.planning import sides_text
 
 LOADER_S, STEP_S = 60.0, 60.0
 """Seconds for the loader, over all sizes of views, and for the networks."""
@@ -63,7 +64,7 @@ def loader_us(
     cores = usable_cores()
     found: dict[tuple[int, ...], Span] = {}
     for sizes, (config, epoch) in wanted.items():
-        to_stderr(f"measuring the loader at {sizes[0]} px on {cores} cores")
+        to_stderr(f"measuring the loader at {sides_text(sizes)} on {cores} cores")
         loader = BetonLoader(
             find_container(data, "train"),
             views=view_geometry(config, epoch=epoch),
@@ -100,7 +101,8 @@ def step_seconds(
     Views of noise, micro batches of ``micro``, on the GPU if there is one.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    to_stderr(f"measuring the step at {sizes} px, {micro} images at once, on the {device.type}")
+    at = sides_text(sizes)
+    to_stderr(f"measuring the step at {at}, {micro} images at once, on the {device.type}")
     if device.type == "cpu":
         keep_freed_memory()
     harl = build_model(config).to(device).to(memory_format=torch.channels_last)

@@ -34,8 +34,8 @@ class Measured:
     """Microseconds of one core among others, per image."""
     step_s: Span | None = None
     """Seconds per image of networks and optimizer."""
-    step_sizes: Sizes = ()
-    """The views of that."""
+    step_flops: float = 0.0
+    """FLOP per image of that."""
     gpu: str = ""
     """Of the requests that it stands for."""
 
@@ -87,6 +87,10 @@ class Request:
     def total_images(self) -> int:
         """Images of all epochs, without the incomplete last batch of each."""
         return self.images // self.batch * self.batch * self.config.epochs
+
+    def sizes(self, epoch: int) -> Sizes:
+        """Return the sides of an epoch's views."""
+        return tuple(view.size_px for view in views_at(self.config, epoch=epoch))
 
     def check(self) -> None:
         """Raise ConfigError for what cannot run."""
@@ -180,10 +184,9 @@ def make_plan(request: Request) -> Plan:
     """Return the plan of a request. Raises ConfigError."""
     request.check()
     config = request.config
-    epochs = {epoch: views_at(config, epoch=epoch) for epoch in scheduled_epochs(config)}
-    sizes_of = {epoch: tuple(v.size_px for v in views) for epoch, views in epochs.items()}
+    sizes_of = {epoch: request.sizes(epoch) for epoch in scheduled_epochs(config)}
     starts = {sizes: epoch for epoch, sizes in reversed(sizes_of.items())}
-    counts = Counter(sizes_of.values()) if len(epochs) > 1 else {sizes_of[0]: config.epochs}
+    counts = Counter(sizes_of.values()) if len(sizes_of) > 1 else {sizes_of[0]: config.epochs}
     works = {sizes: pretraining_work(config, sizes, half=request.half) for sizes in counts}
     image_bytes = request.image_bytes or loader.stored_bytes(
         parse_store(request.store), megapixels=request.megapixels
@@ -198,6 +201,13 @@ def make_plan(request: Request) -> Plan:
             found.append(_phase(request, sizes, count, parts, cost_us, store_rate))
     micro, needed = _memory(request, works)
     return Plan(request, phases, micro, needed, image_bytes * request.images, in_ram)
+
+
+def sides_text(sizes: Sizes) -> str:
+    """Return "224 px" or, of views of several sizes, "2 x 160 px and 4 x 96 px"."""
+    counts = Counter(sizes)
+    each = (f"{count} x {size} px" for size, count in counts.items())
+    return " and ".join(each) if len(counts) > 1 else f"{sizes[0]} px"
 
 
 def scheduled_epochs(config: RunConfig) -> range:
@@ -248,11 +258,8 @@ def _parts(
     images, work, measured = request.batch // request.ranks, works[sizes], request.measured
     parts: dict[str, float] = {}
     if measured is not None and measured.step_s is not None and measured.gpu == request.gpu:
-        # The law of the sizes: a network's time goes with its FLOP.
-        seen = works.get(measured.step_sizes) or pretraining_work(
-            request.config, measured.step_sizes, half=request.half
-        )
-        seconds = measured.step_s[CASES.index(case)] * work.flops / seen.flops
+        # The law of the views: a network's time goes with its FLOP.
+        seconds = measured.step_s[CASES.index(case)] * work.flops / measured.step_flops
         parts["networks and optimizer"] = images * seconds
         if not request.gpu:
             return parts

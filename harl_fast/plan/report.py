@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from harl_fast.config import load_config
 from harl_fast.host import CACHE_SHARE
 from harl_fast.plan.hardware import GB, hardware
-from harl_fast.plan.planning import COMPUTE, CORES, NETWORK, STORE, Phase, Plan, Request, make_plan
+from harl_fast.plan.planning import (
+    COMPUTE,
+    CORES,
+    NETWORK,
+    STORE,
+    Phase,
+    Plan,
+    Request,
+    make_plan,
+    sides_text,
+)
 from harl_fast.tools import charts
 
 UNTIMED = (
@@ -75,8 +85,7 @@ def text(plan: Plan) -> str:
         rows.append(("price", f"{plan.price:,.0f} at {request.price:g} per GPU and hour"))
     for each in plan.phases["likely"]:
         parts = ", ".join(f"{name} {1e3 * s:,.1f}" for name, s in each.parts.items())
-        at = " and ".join(f"{size} px" for size in dict.fromkeys(each.sizes))
-        label = f"{each.epochs} epochs at {at}, {each.rate:,.0f} images/s"
+        label = f"{each.epochs} epochs at {sides_text(each.sizes)}, {each.rate:,.0f} images/s"
         rows.append(("step", f"{label}; ms: {parts}"))
     if request.measured is not None:
         rows.append(("measured", request.measured.where))

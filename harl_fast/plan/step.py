@@ -27,14 +27,14 @@ def network_seconds(
     if synced:
         eta *= table.sync_bn.at(case)
     peak = (gpu.half_tflops if half else gpu.tf32_tflops).value * TERA
-    written = work.outputs * (2 if half else 4) / (gpu.bandwidth_gb_s.value * GB)
+    element_s = (2 if half else 4) / (gpu.bandwidth_gb_s.value * GB)
 
-    def seconds(traffic_mb: float, flops: float) -> float:
+    def seconds(traffic_mb: float, outputs: float, flops: float) -> float:
         passes = traffic_mb * MEGA / (2 * _RESNET50_OUTPUTS)
-        return (passes * written + flops / peak) / eta
+        return (passes * outputs * element_s + flops / peak) / eta
 
-    target = seconds(own.forward_mb.value, work.target_flops) if work.target_flops else 0.0
-    return seconds(own.train_mb.value, work.flops - work.target_flops), target
+    online = seconds(own.train_mb.value, work.outputs, work.flops - work.target_flops)
+    return online, seconds(own.forward_mb.value, work.target_outputs, work.target_flops)
 
 
 def update_seconds(work: Work, gpu: Gpu) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from harl_fast.config import LossConfig, ModelConfig, RunConfig
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
-from harl_fast.model.harl import HARL
+from harl_fast.model.harl import HARL, Target
 
 _BATCH = 97
 """A prime that no layer's width is a multiple of: it tells activations from copies of weights."""
@@ -35,8 +35,9 @@ class Work:
     target_flops: float
     """Forward of the target, which takes no gradient."""
     outputs: float
-    """Elements that the convolutions and linear layers of the online backbone write; the target's
-    are as many."""
+    """Elements that the convolutions and linear layers of the online backbone write."""
+    target_outputs: float
+    """And of the target's."""
     saved_bytes: float
     """Activations that the backward pass needs."""
     parameters: int
@@ -44,19 +45,22 @@ class Work:
 
 
 def pretraining_work(config: RunConfig, sizes: tuple[int, ...], *, half: bool) -> Work:
-    """Return the work of a pretraining step with views of these sides in pixels.
+    """Return the work of a pretraining step with the configured views, of these sides in pixels.
 
     half: under autocast to bfloat16. Raises ConfigError.
     """
     # Neither changes what is computed, and some of the first cannot be built without CUDA.
     model = config.model.model_copy(update={"sync_bn": "none", "compile": False})
-    return _pretraining_work(model, config.loss.model_dump_json(), sizes, half)
+    roles = tuple(view.role for view in config.data.views)
+    return _pretraining_work(model, config.loss.model_dump_json(), sizes, roles, half)
 
 
 @functools.cache
-def _pretraining_work(model: ModelConfig, loss: str, sizes: tuple[int, ...], half: bool) -> Work:
+def _pretraining_work(
+    model: ModelConfig, loss: str, sizes: tuple[int, ...], roles: tuple[str, ...], half: bool
+) -> Work:
     with torch.device("meta"):
-        harl = HARL(model, LossConfig.model_validate_json(loss))
+        harl = HARL(model, LossConfig.model_validate_json(loss), roles=roles)
     harl.watched = False
     cells = [harl.backbone.feature_size(size) for size in sizes]
 
@@ -66,10 +70,7 @@ def _pretraining_work(model: ModelConfig, loss: str, sizes: tuple[int, ...], hal
         loss_value: Tensor = harl(views, weights, alpha=0.5, beta=0.5)[0]
         return loss_value
 
-    # `HARL.forward` runs the target first, and of it the projector last.
-    return _counted(
-        harl, harl.backbone, forward, half=half, target=harl.target, last=harl.target.projector
-    )
+    return _counted(harl, harl.backbone, forward, half=half, target=harl.target)
 
 
 def supervised_work(model: ModelConfig, size_px: int, *, half: bool = True) -> Work:
@@ -91,25 +92,21 @@ def _counted(
     forward: Callable[[], Tensor],
     *,
     half: bool,
-    target: nn.Module | None = None,
-    last: nn.Module | None = None,
+    target: Target | None = None,
 ) -> Work:
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.train().to_empty(device="cpu")
         flops = FlopCounterMode(display=False)
-        target_flops, outputs = [0], [0]
-
-        def written(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            outputs[0] += output.numel()
+        target_flops = [0]
 
         def target_done(module: nn.Module, inputs: Any, output: Tensor) -> None:
             target_flops[0] = flops.get_total_flops()
 
-        for module in backbone.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.register_forward_hook(written)
-        if last is not None:
-            last.register_forward_hook(target_done)
+        outputs, target_outputs = _written(backbone), [0]
+        if target is not None:
+            target_outputs = _written(target.backbone)
+            # `HARL.forward` runs the target first, and of it the projector last.
+            target.projector.register_forward_hook(target_done)
         with flops:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half), _saved() as saved:
                 loss = forward()
@@ -119,11 +116,21 @@ def _counted(
     return Work(
         flops=flops.get_total_flops() / _BATCH,
         target_flops=target_flops[0] / _BATCH,
-        outputs=outputs[0] / _BATCH,
+        outputs=sum(outputs) / _BATCH,
+        target_outputs=sum(target_outputs) / _BATCH,
         saved_bytes=kept / _BATCH,
         parameters=sum(weight.numel() for weight in network.parameters()),
         target_parameters=sum(weight.numel() for weight in target.parameters()) if target else 0,
     )
+
+
+def _written(backbone: nn.Module) -> list[int]:
+    """Return a list that gets the elements of all that convolutions and linear layers write."""
+    sizes: list[int] = []
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(lambda _, inputs, output: sizes.append(output.numel()))
+    return sizes
 
 
 @contextmanager

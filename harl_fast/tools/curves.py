@@ -61,12 +61,12 @@ def find_curves(comparison: Comparison, *, data: Path | None = None) -> list[Cur
         curves.append(Curve(run.name, METRICS[first.headline], sorted(points.items())))
         if data is not None:
             curves.append(Curve(run.name, f"k-NN, {METRICS['top1']}", _knn(run, data, first)))
-        probed = _probed(run)
+        probed = probe_curves(run)
         curves += [Curve(run.name, what, probed[key]) for key, what in _PROBES.items()]
     return [curve for curve in curves if len(curve.points) > 1]
 
 
-def _probed(run: Path) -> dict[str, list[tuple[int, float]]]:
+def probe_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Return what a run's probes found, from its metrics.jsonl."""
     found: dict[str, dict[int, float]] = {key: {} for key in _PROBES}
     for record in json_lines(RunFolder(run).metrics):

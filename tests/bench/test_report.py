@@ -16,8 +16,10 @@ from benchmarks.report import (
     ratio_rows,
     reference,
 )
-from benchmarks.step import RATIOS, plans, rows_of, wait_rows
+from benchmarks.step import RATIOS, crop_rows, plans, rows_of, wait_rows
+from benchmarks.step_setup import MULTICROP, PAIR, fixed_batch, run_config
 from benchmarks.worker import steady, typical
+from harl_fast.plan.work import pretraining_work
 
 
 def test_a_ratio_is_taken_within_each_round_against_the_fastest_peer() -> None:
@@ -110,7 +112,19 @@ def test_a_step_ratio_is_a_time_over_a_time_and_of_its_round() -> None:
     assert wait.measured == pytest.approx(0.2) and wait.verdict == "goal"
 
 
+def test_a_multi_crop_step_is_compared_with_its_flop() -> None:
+    config = run_config("byol+f_loss", sizes=MULTICROP)
+    assert [view.role for view in config.data.views] == ["both"] * 2 + ["online"] * 4
+    batch = fixed_batch(batch=2, channels_last=False, sizes=MULTICROP)
+    assert [grid.shape[-1] for grid in batch.cells] == [2, 2, 1, 1, 1, 1]
+    two = pretraining_work(run_config("byol+f_loss"), PAIR, half=False).flops
+    many = pretraining_work(config, MULTICROP, half=False).flops
+    (row,) = crop_rows({"ours": [10.0, 10.0], "ours_multicrop": [10.0 * two / many / 1.1] * 2})
+    assert row.measured == pytest.approx(1.1) and row.verdict == "floor"
+    assert crop_rows({"ours": [10.0]}) == []
+
+
 def test_every_ratio_of_the_step_benchmark_has_its_contenders() -> None:
-    made = plans(("T1", "T2", "T3", "T4", "O1", "O2"), batch=8, threads=1)
+    made = plans(("T1", "T2", "T3", "T4", "T6", "O1", "O2"), batch=8, threads=1)
     names = {name for ratio in RATIOS for name in (ratio.ours, *ratio.peers)}
     assert {name for name in names if "lightly" not in name} <= made.keys() <= names

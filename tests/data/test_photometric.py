@@ -108,3 +108,15 @@ def test_without_operations_it_is_the_plain_normalisation() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(colour.plain(images), got)
     assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_batch_of_many_views_is_coloured_view_by_view() -> None:
+    sizes, ids = (40, 40, 24, 24), np.arange(5)
+    policies = [ViewConfig(size_px=size, blur_p=0.5) for size in sizes]
+    colour = photometric.Photometric(policies, mean=MEAN, std=STD, seed=3)
+    views = [torch.randint(0, 256, (5, size, size, 3), dtype=torch.uint8) for size in sizes]
+    found = colour.batch(views, ids=ids, epoch=2)
+    for view, (ours, pixels) in enumerate(zip(found, views, strict=True)):
+        assert torch.equal(ours, colour(pixels, view=view, ids=ids, epoch=2))
+    same = colour.batch([views[2]] * 4, ids=ids, epoch=2)
+    assert not torch.equal(same[2], same[3])  # each view has draws of its own

@@ -89,6 +89,29 @@ def test_many_views_of_mixed_sizes_come_from_one_decode(stores: dict[str, Path])
             assert torch.equal(batch.cells[both], pair.cells[both])
 
 
+def test_many_views_are_the_same_on_any_number_of_ranks_and_after_resuming(
+    stores: dict[str, Path],
+) -> None:
+    sizes = ((40, 5), (40, 5), (24, 3), (24, 3))
+    mixed = [ViewGeometry(size_px=s, cells=c) for s, c in sizes]
+    whole = support.by_sample(loader(stores["jpg"], views=mixed, workers=1))
+    ranks = [
+        loader(stores["jpg"], views=mixed, batch_micro=3, rank=rank, world=2) for rank in (0, 1)
+    ]
+    assert support.by_sample(ranks[0]) | support.by_sample(ranks[1]) == whole
+    first = loader(stores["jpg"], views=mixed)
+    begun = support.by_sample([next(iter(first))])
+    rest = loader(stores["jpg"], views=mixed)
+    rest.load_state_dict({**first.state_dict(), "step": 1})
+    assert begun | support.by_sample(rest) == whole and len(begun) == 12
+    each = sum(3 * view.size_px**2 + 4 * view.cells**2 for view in mixed) + 4  # and the status
+    assert rest._reading.buffers.bytes_needed == (3 + 1) * 12 * each
+    # Two small views of the same sample are cut apart, and in another epoch anew.
+    one = next(iter(rest))
+    assert not torch.equal(one.views[2], one.views[3])
+    assert not set(support.by_sample([one]).values()) & set(whole.values())
+
+
 @pytest.mark.parametrize("store", ["jpg", "raw"])
 def test_the_loader_colours_as_the_device_path_does(stores: dict[str, Path], store: str) -> None:
     plain = loader(stores[store])

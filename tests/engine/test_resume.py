@@ -40,6 +40,7 @@ def test_what_nobody_touched_goes_on(folder: Path, machine: Machine, tmp_path: P
         ("target.tau_start", 0.5, "target.tau_start 0.9 -> 0.5"),
         ("epochs", 9, "epochs 2 -> 9"),
         ("data.views.0.size_px", 64, "data.views.0.size_px 32 -> 64"),
+        ("data.views", [{"size_px": 32} for _ in range(3)], "data.views 2 entries -> 3 entries"),
         ("model.compile", True, "model.compile False -> True"),
     ],
 )

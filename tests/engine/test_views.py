@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.machine import Machine
+from harl_fast.engine.networks import compiled_graphs
 from harl_fast.engine.trainer import Stepper, Trainer, build
 from harl_fast.engine.views import (
     build_loader,
     loader_colours,
     sizes_in,
+    sizes_text,
     small_map_text,
     view_geometry,
     views_at,
@@ -32,6 +35,10 @@ from harl_fast.runfiles import RunFolder
 from tests.engine.support import BATCH, STEPS, FakeLoader, engine_config, prepare, tiny_config
 from tests.engine.test_pretraining import assert_same, stop_at
 
+CROPS = "data.views=[{size_px: 32}, {size_px: 32}, *]".replace(
+    "*", ", ".join(["{size_px: 16, scale: [0.05, 0.2], role: online}"] * 2)
+)
+"""Two views, and two smaller ones that only the online network sees."""
 GROWING = "data.size_schedule=steps:32,0.5:48"
 """Of the two epochs the second is larger."""
 
@@ -58,6 +65,14 @@ def test_each_epoch_has_its_size_and_cells_follow(tmp_path: Path) -> None:
     assert sizes_in(config) == {160, 192, 224}
     changed = views_at(config, epoch=14)[1].model_dump()
     assert changed | {"size_px": 32} == config.data.views[1].model_dump()
+
+
+def test_a_schedule_is_of_the_views_that_the_target_sees(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, overrides=[CROPS, GROWING])
+    sizes = [[view.size_px for view in views_at(config, epoch=epoch)] for epoch in range(2)]
+    assert sizes == [[32, 32, 16, 16], [48, 48, 16, 16]]
+    assert sizes_in(config) == {16, 32, 48}
+    assert sizes_text(view_geometry(config)) == "32 px, 2 x 2 cells and 16 px, 1 x 1 cells"
 
 
 def test_without_a_schedule_each_view_keeps_its_own_size(tmp_path: Path) -> None:
@@ -126,6 +141,31 @@ def test_a_run_resumed_before_or_at_the_change_equals_a_whole_one(
     assert_same(whole, parts)
 
 
+def test_a_multi_crop_run_resumed_within_an_epoch_equals_a_whole_one(
+    machine: Machine, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With views that grow, the real loader, and a faster predictor of the small views' own."""
+    changes = (CROPS, GROWING, "model.predictor_per=role", "optim.predictor_lr_scale=4")
+    config = tiny_config(tmp_path, overrides=changes)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    loader = build_loader(config, engine_config(), machine, data=data)
+    assert prepare(machine, whole, loader=loader, config=changes).run() == 0
+    run = prepare(machine, parts, loader=loader, config=changes)
+    with monkeypatch.context() as patched:
+        stop_at(run, STEPS + 2, patched)
+        assert run.run() == 0
+    loader.close()
+    saved = open_checkpoint(parts)
+    again = build_loader(config, engine_config(), machine, data=data, epoch=saved.record.epoch)
+    assert [view.size_px for view in again.views] == [48, 48, 16, 16]
+    assert prepare(machine, parts, loader=again, config=changes, checkpoint=saved).run() == 0
+    again.close()
+    assert_same(whole, parts)
+    names = open_checkpoint(whole).tensors("optim")
+    assert "momentum_buffer.online_predictor.out.weight" in names
+
+
 def test_two_views_of_different_sizes_train(machine: Machine, tmp_path: Path, data: Path) -> None:
     other = ("data.views.1.size_px=48", "data.colour=loader")
     config = tiny_config(tmp_path, overrides=other)
@@ -159,6 +199,28 @@ def test_every_size_is_compiled_once(
     torch._dynamo.reset()
     # Two backbones a size; the heads, which see vectors, come with the first.
     assert np.diff(counts).tolist() == [2] * 5 + [0] * 6
+
+
+def test_the_graphs_of_torch_compile_are_told(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda self, **how: compile_(self, backend=CompileCounter(), **how),
+    )
+    torch._dynamo.reset()
+    run = prepare(machine, tmp_path, config=("model.compile=true", GROWING))
+    before = compiled_graphs()
+    assert run.run() == 0
+    torch._dynamo.reset()
+    told = re.findall(
+        r"^epoch (\d): torch.compile has made (\d+) graphs", capsys.readouterr().err, re.MULTILINE
+    )
+    first, second = (int(count) - before for _, count in told)
+    # Backbones and heads of both networks; then both backbones for the larger views.
+    assert [epoch for epoch, _ in told] == ["1", "2"] and second == first + 2 and first >= 5
 
 
 def test_a_wrong_schedule_is_refused_before_anything_is_read(
@@ -204,6 +266,12 @@ def test_the_device_colours_where_it_is_told_to(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, overrides=["data.colour=auto"])
     assert loader_colours(config, torch.device("cpu"))
     assert not loader_colours(config, torch.device("cuda"))
+
+
+def test_a_small_view_of_the_online_network_is_warned_of_alone(tmp_path: Path) -> None:
+    views = "data.views=[{size_px: 64}, {size_px: 64}, {size_px: 32, role: online}]"
+    text = small_map_text(tiny_config(tmp_path, overrides=[views]))
+    assert "2 x 2 cells at 32 px" in text and "64 px" not in text
 
 
 def test_a_feature_map_too_small_for_masks_is_told_with_what_helps(tmp_path: Path) -> None:

@@ -3,106 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
 
-from harl_fast.config import LossConfig, ModelConfig
+from harl_fast.config import ModelConfig
 from harl_fast.errors import ConfigError
 from harl_fast.model.ema import ema_pairs, ema_update
 from harl_fast.model.harl import HARL, convert_sync_bn, effective_rank
-from harl_fast.model.heads import MLPHead
 from harl_fast.model.loss import term_weights
 from harl_fast.model.norm import RankBatchNorm2d
+from tests.model.support import ALPHA, BATCH, BETA, REGIONS, batch, build, composed, plain, regional
 from tests.oracles import losses as oracle
-
-BATCH, SIDE, CELLS = 6, 16, 4
-ALPHA, BETA = 0.6, 0.3
-REGIONS = {
-    "byol": ["whole"],
-    "f_loss": ["fg"],
-    "f_loss+b_loss": ["fg", "bg"],
-    "byol+f_loss": ["whole", "fg"],
-    "byol+f_loss+b_loss": ["whole", "fg", "bg"],
-}
-
-
-def build(
-    loss_type: str, *, mask_mode: str = "soft", min_area: float = 1e-3, **others: float
-) -> HARL:
-    torch.manual_seed(0)
-    section = ModelConfig(
-        arch="resnet18",
-        stem="small",
-        width=0.125,
-        last_stride=1,
-        projector_hidden=16,
-        projector_out=8,
-        predictor_hidden=16,
-    )
-    loss = {"type": loss_type, "mask": mask_mode, "min_area": min_area, **others}
-    model = HARL(section, LossConfig.model_validate(loss)).double()
-    # A target unlike the online network, as after some steps.
-    with torch.no_grad():
-        for parameter in model.target.parameters():
-            parameter.mul_(1.0 + 0.1 * torch.randn_like(parameter))
-    return model
-
-
-def batch(seed: int = 1) -> tuple[list[torch.Tensor], torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    views = [
-        torch.randn(BATCH, 3, SIDE, SIDE, dtype=torch.float64, generator=generator)
-        for _ in range(2)
-    ]
-    cells = torch.rand(BATCH, 2, CELLS, CELLS, dtype=torch.float64, generator=generator)
-    cells[0] = 0.0  # no foreground
-    cells[1, 1] = 0.0  # no foreground in the second view only
-    cells[2] = 1.0  # no background
-    return views, cells
-
-
-def composed(
-    model: HARL, views: Sequence[torch.Tensor], cells: Sequence[torch.Tensor]
-) -> dict[str, float]:
-    """Return the terms by the oracles, one head call a view and region, plain BatchNorm."""
-    return {
-        region: oracle.byol_sum(*regional(model, views, cells, region=region))
-        for region in REGIONS[model.loss.type]
-    }
-
-
-def regional(
-    model: HARL, views: Sequence[torch.Tensor], cells: Sequence[torch.Tensor], *, region: str
-) -> tuple[list[oracle.Array], list[oracle.Array], npt.NDArray[np.bool_]]:
-    """Return a region's predictions and projections of each view, and which rows count."""
-    p, z, usable = [], [], np.ones(BATCH, dtype=bool)
-    for view, cell in zip(views, cells, strict=True):
-        grid = cell.numpy()
-        mask = {"whole": np.ones_like(grid), "fg": grid, "bg": 1 - grid}[region]
-        online = model.backbone(view).detach()
-        target = model.target.backbone(view)
-        mean, enough = oracle.masked_mean(online.numpy(), mask, min_area=1e-3)
-        rows = plain(model.predictor)(plain(model.projector)(torch.tensor(mean)))
-        p.append(rows.detach().numpy())
-        mean, _ = oracle.masked_mean(target.numpy(), mask, min_area=1e-3)
-        z.append(plain(model.target.projector)(torch.tensor(mean)).detach().numpy())
-        usable &= enough
-    return p, z, usable
-
-
-def plain(head: MLPHead) -> nn.Sequential:
-    """Return a head's layers with torch's own BatchNorm."""
-    stack: list[nn.Module] = []
-    for linear, norm in zip(head.linears, head.norms, strict=True):
-        ordinary = nn.BatchNorm1d(head.out.in_features).double()
-        ordinary.load_state_dict(norm.state_dict())
-        stack += [linear, ordinary, nn.ReLU()]
-    return nn.Sequential(*stack, head.out)
 
 
 @pytest.mark.parametrize("loss_type", REGIONS)
@@ -150,7 +64,8 @@ def test_contrast_is_weighted_as_the_regions_are(loss_type: str) -> None:
     weights = term_weights(model.loss, alpha=ALPHA, beta=BETA)
     expected = 0.0
     for region in REGIONS[loss_type]:
-        p, z, usable = regional(networks, views, cells.unbind(1), region=region)
+        p, z, (first, second) = regional(networks, views, cells.unbind(1), region=region)
+        usable = first & second
         for one, other in ((0, 1), (1, 0)):
             found = oracle.infonce(p[one][usable], z[other][usable], temperature=0.5)
             expected += weights[region] * found / BATCH

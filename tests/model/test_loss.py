@@ -12,10 +12,11 @@ from harl_fast.errors import ConfigError
 from harl_fast.model.loss import (
     LOSS_TERMS,
     contrast,
+    matched_distance,
     region_distance,
     spread_penalty,
-    symmetric_loss,
     term_weights,
+    view_pairs,
 )
 from tests.oracles import losses as oracle
 
@@ -47,31 +48,52 @@ def test_distance_has_its_extremes_at_0_and_4() -> None:
 
 
 def test_loss_is_the_sum_of_both_directions() -> None:
-    p1, p2, z1, z2 = embeddings()
-    everything = np.ones(ROWS, dtype=bool)
-    expected = oracle.byol_sum(arrays(p1, p2), arrays(z1, z2), everything)
-    got = symmetric_loss(p1, p2, z1, z2)
+    p, z = torch.stack(embeddings()).chunk(2)
+    everything = torch.ones(2, ROWS, dtype=torch.bool)
+    expected = oracle.byol_sum(arrays(*p), arrays(*z), everything[0].numpy())
+    got = matched_distance(p, z, usable=everything)
     torch.testing.assert_close(got.item(), expected, rtol=64 * EPS64, atol=0.0)
 
 
 def test_unusable_rows_add_nothing_and_the_divisor_stays() -> None:
-    p1, p2, z1, z2 = embeddings()
-    usable = torch.tensor([True, False, True, True, False, True])
-    expected = oracle.byol_sum(arrays(p1, p2), arrays(z1, z2), usable.numpy())
-    got = symmetric_loss(p1, p2, z1, z2, usable=usable)
+    p, z = torch.stack(embeddings()).chunk(2)
+    usable = torch.tensor([[True, False, True, True, True, True], [True] * 4 + [False, True]])
+    expected = oracle.byol_sum(arrays(*p), arrays(*z), usable.all(0).numpy())
+    got = matched_distance(p, z, usable=usable)
     torch.testing.assert_close(got.item(), expected, rtol=64 * EPS64, atol=0.0)
-    halves = [
-        symmetric_loss(p1[h], p2[h], z1[h], z2[h], usable=usable[h])
-        for h in (slice(0, 3), slice(3, 6))
-    ]
+    parts = zip(p.split(3, 1), z.split(3, 1), usable.split(3, 1), strict=True)
+    halves = [matched_distance(a, b, usable=counts) for a, b, counts in parts]
     torch.testing.assert_close(torch.stack(halves).mean(), got)
 
 
 def test_no_gradient_reaches_the_target_side() -> None:
-    p1, p2, z1, z2 = (t.requires_grad_() for t in embeddings())
-    symmetric_loss(p1, p2, z1, z2).backward()
-    assert p1.grad is not None and p2.grad is not None
-    assert z1.grad is None and z2.grad is None
+    p, z = (rows.clone().requires_grad_() for rows in torch.stack(embeddings()).chunk(2))
+    everything = torch.ones(2, ROWS, dtype=torch.bool)
+    loss = matched_distance(p, z, usable=everything)
+    (loss + contrast(p, z, temperature=0.3, usable=everything)).backward()
+    assert p.grad is not None and p.grad.any(2).all() and z.grad is None
+
+
+def test_each_view_is_matched_with_every_other_one_that_the_target_sees() -> None:
+    assert view_pairs(2, 2) == [(0, 1), (1, 0)]
+    assert view_pairs(4, 2) == [(0, 1), (1, 0), (2, 0), (2, 1), (3, 0), (3, 1)]
+
+
+@pytest.mark.parametrize(("views", "targets"), [(2, 2), (3, 2), (3, 3), (6, 2), (5, 4), (16, 2)])
+def test_the_loss_of_any_number_of_views_is_twice_the_mean_over_pairs(
+    views: int, targets: int
+) -> None:
+    generator = torch.Generator().manual_seed(views)
+    p = torch.randn(views, ROWS, DIM, dtype=torch.float64, generator=generator)
+    z = torch.randn(targets, ROWS, DIM, dtype=torch.float64, generator=generator)
+    usable = torch.rand(views, ROWS, generator=generator) < 0.8
+    parts = arrays(*p), arrays(*z), [rows.numpy() for rows in usable]
+    # As above, and a mean over up to 30 pairs.
+    got = matched_distance(p, z, usable=usable)
+    assert got.item() == pytest.approx(oracle.mean_over_pairs(*parts), rel=256 * EPS64)
+    got = contrast(p, z, temperature=0.3, usable=usable)
+    expected = oracle.mean_over_pairs(*parts, temperature=0.3)
+    assert got.item() == pytest.approx(expected, rel=256 * EPS64)
 
 
 def test_gradient_is_the_numerical_one() -> None:
@@ -109,19 +131,20 @@ def test_a_weight_for_a_term_that_takes_none_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [0, 2, 3], [4], []])
 def test_contrast_is_infonce_among_the_usable_rows(rows: list[int]) -> None:
-    p1, p2, z1, z2 = embeddings()
+    p, z = torch.stack(embeddings()).chunk(2)
     usable = torch.zeros(ROWS, dtype=torch.bool)
     usable[rows] = True
-    pairs = [(p1, z2), (p2, z1)]
+    pairs = [(p[0], z[1]), (p[1], z[0])]
     expected = sum(
-        oracle.infonce(p.numpy()[rows], z.numpy()[rows], temperature=0.3) for p, z in pairs
+        oracle.infonce(one.numpy()[rows], other.numpy()[rows], temperature=0.3)
+        for one, other in pairs
     )
-    p1.requires_grad_()
-    got = contrast(p1, p2, z1, z2, temperature=0.3, usable=None if len(rows) == ROWS else usable)
+    p.requires_grad_()
+    got = contrast(p, z, temperature=0.3, usable=usable.expand(2, ROWS))
     assert got.item() == pytest.approx(expected / ROWS, rel=256 * EPS64, abs=1e-15)
     got.backward()
-    assert p1.grad is not None and not p1.grad[~usable].any()
-    assert p1.grad[rows].any() == (len(rows) > 1)
+    assert p.grad is not None and not p.grad[:, ~usable].any()
+    assert p.grad[:, rows].any() == (len(rows) > 1)
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [0, 2, 3]])

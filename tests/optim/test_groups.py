@@ -47,6 +47,20 @@ def test_frozen_shared_and_absent_parameters() -> None:
     assert param_groups(module, weight_decay=0.1) == []
 
 
+def test_parts_with_a_factor_are_groups_of_their_own_that_lars_adapts() -> None:
+    module = nn.ModuleDict({"body": nn.Linear(4, 3), "predictor": MLPHead(3, 4, 2)})
+    groups = param_groups(module, weight_decay=0.1, scaled={"predictor": 10.0, "absent": 3.0})
+    found = {group["name"]: group for group in groups}
+    assert list(found) == ["adapt", "plain", "predictor adapt", "predictor plain"]
+    assert found["predictor adapt"]["names"] == [
+        "predictor.linears.0.weight",
+        "predictor.out.weight",
+    ]
+    assert [group["lars"] for group in groups] == [True, False] * 2
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0] * 2
+    assert [group.get("lr_mult", 1.0) for group in groups] == [1.0, 1.0, 10.0, 10.0]
+
+
 def test_heads_are_groups_of_their_own_that_lars_leaves_alone() -> None:
     heads = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)])
     module = nn.ModuleDict({"body": nn.Linear(4, 3), "heads": heads})

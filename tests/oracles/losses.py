@@ -38,6 +38,33 @@ def byol_sum(p: Sequence[Array], z: Sequence[Array], usable: npt.NDArray[np.bool
     )
 
 
+def mean_over_pairs(
+    p: Sequence[Array],
+    z: Sequence[Array],
+    usable: Sequence[npt.NDArray[np.bool_]],
+    *,
+    temperature: float | None = None,
+) -> float:
+    """Return twice the mean, over all pairs of a view and another one that the target saw.
+
+    What is meant is the batch's mean of BYOL's distance or, given a temperature, of InfoNCE among
+    the rows that count. p, usable: of all views. z: of the first ones.
+    """
+    total, pairs = 0.0, 0
+    for online in range(len(p)):
+        for target in range(len(z)):
+            if online == target:
+                continue
+            rows = [b for b in range(len(p[0])) if usable[online][b] and usable[target][b]]
+            one, other = p[online][rows], z[target][rows]
+            if temperature is not None:
+                found = infonce(one, other, temperature=temperature)
+            else:
+                found = float(byol_distance(one, other).sum()) if rows else 0.0
+            total, pairs = total + found / len(p[0]), pairs + 1
+    return 2.0 * total / pairs
+
+
 def total(loss_type: str, terms: dict[str, float], *, alpha: float, beta: float) -> float:
     """Return the loss from the terms w, f and b, as the method's table of losses writes it."""
     w, f, b = (terms.get(name, math.nan) for name in ("whole", "fg", "bg"))
