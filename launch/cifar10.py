@@ -10,13 +10,7 @@ from time import monotonic
 from harl_fast.files import format_seconds
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
-from harl_fast.runfiles import (
-    check_folders,
-    check_named,
-    discard_run,
-    making_room,
-    replacing_runs,
-)
+from harl_fast.runfiles import check_folders, discard_run, making_room, replacing_runs
 from harl_fast.steps import ROOT, TRAINING, run
 
 
@@ -49,8 +43,7 @@ def convert(data: Path, out: Path, images: int | None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args, start = parse(argv), monotonic()
-    check_named(args.out, option="--out", base=ROOT)
-    out = args.out.with_name(f"{args.out.name}-{args.images}") if args.images else args.out
+    out = Path(f"{args.out}-{args.images}") if args.images else args.out
     heads = {Path(f"{args.run}-linear"): (), Path(f"{args.run}-linear-random"): ("--random",)}
     for folder in (args.run, *heads):
         check_folders({"--run": folder, "--out": out}, data=args.data, base=ROOT)

@@ -369,7 +369,7 @@ def test_programs_refuse_an_output_that_another_process_writes(tmp_path: Path) -
 @pytest.mark.parametrize("year", [1900, 2400])
 def test_a_file_of_any_date_is_known_again(year: int, tmp_path: Path) -> None:
     """Nanoseconds since 1970 have more than 63 bits after 2262, where file systems go on."""
-    image = save(tmp_path / "x.jpg", photo(0))
+    image = save(photo(0), tmp_path / "x.jpg")
     seconds = int(datetime.datetime(year, 1, 1, tzinfo=datetime.timezone.utc).timestamp())
     os.utime(image, ns=(seconds * 10**9, seconds * 10**9))
     found = Fingerprint.of(image)
