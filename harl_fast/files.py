@@ -283,6 +283,7 @@ class Progress:
     """A line with count, rate and remaining time, for anything that may take over two seconds.
 
     On a terminal the line is rewritten once a second; elsewhere a new line appears every ten.
+    tqdm would write carriage returns there, and end the work where its reader has left.
     """
 
     def __init__(

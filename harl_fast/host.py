@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import time
@@ -34,6 +35,18 @@ def owned_cores(ranks_here: int) -> int:
         with contextlib.suppress(OSError):  # it may be gone, or out of sight of a container
             launcher = max(own, len(os.sched_getaffinity(os.getppid())))
     return max(1, min(own, launcher // ranks_here))
+
+
+def has_gpu_driver() -> bool:
+    """Return whether torch might find a GPU; without CUDA's or ROCm's driver it cannot.
+
+    A cheap question: torch itself takes seconds to import.
+    """
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
 
 
 def available_bytes() -> int | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from harl_fast.errors import HarlError, shown
+from harl_fast.errors import HarlError, one_line, shown
 
 Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
@@ -16,6 +16,43 @@ SEED_MAX = 2**31 - 1
 """Largest seed; every generator behind the project takes it."""
 _INT = re.compile(r"[-+]?[0-9]{1,4000}")  # Python reads no more than 4300 digits
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|-?(nan|inf)")
+
+
+class Parser(argparse.ArgumentParser):
+    """Names all that a command line misses, and what of it is unknown, in one error."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the values and the unknown words, as argparse does; it names these by itself."""
+        needed = [action for action in self._actions if action.required]
+        groups = [group for group in self._mutually_exclusive_groups if group.required]
+        relaxed: list[Any] = [*needed, *groups]
+        # Of defaults in text, which argparse reads first: some import what takes seconds.
+        types = {a: a.type for a in self._actions if isinstance(a.default, str)}
+        for each in relaxed:
+            each.required = False
+        for action in types:
+            action.type = None
+        try:
+            found, unknown = super().parse_known_args(args)
+        finally:
+            for each in relaxed:
+                each.required = True
+            for action, kind in types.items():
+                action.type = kind
+        missing = [
+            "/".join(action.option_strings) or str(action.metavar or action.dest)
+            for action in needed
+            if getattr(found, action.dest, None) is None
+        ]
+        for members in (group._group_actions for group in groups):
+            if all(getattr(found, each.dest, None) == each.default for each in members):
+                missing.append("one of " + " ".join("/".join(a.option_strings) for a in members))
+        if missing:
+            text = f"the following arguments are required: {', '.join(missing)}"
+            if unknown:
+                text += f"; unrecognized arguments: {' '.join(map(one_line, unknown))}"
+            self.error(text)
+        return super().parse_known_args(args, namespace)
 
 
 def to_int(text: str) -> int:

@@ -1,4 +1,8 @@
-"""Processes that map a function over tasks in order, and whose death is an error, never a hang."""
+"""Processes that map a function over tasks in order, and whose death is an error, never a hang.
+
+A `concurrent.futures.ProcessPoolExecutor` does not say which task a worker died of, nor by which
+signal, and it cannot end workers in the middle of their tasks.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,8 @@ from harl_fast.files import LONGEST_TMPDIR, uninterrupted
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
-PRELOAD = ["preprocess.build", "preprocess.demo.render"]
-"""Imported once, in the process that workers are forked from: ffcv brings torch, 3 s each."""
+PRELOAD: list[str] = []
+"""Modules that are imported once, in the process that workers are forked from."""
 
 TASKS_AHEAD = 4
 """How many finished tasks a worker may be ahead of the consumer; it bounds the memory in flight."""

@@ -152,7 +152,7 @@ def run_below(command: Sequence[str], *, cwd: Path) -> int:
                 child.send_signal(got[handed])
                 handed += 1
     if got:
-        raise KeyboardInterrupt(TOLD) if code == 130 else KeyboardInterrupt
+        raise KeyboardInterrupt(TOLD) if code in (130, -signal.SIGINT) else KeyboardInterrupt
     return code
 
 

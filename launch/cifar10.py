@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 
+import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.files import format_seconds
-from harl_fast.options import whole_number
-from harl_fast.program import run_main
+from harl_fast.options import Parser, whole_number
 from harl_fast.runfiles import check_folders, discard_run, making_room, replacing_runs
 from harl_fast.steps import ROOT, TRAINING, run
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     about = "Convert CIFAR-10, pretrain, judge by heads and k-NN beside a random encoder."
-    parser = argparse.ArgumentParser(description=about)
+    parser = Parser(description=about)
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and test/")
     parser.add_argument("--out", type=Path, default=Path("data/cifar10"), help="kept (%(default)s)")
     parser.add_argument("--run", type=Path, default=Path("runs/cifar10"), help="new (%(default)s)")
@@ -75,4 +75,4 @@ def train_and_judge(
 
 
 if __name__ == "__main__":
-    run_main(main)
+    harl_fast.program.run_main(main)

@@ -6,11 +6,11 @@ import argparse
 import time
 from pathlib import Path
 
+import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.demoset import IMAGES, SIDE_PX, holds, set_name
 from harl_fast.errors import one_line
 from harl_fast.files import format_seconds
 from harl_fast.options import whole_number
-from harl_fast.program import run_main
 from harl_fast.runfiles import check_folders, making_room, replacing_runs
 from harl_fast.steps import ROOT, TRAINING, run
 
@@ -72,4 +72,4 @@ def train_and_judge(args: argparse.Namespace, plain: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    harl_fast.program.run_main(main)

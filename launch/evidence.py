@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import one_line
 from harl_fast.files import check_output
 from harl_fast.lock import lock_beside, locked
 from harl_fast.options import whole_number
-from harl_fast.program import run_main
 from harl_fast.steps import ROOT
 
 PAGE = Path("docs/evidence.md")
@@ -68,4 +68,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    harl_fast.program.run_main(main)

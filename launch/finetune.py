@@ -7,12 +7,12 @@ import os
 import sys
 from pathlib import Path
 
+import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast import finetuning as own
 from harl_fast.engine.arguments import training_parser
 from harl_fast.eval.options import input_options
 from harl_fast.files import to_stderr
 from harl_fast.options import whole_number
-from harl_fast.program import run_main
 
 EXAMPLES = """\
 examples:
@@ -76,4 +76,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    harl_fast.program.run_main(main)

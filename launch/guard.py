@@ -22,6 +22,7 @@ from harl_fast.engine.ranks import FarRanks, markers, ranks_below, run_folder, s
 from harl_fast.engine.stop import LOST
 from harl_fast.errors import one_line
 from harl_fast.files import tell
+from harl_fast.host import has_gpu_driver
 from harl_fast.supervision import adopt_orphans, guard_variable, heeds_hangup
 
 IMPATIENT_S = 5.0  # how long ranks have after a second SIGINT, which ends them without a save
@@ -38,8 +39,11 @@ def main(command: list[str]) -> int:
     # Inherited, for it would end the launcher, which does not know it. Ranks set their own answer,
     # and hear nothing before: they are told repeatedly.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # Or DeepSpeed's launcher says at length that it found no GPU.
+    device = {} if has_gpu_driver() else {"DS_ACCELERATOR": "cpu"}
+    env = device | os.environ | guard_variable()
     try:
-        child = subprocess.Popen(command, start_new_session=True, env=os.environ | guard_variable())
+        child = subprocess.Popen(command, start_new_session=True, env=env)
     except OSError as error:
         sys.exit(one_line(f"error: {command[0]} cannot be started: {error.strerror}"))
     signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.eval import options as own
 from harl_fast.finetuning import LINEAR_PRESETS
-from harl_fast.options import SEED_MAX, number, whole_number, whole_numbers
-from harl_fast.program import run_main
+from harl_fast.options import SEED_MAX, Parser, number, whole_number, whole_numbers
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -16,7 +16,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     about = "Train heads on an encoder's frozen features of train.beton, judge them on val.beton; "
     about += "on any number of ranks."
     # What was not given stays away, so that an option of another protocol is noticed.
-    parser = argparse.ArgumentParser(description=about, argument_default=argparse.SUPPRESS)
+    parser = Parser(description=about, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="run folder, checkpoint or file of weights")
     add("--data", type=Path, required=True, help="folder with containers of train and val")
@@ -71,4 +71,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    harl_fast.program.run_main(main)

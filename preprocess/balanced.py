@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import os
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import check_output, write_text
-from harl_fast.options import whole_number
+from harl_fast.options import Parser, whole_number
 from harl_fast.program import run_main
 from preprocess.images.listing import is_aside, list_images
 from preprocess.sources.layout import LAYOUT, split_folders
@@ -52,7 +51,7 @@ def write_balanced_list(folder: Path, out: Path, *, count: int) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the list; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m preprocess.balanced",
         description="Write a list of a part of FOLDER, for `python -m preprocess.beton --data`: of "
         "each class equally many images, a sixth of all held out.",

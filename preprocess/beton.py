@@ -15,7 +15,7 @@ from harl_fast.demoset import IMAGES, SIDE_PX
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import is_url
 from harl_fast.host import usable_cores
-from harl_fast.options import SEED_MAX, checked, refuse_given, whole_number
+from harl_fast.options import SEED_MAX, Parser, checked, refuse_given, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
 from preprocess.images.reading import STORED_PX, add_pages_and_channels, add_reading, reading_of
@@ -33,7 +33,7 @@ points of the cells' overlap with the truth (benchmarks/mask_storage.py)."""
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the checked command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m preprocess.beton",
         usage="%(prog)s [--data FOLDER | --add FOLDER | --dataset NAME] --out OUT [options]",
         description="Write OUT/train.beton and OUT/val.beton (images, foreground masks, labels) "

@@ -9,14 +9,14 @@ from pathlib import Path
 from harl_fast.config import RunConfig, load_config, override_config, presets
 from harl_fast.errors import one_line, shown
 from harl_fast.files import check_output
-from harl_fast.options import checked, refuse_given, whole_number
+from harl_fast.options import Parser, checked, refuse_given, whole_number
 from harl_fast.program import head, run_main
 from preprocess.images.reading import add_reading, reading_of
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the checked command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m preprocess.preview",
         description="Draw originals with mask outlines and crop boxes, all views as the network "
         "receives them, and their mask cells, from a container of any store; or, with --masks, "

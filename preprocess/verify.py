@@ -17,7 +17,7 @@ from pathlib import Path
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output, format_seconds, sha256_file, write_json
 from harl_fast.host import usable_cores
-from harl_fast.options import whole_number
+from harl_fast.options import Parser, whole_number
 from harl_fast.pool import ordered_map
 from harl_fast.program import head, run_main
 
@@ -27,7 +27,7 @@ SOUND, DAMAGED, REFUSED = 0, 1, 2
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the checked command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m preprocess.verify",
         description="Compare containers with the checksums in their manifests. If one differs, or "
         "with --deep, decode every sample and name those that are damaged.",

@@ -22,7 +22,7 @@ def _programs() -> dict[str, list[str]]:
             continue
         if place.parts[0] == "launch":
             found[str(place)] = [str(place)]
-        elif "ArgumentParser(" in text:  # others are started by ours alone
+        elif "Parser(" in text:  # others are started by ours alone
             module = ".".join(place.with_suffix("").parts).removesuffix(".__main__")
             found[module] = ["-m", module]
     return found

@@ -163,7 +163,7 @@ def test_inputs_of_foreign_weights_have_the_options_of_other_programs(
 
     given: dict[str, Any] = {}
     monkeypatch.setattr(finetune, "finetune", lambda **settings: given.update(settings) or 0)
-    required = ["--deepspeed_config", "x", "--data", "d", "--run", "r"]
+    required = ["--deepspeed_config", "x", "--ckpt", "c", "--data", "d", "--run", "r"]
     assert main([*required, "--mean=0,0,0", "--std", "1,1,1", "--size-px=64"]) == 0
     config = load_finetuning("full", flags=given["flags"], overrides=given["overrides"])
     assert (config.data.mean, config.data.std) == ((0.0,) * 3, (1.0,) * 3)
@@ -171,6 +171,7 @@ def test_inputs_of_foreign_weights_have_the_options_of_other_programs(
 
 
 def test_a_switch_alone_is_true_and_every_flag_has_help() -> None:
-    args = vars(parse(["--deepspeed_config", "x", "--data", "d", "--run", "r", "--random"]))
+    required = ["--deepspeed_config", "x", "--ckpt", "c", "--data", "d", "--run", "r"]
+    args = vars(parse([*required, "--random"]))
     assert args["flag:random"] is True and args["flag:seed"] is None
     assert all(flag_keys().values())

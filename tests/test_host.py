@@ -1,12 +1,13 @@
-"""Cores of a rank: its own where a launcher binds it, else an even part of the launcher's."""
+"""What a process may use of its machine: cores of a rank, and whether a GPU may be there."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from harl_fast.host import owned_cores
+from harl_fast.host import has_gpu_driver, owned_cores
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,15 @@ def test_cores_are_divided_unless_they_are_a_share(
 
     monkeypatch.setattr(os, "sched_getaffinity", affinity)
     assert owned_cores(ranks) == expected
+
+
+def test_a_gpu_is_looked_for_by_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("ctypes.CDLL", asked.append)
+    assert has_gpu_driver() and asked == ["libcuda.so.1"]
+
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    assert has_gpu_driver() == Path("/dev/kfd").exists()  # ROCm's

@@ -13,7 +13,7 @@ import pytest
 from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
 from harl_fast.pool import TASKS_AHEAD, ordered_map
-from tests.preprocess.support import double, large
+from tests.tasks import double, large
 
 
 def mapped(numbers: list[int], *, workers: int = 2) -> list[int]:

@@ -17,6 +17,7 @@ import pytest
 from harl_fast.errors import explain, one_line
 from harl_fast.files import LiveLine
 from harl_fast.program import LONGEST, PlainStream, run_main
+from tests.programs import started
 
 ROOT = Path(__file__).parents[1]
 NASTY = "a\x1b[31m\nb\rc\u202ed\udcffe\x9bf\u2028gä"
@@ -233,49 +234,6 @@ def test_an_interrupt_during_a_programs_imports_is_one_line() -> None:
     done = subprocess.run([sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGINT
     assert done.stderr == "interrupted: no file is left half-written\n"
-
-
-PROGRAMS = (
-    "preprocess.beton",
-    "preprocess.verify",
-    "preprocess.preview",
-    "preprocess.masks",
-    "preprocess.masks.selftrained.train",
-    "harl_fast.doctor",
-    "launch/demo.py",
-    "launch/lineval.py",
-    "launch/pretrain.py",
-)
-HELP = """
-import runpy, sys
-sys.argv = [sys.argv[1], "--help"]
-run = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
-try:
-    run(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    assert end.code == 0
-large = {"torch", "torchvision", "ffcv", "deepspeed", "numba"} & sys.modules.keys()
-assert not large, large
-"""
-
-
-def started(*words: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_is_there_before_the_large_libraries(program: str) -> None:
-    job = started("-c", HELP, program)
-    out, errors = job.communicate()
-    assert job.returncode == 0 and out.startswith("usage: "), errors
 
 
 @pytest.mark.parametrize("library", ["multiarray", "libtorch"])

@@ -135,6 +135,7 @@ def test_the_other_commands_do_what_they_say(demo: str, work: Path) -> None:
         added = SHORTER[" ".join(command.split()[:2])]
         done = run(f"{here(command, work)} {added}", work)
         assert done.returncode == 0, f"{command}\n{done.stdout}"
+        assert not re.search(r"^\[20", done.stdout, re.MULTILINE)  # DeepSpeed's own lines
     assert (work / "photos" / "val.beton").exists() and (work / "imagenet" / "val.beton").exists()
     assert (work / "masks" / "masks.json").exists()
     assert (work / "comparison" / "report.html").exists()
@@ -183,6 +184,7 @@ def test_the_a100_file_says_in_one_line_what_it_needs(work: Path) -> None:
     done = run(command.replace("/data/imagenet_ffcv", str(work / "imagenet")), work)
     lines = [line for line in done.stdout.splitlines() if line.startswith("error:")]
     assert done.returncode != 0 and len(lines) == 1, done.stdout
+    assert "[20" not in done.stdout.partition("error:")[0]  # the first line is none of DeepSpeed's
     for word in ("8", "cuda", "ds_configs/cpu.json"):
         assert word in lines[0].lower(), lines[0]
     assert not (work / "refused").exists()

@@ -48,14 +48,13 @@ run_main(lambda: run_below([sys.executable, "-c", {WRITER!r}, sys.argv[1]], cwd=
 POOL = """
 import os, sys, time
 from pathlib import Path
-from harl_fast.pool import PRELOAD, ordered_map
+from harl_fast.pool import ordered_map
 
 def busy(folder):
     (folder / f"worker-{os.getpid()}").touch()
     time.sleep(60)
 
 if __name__ == "__main__":
-    PRELOAD.clear()  # nothing that takes seconds to import
     list(ordered_map(busy, [Path(sys.argv[1])] * 2, workers=2, describe=str))
 """
 

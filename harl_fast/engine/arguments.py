@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from harl_fast.engine.stop import parse_duration
-from harl_fast.options import checked, whole_number
+from harl_fast.options import Parser, checked, whole_number
 
 
 def training_parser(*, about: str, epilog: str) -> argparse.ArgumentParser:
@@ -14,7 +14,7 @@ def training_parser(*, about: str, epilog: str) -> argparse.ArgumentParser:
 
     about: what the program does. epilog: its examples, printed as they are.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         allow_abbrev=False,  # launch/guard.py looks for --run
         description=about,
         epilog=epilog,

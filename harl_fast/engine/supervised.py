@@ -15,13 +15,13 @@ from harl_fast.data.loader import Batch, BetonLoader
 from harl_fast.data.views.color_device import Photometric
 from harl_fast.engine.checkpoint.format import Checkpoint
 from harl_fast.engine.config import EngineConfig
+from harl_fast.engine.loop import Stepping
 from harl_fast.engine.machine import Machine, keep_freed_memory
 from harl_fast.engine.networks import fresh_projector
 from harl_fast.engine.resume import check_position
 from harl_fast.engine.schedule import LrSchedule
 from harl_fast.engine.snapshot import load_networks, load_rest
 from harl_fast.engine.state import LoopState, on_engine
-from harl_fast.engine.step import Stepping
 from harl_fast.finetuning import FinetuneConfig
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone

@@ -1,4 +1,4 @@
-"""Pretraining on one page: what a run is built of, and its step; its epochs are `loop.Loop`'s.
+"""Pretraining on one page: what a run is built of, and what a step is to it; `loop` runs it.
 
 `pretrain.pretrain` opens the run and calls this.
 """
@@ -15,7 +15,7 @@ from harl_fast.data.loader import Batch, BetonLoader
 from harl_fast.engine.checkpoint.format import Checkpoint
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.initial import EncoderFile
-from harl_fast.engine.loop import INTERRUPTED, UNSAVED, Loop, RunResult
+from harl_fast.engine.loop import INTERRUPTED, UNSAVED, Loop, RunResult, Stepping
 from harl_fast.engine.machine import Machine, keep_freed_memory
 from harl_fast.engine.monitoring import PretrainMonitor, Sheet
 from harl_fast.engine.networks import build_model, compile_networks
@@ -23,7 +23,6 @@ from harl_fast.engine.resume import check_position
 from harl_fast.engine.schedule import Schedule
 from harl_fast.engine.snapshot import load_networks, load_rest
 from harl_fast.engine.state import TrainState, on_engine
-from harl_fast.engine.step import Stepping
 from harl_fast.engine.stop import StopSignal
 from harl_fast.engine.views import (
     build_photometric,

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import ConfigError, one_line, shown
 from harl_fast.files import check_output, write_bytes
 from harl_fast.options import checked, number, whole_number
 from harl_fast.plan.hardware import GB, hardware, parse_bytes, parse_gpus
-from harl_fast.program import head, run_main
 
 CHANGEABLE = (
     *("gpus", "cores", "ram", "images", "epochs", "batch", "config", "store", "megapixels"),
@@ -60,7 +60,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-with head(__name__, parse):
+with harl_fast.program.head(__name__, parse):
     import torch
 
     from harl_fast.config import load_config
@@ -173,4 +173,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    harl_fast.program.run_main(main)

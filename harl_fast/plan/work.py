@@ -73,6 +73,7 @@ def _pretraining_work(
     return _counted(harl, harl.backbone, forward, half=half, target=harl.target)
 
 
+@functools.cache
 def supervised_work(model: ModelConfig, size_px: int, *, half: bool = True) -> Work:
     """Return the work of supervised training: the backbone alone, forward and backward."""
     with torch.device("meta"):

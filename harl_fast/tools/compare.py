@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import one_line
 from harl_fast.files import check_output
-from harl_fast.options import SEED_MAX, whole_number
-from harl_fast.program import run_main
+from harl_fast.options import SEED_MAX, Parser, whole_number
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harl_fast.tools.compare",
         description="Write DIR/report.html, which needs no other file, and DIR/report.md: all "
         "results with their intervals, the paired difference of each to the first, the classes won "
@@ -66,4 +66,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    harl_fast.program.run_main(main)

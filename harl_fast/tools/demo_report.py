@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import one_line
 from harl_fast.files import check_output, write_bytes
-from harl_fast.options import SEED_MAX, whole_number
-from harl_fast.program import run_main
+from harl_fast.options import SEED_MAX, Parser, whole_number
 from harl_fast.runfiles import RunFolder, home
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ BY_DESIGN = (
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harl_fast.tools.demo_report",
         description="Judge frozen features on the demo set: objects, scenes, and objects in scenes "
         "that the heads were not trained on, for two runs and a random encoder. Prints a table; "
@@ -163,4 +163,4 @@ def _write_figures(
 
 
 if __name__ == "__main__":
-    run_main(main)
+    harl_fast.program.run_main(main)

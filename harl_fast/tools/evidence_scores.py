@@ -9,15 +9,15 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.files import check_output, write_json
-from harl_fast.options import SEED_MAX, whole_number
-from harl_fast.program import head, run_main
+from harl_fast.options import SEED_MAX, Parser, whole_number
 from harl_fast.tools.evidence_arms import KINDS, Kind
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's values."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harl_fast.tools.evidence_scores",
         description="Judge a frozen encoder as `make evidence` does; write accuracies in percent.",
     )
@@ -35,7 +35,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-with head(__name__, parse):
+with harl_fast.program.head(__name__, parse):
     import torch
 
     from harl_fast.config import load_config
@@ -147,4 +147,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    harl_fast.program.run_main(main)

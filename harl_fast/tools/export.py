@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import ConfigError, OutputError, nearest, one_line
 from harl_fast.eval.options import input_options
 from harl_fast.files import check_output, sync
-from harl_fast.program import run_main
+from harl_fast.options import Parser
 from harl_fast.runfiles import check_named
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ TO = ("folder", "torchvision", "onnx", "detectron2")
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harl_fast.tools.export",
         description="Write a checkpoint's encoder into a new folder for other programs, and load "
         "it back there where they are installed.",
@@ -144,4 +145,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    harl_fast.program.run_main(main)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import HarlError, one_line
 from harl_fast.eval.options import METRICS
 from harl_fast.files import check_output, to_stderr, write_bytes
-from harl_fast.options import SEED_MAX, whole_number
-from harl_fast.program import run_main
+from harl_fast.options import SEED_MAX, Parser, whole_number
 from harl_fast.tools import charts
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def draw(folder: Path, out: Path, *, data: Path | None, seed: int = 0) -> list[P
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harl_fast.tools.pictures",
         description="Draw what an evaluation found: confusion.png, per_class.png; with --data also "
         "map.png (t-SNE, or UMAP if it is installed), projector/ for `tensorboard --logdir`, and "
@@ -284,4 +284,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    harl_fast.program.run_main(main)

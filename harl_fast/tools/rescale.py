@@ -19,10 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import ConfigError, OutputError, one_line
 from harl_fast.eval.options import input_options
-from harl_fast.options import number
-from harl_fast.program import run_main
+from harl_fast.options import Parser, number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +35,7 @@ CLOSE = 1e-5
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harl_fast.tools.rescale",
         description="Multiply an encoder's convolutions by a factor, or give them the norms of "
         "another's, without changing its features, and write it as `make export` does.",
@@ -167,4 +167,4 @@ def _towards(pretrained: Pretrained, other: Pretrained) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    harl_fast.program.run_main(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 from harl_fast.errors import ConfigError, DataError, one_line, shown
 from harl_fast.files import check_output, to_stderr
 from harl_fast.host import usable_cores
-from harl_fast.options import checked, whole_number
+from harl_fast.options import Parser, checked, whole_number
 from harl_fast.program import head, run_main
 from preprocess import masks
 from preprocess.images.reading import STORED_PX, add_pages_and_channels, add_reading, reading_of
@@ -20,7 +20,7 @@ from preprocess.sources.options import add_choices, choices_of
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the checked command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m preprocess.masks",
         description="Make the masks of all images of a source into a cache, which "
         " `python -m preprocess.beton --masks CACHE` reads. A run that was stopped continues "

@@ -16,9 +16,9 @@ from harl_fast.data.buffers import Buffers, Outputs
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.prefetch import Ids, PrefetchThread
 from harl_fast.data.views.crop import ViewGeometry
+from harl_fast.engine.loop import Stepping
 from harl_fast.engine.monitor.alarms import Health, Supply
 from harl_fast.engine.monitor.metrics import Meter
-from harl_fast.engine.step import Stepping
 from harl_fast.engine.transfer import Transfer
 
 GPU = torch.device("cuda")

@@ -52,6 +52,7 @@ def deepspeed(ranks: int) -> list[str]:
     return [
         sys.executable,
         str(BIN / "deepspeed"),
+        "--log_level=error",
         f"--num_accelerators={ranks}",
         f"--master_port={free_port()}",
     ]

@@ -13,7 +13,7 @@ import pytest
 PROGRAMS: dict[str, list[str]] = {
     "launch.lineval": ["--ckpt", "x", "--data", "x"],
     "harl_fast.tools.rescale": ["--ckpt", "x"],
-    "launch.pretrain": ["--deepspeed_config", "x", "--data", "x", "--run", "x"],
+    "launch.pretrain": ["--deepspeed_config", "x", "--config", "x", "--data", "x", "--run", "x"],
     "launch.demo": [],
     "preprocess.beton": ["--out", "x"],
     "preprocess.masks.__main__": ["--data", "x", "--out", "x"],
@@ -61,7 +61,7 @@ def reads_numbers(kind: Any) -> bool:
 @pytest.mark.parametrize("program", ["launch.pretrain", "launch.finetune"])
 def test_training_without_broken_containers_is_an_option(program: str) -> None:
     parse = importlib.import_module(program).parse
-    words = ["--deepspeed_config", "x", "--data", "x", "--run", "x", "--set", "seed=1"]
+    words = ["--deepspeed_config", "x", "--data", "x", "--run", "x", "--set", "seed=1", "--resume"]
     assert parse(words).set == ["seed=1"]
     assert parse([*words, "--skip-broken"]).set == ["seed=1", "data.skip_broken=true"]
 

@@ -12,7 +12,16 @@ from harl_fast.program import run_main
 NASTY = "a\x1b[31m\nb\rc\u202ed\udcffe\x9bä"
 PROGRAMS: dict[str, list[str]] = {
     "launch.lineval": ["--ckpt", NASTY, "--data", NASTY],
-    "launch.pretrain": ["--deepspeed_config", NASTY, "--data", NASTY, "--run", NASTY],
+    "launch.pretrain": [
+        "--config",
+        "demo",
+        "--deepspeed_config",
+        NASTY,
+        "--data",
+        NASTY,
+        "--run",
+        NASTY,
+    ],
     "preprocess.beton": ["--data", NASTY, "--out", "x"],
     "preprocess.masks.__main__": ["--data", NASTY, "--out", "x"],
     "preprocess.masks.selftrained.train": ["--data", NASTY, "--out", "x.safetensors"],

@@ -108,6 +108,7 @@ def test_a_preempted_job_ends_well_and_one_rank_finishes_the_run(
     stage = ["--engine-set", "zero_optimization.stage=2"]
     result = run([*GUARD, *deepspeed(1), SCRIPT, *resume, *stage], log=log)
     assert result.code == 0, result.text
+    assert "[20" not in result.text.partition(str(tmp_path / "run"))[0]  # of DeepSpeed's
     assert result.lines(f"resuming after step {saved.step}")
     assert open_checkpoint(tmp_path / "run").record.step == 20 * STEPS
     assert not (tmp_path / "run" / "preempted").exists()

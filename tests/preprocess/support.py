@@ -82,20 +82,6 @@ def same_colours(pixels: Pixels, expected: Pixels, *, mean: float = 3.0) -> bool
     return float(np.abs(pixels.astype(int) - expected).mean()) <= mean
 
 
-def double(number: int) -> int:
-    """Return twice a number; raise or die on the numbers that ask for it."""
-    if number == 666:
-        raise ValueError("the number of the beast")
-    if number == 777:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * number
-
-
-def large(number: int) -> bytes:
-    """Return an answer that no pipe holds at once."""
-    return bytes(10_000_000 + number)
-
-
 def torch_threads(_: int) -> int:
     """Return how many threads torch uses in this process."""
     import torch

@@ -118,7 +118,6 @@ WORKERS = """
 import operator
 from harl_fast.program import run_main
 from harl_fast import pool
-pool.PRELOAD = []
 results = pool.ordered_map(operator.neg, range(90), workers={workers}, describe=str)
 run_main(lambda: len(list(results)) - 90)
 """

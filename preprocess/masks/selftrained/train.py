@@ -21,7 +21,7 @@ from harl_fast.errors import one_line
 from harl_fast.files import Progress, check_output, format_seconds
 from harl_fast.host import usable_cores
 from harl_fast.lock import lock_beside, locked
-from harl_fast.options import SEED_MAX, number, whole_number
+from harl_fast.options import SEED_MAX, Parser, number, whole_number
 from harl_fast.program import head, run_main
 from preprocess.images.reading import add_reading, reading_of
 from preprocess.sources.options import add_choices, choices_of
@@ -29,7 +29,7 @@ from preprocess.sources.options import add_choices, choices_of
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values; exits with code 2 and a message on a wrong one."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m preprocess.masks.selftrained.train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

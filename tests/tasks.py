@@ -1,0 +1,20 @@
+"""Work for the processes of a pool; they import this file, and nothing that takes seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+
+def double(number: int) -> int:
+    """Return twice a number; raise or die on the numbers that ask for it."""
+    if number == 666:
+        raise ValueError("the number of the beast")
+    if number == 777:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number
+
+
+def large(number: int) -> bytes:
+    """Return an answer that no pipe holds at once."""
+    return bytes(10_000_000 + number)
