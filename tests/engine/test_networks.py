@@ -124,7 +124,7 @@ def wrong_file(path: Path, kind: str) -> None:
         ("not finite", r"conv1\.weight holds values that are not finite"),
         ("code", r"object of type torchvision\.models\.resnet\.ResNet.*state_dict\(\)"),
         ("garbage", "cannot be read as plain weights"),
-        ("absent", "cannot be read as plain weights"),
+        ("absent", "does not exist: give a run"),
     ],
 )
 def test_a_file_that_does_not_serve_is_refused(tmp_path: Path, kind: str, named: str) -> None:
