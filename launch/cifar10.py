@@ -43,7 +43,7 @@ def convert(data: Path, out: Path, images: int | None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args, start = parse(argv), monotonic()
-    out = args.out.with_name(f"{args.out.name}-{args.images}" if args.images else args.out.name)
+    out = Path(f"{args.out}-{args.images}") if args.images else args.out
     heads = {Path(f"{args.run}-linear"): (), Path(f"{args.run}-linear-random"): ("--random",)}
     for folder in (args.run, *heads):
         check_folders({"--run": folder, "--out": out}, data=args.data, base=ROOT)

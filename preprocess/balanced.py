@@ -12,7 +12,7 @@ from harl_fast.files import check_output, write_text
 from harl_fast.options import Parser, whole_number
 from harl_fast.program import run_main
 from preprocess.images.listing import is_aside, list_images
-from preprocess.sources.layout import HELD_OUT, LAYOUT
+from preprocess.sources.layout import LAYOUT, split_folders
 
 HELD_OUT_SHARE = 1 / 6
 """Of all images; CIFAR-10's own share."""
@@ -25,14 +25,14 @@ def write_balanced_list(folder: Path, out: Path, *, count: int) -> Path:
     images by name are taken, equally many, at least one and at most all. Raises DataError for
     another layout, and for names that no list can hold.
     """
-    held_out = next((name for name in HELD_OUT if (folder / name).is_dir()), "")
-    shares = {"train": 1 - HELD_OUT_SHARE, held_out: HELD_OUT_SHARE}
+    there = split_folders(path.name for path in folder.glob("*") if path.is_dir())
+    shares = {there.train: 1 - HELD_OUT_SHARE, there.held_out: HELD_OUT_SHARE}
     rows = []
     for split, share in shares.items():
         inner = (path for path in (folder / split).glob("*") if not is_aside(path.name))
         classes = sorted(path for path in inner if path.is_dir())
         if not split or len(classes) < 2:
-            where = split or "val"
+            where = split or ("val" if there.train else "train")
             raise DataError(f"{folder}: {where}/ has no class folders or is not there; {LAYOUT}")
         each = max(1, round(count * share / len(classes)))
         for path in classes:

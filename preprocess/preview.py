@@ -155,16 +155,21 @@ def fitting(beton: Path) -> list[str]:
     return [f"model.stem={stem}", *(f"data.views.{view}.size_px={size_px}" for view in (0, 1))]
 
 
+def _check_output(out: Path, source: Path) -> None:
+    check_output(out, option="--out", inputs=[source])
+    check_apart(out, option="--out")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Draw and say where the pictures lie."""
     args = parse(argv)
     require_compiler()
     if args.source.suffix == ".beton" and not args.source.exists():  # a set may be in its place
         args.source = next(iter(containers_in(args.source.parent, args.source.stem)), args.source)
+    _check_output(args.out, args.source)
     chart = args.out.with_name(f"{args.out.stem}_stats.png")
-    for out in (args.out, chart) if args.stats else (args.out,):
-        check_output(out, option="--out", inputs=[args.source])
-        check_apart(out, option="--out")
+    if args.stats:
+        _check_output(chart, args.source)
     if args.masks:
         draw_masks(args)
         return 0

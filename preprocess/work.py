@@ -27,7 +27,7 @@ from harl_fast import __version__
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, to_stderr
 from preprocess.convert import Settings
-from preprocess.images.members import ImageRef
+from preprocess.images.members import ImageRef, Page, written_ns
 from preprocess.masks.sources import MaskList
 from preprocess.places import FRESH, Place
 from preprocess.publish import NOTE
@@ -99,6 +99,8 @@ def stamp_of(image: ImageRef) -> tuple[int, int]:
     """Return what tells an image from a changed one, see `Stamps`."""
     if isinstance(image, np.ndarray):
         return image.nbytes, zlib.crc32(image.tobytes())
+    if isinstance(image, Page):
+        return stamp_of(image.file)
     if isinstance(image, Path):
         return _file_stamp(image)
     size, time_ns = _container_stamp(getattr(image, "path", None))
@@ -110,7 +112,7 @@ def _file_stamp(path: Path) -> tuple[int, int]:
         status = os.stat(path)
     except (OSError, ValueError):
         return -1, -1
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, written_ns(status)
 
 
 @functools.lru_cache(1 << 16)

@@ -73,6 +73,14 @@ def test_pictures_are_of_the_result_that_was_made() -> None:
     assert printed.endswith(drawn)
 
 
+def test_paths_with_spaces_have_one_last_part() -> None:
+    printed = planned("lineval", "CKPT=runs/x", "DATA=/my drive/a set/", "PICTURES=1").stdout
+    assert '"runs/x/eval/a set-cached"' in printed
+    assert '--out "exports/a run-folder"' in planned("export", "CKPT=/my drive/a run").stdout
+    printed = planned("finetune", "CKPT=runs/x", "DATA=d", "PRESET=/my presets/a b.yaml").stdout
+    assert '--run "runs/x-a b"' in printed
+
+
 def test_batch_rate_and_workers_reach_the_program() -> None:
     printed = planned("pretrain", "BATCH=32", "LR=0.1", "WORKERS=2", "VENV=/x").stdout
     for option in (

@@ -321,3 +321,17 @@ def test_a_working_folder_that_is_gone_is_told_before_large_libraries_abort(tmp_
     *_, line = done.stderr.splitlines()  # the shell has its own word before
     assert done.returncode == 2 and "MKL" not in done.stderr
     assert line.startswith("error: the folder that this was started in is gone")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out=~/set"], "argument '--out': '~/set' stands as it is"),
+        (["--data", ""], "one of the arguments is an empty text"),
+    ],
+)
+def test_what_a_shell_did_not_fill_in_is_refused(words: list[str], said: str) -> None:
+    job = started("-c", PROGRAM.format(lines=1), *words)
+    out, errors = job.communicate()
+    assert job.returncode == 2 and not out
+    assert errors.startswith(f"error: {said}") and errors.count("\n") == 1

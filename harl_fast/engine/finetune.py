@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.runfolder import mark
+from harl_fast.engine.runfolder import mark, open_run_folder
 from harl_fast.engine.session import Training, leave, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
 from harl_fast.errors import CheckpointError, ConfigError, nearest
@@ -23,6 +23,7 @@ from harl_fast.finetuning import (
     presets,
     reading,
 )
+from harl_fast.options import SEED_MAX
 from harl_fast.runfiles import SEEDS, RunFolder, home
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ class Finetuning(Training):
 
     def decide(self, folder: RunFolder, engine_config: EngineConfig, machine: Machine) -> TuneStart:
         """Settle what the start does and open the data; return the start."""
+        from harl_fast.engine.checkpoint.format import is_before_the_first
         from harl_fast.engine.finetune_start import (
             Asked,
             first_start,
@@ -176,8 +178,17 @@ class Finetuning(Training):
             batch_may_fall=self._batch_may_fall(),
             network=self.network,
             protocol=self.protocol or Path(self.preset or "finetune").stem,
+            remedy=(
+                self.results
+                and f"Give the same options, or move {self.run} away to train heads anew"
+            )
+            or "",
         )
         common = folder, self._config, engine_config, asked
+        if self.mode == "eval" and is_before_the_first(folder.checkpoints):
+            raise CheckpointError(
+                f"{folder.path} holds no checkpoint that could be judged: train it with --resume"
+            )
         if self.resume:
             start = go_on(*common, ckpt=self.ckpt, allow_change=self.allow_change)
         else:
@@ -319,20 +330,18 @@ def _several(training: Finetuning, *, seeds: int) -> int:
         raise CheckpointError(
             f"{training.run} holds a run of one seed, not folders of --seeds: give another --run"
         )
-    training.settle(this_machine())  # refuses settings before a first folder is made
+    here = this_machine()
+    training.settle(here)  # refuses settings before a first folder is made
     first, results = training._config.seed, {}
-    for number in range(seeds):
-        seed = first + number
-        folder = RunFolder(training.run / f"seed-{seed}")
-        each = replace(
-            training,
-            run=folder.path,
-            flags={**training.flags, "seed": seed},
-            resume=training.resume and folder.config.exists(),
-            found={},
+    if first + seeds - 1 > SEED_MAX:
+        raise ConfigError(
+            f"--seeds {seeds} from seed {first} on go beyond {SEED_MAX}: give a smaller --seed"
         )
+    trainings = {seed: _of_seed(training, seed) for seed in range(first, first + seeds)}
+    for each in trainings.values() if not here.elsewhere else ():
+        open_run_folder(each.run, resume=each.resume, source=each.source_option)
+    for number, (seed, each) in enumerate(trainings.items()):
         code = serve(each)
-        here = this_machine()
         if code or not each.done:
             if here.local_rank == 0 and not code:
                 mark(
@@ -347,6 +356,18 @@ def _several(training: Finetuning, *, seeds: int) -> int:
     if here.local_rank == 0:
         mark(RunFolder(training.run).finished, step=seeds, reason="done")
     return 0
+
+
+def _of_seed(training: Finetuning, seed: int) -> Finetuning:
+    """Return the training of one of several seeds, in a folder of its own."""
+    folder = RunFolder(training.run / f"seed-{seed}")
+    return replace(
+        training,
+        run=folder.path,
+        flags={**training.flags, "seed": seed},
+        resume=training.resume and folder.config.exists(),
+        found={},
+    )
 
 
 def _write_seeds(run: Path, results: Mapping[int, Mapping[str, float]]) -> None:

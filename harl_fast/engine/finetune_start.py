@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from harl_fast.config import ModelConfig
 from harl_fast.data.loader import BetonLoader
@@ -19,12 +16,20 @@ from harl_fast.engine.config import EngineConfig, settle, with_batch
 from harl_fast.engine.labelled import TuneData, open_data
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
-from harl_fast.engine.resume import allowed_changes, change_text, open_latest, recorded_engine
+from harl_fast.engine.resume import (
+    allowed_changes,
+    change_text,
+    check_unsaved,
+    first_engine,
+    open_latest,
+    recorded_engine,
+)
+from harl_fast.engine.schema import apply_schema
 from harl_fast.engine.session import Beginning
 from harl_fast.engine.supervised import classifier_of
-from harl_fast.errors import CheckpointError, ConfigError, nearest, shown
+from harl_fast.errors import CheckpointError, ConfigError, shown
 from harl_fast.eval.options import usual_crop
-from harl_fast.finetuning import FinetuneConfig, change_finetuning
+from harl_fast.finetuning import FinetuneConfig, change_finetuning, load_finetuning
 from harl_fast.model.classifier import Classifier
 from harl_fast.provenance import new_run_id, read_provenance
 from harl_fast.runfiles import RunFolder
@@ -32,8 +37,6 @@ from harl_fast.runfiles import RunFolder
 STEPS, IMAGES = 8, 8
 """Steps of an epoch that a batch is lowered to, where there are fewer images than it has; and the
 least on a rank, over which BatchNorm can still tell their spread."""
-GROUPS = ("backbone", "head_contrastive", "head_supervised")
-"""What names begin with that ``variable_schema`` is matched with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,9 @@ class Asked:
     """What the checkpoint's network has to be, by key of section ``model``."""
     protocol: str
     """What results are to be named after."""
+    remedy: str = ""
+    """A sentence on what to do where a run would not go on as it began; for programs without
+    --resume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,51 +192,6 @@ def checkpoint_facts(pretrained: Pretrained) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
-def apply_schema(pretrained: Pretrained, schema: str, *, seed: int) -> tuple[Pretrained, str]:
-    """Initialise anew what a ``variable_schema`` does not match, in place; say what was loaded.
-
-    Raises ConfigError for a text that is no regular expression, or that matches nothing.
-    """
-    try:
-        pattern = re.compile(schema)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(
-            f"variable_schema {shown(schema)} is no regular expression ({error}); such as "
-            f"(?!global_step|head) loads all but the heads"
-        ) from error
-    parts = {"backbone": pretrained.backbone.native}
-    fresh = random_like(pretrained, seed=seed)
-    new = {"backbone": fresh.backbone.native}
-    if pretrained.projector is not None and fresh.projector is not None:
-        parts["head_contrastive"], new["head_contrastive"] = (
-            pretrained.projector,
-            fresh.projector,
-        )
-    told, any_loaded = [], False
-    for group, module in parts.items():
-        other, loaded = new[group].state_dict(), 0
-        for name, tensor in module.state_dict().items():
-            if pattern.match(f"{group}.{name}"):
-                loaded += 1
-            else:
-                tensor.copy_(other[name])
-        any_loaded |= loaded > 0
-        told.append(f"{group} {loaded} loaded, {len(other) - loaded} excluded")
-    if not any_loaded:
-        near = nearest(re.sub(r"[^a-z_]", "", schema), GROUPS)
-        raise ConfigError(
-            f"variable_schema {shown(schema)} matches no name: they begin with "
-            f"{', '.join(f'{group}.' for group in GROUPS)}{near}"
-        )
-    if pretrained.head is not None:
-        kept = pattern.match("head_supervised.weight") is not None
-        told.append(f"head_supervised {'loaded' if kept else 'excluded'}")
-        if not kept:
-            pretrained = replace(pretrained, head=None, classes=())
-    return pretrained, f"variable schema {shown(schema)}: {'; '.join(told)}"
-
-
 def go_on(
     folder: RunFolder,
     config: FinetuneConfig,
@@ -245,17 +206,8 @@ def go_on(
     Raises HarlError if it would not go on as it began, or its files are damaged.
     """
     if is_before_the_first(folder.checkpoints):
-        starts = read_provenance(folder.provenance).starts
-        source = ckpt or (Path(starts[0].init_from or "") if starts else None)
-        if source is None:
-            raise CheckpointError(f"{folder.path} has no checkpoint yet: give --ckpt again")
-        return first_start(
-            folder,
-            config,
-            engine_config,
-            asked,
-            ckpt=source,
-            notes=[f"{folder.path} has no complete checkpoint yet: the run begins again"],
+        return _begin_again(
+            folder, config, engine_config, asked, ckpt=ckpt, allow_change=allow_change
         )
     checkpoint, run_id = open_latest(folder)
     record = checkpoint.record
@@ -266,16 +218,14 @@ def go_on(
         )
     if ckpt is not None and not record.finetune.random:
         _check_origin(ckpt, record.data["pretrained"], folder.path)
-    config = _filled(config, record.finetune)
+    now = _as_before(config, engine_config, asked, before=record.finetune)
+    (config, engine_config), pair = now, (record.finetune, recorded_engine(checkpoint))
     _check_network(asked, config.model, where=folder.path)
-    if asked.batch_may_fall:
-        before = record.finetune.train_batch_size
-        config, engine_config = _with_batch(config, engine_config, before)
-    pairs = (record.finetune, recorded_engine(checkpoint)), (config, engine_config)
-    changes = allowed_changes(*pairs, allowed=allow_change, where=str(checkpoint.path))
+    about = {"where": str(checkpoint.path), "remedy": asked.remedy}
+    changes = allowed_changes(pair, now, allowed=allow_change, **about)
     subset = folder.subset if folder.subset.exists() else config.subset
     found = open_data(asked.data, config, subset=subset, needs_val=asked.needs_val)
-    _check_images(record.data, found.facts())
+    _check_images(record.data, found.facts(), asked)
     notes = [*checkpoint.notes, f"weights: {checkpoint.receipt}"]
     if changes:
         notes.append(f"changed after step {record.step}: {change_text(changes)}")
@@ -290,6 +240,56 @@ def go_on(
         changes=changes,
         notes=notes,
     )
+
+
+def _begin_again(
+    folder: RunFolder,
+    config: FinetuneConfig,
+    engine_config: EngineConfig,
+    asked: Asked,
+    *,
+    ckpt: Path | None,
+    allow_change: Sequence[str],
+) -> TuneStart:
+    """Return the start of a run that ended before its first checkpoint was complete.
+
+    Raises HarlError if it did not, or would not begin as it did.
+    """
+    changes, known = None, read_provenance(folder.provenance)
+    if folder.config.exists():
+        before = load_finetuning(str(folder.config))
+        known = check_unsaved(folder, checkpoint_epochs=before.log.checkpoint_epochs)
+        now = config, engine_config = _as_before(config, engine_config, asked, before=before)
+        engine_before = first_engine(folder.engine) if folder.engine.exists() else engine_config
+        about = {"where": str(folder.path), "remedy": asked.remedy}
+        changes = allowed_changes((before, engine_before), now, allowed=allow_change, **about)
+    asked = replace(asked, protocol=str(known.data.get("protocol", asked.protocol)))
+    sources = [start.init_from for start in known.starts[:1] if start.init_from]
+    if ckpt is None and not sources:
+        raise CheckpointError(f"{folder.path} has no checkpoint yet: give --ckpt again")
+    if ckpt is not None and not config.random and isinstance(known.data.get("pretrained"), dict):
+        _check_origin(ckpt, known.data["pretrained"], folder.path)
+    start = first_start(
+        folder,
+        config,
+        engine_config,
+        asked,
+        ckpt=ckpt or Path(sources[0]),
+        notes=[f"{folder.path} has no complete checkpoint yet: the run begins again"],
+    )
+    if "ids_sha256" in known.data:
+        _check_images(known.data, start.facts, asked)
+    return replace(start, changes=changes)
+
+
+def _as_before(
+    config: FinetuneConfig, engine_config: EngineConfig, asked: Asked, *, before: FinetuneConfig
+) -> tuple[FinetuneConfig, EngineConfig]:
+    """Return both configurations with what a run's first start settled."""
+    config = _filled(config, before)
+    if asked.batch_may_fall:
+        return _with_batch(config, engine_config, before.train_batch_size)
+    return config, engine_config
 
 
 def _check_origin(ckpt: Path, known: Mapping[str, Any], run: Path) -> None:
@@ -315,7 +315,7 @@ def _filled(config: FinetuneConfig, before: FinetuneConfig) -> FinetuneConfig:
     return change_finetuning(config, flags={**flags, "data": reading})
 
 
-def _check_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_images(before: Mapping[str, Any], now: Mapping[str, Any], asked: Asked) -> None:
     """Raise ConfigError if a run began with other training images or classes."""
     for key, what in (
         ("beton_sha256", "container"),
@@ -323,9 +323,10 @@ def _check_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         ("ids_sha256", "subset"),
     ):
         if before.get(key) != now[key]:
+            usual = "Give the folder of the old one, or start a new run with --ckpt"
             raise ConfigError(
-                f"--resume: the training set's {what} differs from what the run began with. Give "
-                f"the folder of the old one, or start a new run with --ckpt"
+                f"--resume: the training set's {what} differs from what the run began with. "
+                f"{asked.remedy or usual}"
             )
 
 

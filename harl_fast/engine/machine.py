@@ -20,6 +20,9 @@ from harl_fast.host import usable_cores
 _GRACE_S = 5.0
 """How long a rank waits for its machine's first rank to report; launchers look once a second."""
 
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says in a plain RuntimeError; a GPU's has a type of its own."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of mallopt(3) in glibc's malloc.h."""
 
@@ -167,16 +170,26 @@ def leader_reports(machine: Machine) -> Iterator[None]:
 
 @contextlib.contextmanager
 def needing_all_ranks(machine: Machine) -> Iterator[None]:
-    """Turn what torch raises in a collective that another rank has left into one line."""
+    """Turn what torch raises in a collective that another rank has left into one line.
+
+    And what it raises where memory does not suffice.
+    """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY in reason:
+            raise HarlError(
+                f"rank {machine.rank}: the memory of {machine.device} does not suffice "
+                f"({reason[:160]}). Use a smaller train_micro_batch_size_per_gpu (--engine-set; in "
+                f"lineval --batch), smaller views, or a smaller network"
+            ) from error
         lost = isinstance(error, dist.DistError) or "gloo/" in str(error)
         if machine.ranks == 1 or not lost:
             raise
         raise HarlError(
             f"rank {machine.rank} of {machine.ranks} cannot go on: another rank is gone or does "
-            f"not answer ({' '.join(str(error).split())[:120]}). Look above for why it ended, or "
+            f"not answer ({reason[:120]}). Look above for why it ended, or "
             f"in `dmesg` if it was killed (out of memory?), then start again, a training with "
             f"--resume"
         ) from error

@@ -17,9 +17,10 @@ from harl_fast.engine.config import (
     read_engine_file,
     settle,
 )
+from harl_fast.engine.runfolder import signs_of_a_save
 from harl_fast.engine.schedule import LrSchedule
 from harl_fast.errors import CheckpointError, ConfigError, nearest
-from harl_fast.provenance import first_reason, new_run_id, read_provenance
+from harl_fast.provenance import Provenance, first_reason, new_run_id, read_provenance
 from harl_fast.runfiles import RunFolder
 from harl_fast.section import Section
 from harl_fast.textfile import nodes, tree_sha256
@@ -90,6 +91,24 @@ def first_engine(path: Path) -> EngineConfig:
     return settle(file, ranks=max(1, (file.train_batch_size or 1) // each), source=str(path))
 
 
+def check_unsaved(folder: RunFolder, *, checkpoint_epochs: int) -> Provenance:
+    """Return what is known of a run's starts; CheckpointError if it had a checkpoint once.
+
+    For runs whose folder holds none now.
+    """
+    known = read_provenance(folder.provenance)
+    signs = list(signs_of_a_save(folder, checkpoint_epochs=checkpoint_epochs))
+    # Earlier starts may be of a run that was taken away: a start at step 0 has looked for that.
+    if known.starts and known.starts[-1].step > 0:
+        signs.append(f"{folder.provenance.name} has a start from step {known.starts[-1].step}")
+    if signs:
+        raise CheckpointError(
+            f"{folder.checkpoints} holds no complete checkpoint, but the run had one: "
+            f"{'; '.join(signs)}. Bring the checkpoints back, or start again in a new folder"
+        )
+    return known
+
+
 def check_data(known: object, beton_sha256: str) -> None:
     """Raise ConfigError if a run began with another container. known: its SHA-256, or nothing."""
     if known not in (None, "", beton_sha256):
@@ -114,6 +133,7 @@ def allowed_changes(
     *,
     allowed: Sequence[str],
     where: str,
+    remedy: str = "",
 ) -> Changes:
     """Return what differs from a run so far as the user allows it; see `refuse_changes`."""
     # BatchNorm normalises over each micro batch, whose size touches the result; on another number
@@ -121,7 +141,7 @@ def allowed_changes(
     same_ranks = before[1].batches.ranks == now[1].batches.ranks
     free = () if same_ranks else ("train_micro_batch_size_per_gpu",)
     return refuse_changes(
-        settings(*before), settings(*now), allowed=allowed, where=where, free=free
+        settings(*before), settings(*now), allowed=allowed, where=where, free=free, remedy=remedy
     )
 
 
@@ -132,12 +152,13 @@ def refuse_changes(
     allowed: Sequence[str],
     where: str,
     free: Sequence[str] = (),
+    remedy: str = "",
 ) -> Changes:
     """Return the changes among `settings` that ``allowed`` names, keys or sections.
 
     where: what is resumed, for the message. free: keys that may change besides those that always
-    may. Raises ConfigError listing all other changes but the free ones, and for a name in
-    ``allowed`` that is no key.
+    may. remedy: a sentence, for programs without --resume. Raises ConfigError listing all other
+    changes but the free ones, and for a name in ``allowed`` that is no key.
     """
     keys = {key for tree in (before, now) for key, _, _ in nodes(tree) if key}
     for name in allowed:
@@ -147,11 +168,14 @@ def refuse_changes(
     kept = {key: values for key, values in found.items() if not _within(key, (*_FREE, *free))}
     refused = {key: values for key, values in kept.items() if not _within(key, allowed)}
     if refused:
-        first = next(iter(refused))
+        who = "the training there goes on" if remedy else "--resume continues the run"
+        usual = (
+            f"Leave the options that ask for it out, and undo changes of config.yaml; or change it "
+            f"on purpose with --allow-change {next(iter(refused))}; or {ANEW}"
+        )
         raise ConfigError(
-            f"{where}: --resume continues the run as it began, but this differs: "
-            f"{change_text(refused)}. Leave the options that ask for it out, and undo changes of "
-            f"config.yaml; or change it on purpose with --allow-change {first}; or {ANEW}"
+            f"{where}: {who} as it began, but this differs: {change_text(refused)}. "
+            f"{remedy or usual}"
         )
     return kept
 

@@ -178,10 +178,15 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        tree = json.loads(text)
+        tree = json.loads(text, parse_int=_whole)
     except (ValueError, RecursionError):
         return {}
     return tree if isinstance(tree, dict) else {}
+
+
+def _whole(digits: str) -> int | float:
+    """Return a whole number; of more digits than any step has, as only damage leaves, a float."""
+    return int(digits) if len(digits) < 19 else float(digits)
 
 
 def _number(tree: dict[str, Any], key: str) -> float:

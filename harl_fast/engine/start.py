@@ -15,12 +15,13 @@ from harl_fast.engine.resume import (
     Changes,
     allowed_changes,
     change_text,
+    check_unsaved,
     first_engine,
     open_latest,
     recorded_engine,
     seen_text,
 )
-from harl_fast.engine.runfolder import run_config, signs_of_a_save
+from harl_fast.engine.runfolder import run_config
 from harl_fast.engine.session import Beginning
 from harl_fast.engine.views import sizes_in
 from harl_fast.errors import CheckpointError
@@ -123,17 +124,8 @@ def _begin_again(folder: RunFolder, engine_config: EngineConfig, request: StartR
 
     Raises CheckpointError if it did not, so that its checkpoints were lost.
     """
-    starts = read_provenance(folder.provenance).starts
     before = run_config(folder, name=None, overrides=(), resume=True)
-    signs = list(signs_of_a_save(folder, checkpoint_epochs=before.log.checkpoint_epochs))
-    # Earlier starts may be of a run that was taken away: a start at step 0 has looked for that.
-    if starts and starts[-1].step > 0:
-        signs.append(f"{folder.provenance.name} has a start from step {starts[-1].step}")
-    if signs:
-        raise CheckpointError(
-            f"{folder.checkpoints} holds no complete checkpoint, but the run had one: "
-            f"{'; '.join(signs)}. Bring the checkpoints back, or start again in a new folder"
-        )
+    starts = check_unsaved(folder, checkpoint_epochs=before.log.checkpoint_epochs).starts
     config = _asked_config(folder, request)
     # A folder of an older version, or a start that was killed in between, may lack engine.json.
     engine_before = first_engine(folder.engine) if folder.engine.exists() else engine_config

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from harl_fast.errors import why
 from harl_fast.eval.features import FeatureSet
 from harl_fast.files import replacing, to_stderr
 from harl_fast.tensorfile import open_tensors, writing
@@ -38,8 +39,8 @@ class FeatureCache:
         """Return the features that ``facts`` decide: the kept ones, else made and then kept.
 
         facts: JSON values: the weights' digest, the container's, the samples, size, crop,
-        normalisation, precision. A file that is damaged is made again, which is said. Raises
-        OSError if the folder cannot be written to.
+        normalisation, precision. A file that is damaged is made again, and one that cannot be
+        written is left out, which is said.
         """
         path = self.path(facts, name=name)
         if path.exists():
@@ -51,8 +52,11 @@ class FeatureCache:
         made = make()
         tensors = {"features": made.features.contiguous(), "labels": made.labels.contiguous()}
         about = {"sha256": _digest(made), "facts": json.dumps(facts, sort_keys=True)}
-        with replacing(path) as temporary, writing(path):
-            save_file(tensors, temporary, metadata=about)
+        try:
+            with replacing(path) as temporary, writing(path):
+                save_file(tensors, temporary, metadata=about)
+        except OSError as error:  # they cost a pass over the images, and the evaluation goes on
+            to_stderr(f"warning: features are not kept. {why(error)}")
         return made
 
 

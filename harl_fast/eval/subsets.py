@@ -116,7 +116,7 @@ def _keys(names: Sequence[str], seed: int) -> npt.NDArray[np.uint64]:
 
 def _listed(names: Sequence[str], path: Path) -> Ids:
     """Return the ids of a file's names, in its order."""
-    wanted = _lines(path)
+    wanted = _lines(path, names)
     places = {
         name: found
         for depth in {name.count("/") + 1 for name in wanted}
@@ -146,12 +146,13 @@ def _listed(names: Sequence[str], path: Path) -> Ids:
     return np.array(ids, np.int64)
 
 
-def _lines(path: Path) -> list[str]:
-    """Return the names that a file lists, each once."""
+def _lines(path: Path, names: Sequence[str]) -> list[str]:
+    """Return the names that a file lists, each once; spaces around them count if ``names`` have."""
     if not path.exists():
         raise DataError(f"subset {shown(str(path))} is no file: give {_FORMS}")
     text = read_text(path, error=DataError, most_bytes=_MOST_BYTES)
-    wanted = [line.strip() for line in text.splitlines() if line.strip()]
+    known, lines = set(names), (line for line in text.splitlines() if line.strip())
+    wanted = [line if line in known else line.strip() for line in lines]
     if not wanted:
         raise DataError(f"{path} is empty: give {_FORMS}")
     if twice := [name for name, count in Counter(wanted).items() if count > 1]:

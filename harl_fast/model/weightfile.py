@@ -17,6 +17,11 @@ from harl_fast.files import open_regular
 from harl_fast.tensorfile import open_tensors
 
 TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
+GIVEN = (
+    f"a run, a step file, an exported folder, a .safetensors file, or one of torch "
+    f"({', '.join(TORCH)})"
+)
+"""What weights are read from, for messages."""
 _TENSORFLOW = {".h5", ".hdf5", ".keras", ".pb", ".index", ".meta"}
 _JAX = {".npz", ".npy", ".msgpack", ".pkl", ".pickle"}
 _DEEPEST = 8
@@ -44,10 +49,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise CheckpointError(f"{path} cannot be read ({error})") from error
         return _real(tensors, path), about
     if path.suffix not in TORCH:
-        raise CheckpointError(
-            f"{path} is no kind of file that is read: give a run, a step file, an exported folder, "
-            f"a .safetensors file, or one of torch ({', '.join(TORCH)})"
-        )
+        raise CheckpointError(f"{path} is no kind of file that is read: give {GIVEN}")
     return _real(dict(_flat(_read_torch(path))), path), {}
 
 
@@ -79,6 +81,8 @@ def _read_torch(path: Path) -> object:
         # Tensors and containers alone: unpickling anything else could run code.
         with open_regular(path) as stream:
             return torch.load(stream, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist: give {GIVEN}") from error
     except _BROKEN as error:
         reason = " ".join(str(error).split())
         if kind := _REFUSED.search(reason):

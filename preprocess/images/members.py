@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -111,6 +112,11 @@ class ZipMember(NamedTuple):
             return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, most)
         except zlib.error as error:
             raise UnusualFileError(f"damaged: {error}") from error
+
+
+def written_ns(status: os.stat_result) -> int:
+    """Return when a file was written in ns, as an int64: of years after 2262 the lower 64 bits."""
+    return (status.st_mtime_ns + 2**63) % 2**64 - 2**63
 
 
 def check_size(size: int, limit: int) -> None:

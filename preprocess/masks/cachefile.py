@@ -17,7 +17,7 @@ from harl_fast.errors import DataError, one_line
 from harl_fast.files import open_regular, write_bytes
 from harl_fast.textfile import parse_json
 from preprocess.images.decode import open_file
-from preprocess.images.members import FileRef
+from preprocess.images.members import FileRef, written_ns
 from preprocess.masks.controls import CANVAS_PX
 
 SOUND, STAND_IN, UNREADABLE = 0, 1, 2
@@ -47,7 +47,7 @@ class Fingerprint(NamedTuple):
     @staticmethod
     def of(image: FileRef) -> Fingerprint:
         """Return an image's fingerprint; reads all of it."""
-        mtime_ns = _holder(image).stat().st_mtime_ns
+        mtime_ns = written_ns(_holder(image).stat())
         size = crc = 0
         with open_file(image) as stream:
             while block := stream.read(1 << 20):
@@ -60,7 +60,7 @@ class Fingerprint(NamedTuple):
             status = _holder(image).stat()
             if isinstance(image, Path) and status.st_size != self.size:
                 return False
-            if status.st_mtime_ns == self.mtime_ns:
+            if written_ns(status) == self.mtime_ns:
                 return True
             return Fingerprint.of(image)._replace(mtime_ns=self.mtime_ns) == self
         except OSError:

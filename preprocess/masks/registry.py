@@ -179,11 +179,15 @@ def _imported(name: str) -> MaskMethod:
         )
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"mask method {shown(name)} cannot be imported ({error})") from error
-    if isinstance(found, MaskMethod):
-        return found
-    return of_one_image(found, about=name, supervision=UNKNOWN)
+        if isinstance(found, MaskMethod):
+            return found
+        return of_one_image(found, about=name, supervision=UNKNOWN)
+    # A module of the user's own can raise anything while it is imported.
+    except Exception as error:
+        raise ConfigError(
+            f"mask method {shown(name)} cannot be imported ({type(error).__name__}: {error}); it "
+            f"leads to no function of a module that Python finds, or that module fails"
+        ) from error
 
 
 @functools.cache

@@ -69,14 +69,15 @@ def unique_names(names: Sequence[str]) -> tuple[list[str], int]:
     A name that was there before gets a number behind its stem: ``a/1.jpg``, ``a/1-2.jpg``.
     """
     taken, found, changed = set(names), list[str](), 0
-    seen = set[str]()
+    seen, last = set[str](), dict[str, int]()
     for name in names:
-        number, own = 1, name
+        number, own = last.get(name, 1), name  # all below that are taken
         stem, mark, suffix = name.rpartition(".")
         while own in seen or (own != name and own in taken):
             number += 1
             own = f"{stem}-{number}.{suffix}" if mark else f"{name}-{number}"
         seen.add(own)
+        last[name] = number
         changed += own != name
         found.append(own)
     return found, changed

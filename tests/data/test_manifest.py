@@ -13,6 +13,7 @@ from ffcv.types import FieldDescType, HeaderType
 
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import (
+    find_container,
     manifest_path,
     merge_manifests,
     names_path,
@@ -235,3 +236,13 @@ def test_shards_by_tools_of_several_versions_are_one_set(beton: Path, tmp_path: 
     (tmp_path / "set").mkdir()
     write_manifest(tmp_path / "set", merge_manifests(parts, []))
     assert read_manifest(tmp_path / "set").tool_versions == {"pillow": ["11", "12"]}
+
+
+def test_a_container_and_the_folder_around_it_are_told_apart(tmp_path: Path) -> None:
+    beton = tmp_path / "train.beton"
+    write_beton(beton, plain_item, count=3)
+    with pytest.raises(DataError, match=f"is the folder around containers: give .*{beton}$"):
+        read_manifest(tmp_path)
+    for given in (beton, tmp_path / "train.json", tmp_path / "train"):
+        with pytest.raises(DataError, match=f"give the folder that holds it, {tmp_path}$"):
+            find_container(given, "train")

@@ -14,7 +14,7 @@ from harl_fast.config import ModelConfig
 from harl_fast.engine.checkpoint.format import write_checkpoint
 from harl_fast.engine.initial import EncoderFile, open_initial
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.networks import load_encoder
+from harl_fast.engine.networks import load_encoder, load_pretrained
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import CheckpointError, OutputError
 from harl_fast.runfiles import check_apart
@@ -124,7 +124,7 @@ def wrong_file(path: Path, kind: str) -> None:
         ("not finite", r"conv1\.weight holds values that are not finite"),
         ("code", r"object of type torchvision\.models\.resnet\.ResNet.*state_dict\(\)"),
         ("garbage", "cannot be read as plain weights"),
-        ("absent", "cannot be read as plain weights"),
+        ("absent", "does not exist: give a run"),
     ],
 )
 def test_a_file_that_does_not_serve_is_refused(tmp_path: Path, kind: str, named: str) -> None:
@@ -178,3 +178,9 @@ def test_a_record_of_another_network_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"size mismatch for conv1\.weight") as caught:
         load_encoder(tmp_path / "run")
     assert len(str(caught.value)) < 600 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["typo.safetensors", "typo.pth", "runs/typo"])
+def test_weights_that_are_not_there_are_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"{name} does not exist: give a run"):
+        load_pretrained(tmp_path / name)

@@ -18,6 +18,7 @@ from harl_fast.engine.resume import refuse_changes, settings
 from harl_fast.engine.runfolder import (
     RunFolder,
     begin,
+    json_lines,
     mark,
     open_run_folder,
     run_config,
@@ -210,3 +211,10 @@ def test_a_run_has_one_marker(tmp_path: Path, last: str) -> None:
     for name in [*(name for name in names if name != last), last]:
         mark(tmp_path / name, step=3, reason="x")
     assert [path.name for path in tmp_path.iterdir()] == [last]
+
+
+def test_a_number_of_any_length_in_a_log_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 12, "probe_knn": %s}\n' % ("9" * 5000))
+    (record,) = json_lines(path)
+    assert record["step"] == 12 and f"{record['probe_knn']:,.1f}" == "inf"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -51,3 +53,15 @@ def test_kept_tensors_that_are_no_features_are_made_again(
         assert torch.equal(found.features, sound.features)
     said = capsys.readouterr().err
     assert said.count("is damaged (its numbers are of another kind, or not finite)") == 1
+
+
+def test_a_full_disk_costs_the_kept_features_and_not_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("harl_fast.eval.cache.save_file", full)
+    made = FeatureSet(torch.ones(3, 2), torch.arange(3))
+    assert FeatureCache(tmp_path).get({"weights": "a"}, lambda: made, name="x") is made
+    assert "features are not kept" in capsys.readouterr().err and not [*tmp_path.iterdir()]

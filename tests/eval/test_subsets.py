@@ -144,3 +144,10 @@ def test_an_impossible_subset_is_refused(subset: str) -> None:
     names, labels = container()
     with pytest.raises(DataError, match=r"subset '?" + subset[0]):
         choose(names, labels, CLASSES, subset=subset)
+
+
+def test_a_name_that_ends_in_a_space_is_read_back(tmp_path: Path) -> None:
+    names, path = ["a/1.jpg ", "a/2.jpg", "b/1.jpg"], tmp_path / "subset.txt"
+    write_subset(path, names, torch.tensor([0, 2]))
+    found = choose(names, np.array([0, 0, 1]), ["a", "b"], subset=path)
+    assert found.tolist() == [0, 2]

@@ -128,3 +128,9 @@ def test_images_within_the_run_folder_do_not_go_with_it(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"photos lies in the run folder .*run, which is to be"):
         main(["--data", str(kept), "--out", str(tmp_path / "set"), "--run", str(run_folder)])
     assert kept.is_dir() and not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("out", [".", "/"])
+def test_the_current_folder_is_no_place_for_containers(out: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is the folder that this runs in, or one above"):
+        main(["--data", str(tmp_path), "--out", out])

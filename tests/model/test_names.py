@@ -282,5 +282,5 @@ def test_a_run_says_where_it_is_from(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["weights.onnx", "nowhere", "."])
 def test_other_paths_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(HarlError, match=r"onnx|holds no checkpoint"):
+    with pytest.raises(HarlError, match=r"onnx|holds no checkpoint|does not exist"):
         load_pretrained(tmp_path / name)

@@ -57,3 +57,14 @@ def test_a_name_that_no_list_can_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"\\udcff\.jpg: lists are UTF-8, and this name is not"):
         write_balanced_list(folder, tmp_path / "list.csv", count=1000)
     assert not (tmp_path / "list.csv").exists()
+
+
+def test_splits_have_their_names_in_any_case(tmp_path: Path) -> None:
+    for split in ("Train", "Val"):
+        for kind in "ab":
+            folder = tmp_path / "images" / split / kind
+            folder.mkdir(parents=True)
+            (folder / "1.jpg").touch()
+    path = write_balanced_list(tmp_path / "images", tmp_path / "list.csv", count=4)
+    rows = list(csv.DictReader(path.open()))
+    assert sorted({row["split"] for row in rows}) == ["Train", "Val"] and len(rows) == 4

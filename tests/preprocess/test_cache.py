@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from preprocess.masks.cachefile import (
 )
 from preprocess.masks.runner import make_masks
 from preprocess.masks.selftrained import train as training
+from preprocess.work import stamp_of
 from tests.preprocess.support import image_folder, photo, save
 
 ROOT = Path(__file__).parents[2]
@@ -362,3 +364,14 @@ def test_programs_refuse_an_output_that_another_process_writes(tmp_path: Path) -
     with locked(lock_beside(network), output=network), pytest.raises(HarlError, match="is in use"):
         training.main(["--data", str(data), "--out", str(network)])
     assert not out.exists() and not network.exists()
+
+
+@pytest.mark.parametrize("year", [1900, 2400])
+def test_a_file_of_any_date_is_known_again(year: int, tmp_path: Path) -> None:
+    """Nanoseconds since 1970 have more than 63 bits after 2262, where file systems go on."""
+    image = save(photo(0), tmp_path / "x.jpg")
+    seconds = int(datetime.datetime(year, 1, 1, tzinfo=datetime.timezone.utc).timestamp())
+    os.utime(image, ns=(seconds * 10**9, seconds * 10**9))
+    found = Fingerprint.of(image)
+    assert found.fits(image) and np.array([found, found], np.int64).tolist() == [[*found]] * 2
+    assert np.array(stamp_of(image), np.int64).tolist() == list(found[:2])

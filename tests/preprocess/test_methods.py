@@ -316,3 +316,19 @@ def bright(rgb, *, level: Annotated[float, Field(ge=0, le=1)]):
     grey = cv2.resize(rgb, (64, 64)).mean(axis=2) / 255
     return (grey > level).astype(np.float32)
 """
+
+
+def test_what_leads_to_no_function_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "half_a_method.py").write_text("def find(rgb):\n    return rgb[\n")
+    (tmp_path / "failing_method.py").write_text("1 / 0\n")
+    for name, why in {
+        "os.path": "AttributeError",
+        "half_a_method.find": "SyntaxError",
+        "failing_method.find": "ZeroDivisionError",
+        "builtins.int": "ValueError",
+    }.items():
+        with pytest.raises(ConfigError, match=f"'{name}' cannot be imported .{why}"):
+            parse_spec(name)

@@ -213,3 +213,9 @@ def test_statistics_that_cannot_be_written_are_refused_before_the_sheet_is(
     (tmp_path / "sheet_stats.png").mkdir()
     with pytest.raises(OutputError, match=r"sheet_stats\.png is not a regular file"):
         preview.main(["x.beton", "--out", str(tmp_path / "sheet.png"), "--stats"])
+
+
+@pytest.mark.parametrize("out", [".", "/"])
+def test_a_folder_is_no_picture(out: str) -> None:
+    with pytest.raises(OutputError, match=f"--out {out} is not a regular file"):
+        preview.main(["x.beton", "--out", out])

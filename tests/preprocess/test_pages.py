@@ -21,6 +21,7 @@ from preprocess.images.reading import FIRST_PAGE, UnusableImageError
 from preprocess.masks.__main__ import main as masks_main
 from preprocess.sources import Source, Split
 from preprocess.sources.pages import with_pages
+from preprocess.work import stamp_of
 from tests.preprocess.support import image_folder, photo, save
 
 PAGES = [photo(number, height=40 + 8 * number) for number in range(4)]
@@ -172,3 +173,8 @@ def test_animations_are_no_stacks(tmp_path: Path) -> None:
     (tmp_path / "x.gif").write_bytes(stream.getvalue())
     assert expanded(tmp_path / "x.gif").names == ["x.gif"]
     assert decode_image(tmp_path / "x.gif", side_px=512).remarks == ()
+
+
+def test_a_file_that_is_gone_is_left_out_beside_pages(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.jpg"
+    assert stamp_of(Page(gone, 0)) == stamp_of(gone) == (-1, -1)

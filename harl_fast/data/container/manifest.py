@@ -135,6 +135,11 @@ def find_container(folder: Path, split: str) -> Path:
     if found:
         both = " and ".join(map(str, found))
         raise DataError(f"{both} are both there: remove the one that is not meant")
+    if folder.is_file() or manifest_path(folder).is_file():
+        raise DataError(
+            f"{folder} is one split's container, set or manifest: give the folder that holds it, "
+            f"{folder.parent}"
+        )
     raise DataError(f"{folder} has neither {split}.beton nor a set {split}/. {REMEDY}")
 
 
@@ -283,6 +288,10 @@ def read_manifest(beton: Path) -> Manifest:
     """
     path = manifest_path(beton)
     if not path.exists():
+        if inside := [each for split in ("train", "val") for each in containers_in(beton, split)]:
+            raise DataError(
+                f"{beton} is the folder around containers: give one of them, such as {inside[0]}"
+            )
         raise DataError(
             f"{path} is missing: {beton} has no manifest beside it. {_remedy(beton, 'a container')}"
         )

@@ -28,6 +28,7 @@ from harl_fast.finetuning import FinetuneConfig
 from harl_fast.host import utc_time
 from harl_fast.model.names import Receipt
 from harl_fast.model.timm_network import PREFIX
+from harl_fast.model.weightfile import GIVEN
 from harl_fast.provenance import code_version, first_reason
 from harl_fast.runfiles import CHECKPOINT_NAME, LATEST
 from harl_fast.section import Section
@@ -262,6 +263,8 @@ def open_checkpoint(path: Path, *, verify: bool = False) -> Checkpoint:
     another format.
     """
     path, notes = Path(path), tuple[str, ...]()
+    if not path.exists() and not CHECKPOINT_NAME.fullmatch(path.stem):
+        raise CheckpointError(f"{path} does not exist: give {GIVEN}")
     if path.suffix in (".safetensors", ".json"):
         file = path.with_suffix(".safetensors")
     else:
