@@ -273,7 +273,8 @@ class _LogFile(logging.Handler):
 def _log_to(path: Path | None) -> None:
     """Keep all but errors of DeepSpeed off the terminal; ``path`` gets its every line."""
     for handler in ds_logger.handlers:
-        handler.setLevel(logging.ERROR)
+        if type(handler) is logging.StreamHandler:  # its own, of no one who listens to all logs
+            handler.setLevel(logging.ERROR)
     if path is not None:
         ds_logger.setLevel(logging.INFO)
         ds_logger.addHandler(_LogFile(path))

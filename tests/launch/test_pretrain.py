@@ -262,7 +262,7 @@ def test_a_failing_rank_fails_the_job(tmp_path: Path, data: Path, way: str) -> N
         (["--config", "demo"], ["train.beton", "make beton"]),
         (["--resume"], ["holds no run"]),
         (["--config", "demo", "--run", "/proc/none/run"], ["/proc/none/run cannot be written to"]),
-        (["--config", "demo", "--init-from", "nowhere"], ["nowhere", "holds no checkpoint"]),
+        (["--config", "demo", "--init-from", "nowhere"], ["nowhere", "does not exist"]),
     ],
 )
 def test_mistakes_end_with_code_2_and_one_message(
