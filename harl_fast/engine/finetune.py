@@ -178,22 +178,19 @@ class Finetuning(Training):
             batch_may_fall=self._batch_may_fall(),
             network=self.network,
             protocol=self.protocol or Path(self.preset or "finetune").stem,
-            remedy=(
-                self.results
-                and f"Give the same options, or move {self.run} away to train heads anew"
-            )
-            or "",
+            ckpt=self.ckpt,
+            allow_change=self.allow_change,
+            # Results stand elsewhere for `lineval` alone, which has no --resume.
+            remedy=f"Give the same options, or move {self.run} away to train heads anew"
+            if self.results
+            else "",
         )
         common = folder, self._config, engine_config, asked
         if self.mode == "eval" and is_before_the_first(folder.checkpoints):
             raise CheckpointError(
                 f"{folder.path} holds no checkpoint that could be judged: train it with --resume"
             )
-        if self.resume:
-            start = go_on(*common, ckpt=self.ckpt, allow_change=self.allow_change)
-        else:
-            assert self.ckpt is not None
-            start = first_start(*common, ckpt=self.ckpt)
+        start = go_on(*common) if self.resume else first_start(*common)
         start.notes.extend(self._told)
         self._start, self._classifier = start, network_of(start)
         self._loader = train_loader(start, machine)

@@ -17,6 +17,7 @@ from harl_fast.engine.labelled import TuneData, open_data
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.engine.resume import (
+    Changes,
     allowed_changes,
     change_text,
     check_unsaved,
@@ -52,6 +53,11 @@ class Asked:
     """What the checkpoint's network has to be, by key of section ``model``."""
     protocol: str
     """What results are to be named after."""
+    ckpt: Path | None = None
+    """Whose network a new run begins with; a run that goes on knows it, and compares it if given.
+    """
+    allow_change: Sequence[str] = ()
+    """Keys that may differ from those of the run that goes on."""
     remedy: str = ""
     """A sentence on what to do where a run would not go on as it began; for programs without
     --resume."""
@@ -75,10 +81,11 @@ def first_start(
     engine_config: EngineConfig,
     asked: Asked,
     *,
-    ckpt: Path,
     notes: Sequence[str] = (),
 ) -> TuneStart:
     """Return a start from step 0 with a checkpoint's network. Raises HarlError."""
+    ckpt = asked.ckpt
+    assert ckpt is not None  # the command line sees to it
     pretrained = load_pretrained(
         ckpt, mean=config.data.mean, std=config.data.std, size_px=config.image_size
     )
@@ -193,22 +200,14 @@ def checkpoint_facts(pretrained: Pretrained) -> dict[str, Any]:
 
 
 def go_on(
-    folder: RunFolder,
-    config: FinetuneConfig,
-    engine_config: EngineConfig,
-    asked: Asked,
-    *,
-    ckpt: Path | None,
-    allow_change: Sequence[str],
+    folder: RunFolder, config: FinetuneConfig, engine_config: EngineConfig, asked: Asked
 ) -> TuneStart:
     """Return the start of a run that goes on after its latest checkpoint, or begins again.
 
     Raises HarlError if it would not go on as it began, or its files are damaged.
     """
     if is_before_the_first(folder.checkpoints):
-        return _begin_again(
-            folder, config, engine_config, asked, ckpt=ckpt, allow_change=allow_change
-        )
+        return _begin_again(folder, config, engine_config, asked)
     checkpoint, run_id = open_latest(folder)
     record = checkpoint.record
     if record.finetune is None:
@@ -216,13 +215,12 @@ def go_on(
             f"{folder.path} holds a pretraining: continue that with launch/pretrain.py --resume, "
             f"or fine-tune it with --ckpt {folder.path} and another --run"
         )
-    if ckpt is not None and not record.finetune.random:
-        _check_origin(ckpt, record.data["pretrained"], folder.path)
+    if asked.ckpt is not None and not record.finetune.random:
+        _check_origin(asked.ckpt, record.data["pretrained"], folder.path)
     now = _as_before(config, engine_config, asked, before=record.finetune)
     (config, engine_config), pair = now, (record.finetune, recorded_engine(checkpoint))
     _check_network(asked, config.model, where=folder.path)
-    about = {"where": str(checkpoint.path), "remedy": asked.remedy}
-    changes = allowed_changes(pair, now, allowed=allow_change, **about)
+    changes = _changes(pair, now, asked, where=checkpoint.path)
     subset = folder.subset if folder.subset.exists() else config.subset
     found = open_data(asked.data, config, subset=subset, needs_val=asked.needs_val)
     _check_images(record.data, found.facts(), asked)
@@ -243,13 +241,7 @@ def go_on(
 
 
 def _begin_again(
-    folder: RunFolder,
-    config: FinetuneConfig,
-    engine_config: EngineConfig,
-    asked: Asked,
-    *,
-    ckpt: Path | None,
-    allow_change: Sequence[str],
+    folder: RunFolder, config: FinetuneConfig, engine_config: EngineConfig, asked: Asked
 ) -> TuneStart:
     """Return the start of a run that ended before its first checkpoint was complete.
 
@@ -261,25 +253,32 @@ def _begin_again(
         known = check_unsaved(folder, checkpoint_epochs=before.log.checkpoint_epochs)
         now = config, engine_config = _as_before(config, engine_config, asked, before=before)
         engine_before = first_engine(folder.engine) if folder.engine.exists() else engine_config
-        about = {"where": str(folder.path), "remedy": asked.remedy}
-        changes = allowed_changes((before, engine_before), now, allowed=allow_change, **about)
-    asked = replace(asked, protocol=str(known.data.get("protocol", asked.protocol)))
-    sources = [start.init_from for start in known.starts[:1] if start.init_from]
+        changes = _changes((before, engine_before), now, asked, where=folder.path)
+    ckpt, origin = asked.ckpt, known.data.get("pretrained")
+    sources = [Path(start.init_from) for start in known.starts[:1] if start.init_from]
     if ckpt is None and not sources:
         raise CheckpointError(f"{folder.path} has no checkpoint yet: give --ckpt again")
-    if ckpt is not None and not config.random and isinstance(known.data.get("pretrained"), dict):
-        _check_origin(ckpt, known.data["pretrained"], folder.path)
-    start = first_start(
-        folder,
-        config,
-        engine_config,
-        asked,
-        ckpt=ckpt or Path(sources[0]),
-        notes=[f"{folder.path} has no complete checkpoint yet: the run begins again"],
-    )
+    if ckpt is not None and not config.random and isinstance(origin, dict):
+        _check_origin(ckpt, origin, folder.path)
+    named = str(known.data.get("protocol", asked.protocol))
+    asked = replace(asked, protocol=named, ckpt=ckpt or sources[0])
+    notes = [f"{folder.path} has no complete checkpoint yet: the run begins again"]
+    start = first_start(folder, config, engine_config, asked, notes=notes)
     if "ids_sha256" in known.data:
         _check_images(known.data, start.facts, asked)
     return replace(start, changes=changes)
+
+
+def _changes(
+    before: tuple[FinetuneConfig, EngineConfig],
+    now: tuple[FinetuneConfig, EngineConfig],
+    asked: Asked,
+    *,
+    where: Path,
+) -> Changes:
+    """Return what differs from a run so far as the user allows it; see `allowed_changes`."""
+    allowed, remedy = asked.allow_change, asked.remedy
+    return allowed_changes(before, now, allowed=allowed, where=str(where), remedy=remedy)
 
 
 def _as_before(

@@ -110,7 +110,7 @@ class Evidence:
             **read_json(scores, error=DataError),
             "counts": {split: each.count for split, each in manifests.items()},
             "judged_on": {split: each.beton_sha256 for split, each in manifests.items()},
-            "machine": f"{usable_cores()} cores of {cpu()[0] or 'an unknown processor'}",
+            "machine": f"{cpu()[0] or 'unknown processor'}, cores: {usable_cores()}",
             "code": code_version(),
             **(self._of_training(trial, folder) if trial.arm.trained else {}),
         }

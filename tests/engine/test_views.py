@@ -115,18 +115,29 @@ def test_the_announcement_speaks_of_compilation(
     assert "torch.compile will compile again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stop", [STEPS - 2, STEPS])
-def test_a_run_resumed_before_or_at_the_change_equals_a_whole_one(
-    machine: Machine, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, stop: int
-) -> None:
-    """With the real loader, which a resumed run builds for the epoch it starts in."""
-    changes = (GROWING, "data.colour=loader")
-    config = tiny_config(tmp_path, overrides=changes)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+def in_parts(
+    machine: Machine,
+    folder: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    changes: tuple[str, ...],
+    stop: int,
+    sizes: list[int],
+) -> Path:
+    """Assert that a run stopped after ``stop`` steps and resumed equals a whole one; return that.
+
+    With the real loader, which a resumed run builds for the epoch it starts in: its views have
+    ``sizes`` in pixels.
+    """
+    config, whole, parts = (
+        tiny_config(folder, overrides=changes),
+        folder / "whole",
+        folder / "parts",
+    )
     whole.mkdir(), parts.mkdir()
     loader = build_loader(config, engine_config(), machine, data=data)
     assert prepare(machine, whole, loader=loader, config=changes).run() == 0
-
     run = prepare(machine, parts, loader=loader, config=changes)
     with monkeypatch.context() as patched:
         stop_at(run, stop, patched)
@@ -134,34 +145,35 @@ def test_a_run_resumed_before_or_at_the_change_equals_a_whole_one(
     loader.close()
     saved = open_checkpoint(parts)
     again = build_loader(config, engine_config(), machine, data=data, epoch=saved.record.epoch)
-    assert [view.size_px for view in again.views] == [32 if stop < STEPS else 48] * 2
-    rest = prepare(machine, parts, loader=again, config=changes, checkpoint=saved)
-    assert rest.run() == 0
+    assert [view.size_px for view in again.views] == sizes
+    assert prepare(machine, parts, loader=again, config=changes, checkpoint=saved).run() == 0
     again.close()
     assert_same(whole, parts)
+    return whole
+
+
+@pytest.mark.parametrize(("stop", "size_px"), [(STEPS - 2, 32), (STEPS, 48)])
+def test_a_run_resumed_before_or_at_the_change_equals_a_whole_one(
+    machine: Machine,
+    tmp_path: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: int,
+    size_px: int,
+) -> None:
+    changes, sizes = (GROWING, "data.colour=loader"), [size_px] * 2
+    in_parts(machine, tmp_path, data, monkeypatch, changes=changes, stop=stop, sizes=sizes)
 
 
 def test_a_multi_crop_run_resumed_within_an_epoch_equals_a_whole_one(
     machine: Machine, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With views that grow, the real loader, and a faster predictor of the small views' own."""
+    """With views that grow, and a faster predictor of the small views' own."""
     changes = (CROPS, GROWING, "model.predictor_per=role", "optim.predictor_lr_scale=4")
-    config = tiny_config(tmp_path, overrides=changes)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir(), parts.mkdir()
-    loader = build_loader(config, engine_config(), machine, data=data)
-    assert prepare(machine, whole, loader=loader, config=changes).run() == 0
-    run = prepare(machine, parts, loader=loader, config=changes)
-    with monkeypatch.context() as patched:
-        stop_at(run, STEPS + 2, patched)
-        assert run.run() == 0
-    loader.close()
-    saved = open_checkpoint(parts)
-    again = build_loader(config, engine_config(), machine, data=data, epoch=saved.record.epoch)
-    assert [view.size_px for view in again.views] == [48, 48, 16, 16]
-    assert prepare(machine, parts, loader=again, config=changes, checkpoint=saved).run() == 0
-    again.close()
-    assert_same(whole, parts)
+    sizes = [48, 48, 16, 16]
+    whole = in_parts(
+        machine, tmp_path, data, monkeypatch, changes=changes, stop=STEPS + 2, sizes=sizes
+    )
     names = open_checkpoint(whole).tensors("optim")
     assert "momentum_buffer.online_predictor.out.weight" in names
 
