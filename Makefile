@@ -20,7 +20,7 @@ DATASET_ROOT =
 PROTOCOL =
 KNN =
 SUBSET =
-# A tree of mask files, or a cache that `make masks` made.
+# A tree of mask files, such as `make masks` makes.
 MASKS =
 MAX_RESOLUTION =
 QUALITY =
@@ -39,7 +39,7 @@ ADD =
 SHARD_SIZE =
 # Address of a Ray cluster that converts the shards; auto: this machine's.
 RAY =
-# heuristic, {selftrained: FILE}, {onnx: FILE}, {png: DIR}, {cache: DIR}, center, full, shuffled or
+# heuristic, {selftrained: FILE}, {onnx: FILE}, {png: DIR}, center, full, shuffled or
 # {noise: P}; with parameters as {name: {key: value, ...}}.
 MASK_METHOD =
 # I/N: part I of N, for `masks` on several machines.
@@ -210,7 +210,7 @@ beton: setup ## Turn images into containers [DATA=<folder or list> | ADD=<folder
 		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "containers: $(OUT)"
 
-masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<cache>] [MASK_METHOD=] [SHARD=]
+masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<folder>] [MASK_METHOD=] [SHARD=]
 	"$(BIN)/python" -m preprocess.masks --data "$(DATA)" --out "$(or $(MASKS),$(OUT)/masks)" \
 		$(call option,--source,$(SOURCE)) $(call option,--val,$(VAL)) \
 		$(call option,--mask-method,$(MASK_METHOD)) $(call option,--shard,$(SHARD)) \

@@ -16,7 +16,7 @@ from harl_fast.data.container.manifest import (
 )
 from harl_fast.errors import DataError
 from harl_fast.files import write_json
-from preprocess.masks.registry import SUPERVISION
+from preprocess.masks.registry import most_supervised
 from preprocess.masks.sources import MaskList
 from preprocess.places import Place
 from preprocess.publish import ASIDE, Moves
@@ -168,9 +168,8 @@ def _write_set(
     added = merge_manifests(fresh, [])
     history.append(_event(added, first=existing.manifest.count if existing else 0))
     merged = merge_manifests(shards, history)
-    ranks = list(SUPERVISION)
-    served = {manifest.mask["supervision"] for _, manifest in shards}
-    mask = {**merged.mask, "supervision": max(served, key=ranks.index)}
+    served = most_supervised(manifest.mask["supervision"] for _, manifest in shards)
+    mask = {**merged.mask, "supervision": served}
     write_manifest(beton, replace(merged, mask=mask, skipped=len(report["skipped"])))
 
 

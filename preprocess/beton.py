@@ -48,7 +48,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--masks",
         type=Path,
         metavar="TREE",
-        help="mask files TREE/train/<class>/<stem>.png, or a cache of `python -m preprocess.masks`",
+        help="mask files TREE/train/<class>/<stem>.png, such as `python -m preprocess.masks` makes",
     )
     add(
         "--mask-method",

@@ -42,7 +42,7 @@ def build(
 ) -> list[Manifest]:
     """Write <split>.beton, or the set <split>/, to ``place`` for each split of a source.
 
-    masks: a tree of mask files or a cache, which come before the settings' mask method.
+    masks: a tree of mask files, which come before the settings' mask method.
     shard_size: images per shard, see `cut`. base: the set to which the images are added.
     ray: address of a cluster that converts the shards, see `cluster`.
     finished: what `finish` returned just now. Shards that the same conversion made before it was
@@ -55,7 +55,7 @@ def build(
     }
     plans = []
     for name, mask_list in lists.items():
-        _check_cache(mask_list, settings)
+        _check_masks(mask_list, settings)
         there = base.splits[name] if base else None
         plans.append(_plan(name, mask_list, source, settings, shard_size, there))
         _check_outputs(place, plans[-1])
@@ -136,24 +136,25 @@ def _check_leftover(place: Place, source: Source) -> None:
         )
 
 
-def _check_cache(masks: MaskList, settings: Settings) -> None:
-    if masks.cache is None:
+def _check_masks(masks: MaskList, settings: Settings) -> None:
+    """Compare how `make masks` made the mask files, if it did, with how images are stored."""
+    if masks.made is None:
         return
     if settings.mask_size > CANVAS_PX:
         raise DataError(
-            f"--mask-size {settings.mask_size}: a cache holds masks of {CANVAS_PX} px; give a size "
-            f"of at most that, or leave the cache out"
+            f"--mask-size {settings.mask_size}: `python -m preprocess.masks` makes masks of "
+            f"{CANVAS_PX} px; give a size of at most that, or leave --masks out"
         )
-    made_at = masks.cache.info["max_resolution"]
+    made_at = masks.made["max_resolution"]
     if made_at != settings.max_resolution:
         print(
-            f"note: the cached masks were made at --max-resolution {made_at}, not "
+            f"note: the masks were made at --max-resolution {made_at}, not "
             f"{settings.max_resolution}: they serve, but differ a little from fresh ones"
         )
-    made_with = masks.cache.info.get("reading", DEFAULT_READING.facts())
+    made_with = masks.made.get("reading", DEFAULT_READING.facts())
     if made_with != settings.reading.facts():
         print(
-            f"note: the cached masks were made of files read as {made_with}, not as "
+            f"note: the masks were made of files read as {made_with}, not as "
             f"{settings.reading.facts()}: they serve, but may differ from fresh ones"
         )
 

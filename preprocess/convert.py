@@ -31,7 +31,7 @@ class Settings:
     """JPEG quality, 1 to 100."""
     mask_size: int
     mask_method: MethodSpec
-    """Serves every image without a usable mask file or cached mask."""
+    """Serves every image without a usable mask file."""
     store: Store = DEFAULT_STORE
     reading: Reading = DEFAULT_READING
 
@@ -64,6 +64,8 @@ class Sample(NamedTuple):
     """The method found nothing sound and the centre ellipse serves."""
     mask_problem: str = ""
     """Why a fall-back's mask serves, and which; empty if none does."""
+    edited: bool = False
+    """Of `MaskResult`."""
     reencoded: str = ""
     """Why passthrough did not take the file's own bytes; empty if it did or was not asked for."""
     warning: str = ""
@@ -110,7 +112,7 @@ def _draft(
     side_px, reading = settings.max_resolution, settings.reading
     wanted = task.mask or MaskRequest(task.name, task.image)
     own = wanted.name == task.name
-    looked_at = own and looks and wanted.file is None and wanted.cached is None
+    looked_at = own and looks and wanted.file is None
     sample = Sample(name=task.name, label=task.label)
     rgb, frame = None, None
     if settings.store.kind == "passthrough":
@@ -145,4 +147,6 @@ def _draft(
 
 def _masked(sample: Sample, found: MaskResult, bits: dict[int, bytes]) -> Sample:
     mask = bits[id(found.mask)]
-    return sample._replace(mask=mask, stand_in=found.stand_in, mask_problem=found.problem)
+    return sample._replace(
+        mask=mask, stand_in=found.stand_in, mask_problem=found.problem, edited=found.edited
+    )

@@ -32,7 +32,7 @@ from harl_fast.files import sha256_file, write_json
 from harl_fast.host import utc_time
 from harl_fast.kinds import Text, of_kind
 from preprocess.convert import Sample, Settings, Task
-from preprocess.masks.registry import CHUNK
+from preprocess.masks.registry import CHUNK, UNKNOWN, most_supervised
 from preprocess.masks.sources import MaskList
 from preprocess.places import LocalPlace, Place
 from preprocess.prints import prints_path, write_prints
@@ -107,6 +107,8 @@ class Tally:
     replaced: list[Rejected] = field(default_factory=list)
     """Masks that a fall-back had to make."""
     stand_ins: int = 0
+    edited: int = 0
+    """Masks from users' own files in a tree that `make masks` made."""
     coverage: float = 0.0
     """Sum of the masks' foreground shares."""
     empty: int = 0
@@ -144,6 +146,7 @@ class Tally:
             self.replaced.append(Rejected(sample.name, sample.mask_problem))
         share = int.from_bytes(sample.mask, "big").bit_count() / (8 * len(sample.mask))
         self.stand_ins += sample.stand_in
+        self.edited += sample.edited
         self.coverage += share
         self.empty += share == 0.0
         self.full += share == 1.0
@@ -239,9 +242,12 @@ def _store_facts(tally: Tally, settings: Settings) -> dict[str, Any]:
 
 
 def _mask_facts(tally: Tally, job: Job) -> dict[str, Any]:
-    count = len(tally.names)
+    count, facts = len(tally.names), job.mask_facts[bool(tally.replaced)]
+    if tally.edited:  # mask files do not tell what they were made by
+        level = most_supervised((facts["supervision"], UNKNOWN))
+        facts = {**facts, "supervision": level, "edited": tally.edited}
     return {
-        **job.mask_facts[bool(tally.replaced)],
+        **facts,
         "size": job.settings.mask_size,
         "coverage_mean": tally.coverage / count,
         "empty_share": tally.empty / count,

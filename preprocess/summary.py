@@ -26,8 +26,12 @@ def summarise(
     report = read_report(place, listing)
     mask, counts = manifest.mask, manifest.class_counts
     notes = [f"{one_line(masks.title)} ({SUPERVISION[mask['supervision']]})"]
-    for key, what in (("fallbacks", "fall-backs"), ("stand_ins", "centre ellipses")):
-        number = mask[key]
+    for key, what in (
+        ("fallbacks", "fall-backs"),
+        ("stand_ins", "centre ellipses"),
+        ("edited", "of your own"),
+    ):
+        number = mask.get(key, 0)
         notes += [f"{what} {number:,} ({number / manifest.count:.1%})"] if number else []
     kinds = "no labels"
     if counts:

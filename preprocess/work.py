@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +86,6 @@ class Inputs:
         with Progress(count, label=f"looking at {split}", least_s=2.0) as progress:
             for index in range(count):
                 images[index] = stamp_of(masks.split.image(index))
-                # A cache is in the recipe as a whole: finding single masks in it takes long.
                 request = masks.request(index) if masks.has_files else None
                 if request is not None and request.file is not None:
                     others[index] = stamp_of(request.file)
@@ -147,16 +145,13 @@ def recipe(
 
     first: sample id of the first image; not 0 if images are added to a set.
     """
-    cache: list[Any] = []
-    if masks.cache is not None:
-        cache = [[path.name, *_file_stamp(path)] for path in masks.cache.files]
     return {
         "format": str(_FORMAT),
         "tools": json.dumps(tool_versions()),
         **{each.name: str(getattr(settings, each.name)) for each in fields(settings)},
         "data": f"{source.name} {masks.split.root.resolve() if masks.split.root else ''}",
         "classes": json.dumps(source.classes),
-        "masks": json.dumps([str(masks.spec), masks.facts, [str(m) for m in masks.methods], cache]),
+        "masks": json.dumps([str(masks.spec), masks.facts, [str(m) for m in masks.methods]]),
         "shard size": str(shard_size),
         "first": str(first),
     }

@@ -1,4 +1,4 @@
-"""Foreground masks: methods, mask files, caches; see `preprocess.masks.registry` for the table."""
+"""Foreground masks: methods and mask files; see `preprocess.masks.registry` for the table."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Makes masks apart from conversion: `python -m preprocess.masks --data FOLDER --out CACHE`."""
+"""Makes masks apart from conversion: `python -m preprocess.masks --data FOLDER --out TREE`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the checked command line."""
     parser = Parser(
         prog="python -m preprocess.masks",
-        description="Make the masks of all images of a source into a cache, which "
-        " `python -m preprocess.beton --masks CACHE` reads. A run that was stopped continues "
-        "where it was: run it again.",
+        description="Make the masks of all images of a source as PNG files, TREE/train/<class>/"
+        "<stem>.png, which `python -m preprocess.beton --masks TREE` reads. A run that was stopped "
+        "continues where it was: run it again. Files that you edit stay as they are.",
         epilog="Exit code: 0 all is there, 2 it cannot be done, 130 interrupted.",
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="images, as for the conversion")
-    add("--out", type=Path, required=True, metavar="CACHE", help="folder of the masks")
+    add("--out", type=Path, required=True, metavar="TREE", help="folder of the masks")
     add(
         "--mask-method",
         type=checked(lambda text: masks.parse_spec(text)),  # imported when it is used
@@ -53,7 +53,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=checked(_shard),
         default=(1, 1),
         metavar="I/N",
-        help="do part I of N, for N machines; share the folder CACHE, or copy all into one",
+        help="do part I of N, for N machines; share the folder TREE, or copy all into one",
     )
     number = whole_number(1, 1024)
     add("--workers", type=number, default=usable_cores(), metavar="N", help="processes")
@@ -71,11 +71,11 @@ def _shard(text: str) -> tuple[int, int]:
 with head(__name__, parse):
     from harl_fast.jit import require_compiler
     from preprocess.images.settle import settle
-    from preprocess.masks import cache
+    from preprocess.masks.fill import fill_split, make_masks
     from preprocess.masks.registry import SUPERVISION, find_method, supervision, try_method
-    from preprocess.masks.runner import fill_split, make_masks
     from preprocess.masks.sources import FALLBACK
     from preprocess.masks.spec import MethodSpec
+    from preprocess.masks.tree import MaskTree, claim, describe, locked_shard
     from preprocess.sources.pages import with_pages
 
 
@@ -86,9 +86,9 @@ def main(argv: list[str] | None = None) -> int:
     spec: MethodSpec = args.mask_method
     if find_method(spec.name).open is None:
         raise ConfigError(
-            f"mask method {spec}: {find_method(spec.name).about}; it needs no cache. Give it to "
-            f"`python -m preprocess.beton --mask-method`, as "
-            f"{{{spec.name}: {{base: {{cache: {args.out}}}}}}} if its base is made here"
+            f"mask method {spec}: {find_method(spec.name).about}; it is not made here. Give it "
+            f"to `python -m preprocess.beton --mask-method`, as "
+            f"{{{spec.name}: {{base: {{png: {args.out}}}}}}} if its base is"
         )
     methods = tuple(dict.fromkeys((spec, FALLBACK)))
     _check_place(args.out, args.data)
@@ -100,18 +100,24 @@ def main(argv: list[str] | None = None) -> int:
         source = with_pages(source)
     train = source.splits["train"]
     reading = settle(reading, len(train.names), train.image)
-    info = cache.describe(spec, max_resolution=args.max_resolution, reading=reading)
+    info = describe(spec, max_resolution=args.max_resolution, reading=reading)
+    tree = MaskTree(args.out, splits=False, info=info)
+    contested = tree.contested([name for one in source.splits.values() for name in one.names])
     make = functools.partial(
-        make_masks, methods=methods, max_resolution=args.max_resolution, reading=reading
+        make_masks,
+        methods=methods,
+        key=tree.key,
+        max_resolution=args.max_resolution,
+        reading=reading,
     )
     what = f"{spec} ({SUPERVISION[supervision(spec)]})"
     print(one_line(f"masks: {what} into {args.out}"), flush=True)
-    sharing = {"key": cache.key_of(info), "shard": args.shard, "workers": args.workers}
+    sharing = {"contested": contested, "shard": args.shard, "workers": args.workers}
     try:
-        with cache.locked_shard(args.out, args.shard):
-            cache.claim(args.out, info)
+        with locked_shard(args.out, args.shard):
+            claim(args.out, info)
             for name, split in source.splits.items():
-                fill_split(args.out, name, split, make, **sharing)
+                fill_split(tree, name, split, make, **sharing)
     except KeyboardInterrupt:
         to_stderr(f"interrupted: finished files stay in {args.out}; the same command continues")
         return 130

@@ -15,8 +15,8 @@ from preprocess.images.arrays import Map, Mask, Pixels
 from preprocess.masks.heuristic.binary import centre_prior
 
 CANVAS_PX = 128
-"""Side of the frame in which cells are flipped and caches keep masks. A method's mask whose side
-does not divide it is brought to it, so that a mask is the same by way of a cache and without."""
+"""Side of the frame in which cells are flipped and mask files are made. A method's mask whose side
+does not divide it is brought to it, so that a mask is the same by way of a file and without."""
 
 
 def center_map(rgb: Pixels, *, sigma: Annotated[float, Field(ge=0.01, le=10)] = 0.3) -> Map:

@@ -13,7 +13,7 @@ import hashlib
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,16 +134,11 @@ MASK_METHODS: dict[str, MaskMethod] = {
         open_onnx, about="any saliency network, such as u2netp.onnx", supervision=EXTERNAL
     ),
     "png": MaskMethod(
-        "mask files DIR/train/<class>/<stem>.png, as HARL's authors publish them",
+        "mask files DIR/train/<class>/<stem>.png, as HARL's authors publish them or `python -m "
+        "preprocess.masks` makes them",
         _Folder,
         supervision=UNKNOWN,
         module="preprocess.masks.sources",
-    ),
-    "cache": MaskMethod(
-        "what `python -m preprocess.masks` made",
-        _Folder,
-        supervision=UNKNOWN,
-        module="preprocess.masks.cache",
     ),
     "center": of_one_image(center_map, about="control: a disc in the middle", fixed=True),
     "full": of_one_image(full_map, about="control: the whole image", fixed=True),
@@ -283,6 +278,11 @@ def method_facts(spec: MethodSpec) -> dict[str, Any]:
 def supervision(spec: MethodSpec) -> str:
     """Return a method's key of `SUPERVISION`."""
     return supervision(spec["base"]) if "base" in spec else find_method(spec.name).supervision
+
+
+def most_supervised(levels: Iterable[str]) -> str:
+    """Return the last of some keys of `SUPERVISION` in its order."""
+    return max(levels, key=list(SUPERVISION).index)
 
 
 def _checked_file(spec: MethodSpec) -> Path:

@@ -1,32 +1,24 @@
-"""Produces a mask per image: mask file, cache, each method in turn, then a centred ellipse.
+"""Produces a mask per image: mask file, each method in turn, then a centred ellipse.
 
-`find_masks` does so for a few images in a worker; `fill_split` runs it over a split into a cache.
+`find_masks` does so for a few images in a worker.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from harl_fast.data.container.fields import pack_mask, unpack_mask
-from harl_fast.errors import one_line
-from harl_fast.files import Progress
-from harl_fast.pool import ordered_map
 from preprocess.images.arrays import Map, Mask, Pixels
 from preprocess.images.decode import Frame, decode_image, read_mask, shrink, stored_size
-from preprocess.images.members import FileRef, ImageRef
+from preprocess.images.members import ImageRef
 from preprocess.images.reading import DEFAULT_READING, Reading, UnusableImageError
-from preprocess.masks import cache
-from preprocess.masks.cachefile import CachedMask, Fingerprint, write_masks
 from preprocess.masks.controls import CANVAS_PX, flip_cells, to_canvas
 from preprocess.masks.heuristic.binary import centre_ellipse
+from preprocess.masks.maskfile import find_made
 from preprocess.masks.registry import (
     CHUNK,
     INPUT_PX,
@@ -36,7 +28,6 @@ from preprocess.masks.registry import (
     to_mask,
 )
 from preprocess.masks.spec import MethodSpec
-from preprocess.sources import Split
 
 
 class Flip(NamedTuple):
@@ -56,9 +47,10 @@ class MaskRequest(NamedTuple):
     """The image that the mask belongs to."""
     file: Path | None = None
     """Its mask's file, whether it exists or not."""
-    cached: CachedMask | None = None
+    key: str = ""
+    """Of the tree, if `make masks` made it, see `MaskTree.key`."""
     lacking: str = ""
-    """Why there is neither, where one of them was asked for."""
+    """Why there is no file, where one was asked for."""
     flips: tuple[Flip, ...] = ()
 
 
@@ -71,6 +63,8 @@ class MaskResult(NamedTuple):
     """A centre ellipse, because nothing sound was found."""
     problem: str
     """Why a fall-back serves, and which; empty if none does."""
+    edited: bool = False
+    """A user's own file in a tree that `make masks` made."""
 
 
 class LazyImage:
@@ -122,7 +116,7 @@ class LazyImage:
 def find_masks(images: Sequence[LazyImage], methods: Sequence[MethodSpec]) -> list[MaskResult]:
     """Return each image's mask, with its cells flipped where asked for.
 
-    Mask files and caches come first, then ``methods`` in turn, then the centre ellipse. A method
+    Mask files come first, then ``methods`` in turn, then the centre ellipse. A method
     gets all images that still need a mask in one call.
     """
     results: list[MaskResult | None] = []
@@ -153,20 +147,17 @@ def find_masks(images: Sequence[LazyImage], methods: Sequence[MethodSpec]) -> li
 
 def _existing(image: LazyImage) -> MaskResult | str:
     """Return a mask that exists already, or why there is none."""
-    request, cached = image.request, image.request.cached
-    if request.file is not None:
-        try:
-            return MaskResult(read_mask(request.file, image.frame()), False, "")
-        except UnusableImageError as error:
-            return str(error)
-    if cached is None:
+    request = image.request
+    if request.file is None:
         return request.lacking
-    if isinstance(request.image, np.ndarray) or not cached.image.fits(request.image):
-        return f"{request.name} has changed since its mask was made"
-    if not cached.bits:
-        return cached.problem
-    mask = unpack_mask(np.frombuffer(cached.bits, np.uint8), size=CANVAS_PX)
-    return MaskResult(mask, cached.stand_in, cached.problem)
+    try:
+        made = find_made(request.file, request.image, key=request.key) if request.key else None
+        if made is None:
+            own = read_mask(request.file, image.frame())
+            return MaskResult(own, False, "", edited=bool(request.key))
+    except UnusableImageError as error:
+        return str(error)
+    return MaskResult(made.mask, made.record.stand_in, made.record.problem)
 
 
 def _masks(spec: MethodSpec, images: Sequence[LazyImage]) -> list[tuple[Mask, bool] | str]:
@@ -213,121 +204,3 @@ def _tried(spec: MethodSpec, images: list[Pixels]) -> list[Map | str]:
             return [answer for image in images for answer in _tried(spec, [image])]
         return [f"{spec.name}: {type(error).__name__}: {error}"]
     return list(softs)
-
-
-def make_masks(
-    tasks: list[tuple[str, FileRef]],
-    methods: tuple[MethodSpec, ...],
-    *,
-    max_resolution: int,
-    reading: Reading = DEFAULT_READING,
-) -> list[CachedMask]:
-    """Return the masks of some images by name and place, for a cache; what a worker does."""
-    made: list[CachedMask] = []
-    images: list[LazyImage] = []
-    for name, file in tasks:
-        image = LazyImage(MaskRequest(name, file), side_px=max_resolution, reading=reading)
-        found_as, problem = cache.NO_FILE, ""
-        try:
-            found_as = Fingerprint.of(file)  # before the pixels, lest a change go unnoticed
-            image.pixels()
-            images.append(image)
-        except (UnusableImageError, OSError) as error:
-            problem = f"the image does not read: {error}"
-        made.append(CachedMask(name, b"", False, problem, found_as))
-    found = iter(find_masks(images, methods))
-    for place, one in enumerate(made):
-        if not one.problem:
-            mask, stand_in, problem = next(found)
-            bits = pack_mask(to_canvas(mask)).tobytes()
-            made[place] = one._replace(bits=bits, stand_in=stand_in, problem=problem)
-    return made
-
-
-MakeMasks = Callable[[list[tuple[str, FileRef]]], list[CachedMask]]
-"""`make_masks` with its settings."""
-
-
-def fill_split(
-    folder: Path,
-    name: str,
-    split: Split,
-    make: MakeMasks,
-    *,
-    key: str,
-    shard: tuple[int, int],
-    workers: int,
-) -> None:
-    """Make the cache files of one split that belong to a shard and are missing or stale.
-
-    folder, key: of the cache. shard: I, N of the I-th of N.
-    """
-    size = cache.FILE_IMAGES
-    count = -(-len(split.names) // size)
-    own = range(shard[0] - 1, count, shard[1])
-    todo: dict[Path, list[tuple[str, FileRef]]] = {}
-    reasons = Counter[str]()
-    for number in own:
-        path = cache.file_path(folder, name, number)
-        rows = range(number * size, min((number + 1) * size, len(split.names)))
-        tasks = [(split.names[row], split.file(row)) for row in rows]
-        if why := cache.stale(path, tasks, key=key):
-            todo[path] = tasks
-            reasons[why] += why != "missing"
-    for why, files in (+reasons).items():
-        print(f"{name}: made again: {files} file(s): {one_line(why)}")
-    cache.tidy(folder / name, own, count=count)
-    masks = _made(todo, make, label=f"masks of {name}", key=key, workers=workers)
-    _summarise(name, masks, kept=len(own) - len(todo), files=len(own))
-    if count > len(own):
-        print(f"  {count - len(own)} files belong to other shards")
-
-
-def _made(
-    files: dict[Path, list[tuple[str, FileRef]]],
-    make: MakeMasks,
-    *,
-    label: str,
-    key: str,
-    workers: int,
-) -> Iterator[CachedMask]:
-    """Write each file with the masks of the images named, and yield these masks."""
-    if not files:
-        return
-    chunks = [
-        tasks[start : start + CHUNK]
-        for tasks in files.values()
-        for start in range(0, len(tasks), CHUNK)
-    ]
-    results = ordered_map(
-        make,
-        chunks,
-        workers=min(workers, len(chunks)),
-        describe=lambda task: f"{task[0][0]} to {task[-1][0]}",
-    )
-    with contextlib.closing(results), Progress(sum(map(len, chunks)), label=label) as progress:
-        for path, tasks in files.items():
-            masks: list[CachedMask] = []
-            while len(masks) < len(tasks):
-                made = next(results)
-                masks += made
-                progress.advance(len(made))
-            write_masks(path, masks, key=key)
-            yield from masks
-
-
-def _summarise(name: str, masks: Iterator[CachedMask], *, kept: int, files: int) -> None:
-    start, count, counts, first = time.monotonic(), 0, Counter[str](), ""
-    for mask in masks:
-        count += 1
-        counts["unreadable images"] += not mask.bits
-        counts["centre ellipses"] += mask.stand_in
-        counts["fall-backs"] += bool(mask.problem) and bool(mask.bits)
-        first = first or (mask.problem and f"{mask.name}: {mask.problem}")
-    seconds = max(time.monotonic() - start, 1e-9)
-    shares = ", ".join(f"{what} {n:,} ({n / count:.1%})" for what, n in counts.items() if count)
-    print(f"{name}: {files} files of masks, {kept} of them there before", flush=True)
-    if count:
-        print(f"  {count:,} masks made now, {count / seconds:,.0f} images/s; {shares}")
-    if first:
-        print(f"  first problem: {one_line(first)}")

@@ -9,49 +9,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.errors import ConfigError, DataError
+from harl_fast.data.order import spread
+from harl_fast.errors import ConfigError, DataError, one_line
 from harl_fast.textfile import dump_yaml
-from preprocess.masks.cache import SAMPLE, CacheReader, is_cache, open_cache
+from preprocess.images.reading import UnusableImageError
 from preprocess.masks.controls import derangement
+from preprocess.masks.maskfile import find_made
 from preprocess.masks.registry import (
-    SUPERVISION,
     find_method,
     method_facts,
+    most_supervised,
     parse_spec,
     try_method,
 )
 from preprocess.masks.runner import Flip, MaskRequest
 from preprocess.masks.spec import MethodSpec
+from preprocess.masks.tree import MaskTree, made_tree
 from preprocess.sources import Split
 from preprocess.sources.layout import HELD_OUT
-from preprocess.sources.pages import PAGE
 
 FALLBACK = parse_spec("heuristic")
 """Serves where another method fails on an image; where it fails itself, the centre ellipse does."""
 
 
+SAMPLE = 200
+"""A tree of which none of this many masks is there, or fits, is taken for the wrong one."""
 LISTED = parse_spec("{png: list}")
 """What manifests say of mask files that a list of images names."""
-
-
-@dataclass(frozen=True)
-class MaskTree:
-    """Where one split's mask files lie."""
-
-    folder: Path
-    """Holds ``<class>/<stem>.png``, or what else the images' names are."""
-    splits: bool = True
-    """Whether it stands for the first folder of the names, such as train/."""
-
-    def path(self, name: str) -> Path:
-        """Return the mask file of an image name such as ``train/<class>/<stem>.jpg``.
-
-        That of the second page of ``<stem>.tif`` is ``<stem>#2.png``.
-        """
-        inner = PurePosixPath(*PurePosixPath(name).parts[self.splits :])
-        page = PAGE.search(inner.suffix)
-        mark = page[0] if page else ""
-        return self.folder / inner.with_suffix("").with_name(f"{inner.stem}{mark}.png")
 
 
 @dataclass(frozen=True)
@@ -61,23 +45,27 @@ class MaskList:
     spec: MethodSpec
     """What was asked for."""
     methods: tuple[MethodSpec, ...]
-    """Tried in turn on images without a mask file or cached mask."""
+    """Tried in turn on images without a mask file."""
     split: Split
     partners: npt.NDArray[np.int64]
     """(N,): whose mask each image gets; mostly its own."""
     flips: tuple[tuple[MethodSpec, npt.NDArray[np.int64]], ...] = ()
     """Every ``noise`` and the positions that it is keyed by."""
     tree: MaskTree | None = None
-    cache: CacheReader | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     """method, parameters, supervision and version for the manifest."""
 
     @property
     def title(self) -> str:
         """What a summary calls these masks."""
-        if self.cache is not None and self.spec.name == "cache":
-            return f"{self.cache.info['spec']} out of {self.spec['folder']}"
+        if self.made is not None and self.spec.name == "png":
+            return f"{self.made['spec']} out of {self.spec['folder']}"
         return str(self.spec)
+
+    @property
+    def made(self) -> dict[str, Any] | None:
+        """How `make masks` made the mask files, see `describe`; None of others."""
+        return None if self.tree is None else self.tree.info
 
     @property
     def has_files(self) -> bool:
@@ -87,7 +75,7 @@ class MaskList:
     def request(self, index: int) -> MaskRequest | None:
         """Return what a worker must know to get one image's mask; None: its own, by a method."""
         origin = int(self.partners[index])
-        if origin == index and not (self.has_files or self.cache is not None or self.flips):
+        if origin == index and not (self.has_files or self.flips):
             return None  # paths take a while to make and to send
         name, image = self.split.names[origin], self.split.image(origin)
         flips = tuple(
@@ -99,19 +87,16 @@ class MaskList:
             lacking = "" if file else f"{name} has no mask in the list"
             return MaskRequest(name, image, file=file, lacking=lacking, flips=flips)
         if self.tree is not None:
-            return MaskRequest(name, image, file=self.tree.path(name), flips=flips)
-        if self.cache is not None:
-            cached, lacking = self.cache.find(name)
-            return MaskRequest(name, image, cached=cached, lacking=lacking, flips=flips)
+            file, key = self.tree.path(name), self.tree.key
+            return MaskRequest(name, image, file=file, key=key, flips=flips)
         return MaskRequest(name, image, flips=flips)
 
     def final_facts(self, *, fallbacks: int) -> dict[str, Any]:
         """Return the facts for the manifest; what a fall-back brings in counts if it served."""
         if not fallbacks:
             return self.facts
-        ranks = list(SUPERVISION)
         used = [self.facts["supervision"], *(method_facts(m)["supervision"] for m in self.methods)]
-        return {**self.facts, "supervision": max(used, key=ranks.index)}
+        return {**self.facts, "supervision": most_supervised(used)}
 
 
 def open_masks(
@@ -119,7 +104,7 @@ def open_masks(
 ) -> MaskList:
     """Return the masks of a split; raises `HarlError` when a method cannot work at all.
 
-    given: a tree of mask files or a cache, before ``method``, which then is the fall-back.
+    given: a tree of mask files, before ``method``, which then is the fall-back.
     """
     if split.mask_files is not None:
         return _listed(split, method, given)
@@ -128,30 +113,28 @@ def open_masks(
         if find_method(method.name).open is None:
             raise ConfigError(
                 f"--mask-method {method} does not go with --masks {given}; name that as its base: "
-                f"--mask-method {{{method.name}: {{base: {{png: {given}}}}}}}, or cache"
+                f"--mask-method {{{method.name}: {{base: {{png: {given}}}}}}}"
             )
-        spec = parse_spec(dump_yaml({"cache" if is_cache(given) else "png": str(given)}, flow=True))
+        spec = parse_spec(dump_yaml({"png": str(given)}, flow=True))
         fallbacks = [method, FALLBACK]
     leaf, partners, flips = _unwrapped(spec, len(split.names))
-    tree, cache = None, None
+    tree = None
     if leaf.name == "png":
         tree = _tree(Path(leaf["folder"]), split, classes)
-    elif leaf.name == "cache":
-        cache = open_cache(Path(leaf["folder"]), split)
     else:
         fallbacks.insert(0, leaf)
     methods = tuple(dict.fromkeys(fallbacks))
     for one in methods[:-1] or methods:  # `FALLBACK` alone is tried only if it is to work
         try_method(one)
     shown = spec
-    if leaf.name in ("png", "cache") and tree is None and cache is None:
+    if leaf.name == "png" and tree is None:
         # The published trees cover the training images only.
         shown = method if given is not None else FALLBACK
         partners, flips = np.arange(len(split.names)), ()
-    facts = method_facts(shown) if cache is None else _cache_facts(shown, cache)
-    if tree is not None or cache is not None:
+    facts = method_facts(shown) if tree is None else _tree_facts(shown, tree)
+    if tree is not None:
         facts["fallback"] = method_facts(methods[0])
-    return MaskList(shown, methods, split, partners, flips, tree, cache, facts)
+    return MaskList(shown, methods, split, partners, flips, tree, facts)
 
 
 def _listed(split: Split, method: MethodSpec, given: Path | None) -> MaskList:
@@ -182,15 +165,39 @@ def _unwrapped(
 
 
 def _tree(folder: Path, split: Split, classes: list[str]) -> MaskTree | None:
-    tree = open_tree(folder, split.names[0], classes)
-    some = split.names[:SAMPLE]
-    if tree is not None and not any(tree.path(name).is_file() for name in some):
+    """Return the tree of a split's masks; None if it holds only the training images'.
+
+    Raises `DataError` for a tree of other images.
+    """
+    tree = made_tree(folder) or open_tree(folder, split.names[0], classes)
+    if tree is None:
+        return None
+    rows = spread(len(split.names), SAMPLE).tolist()
+    there = [row for row in rows if tree.path(split.names[row]).is_file()]
+    first = split.names[rows[0]]
+    if not there and tree.info is not None and PurePosixPath(first).parts[0] in HELD_OUT:
+        print(one_line(f"{folder} has no mask of the held-out images"))
+        return None
+    if not there:
         raise DataError(
-            f"none of the first {len(some)} images ({some[0]}, ...) has a mask file: "
-            f"for {some[0]} it should be {tree.path(some[0])}. Check the tree's names, or leave "
-            f"--masks out"
+            f"none of {len(rows)} images ({first}, ...) has a mask file: for {first} it should be "
+            f"{tree.path(first)}. Check the tree's names, or leave --masks out"
+        )
+    if tree.info is not None and not any(_fits(tree, split, row) for row in there):
+        first = split.names[there[0]]
+        raise DataError(
+            f"{folder} was made from other images: {first} and all {len(there)} compared have "
+            f"another size or content now. Make it again with `python -m preprocess.masks`"
         )
     return tree
+
+
+def _fits(tree: MaskTree, split: Split, row: int) -> bool:
+    try:
+        find_made(tree.path(split.names[row]), split.image(row), key=tree.key)
+    except UnusableImageError:
+        return False
+    return True
 
 
 def open_tree(tree: Path, first_name: str, classes: list[str]) -> MaskTree | None:
@@ -218,11 +225,12 @@ def open_tree(tree: Path, first_name: str, classes: list[str]) -> MaskTree | Non
     )
 
 
-def _cache_facts(spec: MethodSpec, cache: CacheReader) -> dict[str, Any]:
-    """Return the facts of a method over a cache: those of the method that made the masks."""
-    if spec.name == "cache":
-        made = dict(cache.info["method"])
-        return {**made, "cache": {"max_resolution": cache.info["max_resolution"]}}
-    facts = method_facts(spec)
-    facts["parameters"]["base"] = _cache_facts(spec["base"], cache)
-    return {**facts, "supervision": facts["parameters"]["base"]["supervision"]}
+def _tree_facts(spec: MethodSpec, tree: MaskTree) -> dict[str, Any]:
+    """Return the facts of a method over a tree: of one made here, of what made its masks."""
+    if tree.info is None:
+        return method_facts(spec)
+    if spec.name == "png":
+        return {**tree.info["method"], "files": {"max_resolution": tree.info["max_resolution"]}}
+    facts, base = method_facts(spec), _tree_facts(spec["base"], tree)
+    facts["parameters"]["base"] = base
+    return {**facts, "supervision": base["supervision"]}

@@ -32,6 +32,7 @@ class Masks(BaseModel):
     full_share: Share = 0.0
     fallbacks: Whole = 0
     stand_ins: Whole = 0
+    edited: Whole = 0
 
 
 class StoreFacts(BaseModel):
@@ -70,7 +71,7 @@ class Facts(BaseModel):
     history: list[Event] = []
 
 
-_COUNTS = ("fallbacks", "stand_ins", "pixels", "warned", "passed_through")
+_COUNTS = ("fallbacks", "stand_ins", "edited", "pixels", "warned", "passed_through")
 _TALLIES = ("remarks", "reencoded", "modes")
 """Numbers in a manifest's facts that add up, and what holds nothing but such numbers."""
 

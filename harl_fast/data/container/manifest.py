@@ -81,8 +81,9 @@ class Manifest:
     people drew masks for the training of a network that was used; "unknown" of mask files, which do
     not tell), version (of the method's text) and sha256 (of its file), if any; size, coverage_mean,
     empty_share, full_share; fallbacks: how many samples another method served, mostly ``fallback``;
-    stand_ins: how many got the centre ellipse. ``cache`` stands there if masks came out of one.
-    Older containers say "tree" and "external" for mask files. Nothing reads the method's part."""
+    stand_ins: how many got the centre ellipse. ``files`` stands there if masks came out of a tree
+    of `make masks` (older containers: ``cache``); edited: how many of them were a user's own. Older
+    containers say "tree" and "external" for mask files. Nothing reads the method's part."""
     store: dict[str, Any]
     """kind ("jpg", "passthrough", "raw", "yuv420", "mix:..."), max_resolution, quality. Containers
     written before there were other kinds than jpg have only these; newer ones add pixels (of all

@@ -1,0 +1,213 @@
+"""Folders of mask files: any tree of them, and those that `make masks` fills, image by image.
+
+``TREE/masks.json`` says how the latter were made; each mask lies under its image's name, and says
+inside which image it was made of (`maskfile`). Shards write different files: sharing the folder, or
+copying the folders of several machines into one, combines them. A file that the program did not
+write, or that was edited since, is a user's own mask: it serves as it is and is never overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel
+
+from harl_fast.errors import DataError, one_line, shown
+from harl_fast.kinds import Text, Whole, of_kind
+from harl_fast.lock import holder, locked, write_new
+from harl_fast.textfile import read_json
+from preprocess.images.reading import DEFAULT_READING, Reading, UnusableImageError
+from preprocess.masks.maskfile import read_made
+from preprocess.masks.registry import INPUT_PX, SUPERVISION, method_facts
+from preprocess.masks.spec import MethodSpec
+from preprocess.sources.pages import PAGE
+
+FORMAT = 2
+"""1 kept 256 masks per file, in safetensors."""
+INFO = "masks.json"
+
+_SHARD_LOCK = re.compile(r"\.shard-([0-9]{1,9})-of-([1-9][0-9]{0,8})\.lock")
+
+
+def describe(
+    spec: MethodSpec, *, max_resolution: int, reading: Reading = DEFAULT_READING
+) -> dict[str, Any]:
+    """Return what ``masks.json`` holds: equal for equal masks of equal images, on any machine.
+
+    How files were read stands there only if it was not the default.
+    """
+    unusual = {} if reading == DEFAULT_READING else {"reading": reading.facts()}
+    return {
+        **unusual,
+        "format": FORMAT,
+        "spec": spec.name if "file" in spec else str(spec),
+        "method": method_facts(spec),
+        "max_resolution": max_resolution,
+        "frame": f"the upright image, shrunk to max_resolution, then to {INPUT_PX} px at most",
+    }
+
+
+def key_of(info: dict[str, Any]) -> str:
+    """Return 16 digits that every mask of a tree carries."""
+    text = json.dumps(info, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class _Method(BaseModel):
+    method: Text
+    parameters: dict[str, Any]
+    supervision: Text
+
+
+class _Info(BaseModel):
+    """Kinds of the values of `INFO`, see `describe`."""
+
+    format: Whole
+    spec: Text
+    method: _Method
+    max_resolution: Whole
+    frame: Text
+    reading: dict[str, Any] = {}
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """Return how the masks of a folder were made; `DataError` if this program does not read it."""
+    path = folder / INFO
+    again = "Delete it and run `python -m preprocess.masks` again: it keeps what fits"
+    try:
+        info = read_json(path, error=DataError)
+    except DataError as error:
+        raise DataError(f"{error}. {again}") from error
+    known: _Info = of_kind(info, _Info, where=str(path), remedy=again, error=DataError)
+    if known.format != FORMAT:
+        raise DataError(
+            f"{path} has format {known.format}, this program reads {FORMAT}. Delete {folder} and "
+            f"make the masks again with `python -m preprocess.masks`"
+        )
+    if known.method.supervision not in SUPERVISION:
+        raise DataError(
+            f"{path}: method.supervision is {shown(known.method.supervision)}, none of "
+            f"{', '.join(SUPERVISION)}. {again}"
+        )
+    return info
+
+
+@contextlib.contextmanager
+def locked_shard(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
+    """Hold one shard of a tree, which others may fill with other shards meanwhile.
+
+    shard: I, N of the I-th of N. Raises `HarlError` if another process makes some of its files.
+    """
+    part, parts = shard
+    with locked(folder / f".shard-{part}-of-{parts}.lock", output=folder):
+        for path in sorted(folder.glob(".shard-*-of-*.lock")):
+            other = _SHARD_LOCK.fullmatch(path.name)
+            if other is None or path.name == f".shard-{part}-of-{parts}.lock":
+                continue
+            # Numbers congruent to I-1 modulo N and to J-1 modulo M meet if gcd(N, M) divides I-J.
+            meet = (int(other[1]) - part) % math.gcd(int(other[2]), parts) == 0
+            owner = holder(path) if meet else None
+            if owner is not None:
+                raise DataError(
+                    f"{folder}: shard {part}/{parts} has files in common with shard "
+                    f"{other[1]}/{other[2]}, which {owner} makes now. Give all machines the same "
+                    f"N, or wait; if that process is gone for sure, delete {path}"
+                )
+        yield
+
+
+def claim(folder: Path, info: dict[str, Any]) -> None:
+    """Write how a tree's masks are made, or raise `DataError` if the folder is another one's."""
+    if not (folder / INFO).exists():
+        for path in folder.rglob("*"):
+            if path.is_file() and path.name != INFO and not _is_ours(path):
+                raise DataError(
+                    f"{folder} holds other things than masks of this program "
+                    f"({one_line(str(path.relative_to(folder)))}); choose a new --out"
+                )
+        # Of several shards that start at once one writes it; the others compare theirs.
+        if write_new(folder / INFO, json.dumps(info, indent=2, ensure_ascii=False) + "\n"):
+            return
+    there = read_info(folder)
+    for name in info:
+        if there.get(name) != info[name]:
+            raise DataError(
+                f"{folder} holds other masks: its {name} is {shown(there.get(name))}, asked for "
+                f"is {shown(info[name])}. Choose another --out, or delete the folder to make them "
+                f"anew"
+            )
+
+
+def _is_ours(path: Path) -> bool:
+    with contextlib.suppress(UnusableImageError):
+        return path.suffix in (".tmp", ".lock") or read_made(path) is not None
+    return False
+
+
+@dataclass(frozen=True)
+class MaskTree:
+    """Where one split's mask files lie."""
+
+    folder: Path
+    """Holds ``<class>/<stem>.png``, or what else the images' names are."""
+    splits: bool = True
+    """Whether it stands for the first folder of the names, such as train/."""
+    info: dict[str, Any] | None = None
+    """How `make masks` made it, see `describe`; None for a tree from elsewhere."""
+
+    @functools.cached_property
+    def key(self) -> str:
+        """`key_of` a tree that `make masks` made; empty for one from elsewhere."""
+        return "" if self.info is None else key_of(self.info)
+
+    def path(self, name: str) -> Path:
+        """Return the mask file of an image name such as ``train/<class>/<stem>.jpg``."""
+        if self.info is not None and (whole := self.whole_path(name)).is_file():
+            return whole
+        return self.stem_path(name)
+
+    def stem_path(self, name: str) -> Path:
+        """Return the usual mask file; the second page of ``<stem>.tif`` has ``<stem>#2.png``."""
+        inner = PurePosixPath(*PurePosixPath(name).parts[self.splits :])
+        page = PAGE.search(inner.suffix)
+        mark = page[0] if page else ""
+        return self.folder / inner.with_suffix("").with_name(f"{inner.stem}{mark}.png")
+
+    def whole_path(self, name: str) -> Path:
+        """Return the mask file of an image whose usual one would be another image's as well."""
+        return self.folder / f"{name}.png"
+
+    def contested(self, names: Sequence[str]) -> frozenset[str]:
+        """Return which of a source's images cannot have their `stem_path` to themselves.
+
+        Raises `DataError` for a name that leads out of the folder.
+        """
+        taken, folders = Counter[Path](), set[PurePosixPath]()
+        for name in names:
+            inner = PurePosixPath(name)
+            if inner.is_absolute() or ".." in inner.parts or "\0" in name:
+                raise DataError(
+                    f"{one_line(name)} has no place in {self.folder}: rename it, or let `python -m "
+                    f"preprocess.beton` make the masks meanwhile"
+                )
+            taken.update({self.stem_path(name), self.whole_path(name)})
+            folders.add(inner.parent)
+        taken.update({self.folder / one for each in folders for one in (each, *each.parents)})
+        return frozenset(name for name in names if taken[self.stem_path(name)] > 1)
+
+
+def made_tree(folder: Path) -> MaskTree | None:
+    """Return the tree that `make masks` made in a folder, or None if it made none there."""
+    if not (folder / INFO).exists():
+        return None
+    return MaskTree(folder, splits=False, info=read_info(folder))
