@@ -16,7 +16,6 @@ from harl_fast.pool import ordered_map
 from preprocess.adding import Base
 from preprocess.assemble import OF_A_SET, Existing, SplitPlan, assemble
 from preprocess.convert import Settings, convert
-from preprocess.images.reading import DEFAULT_READING
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.sources import MaskList, open_masks
 from preprocess.places import LocalPlace, Place
@@ -151,11 +150,11 @@ def _check_masks(masks: MaskList, settings: Settings) -> None:
             f"note: the masks were made at --max-resolution {made_at}, not "
             f"{settings.max_resolution}: they serve, but differ a little from fresh ones"
         )
-    made_with = masks.made.get("reading", DEFAULT_READING.facts())
-    if made_with != settings.reading.facts():
+    made_with, read_as = masks.made["reading"], settings.reading.facts()
+    if made_with != read_as:
         print(
-            f"note: the masks were made of files read as {made_with}, not as "
-            f"{settings.reading.facts()}: they serve, but may differ from fresh ones"
+            f"note: the masks were made of files read as {made_with}, not as {read_as}: they "
+            f"serve, but may differ from fresh ones"
         )
 
 

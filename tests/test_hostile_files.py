@@ -16,9 +16,8 @@ from harl_fast.data.container.manifest import read_manifest, read_sums
 from harl_fast.engine.config import read_engine_file
 from harl_fast.errors import HarlError
 from preprocess.demo.make import MARKER, DemoSettings, make_demo_set
-from preprocess.masks.cache import INFO, read_info
-from preprocess.masks.cachefile import DamagedError, read_masks
 from preprocess.masks.selftrained.network import load_network
+from preprocess.masks.tree import INFO, read_info
 
 BROKEN = {
     "empty": b"",
@@ -54,7 +53,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "configuration": ("config.yaml", lambda path: load_config(str(path))),
     "engine file": ("engine.json", read_engine_file),
     "manifest": ("train.json", lambda path: read_manifest(path.with_suffix(".beton"))),
-    "mask cache": (INFO, lambda path: read_info(path.parent)),
+    "made masks": (INFO, lambda path: read_info(path.parent)),
 }
 
 
@@ -122,15 +121,6 @@ def test_a_broken_mask_network_is_one_line(content: str, tmp_path: Path) -> None
     with pytest.raises(HarlError) as caught:
         load_network(path)
     check(caught, "net.safetensors")
-
-
-@pytest.mark.parametrize("header", ["{", "[]", "null", "[" * 20_000, "{}", '{"names": [1]}'])
-def test_a_broken_header_of_a_cache_file_is_damage(header: str, tmp_path: Path) -> None:
-    path = tmp_path / "000000.safetensors"
-    path.write_bytes(save({"a": np.zeros(3, np.float32)}, {"masks": header}))
-    with pytest.raises(DamagedError) as caught:
-        read_masks(path, key="x")
-    assert len(str(caught.value)) < 300
 
 
 class Described:

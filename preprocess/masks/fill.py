@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +21,10 @@ from preprocess.masks.spec import MethodSpec
 from preprocess.masks.tree import MaskTree
 from preprocess.sources import Split
 
+KEPT, OWN, MADE, UNREADABLE = "there before", "of your own", "made now", "of unreadable images"
+AGAIN, FALLBACK, STAND_IN = "made again", "by fall-back", "centre ellipses"
+"""What became of masks: each is one of the first four; the others are kinds of those made now."""
+
 
 class MaskTask(NamedTuple):
     """A mask that a tree is to have."""
@@ -33,21 +35,12 @@ class MaskTask(NamedTuple):
     file: Path
 
 
-class Outcome(NamedTuple):
-    """What became of a `MaskTask`."""
+class Tally(NamedTuple):
+    """What became of some masks."""
 
-    name: str
-    state: str
-    """One of the constants below."""
-    stand_in: bool = False
-    problem: str = ""
-    """Why a fall-back serves, or why there is no mask."""
-    again: str = ""
-    """Why a mask that was there before did not serve."""
-
-
-MADE, KEPT, OWN, UNREADABLE = "made", "kept", "own", "unreadable"
-"""Made now; there before; a user's own file; none, as the image does not read."""
+    counts: Counter[str]
+    """By the constants above."""
+    problems: list[str]
 
 
 def make_masks(
@@ -57,61 +50,52 @@ def make_masks(
     key: str,
     max_resolution: int,
     reading: Reading = DEFAULT_READING,
-) -> list[Outcome]:
+) -> Tally:
     """Write the masks of some images that a tree lacks or that do not fit; what a worker does.
 
-    key: of the tree. If one is lacking, those of all images of a chunk are found, since a
-    network's rounding may depend on them.
+    key: of the tree. If one is lacking, those of all the images are found, since a network's
+    rounding may depend on the images beside one.
     """
-    outcomes = [_outcome_before(task, key) for task in tasks]
-    if all(one.state in (KEPT, OWN) for one in outcomes):
-        return outcomes
-    images = dict[int, LazyImage]()
-    prints = dict[int, Fingerprint]()
-    for place, task in enumerate(tasks):
-        image = LazyImage(
-            MaskRequest(task.name, task.image), side_px=max_resolution, reading=reading
-        )
+    counts, problems, wanted = Counter[str](), list[str](), set[Path]()
+    for task in tasks:
         try:
-            prints[place] = Fingerprint.of(task.image)  # before the pixels, lest a change go unseen
+            made = find_made(task.file, task.image, key=key)
+            counts[OWN if made is None else KEPT] += 1
+        except UnusableImageError as error:
+            wanted.add(task.file)
+            if task.file.exists():
+                counts[AGAIN] += 1
+                problems.append(f"{task.name}: made again: {error}")
+    images = list[tuple[MaskTask, Fingerprint, LazyImage]]()
+    for task in tasks if wanted else ():
+        request = MaskRequest(task.name, task.image)
+        image = LazyImage(request, side_px=max_resolution, reading=reading)
+        try:
+            found_as = Fingerprint.of(task.image)  # before the pixels, lest a change go unnoticed
             image.pixels()
-            images[place] = image
+            images.append((task, found_as, image))
         except (UnusableImageError, OSError) as error:
-            if outcomes[place].state == MADE:
-                why = f"the image does not read: {error}"
-                outcomes[place] = outcomes[place]._replace(state=UNREADABLE, problem=why)
-    for (place, image), found in zip(
-        images.items(), find_masks([*images.values()], methods), strict=True
-    ):
-        if outcomes[place].state != MADE:
+            if task.file in wanted:
+                counts[UNREADABLE] += 1
+                problems.append(f"{task.name}: the image does not read: {error}")
+    results = find_masks([image for *_, image in images], methods)
+    for (task, found_as, image), found in zip(images, results, strict=True):
+        if task.file not in wanted:
             continue
         frame = image.frame()
-        facts = (frame.orientation, found.stand_in, found.problem)
-        made = MadeMask(to_canvas(found.mask), Record(key, prints[place], *facts))
-        write_made(tasks[place].file, made, frame)
-        outcomes[place] = outcomes[place]._replace(stand_in=found.stand_in, problem=found.problem)
-    return outcomes
-
-
-def _outcome_before(task: MaskTask, key: str) -> Outcome:
-    """Return that a mask is kept, or that it is to be made."""
-    try:
-        made = find_made(task.file, task.image, key=key)
-        return Outcome(task.name, OWN if made is None else KEPT)
-    except UnusableImageError as error:
-        again = str(error) if os.path.lexists(task.file) else ""
-        return Outcome(task.name, MADE, again=again)
-
-
-MakeMasks = Callable[[list[MaskTask]], list[Outcome]]
-"""`make_masks` with its settings."""
+        record = Record(key, found_as, frame.orientation, found.stand_in, found.problem)
+        write_made(task.file, MadeMask(to_canvas(found.mask), record), frame)
+        counts.update({MADE: 1, STAND_IN: found.stand_in, FALLBACK: bool(found.problem)})
+        if found.problem:
+            problems.append(f"{task.name}: {found.problem}")
+    return Tally(counts, problems)
 
 
 def fill_split(
     tree: MaskTree,
     name: str,
     split: Split,
-    make: MakeMasks,
+    make: Callable[[list[MaskTask]], Tally],
     *,
     contested: Collection[str],
     shard: tuple[int, int],
@@ -119,56 +103,32 @@ def fill_split(
 ) -> None:
     """Make those masks of one split that belong to a shard and are missing or do not fit.
 
-    contested: see `MaskTree.contested`. shard: I, N of the I-th of N.
+    make: `make_masks` with its settings. contested: see `MaskTree.contested`. shard: I, N of the
+    I-th of N.
     """
     count = len(split.names)
     starts = range(CHUNK * (shard[0] - 1), count, CHUNK * shard[1])
 
-    def tasks(start: int) -> list[MaskTask]:
-        rows = range(start, min(start + CHUNK, count))
-        return [_task(tree, split.names[row], split.file(row), contested) for row in rows]
+    def task(row: int) -> MaskTask:
+        image = split.names[row]
+        file = tree.whole_path(image) if image in contested else tree.path(image)
+        return MaskTask(image, split.file(row), file)
 
     results = ordered_map(
         make,
-        map(tasks, starts),
+        ([task(row) for row in range(start, min(start + CHUNK, count))] for start in starts),
         workers=max(1, min(workers, len(starts))),
         describe=lambda chunk: f"{chunk[0].name} to {chunk[-1].name}",
     )
+    counts, problems = Counter[str](), list[str]()
     total = sum(min(CHUNK, count - start) for start in starts)
     with contextlib.closing(results), Progress(total, label=f"masks of {name}") as progress:
-        _summarise(name, _counted(results, progress))
-    if count > total:
-        print(f"  {count - total:,} images belong to other shards")
-
-
-def _task(tree: MaskTree, name: str, image: FileRef, contested: Collection[str]) -> MaskTask:
-    file = tree.whole_path(name) if name in contested else tree.path(name)
-    return MaskTask(name, image, file)
-
-
-def _counted(results: Iterable[list[Outcome]], progress: Progress) -> Iterator[Outcome]:
-    for outcomes in results:
-        progress.advance(len(outcomes))
-        yield from outcomes
-
-
-def _summarise(name: str, outcomes: Iterator[Outcome]) -> None:
-    start, states, counts = time.monotonic(), Counter[str](), Counter[str]()
-    first, again = "", ""
-    for one in outcomes:
-        states[one.state] += 1
-        counts["unreadable images"] += one.state == UNREADABLE
-        counts["centre ellipses"] += one.stand_in
-        counts["fall-backs"] += one.state == MADE and bool(one.problem)
-        counts["not as before"] += bool(one.again)
-        first = first or (one.problem and f"{one.name}: {one.problem}")
-        again = again or (one.again and f"{one.name}: {one.again}")
-    seconds = max(time.monotonic() - start, 1e-9)
-    own = f", {states[OWN]:,} of your own" if states[OWN] else ""
-    print(f"{name}: {states.total():,} images, {states[KEPT]:,} masks there before{own}")
-    if states[MADE] or states[UNREADABLE]:
-        told = ", ".join(f"{what} {number:,}" for what, number in counts.items())
-        print(f"  {states[MADE]:,} masks made now, {states[MADE] / seconds:,.0f}/s; {told}")
-    for what, text in (("problem", first), ("mask not as before", again)):
-        if text:
-            print(f"  first {what}: {one_line(text)}")
+        for tally in results:
+            counts.update(tally.counts)
+            problems = problems or tally.problems
+            progress.advance(sum(tally.counts[state] for state in (KEPT, OWN, MADE, UNREADABLE)))
+    told = ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
+    others = f"; {count - total:,} belong to other shards" if count > total else ""
+    print(f"{name}: {total:,} masks, {told}{others}", flush=True)
+    for problem in problems[:1]:
+        print(f"  first problem: {one_line(problem)}")

@@ -24,7 +24,7 @@ from preprocess.masks.registry import (
 )
 from preprocess.masks.runner import Flip, MaskRequest
 from preprocess.masks.spec import MethodSpec
-from preprocess.masks.tree import MaskTree, made_tree
+from preprocess.masks.tree import INFO, MaskTree, read_info
 from preprocess.sources import Split
 from preprocess.sources.layout import HELD_OUT
 
@@ -169,7 +169,7 @@ def _tree(folder: Path, split: Split, classes: list[str]) -> MaskTree | None:
 
     Raises `DataError` for a tree of other images.
     """
-    tree = made_tree(folder) or open_tree(folder, split.names[0], classes)
+    tree = open_tree(folder, split.names[0], classes)
     if tree is None:
         return None
     rows = spread(len(split.names), SAMPLE).tolist()
@@ -204,10 +204,13 @@ def open_tree(tree: Path, first_name: str, classes: list[str]) -> MaskTree | Non
     """Return the masks of the split whose images are named like ``first_name``, or None.
 
     ``tree`` holds ``train/<class>/...``, or, as the published archives do, the classes of the
-    training images directly. A tree without the training images' classes is an error.
+    training images directly. A tree without the training images' classes is an error. One that
+    `make masks` made serves every split: its masks lie under the images' names, as they are.
     """
     if not tree.is_dir():
         raise DataError(f"the mask tree {tree} is no folder; expected {tree}/train/<class>/*.png")
+    if (tree / INFO).exists():
+        return MaskTree(tree, splits=False, info=read_info(tree))
     split = PurePosixPath(first_name).parts[0]
     if split not in ("train", *HELD_OUT):  # of a source without splits
         inside = tree / "train"

@@ -42,18 +42,14 @@ _SHARD_LOCK = re.compile(r"\.shard-([0-9]{1,9})-of-([1-9][0-9]{0,8})\.lock")
 def describe(
     spec: MethodSpec, *, max_resolution: int, reading: Reading = DEFAULT_READING
 ) -> dict[str, Any]:
-    """Return what ``masks.json`` holds: equal for equal masks of equal images, on any machine.
-
-    How files were read stands there only if it was not the default.
-    """
-    unusual = {} if reading == DEFAULT_READING else {"reading": reading.facts()}
+    """Return what ``masks.json`` holds: equal for equal masks of equal images, on any machine."""
     return {
-        **unusual,
         "format": FORMAT,
         "spec": spec.name if "file" in spec else str(spec),
         "method": method_facts(spec),
         "max_resolution": max_resolution,
         "frame": f"the upright image, shrunk to max_resolution, then to {INPUT_PX} px at most",
+        "reading": reading.facts(),
     }
 
 
@@ -77,7 +73,7 @@ class _Info(BaseModel):
     method: _Method
     max_resolution: Whole
     frame: Text
-    reading: dict[str, Any] = {}
+    reading: dict[str, Any]
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -204,10 +200,3 @@ class MaskTree:
             folders.add(inner.parent)
         taken.update({self.folder / one for each in folders for one in (each, *each.parents)})
         return frozenset(name for name in names if taken[self.stem_path(name)] > 1)
-
-
-def made_tree(folder: Path) -> MaskTree | None:
-    """Return the tree that `make masks` made in a folder, or None if it made none there."""
-    if not (folder / INFO).exists():
-        return None
-    return MaskTree(folder, splits=False, info=read_info(folder))

@@ -19,7 +19,7 @@ from preprocess.images import decode
 from preprocess.images.decode import PIXEL_LIMITS, Frame, decode_image, read_mask
 from preprocess.images.listing import DEPTH, list_images
 from preprocess.images.reading import UnusableImageError
-from preprocess.masks.cachefile import Fingerprint
+from preprocess.masks.maskfile import Fingerprint
 from preprocess.passthrough import NotTakenError, take_jpeg
 from tests.preprocess.support import photo, save
 

@@ -131,7 +131,7 @@ def test_methods_make_a_map_an_image_of_any_shape(text: str) -> None:
 
 
 def test_methods_that_look_masks_up_make_no_maps() -> None:
-    for text in ("shuffled", "noise:0.1", "png:x", "cache:x"):
+    for text in ("shuffled", "noise:0.1", "png:x"):
         with pytest.raises(ConfigError, match="does not make masks from images"):
             open_method(parse_spec(text))
 

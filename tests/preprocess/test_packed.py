@@ -144,22 +144,22 @@ def test_containers_and_masks_of_a_tree_are_those_of_the_folder(
 
 
 @pytest.mark.parametrize("kind", ["shards", "saved", "zip"])
-def test_a_cache_of_masks_serves_a_packed_set_and_notices_changes(
+def test_made_masks_serve_a_packed_set_and_notices_changes(
     kind: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = KINDS[kind](folder, tmp_path)
-    cache, out = tmp_path / "cache", tmp_path / "out"
+    made, out = tmp_path / "masks", tmp_path / "out"
     options = ["--data", str(data), "--workers", "2", "--out"]
-    assert masks_main([*options, str(cache)]) == 0
-    assert masks_main([*options, str(cache)]) == 0
-    assert "train: 1 files of masks, 1 of them there before" in capsys.readouterr().out
-    assert beton.main([*options, str(out), "--masks", str(cache)]) == 0
+    assert masks_main([*options, str(made)]) == 0
+    assert masks_main([*options, str(made)]) == 0
+    assert "train: 13 masks, 13 there before" in capsys.readouterr().out
+    assert beton.main([*options, str(out), "--masks", str(made)]) == 0
     assert read_manifest(out / "train.beton").mask["fallbacks"] == 0
     # Packed again, every image has another time but the same bytes.
     for _, file in files(data) if data.is_dir() else [("", data)]:
         file.touch()
-    assert masks_main([*options, str(cache)]) == 0
-    assert "train: 1 files of masks, 1 of them there before" in capsys.readouterr().out
+    assert masks_main([*options, str(made)]) == 0
+    assert "train: 13 masks, 13 there before" in capsys.readouterr().out
 
 
 def test_a_compressed_tar_is_unpacked_by_make_beton_only(folder: Path, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from harl_fast.data.container.manifest import read_manifest
 from harl_fast.data.reader import read_samples
 from harl_fast.errors import one_line
 from preprocess import beton
-from preprocess.images.reading import CONVERTED, DEFAULT_READING, FEW_LEVELS, Reading, parse_range
-from preprocess.masks import cache
+from preprocess.images.reading import CONVERTED, FEW_LEVELS
 from preprocess.masks.__main__ import main as masks_main
 from preprocess.masks.registry import method_facts, parse_spec
+from preprocess.masks.tree import INFO
 from tests.preprocess.support import image_folder, photo, save
 from tests.preprocess.test_colours import WIDE
 
@@ -46,11 +46,11 @@ def test_range_and_profiles_reach_pixels_masks_and_manifest(
     masks, out = tmp_path / "masks", tmp_path / "out"
     choice = ["--range", "0:255", "--mask-method", "heuristic"]
     assert masks_main(["--data", str(folder), "--out", str(masks), *choice]) == 0
-    info = json.loads((masks / cache.INFO).read_text())
+    info = json.loads((masks / INFO).read_text())
     assert info["reading"] == {"range": "0:255", "icc": True}
     write(folder, out, *choice, "--masks", str(masks), "--store", "raw")
     shown = capsys.readouterr().out
-    assert f"{CONVERTED}: 1 files" in shown and "cached masks were made" not in shown
+    assert f"{CONVERTED}: 1 files" in shown and "the masks were made" not in shown
     assert (
         "class class2 is lost: none of its 1 files could be read (first: train/class2/bro" in shown
     )
@@ -65,17 +65,9 @@ def test_range_and_profiles_reach_pixels_masks_and_manifest(
     assert read_manifest(tmp_path / "fresh" / "train.beton").beton_sha256 == manifest.beton_sha256
     capsys.readouterr()
     write(folder, tmp_path / "other", "--masks", str(masks), "--no-icc", "--range", "full")
-    assert "cached masks were made of files read as" in capsys.readouterr().out
+    assert "the masks were made of files read as" in capsys.readouterr().out
     other = read_manifest(tmp_path / "other" / "train.beton").store
     assert (other["range"], other["icc"], other["remarks"]) == ("full", False, {FEW_LEVELS: 1})
-
-
-def test_caches_from_before_there_was_a_choice_go_on() -> None:
-    spec = parse_spec("heuristic")
-    old = cache.describe(spec, max_resolution=512)
-    assert "reading" not in old
-    assert cache.describe(spec, max_resolution=512, reading=DEFAULT_READING) == old
-    assert cache.describe(spec, max_resolution=512, reading=Reading(parse_range("minmax"))) != old
 
 
 def test_any_name_of_folders_and_files_is_written_escaped(
@@ -89,7 +81,7 @@ def test_any_name_of_folders_and_files_is_written_escaped(
     assert masks_main(arguments) == 0
     assert masks_main(arguments) == 0  # all is read again and kept
     printed = capfd.readouterr().out
-    assert "1 of them there before" in printed
+    assert " there before" in printed
     write(data, out, "--masks", str(masks))
     told = capfd.readouterr()
     lines = f"{printed}{told.out}{told.err}".splitlines()

@@ -144,7 +144,7 @@ def test_a_conversion_keeps_the_range_that_it_found(
     assert beton.main([*fixed, "--out", str(out), "--masks", str(tmp_path / "masks")]) == 0
     shown = capsys.readouterr().out
     assert f"black and white are {name}, auto: the values but for 0.1 % at each end of 4" in shown
-    assert FEW_LEVELS not in shown and "cached masks were made" not in shown
+    assert FEW_LEVELS not in shown and "the masks were made" not in shown
     manifest = read_manifest(out / "train.beton")
     assert manifest.store["range"] == read_manifest(out / "val.beton").store["range"] == name
     assert manifest.store["range_found"].startswith("auto: the values")

@@ -148,7 +148,7 @@ def test_an_older_val_does_not_stay_beside_a_new_train(
     assert read_manifest(tmp_path / "out/train.beton") == before
 
 
-def test_masks_come_from_a_mirrored_tree_and_from_a_cache(
+def test_masks_come_from_a_mirrored_tree_and_from_a_made_one(
     made: tuple[Path, dict[str, Pixels]], tmp_path: Path
 ) -> None:
     data = made[0] / "holiday"
@@ -159,19 +159,18 @@ def test_masks_come_from_a_mirrored_tree_and_from_a_cache(
     convert(data, tmp_path / "out", "--masks", str(tmp_path / "tree"))
     for sample in read_samples(tmp_path / "out/train.beton", range(COUNT)):
         assert sample.mask[:, :8].all() and not sample.mask[:, 8:].any()
-    assert (
-        masks_main(["--data", str(data), "--out", str(tmp_path / "cache"), "--workers", "1"]) == 0
-    )
-    convert(data, tmp_path / "cached", "--masks", str(tmp_path / "cache"))
-    facts = read_manifest(tmp_path / "cached/train.beton").mask
-    assert facts["method"] == "heuristic" and "cache" in facts and facts["fallbacks"] == 0
+    made = str(tmp_path / "made")
+    assert masks_main(["--data", str(data), "--out", made, "--workers", "1"]) == 0
+    convert(data, tmp_path / "second", "--masks", made)
+    facts = read_manifest(tmp_path / "second/train.beton").mask
+    assert facts["method"] == "heuristic" and "files" in facts and facts["fallbacks"] == 0
 
 
-def test_a_cache_serves_whatever_is_held_out(tmp_path: Path) -> None:
+def test_made_masks_serve_whatever_is_held_out(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "set", train=10, val=0) / "train"
-    cache = tmp_path / "cache"
-    masks_main(["--data", str(data), "--out", str(cache), "--workers", "1"])
-    convert(data, tmp_path / "out", "--masks", str(cache), "--val", "40%")
+    made = tmp_path / "made"
+    masks_main(["--data", str(data), "--out", str(made), "--workers", "1"])
+    convert(data, tmp_path / "out", "--masks", str(made), "--val", "40%")
     for name, count in (("train", 12), ("val", 8)):
         manifest = read_manifest(tmp_path / f"out/{name}.beton")
         assert manifest.count == count and manifest.mask["fallbacks"] == 0
