@@ -150,7 +150,7 @@ def _check_masks(masks: MaskList, settings: Settings) -> None:
             f"note: the masks were made at --max-resolution {made_at}, not "
             f"{settings.max_resolution}: they serve, but differ a little from fresh ones"
         )
-    made_with, read_as = masks.made["reading"], settings.reading.facts()
+    made_with, read_as = masks.made.get("reading"), settings.reading.facts()
     if made_with != read_as:
         print(
             f"note: the masks were made of files read as {made_with}, not as {read_as}: they "

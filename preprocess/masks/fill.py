@@ -83,7 +83,13 @@ def make_masks(
         if task.file not in wanted:
             continue
         frame = image.frame()
-        record = Record(key, found_as, frame.orientation, found.stand_in, found.problem)
+        record = Record(
+            key=key,
+            image=found_as,
+            orientation=frame.orientation,
+            stand_in=found.stand_in,
+            problem=one_line(found.problem),
+        )
         write_made(task.file, MadeMask(to_canvas(found.mask), record), frame)
         counts.update({MADE: 1, STAND_IN: found.stand_in, FALLBACK: bool(found.problem)})
         if found.problem:

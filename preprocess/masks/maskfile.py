@@ -8,19 +8,16 @@ it tells whether they still are the mask of that image.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zlib
-from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from pydantic import ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import BaseModel, Field
 
 from preprocess.images.arrays import Mask
 from preprocess.images.decode import TURNS, Frame, open_file, open_image
@@ -72,19 +69,20 @@ def _holder(image: FileRef) -> Path:
     return image if isinstance(image, Path) else image.path
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(BaseModel):
     """What a mask was made of."""
 
     key: str
     """Of the method and the frame, see `tree.key_of`."""
     image: Fingerprint
-    orientation: int
+    orientation: Annotated[int, Field(ge=1, le=8)]
     """Of the image, EXIF: the mask's pixels lie as the file's."""
     stand_in: bool
     """A centre ellipse, because nothing sound was found."""
     problem: str
     """Why a fall-back serves, and which; empty if none does."""
+    pixels: int = 0
+    """A checksum of the file's pixels, which `write_made` fills in."""
 
 
 class MadeMask(NamedTuple):
@@ -101,12 +99,13 @@ def write_made(path: Path, made: MadeMask, frame: Frame) -> None:
     frame: of its image. Nothing is flushed to the disk, which would take longer than all else: what
     a power failure leaves fails a PNG's checksums, and is made again.
     """
-    record = made.record
-    turned = _turned(made.mask, _BACK.get(record.orientation, record.orientation))
+    turn = made.record.orientation
+    turned = _turned(made.mask, _BACK.get(turn, turn))
     width, height = _size(*frame.file_size)
     pixels = turned[np.ix_(_places(height, CANVAS_PX), _places(width, CANVAS_PX))]
     text = PngInfo()
-    text.add_text(TEXT, json.dumps({"pixels": _sum_of(pixels), **asdict(record)}))
+    record = made.record.model_copy(update={"pixels": _sum_of(pixels)})
+    text.add_text(TEXT, record.model_dump_json())
     # One name per mask: what a killed run left there is written over when the mask is made again.
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     temporary = path.with_name(f".{digest}.tmp")
@@ -132,13 +131,10 @@ def read_made(path: Path) -> MadeMask | None:
             return None
         pixels = np.asarray(opened)
     try:
-        facts = json.loads(text)
-        if facts.pop("pixels") != _sum_of(pixels):
-            return None
-        record = Record(**facts)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ValidationError):
+        record = Record.model_validate_json(text)
+    except ValueError:
         return None
-    if record.orientation not in range(1, 9):
+    if record.pixels != _sum_of(pixels):
         return None
     height, width = pixels.shape
     square = pixels[np.ix_(_places(CANVAS_PX, height), _places(CANVAS_PX, width))]

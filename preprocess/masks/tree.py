@@ -73,7 +73,7 @@ class _Info(BaseModel):
     method: _Method
     max_resolution: Whole
     frame: Text
-    reading: dict[str, Any]
+    reading: dict[str, Any] = {}
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -125,12 +125,11 @@ def locked_shard(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
 def claim(folder: Path, info: dict[str, Any]) -> None:
     """Write how a tree's masks are made, or raise `DataError` if the folder is another one's."""
     if not (folder / INFO).exists():
-        for path in folder.rglob("*"):
-            if path.is_file() and path.name != INFO and not _is_ours(path):
-                raise DataError(
-                    f"{folder} holds other things than masks of this program "
-                    f"({one_line(str(path.relative_to(folder)))}); choose a new --out"
-                )
+        found = (path for path in folder.rglob("*") if path.is_file() and path.name != INFO)
+        if other := next((path for path in found if not _is_ours(path)), None):
+            raise DataError(
+                f"{one_line(str(other))} is no mask of this program; choose a new --out"
+            )
         # Of several shards that start at once one writes it; the others compare theirs.
         if write_new(folder / INFO, json.dumps(info, indent=2, ensure_ascii=False) + "\n"):
             return
