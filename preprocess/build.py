@@ -144,18 +144,15 @@ def _check_masks(masks: MaskList, settings: Settings) -> None:
             f"--mask-size {settings.mask_size}: `python -m preprocess.masks` makes masks of "
             f"{CANVAS_PX} px; give a size of at most that, or leave --masks out"
         )
-    made_at = masks.made["max_resolution"]
-    if made_at != settings.max_resolution:
-        print(
-            f"note: the masks were made at --max-resolution {made_at}, not "
-            f"{settings.max_resolution}: they serve, but differ a little from fresh ones"
-        )
-    made_with, read_as = masks.made.get("reading"), settings.reading.facts()
-    if made_with != read_as:
-        print(
-            f"note: the masks were made of files read as {made_with}, not as {read_as}: they "
-            f"serve, but may differ from fresh ones"
-        )
+    for what, made, asked in (
+        ("at --max-resolution", masks.made["max_resolution"], settings.max_resolution),
+        ("of files read as", masks.made.get("reading"), settings.reading.facts()),
+    ):
+        if made != asked:
+            print(
+                f"note: the masks were made {what} {made}, not {asked}: they serve, but may differ "
+                f"a little from fresh ones"
+            )
 
 
 def _convert(place: Place, plans: Sequence[SplitPlan], *, workers: int, ray: str | None) -> float:

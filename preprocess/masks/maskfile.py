@@ -158,10 +158,8 @@ def find_made(path: Path, image: ImageRef, *, key: str) -> MadeMask | None:
 
 def _size(width: int, height: int) -> tuple[int, int]:
     """Return the (width, height) of the mask of an image: the shorter side is `CANVAS_PX`."""
-    short, long = sorted((width, height))
-    longest = min(round(long * CANVAS_PX / short), _LONGEST_PX)
-    shortest = max(1, round(short * longest / long))
-    return (longest, shortest) if width > height else (shortest, longest)
+    scale = min(CANVAS_PX / min(width, height), _LONGEST_PX / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _places(count: int, of: int) -> npt.NDArray[np.intp]:

@@ -1,7 +1,4 @@
-"""Produces a mask per image: mask file, each method in turn, then a centred ellipse.
-
-`find_masks` does so for a few images in a worker.
-"""
+"""Produces a mask per image: mask file, each method in turn, then a centred ellipse."""
 
 from __future__ import annotations
 

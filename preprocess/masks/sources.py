@@ -30,8 +30,6 @@ from preprocess.sources.layout import HELD_OUT
 
 FALLBACK = parse_spec("heuristic")
 """Serves where another method fails on an image; where it fails itself, the centre ellipse does."""
-
-
 SAMPLE = 200
 """A tree of which none of this many masks is there, or fits, is taken for the wrong one."""
 LISTED = parse_spec("{png: list}")

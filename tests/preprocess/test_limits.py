@@ -19,7 +19,7 @@ from preprocess.images import decode
 from preprocess.images.decode import PIXEL_LIMITS, Frame, decode_image, read_mask
 from preprocess.images.listing import DEPTH, list_images
 from preprocess.images.reading import UnusableImageError
-from preprocess.masks.maskfile import Fingerprint
+from preprocess.masks.maskfile import Fingerprint, read_made
 from preprocess.passthrough import NotTakenError, take_jpeg
 from tests.preprocess.support import photo, save
 
@@ -105,6 +105,8 @@ def test_only_regular_files_are_opened(
         decode_image(path, side_px=64)
     with pytest.raises(UnusableImageError, match=f"{name}, not a regular file"):
         read_mask(path, Frame(1, (4, 4)))
+    with pytest.raises(UnusableImageError, match=f"{name}, not a regular file"):
+        read_made(path)
     with pytest.raises(NotTakenError):
         take_jpeg(path, side_px=64)
     for read in (Fingerprint.of, sha256_file, open_regular):

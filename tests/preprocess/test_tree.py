@@ -358,22 +358,6 @@ def test_only_a_new_image_gets_a_mask_and_a_lost_description_comes_back(
     assert remade(before, content(masks)) == ["train/class1/9"] and (masks / tree.INFO).exists()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--shard", "3/2"],
-        ["--shard", "x"],
-        ["--shard", "\N{ARABIC-INDIC DIGIT ONE}/\N{ARABIC-INDIC DIGIT TWO}"],
-        ["--workers", "0"],
-        ["--mask-method", "x"],
-    ],
-)
-def test_a_wrong_command_line_exits_with_2(options: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        program.parse(["--data", "x", "--out", "y", *options])
-    assert caught.value.code == 2
-
-
 def test_what_makes_no_masks_from_images_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is not made here.*\{shuffled: \{base: \{png: "):
         make(folder, tmp_path / "out", "--mask-method", "shuffled")
@@ -512,10 +496,3 @@ def test_a_description_of_another_kind_is_refused(tmp_path: Path, key: str, valu
     (tmp_path / tree.INFO).write_text(json.dumps(info))
     with pytest.raises(DataError, match=rf"masks.json: {key}.*Delete it and run"):
         tree.read_info(tmp_path)
-
-
-@pytest.mark.timeout(30)
-def test_a_pipe_among_the_masks_is_damage_and_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "x.png")
-    with pytest.raises(UnusableImageError, match="pipe"):
-        read_made(tmp_path / "x.png")
