@@ -254,7 +254,7 @@ def test_an_edited_file_is_the_users_own(
     make(data, masks, "--max-resolution", "56")
     assert content(masks) == before
     assert "10 there before, 1 of your own" in capsys.readouterr().out
-    save(photo(78), data / "train/class1/3.jpg", quality=95)  # the user's mask of it stays
+    save(photo(78, height=72), data / "train/class1/3.jpg")  # the user's mask of it stays
     make(data, masks, "--max-resolution", "56")
     assert content(masks) == before
     manifest = converted(data, tmp_path / "out", "--max-resolution", "56", "--masks", str(masks))
