@@ -15,7 +15,6 @@ from harl_fast.host import usable_cores
 from harl_fast.pool import TASKS_AHEAD, ordered_map
 from tests.tasks import double, getpid, large
 
-
 runs = pytest.mark.parametrize("run", [1, TASKS_AHEAD])
 
 
