@@ -1,4 +1,4 @@
-"""A mask file comes back as it was written, and what is none of ours is told from it."""
+"""Mask files come back as written, foreign ones are told from them; descriptions and locks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, HarlError
 from preprocess.images.decode import Frame, read_mask
 from preprocess.masks import parse_spec, tree
 from preprocess.masks.controls import to_canvas
@@ -102,3 +102,26 @@ def test_a_description_of_another_kind_is_refused(tmp_path: Path, key: str, valu
     (tmp_path / tree.INFO).write_text(json.dumps(info))
     with pytest.raises(DataError, match=rf"masks.json: {key}.*Delete it and run"):
         tree.read_info(tmp_path)
+
+
+def test_shards_may_run_at_once_unless_they_share_files(tmp_path: Path) -> None:
+    with tree.locked_shard(tmp_path, (1, 2)), tree.locked_shard(tmp_path, (2, 2)):
+        for shard in ((1, 2), (1, 1), (3, 4), (2, 3)):
+            told = pytest.raises(HarlError, match=r"in use by|in common")
+            with told, tree.locked_shard(tmp_path, shard):
+                pass
+    with tree.locked_shard(tmp_path, (1, 4)), tree.locked_shard(tmp_path, (2, 6)):
+        pass  # chunks 0, 4, 8, ... and 1, 7, 13, ... never meet
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_descriptions_at_once_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (tree.describe(parse_spec(name), max_resolution=64) for name in ("center", "full"))
+    # The other came between this one's look and its writing, then before both.
+    monkeypatch.setattr(tree, "write_new", lambda path, _: not path.write_text(json.dumps(two)))
+    for _ in range(2):
+        with pytest.raises(DataError, match="holds other masks"):
+            tree.claim(tmp_path, one)
+    assert tree.read_info(tmp_path) == json.loads(json.dumps(two))

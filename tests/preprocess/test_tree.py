@@ -376,29 +376,6 @@ def test_an_interrupted_run_says_that_it_continues(many: Path, tmp_path: Path) -
     assert 1 <= len(content(tmp_path / "masks")) < 1404
 
 
-def test_shards_may_run_at_once_unless_they_share_files(tmp_path: Path) -> None:
-    with tree.locked_shard(tmp_path, (1, 2)), tree.locked_shard(tmp_path, (2, 2)):
-        for shard in ((1, 2), (1, 1), (3, 4), (2, 3)):
-            told = pytest.raises(HarlError, match=r"in use by|in common")
-            with told, tree.locked_shard(tmp_path, shard):
-                pass
-    with tree.locked_shard(tmp_path, (1, 4)), tree.locked_shard(tmp_path, (2, 6)):
-        pass  # chunks 0, 4, 8, ... and 1, 7, 13, ... never meet
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_of_two_descriptions_at_once_one_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, two = (tree.describe(parse_spec(name), max_resolution=64) for name in ("center", "full"))
-    # The other came between this one's look and its writing, then before both.
-    monkeypatch.setattr(tree, "write_new", lambda path, _: not path.write_text(json.dumps(two)))
-    for _ in range(2):
-        with pytest.raises(DataError, match="holds other masks"):
-            tree.claim(tmp_path, one)
-    assert tree.read_info(tmp_path) == json.loads(json.dumps(two))
-
-
 def test_programs_refuse_an_output_that_another_process_writes(tmp_path: Path) -> None:
     out, data = tmp_path / "out", image_folder(tmp_path / "data")
     with locked(out / FOLDER_LOCK, output=out), pytest.raises(HarlError, match="is in use by"):
