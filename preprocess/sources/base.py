@@ -107,6 +107,8 @@ class Choices:
     scratch: Path | None = None
     """Folder, to be made and removed by the caller, for what has to be unpacked; None: nothing may
     be."""
+    adding: bool = False
+    """The images come to those of a set: one class of them is enough."""
 
 
 DEFAULT_CHOICES = Choices()

@@ -135,6 +135,32 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, mess
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("shape", ["(30", "(4398046511104,)"])
+def test_predictions_with_a_damaged_header_are_named(tmp_path: Path, shape: str) -> None:
+    """NumPy fails as its tokeniser does, or asks for the memory that is stated."""
+    path = write_result(tmp_path / "r", result()) / "predictions.npz"
+    whole, there = path.read_bytes(), b"(30,), }".ljust(24)
+    path.write_bytes(whole.replace(there, f"{shape}, }}".encode().ljust(24), 1))
+    assert len(path.read_bytes()) == len(whole) and path.read_bytes() != whole
+    with pytest.raises(DataError, match=r"predictions\.npz cannot be read"):
+        read_result(path.parent)
+
+
+def test_a_head_with_a_changed_weight_is_refused(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "r", result()) / "head.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"head\.safetensors was changed or damaged"):
+        read_head(path, classes=CLASSES)
+
+
+def test_a_head_from_before_checksums_is_read(tmp_path: Path) -> None:
+    path, about = tmp_path / "head.safetensors", {"classes_sha256": classes_sha256(CLASSES)}
+    save_file({"weight": torch.ones(3, 5), "bias": torch.zeros(3)}, path, metadata=about)
+    assert torch.equal(read_head(path, classes=CLASSES).weight, torch.ones(3, 5))
+
+
 def test_no_result_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"result\.json does not exist"):
         read_result(tmp_path / "none")

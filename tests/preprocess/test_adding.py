@@ -45,6 +45,14 @@ def grow(root: Path, kind: str, count: int, *, split: str = "train", start: int 
         save(photo(index), root / split / kind / f"{index}.jpg", quality=95)
 
 
+def test_images_of_one_class_are_added(out: Path, tmp_path: Path) -> None:
+    before, more = names(out, "train"), tmp_path / "more"
+    grow(more, "class1", 2)
+    run(out, "--add", str(more), "--val", "0")
+    assert names(out, "train") == [*before, "train/class1/100.jpg", "train/class1/101.jpg"]
+    assert [sample.label for sample in read_samples(out / "train", [len(before)])] == [1]
+
+
 def test_one_container_becomes_the_first_shard_and_ids_stay(
     data: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
