@@ -72,7 +72,7 @@ def test_a_misspelt_mask_method_is_told_before_anything_is_made(
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     (tmp_path / "experiments/photos/heuristic.yaml").write_text("{asks: Why?, masks: heuristc}")
     monkeypatch.setattr(program, "ROOT", tmp_path)
-    with pytest.raises(ConfigError, match="heuristc.*did you mean 'heuristic'"):
+    with pytest.raises(ConfigError, match=r"heuristc.*did you mean 'heuristic'"):
         program.main(["--only", "composites"])
     assert not ran and [path.name for path in tmp_path.iterdir()] == ["experiments"]
 
