@@ -122,6 +122,15 @@ def test_a_copy_whose_note_is_damaged_is_read_again(
     assert (folder / NOTE).read_text() == whole
 
 
+def test_a_copy_that_was_emptied_is_refused(source: Path, tmp_path: Path) -> None:
+    """As programs that clean scratch disks leave it: without its files and their note."""
+    folder = stage(source, tmp_path / "disk", first=True)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with pytest.raises(DataError, match=rf"is no copy .*delete {folder}"):
+        stage(source, tmp_path / "disk", first=True)
+
+
 @pytest.mark.parametrize("harm", ["changed", "cut", "gone"])
 def test_a_copy_that_is_none_any_more_is_refused(source: Path, tmp_path: Path, harm: str) -> None:
     folder = stage(source, tmp_path / "disk", first=True)

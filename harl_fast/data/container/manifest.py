@@ -145,7 +145,7 @@ def find_container(folder: Path, split: str) -> Path:
 
 def manifest_path(beton: Path) -> Path:
     """Return where the manifest of a container or of a set lies."""
-    return beton.with_suffix(".json")
+    return beton.parent / f"{beton.stem}.json"  # also of ".", which has no name
 
 
 def names_path(beton: Path) -> Path:

@@ -192,7 +192,8 @@ def _check(parts: Sequence[_Part], folder: Path) -> None:
     known = dict[str, Any]()
     with contextlib.suppress(DataError):  # missing or damaged: all is read again
         known = read_json(note, error=DataError, most_bytes=MOST_BYTES)
-    changed = [part for part in parts if known.get(str(part.path)) != _state(folder / part.path)]
+    states = [(part, _state(folder / part.path)) for part in parts]
+    changed = [p for p, state in states if state is None or known.get(str(p.path)) != state]
     if not changed:
         return
     megabytes = sum(part.size for part in changed) >> 20
