@@ -70,7 +70,7 @@ def test_a_misspelt_mask_method_is_told_before_anything_is_made(
     ran: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
-    (tmp_path / "experiments/photos/heuristic.yaml").write_text("{asks: Why?, masks: heuristc}")
+    (tmp_path / "experiments/photos/heuristic.yaml").write_text("{asks: Why, masks: heuristc}")
     monkeypatch.setattr(program, "ROOT", tmp_path)
     with pytest.raises(ConfigError, match=r"heuristc.*did you mean 'heuristic'"):
         program.main(["--only", "composites"])
