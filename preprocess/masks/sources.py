@@ -184,6 +184,14 @@ def _unwrapped(
 def _tree(folder: Path, split: Split, classes: list[str]) -> MaskTree | None:
     tree = open_tree(folder, split.names[0], classes)
     some = split.names[:SAMPLE]
+    png = next((name for name in split.names if name.endswith(".png")), "")
+    if tree is not None and split.root is not None and png:
+        file = split.root / png
+        if tree.path(png).resolve() == file.resolve():
+            raise DataError(
+                f"the masks in {folder} lie among the images, so that they are taken for images, "
+                f"too ({file}): move them to a folder of their own"
+            )
     if tree is not None and not any(tree.path(name).is_file() for name in some):
         raise DataError(
             f"none of the first {len(some)} images ({some[0]}, ...) has a mask file: "
