@@ -42,15 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     # Imported late: torch takes seconds, which --help and usage errors need not wait for.
     from harl_fast.tools.charts import check_extra
     from harl_fast.tools.evidence import Evidence, check_data, run_all, settle
-    from harl_fast.tools.evidence_arms import chosen, load_plan, mask_methods
+    from harl_fast.tools.evidence_arms import chosen, load_plan
     from harl_fast.tools.evidence_report import check_claims, write_page
-    from preprocess.masks.registry import parse_spec
 
     check_extra()
     plan = load_plan(ROOT / "experiments", quick=args.quick, seeds=args.seeds, epochs=args.epochs)
     check_claims(plan)
-    for method in mask_methods(plan):
-        parse_spec(method)
     todo = chosen(plan.trials, args.only)
     check_data(args.data)
     check_output(args.out, option="--out", folder=True)

@@ -185,12 +185,6 @@ def chosen(trials: Sequence[Trial], only: Sequence[str]) -> list[Trial]:
     return [t for t in trials if {t.kind, f"{t.kind}/{t.name}"} & names]
 
 
-def mask_methods(plan: Plan) -> set[str]:
-    """Return the mask methods of all arms and probes, as they stand in the files."""
-    arms = {trial.arm.masks for trial in plan.trials}
-    return arms.union(*(suite.probes.values() for suite in plan.suites.values()))
-
-
 def _arm(folder: Path, kind: Kind, name: str) -> Arm:
     path = folder / kind / f"{name}.yaml"
     if not path.is_file():

@@ -66,13 +66,14 @@ def test_mistakes_are_told_before_anything_is_made(
     assert not ran and not any(tmp_path.iterdir())
 
 
-def test_a_misspelt_mask_method_is_told_before_anything_is_made(
+def test_a_misspelt_read_out_is_told_before_anything_is_made(
     ran: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
-    (tmp_path / "experiments/photos/heuristic.yaml").write_text("{asks: Why, masks: heuristc}")
+    suites = tmp_path / "experiments/suites.yaml"
+    suites.write_text(suites.read_text().replace("by: five_labels", "by: fivelabels"))
     monkeypatch.setattr(program, "ROOT", tmp_path)
-    with pytest.raises(ConfigError, match=r"heuristc.*did you mean 'heuristic'"):
+    with pytest.raises(ConfigError, match=r"fivelabels.*did you mean 'five_labels'"):
         program.main(["--only", "composites"])
     assert not ran and [path.name for path in tmp_path.iterdir()] == ["experiments"]
 
