@@ -202,7 +202,7 @@ def _check_head(path: Path, head: Head) -> None:
 def _sha256(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
