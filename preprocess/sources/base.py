@@ -110,6 +110,11 @@ class Choices:
     adding: bool = False
     """The images come to those of a set: one class of them is enough."""
 
+    @property
+    def least_classes(self) -> int:
+        """How many classes images with labels must have."""
+        return 1 if self.adding else 2
+
 
 DEFAULT_CHOICES = Choices()
 

@@ -113,7 +113,7 @@ def class_source(
     cannot be used.
     """
     scans = {split: _scan(shown, *part) for split, part in parts.items()}
-    check_classes(scans["train"], scans.get("val"), least=1 if choices.adding else 2)
+    check_classes(scans["train"], scans.get("val"), least=choices.least_classes)
     classes = sorted(scans["train"].by_class)
     splits = {split: scan.split(classes) for split, scan in scans.items()}
     notes: list[str] = []

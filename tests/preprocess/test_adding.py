@@ -51,6 +51,11 @@ def test_images_of_one_class_are_added(out: Path, tmp_path: Path) -> None:
     run(out, "--add", str(more), "--val", "0")
     assert names(out, "train") == [*before, "train/class1/100.jpg", "train/class1/101.jpg"]
     assert [sample.label for sample in read_samples(out / "train", [len(before)])] == [1]
+    listed = tmp_path / "list.csv"
+    save(photo(7), tmp_path / "7.jpg")
+    listed.write_text("path,label\n7.jpg,class0\n")
+    run(out, "--add", str(listed), "--val", "0")
+    assert [sample.label for sample in read_samples(out / "train", [len(before) + 2])] == [0]
 
 
 def test_one_container_becomes_the_first_shard_and_ids_stay(
