@@ -41,7 +41,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, metavar="FOLDER", help="photos; default: made from sample photos")
     count, rounds = whole_number(100, 10**7), whole_number(1, 10**4)
-    add("--count", type=count, default=1600, metavar="N", help="pictures; default %(default)s")
+    add("--count", type=count, default=4800, metavar="N", help="pictures; default %(default)s")
     add("--rounds", type=rounds, default=5, metavar="N", help="default %(default)s")
     seconds = number(0.1, 3600)
     add("--seconds-per-turn", type=seconds, default=4.0, metavar="S", help="default %(default)s")

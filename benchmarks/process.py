@@ -48,13 +48,19 @@ def busy_s() -> float:
 
 
 def group_s(group: int) -> float:
-    """Return the CPU seconds of all living processes of a process group."""
+    """Return the CPU seconds of a process group, with those of processes that ended within it.
+
+    A process that ended is in its own line of /proc until its parent waits for it, and then in its
+    parent's, with all that it had waited for itself: once in any case. Lost is one that nobody in
+    the group waits for: whose parent ended first, or ignores SIGCHLD. Only in a stopped group are
+    all lines of the same moment.
+    """
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = path.read_text().rsplit(")", 1)[1].split()
             if int(fields[2]) == group:
-                ticks += int(fields[11]) + int(fields[12])
+                ticks += sum(map(int, fields[11:15]))  # utime, stime; of the waited-for, both
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

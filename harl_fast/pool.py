@@ -7,6 +7,7 @@ signal, and it cannot end workers in the middle of their tasks.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import resource
@@ -15,8 +16,9 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -38,7 +40,8 @@ TASKS_AHEAD = 4
 class _Worker(Generic[TaskT]):
     process: BaseProcess
     connection: Connection[Any, Any]  # tasks one way, results the other
-    task: tuple[int, TaskT] | None = None
+    tasks: deque[tuple[int, TaskT]] = field(default_factory=deque)
+    """What it was given and has not answered yet."""
 
 
 def ordered_map(
@@ -47,10 +50,12 @@ def ordered_map(
     *,
     workers: int,
     describe: Callable[[TaskT], str],
+    run: int = 1,
 ) -> Generator[ResultT, None, None]:
     """Yield ``work(task)`` of each task, in the order of the tasks, from ``workers`` processes.
 
-    work must be picklable. describe names a task in messages. Raises `DataError` when a worker
+    work must be picklable. describe names a task in messages. run: how many tasks that follow one
+    another a worker gets together, up to `TASKS_AHEAD`. Raises `DataError` when a worker
     dies or ``work`` raises. Close the generator (`contextlib.closing`) to end the workers early.
     """
     # The workers are the parallelism; inside one, a second thread would only wait for its core.
@@ -70,24 +75,28 @@ def ordered_map(
                     team.append(_Worker(process, ours))
         except (OSError, EOFError) as error:
             raise DataError(_no_start(error, number=len(team) + 1)) from error
-        yield from _run(team, tasks, describe)
+        yield from _run(team, tasks, describe, run)
     finally:
         _stop(team)
 
 
 def _run(
-    team: list[_Worker[TaskT]], tasks: Iterable[TaskT], describe: Callable[[TaskT], str]
+    team: list[_Worker[TaskT]],
+    tasks: Iterable[TaskT],
+    describe: Callable[[TaskT], str],
+    run: int,
 ) -> Iterator[Any]:
     numbered, finished, shown = enumerate(tasks), dict[int, Any](), 0
     while True:
-        busy = [worker for worker in team if worker.task is not None]
+        given = sum(len(worker.tasks) for worker in team)
         for worker in team:
-            if worker.task is None and len(finished) + len(busy) < TASKS_AHEAD * len(team):
-                worker.task = next(numbered, None)
-                if worker.task is None:
+            if not worker.tasks and len(finished) + given < TASKS_AHEAD * len(team):
+                worker.tasks.extend(itertools.islice(numbered, run))
+                if not worker.tasks:
                     break
-                busy.append(worker)
+                given += len(worker.tasks)
                 _send(worker, describe)
+        busy = [worker for worker in team if worker.tasks]
         if not busy:
             return
         ready = set(wait([worker.connection for worker in busy]))
@@ -128,24 +137,21 @@ def _no_start(error: OSError | EOFError, *, number: int) -> str:
 
 
 def _send(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> None:
-    assert worker.task is not None
     try:
-        worker.connection.send(worker.task[1])
+        worker.connection.send([task for _, task in worker.tasks])
     except OSError:
         raise _death(worker, describe) from None
 
 
 def _receive(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> tuple[int, Any]:
-    assert worker.task is not None
     try:
         result, problem = worker.connection.recv()
     except (EOFError, OSError):  # OSError: it died in the middle of an answer
         raise _death(worker, describe) from None
-    number, task = worker.task
+    number, task = worker.tasks.popleft()
     if problem is not None:
         first, *trace = problem.split("\n")
         raise DataError(f"a worker failed on {describe(task)}. {first}", *trace)
-    worker.task = None
     return number, result
 
 
@@ -153,7 +159,7 @@ def _death(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> DataErro
     worker.process.join(5.0)
     code = worker.process.exitcode
     cause = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-    where = describe(worker.task[1]) if worker.task else "nothing"
+    where = describe(worker.tasks[0][1]) if worker.tasks else "nothing"
     return DataError(
         f"a worker process died ({cause}) while it held {where}. SIGKILL is mostly the system "
         f"running out of memory: use fewer --workers. Otherwise one of these files crashes the "
@@ -190,11 +196,12 @@ def _serve(connection: Connection[Any, Any], work: Callable[[TaskT], Any]) -> No
         sys.modules["torch"].set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            task = connection.recv()
-            try:
-                reply: tuple[Any, str | None] = (work(task), None)
-            except OSError as error:
-                reply = (None, explain(error))
-            except Exception:  # noqa: BLE001  # sent on whole, and raised in the main process
-                reply = (None, f"Please report this with the trace:\n{traceback.format_exc()}")
-            connection.send(reply)
+            for task in connection.recv():
+                try:
+                    reply: tuple[Any, str | None] = (work(task), None)
+                except OSError as error:
+                    reply = (None, explain(error))
+                except Exception:  # noqa: BLE001  # sent on whole, and raised in the main process
+                    trace = traceback.format_exc()
+                    reply = (None, f"Please report this with the trace:\n{trace}")
+                connection.send(reply)

@@ -12,7 +12,7 @@ from pathlib import Path
 from harl_fast.data.container.manifest import Manifest
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output
-from harl_fast.pool import ordered_map
+from harl_fast.pool import TASKS_AHEAD, ordered_map
 from preprocess.adding import Base
 from preprocess.assemble import OF_A_SET, Existing, SplitPlan, assemble
 from preprocess.convert import Settings, convert
@@ -24,6 +24,7 @@ from preprocess.publish import publish
 from preprocess.ray import cluster, convert_on
 from preprocess.shards import BESIDE, Job, write_shard
 from preprocess.sources import Source
+from preprocess.sources.cells import Cell
 from preprocess.summary import summarise
 from preprocess.work import Inputs, cut, digest_of, enter, key_of, leave, recipe, work_folder
 
@@ -203,10 +204,15 @@ def _convert_here(
 ) -> None:
     """Convert shards one after another, all processes at work on the same one."""
     settings, methods = jobs[0].settings, plan.masks.methods
+    members = plan.masks.split.members
+    # To reach its rows in a group, a worker unpacks all before them: the fewer workers for each
+    # group, the better.
+    in_tables = members is not None and members.kind is Cell
     results = ordered_map(
         functools.partial(convert, settings=settings, methods=methods),
         itertools.chain.from_iterable(job.tasks(plan.masks) for job in jobs),
         workers=min(workers, sum(job.chunks for job in jobs)),
+        run=TASKS_AHEAD if in_tables else 1,
         describe=lambda chunk: f"{chunk[0].name} to {chunk[-1].name}",
     )
     with contextlib.closing(results):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ _WHOLE = ".whole"
 _COPIED = ".copied.jsonl"
 """Marks a folder as a copy made by this program: its first line, then a line for each file."""
 _MARK = "A copy that harl_fast made: what is gone from its source is deleted here."
+_AT_ONCE, _SUBMITTED = 16, 1 << 12
+"""Files that are copied at once, and how many wait for it."""
 _VERSIONS = (
     *("ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "modified"),
     *("updated", "created", "generation", "Content-MD5", "Digest", "sha", "blob_id"),
@@ -68,11 +71,16 @@ class UrlPlace:
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
+    def _make_folder(self, path: str) -> None:
+        # Object stores, whose paths begin with a bucket, need none; a mistyped one would be made.
+        if path.startswith("/"):
+            self._fs.makedirs(path, exist_ok=True)
+
     def check(self) -> None:
         """Raise `OutputError` unless something can be written there."""
         trial = self._at(".trial.tmp")
         try:
-            self._fs.makedirs(self._root, exist_ok=True)
+            self._make_folder(self._root)
             self._fs.pipe_file(trial, b"\0")
             self._fs.rm_file(trial)
         except Exception as error:  # every file system has errors of its own
@@ -140,13 +148,13 @@ class UrlPlace:
             raise DataError(str(error).replace(str(copy), f"{self.url}/{name}")) from error
 
     def write(self, name: str, tree: Any) -> None:
-        self._fs.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
+        self._make_folder(self._at(name).rpartition("/")[0])
         self._fs.pipe_file(self._at(name), json.dumps(tree, indent=2).encode())
 
     def move(self, old: str, new: str) -> None:
         self._fs.invalidate_cache()
         if self._fs.isfile(self._at(old)):
-            self._fs.makedirs(self._at(new).rpartition("/")[0], exist_ok=True)
+            self._make_folder(self._at(new).rpartition("/")[0])
             self._fs.mv(self._at(old), self._at(new))
 
     def remove(self, name: str) -> None:
@@ -170,7 +178,7 @@ class UrlPlace:
             yield Path(fresh)
             if self.exists(name):
                 return
-            self._fs.makedirs(self._at(name), exist_ok=True)
+            self._make_folder(self._at(name))
             for path in sorted(Path(fresh).iterdir()):
                 self._fs.put_file(str(path), self._at(f"{name}/{path.name}"))
             self._fs.pipe_file(self._at(f"{name}/{_WHOLE}"), b"")
@@ -191,30 +199,46 @@ def mirror(url: str, folder: Path) -> Path:
         found = system.find(root, detail=True)
     if not found:
         raise DataError(f"{one_line(url)} holds no files: check the URL")
-    kept = set[Path]()
+    kept = {place / _inner(path, root, url) for path in found}
+
+    def fetch(path: str) -> str:
+        """Copy a file unless it is there; return the line that notes it, or ""."""
+        inner = _inner(path, root, url)
+        target = place / inner
+        with _told(url, folder):
+            version = _version(found[path]) or _version(system.info(path))
+            if target.is_file() and version and known.get(inner) == version:
+                return ""
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.tmp")
+            system.get_file(path, str(temporary))
+            temporary.replace(target)
+        return f"\n{json.dumps([inner, version])}"
+
     with (
         Progress(len(found), label=f"copying {url}", unit="files", least_s=1.0) as progress,
         open(own / _COPIED, "a", encoding="utf-8") as copied,
+        # Object stores answer slowly, but many at once; others may have one connection.
+        ThreadPoolExecutor(_AT_ONCE if system.async_impl else 1) as threads,
     ):
-        for path, facts in found.items():
-            inner = path[len(root) :].lstrip("/")
-            if ".." in inner.split("/"):
-                raise DataError(f"{one_line(url)} holds {one_line(inner)}: rename it, without '..'")
-            target = place / inner
-            kept.add(target)
-            with _told(url, folder):
-                version = _version(facts) or _version(system.info(path))
-                if not (target.is_file() and version and known.get(inner) == version):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    temporary = target.with_name(f".{target.name}.tmp")
-                    system.get_file(path, str(temporary))
-                    temporary.replace(target)
-                    copied.write(f"\n{json.dumps([inner, version])}")
-            progress.advance()
+        paths = list(found)
+        for start in range(0, len(paths), _SUBMITTED):
+            part = paths[start : start + _SUBMITTED]
+            for line in threads.map(fetch, part):
+                copied.write(line)
+                progress.advance()
     for old in sorted(place.rglob("*"), reverse=True):
         if old.is_file() and old not in kept:
             old.unlink()
     return place
+
+
+def _inner(path: str, root: str, url: str) -> str:
+    """Return a file's path below ``root``; `DataError` for one that leads out of it."""
+    inner = path[len(root) :].lstrip("/")
+    if ".." in inner.split("/"):
+        raise DataError(f"{one_line(url)} holds {one_line(inner)}: rename it, without '..'")
+    return inner
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 
 def double(number: int) -> int:
@@ -18,3 +19,9 @@ def double(number: int) -> int:
 def large(number: int) -> bytes:
     """Return an answer that no pipe holds at once."""
     return bytes(10_000_000 + number)
+
+
+def getpid(number: int) -> int:
+    """Return the process that was asked."""
+    time.sleep(0.01)
+    return os.getpid()

@@ -13,29 +13,44 @@ import pytest
 from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
 from harl_fast.pool import TASKS_AHEAD, ordered_map
-from tests.tasks import double, large
+from tests.tasks import double, getpid, large
+
+runs = pytest.mark.parametrize("run", [1, TASKS_AHEAD])
 
 
-def mapped(numbers: list[int], *, workers: int = 2) -> list[int]:
-    return list(ordered_map(double, numbers, workers=workers, describe=lambda n: f"number {n}"))
+def mapped(numbers: list[int], *, run: int, workers: int = 2) -> list[int]:
+    def name(number: int) -> str:
+        return f"number {number}"
+
+    return list(ordered_map(double, numbers, workers=workers, describe=name, run=run))
 
 
-def test_results_come_in_the_order_of_the_tasks() -> None:
-    assert mapped(list(range(40)), workers=3) == [2 * number for number in range(40)]
-    assert mapped([]) == []
+@runs
+def test_results_come_in_the_order_of_the_tasks(run: int) -> None:
+    assert mapped(list(range(42)), run=run, workers=3) == [2 * number for number in range(42)]
+    assert mapped([], run=run) == []
 
 
-def test_a_worker_that_is_killed_is_an_error_that_names_its_task() -> None:
+@runs
+def test_a_worker_that_is_killed_is_an_error_that_names_its_task(run: int) -> None:
     with pytest.raises(DataError, match=r"worker process died \(SIGKILL\).*number 777.*--workers"):
-        mapped([*range(20), 777, *range(20)])
+        mapped([*range(22), 777, *range(20)], run=run)
 
 
-def test_an_exception_in_a_worker_is_an_error_with_its_trace() -> None:
+@runs
+def test_an_exception_in_a_worker_is_an_error_with_its_trace(run: int) -> None:
     with pytest.raises(DataError, match=r"(?s)number 666.*ValueError: the number of the beast"):
-        mapped([*range(20), 666, *range(20)])
+        mapped([*range(22), 666, *range(20)], run=run)
 
 
-def test_tasks_are_drawn_only_a_little_ahead_of_the_consumer() -> None:
+def test_tasks_of_a_run_go_to_one_worker() -> None:
+    pids = list(ordered_map(getpid, range(24), workers=3, describe=str, run=4))
+    assert all(len(set(pids[start : start + 4])) == 1 for start in range(0, 24, 4))
+    assert len(set(pids)) == 3
+
+
+@runs
+def test_tasks_are_drawn_only_a_little_ahead_of_the_consumer(run: int) -> None:
     drawn = 0
 
     def numbers() -> Iterator[int]:
@@ -44,11 +59,11 @@ def test_tasks_are_drawn_only_a_little_ahead_of_the_consumer() -> None:
             drawn += 1
             yield drawn
 
-    results = ordered_map(double, numbers(), workers=2, describe=str)
+    results = ordered_map(double, numbers(), workers=2, describe=str, run=run)
     with contextlib.closing(results):
         assert [next(results) for _ in range(10)] == list(range(2, 22, 2))
         time.sleep(0.3)
-        assert drawn <= 10 + 2 * TASKS_AHEAD + 2
+        assert drawn <= 10 + 2 * TASKS_AHEAD + 2 * run
 
 
 def test_closing_early_ends_the_workers() -> None:

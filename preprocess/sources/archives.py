@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import Progress, open_regular
+from harl_fast.files import Progress, naming, open_regular
 from preprocess.images.listing import HEAD_BYTES, Listing, has_image_suffix, is_aside, list_names
 from preprocess.images.members import FileRange, Members, ZipMember
 from preprocess.sources.base import Choices, Source
@@ -146,7 +146,14 @@ def _plain_tar(path: Path, scratch: Path | None) -> Path:
         raise DataError(f"{path} is compressed, and only `make beton` unpacks it: unpack it first")
     scratch.mkdir(parents=True, exist_ok=True)
     plain = scratch / f"{path.name}.plain"
-    size = path.stat().st_size
+    size, free = path.stat().st_size, shutil.disk_usage(scratch).free
+    least = f"at least the {size / 1e9:.2f} GB of the archive"
+    if size > free:
+        raise DataError(
+            f"{path} is unpacked to {scratch}, which takes {least}; {free / 1e9:.2f} GB are free "
+            f"there: free some, choose another --out, or unpack it elsewhere"
+        )
+    print(f"unpacking {path} to {scratch}: takes {least}, until the end", flush=True)
     try:
         with (
             open_regular(path) as packed,
@@ -155,7 +162,8 @@ def _plain_tar(path: Path, scratch: Path | None) -> Path:
             Progress(size >> 20, label=f"unpacking {path.name}", unit="MiB") as progress,
         ):
             while block := stream.read(_BLOCK):
-                copy.write(block)
+                with naming(plain):
+                    copy.write(block)
                 progress.advance((packed.tell() >> 20) - progress.done)
     except _OF_BROKEN_STREAMS as error:
         raise DataError(f"{path} is no whole archive ({error}): get it again") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -222,6 +224,20 @@ def test_scratch_is_made_when_needed_and_removed(tmp_path: Path) -> None:
         scratch.mkdir()
         (scratch / "x").touch()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_unpacking_takes_is_said_or_refused_before(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(gzip.compress(tar_of(tmp_path / "x.tar", *TREE).read_bytes()))
+    read(path, scratch=tmp_path / "scratch")
+    assert "takes at least the 0.00 GB of the archive" in capsys.readouterr().out
+    left = shutil.disk_usage(tmp_path)._replace(free=path.stat().st_size - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: left)
+    with pytest.raises(DataError, match=r"0\.00 GB are free there: free some"):
+        read(path, scratch=tmp_path / "other")
+    assert list((tmp_path / "other").iterdir()) == []
 
 
 def test_a_tar_is_an_archive_or_shards_by_its_first_members(tmp_path: Path) -> None:

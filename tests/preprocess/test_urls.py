@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,34 @@ def test_copies_go_only_into_folders_that_this_program_made(tmp_path: Path, stor
     store.pipe_file("/c/set/../../x.jpg", b"1")
     with pytest.raises(DataError, match=r"memory://c/set holds \.\./\.\./x\.jpg: rename it"):
         urls.mirror("memory://c/set", tmp_path)
+
+
+def test_stores_that_answer_many_at_once_are_asked_so(
+    tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        store.pipe_file(f"/bucket/set/{number}.jpg", b"%d" % number)
+    together, real = threading.Barrier(4), MemoryFileSystem.get_file
+
+    def get_file(self: Any, path: str, *rest: Any, **options: Any) -> None:
+        together.wait(timeout=5)
+        real(self, path, *rest, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", get_file)
+    monkeypatch.setattr(MemoryFileSystem, "async_impl", True)
+    place = urls.mirror("memory://bucket/set", tmp_path)
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == {
+        f"{number}.jpg": b"%d" % number for number in range(8)
+    }
+
+
+def test_no_bucket_is_made(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of object stores begin with it; a mistyped one would be somebody's new bucket."""
+    made = list[str]()
+    monkeypatch.setattr(MemoryFileSystem, "makedirs", lambda self, path, **_: made.append(path))
+    monkeypatch.setattr(urls, "file_system", lambda url: (store, "bucket/set"))
+    urls.UrlPlace("memory://bucket/set").check()
+    assert made == []
 
 
 def test_what_was_copied_is_noted_even_by_a_copy_that_was_cut_off(
