@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,18 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, mess
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("shape", ["(30", "(4398046511104,)"])
+@pytest.mark.parametrize("shape", ["(30", "(4398046511104,), }"])
 def test_predictions_with_a_damaged_header_are_named(tmp_path: Path, shape: str) -> None:
     """NumPy fails as its tokeniser does, or asks for the memory that is stated."""
     path = write_result(tmp_path / "r", result()) / "predictions.npz"
-    whole, there = path.read_bytes(), b"(30,), }".ljust(24)
-    path.write_bytes(whole.replace(there, f"{shape}, }}".encode().ljust(24), 1))
-    assert len(path.read_bytes()) == len(whole) and path.read_bytes() != whole
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    there, whole = b"(30,), }".ljust(24), members["ids.npy"]
+    members["ids.npy"] = whole.replace(there, shape.encode().ljust(24))
+    assert len(members["ids.npy"]) == len(whole) and members["ids.npy"] != whole
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
     with pytest.raises(DataError, match=r"predictions\.npz cannot be read"):
         read_result(path.parent)
 
