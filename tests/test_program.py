@@ -72,6 +72,7 @@ def test_every_common_error_has_a_remedy_of_its_own() -> None:
         "ENOTEMPTY",
         "ENAMETOOLONG",
         "EMFILE",
+        "ENFILE",
     )
     texts = {explain(OSError(getattr(errno, name), "x")) for name in (*common, "ENOMEM", "EIO")}
     assert len(texts) == len(common) + 2
