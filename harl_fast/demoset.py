@@ -14,6 +14,8 @@ RECIPE = 2
 IMAGES, SIDE_PX = 4000, 96
 """Of the default set."""
 _KIND = "generated, "
+_MOST_BYTES = 1 << 26
+"""Of a manifest, which may be of any other set."""
 _NAME = re.compile(r"(?:.*/)?[a-z]+/([a-z]+)-[0-9]+(?:\.[A-Za-z]+)?")
 
 
@@ -31,9 +33,13 @@ def holds(folder: Path, wanted: str) -> bool:
     manifests = [folder / f"{split}.json" for split in ("train", "val")]
     there = [manifest for manifest in manifests if manifest.exists()]
     try:
-        found = {str(read_json(each, error=DataError).get("source")) for each in there}
+        trees = [read_json(each, error=DataError, most_bytes=_MOST_BYTES) for each in there]
     except DataError as error:
-        raise DataError(f"{error}. Delete {folder}, and it is made anew") from error
+        raise DataError(
+            f"{error}. If {folder} holds a demo set, delete it, and it is made anew; otherwise "
+            f"give another folder"
+        ) from error
+    found = {str(tree.get("source")) for tree in trees}
     for source in found - {wanted}:
         check_kind(folder, source)
         print(one_line(f"{folder} holds another demo set ({source}): it is drawn anew ({wanted})"))

@@ -46,6 +46,7 @@ _REMEDIES = {
     errno.EISDIR: "A folder of this name is in the way: move it away, or choose another one",
     errno.ELOOP: "Links lead in a circle, or one stands where none is followed: remove it",
     errno.EEXIST: "A file or broken link of this name is in the way: move it, or choose another",
+    errno.ENOTEMPTY: "There are files in this folder: move them away, or choose another one",
     errno.ENAMETOOLONG: "Choose a shorter name",
     errno.EMFILE: "Let this process open more files (`ulimit -n 4096`), or use fewer workers",
     errno.ENFILE: "Close other programs, or raise the system's limit (fs.file-max)",

@@ -14,6 +14,9 @@ import stat
 import sys
 import threading
 import time
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -32,6 +35,13 @@ Nothing failed then: the system flushes when it likes. EIO and ENOSPC are failur
 LONGEST_TMPDIR = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 """Bytes of the folder for temporary files: Linux has 108 for a socket's whole name with its final
 zero (unix(7)), and `multiprocessing` gives its own such names there."""
+
+BROKEN_ARRAYS = (
+    OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, tokenize.TokenError,
+    zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
+    MemoryError,  # for a shape that is stated, not there
+)  # fmt: skip
+"""What `numpy.load` raises of damaged files, .npy and .npz."""
 
 
 def is_url(text: str) -> bool:

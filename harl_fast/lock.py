@@ -64,6 +64,17 @@ class Owner:
         return f"process {self.pid} on {self.host} (since {since}: {self.command})"
 
 
+class InUseError(HarlError):
+    """Another process holds a lock, or may."""
+
+    def __init__(self, owner: Owner, *, output: Path, lock: Path) -> None:
+        self.owner = owner
+        super().__init__(
+            f"{output} is in use by {owner}. Wait until it ends or stop it; if it is gone for "
+            f"sure, delete {lock}"
+        )
+
+
 @dataclass(frozen=True)
 class Lock:
     """A lock that this process has taken."""
@@ -90,7 +101,7 @@ def locked(path: Path, *, output: Path) -> Iterator[Lock]:
     """Hold the lock file ``path`` of an output; no other process does meanwhile.
 
     A lock whose process is known to be gone (killed, or the machine was restarted) is taken over,
-    which is printed. Raises HarlError naming the owner if it is, or may be, still there.
+    which is printed. Raises InUseError if it is, or may be, still there.
     """
     own, new_folder = _this_process(), not path.parent.exists()
     try:
@@ -217,10 +228,7 @@ def _take(path: Path, own: Owner, *, output: Path) -> None:
         if other is None:
             continue  # released meanwhile
         if not _gone(other):
-            raise HarlError(
-                f"{output} is in use by {other}. Wait until it ends or stop it; if it is gone for "
-                f"sure, delete {path}"
-            )
+            raise InUseError(other, output=output, lock=path)
         right = path.with_name(f".{other.token}.lock")
         _take(right, own, output=output)
         try:

@@ -43,10 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     from harl_fast.tools.charts import check_extra
     from harl_fast.tools.evidence import Evidence, check_data, run_all, settle
     from harl_fast.tools.evidence_arms import chosen, load_plan
-    from harl_fast.tools.evidence_report import write_page
+    from harl_fast.tools.evidence_report import check_claims, write_page
 
     check_extra()
     plan = load_plan(ROOT / "experiments", quick=args.quick, seeds=args.seeds, epochs=args.epochs)
+    check_claims(plan)
     todo = chosen(plan.trials, args.only)
     check_data(args.data)
     check_output(args.out, option="--out", folder=True)

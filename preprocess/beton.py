@@ -280,7 +280,8 @@ def _source(args: argparse.Namespace, scratch: Path) -> tuple[Source, Path | Non
             copies = _local(args.out) / "download"
             print(one_line(f"copying the files of {data} to {copies}"), flush=True)
             data = mirror(data, copies)
-        return read_source(data, choices_of(args, scratch)), args.masks
+        choices = replace(choices_of(args, scratch), adding=bool(args.add))
+        return read_source(data, choices), args.masks
     demo = DemoSettings(args.demo_images, args.demo_size, args.demo_seed)
     folder = _local(args.out) / "source"
     make_demo_set(folder, demo, workers=args.workers)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from harl_fast.data.container.manifest import Manifest
 from harl_fast.errors import DataError, shown
-from harl_fast.files import UnusualFileError, naming, replacing, sha256_file
+from harl_fast.files import BROKEN_ARRAYS, UnusualFileError, naming, replacing, sha256_file
 from preprocess.images.decode import open_file
 from preprocess.images.members import ImageRef
 
@@ -75,7 +75,7 @@ def read_prints(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64]:
         )
     try:
         found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except BROKEN_ARRAYS as error:
         raise DataError(f"{path} holds no fingerprints ({shown(str(error))}). {remedy}") from error
     expected = ((manifest.count,), np.uint64)
     if not isinstance(found, np.ndarray) or (found.shape, found.dtype) != expected:

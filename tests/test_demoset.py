@@ -61,7 +61,14 @@ def test_other_images_are_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'my photos', no demo set: give another folder"):
         holds(containers(tmp_path, "my photos", "my photos"), WANTED)
     (tmp_path / "train.json").write_text("{")
-    with pytest.raises(DataError, match=r"train\.json.*Delete .* made anew"):
+    with pytest.raises(DataError, match=r"train\.json.*If .* holds a demo set, delete it"):
+        holds(tmp_path, WANTED)
+
+
+def test_a_large_set_of_other_images_is_not_called_damaged(tmp_path: Path) -> None:
+    manifest = {"source": "photos", "classes": [f"class {number}" for number in range(20_000)]}
+    (tmp_path / "train.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="holds 'photos', no demo set: give another folder"):
         holds(tmp_path, WANTED)
 
 

@@ -63,7 +63,17 @@ def test_an_error_of_the_system_is_one_line_with_file_reason_and_remedy(
 
 
 def test_every_common_error_has_a_remedy_of_its_own() -> None:
-    common = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "ENOTDIR", "ENAMETOOLONG", "EMFILE", "ENFILE")
+    common = (
+        "ENOSPC",
+        "EDQUOT",
+        "EROFS",
+        "EACCES",
+        "ENOTDIR",
+        "ENOTEMPTY",
+        "ENAMETOOLONG",
+        "EMFILE",
+        "ENFILE",
+    )
     texts = {explain(OSError(getattr(errno, name), "x")) for name in (*common, "ENOMEM", "EIO")}
     assert len(texts) == len(common) + 2
 

@@ -304,6 +304,7 @@ class Finetuning(Training):
                 found,
                 place=self._place(),
                 container=data.val,
+                name=self.data_name,
                 choice=choice,
                 trials=trials,
             )

@@ -189,12 +189,14 @@ def write_judgement(
     *,
     place: tuple[Path, str],
     container: Path,
+    name: str,
     choice: dict[str, Any],
     trials: list[dict[str, Any]],
 ) -> Path:
     """Write the result folder of a classifier and print its accuracies; return the folder.
 
-    found: from `judge`. place: of `result_folder`, run and protocol. Call on rank 0 alone.
+    found: from `judge`. place: of `result_folder`, run and protocol. name: of the data folder. Call
+    on rank 0 alone.
     """
     config, facts = state.config, state.facts
     said, ids = found
@@ -208,7 +210,7 @@ def write_judgement(
         protocol=facts["protocol"],
         headline=headline(state.loader.manifest),
         data={
-            "name": container.parent.resolve().name,
+            "name": name,
             "classes": facts["classes"],
             "train_sha256": facts["beton_sha256"],
             "val_sha256": facts["val_sha256"],

@@ -93,6 +93,8 @@ class Training(ABC):
     allow_change: Sequence[str] = ()
     quiet: bool = False
     time_limit_s: float | None = None
+    data_name: str = field(default="", init=False)
+    """Of the folder that was given, for results; its copies have names of their own."""
     done: bool = field(default=False, init=False)
     """Whether `serve` brought the run to its end; the same on all ranks."""
 
@@ -124,6 +126,7 @@ class Training(ABC):
 
     def stage(self, machine: Machine) -> None:
         """Go on with copies of the containers, see `staging.stage`, if that was asked for."""
+        self.data_name = self.data_name or self.data.resolve().name
         if self.stage_to is not None:
             from harl_fast.data.container.staging import stage
 

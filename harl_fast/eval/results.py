@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -33,7 +32,14 @@ from harl_fast import __version__
 from harl_fast.errors import DataError, nearest, one_line, shown
 from harl_fast.eval.metrics import NO_CLASS, Predictions, Score, per_class
 from harl_fast.eval.resultfile import ResultFile
-from harl_fast.files import open_regular, replacing, to_stderr, write_bytes, write_json
+from harl_fast.files import (
+    BROKEN_ARRAYS,
+    open_regular,
+    replacing,
+    to_stderr,
+    write_bytes,
+    write_json,
+)
 from harl_fast.host import utc_time
 from harl_fast.kinds import of_kind
 from harl_fast.runfiles import RunFolder
@@ -178,6 +184,7 @@ def write_head(path: Path, head: Head, *, classes: Sequence[str]) -> None:
     tensors = {"weight": head.weight, "bias": head.bias}
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}
     about = {"classes_sha256": classes_sha256(classes), "classes": str(len(classes))}
+    about["sha256"] = _sha256(tensors["weight"], tensors["bias"])
     with replacing(path) as temporary, writing(path):
         save_file(tensors, temporary, metadata=about)
 
@@ -192,15 +199,26 @@ def _check_head(path: Path, head: Head) -> None:
         )
 
 
+def _sha256(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def read_head(path: Path, *, classes: Sequence[str] | None = None) -> Head:
     """Return a head; DataError if it cannot be read or belongs to other classes."""
     try:
         with open_tensors(path) as file:
             head = Head(file.get_tensor("weight"), file.get_tensor("bias"))
-            made_for = (file.metadata() or {}).get("classes_sha256")
+            about = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} cannot be read as a linear head ({error})") from error
     _check_head(path, head)
+    # Heads that were written before checksums have none.
+    if about.get("sha256") not in (None, _sha256(head.weight, head.bias)):
+        raise DataError(f"{path} was changed or damaged after it was written. {_AGAIN}")
+    made_for = about.get("classes_sha256")
     if classes is not None and (
         made_for != classes_sha256(classes) or len(classes) != len(head.bias)
     ):
@@ -242,9 +260,7 @@ def _arrays(path: Path, *, classes: int) -> dict[str, Any]:
     try:
         with open_regular(path) as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _COLUMNS}
-    except (
-        OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, BadZipFile
-    ) as error:  # fmt: skip
+    except BROKEN_ARRAYS as error:
         raise DataError(f"{path} cannot be read ({error}). {_AGAIN}") from error
     count = len(arrays["ids"].reshape(-1))
     for name, (kind, width) in _COLUMNS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
@@ -18,7 +19,7 @@ from harl_fast.engine.runfolder import json_lines
 from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.files import format_seconds, write_json
 from harl_fast.host import cpu, usable_cores
-from harl_fast.kinds import of_kind
+from harl_fast.kinds import Real, Text, Whole, of_kind
 from harl_fast.provenance import code_version
 from harl_fast.results import write_result
 from harl_fast.runfiles import RunFolder, discard_run
@@ -35,6 +36,19 @@ SPLITS = ("train", "val")
 CPU = ROOT / "ds_configs" / "cpu.json"
 """The engine of all trainings: one rank, batch 64, on any machine."""
 Results = Mapping[Trial, Mapping[str, Any]]
+
+
+class _ResultFile(BaseModel):
+    """What the page and `time_left` need of a result's file."""
+
+    accuracy: dict[Text, Real]
+    counts: dict[Text, Whole]
+    machine: Text
+    code: Text
+    time: Text
+    images_seen: Whole = 0
+    seconds: Real | None = None
+    curve: list[tuple[Whole, Real]] = []
 
 
 class Settings(BaseModel):
@@ -86,14 +100,21 @@ class Evidence:
         """Return the results that are there, and are of these very trials."""
         found = {}
         for trial in trials:
-            path = self._result(trial)
-            tree = read_json(path, error=DataError, most_bytes=1 << 20) if path.exists() else {}
+            path, remedy = self._result(trial), "Delete it, and its trial is judged again"
+            if not path.exists():
+                continue
+            try:
+                tree = read_json(path, error=DataError, most_bytes=1 << 20)
+            except DataError as error:
+                raise DataError(f"{error}. {remedy}") from error
             if tree.get("provenance") == self.provenance(trial):
+                of_kind(tree, _ResultFile, where=str(path), remedy=remedy, error=DataError)
                 found[trial] = tree
         return found
 
     def run(self, trial: Trial) -> None:
         """Train, unless that is done already, and judge; write the result."""
+        self._check_photos(trial)
         judged_on, scores = self._judged_on(trial), self.out / "scores" / f"{trial.slug}.json"
         command: list[str | Path] = ["-m", "harl_fast.tools.evidence_scores", trial.kind]
         command += ["--data", judged_on, "--seed", str(trial.seed), "--out", scores]
@@ -138,18 +159,35 @@ class Evidence:
         return folder
 
     def _of_training(self, trial: Trial, folder: Path) -> dict[str, Any]:
-        """Return what a run's log says: its length, its time, its probes."""
+        """Return a run's length and, as far as its log is there, its time and its probes."""
         logged = json_lines(RunFolder(folder).metrics)
-        rate = statistics.median(each["img_s"] for each in logged if "img_s" in each)
+        rates = [each["img_s"] for each in logged if isinstance(each.get("img_s"), int | float)]
         batch = read_json(RunFolder(folder).engine, error=DataError)["train_batch_size"]
         data = read_manifest(find_container(self._containers(trial, trial.arm.masks), "train"))
-        images = batch * max(each["step"] for each in logged)
+        images = data.count // batch * batch * trial.config.epochs
         return {
             "images_seen": images,
-            "seconds": images / rate,
+            "seconds": images / statistics.median(rates) if rates else None,
             "trained_on": data.beton_sha256,
             "curve": probe_curves(folder)["probe_knn"],
         }
+
+    def _check_photos(self, trial: Trial) -> None:
+        """Raise DataError if photos have changed between the containers that a trial compares."""
+        if trial.kind == "composites":
+            return
+        first, others = self._judged_on(trial), [*self._probes(trial).values()]
+        if trial.arm.trained:
+            others.append(self._containers(trial, trial.arm.masks))
+        for split, other in itertools.product(SPLITS, others):
+            ours, theirs = (read_manifest(find_container(each, split)) for each in (first, other))
+            facts = [(m.count, m.names_sha256, m.prints_sha256) for m in (ours, theirs)]
+            if facts[0] != facts[1]:
+                raise DataError(
+                    f"{other} was made of other {split} photos than {first}: "
+                    f"{self.settings.photos} has changed in between. Give another --out, where all "
+                    f"are made anew"
+                )
 
     def _judged_on(self, trial: Trial) -> Path:
         if trial.kind == "composites":
@@ -169,9 +207,9 @@ class Evidence:
         """Return the folder of containers of a suite's images with these masks."""
         method = masks
         if DRAWN in masks:
-            method = method.replace(DRAWN, str(self._drawn(trial) / "source" / "masks"))
+            method = method.replace(DRAWN, _quoted(self._drawn(trial) / "source" / "masks"))
         if NETWORK in masks:
-            method = method.replace(NETWORK, str(self._network(trial)))
+            method = method.replace(NETWORK, _quoted(self._network(trial)))
         plain = re.sub(r"[^\w.]+", "-", masks).strip("-").lower()
         folder = self._place(trial, plain, masks)
         if all((folder / f"{split}.json").exists() for split in SPLITS):
@@ -219,6 +257,11 @@ class Evidence:
         return self.out / "data" / f"{trial.kind}-{name}-{digest}"
 
 
+def _quoted(path: Path) -> str:
+    """Return a path as YAML takes it, whatever is in it."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
 def pretraining(
     preset: str,
     words: Sequence[str] | None,
@@ -254,7 +297,7 @@ def time_left(todo: Sequence[Trial], done: Results) -> str:
     """Return in words how long trainings will take, by those of the same suite that are done."""
     took: dict[Kind, list[float]] = {}
     for trial, result in done.items():
-        if trial.arm.trained:
+        if trial.arm.trained and result["seconds"] is not None:
             took.setdefault(trial.kind, []).append(float(result["seconds"]))
     todo = [trial for trial in todo if trial.arm.trained]
     known = [statistics.fmean(took[trial.kind]) for trial in todo if trial.kind in took]

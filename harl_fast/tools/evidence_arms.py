@@ -12,6 +12,7 @@ from pydantic import Field
 from harl_fast.config import RunConfig, load_config
 from harl_fast.demoset import IMAGES, SIDE_PX, set_name
 from harl_fast.errors import ConfigError, nearest, shown
+from harl_fast.kinds import Share
 from harl_fast.section import Count, Section, validated
 from harl_fast.textfile import read_yaml
 
@@ -22,6 +23,10 @@ STORED_PX = 160
 NETWORK, DRAWN = "NETWORK", "DRAWN"
 """Stand in an arm's mask method for files that are made first: the weights of the mask network that
 is trained on the photos, and the folder of the masks that the composites were drawn with."""
+
+
+Name = Annotated[str, Field(pattern=r"^[\w.-]*\w$")]
+"""Of an arm: part of file names."""
 
 
 class Arm(Section):
@@ -74,13 +79,13 @@ class Suite(Section):
     """In both splits together; by default all photos, and as many composites as the demo has."""
     seeds: Count
     """Trainings of each arm."""
-    arms: Annotated[tuple[str, ...], Field(min_length=1)]
+    arms: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Files <suite>/<arm>.yaml, in the order of the tables."""
     baseline: str
     """The arm that the others are compared with."""
     probes: dict[str, str] = Field({})
     """Mask methods by which pictures are altered in the read-outs."""
-    by_noise: dict[str, float] = Field({})
+    by_noise: dict[str, Share] = Field({})
     """Arms whose masks have a share of wrong cells, and that share."""
     claims: tuple[Claim, ...] = ()
     quick: Quick
@@ -192,6 +197,9 @@ def _arm(folder: Path, kind: Kind, name: str) -> Arm:
 
 
 def _check_names(suite: Suite, *, where: str) -> None:
+    for names in (suite.arms, suite.quick.arms):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"{where}: the arm {twice[0]} stands twice; keep one")
     claimed = [name for claim in suite.claims for name in (claim.arm, *claim.over)]
     for name in (suite.baseline, *suite.quick.arms, *suite.by_noise, *claimed):
         if name not in suite.arms:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harl_fast.errors import ConfigError, nearest, shown
 from harl_fast.files import format_seconds, write_bytes, write_text
 from harl_fast.host import utc_time
 from harl_fast.tools import charts
@@ -122,6 +123,19 @@ def write_page(page: Path, plan: Plan, results: Results, *, quick: bool) -> None
     write_text(page, "\n\n".join(part.strip() for part in parts) + "\n")
 
 
+def check_claims(plan: Plan) -> None:
+    """Raise ConfigError for a claim by a read-out that its suite does not have."""
+    for kind, suite in plan.suites.items():
+        probed = {f"{what}:{masks}" for what in PROBES for masks in suite.probes}
+        known = READ_OUTS[kind].keys() | (probed if kind == "photos" else set())
+        for claim in suite.claims:
+            if claim.by not in known:
+                meant = nearest(claim.by, known)
+                raise ConfigError(
+                    f"experiments: {kind}: {shown(claim.by)} is no read-out of its claims{meant}"
+                )
+
+
 def named(kind: Kind, by: str) -> str:
     """Return how a read-out is called."""
     what, mark, masks = by.partition(":")
@@ -211,7 +225,7 @@ def _basis(known: dict[Kind, Findings]) -> str:
         says = [f"{kind}: {counts['train']:,} training and {counts['val']:,} validation images"]
         says.append(f"{_span(seeds.values())} seeds of {len(seeds)} arms")
         if trained:
-            spent = format_seconds(sum(each["seconds"] for each in trained))
+            spent = format_seconds(sum(each["seconds"] or 0.0 for each in trained))
             precision = trained[0]["provenance"]["precision"]
             says.append(f"{_span(each['images_seen'] for each in trained)} images in a training")
             says.append(f"{spent} of training in {precision}")

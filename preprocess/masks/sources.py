@@ -170,6 +170,14 @@ def _tree(folder: Path, split: Split, classes: list[str]) -> MaskTree | None:
     tree = open_tree(folder, split.names[0], classes)
     if tree is None:
         return None
+    png = next((name for name in split.names if name.endswith(".png")), "")
+    if split.root is not None and png:
+        file = split.root / png
+        if tree.path(png).resolve() == file.resolve():
+            raise DataError(
+                f"the masks in {folder} lie among the images, so that they are taken for images, "
+                f"too ({file}): move them to a folder of their own"
+            )
     rows = spread(len(split.names), SAMPLE).tolist()
     there = [row for row in rows if tree.path(split.names[row]).is_file()]
     first = split.names[rows[0]]

@@ -107,6 +107,13 @@ class Choices:
     scratch: Path | None = None
     """Folder, to be made and removed by the caller, for what has to be unpacked; None: nothing may
     be."""
+    adding: bool = False
+    """The images come to those of a set: one class of them is enough."""
+
+    @property
+    def least_classes(self) -> int:
+        """How many classes images with labels must have."""
+        return 1 if self.adding else 2
 
 
 DEFAULT_CHOICES = Choices()

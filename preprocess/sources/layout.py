@@ -113,7 +113,7 @@ def class_source(
     cannot be used.
     """
     scans = {split: _scan(shown, *part) for split, part in parts.items()}
-    check_classes(scans["train"], scans.get("val"))
+    check_classes(scans["train"], scans.get("val"), least=choices.least_classes)
     classes = sorted(scans["train"].by_class)
     splits = {split: scan.split(classes) for split, scan in scans.items()}
     notes: list[str] = []
@@ -249,13 +249,13 @@ def _scan(shown: str, folder: str, listing: Listing) -> Scan:
     return scan
 
 
-def check_classes(train: Scan, held_out: Scan | None) -> None:
-    """Raise `DataError` unless there are two classes or more, with names that can be told apart,
-    and the held-out part has no other ones.
+def check_classes(train: Scan, held_out: Scan | None, *, least: int) -> None:
+    """Raise `DataError` unless there are ``least`` classes, with names that can be told apart, and
+    the held-out part has no other ones.
     """
     names = sorted(train.by_class)
     _check_names(train, held_out)
-    if len(names) < 2:
+    if len(names) < least:
         raise DataError(
             f"{train.place} has only one class ({names[0]}){_one_level_down(train)}; "
             f"evaluation needs at least two. {WITHOUT_LABELS}"

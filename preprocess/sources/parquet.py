@@ -33,6 +33,8 @@ _OF_BROKEN_TABLES = (OSError, LookupError, ValueError, TypeError, AttributeError
 """What pyarrow, and reading columns of other kinds than expected, raise besides its own errors."""
 _STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 """What `datasets` writes beside its Arrow files, and above those of several splits."""
+_LISTED_BYTES = 1 << 26
+"""Largest list of Arrow files; a terabyte in the usual pieces has 150 kB."""
 
 
 class _Cell(NamedTuple):
@@ -89,7 +91,7 @@ def _saved(folder: Path) -> list[Path]:
 
 def _texts(path: Path, key: str) -> list[str]:
     """Return the texts of a list in a JSON file, or those under ``filename`` in it."""
-    values = read_json(path, error=DataError).get(key)
+    values = read_json(path, error=DataError, most_bytes=_LISTED_BYTES).get(key)
     items = values if isinstance(values, list) else [None]
     found = [item.get("filename") if isinstance(item, dict) else item for item in items]
     texts = [text for text in found if isinstance(text, str) and text == Path(text).name]

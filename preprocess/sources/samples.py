@@ -107,7 +107,7 @@ def sample_source(
     held: makes the members of an array of places. rejected: with the split of each.
     """
     rows, said = used_rows(str(path), list(samples))
-    classes, labels = stated_classes(str(path), rows)
+    classes, labels = stated_classes(str(path), rows, least=choices.least_classes)
     if not classes and choices.label_column not in (None, NO_LABELS):
         raise DataError(f"{path}: no image has a label by --label-column {choices.label_column}")
     names, changed = unique_names([row.name for row in rows])

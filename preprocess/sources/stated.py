@@ -66,17 +66,17 @@ def _check_all_or_none(source: str, rows: Sequence[Row], column: str) -> None:
         )
 
 
-def stated_classes(source: str, rows: Sequence[Row]) -> tuple[list[str], list[int]]:
+def stated_classes(source: str, rows: Sequence[Row], *, least: int) -> tuple[list[str], list[int]]:
     """Return the labels that occur, numbers in their order, and each row's index into them.
 
     Without labels there are no classes, and the indices are `UNLABELLED`. Raises `DataError` for
-    labels that cannot be used.
+    labels that cannot be used, or fewer than ``least``.
     """
     _check_all_or_none(source, rows, "label")
     names = sorted({row.label for row in rows} - {""})
     if names and all(name.isascii() and name.isdigit() for name in names):
         names.sort(key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name))
-    if len(names) == 1:
+    if 0 < len(names) < least:
         raise DataError(
             f"{source} has only one label ({one_line(names[0])}); evaluation needs at least two. "
             f"Leave the column out to read the images without labels"

@@ -246,3 +246,14 @@ def test_a_container_and_the_folder_around_it_are_told_apart(tmp_path: Path) -> 
     for given in (beton, tmp_path / "train.json", tmp_path / "train"):
         with pytest.raises(DataError, match=f"give the folder that holds it, {tmp_path}$"):
             find_container(given, "train")
+
+
+@pytest.mark.parametrize("folder", [".", "/", ""])
+def test_a_folder_without_a_name_holds_no_container(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="neither train"):
+        find_container(Path(folder), "train")
+    with pytest.raises(DataError, match="has no manifest beside it"):
+        read_manifest(Path(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -95,6 +96,39 @@ def test_a_copy_that_was_touched_is_read_again_once(
     for _ in range(2):
         assert stage(source, tmp_path / "disk", first=True) == folder
     assert read.count(beton) == 1
+
+
+def test_the_note_of_a_set_of_many_files_is_read(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = stage(source, tmp_path / "disk", first=True)
+    note = folder / NOTE
+    shards = {f"train/{i:05d}-of-02000.beton": [1 << 33, 1 << 60] for i in range(2000)}
+    note.write_text(json.dumps({**json.loads(note.read_text()), **shards}))
+    plain, read = staging.sha256_file, list[Path]()
+    monkeypatch.setattr(staging, "sha256_file", lambda path: read.append(path) or plain(path))
+    assert stage(source, tmp_path / "disk", first=True) == folder
+    assert {path.suffix for path in read} == {".json"}  # the source's manifests
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"train.beton": 5}'])
+def test_a_copy_whose_note_is_damaged_is_read_again(
+    text: str, source: Path, tmp_path: Path
+) -> None:
+    folder = stage(source, tmp_path / "disk", first=True)
+    whole = (folder / NOTE).read_text()
+    (folder / NOTE).write_text(text)
+    assert stage(source, tmp_path / "disk", first=True) == folder
+    assert (folder / NOTE).read_text() == whole
+
+
+def test_a_copy_that_was_emptied_is_refused(source: Path, tmp_path: Path) -> None:
+    """As programs that clean scratch disks leave it: without its files and their note."""
+    folder = stage(source, tmp_path / "disk", first=True)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with pytest.raises(DataError, match=rf"is no copy .*delete {folder}"):
+        stage(source, tmp_path / "disk", first=True)
 
 
 @pytest.mark.parametrize("harm", ["changed", "cut", "gone"])
@@ -214,6 +248,29 @@ def test_another_job_on_the_machine_is_waited_for(
     waiting["thread"].join(10.0)
     assert waiting["folder"] == folder and folder.is_dir()
     assert "is being copied by process" in capfd.readouterr().err
+
+
+def test_jobs_that_find_the_folder_free_in_the_same_moment_take_turns(
+    source: Path, tmp_path: Path, waiting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = stage(source, tmp_path / "disk", first=True)
+    monkeypatch.setattr(staging, "holder", lambda path: None)  # what both saw
+    with locked(folder.with_name(f".{folder.name}.lock"), output=folder):
+        waiting["first"] = True
+        waiting["thread"].start()
+        waiting["thread"].join(0.5)
+        assert waiting["thread"].is_alive()
+    waiting["thread"].join(10.0)
+    assert waiting["folder"] == folder
+
+
+def test_a_set_with_a_file_missing_is_told_what_helps(made: Path, tmp_path: Path) -> None:
+    sets = shutil.copytree(made / "sets", tmp_path / "sets")
+    gone = min((sets / "train").glob("*.beton"))
+    gone.unlink()
+    told = rf"{gone}: No such file .*copies whole sets.*train on {sets} itself, where data.skip_b"
+    with pytest.raises(DataError, match=told):
+        stage(sets, tmp_path / "disk", first=True)
 
 
 def test_a_place_that_cannot_be_written_to_is_told(source: Path) -> None:

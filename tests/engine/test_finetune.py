@@ -68,6 +68,15 @@ def test_a_run_leaves_what_a_pretraining_leaves_and_a_result(tuned: Path, sets: 
     assert result.preprocessing["crop"] == 1.0  # up to 32 px
 
 
+def test_a_result_on_copies_is_named_after_the_data(
+    machine: Machine, run: Path, sets: Path, tmp_path: Path
+) -> None:
+    folder, more = tmp_path / "run", {"flags": {"train_epochs": 1}}
+    assert tune(folder, ckpt=run, data=sets, stage_to=tmp_path / "disk", **more) == 0
+    assert list((tmp_path / "disk").glob("colours-*/train.beton"))
+    assert read_result(folder / "eval" / "colours-finetune").data["name"] == "colours"
+
+
 def test_a_tuned_run_is_a_checkpoint_for_others(tuned: Path) -> None:
     encoder, config = load_encoder(tuned)
     assert config.model.arch == "resnet18" and config.data.views[0].size_px == 32

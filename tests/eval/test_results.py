@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,37 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, mess
     with pytest.raises(DataError, match=message) as caught:
         read_result(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", ["(30", "(4398046511104,), }"])
+def test_predictions_with_a_damaged_header_are_named(tmp_path: Path, shape: str) -> None:
+    """NumPy fails as its tokeniser does, or asks for the memory that is stated."""
+    path = write_result(tmp_path / "r", result()) / "predictions.npz"
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    there, whole = b"(30,), }".ljust(24), members["ids.npy"]
+    members["ids.npy"] = whole.replace(there, shape.encode().ljust(24))
+    assert len(members["ids.npy"]) == len(whole) and members["ids.npy"] != whole
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    with pytest.raises(DataError, match=r"predictions\.npz cannot be read"):
+        read_result(path.parent)
+
+
+def test_a_head_with_a_changed_weight_is_refused(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "r", result()) / "head.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"head\.safetensors was changed or damaged"):
+        read_head(path, classes=CLASSES)
+
+
+def test_a_head_from_before_checksums_is_read(tmp_path: Path) -> None:
+    path, about = tmp_path / "head.safetensors", {"classes_sha256": classes_sha256(CLASSES)}
+    save_file({"weight": torch.ones(3, 5), "bias": torch.zeros(3)}, path, metadata=about)
+    assert torch.equal(read_head(path, classes=CLASSES).weight, torch.ones(3, 5))
 
 
 def test_no_result_is_no_result(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,18 @@ def test_mistakes_are_told_before_anything_is_made(
     with pytest.raises(ConfigError, match=said):
         program.main([*places, *options])
     assert not ran and not any(tmp_path.iterdir())
+
+
+def test_a_misspelt_read_out_is_told_before_anything_is_made(
+    ran: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    suites = tmp_path / "experiments/suites.yaml"
+    suites.write_text(suites.read_text().replace("by: five_labels", "by: fivelabels"))
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    with pytest.raises(ConfigError, match=r"fivelabels.*did you mean 'five_labels'"):
+        program.main(["--only", "composites"])
+    assert not ran and [path.name for path in tmp_path.iterdir()] == ["experiments"]
 
 
 def test_a_folder_is_used_by_one_process_at_a_time(ran: list[list[str]], tmp_path: Path) -> None:

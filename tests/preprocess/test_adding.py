@@ -45,6 +45,19 @@ def grow(root: Path, kind: str, count: int, *, split: str = "train", start: int 
         save(photo(index), root / split / kind / f"{index}.jpg", quality=95)
 
 
+def test_images_of_one_class_are_added(out: Path, tmp_path: Path) -> None:
+    before, more = names(out, "train"), tmp_path / "more"
+    grow(more, "class1", 2)
+    run(out, "--add", str(more), "--val", "0")
+    assert names(out, "train") == [*before, "train/class1/100.jpg", "train/class1/101.jpg"]
+    assert [sample.label for sample in read_samples(out / "train", [len(before)])] == [1]
+    listed = tmp_path / "list.csv"
+    save(photo(7), tmp_path / "7.jpg")
+    listed.write_text("path,label\n7.jpg,class0\n")
+    run(out, "--add", str(listed), "--val", "0")
+    assert [sample.label for sample in read_samples(out / "train", [len(before) + 2])] == [0]
+
+
 def test_one_container_becomes_the_first_shard_and_ids_stay(
     data: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,6 +118,18 @@ def opened(root: Path, text: str, *, given: Path | None = None) -> MaskList:
     return open_masks(source.splits["train"], source.classes, method=parse_spec(text), given=given)
 
 
+def test_masks_among_the_images_are_refused(tmp_path: Path) -> None:
+    """They would be samples, too."""
+    root = image_folder(tmp_path / "set")
+    save(np.zeros((48, 64), np.uint8), root / "train/class1/0.png")
+    for folder in (root, root / "train"):
+        with pytest.raises(DataError, match=rf"masks in {folder} lie among.*train/class1/0\.png"):
+            opened(root, "full", given=folder)
+    (tmp_path / "masks/train/class1").mkdir(parents=True)
+    (root / "train/class1/0.png").rename(tmp_path / "masks/train/class1/0.png")
+    assert opened(root, "full", given=tmp_path / "masks").tree is not None
+
+
 def test_a_tree_can_be_the_base_and_what_it_lacks_falls_back(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "set")
     file = np.zeros((48, 64), np.uint8)

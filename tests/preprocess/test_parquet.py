@@ -14,7 +14,7 @@ from harl_fast.errors import DataError
 from harl_fast.files import UnusualFileError
 from preprocess.sources import Choices, Source, read_source
 from preprocess.sources.cells import Cell
-from preprocess.sources.parquet import fits_tables
+from preprocess.sources.parquet import fits_tables, tables_at
 from preprocess.sources.samples import unique_names
 from tests.preprocess.packed import to_saved
 from tests.preprocess.support import image_folder
@@ -201,6 +201,13 @@ def test_a_saved_data_set_cannot_name_files_elsewhere(tmp_path: Path) -> None:
         state.write_text(json.dumps({"_data_files": [{"filename": name}]}))
         with pytest.raises(DataError, match=r"state.json has no list of names under '_data_files'"):
             read(saved, val=None)
+
+
+def test_a_saved_data_set_may_have_thousands_of_files(tmp_path: Path) -> None:
+    names = [f"data-{number:05d}-of-03000.arrow" for number in range(3000)]
+    state = {"_data_files": [{"filename": name} for name in names]}
+    (tmp_path / "state.json").write_text(json.dumps(state, indent=2))
+    assert tables_at(tmp_path) == [(tmp_path / name, "") for name in names]
 
 
 def test_an_arrow_file_of_wrong_offsets_is_refused(tmp_path: Path) -> None:

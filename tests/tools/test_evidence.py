@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 
 from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.runfiles import RunFolder
+from harl_fast.textfile import parse_yaml
 from harl_fast.tools import evidence
 from harl_fast.tools.evidence import Evidence, Settings, check_data, run_all, settle, time_left
 from harl_fast.tools.evidence_arms import Trial, chosen, load_plan
+from harl_fast.tools.evidence_report import Findings, _basis
 from tests.engine.tuning import write_sets
 
 SHIPPED = Path(__file__).parents[2] / "experiments"
@@ -26,6 +29,7 @@ class Programs:
 
     def __init__(self, sets: Path) -> None:
         self.sets, self.commands, self.stops = sets, list[list[str]](), 0
+        self.metrics = '{"step": 4, "img_s": 50.0, "probe_knn": 12.5}\n'
 
     def __call__(self, *words: str | Path) -> None:
         command = [str(word) for word in words]
@@ -43,7 +47,7 @@ class Programs:
             run.path.mkdir(parents=True, exist_ok=True)
             run.config.touch()
             run.engine.write_text('{"train_batch_size": 4}')
-            run.metrics.write_text('{"step": 5, "img_s": 50.0, "probe_knn": 12.5}\n')
+            run.metrics.write_text(self.metrics)
             if self.stops:
                 self.stops -= 1
                 return
@@ -93,11 +97,69 @@ def test_what_is_finished_is_not_run_again(programs: Programs, make: Make) -> No
     assert len(calls) == 2 and len(programs.of("launch/pretrain.py")) == 1
     assert len(make().finished(both)) == 2 and not programs.of("preprocess.balanced")
     result = make().finished(both)[both[1]]
-    assert result["images_seen"] == 20 and result["seconds"] == pytest.approx(20 / 50)
-    assert result["curve"] == [[5, 12.5]] and result["counts"] == {"train": 8, "val": 4}
+    assert result["images_seen"] == 16 and result["seconds"] == pytest.approx(16 / 50)
+    assert result["curve"] == [[4, 12.5]] and result["counts"] == {"train": 8, "val": 4}
     before = len(programs.commands)
     run_all(make(), both, after=lambda: calls.append(1))
     assert len(programs.commands) == before and len(calls) == 2
+
+
+def test_a_training_counts_without_its_log(programs: Programs, make: Make) -> None:
+    """A full disk takes metrics.jsonl alone: training goes on without it."""
+    (trial,) = trials("composites/exact")
+    programs.metrics = ""
+    run_all(make(), [trial], after=lambda: None)
+    result = make().finished([trial])[trial]
+    assert result["images_seen"] == 16 and result["curve"] == [] and result["seconds"] is None
+    assert time_left([trial], make().finished([trial])) == ""
+    found = Findings("composites", trial.suite, {trial.name: {0: dict(result)}})
+    assert "16 images in a training; 0s of training" in _basis({"composites": found})
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda text: text[:50], "not valid JSON"),
+        (lambda text: text.replace('"accuracy"', '"accurate"'), "accuracy: Field required"),
+        (lambda text: text.replace("50.0", '"much"'), "accuracy.object: .*got 'much'"),
+    ],
+)
+def test_a_damaged_result_is_named(
+    harm: Callable[[str], str], message: str, programs: Programs, make: Make
+) -> None:
+    (trial,) = trials("composites/random")
+    run_all(make(), [trial], after=lambda: None)
+    (path,) = (make().out / "results").iterdir()
+    path.write_text(harm(path.read_text()))
+    with pytest.raises(DataError, match=rf"{path}: {message}.*Delete it, and its trial is judged"):
+        make().finished([trial])
+
+
+def test_folders_of_any_name_reach_the_mask_method(programs: Programs, tmp_path: Path) -> None:
+    out = tmp_path / 'a, "b" #1: {x}' / "out"
+    settings = Settings(precision="fp32", photos=str(tmp_path))
+    named = trials("composites/exact", "photos/selftrained", quick=False)
+    run_all(Evidence(out, settings), named, after=lambda: None)
+    commands = [c for c in programs.of("preprocess.beton") if "--mask-method" in c]
+    methods = [command[command.index("--mask-method") + 1] for command in commands]
+    given = [parse_yaml(each, where="") for each in methods if each.startswith("{")]
+    paths = [Path(path) for method in given for path in method.values()]
+    assert {path.suffix or path.name for path in paths} == {"masks", ".safetensors"}
+    assert all(path.is_relative_to(out) for path in paths)
+
+
+def test_photos_that_change_between_arms_are_refused(
+    programs: Programs, make: Make, tmp_path: Path
+) -> None:
+    random, byol = trials("photos/random", "photos/byol", quick=False)
+    run_all(make(), [random], after=lambda: None)
+    before, programs.sets = programs.sets, write_sets(tmp_path / "changed", train=8, val=5)
+    with pytest.raises(DataError, match=r"photos-full.* was made of other val photos .*--out"):
+        make().run(byol)
+    assert not programs.of("launch/pretrain.py")
+    shutil.rmtree(next((make().out / "data").glob("photos-full-*")))
+    programs.sets = before
+    make().run(byol)
 
 
 @pytest.mark.parametrize("what", ["seed", "override", "masks", "epochs", "precision", "probes"])
@@ -160,7 +222,7 @@ def test_arms_of_one_mask_method_share_their_containers(programs: Programs, make
     assert len(methods) == len(set(methods)) == 3  # heuristic, of the network, full
     (network,) = programs.of("preprocess.masks.selftrained.train")
     weights = network[network.index("--out") + 1]
-    assert f"{{selftrained: {weights}}}" in methods
+    assert f'{{selftrained: "{weights}"}}' in methods
     runs = programs.of("launch/pretrain.py")
     assert len(runs) == 4
     folders = [command[command.index("--data") + 1] for command in runs]
@@ -235,7 +297,7 @@ def test_the_time_left_is_of_trainings_of_the_same_suite() -> None:
         for name in ("composites/byol", "composites/exact", "photos/byol", "photos/random")
     )
     assert time_left([first], {}) == ""
-    done = {first: {"seconds": 600.0}, untrained: {}}
+    done = {first: {"seconds": 600.0}, second: {"seconds": None}, untrained: {}}
     assert time_left([second, untrained], done).startswith("; about 10m")
     assert time_left([second, photo], done).startswith("; over 10m")
     assert time_left([photo], done) == ""

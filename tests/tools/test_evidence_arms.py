@@ -11,7 +11,7 @@ import yaml
 
 from harl_fast.errors import ConfigError
 from harl_fast.tools.evidence_arms import DRAWN, NETWORK, Trial, chosen, load_plan
-from harl_fast.tools.evidence_scores import PROBES, READ_OUTS
+from harl_fast.tools.evidence_report import check_claims
 from launch.demo import WITHOUT_MASKS
 from preprocess.masks.registry import parse_spec
 
@@ -64,11 +64,23 @@ def test_every_arm_file_is_run_and_names_a_mask_method() -> None:
         assert trial.arm.asks.endswith((".", "?"))
 
 
-def test_every_claim_is_by_a_read_out_that_there_is() -> None:
-    for kind, suite in load_plan(SHIPPED).suites.items():
-        probed = {f"{what}:{masks}" for what in PROBES for masks in suite.probes}
-        for claim in suite.claims:
-            assert claim.by in probed | {*READ_OUTS[kind]}
+@pytest.mark.parametrize(
+    ("kind", "by", "meant"),
+    [
+        ("photos", "fivelabels", "'five_labels'"),
+        ("photos", "gap:heuristics", "'gap:heuristic'"),
+        ("composites", "gap:heuristic", ""),
+    ],
+)
+def test_every_claim_is_by_a_read_out_that_there_is(
+    folder: Path, kind: str, by: str, meant: str
+) -> None:
+    check_claims(load_plan(folder))
+    tree = yaml.safe_load((folder / "suites.yaml").read_text())
+    tree[kind]["claims"][1]["by"] = by
+    change(folder / "suites.yaml", **tree)
+    with pytest.raises(ConfigError, match=rf"{kind}: '{by}' is no read-out of its claims.*{meant}"):
+        check_claims(load_plan(folder))
 
 
 def test_composites_without_masks_are_the_demo_s_run_without_masks() -> None:
@@ -126,6 +138,24 @@ def test_mistakes_in_the_files_are_told_with_the_nearest(folder: Path) -> None:
     tree["composites"]["seed"] = 3
     suites.write_text(yaml.safe_dump(tree))
     with pytest.raises(ConfigError, match=r"unknown key 'composites\.seed'; did you mean 'seeds'"):
+        load_plan(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "message"),
+    [
+        ("photos", "arms", ["byol", "random", "byol"], "photos: the arm byol stands twice"),
+        ("photos", "arms", ["byol", "../composites/exact"], r"photos\.arms\.1: .*\.\./composites"),
+        ("composites", "by_noise", {"exact": 1.5}, r"by_noise\.exact: .*1\.5"),
+    ],
+)
+def test_values_that_no_suite_can_have_are_refused(
+    folder: Path, kind: str, key: str, value: object, message: str
+) -> None:
+    tree = yaml.safe_load((folder / "suites.yaml").read_text())
+    tree[kind][key] = value
+    change(folder / "suites.yaml", **tree)
+    with pytest.raises(ConfigError, match=message):
         load_plan(folder)
 
 

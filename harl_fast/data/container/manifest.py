@@ -23,7 +23,7 @@ from numpy.lib.format import open_memmap
 from harl_fast.data.container.checksum import CHECKED, CRC32
 from harl_fast.data.container.facts import Facts, Texts, merged
 from harl_fast.errors import DataError, one_line, shown
-from harl_fast.files import naming, replacing, sha256_file, write_json, write_text
+from harl_fast.files import BROKEN_ARRAYS, naming, replacing, sha256_file, write_json, write_text
 from harl_fast.kinds import Whole, of_kind
 from harl_fast.textfile import read_json, tree_sha256
 
@@ -146,7 +146,7 @@ def find_container(folder: Path, split: str) -> Path:
 
 def manifest_path(beton: Path) -> Path:
     """Return where the manifest of a container or of a set lies."""
-    return beton.with_suffix(".json")
+    return beton.parent / f"{beton.stem}.json"  # also of ".", which has no name
 
 
 def names_path(beton: Path) -> Path:
@@ -266,7 +266,7 @@ def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uin
         )
     try:
         sums = open_memmap(path, mode="r")  # mapped: a header cannot ask for more than there is
-    except (ValueError, EOFError, OSError) as error:
+    except BROKEN_ARRAYS as error:
         raise DataError(f"{path} holds no checksums ({shown(str(error))}). {REMEDY}") from error
     if sums.shape != (manifest.count, 2) or sums.dtype not in (CHECKED, CRC32):
         raise DataError(

@@ -10,8 +10,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harl_fast.data.container.manifest import (
+    MOST_BYTES,
     Manifest,
     containers_in,
     find_container,
@@ -23,7 +25,7 @@ from harl_fast.data.container.manifest import (
 )
 from harl_fast.errors import DataError, OutputError, explain
 from harl_fast.files import Progress, open_regular, sha256_file, sync, to_stderr, write_json
-from harl_fast.lock import holder, lock_beside, locked
+from harl_fast.lock import InUseError, holder, lock_beside, locked
 from harl_fast.textfile import read_json, tree_sha256
 
 NOTE = "staged.json"
@@ -103,7 +105,10 @@ def _part(source: Path, path: Path, sha256: str = "") -> _Part:
     try:
         return _Part(path.relative_to(source), path.stat().st_size, sha256 or sha256_file(path))
     except OSError as error:
-        raise DataError(explain(error)) from error
+        raise DataError(
+            f"{path}: {error.strerror or error}. --stage-to copies whole sets: copy that file "
+            f"again, or train on {source} itself, where data.skip_broken=true leaves it out"
+        ) from error
 
 
 def _wait_for(folder: Path) -> None:
@@ -123,12 +128,17 @@ def _wait_for(folder: Path) -> None:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the right to write a folder; wait while another job of this machine has it."""
-    lock = lock_beside(folder)
-    if (other := holder(lock)) is not None:
-        to_stderr(f"{folder} is being copied by {other}: waiting")
-        while holder(lock) is not None:
-            time.sleep(_LOOK_S)
-    with locked(lock, output=folder):
+    told = False
+    with contextlib.ExitStack() as held:
+        while True:  # several that wait may find it free in the same moment
+            try:
+                held.enter_context(locked(lock_beside(folder), output=folder))
+                break
+            except InUseError as error:
+                if not told:
+                    to_stderr(f"{folder} is being copied by {error.owner}: waiting")
+                told = True
+                time.sleep(_LOOK_S)
         yield
 
 
@@ -179,8 +189,11 @@ def _copy_file(path: Path, out: Path, sha256: str, *, progress: Progress, before
 def _check(parts: Sequence[_Part], folder: Path) -> None:
     """Raise DataError unless a folder still holds what was copied into it."""
     note = folder / NOTE
-    known = read_json(note, error=DataError) if note.exists() else {}
-    changed = [part for part in parts if known.get(str(part.path)) != _state(folder / part.path)]
+    known = dict[str, Any]()
+    with contextlib.suppress(DataError):  # missing or damaged: all is read again
+        known = read_json(note, error=DataError, most_bytes=MOST_BYTES)
+    states = [(part, _state(folder / part.path)) for part in parts]
+    changed = [p for p, state in states if state is None or known.get(str(p.path)) != state]
     if not changed:
         return
     megabytes = sum(part.size for part in changed) >> 20

@@ -7,8 +7,6 @@ import functools
 import hashlib
 import os
 import random
-import zipfile
-import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import cv2
 import numpy as np
 
 from harl_fast.errors import DataError, one_line, shown
-from harl_fast.files import Progress, naming, replacing
+from harl_fast.files import BROKEN_ARRAYS, Progress, naming, replacing
 from harl_fast.pool import ordered_map
 from preprocess.images.arrays import Map, Pixels
 from preprocess.images.decode import decode_image
@@ -170,10 +168,7 @@ def _read(cache: Path, key: str) -> Dataset | None:
             return Dataset(**{**arrays, "unreadable": int(arrays["unreadable"])})
     except FileNotFoundError:
         return None
-    except (
-        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error,
-        NotImplementedError, RuntimeError,  # of zipfile, for kinds that NumPy does not write
-    ) as error:  # fmt: skip
+    except BROKEN_ARRAYS as error:
         what = f"{cache} is damaged ({shown(str(error))}); its votes are made again"
         print(one_line(f"not used: {what}"), flush=True)
         return None
