@@ -50,6 +50,7 @@ BATCH = 64
 EQUAL = (
     *("loss.type=byol", "loss.spread=0", "loss.contrast=0", "model.predictor_hidden=1024"),
     *("optim.name=sgd", "optim.lr=0.05", "optim.lr_scaling=none", "optim.weight_decay=0.0005"),
+    *("optim.predictor_lr_scale=1", "target.tau_start=0.99", "target.tau_end=1.0"),
     *("log.probe_epochs=0", "log.sheet_epochs=0", "log.keep_last=1"),
 )
 """In the preset `small`: nothing that lightly's BYOL lacks."""
