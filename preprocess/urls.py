@@ -199,11 +199,11 @@ def mirror(url: str, folder: Path) -> Path:
         found = system.find(root, detail=True)
     if not found:
         raise DataError(f"{one_line(url)} holds no files: check the URL")
-    kept = {place / _inner(path, root, url) for path in found}
+    inside = {path: _inner(path, root, url) for path in found}
 
     def fetch(path: str) -> str:
         """Copy a file unless it is there; return the line that notes it, or ""."""
-        inner = _inner(path, root, url)
+        inner = inside[path]
         target = place / inner
         with _told(url, folder):
             version = _version(found[path]) or _version(system.info(path))
@@ -227,6 +227,7 @@ def mirror(url: str, folder: Path) -> Path:
             for line in threads.map(fetch, part):
                 copied.write(line)
                 progress.advance()
+    kept = {place / inner for inner in inside.values()}
     for old in sorted(place.rglob("*"), reverse=True):
         if old.is_file() and old not in kept:
             old.unlink()
