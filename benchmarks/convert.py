@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks import inputs, open_set, report
+from benchmarks import open_set, report
 from benchmarks.process import machine_facts
 from benchmarks.report import Ratio, Row, spread
 from benchmarks.results import bars_among, conclude
@@ -14,7 +14,7 @@ from benchmarks.rounds import Field
 from harl_fast.files import check_output
 from harl_fast.host import usable_cores
 from harl_fast.options import number, whole_number
-from harl_fast.program import run_main
+from harl_fast.program import head, run_main
 
 BASE = Path("data/bench")
 SIDE_PX = 512
@@ -49,6 +49,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--only", dest="bars", type=bars_among(BARS), default=BARS, metavar="C1,C3", help=about)
     add("--out", type=Path, default=Path("runs/bench/convert.json"), metavar="FILE")
     return parser.parse_args(argv)
+
+
+with head(__name__, parse):
+    from benchmarks import inputs
 
 
 def plans(root: Path, *, count: int, cores: int, bars: tuple[str, ...]) -> dict[str, Any]:

@@ -12,36 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
-from torch.nn import functional
-
-from benchmarks import finetune_step, report
+from benchmarks import report
 from benchmarks.process import busy_s, machine_facts, memory_bytes
 from benchmarks.results import bars_among, conclude
-from harl_fast.config import RGB_MEAN, RGB_STD, ModelConfig
-from harl_fast.data.loader import EvalLoader
-from harl_fast.data.views.color_device import Photometric
 from harl_fast.errors import DataError
-from harl_fast.eval import linear
-from harl_fast.eval.cache import FeatureCache
-from harl_fast.eval.features import FeatureSet, extract
-from harl_fast.eval.knn import knn
-from harl_fast.eval.logistic import SWEEP_TOLERANCE
-from harl_fast.eval.logreg import CS, optima
-from harl_fast.eval.options import NEIGHBOURS
 from harl_fast.files import Progress, check_output
 from harl_fast.host import usable_cores
-from harl_fast.model.backbones import build_backbone
-from harl_fast.model.pool import global_mean
 from harl_fast.options import whole_number
-from harl_fast.program import run_main
+from harl_fast.program import head, run_main
 
-SIZE_PX, BATCH, EPOCHS = 96, 256, 3
-BANK, QUERIES = 100_000, 1000
-MOST_MB = 300.0
-Timed = Callable[[], object]
+NAMES = tuple(f"V{number}" for number in range(1, 9))
+"""Of `BARS`, and of the bars of steps."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,12 +32,37 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, default=Path("data/caltech101"), metavar="FOLDER",
         help="containers of Caltech-101 (%(default)s)")  # fmt: skip
     add("--rounds", type=whole_number(1, 10**4), default=3, metavar="N", help="default %(default)s")
-    bars = (*BARS, *(ratio.bar for ratio in finetune_step.RATIOS))
-    about = f"bars to measure; default {','.join(bars)}"
-    add("--only", dest="bars", type=bars_among(bars), default=bars, metavar="V1,V5", help=about)
+    about = f"bars to measure; default {','.join(NAMES)}"
+    add("--only", dest="bars", type=bars_among(NAMES), default=NAMES, metavar="V1,V5", help=about)
     add("--threads", type=whole_number(1, 1024), default=usable_cores(), help="default: all cores")
     add("--out", type=Path, default=Path("runs/bench/evaluate.json"), metavar="FILE")
     return parser.parse_args(argv)
+
+
+with head(__name__, parse):
+    import torch
+    from threadpoolctl import threadpool_limits
+    from torch import Tensor, nn
+    from torch.nn import functional
+
+    from benchmarks import finetune_step
+    from harl_fast.config import RGB_MEAN, RGB_STD, ModelConfig
+    from harl_fast.data.loader import EvalLoader
+    from harl_fast.data.views.color_device import Photometric
+    from harl_fast.eval import linear
+    from harl_fast.eval.cache import FeatureCache
+    from harl_fast.eval.features import FeatureSet, extract
+    from harl_fast.eval.knn import knn
+    from harl_fast.eval.logistic import SWEEP_TOLERANCE
+    from harl_fast.eval.logreg import CS, optima
+    from harl_fast.eval.options import NEIGHBOURS
+    from harl_fast.model.backbones import build_backbone
+    from harl_fast.model.pool import global_mean
+
+SIZE_PX, BATCH, EPOCHS = 96, 256, 3
+BANK, QUERIES = 100_000, 1000
+MOST_MB = 300.0
+Timed = Callable[[], object]
 
 
 class Inputs:

@@ -17,36 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from torch.utils.data import DataLoader
-from torchvision import datasets
-from torchvision import transforms as T
-
 from benchmarks.process import machine_facts
-from benchmarks.step import LIGHTLY
-from harl_fast.config import RunConfig, ViewConfig, load_config
-from harl_fast.data.container.manifest import find_container, read_manifest
-from harl_fast.engine.networks import load_pretrained, untrained
-from harl_fast.engine.schedule import Schedule
 from harl_fast.errors import ConfigError, DataError, HarlError, one_line
 from harl_fast.files import check_output, format_seconds
 from harl_fast.host import usable_cores
-from harl_fast.optim.groups import param_groups
 from harl_fast.options import whole_number
-from harl_fast.program import run_main
-from harl_fast.provenance import code_version
+from harl_fast.program import head, run_main
 from harl_fast.results import write_result
 from harl_fast.runfiles import discard_run
 from harl_fast.steps import run
 from harl_fast.textfile import read_json
-from harl_fast.tools.evidence import CPU, pretraining, settle
-from harl_fast.tools.evidence_arms import STORED_PX
-from harl_fast.tools.evidence_scores import judge_photos
-from harl_fast.tools.paired import over_repeats
 
-BATCH = 64
-"""Of ds_configs/cpu.json."""
 EQUAL = (
     *("loss.type=byol", "loss.spread=0", "loss.contrast=0", "model.predictor_hidden=1024"),
     *("optim.name=sgd", "optim.lr=0.05", "optim.lr_scaling=none", "optim.weight_decay=0.0005"),
@@ -66,6 +47,26 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/bench/learning"), help="default %(default)s")
     add("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
+
+
+with head(__name__, parse):
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader
+    from torchvision import datasets
+    from torchvision import transforms as T
+
+    from benchmarks.step import BATCH, LIGHTLY
+    from harl_fast.config import RunConfig, ViewConfig, load_config
+    from harl_fast.data.container.manifest import find_container, read_manifest
+    from harl_fast.engine.networks import load_pretrained, untrained
+    from harl_fast.engine.schedule import Schedule
+    from harl_fast.optim.groups import param_groups
+    from harl_fast.provenance import code_version
+    from harl_fast.tools.evidence import CPU, pretraining, settle
+    from harl_fast.tools.evidence_arms import STORED_PX
+    from harl_fast.tools.evidence_scores import judge_photos
+    from harl_fast.tools.paired import over_repeats
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks import inputs, report, solo
+from benchmarks import report, solo
 from benchmarks.process import machine_facts
 from benchmarks.results import bars_among, conclude
 from benchmarks.rounds import Field
 from harl_fast.files import Progress, check_output
 from harl_fast.host import usable_cores
 from harl_fast.options import number, whole_number
-from harl_fast.program import run_main
+from harl_fast.program import head, run_main
 
 BARS = ("L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9")
 BASE = Path("data/bench")
@@ -42,6 +42,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/bench/loader.json"), metavar="FILE")
     add("--check", action="store_true", help="describe each contender's output, measure nothing")
     return parser.parse_args(argv)
+
+
+with head(__name__, parse):
+    from benchmarks import inputs
 
 
 def plans(names: list[str], root: Path, *, count: int, cores: int, log: Path) -> dict[str, Any]:

@@ -11,19 +11,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from benchmarks import mask_sets
-from benchmarks.mask_sets import Case
-from harl_fast.data.container.fields import pack_mask, resize_mask
-from harl_fast.data.views.cells import cell_coverage
-from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
 from harl_fast.options import whole_number
-from harl_fast.program import run_main
-from harl_fast.rng import GEOMETRY, stream
-from preprocess.images.arrays import Mask
-from preprocess.masks.selftrained.score import CELLS, soft_jaccard
+from harl_fast.program import head, run_main
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the checked command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mask_storage", description=__doc__)
+    parser.add_argument("--horses", type=Path, metavar="FOLDER", help="images/ and masks/")
+    parser.add_argument("--composites", type=whole_number(1, 10**6), default=200, metavar="N")
+    return parser.parse_args(argv)
+
+
+with head(__name__, parse):
+    import numpy as np
+    import numpy.typing as npt
+
+    from benchmarks import mask_sets
+    from benchmarks.mask_sets import Case
+    from harl_fast.data.container.fields import pack_mask, resize_mask
+    from harl_fast.data.views.cells import cell_coverage
+    from harl_fast.data.views.crop import ViewGeometry, draw_view, geometry_table
+    from harl_fast.rng import GEOMETRY, stream
+    from preprocess.images.arrays import Mask
+    from preprocess.masks.selftrained.score import CELLS, soft_jaccard
 
 SIZES = (32, 64, 112, 128, 224)
 SCALES = ((0.08, 1.0), (0.2, 1.0))
@@ -129,10 +140,7 @@ def table(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table alone."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mask_storage", description=__doc__)
-    parser.add_argument("--horses", type=Path, metavar="FOLDER", help="images/ and masks/")
-    parser.add_argument("--composites", type=whole_number(1, 10**6), default=200, metavar="N")
-    args = parser.parse_args(argv)
+    args = parse(argv)
     sets = {"drawn composites": mask_sets.drawn(args.composites)}
     if args.horses:
         sets = {"horses": mask_sets.horses(args.horses)} | sets

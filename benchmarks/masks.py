@@ -10,24 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import torch
-
-from benchmarks import mask_report, mask_sets, mask_storage
-from benchmarks.mask_methods import Contender, contenders
-from benchmarks.mask_score import Score, score
-from benchmarks.mask_sets import HALVES, Case, half
 from benchmarks.process import machine_facts
 from benchmarks.results import write_results
 from harl_fast.files import Progress, check_output
 from harl_fast.options import SEED_MAX, whole_number
-from harl_fast.program import run_main
-from preprocess.images.arrays import Mask, Pixels
-from preprocess.masks.registry import CHUNK
-
-SPEED_PX, SPEED_COUNT, TURN_S = 300, 48, 0.5
-"""Longest side and number of pictures for the clock; a turn goes on for this much CPU time."""
+from harl_fast.program import head, run_main
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,6 +42,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         if path is not None and not path.exists():
             parser.error(f"argument --{name}: there is no {path}")
     return args
+
+
+with head(__name__, parse):
+    import cv2
+    import numpy as np
+    import torch
+
+    from benchmarks import mask_report, mask_sets, mask_storage
+    from benchmarks.mask_methods import Contender, contenders
+    from benchmarks.mask_score import Score, score
+    from benchmarks.mask_sets import HALVES, Case, half
+    from preprocess.images.arrays import Mask, Pixels
+    from preprocess.masks.registry import CHUNK
+
+SPEED_PX, SPEED_COUNT, TURN_S = 300, 48, 0.5
+"""Longest side and number of pictures for the clock; a turn goes on for this much CPU time."""
 
 
 def load_sets(args: argparse.Namespace, skipped: dict[str, str]) -> dict[str, list[Case]]:

@@ -20,27 +20,44 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import scipy.optimize
-import torch
-from PIL import Image
-
-from benchmarks import inputs, report
+from benchmarks import report
 from benchmarks.process import busy_s, machine_facts
 from benchmarks.results import write_results
-from harl_fast.config import DataConfig, RunConfig
-from harl_fast.data.loader import BetonLoader
-from harl_fast.data.views.color_device import Colouring
-from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import DataError
 from harl_fast.files import Progress, check_output
-from harl_fast.model.backbones import build_backbone
 from harl_fast.options import whole_number
-from harl_fast.plan.loader import shares
-from harl_fast.plan.measure import step_seconds, timed
-from harl_fast.plan.work import pretraining_work, supervised_work
-from harl_fast.program import run_main
+from harl_fast.program import head, run_main
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the checked command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, metavar="FOLDER", help="photos; default: made from sample photos")
+    add("--count", type=whole_number(100, 10**6), default=192, metavar="N", help="pictures")
+    add("--rounds", type=whole_number(1, 1000), default=5, metavar="N", help="default %(default)s")
+    about = "to each step; default %(default)s"
+    add("--visits", type=whole_number(1, 100), default=2, metavar="N", help=about)
+    add("--out", type=Path, default=Path("runs/bench/plan.json"), metavar="FILE")
+    return parser.parse_args(argv)
+
+
+with head(__name__, parse):
+    import numpy as np
+    import numpy.typing as npt
+    import scipy.optimize
+    import torch
+    from PIL import Image
+
+    from benchmarks import inputs
+    from harl_fast.config import DataConfig, RunConfig
+    from harl_fast.data.loader import BetonLoader
+    from harl_fast.data.views.color_device import Colouring
+    from harl_fast.data.views.crop import ViewGeometry
+    from harl_fast.model.backbones import build_backbone
+    from harl_fast.plan.loader import shares
+    from harl_fast.plan.measure import step_seconds, timed
+    from harl_fast.plan.work import pretraining_work, supervised_work
 
 BASE, BATCH, STEP_BATCH, LEAST_S = Path("data/bench"), 32, 8, 0.25
 STORES = ("jpg", "yuv420", "raw")
@@ -255,19 +272,6 @@ def _law(what: str, seen: float, law: float) -> report.Row:
     error = 100 * abs(law / seen - 1)
     name = f"{what}: {seen:.2f}, by FLOP {law:.2f}"
     return report.Row("G6", name, error, "%", 15, 10, less_is_better=True)
-
-
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the checked command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=__doc__)
-    add = parser.add_argument
-    add("--data", type=Path, metavar="FOLDER", help="photos; default: made from sample photos")
-    add("--count", type=whole_number(100, 10**6), default=192, metavar="N", help="pictures")
-    add("--rounds", type=whole_number(1, 1000), default=5, metavar="N", help="default %(default)s")
-    about = "to each step; default %(default)s"
-    add("--visits", type=whole_number(1, 100), default=2, metavar="N", help=about)
-    add("--out", type=Path, default=Path("runs/bench/plan.json"), metavar="FILE")
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,18 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import inputs, report, step_loop, step_setup
+from benchmarks import report, step_loop
 from benchmarks.process import machine_facts
 from benchmarks.results import bars_among, conclude
 from benchmarks.rounds import Contender, Field
 from harl_fast.files import check_output
 from harl_fast.host import usable_cores
 from harl_fast.options import number, whole_number
-from harl_fast.plan.work import pretraining_work
-from harl_fast.program import run_main
+from harl_fast.program import head, run_main
 
 BARS = ("T1", "T2", "T3", "T4", "T5", "T6", "O1", "O2")
 BASE = Path("data/bench")
+BATCH = 64
+"""ds_configs/cpu.json's."""
 LIGHTLY = "pip install --no-deps lightly"
 Plan = dict[str, Any]
 
@@ -69,7 +70,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     about = "bars to measure; default all"
     add("--only", dest="bars", type=bars_among(BARS), default=BARS, metavar="T1,O2", help=about)
     batch, cores = whole_number(2, 1 << 16), usable_cores()
-    add("--batch", type=batch, default=step_setup.BATCH, metavar="N", help="default %(default)s")
+    add("--batch", type=batch, default=BATCH, metavar="N", help="default %(default)s")
     add("--threads", type=whole_number(1, 1024), default=cores, help="default: all cores")
     add("--data", type=Path, metavar="FOLDER", help="photos for T5; default: sample photos")
     count, about = whole_number(100, 10**7), "pictures for T5; default %(default)s"
@@ -79,6 +80,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/bench/step.json"), metavar="FILE")
     add("--check", action="store_true", help="compare what the contenders compute, time nothing")
     return parser.parse_args(argv)
+
+
+with head(__name__, parse):
+    from benchmarks import inputs, step_setup
+    from harl_fast.plan.work import pretraining_work
 
 
 def plans(bars: tuple[str, ...], *, batch: int, threads: int) -> dict[str, Plan]:

@@ -15,8 +15,6 @@ from harl_fast.data.loader import Batch
 from harl_fast.engine.config import EngineConfig, read_engine_file, settle
 
 CPU = Path(__file__).parents[1] / "ds_configs" / "cpu.json"
-BATCH = 64
-"""ds_configs/cpu.json's."""
 PAIR, MULTICROP = (64, 64), (64, 64, 32, 32, 32, 32)
 """Sides of the views in pixels; the smaller ones are of role online."""
 CELL_PX = 32

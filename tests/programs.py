@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("launch", "preprocess", "harl_fast")
 
 
-def _programs() -> dict[str, list[str]]:
+def _programs(*folders: str) -> dict[str, list[str]]:
     """Return what starts each file with a main of its own that reads a command line."""
     found = {}
-    for path in sorted(each for folder in FOLDERS for each in (ROOT / folder).rglob("*.py")):
+    for path in sorted(each for folder in folders for each in (ROOT / folder).rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         place = path.relative_to(ROOT)
         if 'if __name__ == "__main__":' not in text:
@@ -28,7 +27,8 @@ def _programs() -> dict[str, list[str]]:
     return found
 
 
-PROGRAMS = _programs()
+PROGRAMS = _programs("launch", "preprocess", "harl_fast")
+BENCHMARKS = _programs("benchmarks")
 
 
 def started(*words: str, **environment: str) -> subprocess.Popen[str]:

@@ -14,7 +14,7 @@ from tests.engine.saved import checkpoint
 from tests.engine.support import BATCH, CPU, tiny_file
 from tests.engine.tuning import write_sets
 from tests.preprocess.support import image_folder
-from tests.programs import PROGRAMS, started
+from tests.programs import BENCHMARKS, PROGRAMS, started
 from tests.tools.results import make_result
 
 HELP = """
@@ -50,7 +50,7 @@ NEEDED = {
 NEEDS_NOTHING = {"harl_fast.doctor", "harl_fast.plan", "launch/demo.py", "launch/evidence.py"}
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [*PROGRAMS, *BENCHMARKS])
 def test_help_is_there_at_once(program: str) -> None:
     """Within a second of the processor's time, however busy the machine, and without torch."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
