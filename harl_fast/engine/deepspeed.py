@@ -189,7 +189,9 @@ def gradient_norm(engine: Engine) -> Tensor:
     boundary; all ranks must. Under fp16 it is the norm of the scaled gradient.
     """
     if engine.zero_optimization_stage() == 0:
-        grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        # The optimizer's lists: walking the modules takes a tenth of the time of the norms.
+        groups = engine.optimizer.param_groups
+        grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         norm: Tensor = torch.stack(torch._foreach_norm(grads)).norm()
         return norm
     zero = engine.optimizer

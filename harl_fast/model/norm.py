@@ -87,15 +87,15 @@ class FiniteStatistics:
             if buffer is not None
         ]
         self._finite = self._joined() if self._buffers else torch.empty(0)
+        self._pieces = self._finite.split([buffer.numel() for buffer in self._buffers])
 
     def restore(self) -> None:
         """Give values that are not finite those of the call before, without asking the device."""
         if not self._buffers:
             return
         now = self._joined()
-        self._finite = torch.where(now.isfinite(), now, self._finite)
-        pieces = self._finite.split([buffer.numel() for buffer in self._buffers])
-        torch._foreach_copy_(self._buffers, pieces)
+        torch.where(now.isfinite(), now, self._finite, out=self._finite)
+        torch._foreach_copy_(self._buffers, self._pieces)
 
     def _joined(self) -> Tensor:
         return torch.cat(self._buffers)
