@@ -228,6 +228,10 @@ class LossConfig(Section):
     """Least coverage of a foreground cell under mask: area."""
     min_area: Annotated[float, Field(ge=0.0, lt=1.0)] = 1e-3
     """A region must cover more than this share of the map to enter the loss."""
+    level: Annotated[int, Field(ge=1, le=4)] = 4
+    """Stage of the network whose map foreground and background are pooled from; the whole image's
+    is always the last. The cells of an earlier map see less of what surrounds them. Regions then
+    have a projector and a predictor of their own, as wide as the others."""
     spread: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
     """Weight of VICReg's variance and covariance terms, which keep projections from falling onto
     few dimensions."""
@@ -238,6 +242,15 @@ class LossConfig(Section):
     """Of InfoNCE's softmax over cosines."""
     extra: dict[str, Annotated[float, Field(ge=0.0, le=1000.0)]] = Field({})
     """Weights of further terms in `harl_fast.model.loss.LOSS_TERMS`, added to those of type."""
+
+    @model_validator(mode="after")
+    def _all_stages_learn(self) -> LossConfig:
+        if self.level != 4 and not self.type.startswith("byol+"):
+            raise ValueError(
+                f"level {self.level} is for regions beside the whole image, by which the later "
+                f"stages learn: choose type byol+f_loss or byol+f_loss+b_loss, not {self.type}"
+            )
+        return self
 
 
 class TargetConfig(Section):
