@@ -42,6 +42,8 @@ INPUT_PX = 512
 """Masks are made from the stored image (upright, shrunk to max_resolution), shrunk to this longest
 side: it bounds the memory of a chunk, and no method looks at more."""
 
+RENAMED = {"cache": "png"}
+"""What methods of older versions are called now."""
 NONE, UNKNOWN, EXTERNAL = "none", "unknown", "external"
 SUPERVISION = {
     NONE: "no labels",
@@ -167,6 +169,10 @@ def find_method(name: str) -> MaskMethod:
 @functools.cache
 def _imported(name: str) -> MaskMethod:
     module, _, attribute = name.rpartition(".")
+    if name in RENAMED:
+        raise ConfigError(
+            f"mask methods: {name} is called {RENAMED[name]} now: write {{{RENAMED[name]}: DIR}}"
+        )
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
         raise ConfigError(
             f"mask methods: there is no {shown(name)}{nearest(name, MASK_METHODS)} (known: "

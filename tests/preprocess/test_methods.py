@@ -91,6 +91,8 @@ def test_parameters_are_resolved() -> None:
         ("shuffled:base=center,base=full", "the key 'base' stands twice"),
         ("noise:0.5,p=0.3", "the key 'p' stands twice"),
         ("shuffled:base=ful", "did you mean 'full'"),
+        ("{cache: d}", r"cache is called png now: write \{png: DIR\}"),
+        ("{noise: {p: 0.1, base: {cache: d}}}", r"cache is called png now: write \{png: DIR\}"),
     ],
 )
 def test_a_wrong_text_is_named(text: str, message: str) -> None:
