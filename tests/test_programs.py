@@ -43,6 +43,7 @@ NEEDED = {
     "preprocess.balanced": "FOLDER --count --out",
     "preprocess.beton": "--out",
     "preprocess.masks": "--data --out",
+    "preprocess.masks.check": "--method",
     "preprocess.masks.selftrained.train": "--data --out",
     "preprocess.preview": "FILE.beton",
     "preprocess.verify": "FILE.beton",
