@@ -43,7 +43,7 @@ colours = (
     hf.ViewConfig(size_px=SIZE_PX, blur_p=0.5),
     hf.ViewConfig(size_px=SIZE_PX, blur_p=0.1, solarize_p=0.2),
 )
-cells = model.backbone.feature_size(SIZE_PX)
+cells = model.feature_size(SIZE_PX)
 loader = hf.BetonLoader(
     args.container,
     views=[hf.ViewGeometry(size_px=SIZE_PX, cells=cells, scale=(0.2, 1.0)) for _ in colours],

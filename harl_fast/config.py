@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from harl_fast.errors import ConfigError, nearest, shown
-from harl_fast.options import to_float
+from harl_fast.options import crop_rule
 from harl_fast.section import Count, Section, override, validated
 from harl_fast.textfile import read_yaml
 
@@ -48,27 +48,6 @@ ScheduleText = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) in (in
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA_MEAN, LUMA_STD = (0.449,), (0.226,)
 """ImageNet's, and their means, which timm takes for one channel."""
-
-
-def crop_rule(text: str) -> tuple[str, float]:
-    """Return a crop's kind and threshold: random, foreground or center-on-foreground.
-
-    text: "random", "center-on-foreground", "background" (threshold 0 all), or "foreground>=T", T in
-    (0, 1]. Raises ValueError for anything else.
-    """
-    if text in ("random", "center-on-foreground", "background"):
-        return text, 0.0
-    kind, mark, number = text.partition(">=")
-    try:
-        threshold = to_float(number.strip())
-    except ValueError:
-        threshold = 0.0
-    if kind.strip() != "foreground" or not mark or not 0.0 < threshold <= 1.0:
-        raise ValueError(
-            f"crop {shown(text)} is none of random, foreground>=T with T above 0 and up to 1, "
-            f"center-on-foreground, background"
-        )
-    return "foreground", threshold
 
 
 class ViewConfig(Section):
@@ -228,6 +207,10 @@ class LossConfig(Section):
     """Least coverage of a foreground cell under mask: area."""
     min_area: Annotated[float, Field(ge=0.0, lt=1.0)] = 1e-3
     """A region must cover more than this share of the map to enter the loss."""
+    level: Annotated[int, Field(ge=1, le=4)] = 4
+    """Stage of the network whose map foreground and background are pooled from; the whole image's
+    is always the last. The cells of an earlier map see less of what surrounds them. Regions then
+    have a projector and a predictor of their own, as wide as the others."""
     spread: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
     """Weight of VICReg's variance and covariance terms, which keep projections from falling onto
     few dimensions."""
@@ -238,6 +221,15 @@ class LossConfig(Section):
     """Of InfoNCE's softmax over cosines."""
     extra: dict[str, Annotated[float, Field(ge=0.0, le=1000.0)]] = Field({})
     """Weights of further terms in `harl_fast.model.loss.LOSS_TERMS`, added to those of type."""
+
+    @model_validator(mode="after")
+    def _all_stages_learn(self) -> LossConfig:
+        if self.level != 4 and not self.type.startswith("byol+"):
+            raise ValueError(
+                f"level {self.level} is for regions beside the whole image, by which the later "
+                f"stages learn: choose type byol+f_loss or byol+f_loss+b_loss, not {self.type}"
+            )
+        return self
 
 
 class TargetConfig(Section):

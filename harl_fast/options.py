@@ -1,4 +1,4 @@
-"""Checked values of command lines: numbers in plain writing, and types of argparse."""
+"""Checked values in text: numbers in plain writing, crop rules, and types of argparse."""
 
 from __future__ import annotations
 
@@ -152,3 +152,24 @@ def _within(value: Number, low: float, high: float, bounds: str) -> Number:
     if not low <= value <= high:  # also true for NaN
         raise ValueError(f"{shown(value)} is not from {bounds}")
     return value
+
+
+def crop_rule(text: str) -> tuple[str, float]:
+    """Return a crop's kind and threshold: random, foreground or center-on-foreground.
+
+    text: "random", "center-on-foreground", "background" (threshold 0 all), or "foreground>=T", T in
+    (0, 1]. Raises ValueError for anything else.
+    """
+    if text in ("random", "center-on-foreground", "background"):
+        return text, 0.0
+    kind, mark, number = text.partition(">=")
+    try:
+        threshold = to_float(number.strip())
+    except ValueError:
+        threshold = 0.0
+    if kind.strip() != "foreground" or not mark or not 0.0 < threshold <= 1.0:
+        raise ValueError(
+            f"crop {shown(text)} is none of random, foreground>=T with T above 0 and up to 1, "
+            f"center-on-foreground, background"
+        )
+    return "foreground", threshold

@@ -14,7 +14,6 @@ from harl_fast.config import (
     OptimConfig,
     RunConfig,
     Section,
-    crop_rule,
     load_config,
     presets,
 )
@@ -25,6 +24,7 @@ from harl_fast.engine.views import view_geometry
 from harl_fast.errors import ConfigError
 from harl_fast.model.pool import MASK_MODES
 from harl_fast.optim.formula import FORMULAS
+from harl_fast.options import crop_rule
 from harl_fast.schedules import size_schedule, weight_schedule
 
 PRESETS = ["cifar10", "demo", "paper", "paper-fast", "paper-multicrop", "repo-pt", "seed-readme"]

@@ -92,7 +92,7 @@ def _asked_config(
     term_weights(config.loss, alpha=1.0, beta=1.0)
     check_augmentations(config.data.views)
     for size_px in sizes_in(config):
-        feature_size(config.model, size_px=size_px)
+        feature_size(config.model, size_px=size_px, level=config.loss.level)
     return config
 
 

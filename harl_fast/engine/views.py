@@ -45,11 +45,12 @@ def size_phases(config: RunConfig) -> dict[int, int]:
 
 
 def view_geometry(config: RunConfig, *, epoch: int = 0) -> list[ViewGeometry]:
-    """Return one geometry per view of an epoch; its cells are those of the last feature map."""
+    """Return one geometry per view of an epoch; its cells are those of the map that regions
+    are pooled from."""
     return [
         ViewGeometry(
             size_px=view.size_px,
-            cells=feature_size(config.model, size_px=view.size_px),
+            cells=feature_size(config.model, size_px=view.size_px, level=config.loss.level),
             scale=view.scale,
             ratio=view.ratio,
             flip_p=view.flip_p,

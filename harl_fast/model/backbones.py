@@ -9,7 +9,7 @@ import torch
 
 from harl_fast.config import ModelConfig
 from harl_fast.errors import ConfigError, nearest
-from harl_fast.model.backbone import Backbone
+from harl_fast.model.backbone import LAST_LEVEL, Backbone
 from harl_fast.model.resnet import ARCHS, ResNet
 from harl_fast.model.timm_network import PREFIX, TimmNetwork
 
@@ -36,10 +36,10 @@ def build_backbone(model: ModelConfig) -> Backbone:
 
 
 @cache
-def feature_size(model: ModelConfig, *, size_px: int) -> int:
-    """Return the side h of the map that `build_backbone`'s network makes of size_px images.
+def feature_size(model: ModelConfig, *, size_px: int, level: int = LAST_LEVEL) -> int:
+    """Return the side h of a level's map that `build_backbone`'s network makes of size_px images.
 
     Raises ConfigError.
     """
     with torch.device("meta"):
-        return build_backbone(model).feature_size(size_px)
+        return build_backbone(model).feature_size(size_px, level=level)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from harl_fast.config import LossConfig, ModelConfig
 from harl_fast.errors import ConfigError
-from harl_fast.model.backbone import Backbone
+from harl_fast.model.backbone import LAST_LEVEL, Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import MLPHead
 from harl_fast.model.loss import (
@@ -35,10 +35,13 @@ class Target(nn.Module):
     statistics are those of the target's own passes.
     """
 
-    def __init__(self, backbone: Backbone, projector: MLPHead) -> None:
+    def __init__(
+        self, backbone: Backbone, projector: MLPHead, region_projector: MLPHead | None = None
+    ) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(backbone)
         self.projector = copy.deepcopy(projector)
+        self.region_projector = copy.deepcopy(region_projector)
         self.requires_grad_(False).train()
 
 
@@ -69,19 +72,26 @@ class HARL(nn.Module):
         term_weights(self.loss, alpha=1.0, beta=1.0)  # refuses unknown terms before the first step
         self.backbone = build_backbone(model) if backbone is None else backbone
         hidden, out = model.projector_hidden, model.projector_out
-        self.projector = MLPHead(
-            self.backbone.out_channels, hidden, out, layers=model.projector_layers
-        )
+        layers = model.projector_layers
+        self.projector = MLPHead(self.backbone.out_channels, hidden, out, layers=layers)
         self._roles = tuple(roles)
         self.predictor = MLPHead(out, model.predictor_hidden, out)
         self.online_predictor: MLPHead | None = None
         """Of the views that the target does not see, if not `predictor`."""
         if model.predictor_per == "role" and "online" in roles:
             self.online_predictor = MLPHead(out, model.predictor_hidden, out)
+        self.region_projector: MLPHead | None = None
+        """Of regions that are pooled from an earlier map than the last, if not `projector`."""
+        self.region_predictor: MLPHead | None = None
+        if self.loss.level != LAST_LEVEL:
+            channels = self.backbone.channels(self.loss.level)
+            self.region_projector = MLPHead(channels, hidden, out, layers=layers)
+            self.region_predictor = MLPHead(out, model.predictor_hidden, out)
         self.watched = True
         """Whether `forward` measures spreads; an engine asks for them at the steps it logs."""
+        target = Target(self.backbone, self.projector, self.region_projector)
         # In a tuple and past nn.Module's own __setattr__, which would register it.
-        object.__setattr__(self, "_target", (Target(self.backbone, self.projector),))
+        object.__setattr__(self, "_target", (target,))
         convert_sync_bn(self, model.sync_bn)
 
     @property
@@ -90,6 +100,10 @@ class HARL(nn.Module):
         (target,) = self.__dict__["_target"]
         assert isinstance(target, Target)
         return target
+
+    def feature_size(self, size_px: int) -> int:
+        """Return the side of the map of cells that `forward` expects for views of size_px."""
+        return self.backbone.feature_size(size_px, level=self.loss.level)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HARL:
         self.target._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -102,7 +116,7 @@ class HARL(nn.Module):
         """Return the loss and the figures to log.
 
         views: two or more (B, C, S, S) batches; their S may differ. cells: of each view (B, h, w),
-        the foreground coverage in [0, 1] of each cell of its feature map. alpha, beta: see
+        the foreground coverage in [0, 1] of each cell of its map (`feature_size`). alpha, beta: see
         `loss.term_weights`; a term of weight zero is not computed. Views are matched in pairs, see
         `loss.view_pairs`; a row counts in a region's term of a pair if the region has area in both.
         Returns the 0-d float32 loss and detached 0-d tensors: "loss/<term>" of each computed term
@@ -118,7 +132,9 @@ class HARL(nn.Module):
         if len(views) != len(roles) or (both := roles.count("both")) < 2:
             raise ValueError(f"{len(views)} views for roles {', '.join(roles)}: give two or more")
         weights = term_weights(self.loss, alpha=alpha, beta=beta)
-        weights = {term: weight for term, weight in weights.items() if weight}
+        # First what is pooled from the last map: those regions are the projector's.
+        order = sorted(weights, key=lambda term: LOSS_TERMS[term].region is not None)
+        weights = {term: weights[term] for term in order if weights[term]}
         fg = [
             cell_weight(grid, mode=self.loss.mask, threshold=self.loss.mask_threshold)
             for grid in cells
@@ -126,20 +142,20 @@ class HARL(nn.Module):
         cut = [LOSS_TERMS[term].region for term in weights]
         regions = [None if region is None else [region(grid) for grid in fg] for region in cut]
 
-        groups, seen = len(views) * len(regions), both * len(regions)
+        shared = len(cut) if self.region_projector is None else cut.count(None)
         with torch.no_grad():  # first, so that no online activation is alive beside the target's
             rows, _ = self._pooled(self.target.backbone, views[:both], regions)
-            z = _by_view(self.target.projector(rows, groups=seen), both, len(regions))
+            z = self._projected(self.target, rows, shared)
         rows, usable = self._pooled(self.backbone, views, regions)
-        h = _by_view(rows, len(views), len(regions))[:, 0]
-        q = self.projector(rows, groups=groups)
-        p = _by_view(self._predicted(q, groups=groups, seen=seen), len(views), len(regions))
+        h = rows[0]
+        q = self._projected(self, rows, shared)
+        p = self._predicted(q, both=both, shared=shared)
 
         terms = {
             term: matched_distance(p[:, i], z[:, i], usable=usable[:, i])
             for i, term in enumerate(weights)
         }
-        terms |= self._extras(p, z, q.unflatten(0, (groups, -1)), usable, weights)
+        terms |= self._extras(p, z, q, usable, weights)
         weights |= {"contrast": self.loss.contrast, "spread": self.loss.spread}
         loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
         logs = {f"loss/{term}": value.detach() for term, value in terms.items()}
@@ -154,25 +170,29 @@ class HARL(nn.Module):
         logs["empty"] = 1.0 - counts.float().mean()
         return loss, logs
 
-    def _predicted(self, q: Tensor, *, groups: int, seen: int) -> Tensor:
-        """Return predictions of (G * B, D) projections, whose first groups the target sees, too."""
-        if self.online_predictor is None:
-            p: Tensor = self.predictor(q, groups=groups)
-            return p
-        both, online = q.tensor_split([len(q) // groups * seen])
-        return torch.cat(
-            [
-                self.predictor(both, groups=seen),
-                self.online_predictor(online, groups=groups - seen),
-            ]
-        )
+    def _predicted(self, q: Tensor, *, both: int, shared: int) -> Tensor:
+        """Return predictions of (V, R, B, D) projections, as `_projected` gives them.
+
+        both: how many of the views the target sees; they are the first. shared: of the regions,
+        those that are pooled from the last map.
+        """
+        parts = []
+        if shared and self.online_predictor is None:
+            parts.append(_grouped(self.predictor, q[:, :shared]))
+        elif shared and self.online_predictor is not None:
+            seen, unseen = q[:, :shared].tensor_split([both])
+            rows = [_grouped(self.predictor, seen), _grouped(self.online_predictor, unseen)]
+            parts.append(torch.cat(rows))
+        if self.region_predictor is not None and shared < q.shape[1]:
+            parts.append(_grouped(self.region_predictor, q[:, shared:]))
+        return torch.cat(parts, dim=1)
 
     def _extras(
         self, p: Tensor, z: Tensor, q: Tensor, usable: Tensor, weights: Mapping[str, float]
     ) -> dict[str, Tensor]:
         """Return the terms that ``loss.contrast`` and ``loss.spread`` ask for.
 
-        p: (V, R, B, D). z: (T, R, B, D). q: (V * R, B, D) online projections. usable: (V, R, B).
+        p: (V, R, B, D). z: (T, R, B, D). q: (V, R, B, D) online projections. usable: (V, R, B).
         weights: of the R regions' terms.
         """
         found = {}
@@ -184,7 +204,7 @@ class HARL(nn.Module):
             ]
             found["contrast"] = torch.stack(each).sum()
         if self.loss.spread:
-            regional = zip(q, usable.flatten(0, 1), strict=True)
+            regional = zip(q.flatten(0, 1), usable.flatten(0, 1), strict=True)
             each = [spread_penalty(rows, usable=one) for rows, one in regional]
             found["spread"] = torch.stack(each).mean() * 2.0  # as large for any number of views
         return found
@@ -194,27 +214,44 @@ class HARL(nn.Module):
         backbone: nn.Module,
         views: Sequence[Tensor],
         regions: Sequence[Sequence[Tensor] | None],
-    ) -> tuple[Tensor, Tensor]:
-        """Return rows (V * R * B, C), view by view and region by region, and usable (V, R, B)."""
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the regions' rows, R of (V, B, C), and usable (V, R, B)."""
         rows, usable = [], []
+        level = self.loss.level
         # A pass per view, be they of one size: each is normalised by its own statistics.
         for number, view in enumerate(views):
-            features = backbone(view)
+            if level == LAST_LEVEL:
+                last = earlier = backbone(view)
+            else:
+                earlier, last = backbone(view, level)
             for region in regions:
                 if region is None:
-                    rows.append(global_mean(features))
+                    rows.append(global_mean(last))
                     usable.append(torch.ones_like(rows[-1][:, 0], dtype=torch.bool))
                     continue
                 weight = region[number]
-                if weight.shape[1:] != features.shape[2:]:
+                if weight.shape[1:] != earlier.shape[2:]:
                     raise ValueError(
                         f"masks of {tuple(weight.shape[1:])} cells meet a feature map of "
-                        f"{tuple(features.shape[2:])}; ask the loader for `feature_size` cells"
+                        f"{tuple(earlier.shape[2:])}; ask the loader for `feature_size` cells"
                     )
-                mean, enough = masked_mean(features, weight, min_area=self.loss.min_area)
+                mean, enough = masked_mean(earlier, weight, min_area=self.loss.min_area)
                 rows.append(mean)
                 usable.append(enough)
-        return torch.cat(rows), torch.stack(usable).unflatten(0, (len(views), len(regions)))
+        count = len(regions)
+        by_region = [torch.stack(rows[i::count]) for i in range(count)]
+        return by_region, torch.stack(usable).unflatten(0, (len(views), count))
+
+    def _projected(self, network: HARL | Target, rows: list[Tensor], shared: int) -> Tensor:
+        """Return (V, R, B, D) projections of R times (V, B, C) rows; ``shared`` as `_predicted`."""
+        parts = []
+        for head, some in (
+            (network.projector, rows[:shared]),
+            (network.region_projector, rows[shared:]),
+        ):
+            if head is not None and some:
+                parts.append(_grouped(head, torch.stack(some, dim=1)))
+        return torch.cat(parts, dim=1)
 
 
 def convert_sync_bn(model: HARL, mode: str) -> None:
@@ -235,9 +272,10 @@ def convert_sync_bn(model: HARL, mode: str) -> None:
         model.target.backbone.sync_bn()
 
 
-def _by_view(rows: Tensor, views: int, regions: int) -> Tensor:
-    """Return (V * R * B, D) rows as (V, R, B, D)."""
-    return rows.view(views, regions, -1, rows.shape[-1])
+def _grouped(head: MLPHead, rows: Tensor) -> Tensor:
+    """Return what a head makes of (V, R, B, C) rows, those of each view and region by itself."""
+    out: Tensor = head(rows.flatten(0, 2), groups=rows.shape[0] * rows.shape[1])
+    return out.view(*rows.shape[:3], -1)
 
 
 def effective_rank(rows: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from harl_fast.config import ModelConfig
-from harl_fast.model.backbone import Backbone
+from harl_fast.model.backbone import LAST_LEVEL, Backbone
 
 ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -47,11 +47,22 @@ class ResNet(Backbone):
         self.out_channels = channels
         _initialise(self, zero_init_residual=model.zero_init_residual)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the (B, C, h, h) map of (B, in_channels, S, S) images."""
-        for stage in self.stages():
+    def channels(self, level: int) -> int:
+        """Return the channels of the map of stage 1 to 4."""
+        return self.out_channels >> (LAST_LEVEL - level)
+
+    def forward(self, x: Tensor, level: int = LAST_LEVEL) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the (B, C, h, h) map of (B, in_channels, S, S) images.
+
+        level: of an earlier stage, 1 to 3, its map is returned, too, before the last.
+        """
+        stages = self.stages()
+        for stage in stages[: level + 1]:
             x = stage(x)
-        return x
+        earlier = x
+        for stage in stages[level + 1 :]:
+            x = stage(x)
+        return x if level == LAST_LEVEL else (earlier, x)
 
     def stages(self) -> list[Callable[[Tensor], Tensor]]:
         """Return the stem and the four stages; one after the other they are `forward`."""

@@ -10,6 +10,9 @@ from harl_fast.errors import ConfigError
 from harl_fast.optim.groups import ParamGroup, param_groups
 from harl_fast.optim.lars import LARS
 
+PREDICTORS = ("predictor", "online_predictor", "region_predictor")
+"""The children of `model.harl.HARL` that ``predictor_lr_scale`` is about."""
+
 
 def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of a section over the groups of ``module``, see `groups.param_groups`.
@@ -20,7 +23,7 @@ def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimi
         raise ConfigError("optim.nesterov needs a momentum above 0; raise it or drop nesterov")
     # A factor of 1 makes no groups of its own.
     scale = optim.predictor_lr_scale
-    scaled = {} if scale == 1.0 else dict.fromkeys(("predictor", "online_predictor"), scale)
+    scaled = {} if scale == 1.0 else dict.fromkeys(PREDICTORS, scale)
     return make_optimizer(
         optim.name,
         param_groups(module, weight_decay=optim.weight_decay, scaled=scaled),

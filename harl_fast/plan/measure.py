@@ -114,7 +114,7 @@ def step_seconds(
     views = [
         torch.randn(shape, device=device).to(memory_format=torch.channels_last) for shape in shapes
     ]
-    sides = [harl.backbone.feature_size(size) for size in sizes]
+    sides = [harl.feature_size(size) for size in sizes]
     cells = [torch.rand(micro, side, side, device=device) for side in sides]
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
 

@@ -62,7 +62,7 @@ def _pretraining_work(
     with torch.device("meta"):
         harl = HARL(model, LossConfig.model_validate_json(loss), roles=roles)
     harl.watched = False
-    cells = [harl.backbone.feature_size(size) for size in sizes]
+    cells = [harl.feature_size(size) for size in sizes]
 
     def forward() -> Tensor:
         views = [torch.empty(_BATCH, model.in_channels, size, size) for size in sizes]
@@ -106,8 +106,10 @@ def _counted(
         outputs, target_outputs = _written(backbone), [0]
         if target is not None:
             target_outputs = _written(target.backbone)
-            # `HARL.forward` runs the target first, and of it the projector last.
-            target.projector.register_forward_hook(target_done)
+            # `HARL.forward` runs the target first, and of it the projectors last.
+            for projector in (target.projector, target.region_projector):
+                if projector is not None:
+                    projector.register_forward_hook(target_done)
         with flops:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half), _saved() as saved:
                 loss = forward()

@@ -178,6 +178,20 @@ def test_a_multi_crop_run_resumed_within_an_epoch_equals_a_whole_one(
     assert "momentum_buffer.online_predictor.out.weight" in names
 
 
+def test_a_run_with_regions_of_an_earlier_map_resumes_as_a_whole_one(
+    machine: Machine, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = (GROWING, "loss.type=byol+f_loss", "loss.level=2")
+    whole = in_parts(
+        machine, tmp_path, data, monkeypatch, changes=changes, stop=STEPS + 2, sizes=[48, 48]
+    )
+    checkpoint = open_checkpoint(whole)
+    assert "region_projector.out.weight" in checkpoint.tensors("target")
+    assert "momentum_buffer.region_predictor.out.weight" in checkpoint.tensors("optim")
+    config = tiny_config(tmp_path, overrides=changes)
+    assert [view.cells for view in view_geometry(config, epoch=0)] == [4, 4]
+
+
 def test_two_views_of_different_sizes_train(machine: Machine, tmp_path: Path, data: Path) -> None:
     other = ("data.views.1.size_px=48", "data.colour=loader")
     config = tiny_config(tmp_path, overrides=other)

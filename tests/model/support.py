@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from harl_fast.config import LossConfig, ModelConfig
+from harl_fast.model.backbone import Backbone
 from harl_fast.model.harl import HARL
 from harl_fast.model.heads import MLPHead
 from tests.oracles import losses as oracle
@@ -93,20 +94,37 @@ def regional(
     targets: int = 2,
 ) -> tuple[list[oracle.Array], list[oracle.Array], list[npt.NDArray[np.bool_]]]:
     """Return a region's predictions, projections by the target, and rows with area of each view."""
+    level = 4 if region == "whole" else model.loss.level
+    projector, predictor, target = model.projector, model.predictor, model.target.projector
+    if level != 4:
+        assert model.region_projector and model.region_predictor and model.target.region_projector
+        projector, predictor = model.region_projector, model.region_predictor
+        target = model.target.region_projector
     p, z, usable = [], [], []
     for number, (view, cell) in enumerate(zip(views, cells, strict=True)):
         grid = cell.numpy()
-        mask = {"whole": np.ones_like(grid), "fg": grid, "bg": 1 - grid}[region]
-        online = model.backbone(view).detach()
-        mean, enough = oracle.masked_mean(online.numpy(), mask, min_area=1e-3)
-        own = model.online_predictor if number >= targets else None
-        rows = plain(own or model.predictor)(plain(model.projector)(torch.tensor(mean)))
+        maps = stage(model.backbone, view, level)
+        whole = np.ones((len(maps), *maps.shape[2:]))
+        mask = {"whole": whole, "fg": grid, "bg": 1 - grid}[region]
+        mean, enough = oracle.masked_mean(maps, mask, min_area=1e-3)
+        own = model.online_predictor if number >= targets and level == 4 else None
+        rows = plain(own or predictor)(plain(projector)(torch.tensor(mean)))
         p.append(rows.detach().numpy())
         usable.append(enough)
         if number < targets:
-            mean, _ = oracle.masked_mean(model.target.backbone(view).numpy(), mask, min_area=1e-3)
-            z.append(plain(model.target.projector)(torch.tensor(mean)).detach().numpy())
+            maps = stage(model.target.backbone, view, level)
+            mean, _ = oracle.masked_mean(maps, mask, min_area=1e-3)
+            z.append(plain(target)(torch.tensor(mean)).detach().numpy())
     return p, z, usable
+
+
+def stage(backbone: Backbone, view: torch.Tensor, level: int) -> oracle.Array:
+    """Return what a stage of a ResNet gives out in a pass of the whole network."""
+    maps: list[torch.Tensor] = []
+    module = backbone.get_submodule(f"layer{level}")
+    with module.register_forward_hook(lambda module, images, output: maps.append(output)):
+        backbone(view)
+    return maps[0].detach().numpy()
 
 
 def plain(head: MLPHead) -> nn.Sequential:

@@ -81,8 +81,10 @@ def two_view_loss(
     shape = (2, len(weights), BATCH, -1)
     with torch.no_grad():
         rows, _ = model._pooled(model.target.backbone, views, regions)
+        rows = torch.stack(rows, 1).flatten(0, 2)
         z = model.target.projector(rows, groups=2 * len(weights)).view(shape)
     rows, usable = model._pooled(model.backbone, views, regions)
+    rows = torch.stack(rows, 1).flatten(0, 2)
     q = model.projector(rows, groups=2 * len(weights))
     p = model.predictor(q, groups=2 * len(weights)).view(shape)
 

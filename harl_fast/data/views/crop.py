@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.config import crop_rule
 from harl_fast.data.views.cells import foreground_share
 from harl_fast.errors import ConfigError
 from harl_fast.jit import njit
+from harl_fast.options import crop_rule
 from harl_fast.rng import uniform
 
 TRIES = 10
