@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(method: str, *, later: list[str]) -> None:
     spec = parse_spec(method)
-    while "base" in spec:
-        spec = spec["base"]
+    while spec.base is not None:
+        spec = spec.base
     if {"file", "folder"} & {key for key, value in spec.parameters if value in later}:
         return
     if spec.name == "png":

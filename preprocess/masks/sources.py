@@ -161,12 +161,12 @@ def _unwrapped(
 ) -> tuple[MethodSpec, npt.NDArray[np.int64], tuple[tuple[MethodSpec, Any], ...]]:
     """Return the method below all controls, whose mask each image gets, and the flips."""
     partners, flips = np.arange(count), []
-    while "base" in spec:
+    while spec.base is not None:
         if spec.name == "shuffled":
             partners = derangement(count, seed=spec["seed"])[partners]
         else:
             flips.append((spec, partners))
-        spec = spec["base"]
+        spec = spec.base
     return spec, partners, tuple(flips)
 
 

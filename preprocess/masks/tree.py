@@ -49,7 +49,7 @@ def describe(
     """Return what ``masks.json`` holds: equal for equal masks of equal images, on any machine."""
     return {
         "format": FORMAT,
-        "spec": spec.name if "file" in spec else str(spec),
+        "spec": spec.name if spec.file is not None else str(spec),
         "method": method_facts(spec),
         "max_resolution": max_resolution,
         "frame": f"the upright image, shrunk to max_resolution, then to {INPUT_PX} px at most",

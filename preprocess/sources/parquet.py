@@ -282,8 +282,9 @@ def _meaning(table: _Table, label: str) -> tuple[list[str], bool]:
     if not label:
         return [], False
     about, kind = table.features().get(label), table.schema.field(label).type
-    is_class = isinstance(about, dict) and about.get("_type") == "ClassLabel"
-    classes = about["names"] if is_class else []
+    classes: Any = []
+    if isinstance(about, dict) and about.get("_type") == "ClassLabel":
+        classes = about["names"]
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise DataError(f"{table.path}: the metadata of the column {label} name no classes")
     return classes, bool(pa.types.is_integer(getattr(kind, "value_type", kind)))

@@ -17,18 +17,15 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from harl_fast.data.container.manifest import Manifest, read_manifest
 from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.lock import FOLDER_LOCK, lock_beside, locked
 from preprocess import beton
 from preprocess.images.reading import UnusableImageError
-from preprocess.masks import __main__ as program
 from preprocess.masks import fill, parse_spec, tree
 from preprocess.masks.maskfile import TEXT, read_made
 from preprocess.masks.selftrained import train as training
-from preprocess.masks.sources import open_masks
-from preprocess.sources import Split
 from tests.preprocess.support import image_folder, photo, save
+from tests.preprocess.trees import content, converted, make, replaced
 
 ROOT = Path(__file__).parents[2]
 STEMS = [f"train/class{kind}/{number}" for kind in range(2) for number in range(5)]
@@ -38,28 +35,6 @@ FILES = sorted([*STEMS, "train/class1/turned", "val/class0/0", "val/class1/0"])
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fill, "CHUNK", 3)
-
-
-def make(data: Path, out: Path, *options: str) -> None:
-    assert program.main(["--data", str(data), "--out", str(out), "--workers", "1", *options]) == 0
-
-
-def converted(data: Path, out: Path, *options: str) -> Manifest:
-    fixed = ["--data", str(data), "--out", str(out), "--workers", "1"]
-    assert beton.main([*fixed, *options]) == 0
-    return read_manifest(out / "train.beton")
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder).with_suffix("")): path.read_bytes()
-        for path in folder.rglob("*.png")
-    }
-
-
-def replaced(out: Path) -> dict[str, str]:
-    report = json.loads((out / "train.report.json").read_text())
-    return {item["path"]: item["reason"] for item in report["masks_replaced"]}
 
 
 @pytest.fixture(scope="module")
@@ -218,75 +193,6 @@ def test_an_edited_file_is_the_users_own(
     assert "of your own 1 (9.1%)" in capsys.readouterr().out
     assert manifest.mask["edited"] == 1 and manifest.mask["fallbacks"] == 0
     assert manifest.mask["supervision"] == "unknown" and manifest.mask["method"] == "heuristic"
-
-
-def test_images_whose_names_differ_by_the_suffix_have_masks_of_their_own(tmp_path: Path) -> None:
-    data, masks = image_folder(tmp_path / "set"), tmp_path / "masks"
-    for number, name in enumerate(("0.png", "0.bmp", "x.jpg", "x.jpg.png", "caf\udce9.jpg")):
-        save(photo(300 + number), data / "train/class1" / name)
-    make(data, masks)
-    there = content(masks / "train/class1")
-    assert {"0.jpg", "0.png", "0.bmp", "x", "x.jpg.png", "caf\udce9", "1"} <= there.keys()
-    direct = converted(data, tmp_path / "direct")
-    manifest = converted(data, tmp_path / "out", "--masks", str(masks))
-    assert manifest.beton_sha256 == direct.beton_sha256 and manifest.mask["fallbacks"] == 0
-
-
-def test_a_mask_of_your_own_is_no_second_images_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data, masks = image_folder(tmp_path / "set", val=0), tmp_path / "masks"
-    for kind in (0, 1):
-        for path in sorted((data / f"train/class{kind}").iterdir()):
-            own = masks / f"train/class{kind}/{path.stem}.png"
-            save(np.full(Image.open(path).size[::-1], 255, np.uint8), own)
-    save(photo(300), data / "train/class1/0.png")
-    manifest = converted(data, tmp_path / "shared", "--masks", str(masks))
-    assert manifest.mask["fallbacks"] == 2
-    shown = capsys.readouterr().out
-    assert f"the one of train/class1/0.jpg {masks}/train/class1/0.jpg.png" in shown
-    assert replaced(tmp_path / "shared").keys() == {"train/class1/0.jpg", "train/class1/0.png"}
-    shutil.copy(masks / "train/class1/0.png", masks / "train/class1/0.jpg.png")
-    save(np.full((photo(300).shape[:2]), 255, np.uint8), masks / "train/class1/0.png.png")
-    manifest = converted(data, tmp_path / "own", "--masks", str(masks))
-    assert manifest.mask["fallbacks"] == 0 and manifest.mask["full_share"] == 1.0
-    assert "have the stem of another one" not in capsys.readouterr().out
-
-
-def test_a_mask_is_no_image_of_another_split_held_out_of_one_folder(tmp_path: Path) -> None:
-    data, masks = tmp_path / "set", tmp_path / "masks"
-    save(photo(1), data / "a/1.jpg")
-    save(photo(2), data / "a/1.png")
-    both = tree.contested(["a/1.jpg", "a/1.png"])
-    assert both == {"a/1.jpg", "a/1.png"}
-    save(np.full(photo(1).shape[:2], 255, np.uint8), masks / "a/1.png")
-    split = Split(["a/1.jpg"], [0], root=data)
-    with pytest.raises(DataError, match=r"it should be .*a/1\.jpg\.png"):
-        open_masks(
-            split, ["a"], method=parse_spec("full"), given=masks, names=["a/1.jpg", "a/1.png"]
-        )
-
-
-def test_names_as_long_as_a_file_system_takes_have_masks_or_are_refused_first(
-    tmp_path: Path,
-) -> None:
-    data, masks = image_folder(tmp_path / "set", train=2), tmp_path / "masks"
-    long = "x" * 251
-    save(photo(300), data / f"train/class1/{long}.jpg")
-    make(data, masks)
-    assert long in content(masks / "train/class1")
-    assert converted(data, tmp_path / "out", "--masks", str(masks)).mask["fallbacks"] == 0
-    save(photo(301), data / f"train/class1/{long}.png")
-    with pytest.raises(DataError, match=r"x\.(jpg|png) has no place .* names this long: rename it"):
-        make(data, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    assert converted(data, tmp_path / "out", "--masks", str(masks)).mask["fallbacks"] == 2
-
-
-def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
-    for name in ("train/a/../../../x.jpg", "/x.jpg"):
-        with pytest.raises(DataError, match="has no place in"):
-            tree.MaskTree(tmp_path, splits=False, info={}).check([name])
 
 
 def test_other_masks_are_not_mixed_in(folder: Path, made: Path, tmp_path: Path) -> None:
