@@ -124,6 +124,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str | P
         "launch/pretrain.py": [*trained, *batch, "--config", tiny_file(place), "--epochs", "99"],
         "preprocess.beton": ["--data", images, "--out", place / "beton"],
         "preprocess.masks": ["--data", images, "--out", place / "masks"],
+        "preprocess.masks.check": ["--method", "all", "heuristic"],
         "preprocess.masks.selftrained.train": ["--data", images, "--out", place / "w.safetensors"],
         "preprocess.preview": [sets / "train.beton", "--out", place / "sheet.png"],
         "preprocess.verify": ["--deep", sets / "train.beton"],
