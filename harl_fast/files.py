@@ -121,6 +121,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def short_temporary(path: Path) -> Path:
+    """Return a temporary name beside ``path``, however long its own is.
+
+    It is the same each time: what a killed process left there is written over.
+    """
+    return path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let signals that end a program wait; in other threads than the main one none arrives.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from harl_fast.errors import HarlError, one_line, shown
+from harl_fast.files import is_url
 
 Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
@@ -19,7 +21,14 @@ _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|-?(nan|i
 
 
 class Parser(argparse.ArgumentParser):
-    """Names all that a command line misses, and what of it is unknown, in one error."""
+    """Names all that a command line misses, and what of it is unknown, in one error.
+
+    A URL is no `Path`: it would be a folder of that name, such as ``s3:``.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("type", Path, _local_path)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the values and the unknown words, as argparse does; it names these by itself."""
@@ -53,6 +62,15 @@ class Parser(argparse.ArgumentParser):
                 text += f"; unrecognized arguments: {' '.join(map(one_line, unknown))}"
             self.error(text)
         return super().parse_known_args(args, namespace)
+
+
+def _local_path(text: str) -> Path:
+    if is_url(text):
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is a URL, and this program takes files of this machine: copy them, or "
+            f"mount that store as a folder"
+        )
+    return Path(text)
 
 
 def to_int(text: str) -> int:

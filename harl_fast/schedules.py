@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from itertools import pairwise
 from typing import TypeVar
@@ -67,7 +68,7 @@ def weight_schedule(spec: str) -> Callable[[float], float]:
         start, end = ends
         return lambda progress: _half_cosine(min(max(progress, 0.0), 1.0), start, end)
     if kind == "steps":
-        return _steps(rest, spec, _share)
+        return _at(*_steps(rest, spec, _share))
     constant = _share(spec, spec)
     return lambda progress: constant
 
@@ -78,18 +79,30 @@ def size_schedule(spec: str) -> Callable[[float], int]:
     spec: a whole number of pixels, or "steps:160,0.7:192,0.85:224" as in `weight_schedule`. Raises
     ConfigError for anything else.
     """
+    return _at(*_sizes(spec))
+
+
+def size_changes(spec: str, *, epochs: int) -> list[int]:
+    """Return the epochs, 0 first, in which the sizes of `size_schedule` begin to hold."""
+    times, _ = _sizes(spec)
+    starts = [bisect_left(range(epochs), time, key=lambda epoch: epoch / epochs) for time in times]
+    # Of sizes that would begin in one epoch the last one holds; beyond the last epoch none does.
+    return sorted({start for start in (0, *starts) if start < epochs})
+
+
+def _sizes(spec: str) -> tuple[list[float], list[int]]:
     kind, _, rest = spec.partition(":")
     try:
-        if kind == "steps":
-            return _steps(rest, spec, _pixels)
-        constant = _pixels(spec, spec)
+        return _steps(rest, spec, _pixels) if kind == "steps" else ([], [_pixels(spec, spec)])
     except ConfigError as error:
         reason = str(error).partition("; write ")[0]
         raise ConfigError(f"data.size_{reason}; write a number of pixels, or {_STEPS}") from error
-    return lambda progress: constant
 
 
-def _steps(text: str, spec: str, read: Callable[[str, str], Value]) -> Callable[[float], Value]:
+def _steps(
+    text: str, spec: str, read: Callable[[str, str], Value]
+) -> tuple[list[float], list[Value]]:
+    """Return n rising times in (0, 1) and the n + 1 values before, between and after them."""
     first, *others = text.split(",")
     values = [read(first, spec)]
     times: list[float] = []
@@ -102,6 +115,10 @@ def _steps(text: str, spec: str, read: Callable[[str, str], Value]) -> Callable[
     bounds = [0.0, *times, 1.0]
     if any(a >= b for a, b in pairwise(bounds)):
         raise _invalid(spec, f"times {shown(times)} do not rise within (0, 1)")
+    return times, values
+
+
+def _at(times: list[float], values: list[Value]) -> Callable[[float], Value]:
     return lambda progress: values[sum(progress >= time for time in times)]
 
 

@@ -6,17 +6,17 @@ import argparse
 from pathlib import Path
 
 import harl_fast.program  # first: from here on an interrupt is one line
-from harl_fast.errors import one_line
+from harl_fast.errors import ConfigError, one_line
 from harl_fast.files import check_output
 from harl_fast.lock import lock_beside, locked
-from harl_fast.options import whole_number
+from harl_fast.options import Parser, whole_number
 from harl_fast.steps import ROOT
 
 PAGE = Path("docs/evidence.md")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train all arms of experiments/ on photos and on drawn composites, judge their "
         "frozen features, write what was found. Stopped, the same command goes on."
     )
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     # Imported late: torch takes seconds, which --help and usage errors need not wait for.
     from harl_fast.tools.charts import check_extra
-    from harl_fast.tools.evidence import Evidence, check_data, run_all, settle
+    from harl_fast.tools.evidence import Evidence, check_data, check_masks, run_all, settle
     from harl_fast.tools.evidence_arms import chosen, load_plan
     from harl_fast.tools.evidence_report import check_claims, write_page
 
@@ -56,12 +56,15 @@ def main(argv: list[str] | None = None) -> int:
         settings = settle(args.out, photos=args.data)
         evidence = Evidence(args.out, settings, quick=args.quick)
         if settings.photos is None and any(trial.kind == "photos" for trial in todo):
-            print("photos are left out: give their folder, --data or DATA=")
             todo = [trial for trial in todo if trial.kind != "photos"]
+            if not todo:
+                raise ConfigError("--only names photos: give their folder, --data or DATA=")
+            print("photos are left out: give their folder, --data or DATA=")
 
         def report() -> None:
             write_page(args.page, plan, evidence.finished(plan.trials), quick=args.quick)
 
+        check_masks(todo)
         report()
         run_all(evidence, todo, after=report)
     print(one_line(f"results: {args.out / 'results'}; what was found: {args.page}"))

@@ -49,8 +49,11 @@ def build(
     killed are taken as they are. All files take their names at the end, see `publish`. Returns the
     manifests.
     """
+    names = [name for split in source.splits.values() for name in split.names]
     lists = {
-        name: open_masks(split, source.classes, method=settings.mask_method, given=masks)
+        name: open_masks(
+            split, source.classes, method=settings.mask_method, given=masks, names=names
+        )
         for name, split in source.splits.items()
     }
     plans = []

@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import posixpath
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harl_fast.data.container.manifest import Manifest, read_manifest
 from harl_fast.errors import ConfigError, DataError, OutputError, one_line
-from harl_fast.files import Progress
+from harl_fast.files import Progress, short_temporary
 from harl_fast.lock import FOLDER_LOCK, locked_object
 from harl_fast.textfile import read_json
 
@@ -187,7 +188,8 @@ class UrlPlace:
 def mirror(url: str, folder: Path) -> Path:
     """Copy what is below a URL into a folder of its own in ``folder``; return the copy's place.
 
-    Files stay that the file system says are those copied before; what is gone there is deleted.
+    Files stay that the file system says are those copied before, and that have not changed here
+    since; what is gone there is deleted.
     Raises `DataError` if nothing is there, it cannot be read, or its folder is not this program's.
     """
     system, root = file_system(url)
@@ -200,6 +202,7 @@ def mirror(url: str, folder: Path) -> Path:
     if not found:
         raise DataError(f"{one_line(url)} holds no files: check the URL")
     inside = {path: _inner(path, root, url) for path in found}
+    _check_apart(inside, url)
 
     def fetch(path: str) -> str:
         """Copy a file unless it is there; return the line that notes it, or ""."""
@@ -207,13 +210,13 @@ def mirror(url: str, folder: Path) -> Path:
         target = place / inner
         with _told(url, folder):
             version = _version(found[path]) or _version(system.info(path))
-            if target.is_file() and version and known.get(inner) == version:
+            if version and known.get(inner) == [version, *_state(target)]:
                 return ""
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.tmp")
+            temporary = short_temporary(target)
             system.get_file(path, str(temporary))
             temporary.replace(target)
-        return f"\n{json.dumps([inner, version])}"
+        return f"\n{json.dumps([inner, version, *_state(target)])}"
 
     with (
         Progress(len(found), label=f"copying {url}", unit="files", least_s=1.0) as progress,
@@ -235,11 +238,29 @@ def mirror(url: str, folder: Path) -> Path:
 
 
 def _inner(path: str, root: str, url: str) -> str:
-    """Return a file's path below ``root``; `DataError` for one that leads out of it."""
+    """Return a file's path below ``root``; `DataError` for one that is none on this machine."""
     inner = path[len(root) :].lstrip("/")
-    if ".." in inner.split("/"):
-        raise DataError(f"{one_line(url)} holds {one_line(inner)}: rename it, without '..'")
+    if ".." in inner.split("/") or "\0" in inner:
+        raise DataError(f"{one_line(url)} holds {one_line(inner)}: rename it, without '..' and NUL")
     return inner
+
+
+def _check_apart(inside: Mapping[str, str], url: str) -> None:
+    """Raise `DataError` if two files would lie in one place: any text is an object's name."""
+    places = dict[str, str]()
+    for path, inner in inside.items():
+        other = places.setdefault(posixpath.normpath(inner), path)
+        if other != path:
+            raise DataError(
+                f"{one_line(url)} holds {one_line(other)} and {one_line(path)}, which are one file "
+                f"on this machine: rename one of them"
+            )
+    folders = {str(folder) for place in places for folder in PurePosixPath(place).parents}
+    if both := folders & places.keys():
+        raise DataError(
+            f"{one_line(url)} holds {one_line(places[min(both)])} as a file and as a folder, which "
+            f"this machine cannot: rename one of them"
+        )
 
 
 @contextlib.contextmanager
@@ -262,8 +283,16 @@ def _version(facts: Mapping[str, Any]) -> str:
     return " ".join([*told, f"size={facts.get('size')}"]) if told else ""
 
 
-def _copied(own: Path) -> dict[str, str]:
-    """Return each copied file's version; make and mark the folder if it is new.
+def _state(copy: Path) -> list[int]:
+    """Return size and time of a file as it was copied; nothing where there is none."""
+    with contextlib.suppress(OSError):
+        found = copy.stat()
+        return [found.st_size, found.st_mtime_ns]
+    return []
+
+
+def _copied(own: Path) -> dict[str, list[Any]]:
+    """Return each copied file's version and `_state`; make and mark the folder if it is new.
 
     Raises `DataError` for a folder that holds files and no mark.
     """
@@ -276,9 +305,9 @@ def _copied(own: Path) -> dict[str, str]:
                 f"program did not put there: move it away"
             )
         index.write_text(_MARK, encoding="utf-8")
-    versions = dict[str, str]()
+    copies = dict[str, list[Any]]()
     for line in index.read_text(encoding="utf-8", errors="replace").split("\n")[1:]:
         with contextlib.suppress(ValueError, TypeError):  # cut off by a crash: copied again
-            name, version = json.loads(line)
-            versions[name] = version
-    return versions
+            name, *about = json.loads(line)
+            copies[name] = about
+    return copies

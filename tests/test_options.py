@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harl_fast.options import (
+    Parser,
     number,
     refuse_given,
     to_float,
@@ -14,6 +18,10 @@ from harl_fast.options import (
     whole_number,
     whole_numbers,
 )
+from harl_fast.plan import __main__ as plan
+from harl_fast.tools import compare
+from launch import evidence, pretrain
+from preprocess.masks import __main__ as masks
 
 
 @pytest.mark.parametrize(("text", "value"), [("7", 7), ("-3", -3), ("+12", 12), ("007", 7)])
@@ -78,3 +86,37 @@ def test_an_option_that_belongs_elsewhere_is_refused_unless_it_says_its_default(
             refuse_given(parser, parser.parse_args(words), names, why="belongs to X")
         option = words[0].replace("no-", "")
         assert f"argument {option}: belongs to X" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--out", "s3://b/x"], ["--out=file:///x"], ["gs://b/list"]])
+def test_a_url_is_no_path_of_this_machine(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or a result would lie in a folder called ``s3:``."""
+    parser = Parser()
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--ray", type=str)
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert "is a URL, and this program takes files of this machine" in capsys.readouterr().err
+    found = parser.parse_args(["--out", "s3:", "a:b/c", "--ray", "ray://head:1"])
+    assert (found.out, found.files, found.ray) == (Path("s3:"), [Path("a:b/c")], "ray://head:1")
+
+
+@pytest.mark.parametrize(
+    ("parse", "words"),
+    [
+        (evidence.parse, ["--data"]),
+        (plan.parse, ["--measure"]),
+        (pretrain.parse, ["--deepspeed_config", "x", "--config", "x", "--data", "x", "--run"]),
+        (compare.parse, ["a", "b", "--out"]),
+        (masks.parse, ["--data", "x", "--out"]),
+    ],
+)
+def test_every_program_holds_to_that(
+    parse: Callable[[Sequence[str]], Any], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse([*words, "s3://bucket/x"])
+    assert f"argument {words[-1]}: 's3://bucket/x' is a URL" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from harl_fast.errors import ConfigError
 from harl_fast.schedules import (
     cosine_tau,
     scaled_lr,
+    size_changes,
     size_schedule,
     warmup_cosine,
     weight_schedule,
@@ -124,6 +125,23 @@ def test_sizes_change_at_their_times() -> None:
     sizes = size_schedule("steps:160,0.7:192,0.85:224")
     assert [sizes(epoch / 20) for epoch in range(20)] == [160] * 14 + [192] * 3 + [224] * 3
     assert size_schedule("96")(0.0) == size_schedule("96")(0.99) == 96
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 10, 20, 100, 1000])
+@pytest.mark.parametrize("spec", ["96", "steps:160,0.7:192,0.85:224", "steps:9,0.001:8,0.07:10"])
+def test_the_epochs_of_other_sizes_are_those_that_asking_each_epoch_finds(
+    spec: str, epochs: int
+) -> None:
+    sizes = size_schedule(spec)
+    every = [sizes(epoch / epochs) for epoch in range(epochs)]
+    changes = [epoch for epoch in range(1, epochs) if every[epoch] != every[epoch - 1]]
+    assert size_changes(spec, epochs=epochs) == [0, *changes]
+
+
+def test_a_long_schedule_is_not_asked_epoch_by_epoch() -> None:
+    epochs = 10**15
+    found = size_changes("steps:160,0.5:192,0.75:224", epochs=epochs)
+    assert found == [0, epochs // 2, epochs // 4 * 3]
 
 
 @pytest.mark.parametrize(

@@ -227,8 +227,9 @@ class GlobalOrder:
             )
         if self.count < self.batch_global:
             raise ConfigError(
-                f"the data set has {self.count} samples, fewer than one global batch of "
-                f"{self.batch_global}: lower train_batch_size or convert more images"
+                f"the training data have {self.count} samples, fewer than one global batch of "
+                f"{self.batch_global}: lower train_batch_size, or give more images or a larger "
+                f"subset"
             )
 
     @property

@@ -30,12 +30,16 @@ def open_run_folder(path: Path, *, resume: bool, source: str = "--init-from") ->
     folder = RunFolder(Path(path))
     if folder.path.exists() and not folder.path.is_dir():
         raise CheckpointError(f"{path} is a file; give --run a folder")
-    if resume:
-        if not (folder.config.exists() or folder.checkpoints.is_dir()):
-            raise CheckpointError(
-                f"{path} holds no run (config.yaml is missing); {_instead(folder, source)}"
-            )
-    elif folder.path.is_dir() and any(not before_a_run(path) for path in folder.path.iterdir()):
+    holds_run = folder.config.exists() or folder.checkpoints.is_dir()
+    others = folder.path.is_dir() and any(not before_a_run(each) for each in folder.path.iterdir())
+    if resume and not holds_run:
+        why = _instead(folder, source, others=others)
+        raise CheckpointError(f"{path} holds no run (config.yaml is missing); {why}")
+    if not resume and others and not holds_run:
+        raise CheckpointError(
+            f"{path} is not empty and holds no run: {_instead(folder, source, others=True)}"
+        )
+    if not resume and others:
         raise CheckpointError(
             f"{path} is not empty. Continue its run with --resume; or start a new one in another "
             f"folder, from its weights if wanted: --run NEW_FOLDER {source} {path}"
@@ -43,11 +47,13 @@ def open_run_folder(path: Path, *, resume: bool, source: str = "--init-from") ->
     return folder
 
 
-def _instead(folder: RunFolder, source: str) -> str:
-    """Return what to do about a folder without a run that is asked to go on."""
+def _instead(folder: RunFolder, source: str, *, others: bool) -> str:
+    """Return what to do about a folder without a run. others: it holds other files."""
     seeds = sorted(each.parent.name for each in folder.path.glob(f"seed-*/{folder.config.name}"))
     if seeds:
         return f"it has one for each seed: give --seeds {len(seeds)}, or --run .../{seeds[0]}"
+    if others:
+        return "give --run a folder of its own"
     options = "--resume and --mode eval" if source == "--ckpt" else "--resume"
     return f"leave {options} out to start one"
 

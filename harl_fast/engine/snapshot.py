@@ -102,8 +102,8 @@ def load_networks(networks: Mapping[str, nn.Module], checkpoint: Checkpoint) -> 
             load_exactly(module, checkpoint.tensors(prefix))
         except RuntimeError as error:
             raise CheckpointError(
-                f"{checkpoint.path} is of another model than section model describes "
-                f"({mismatch(error)}). Use the configuration beside its checkpoints folder"
+                f"{checkpoint.path} is of another network than this configuration describes "
+                f"({mismatch(error)}). Use the one beside its checkpoints folder"
             ) from error
 
 

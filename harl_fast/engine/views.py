@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine
 from harl_fast.errors import ConfigError
 from harl_fast.model.backbones import feature_size
-from harl_fast.schedules import size_schedule
+from harl_fast.schedules import size_changes, size_schedule
 
 FEWEST_CELLS = 4
 """Side of a feature map in cells, below which masks hardly separate foreground from background."""
@@ -34,6 +35,13 @@ def views_at(config: RunConfig, *, epoch: int = 0) -> tuple[ViewConfig, ...]:
         view.model_copy(update={"size_px": size_px}) if view.role == "both" else view
         for view in views
     )
+
+
+def size_phases(config: RunConfig) -> dict[int, int]:
+    """Return the epochs in which views may change their sizes, 0 first, and how many keep them."""
+    schedule, epochs = config.data.size_schedule, config.epochs
+    starts = size_changes(schedule, epochs=epochs) if schedule else [0]
+    return {start: end - start for start, end in pairwise([*starts, epochs])}
 
 
 def view_geometry(config: RunConfig, *, epoch: int = 0) -> list[ViewGeometry]:
@@ -56,8 +64,8 @@ def view_geometry(config: RunConfig, *, epoch: int = 0) -> list[ViewGeometry]:
 
 def sizes_in(config: RunConfig) -> set[int]:
     """Return all sides of views in pixels that occur in a run."""
-    epochs = range(config.epochs if config.data.size_schedule else 1)
-    return {view.size_px for epoch in epochs for view in views_at(config, epoch=epoch)}
+    starts = size_phases(config)
+    return {view.size_px for epoch in starts for view in views_at(config, epoch=epoch)}
 
 
 def sizes_text(views: list[ViewGeometry]) -> str:
@@ -68,8 +76,8 @@ def sizes_text(views: list[ViewGeometry]) -> str:
 
 def small_map_text(config: RunConfig) -> str:
     """Return a warning if a view's feature map is too small to tell regions apart, or nothing."""
-    epochs = range(config.epochs if config.data.size_schedule else 1)
-    cells = {v.size_px: v.cells for epoch in epochs for v in view_geometry(config, epoch=epoch)}
+    starts = size_phases(config)
+    cells = {v.size_px: v.cells for epoch in starts for v in view_geometry(config, epoch=epoch)}
     small = {size: side for size, side in sorted(cells.items()) if side < FEWEST_CELLS}
     if not small or config.loss.type == "byol":
         return ""

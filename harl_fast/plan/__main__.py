@@ -11,7 +11,7 @@ from pathlib import Path
 import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import ConfigError, one_line, shown
 from harl_fast.files import check_output, write_bytes
-from harl_fast.options import checked, number, whole_number
+from harl_fast.options import Parser, checked, number, whole_number
 from harl_fast.plan.hardware import GB, hardware, parse_bytes, parse_gpus
 
 CHANGEABLE = (
@@ -23,7 +23,7 @@ CHANGEABLE = (
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the checked command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harl_fast.plan",
         description="Say how long a pretraining takes on a machine, what bounds it, and whether it "
         "fits, before it is started. No GPU is needed. See docs/planning.md.",
@@ -65,9 +65,10 @@ with harl_fast.program.head(__name__, parse):
 
     from harl_fast.config import load_config
     from harl_fast.data.container.manifest import find_container, read_manifest
+    from harl_fast.engine.views import size_phases
     from harl_fast.host import available_bytes, usable_cores
     from harl_fast.plan import measure
-    from harl_fast.plan.planning import Measured, Request, make_plan, scheduled_epochs, sides_text
+    from harl_fast.plan.planning import Measured, Request, make_plan, sides_text
     from harl_fast.plan.report import comparison, picture, published, text
     from harl_fast.plan.work import pretraining_work
     from harl_fast.tools.charts import check_extra
@@ -135,7 +136,7 @@ def measured_of(args: argparse.Namespace, requests: Sequence[Request]) -> Measur
     where = f"here: the loader, {least:,.0f} us per image and core on {usable_cores()} cores"
     if request.gpu and not cuda:
         return Measured(f"{where}; not the step, no GPU is here", loader)
-    largest = max(map(request.sizes, scheduled_epochs(request.config)), key=sum)
+    largest = max(map(request.sizes, size_phases(request.config)), key=sum)
     micro = make_plan(request).micro if request.gpu else min(16, request.batch)
     span = measure.step_seconds(
         request.config, largest, precision=request.precision, micro=max(2, micro)

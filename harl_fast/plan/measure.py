@@ -17,7 +17,7 @@ from harl_fast.data.loader import BetonLoader
 from harl_fast.data.order import spread
 from harl_fast.engine.machine import keep_freed_memory
 from harl_fast.engine.networks import build_model, compile_networks
-from harl_fast.engine.views import colouring, sizes_in, view_geometry, views_at
+from harl_fast.engine.views import colouring, size_phases, sizes_in, view_geometry, views_at
 from harl_fast.files import to_stderr
 from harl_fast.host import usable_cores
 from harl_fast.model.ema import ema_pairs, ema_update
@@ -58,7 +58,7 @@ def loader_us(
     """
     wanted: dict[tuple[int, ...], tuple[RunConfig, int]] = {}
     for config in configs:
-        for epoch in range(config.epochs if config.data.size_schedule else 1):
+        for epoch in size_phases(config):
             sizes = tuple(view.size_px for view in views_at(config, epoch=epoch))
             wanted.setdefault(sizes, (config, epoch))
     cores = usable_cores()

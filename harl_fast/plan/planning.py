@@ -11,7 +11,7 @@ import torch
 from harl_fast.config import RunConfig
 from harl_fast.data.container.stores import parse_store
 from harl_fast.data.views.crop import ViewGeometry
-from harl_fast.engine.views import loader_colours, view_geometry, views_at
+from harl_fast.engine.views import loader_colours, size_phases, view_geometry, views_at
 from harl_fast.errors import ConfigError
 from harl_fast.host import CACHE_SHARE
 from harl_fast.plan import loader, memory, network, step
@@ -184,9 +184,11 @@ def make_plan(request: Request) -> Plan:
     """Return the plan of a request. Raises ConfigError."""
     request.check()
     config = request.config
-    sizes_of = {epoch: request.sizes(epoch) for epoch in scheduled_epochs(config)}
-    starts = {sizes: epoch for epoch, sizes in reversed(sizes_of.items())}
-    counts = Counter(sizes_of.values()) if len(sizes_of) > 1 else {sizes_of[0]: config.epochs}
+    starts, counts = dict[Sizes, int](), Counter[Sizes]()
+    for start, count in size_phases(config).items():
+        sizes = request.sizes(start)
+        starts.setdefault(sizes, start)
+        counts[sizes] += count
     works = {sizes: pretraining_work(config, sizes, half=request.half) for sizes in counts}
     image_bytes = request.image_bytes or loader.stored_bytes(
         parse_store(request.store), megapixels=request.megapixels
@@ -208,11 +210,6 @@ def sides_text(sizes: Sizes) -> str:
     counts = Counter(sizes)
     each = (f"{count} x {size} px" for size, count in counts.items())
     return " and ".join(each) if len(counts) > 1 else f"{sizes[0]} px"
-
-
-def scheduled_epochs(config: RunConfig) -> range:
-    """Return all epochs, or the first alone if views keep their sizes."""
-    return range(config.epochs if config.data.size_schedule else 1)
 
 
 def _phase(

@@ -307,6 +307,14 @@ def time_left(todo: Sequence[Trial], done: Results) -> str:
     return f"; {more} {format_seconds(sum(known))} of training left"
 
 
+def check_masks(trials: Sequence[Trial]) -> None:
+    """Raise HarlError for mask methods that a conversion would refuse when their turn comes."""
+    methods = {place: method for trial in trials for place, method in trial.methods.items()}
+    words = [word for pair in methods.items() for word in ("--method", *pair)]
+    if words:
+        run("-m", "preprocess.masks.check", *words, "--later", NETWORK, "--later", DRAWN)
+
+
 def check_data(data: Path | None) -> None:
     """Raise ConfigError for photos that masks of several methods cannot be made of."""
     if data is None:

@@ -25,6 +25,9 @@ NETWORK, DRAWN = "NETWORK", "DRAWN"
 is trained on the photos, and the folder of the masks that the composites were drawn with."""
 
 
+STAND_INS: dict[Kind, str] = {"photos": NETWORK, "composites": DRAWN}
+"""The one that a suite's mask methods may name."""
+
 Name = Annotated[str, Field(pattern=r"^[\w.-]*\w$")]
 """Of an arm: part of file names."""
 
@@ -116,6 +119,14 @@ class Trial:
     def slug(self) -> str:
         """Name of its files."""
         return f"{self.kind}-{self.name}-{self.seed}"
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """The mask methods of the containers that it needs, by the place that names each."""
+        arm, suite = f"experiments/{self.kind}/{self.name}.yaml", f"suites.yaml: {self.kind}"
+        own = {f"{arm}: masks": self.arm.masks} if self.arm.trained else {}
+        probes = self.suite.probes.items()
+        return own | {f"experiments/{suite}: probes: {name}": masks for name, masks in probes}
 
     @property
     def source(self) -> str:
@@ -225,4 +236,12 @@ def _trial(
     images = suite.quick.images if quick else suite.images
     if kind == "composites":
         images = images or IMAGES
-    return Trial(kind, name, seed, arm, suite, images, words, config)
+    trial = Trial(kind, name, seed, arm, suite, images, words, config)
+    for place, method in trial.methods.items():
+        for word in {*STAND_INS.values()} - {STAND_INS[kind]}:
+            if word in method:
+                raise ConfigError(
+                    f"{place}: {shown(method)} names {word}, which {kind} do not have; they have "
+                    f"{STAND_INS[kind]}"
+                )
+    return trial

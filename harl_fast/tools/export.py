@@ -80,7 +80,7 @@ def check_out(out: Path, *, option: str) -> None:
     """Raise OutputError unless ``out`` can be made, or is an empty folder, not the current one."""
     check_named(out, option=option)
     if out.is_dir() and any(out.iterdir()):
-        raise OutputError(f"{option} {out} is not empty: give a new folder, or delete that one")
+        raise OutputError(f"{option} {out} is not empty: give a new folder")
     check_output(out, option=option, folder=True)
 
 

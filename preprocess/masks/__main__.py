@@ -75,7 +75,7 @@ with head(__name__, parse):
     from preprocess.masks.registry import SUPERVISION, find_method, supervision, try_method
     from preprocess.masks.sources import FALLBACK
     from preprocess.masks.spec import MethodSpec
-    from preprocess.masks.tree import MaskTree, claim, describe, locked_shard
+    from preprocess.masks.tree import MaskTree, claim, contested, describe, locked_shard
     from preprocess.sources.pages import with_pages
 
 
@@ -101,8 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     train = source.splits["train"]
     reading = settle(reading, len(train.names), train.image)
     info = describe(spec, max_resolution=args.max_resolution, reading=reading)
-    tree = MaskTree(args.out, splits=False, info=info)
-    contested = tree.contested([name for one in source.splits.values() for name in one.names])
+    names = [name for one in source.splits.values() for name in one.names]
+    tree = MaskTree(args.out, splits=False, info=info, contested=contested(names))
+    tree.check(names)
     make = functools.partial(
         make_masks,
         methods=methods,
@@ -112,12 +113,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     what = f"{spec} ({SUPERVISION[supervision(spec)]})"
     print(one_line(f"masks: {what} into {args.out}"), flush=True)
-    sharing = {"contested": contested, "shard": args.shard, "workers": args.workers}
     try:
         with locked_shard(args.out, args.shard):
             claim(args.out, info)
             for name, split in source.splits.items():
-                fill_split(tree, name, split, make, **sharing)
+                fill_split(tree, name, split, make, shard=args.shard, workers=args.workers)
     except KeyboardInterrupt:
         to_stderr(f"interrupted: finished files stay in {args.out}; the same command continues")
         return 130

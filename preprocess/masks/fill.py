@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,22 +103,19 @@ def fill_split(
     split: Split,
     make: Callable[[list[MaskTask]], Tally],
     *,
-    contested: Collection[str],
     shard: tuple[int, int],
     workers: int,
 ) -> None:
     """Make those masks of one split that belong to a shard and are missing or do not fit.
 
-    make: `make_masks` with its settings. contested: see `MaskTree.contested`. shard: I, N of the
-    I-th of N.
+    make: `make_masks` with its settings. shard: I, N of the I-th of N.
     """
     count = len(split.names)
     starts = range(CHUNK * (shard[0] - 1), count, CHUNK * shard[1])
 
     def task(row: int) -> MaskTask:
         image = split.names[row]
-        file = tree.whole_path(image) if image in contested else tree.path(image)
-        return MaskTask(image, split.file(row), file)
+        return MaskTask(image, split.file(row), tree.path(image))
 
     results = ordered_map(
         make,

@@ -7,7 +7,6 @@ it tells whether they still are the mask of that image.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, Field
 
+from harl_fast.files import short_temporary
 from preprocess.images.arrays import Mask
 from preprocess.images.decode import TURNS, Frame, open_file, open_image
 from preprocess.images.members import FileRef, ImageRef, written_ns
@@ -106,9 +106,7 @@ def write_made(path: Path, made: MadeMask, frame: Frame) -> None:
     text = PngInfo()
     record = made.record.model_copy(update={"pixels": _sum_of(pixels)})
     text.add_text(TEXT, record.model_dump_json())
-    # One name per mask: what a killed run left there is written over when the mask is made again.
-    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    temporary = path.with_name(f".{digest}.tmp")
+    temporary = short_temporary(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         Image.fromarray(pixels).save(temporary, "PNG", pnginfo=text)

@@ -42,6 +42,8 @@ INPUT_PX = 512
 """Masks are made from the stored image (upright, shrunk to max_resolution), shrunk to this longest
 side: it bounds the memory of a chunk, and no method looks at more."""
 
+RENAMED = {"cache": "png"}
+"""What methods of older versions are called now."""
 NONE, UNKNOWN, EXTERNAL = "none", "unknown", "external"
 SUPERVISION = {
     NONE: "no labels",
@@ -167,6 +169,10 @@ def find_method(name: str) -> MaskMethod:
 @functools.cache
 def _imported(name: str) -> MaskMethod:
     module, _, attribute = name.rpartition(".")
+    if name in RENAMED:
+        raise ConfigError(
+            f"mask methods: {name} is called {RENAMED[name]} now: write {{{RENAMED[name]}: DIR}}"
+        )
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
         raise ConfigError(
             f"mask methods: there is no {shown(name)}{nearest(name, MASK_METHODS)} (known: "
@@ -207,8 +213,8 @@ def open_method(spec: MethodSpec) -> MapFunction:
             f"mask method {spec}: {method.about}; it does not make masks from images. It works in "
             f"`python -m preprocess.beton --mask-method`"
         )
-    if "file" in spec:
-        _checked_file(spec)
+    if spec.file is not None:
+        _checked_file(spec, spec.file)
     return method.open(**dict(spec.parameters))
 
 
@@ -265,19 +271,19 @@ def method_facts(spec: MethodSpec) -> dict[str, Any]:
     for key, value in spec.parameters:
         if isinstance(value, MethodSpec):
             parameters[key] = method_facts(value)
-        elif key in ("file", "folder"):
+        elif key in ("file", "folder") and isinstance(value, str):
             parameters[key] = one_line(Path(value).name)
         else:
             parameters[key] = list(value) if isinstance(value, tuple) else value
     facts = {"method": spec.name, "parameters": parameters, "supervision": supervision(spec)}
-    if "file" in spec:
-        facts["sha256"] = sha256_file(_checked_file(spec))
+    if spec.file is not None:
+        facts["sha256"] = sha256_file(_checked_file(spec, spec.file))
     return {**facts, "version": _version(find_method(spec.name).module)}
 
 
 def supervision(spec: MethodSpec) -> str:
     """Return a method's key of `SUPERVISION`."""
-    return supervision(spec["base"]) if "base" in spec else find_method(spec.name).supervision
+    return supervision(spec.base) if spec.base is not None else find_method(spec.name).supervision
 
 
 def most_supervised(levels: Iterable[str]) -> str:
@@ -285,8 +291,8 @@ def most_supervised(levels: Iterable[str]) -> str:
     return max(levels, key=list(SUPERVISION).index)
 
 
-def _checked_file(spec: MethodSpec) -> Path:
-    path = Path(spec["file"])
+def _checked_file(spec: MethodSpec, file: str) -> Path:
+    path = Path(file)
     if not path.is_file():
         raise DataError(
             f"mask method {spec}: there is no file {path}; {find_method(spec.name).remedy}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,7 +26,7 @@ from preprocess.masks.registry import (
 )
 from preprocess.masks.runner import Flip, MaskRequest
 from preprocess.masks.spec import MethodSpec
-from preprocess.masks.tree import INFO, MaskTree, read_info
+from preprocess.masks.tree import INFO, MaskTree, check_whole, contested, read_info
 from preprocess.sources import Split
 from preprocess.sources.layout import HELD_OUT
 
@@ -98,11 +100,17 @@ class MaskList:
 
 
 def open_masks(
-    split: Split, classes: list[str], *, method: MethodSpec, given: Path | None
+    split: Split,
+    classes: list[str],
+    *,
+    method: MethodSpec,
+    given: Path | None,
+    names: Sequence[str] = (),
 ) -> MaskList:
     """Return the masks of a split; raises `HarlError` when a method cannot work at all.
 
-    given: a tree of mask files, before ``method``, which then is the fall-back.
+    given: a tree of mask files, before ``method``, which then is the fall-back. names: of all
+    splits' images.
     """
     if split.mask_files is not None:
         return _listed(split, method, given)
@@ -118,7 +126,7 @@ def open_masks(
     leaf, partners, flips = _unwrapped(spec, len(split.names))
     tree = None
     if leaf.name == "png":
-        tree = _tree(Path(leaf["folder"]), split, classes)
+        tree = _tree(Path(leaf["folder"]), split, classes, names)
     else:
         fallbacks.insert(0, leaf)
     methods = tuple(dict.fromkeys(fallbacks))
@@ -153,16 +161,16 @@ def _unwrapped(
 ) -> tuple[MethodSpec, npt.NDArray[np.int64], tuple[tuple[MethodSpec, Any], ...]]:
     """Return the method below all controls, whose mask each image gets, and the flips."""
     partners, flips = np.arange(count), []
-    while "base" in spec:
+    while spec.base is not None:
         if spec.name == "shuffled":
             partners = derangement(count, seed=spec["seed"])[partners]
         else:
             flips.append((spec, partners))
-        spec = spec["base"]
+        spec = spec.base
     return spec, partners, tuple(flips)
 
 
-def _tree(folder: Path, split: Split, classes: list[str]) -> MaskTree | None:
+def _tree(folder: Path, split: Split, classes: list[str], names: Sequence[str]) -> MaskTree | None:
     """Return the tree of a split's masks; None if it holds only the training images'.
 
     Raises `DataError` for a tree of other images.
@@ -178,8 +186,10 @@ def _tree(folder: Path, split: Split, classes: list[str]) -> MaskTree | None:
                 f"the masks in {folder} lie among the images, so that they are taken for images, "
                 f"too ({file}): move them to a folder of their own"
             )
+    # A tree of several splits has the folder of this one for it alone.
+    tree = replace(tree, contested=contested(split.names if tree.splits else names or split.names))
     rows = spread(len(split.names), SAMPLE).tolist()
-    there = [row for row in rows if tree.path(split.names[row]).is_file()]
+    there = [row for row in rows if os.path.isfile(tree.path(split.names[row]))]
     first = split.names[rows[0]]
     if not there and tree.info is not None and PurePosixPath(first).parts[0] in HELD_OUT:
         print(one_line(f"{folder} has no mask of the held-out images"))
@@ -194,6 +204,16 @@ def _tree(folder: Path, split: Split, classes: list[str]) -> MaskTree | None:
         raise DataError(
             f"{folder} was made from other images: {first} and all {len(there)} compared have "
             f"another size or content now. Make it again with `python -m preprocess.masks`"
+        )
+    others = [name for name in split.names if name in tree.contested]
+    lacking = [name for name in others if not os.path.isfile(tree.path(name))]
+    if lacking and tree.info is None:
+        print(
+            one_line(
+                f"note: {len(lacking):,} images have the stem of another one, so that their masks "
+                f"must be called by their whole names: the one of {lacking[0]} "
+                f"{tree.path(lacking[0])}. A fall-back serves meanwhile"
+            )
         )
     return tree
 
@@ -213,9 +233,9 @@ def open_tree(tree: Path, first_name: str, classes: list[str]) -> MaskTree | Non
     training images directly. A tree without the training images' classes is an error. One that
     `make masks` made serves every split: its masks lie under the images' names, as they are.
     """
-    if not tree.is_dir():
-        raise DataError(f"the mask tree {tree} is no folder; expected {tree}/train/<class>/*.png")
+    check_tree(tree)
     if (tree / INFO).exists():
+        check_whole(tree)
         return MaskTree(tree, splits=False, info=read_info(tree))
     split = PurePosixPath(first_name).parts[0]
     if split not in ("train", *HELD_OUT):  # of a source without splits
@@ -232,6 +252,12 @@ def open_tree(tree: Path, first_name: str, classes: list[str]) -> MaskTree | Non
         f"the mask tree {tree} has neither train/ nor class folders of the images "
         f"({', '.join(classes[:3])}, ...); expected {tree}/train/<class>/*.png"
     )
+
+
+def check_tree(tree: Path) -> None:
+    """Raise `DataError` for a tree that is not there."""
+    if not tree.is_dir():
+        raise DataError(f"the mask tree {tree} is no folder; expected {tree}/train/<class>/*.png")
 
 
 def _tree_facts(spec: MethodSpec, tree: MaskTree) -> dict[str, Any]:

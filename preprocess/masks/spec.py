@@ -46,9 +46,17 @@ class MethodSpec:
     def __str__(self) -> str:
         return self.text
 
-    def __contains__(self, key: str) -> bool:
-        """Return whether the method has a parameter of this name."""
-        return key in dict(self.parameters)
+    @property
+    def base(self) -> MethodSpec | None:
+        """The method whose masks it changes; functions from outside may call other things so."""
+        found = dict(self.parameters).get("base")
+        return found if isinstance(found, MethodSpec) else None
+
+    @property
+    def file(self) -> str | None:
+        """The file that its masks depend on."""
+        found = dict(self.parameters).get("file")
+        return found if isinstance(found, str) else None
 
     def __getitem__(self, key: str) -> Any:
         """Return a parameter's value."""

@@ -13,6 +13,8 @@ import functools
 import hashlib
 import json
 import math
+import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +26,7 @@ from pydantic import BaseModel
 
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.kinds import Text, Whole, of_kind
-from harl_fast.lock import holder, locked, write_new
+from harl_fast.lock import InUseError, holder, locked, write_new
 from harl_fast.textfile import read_json
 from preprocess.images.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.masks.maskfile import read_made
@@ -36,6 +38,8 @@ FORMAT = 2
 """1 kept 256 masks per file, in safetensors."""
 INFO = "masks.json"
 
+_LONGEST_NAME = 255
+"""Bytes of a file's name, on all usual file systems."""
 _SHARD_LOCK = re.compile(r"\.shard-([0-9]{1,9})-of-([1-9][0-9]{0,8})\.lock")
 
 
@@ -45,7 +49,7 @@ def describe(
     """Return what ``masks.json`` holds: equal for equal masks of equal images, on any machine."""
     return {
         "format": FORMAT,
-        "spec": spec.name if "file" in spec else str(spec),
+        "spec": spec.name if spec.file is not None else str(spec),
         "method": method_facts(spec),
         "max_resolution": max_resolution,
         "frame": f"the upright image, shrunk to max_resolution, then to {INPUT_PX} px at most",
@@ -122,6 +126,13 @@ def locked_shard(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
         yield
 
 
+def check_whole(folder: Path) -> None:
+    """Raise `InUseError` if a process fills a tree just now, so that masks are lacking."""
+    for path in sorted(folder.glob(".shard-*-of-*.lock")):
+        if (owner := holder(path)) is not None:
+            raise InUseError(owner, output=folder, lock=path)
+
+
 def claim(folder: Path, info: dict[str, Any]) -> None:
     """Write how a tree's masks are made, or raise `DataError` if the folder is another one's."""
     if not (folder / INFO).exists():
@@ -159,6 +170,8 @@ class MaskTree:
     """Whether it stands for the first folder of the names, such as train/."""
     info: dict[str, Any] | None = None
     """How `make masks` made it, see `describe`; None for a tree from elsewhere."""
+    contested: frozenset[str] = frozenset()
+    """Images whose masks are called by their whole names, see the function `contested`."""
 
     @functools.cached_property
     def key(self) -> str:
@@ -166,36 +179,51 @@ class MaskTree:
         return "" if self.info is None else key_of(self.info)
 
     def path(self, name: str) -> Path:
-        """Return the mask file of an image name such as ``train/<class>/<stem>.jpg``."""
-        if self.info is not None and (whole := self.whole_path(name)).is_file():
-            return whole
-        return self.stem_path(name)
+        """Return the mask file of an image name such as ``train/<class>/<stem>.jpg``.
 
-    def stem_path(self, name: str) -> Path:
-        """Return the usual mask file; the second page of ``<stem>.tif`` has ``<stem>#2.png``."""
-        inner = PurePosixPath(*PurePosixPath(name).parts[self.splits :])
-        page = PAGE.search(inner.suffix)
-        mark = page[0] if page else ""
-        return self.folder / inner.with_suffix("").with_name(f"{inner.stem}{mark}.png")
-
-    def whole_path(self, name: str) -> Path:
-        """Return the mask file of an image whose usual one would be another image's as well."""
-        return self.folder / f"{name}.png"
-
-    def contested(self, names: Sequence[str]) -> frozenset[str]:
-        """Return which of a source's images cannot have their `stem_path` to themselves.
-
-        Raises `DataError` for a name that leads out of the folder.
+        The second page of ``<stem>.tif`` has ``<stem>#2.png``.
         """
-        taken, folders = Counter[Path](), set[PurePosixPath]()
+        if self.info is not None and name not in self.contested:
+            whole = self.folder / f"{name}.png"  # from a time when it was contested
+            if os.path.isfile(whole):
+                return whole
+        return self.folder / self.usual(name)
+
+    def usual(self, name: str) -> str:
+        """Return where a mask belongs, relative to the folder: if that will do, under the stem."""
+        inner = name.partition("/")[2] if self.splits else name
+        return f"{inner if name in self.contested else _stem(inner)}.png"
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise `DataError` for an image whose mask cannot be written where it belongs."""
         for name in names:
-            inner = PurePosixPath(name)
-            if inner.is_absolute() or ".." in inner.parts or "\0" in name:
+            parts = self.usual(name).split("/")
+            too_long = max(map(len, map(os.fsencode, parts))) > _LONGEST_NAME
+            if too_long or ".." in parts or not parts[0] or "\0" in name:
                 raise DataError(
-                    f"{one_line(name)} has no place in {self.folder}: rename it, or let `python -m "
-                    f"preprocess.beton` make the masks meanwhile"
+                    f"{one_line(name)} has no place in {self.folder}"
+                    f"{', which takes no names this long' if too_long else ''}: rename it, or let "
+                    f"`python -m preprocess.beton` make the masks meanwhile"
                 )
-            taken.update({self.stem_path(name), self.whole_path(name)})
-            folders.add(inner.parent)
-        taken.update({self.folder / one for each in folders for one in (each, *each.parents)})
-        return frozenset(name for name in names if taken[self.stem_path(name)] > 1)
+
+
+def _stem(name: str) -> str:
+    stem, suffix = posixpath.splitext(name)
+    page = PAGE.search(suffix)
+    return stem + page[0] if page else stem
+
+
+def contested(names: Sequence[str]) -> frozenset[str]:
+    """Return which images cannot have a mask by their stem alone.
+
+    names: of all images whose masks one folder holds. Another one's stem is the same, or is an
+    image's whole name, or a folder is called like the mask.
+    """
+    there, stems = set(names), [_stem(name) for name in names]
+    count, folders = Counter(stems), {posixpath.dirname(name) for name in names}
+    folders |= {str(above) for folder in folders for above in PurePosixPath(folder).parents}
+    return frozenset(
+        name
+        for name, stem in zip(names, stems, strict=True)
+        if count[stem] > 1 or (stem != name and stem in there) or f"{stem}.png" in folders
+    )

@@ -30,19 +30,20 @@ from preprocess.sources.tarshards import is_tree
 
 _PACKED: dict[str, Callable[[Any], Any]] = {
     ".gz": gzip.open,
-    ".tgz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
 }
-"""How compressed tar archives are opened, by suffix."""
-_OF_BROKEN_STREAMS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError)
+_SHORT = {".tgz": ".gz", ".tbz": ".bz2", ".tbz2": ".bz2", ".txz": ".xz"}
+"""How compressed tar archives are opened, by suffix; `_SHORT` ones stand for .tar and another."""
+_OF_BROKEN_STREAMS = (EOFError, zlib.error, lzma.LZMAError, ValueError)
+"""What libraries raise for them, besides an `OSError` without a number."""
 _BLOCK = 1 << 20
 
 
 def is_packed_tar(path: Path) -> bool:
     """Return whether the path is named like a compressed tar archive."""
     *_, inner, outer = ("", "", *(suffix.lower() for suffix in path.suffixes))
-    return outer in _PACKED and (inner == ".tar" or outer == ".tgz")
+    return outer in _SHORT or (outer in _PACKED and inner == ".tar")
 
 
 def fits_archive(path: Path) -> bool:
@@ -146,7 +147,7 @@ def _plain_tar(path: Path, scratch: Path | None) -> Path:
         raise DataError(f"{path} is compressed, and only `make beton` unpacks it: unpack it first")
     scratch.mkdir(parents=True, exist_ok=True)
     plain = scratch / f"{path.name}.plain"
-    size, free = path.stat().st_size, shutil.disk_usage(scratch).free
+    suffix, size, free = path.suffix.lower(), path.stat().st_size, shutil.disk_usage(scratch).free
     least = f"at least the {size / 1e9:.2f} GB of the archive"
     if size > free:
         raise DataError(
@@ -157,7 +158,7 @@ def _plain_tar(path: Path, scratch: Path | None) -> Path:
     try:
         with (
             open_regular(path) as packed,
-            _PACKED[path.suffix.lower()](packed) as stream,
+            _PACKED[_SHORT.get(suffix, suffix)](packed) as stream,
             open(plain, "wb") as copy,
             Progress(size >> 20, label=f"unpacking {path.name}", unit="MiB") as progress,
         ):
@@ -165,7 +166,9 @@ def _plain_tar(path: Path, scratch: Path | None) -> Path:
                 with naming(plain):
                     copy.write(block)
                 progress.advance((packed.tell() >> 20) - progress.done)
-    except _OF_BROKEN_STREAMS as error:
+    except (*_OF_BROKEN_STREAMS, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not a library's
+            raise
         raise DataError(f"{path} is no whole archive ({error}): get it again") from error
     # With the archive's time, an interrupted conversion finds its images unchanged.
     os.utime(plain, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))

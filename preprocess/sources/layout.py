@@ -16,7 +16,7 @@ HELD_OUT = ("val", "valid", "validation", "test")
 LAYOUT = "expected FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg (or test/)"
 WITHOUT_LABELS = "--source images reads all images without labels"
 ONE_FORM = "Give both the composed form, say by `convmv -f utf8 -t utf8 --nfc -r --notest FOLDER`"
-_PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".parquet")
+_PACKED = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".parquet")
 """How files are named that are sources of their own."""
 _SHOWN = 5
 """Folders that are named in full."""

@@ -133,7 +133,7 @@ def table_source(path: Path, choices: Choices) -> Source:
             try:
                 table = _Table(file)
                 columns = columns or _columns(file, table, choices)
-                cells += _cells(table, number, split, columns)
+                cells += _cells(table, number, split, _named_alike(table, columns))
             except (pa.ArrowException, *_OF_BROKEN_TABLES) as error:
                 broken.append(Rejected(file.name, str(error)[:200]))
             progress.advance()
@@ -164,6 +164,8 @@ class _Columns(NamedTuple):
     """Empty if the images have no labels."""
     classes: list[str]
     """Empty if the labels are the classes' names themselves."""
+    numbers: bool
+    """The labels are whole numbers, with or without names."""
     others: list[str]
     """Further columns that could hold images."""
 
@@ -268,11 +270,47 @@ def _columns(file: Path, table: _Table, choices: Choices) -> _Columns:
     (image,) = found
     struct = "." in images[image] and "path" in [one.name for one in schema.field(image).type]
     label = _label_column(file, schema, kinds, choices, there)
-    classes = features[label]["names"] if kinds.get(label) == "ClassLabel" else []
-    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
-        raise DataError(f"{file}: the metadata of the column {label} name no classes")
     others = [name for name in images if name != image]
-    return _Columns(images[image], f"{image}.path" if struct else "", label, classes, others)
+    path = f"{image}.path" if struct else ""
+    return _Columns(images[image], path, label, *_meaning(table, label), others)
+
+
+def _meaning(table: _Table, label: str) -> tuple[list[str], bool]:
+    """Return `_Columns.classes` and `_Columns.numbers` of a column of labels in one file."""
+    import pyarrow as pa
+
+    if not label:
+        return [], False
+    about, kind = table.features().get(label), table.schema.field(label).type
+    classes: Any = []
+    if isinstance(about, dict) and about.get("_type") == "ClassLabel":
+        classes = about["names"]
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise DataError(f"{table.path}: the metadata of the column {label} name no classes")
+    return classes, bool(pa.types.is_integer(getattr(kind, "value_type", kind)))
+
+
+def _named_alike(table: _Table, first: _Columns) -> _Columns:
+    """Return the first file's columns with what the labels of another file mean.
+
+    Numbers that it does not name mean what they do in the first file. Raises `DataError` if only
+    one of both has names.
+    """
+    import pyarrow as pa
+
+    if not first.label or pa.types.is_null(table.schema.field(first.label).type):
+        return first
+    classes, numbers = _meaning(table, first.label)
+    if numbers and not classes:
+        classes = first.classes
+    unnamed = numbers and not classes
+    if unnamed != (first.numbers and not first.classes):
+        raise DataError(
+            f"{table.path}: its labels are {'numbers' if unnamed else 'names'}, and those of files "
+            f"before it {'names' if unnamed else 'numbers that nothing names'}: write all alike, "
+            f"or convert without labels (--label-column {NO_LABELS})"
+        )
+    return first._replace(classes=classes)
 
 
 def _bytes_column(field: Any) -> str:

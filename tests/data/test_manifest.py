@@ -248,6 +248,13 @@ def test_a_container_and_the_folder_around_it_are_told_apart(tmp_path: Path) -> 
             find_container(given, "train")
 
 
+def test_what_is_not_there_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"typo does not exist: give a folder that"):
+        find_container(tmp_path / "typo", "train")
+    with pytest.raises(DataError, match=r"typo\.beton does not exist: give a container that"):
+        read_manifest(tmp_path / "typo.beton")
+
+
 @pytest.mark.parametrize("folder", [".", "/", ""])
 def test_a_folder_without_a_name_holds_no_container(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

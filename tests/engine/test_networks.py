@@ -180,6 +180,14 @@ def test_a_record_of_another_network_is_one_line(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 600 and str(caught.value).isprintable()
 
 
+def test_a_file_of_another_kind_is_no_folder_without_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(
+        CheckpointError, match=r"photo\.jpg is no checkpoint by its name: give a run"
+    ):
+        load_pretrained(tmp_path / "photo.jpg")
+
+
 @pytest.mark.parametrize("name", ["typo.safetensors", "typo.pth", "runs/typo"])
 def test_weights_that_are_not_there_are_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{name} does not exist: give a run"):

@@ -212,8 +212,9 @@ def test_a_new_run_starts_from_anothers_weights(machine: Machine, tmp_path: Path
     for prefix, network in (("online", run.state.harl), ("target", run.state.harl.target)):
         for name, tensor in saved.tensors(prefix).items():
             assert torch.equal(network.state_dict()[name], tensor), name
-    with pytest.raises(CheckpointError, match="another model"):
-        prepare(machine, other, config=("model.projector_out=8",), weights=saved)
+    for others in (("model.projector_out=8",), ("loss.level=3", "loss.type=byol+f_loss")):
+        with pytest.raises(CheckpointError, match="another network than this configuration"):
+            prepare(machine, other, config=others, weights=saved)
 
 
 def test_a_resumed_run_must_have_the_same_batch_and_container(

@@ -59,6 +59,14 @@ def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
         open_run_folder(tiny_file(tmp_path), resume=False)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_other_files_is_never_told_to_go_on(tmp_path: Path, resume: bool) -> None:
+    """Such as that of the containers, or a run's checkpoints folder."""
+    (tmp_path / "train.beton").touch()
+    with pytest.raises(CheckpointError, match=r"holds no run.*give --run a folder of its own$"):
+        open_run_folder(tmp_path, resume=resume)
+
+
 def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     folder = started(tmp_path)
     assert run_config(folder, name=None, overrides=[], resume=True) == tiny_config(tmp_path)

@@ -40,6 +40,8 @@ def test_without_photos_composites_alone_are_run(
     assert program.main(["--quick", "--out", str(out), "--seeds", "1"]) == 0
     assert "photos are left out" in capsys.readouterr().out
     assert "Not yet run" in (out / "evidence.md").read_text()
+    with pytest.raises(ConfigError, match="--only names photos: give their folder"):
+        program.main(["--quick", "--out", str(out), "--only", "photos/byol"])
     photos.mkdir()
     assert program.main(["--quick", "--out", str(out), "--data", str(photos)]) == 0
     assert program.main(["--quick", "--out", str(out), "--only", "photos/byol"]) == 0
@@ -47,6 +49,32 @@ def test_without_photos_composites_alone_are_run(
     assert all(slug.startswith("composites-") for slug in without)
     assert {slug.partition("-")[0] for slug in with_photos} == {"photos", "composites"}
     assert again == ["photos-byol-0", "photos-byol-1"]
+
+
+@pytest.mark.parametrize(
+    ("masks", "said"),
+    [
+        ("hueristic", "did you mean 'heuristic'?"),
+        ("{shuffled: {base: {onnx: gone.onnx}}}", "there is no file gone.onnx"),
+        ("{noise: {p: 0.1, base: {png: gone}}}", "the mask tree gone is no folder"),
+    ],
+)
+def test_masks_that_no_conversion_makes_are_refused_before_the_first_arm(
+    ran: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    masks: str,
+    said: str,
+) -> None:
+    arms, arm = tmp_path / "experiments", "composites/inverted.yaml"
+    shutil.copytree(ROOT / "experiments", arms)
+    (arms / arm).write_text(f"asks: Is it told?\nmasks: '{masks}'\n")
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    with pytest.raises(HarlError, match="exit code 2"):
+        program.main(["--quick", "--seeds", "1"])
+    assert f"experiments/{arm}: masks: " in (err := capfd.readouterr().err) and said in err
+    assert not ran and not (tmp_path / "runs/evidence-quick/data").exists()
 
 
 @pytest.mark.parametrize(

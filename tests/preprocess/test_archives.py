@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import shutil
 import stat
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harl_fast.errors import DataError
 from preprocess.sources import SOURCES, Choices, Source, read_source
-from preprocess.sources.archives import scratch_beside
+from preprocess.sources.archives import fits_archive, scratch_beside
 from preprocess.sources.entries import BrokenArchiveError, tar_entries
 from tests.preprocess.packed import add, to_zip, write_tar
 from tests.preprocess.support import photo, save
@@ -168,15 +171,31 @@ def broken(tmp_path: Path) -> dict[str, tuple[str, bytes]]:
         "no tar": ("x.tar", b"PK" * 999),
         "cut stream": ("x.tar.gz", packed.getvalue()[:-40]),
         "no stream": ("x.tgz", b"x" * 999),
+        "no bzip2 stream": ("x.tar.bz2", packed.getvalue()),
+        "no xz stream": ("x.tar.xz", packed.getvalue()),
         "cut zip": ("x.zip", zipped[:-30]),
         "no zip": ("x.zip", b"x" * 999),
         "empty": ("x.zip", b""),
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [("x.tgz", gzip), ("x.TAR.GZ", gzip), ("x.tbz2", bz2), ("x.tbz", bz2), ("x.txz", lzma)],
+)
+def test_compressed_archives_go_by_their_short_names_too(
+    name: str, pack: Any, tmp_path: Path
+) -> None:
+    plain = tar_of(tmp_path / "whole.tar", *TREE)
+    (tmp_path / name).write_bytes(pack.compress(plain.read_bytes()))
+    assert fits_archive(tmp_path / name)
+    found = read(tmp_path / name, scratch=tmp_path / "scratch")
+    assert found.splits["train"].names == read(plain).splits["train"].names
+
+
 @pytest.mark.parametrize("case", [
     "cut in a member", "cut in a header", "a damaged header", "two after each other", "no tar",
-    "cut stream", "no stream", "cut zip", "no zip", "empty",
+    "cut stream", "no stream", "no bzip2 stream", "no xz stream", "cut zip", "no zip", "empty",
 ])  # fmt: skip
 def test_a_broken_archive_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
     name, data = broken(tmp_path)[case]

@@ -91,6 +91,8 @@ def test_parameters_are_resolved() -> None:
         ("shuffled:base=center,base=full", "the key 'base' stands twice"),
         ("noise:0.5,p=0.3", "the key 'p' stands twice"),
         ("shuffled:base=ful", "did you mean 'full'"),
+        ("{cache: d}", r"cache is called png now: write \{png: DIR\}"),
+        ("{noise: {p: 0.1, base: {cache: d}}}", r"cache is called png now: write \{png: DIR\}"),
     ],
 )
 def test_a_wrong_text_is_named(text: str, message: str) -> None:
@@ -316,6 +318,23 @@ def bright(rgb, *, level: Annotated[float, Field(ge=0, le=1)]):
     grey = cv2.resize(rgb, (64, 64)).mean(axis=2) / 255
     return (grey > level).astype(np.float32)
 """
+
+
+def test_parameters_of_a_function_from_outside_may_be_called_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as what files and bases of methods in the package are called."""
+    text = OUTSIDE.replace(
+        "level: Annotated[float, Field(ge=0, le=1)]", "file=None, folder=3, base=0.5"
+    )
+    (tmp_path / "odd_masks.py").write_text(text.replace("> level", "> base"))
+    monkeypatch.syspath_prepend(tmp_path)
+    image_folder(tmp_path / "set")
+    options = ["--mask-method", "{odd_masks.bright: {base: 0.4}}", "--workers", "1"]
+    assert beton.main(["--data", f"{tmp_path}/set", "--out", f"{tmp_path}/out", *options]) == 0
+    facts = read_manifest(tmp_path / "out/train.beton").mask
+    assert facts["parameters"] == {"file": None, "folder": 3, "base": 0.4}
+    assert facts["fallbacks"] == 0 and facts["supervision"] == "unknown"
 
 
 def test_what_leads_to_no_function_is_one_line(

@@ -83,6 +83,9 @@ def test_splits_are_those_of_names_and_a_test_set_without_labels_is_not_used(
     source = read(tmp_path)
     assert list(source.splits) == ["train"] and rows(source)[0][0] == "train/0/train-0-of-1-000000"
     assert "4 rows of the split test are not used: they have no labels" in source.notes
+    table(tmp_path / "data/validation.parquet", image=IMAGES, label=[None] * 4)
+    assert "4 rows of the split val are not used: they have no labels" in read(tmp_path).notes
+    (tmp_path / "data/validation.parquet").unlink()
     table(tmp_path / "default/validation/0000.parquet", image=IMAGES, label=[1, 0, 1, 0])
     assert rows(read(tmp_path, val=None), "val")[0][0] == "val/1/0000-000000"
 
@@ -175,6 +178,44 @@ def test_numbers_mean_the_classes_of_the_metadata(tmp_path: Path) -> None:
     assert found.classes == ["x", "y"]
     with pytest.raises(DataError, match=r"the label of row 1 is unknown"):
         read(write(label=[1, 7, 1, 0]))
+
+
+def named(path: Path, labels: Any, classes: list[str] | None) -> None:
+    """Write a table whose metadata, if ``classes`` are given, name what the labels mean."""
+    feature = {"label": {"_type": "ClassLabel", "names": classes}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": feature}}).encode()}
+    data = pa.table({"image": IMAGES, "label": labels})
+    pq.write_table(data.replace_schema_metadata(metadata if classes else None), path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [([1, 0, 1, 0], ["dog", "cat"]), ([0, 1, 0, 1], None), (["cat", "dog"] * 2, None)],
+)
+def test_each_file_says_what_its_own_labels_mean(
+    tmp_path: Path, labels: list[Any], classes: list[str] | None
+) -> None:
+    named(tmp_path / "0.parquet", [0, 0, 1, 1], ["cat", "dog"])
+    named(tmp_path / "1.parquet", labels, classes)
+    source = read(tmp_path)
+    kinds = [source.classes[label] for label in source.splits["train"].labels]
+    assert kinds == ["cat", "cat", "dog", "dog", *["cat", "dog"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (([0, 1, 0, 1], None), ([1, 0, 1, 0], ["dog", "cat"])),
+        (([0, 1, 0, 1], None), (["cat", "dog"] * 2, None)),
+        ((["cat", "dog"] * 2, None), ([0, 1, 0, 1], None)),
+    ],
+)
+def test_numbers_beside_names_are_refused(tmp_path: Path, first: Any, second: Any) -> None:
+    for number, (labels, classes) in enumerate((first, second)):
+        named(tmp_path / f"{number}.parquet", labels, classes)
+    with pytest.raises(DataError, match=r"1\.parquet: its labels are (names|numbers), and"):
+        read(tmp_path)
+    assert read(tmp_path, label_column="none").classes == []
 
 
 def test_broken_files_among_many_are_named(tmp_path: Path) -> None:

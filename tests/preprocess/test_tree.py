@@ -17,16 +17,15 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from harl_fast.data.container.manifest import Manifest, read_manifest
 from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.lock import FOLDER_LOCK, lock_beside, locked
 from preprocess import beton
 from preprocess.images.reading import UnusableImageError
-from preprocess.masks import __main__ as program
 from preprocess.masks import fill, parse_spec, tree
 from preprocess.masks.maskfile import TEXT, read_made
 from preprocess.masks.selftrained import train as training
 from tests.preprocess.support import image_folder, photo, save
+from tests.preprocess.trees import content, converted, make, replaced
 
 ROOT = Path(__file__).parents[2]
 STEMS = [f"train/class{kind}/{number}" for kind in range(2) for number in range(5)]
@@ -36,28 +35,6 @@ FILES = sorted([*STEMS, "train/class1/turned", "val/class0/0", "val/class1/0"])
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fill, "CHUNK", 3)
-
-
-def make(data: Path, out: Path, *options: str) -> None:
-    assert program.main(["--data", str(data), "--out", str(out), "--workers", "1", *options]) == 0
-
-
-def converted(data: Path, out: Path, *options: str) -> Manifest:
-    fixed = ["--data", str(data), "--out", str(out), "--workers", "1"]
-    assert beton.main([*fixed, *options]) == 0
-    return read_manifest(out / "train.beton")
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder).with_suffix("")): path.read_bytes()
-        for path in folder.rglob("*.png")
-    }
-
-
-def replaced(out: Path) -> dict[str, str]:
-    report = json.loads((out / "train.report.json").read_text())
-    return {item["path"]: item["reason"] for item in report["masks_replaced"]}
 
 
 @pytest.fixture(scope="module")
@@ -218,24 +195,6 @@ def test_an_edited_file_is_the_users_own(
     assert manifest.mask["supervision"] == "unknown" and manifest.mask["method"] == "heuristic"
 
 
-def test_images_whose_names_differ_by_the_suffix_have_masks_of_their_own(tmp_path: Path) -> None:
-    data, masks = image_folder(tmp_path / "set"), tmp_path / "masks"
-    for number, name in enumerate(("0.png", "0.bmp", "x.jpg", "x.jpg.png", "caf\udce9.jpg")):
-        save(photo(300 + number), data / "train/class1" / name)
-    make(data, masks)
-    there = content(masks / "train/class1")
-    assert {"0.jpg", "0.png", "0.bmp", "x", "x.jpg.png", "caf\udce9", "1"} <= there.keys()
-    direct = converted(data, tmp_path / "direct")
-    manifest = converted(data, tmp_path / "out", "--masks", str(masks))
-    assert manifest.beton_sha256 == direct.beton_sha256 and manifest.mask["fallbacks"] == 0
-
-
-def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
-    for name in ("train/a/../../../x.jpg", "/x.jpg"):
-        with pytest.raises(DataError, match="has no place in"):
-            tree.MaskTree(tmp_path, info={}).contested([name])
-
-
 def test_other_masks_are_not_mixed_in(folder: Path, made: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds other masks: its spec is 'heuristic'.*center"):
         make(folder, made, "--max-resolution", "56", "--mask-method", "center")
@@ -374,6 +333,14 @@ def test_an_interrupted_run_says_that_it_continues(many: Path, tmp_path: Path) -
     assert process.returncode == 130 and "the same command continues" in errors
     assert "Traceback" not in errors
     assert 1 <= len(content(tmp_path / "masks")) < 1404
+
+
+def test_a_tree_that_is_being_filled_is_waited_for(
+    folder: Path, made: Path, tmp_path: Path
+) -> None:
+    with tree.locked_shard(made, (2, 2)), pytest.raises(HarlError, match=f"{made} is in use by"):
+        converted(folder, tmp_path / "out", "--masks", str(made))
+    assert not (tmp_path / "out/train.beton").exists()
 
 
 def test_programs_refuse_an_output_that_another_process_writes(tmp_path: Path) -> None:

@@ -213,6 +213,43 @@ def test_copies_go_only_into_folders_that_this_program_made(tmp_path: Path, stor
         urls.mirror("memory://c/set", tmp_path)
 
 
+def test_a_copy_that_changed_here_is_copied_again(tmp_path: Path, store: Any) -> None:
+    for number in range(3):
+        store.pipe_file(f"/bucket/set/{number}.jpg", b"%d" % number)
+    place = urls.mirror("memory://bucket/set", tmp_path)
+    (place / "0.jpg").write_bytes(b"")
+    (place / "1.jpg").write_bytes(b"9")
+    before = (place / "2.jpg").stat().st_mtime_ns
+    assert urls.mirror("memory://bucket/set", tmp_path) == place
+    assert [(place / f"{number}.jpg").read_bytes() for number in range(3)] == [b"0", b"1", b"2"]
+    assert (place / "2.jpg").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a/1.jpg", "a//1.jpg"], r"set/a/1\.jpg and /bucket/set/a//1\.jpg, which are one file"),
+        (["a/1.jpg", "a/./1.jpg"], "which are one file on this machine: rename one"),
+        (["a", "a/1.jpg"], "holds /bucket/set/a as a file and as a folder"),
+        (["a\0.jpg"], "rename it, without"),
+    ],
+)
+def test_objects_that_are_no_two_files_here_are_refused_first(
+    tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch, names: list[str], said: str
+) -> None:
+    found = {f"/bucket/set/{name}": {"size": 1, "ETag": "1"} for name in names}
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: found)
+    with pytest.raises(DataError, match=said):
+        urls.mirror("memory://bucket/set", tmp_path)
+    assert not list(tmp_path.rglob("*.jpg"))
+
+
+def test_a_name_of_any_length_that_a_file_may_have_is_copied(tmp_path: Path, store: Any) -> None:
+    store.pipe_file(f"/bucket/set/{'x' * 251}.jpg", b"1")
+    (copy,) = urls.mirror("memory://bucket/set", tmp_path).iterdir()
+    assert copy.read_bytes() == b"1"
+
+
 def test_stores_that_answer_many_at_once_are_asked_so(
     tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

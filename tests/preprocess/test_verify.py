@@ -140,6 +140,9 @@ def test_bytes_between_the_samples_count_too(
 
 def test_a_container_that_cannot_be_judged_is_refused(beton: Path, tmp_path: Path) -> None:
     code, found = report(tmp_path, tmp_path / "none.beton")
+    assert code == REFUSED and "none.beton does not exist" in found["refused"]
+    (tmp_path / "none.beton").write_bytes(beton.read_bytes())
+    code, found = report(tmp_path, tmp_path / "none.beton")
     assert code == REFUSED and "no manifest beside it" in found["refused"]
     path = copied(beton, tmp_path)
     path.write_bytes(beton.read_bytes()[:-100])

@@ -162,3 +162,18 @@ def test_values_that_no_suite_can_have_are_refused(
 def test_too_few_epochs_are_refused_before_any_computation() -> None:
     with pytest.raises(ConfigError, match="warmup_epochs"):
         load_plan(SHIPPED, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("arm", "masks", "word"),
+    [
+        ("photos/heuristic", "{png: DRAWN}", "DRAWN"),
+        ("composites/exact", "{noise: {p: 1.0, base: {selftrained: NETWORK}}}", "NETWORK"),
+    ],
+)
+def test_an_arm_has_the_files_of_its_own_suite_alone(
+    folder: Path, arm: str, masks: str, word: str
+) -> None:
+    change(folder / f"{arm}.yaml", masks=masks)
+    with pytest.raises(ConfigError, match=rf"{arm}\.yaml: masks: .* names {word}, which"):
+        load_plan(folder)

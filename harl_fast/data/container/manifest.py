@@ -141,6 +141,8 @@ def find_container(folder: Path, split: str) -> Path:
             f"{folder} is one split's container, set or manifest: give the folder that holds it, "
             f"{folder.parent}"
         )
+    if not folder.exists():
+        raise DataError(f"{folder} does not exist: give a folder that `make beton` filled")
     raise DataError(f"{folder} has neither {split}.beton nor a set {split}/. {REMEDY}")
 
 
@@ -293,6 +295,8 @@ def read_manifest(beton: Path) -> Manifest:
             raise DataError(
                 f"{beton} is the folder around containers: give one of them, such as {inside[0]}"
             )
+        if not beton.exists():
+            raise DataError(f"{beton} does not exist: give a container that `make beton` wrote")
         raise DataError(
             f"{path} is missing: {beton} has no manifest beside it. {_remedy(beton, 'a container')}"
         )

@@ -267,6 +267,8 @@ def open_checkpoint(path: Path, *, verify: bool = False) -> Checkpoint:
         raise CheckpointError(f"{path} does not exist: give {GIVEN}")
     if path.suffix in (".safetensors", ".json"):
         file = path.with_suffix(".safetensors")
+    elif path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is no checkpoint by its name: give {GIVEN}")
     else:
         file, notes = _latest(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     record = _read_record(file)
