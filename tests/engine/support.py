@@ -122,8 +122,9 @@ class FakeLoader:
     damage = SimpleNamespace(count=0)
     steps = STEPS
 
-    def __init__(self, *, micro: int = BATCH) -> None:
+    def __init__(self, *, micro: int = BATCH, ranks: int = 1) -> None:
         self.micro, self.epoch, self.step = micro, 0, 0
+        self.accumulation = BATCH // (micro * ranks)
         self.views = tuple(ViewGeometry(size_px=32, cells=2, scale=(0.2, 1.0)) for _ in range(2))
 
     def set_views(self, views: Sequence[ViewGeometry], *, colour: Colouring | None = None) -> float:
@@ -147,7 +148,7 @@ class FakeLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the epoch."""
-        parts = BATCH // self.micro
+        parts = self.accumulation
         for number in range(self.step * parts, STEPS * parts):
             yield self.batch(self.epoch * STEPS * parts + number)
 

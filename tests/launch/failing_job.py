@@ -32,7 +32,7 @@ def sabotage(way: str) -> None:
         advance(self, *args, **kwargs)
 
     Stepper.advance = patched  # type: ignore[method-assign]
-    stand_in = FakeLoader(micro=BATCH // 2)
+    stand_in = FakeLoader(micro=BATCH // 2, ranks=2)
     harl_fast.engine.views.build_loader = lambda *args, **kwargs: stand_in  # type: ignore[assignment,return-value]
 
 
