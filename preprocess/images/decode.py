@@ -298,6 +298,8 @@ def read_mask(path: Path, frame: Frame) -> Mask:
     Pixels with a palette count by their index. Raises `UnusableImageError`, see `load_mask`.
     """
     image = load_mask(path)
+    if image.format in ("JPEG", "MPO"):
+        raise UnusableImageError("a JPEG, whose background is not quite 0: save the mask as PNG")
     if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
         image.format == "TIFF" and deep_grey(image) is not None
     ):
