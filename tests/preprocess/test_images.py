@@ -215,7 +215,7 @@ def test_a_jpeg_is_no_mask(tmp_path: Path, name: str) -> None:
     """Its coding would make foreground of the background around each object."""
     path = save(np.where(GREY > 120, np.uint8(255), np.uint8(0)), tmp_path / "x.jpg")
     path.rename(tmp_path / name)
-    with pytest.raises(UnusableImageError, match="a JPEG, whose background .* as PNG"):
+    with pytest.raises(UnusableImageError, match=r"a JPEG, whose background .* as PNG"):
         read_mask(tmp_path / name, Frame(1, (64, 48)))
 
 
