@@ -224,6 +224,16 @@ _POINTER, _POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
 
 
+def pointer_reason(data: bytes) -> str:
+    """Return what to say of a file's bytes if they are a pointer of Git LFS, or ""."""
+    if len(data) >= _POINTER_BYTES or not data.startswith(_POINTER):
+        return ""
+    return (
+        "a pointer of Git LFS, not the file that it stands for: fetch that by `git lfs pull` where "
+        "it was cloned"
+    )
+
+
 def open_regular(path: Path, *, limit: int | None = None) -> BinaryIO:
     """Open a file to read its bytes; `UnusualFileError` unless it is a regular one that is here.
 
@@ -237,11 +247,8 @@ def open_regular(path: Path, *, limit: int | None = None) -> BinaryIO:
         raise UnusualFileError(f"{status.st_size:,} bytes, more than {limit:,}")
     if status.st_size < _POINTER_BYTES:
         with open(path, "rb") as stream:
-            if stream.read(len(_POINTER)) == _POINTER:
-                raise UnusualFileError(
-                    "a pointer of Git LFS, not the file that it stands for: fetch that by `git "
-                    "lfs pull` where it was cloned"
-                )
+            if reason := pointer_reason(stream.read(_POINTER_BYTES)):
+                raise UnusualFileError(reason)
     return open(path, "rb")
 
 
