@@ -24,10 +24,11 @@ from harl_fast.errors import DataError, few, one_line, shown
 from harl_fast.files import Progress, sha256_file
 from preprocess.assemble import Existing
 from preprocess.convert import Settings
+from preprocess.images.prints import NONE
 from preprocess.images.reading import GreyRange, parse_range
 from preprocess.masks.registry import SUPERVISION
 from preprocess.places import LocalPlace
-from preprocess.prints import NONE, fingerprint, read_prints
+from preprocess.prints import fingerprint, read_prints
 from preprocess.shards import read_report
 from preprocess.sources import Source, Split
 

@@ -23,9 +23,11 @@ from preprocess.publish import publish
 from preprocess.ray import cluster, convert_on
 from preprocess.shards import BESIDE, Job, write_shard
 from preprocess.sources import Source
-from preprocess.sources.cells import Cell
 from preprocess.summary import summarise
 from preprocess.work import Inputs, cut, digest_of, enter, key_of, leave, recipe, work_folder
+
+ROOM_BYTES = 1 << 24
+"""Memory that a worker shares for a chunk's encoded images, 1 MiB each; larger ones are copied."""
 
 
 def build(
@@ -205,14 +207,13 @@ def _convert_here(
     """Convert shards one after another, all processes at work on the same one."""
     settings, methods = jobs[0].settings, plan.masks.methods
     members = plan.masks.split.members
-    # To reach its rows in a group, a worker unpacks all before them: the fewer workers for each
-    # group, the better.
-    in_tables = members is not None and members.kind is Cell
+    forward = members is not None and members.forward
     results = ordered_map(
         functools.partial(convert, settings=settings, methods=methods),
         itertools.chain.from_iterable(job.tasks(plan.masks) for job in jobs),
         workers=min(workers, sum(job.chunks for job in jobs)),
-        run=TASKS_AHEAD if in_tables else 1,
+        run=TASKS_AHEAD if forward else 1,
+        room=ROOM_BYTES,
         describe=lambda chunk: f"{chunk[0].name} to {chunk[-1].name}",
     )
     with contextlib.closing(results):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 
-from harl_fast.data.container.fields import MODE_JPG, pack_mask, resize_mask
+from harl_fast.data.container.checksum import stored_sum
+from harl_fast.data.container.fields import MODE_JPG, Bits, pack_mask, resize_mask
 from harl_fast.data.container.stores import DEFAULT_STORE, Store
 from preprocess.encode import encode
 from preprocess.images.decode import Frame, decode_image, shrink
 from preprocess.images.members import ImageRef
+from preprocess.images.prints import NONE, file_print
 from preprocess.images.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.masks.registry import find_method
 from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks
 from preprocess.masks.spec import MethodSpec
 from preprocess.passthrough import NotTakenError, take_jpeg
-from preprocess.prints import NONE, fingerprint
 from preprocess.sources import Rejected
 
 
@@ -55,11 +58,14 @@ class Sample(NamedTuple):
     label: int
     mode: int = MODE_JPG
     """How the picture is stored: a mode of `harl_fast.data.container.fields`."""
-    image: bytes = b""
+    image: Bits = np.empty(0, np.uint8)
+    """(N,) uint8: its bytes, as an array, which processes may share."""
     height: int = 0
     width: int = 0
     mask: bytes = b""
     """`pack_mask` of the mask."""
+    sums: tuple[int, int] = (0, 0)
+    """`stored_sum` of image and mask."""
     stand_in: bool = False
     """The method found nothing sound and the centre ellipse serves."""
     mask_problem: str = ""
@@ -73,7 +79,7 @@ class Sample(NamedTuple):
     remarks: tuple[str, ...] = ()
     """Of `Decoded`."""
     source_print: int = NONE
-    """`fingerprint` of its file."""
+    """Fingerprint of its file, see `images.prints`."""
 
 
 def convert(
@@ -92,7 +98,7 @@ def convert(
     masks = find_masks(origins, methods)
     distinct = {id(found.mask): found.mask for found in masks}  # few, of a method that is fixed
     bits = {
-        key: pack_mask(resize_mask(mask, size=settings.mask_size)).tobytes()
+        key: pack_mask(resize_mask(mask.view(np.uint8), size=settings.mask_size)).tobytes()
         for key, mask in distinct.items()
     }
     left = iter(masks)
@@ -122,9 +128,13 @@ def _draft(
             sample = sample._replace(reencoded=str(error))
         else:
             rgb, frame = taken.rgb, Frame(1, (taken.width, taken.height))
-            sample = sample._replace(image=taken.data, height=taken.height, width=taken.width)
-            sample = sample._replace(source_print=fingerprint(taken.data))
-    if not sample.image:
+            sample = sample._replace(
+                image=np.frombuffer(taken.data, np.uint8),
+                height=taken.height,
+                width=taken.width,
+                source_print=file_print(io.BytesIO(taken.data)),
+            )
+    if not sample.image.size:
         try:
             decoded = decode_image(task.image, side_px=side_px, reading=reading)
             rgb, frame = shrink(decoded.rgb, side_px=side_px), decoded.frame
@@ -132,9 +142,15 @@ def _draft(
             image = encode(rgb, mode, quality=settings.quality, channels=reading.channels)
         except UnusableImageError as error:
             return Rejected(task.name, str(error)), None
-        sample = sample._replace(mode=mode, image=image, height=rgb.shape[0], width=rgb.shape[1])
-        sample = sample._replace(warning=decoded.warning, remarks=decoded.remarks)
-        sample = sample._replace(source_print=fingerprint(task.image))
+        sample = sample._replace(
+            mode=mode,
+            image=np.frombuffer(image, np.uint8),
+            height=rgb.shape[0],
+            width=rgb.shape[1],
+            warning=decoded.warning,
+            remarks=decoded.remarks,
+            source_print=decoded.source_print,
+        )
     origin = LazyImage(
         wanted,
         side_px=side_px,
@@ -148,5 +164,9 @@ def _draft(
 def _masked(sample: Sample, found: MaskResult, bits: dict[int, bytes]) -> Sample:
     mask = bits[id(found.mask)]
     return sample._replace(
-        mask=mask, stand_in=found.stand_in, mask_problem=found.problem, edited=found.edited
+        mask=mask,
+        sums=(stored_sum(sample.image.tobytes()), stored_sum(mask)),
+        stand_in=found.stand_in,
+        mask_problem=found.problem,
+        edited=found.edited,
     )

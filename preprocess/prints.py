@@ -1,10 +1,7 @@
-"""Fingerprints of source files, by which an addition tells known images from others of a name."""
+"""Fingerprints of the files behind samples, see `images.prints`, beside their container."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,41 +10,21 @@ import numpy.typing as npt
 
 from harl_fast.data.container.manifest import Manifest
 from harl_fast.errors import DataError, shown
-from harl_fast.files import BROKEN_ARRAYS, UnusualFileError, naming, replacing, sha256_file
+from harl_fast.files import BROKEN_ARRAYS, naming, replacing, sha256_file
 from preprocess.images.decode import open_file
 from preprocess.images.members import ImageRef
-
-NONE = 0
-"""Stands for an image whose fingerprint is not known."""
-_BLOCK = 1 << 12
-"""Bytes of each part of a file that is looked at."""
+from preprocess.images.prints import NONE, file_print, pixel_print
 
 
-def fingerprint(image: ImageRef | bytes) -> int:
-    """Return 64 bits of a file's size and its first, middle and last 4 kB, `NONE` if unreadable.
-
-    image: may be the bytes of a file. Those of up to 8 kB are covered as a whole, and so are pixels
-    in memory.
-    """
+def fingerprint(image: ImageRef) -> int:
+    """Return an image's fingerprint, `NONE` if it is unreadable."""
     if isinstance(image, np.ndarray):
-        return _digest(str(image.shape).encode(), image.tobytes())
+        return pixel_print(image)
     try:
-        with io.BytesIO(image) if isinstance(image, bytes) else open_file(image) as stream:
-            size = stream.seek(0, os.SEEK_END)
-            parts = [str(size).encode()]
-            for start in (0, (size - _BLOCK) // 2, size - _BLOCK):
-                stream.seek(max(0, start))
-                parts.append(stream.read(_BLOCK))
-    except (OSError, UnusualFileError):  # said when it is converted
+        with open_file(image) as stream:
+            return file_print(stream)
+    except OSError:  # said when it is converted
         return NONE
-    return _digest(*parts)
-
-
-def _digest(*parts: bytes) -> int:
-    found = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        found.update(part)
-    return int.from_bytes(found.digest(), "little")
 
 
 def prints_path(beton: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from harl_fast.data.container.checksum import stored_sum
 from harl_fast.data.container.fields import MODE_NAMES
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.integrity import tables_sha256
@@ -28,7 +28,7 @@ from harl_fast.data.container.manifest import (
     write_sums,
 )
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import sha256_file, write_json
+from harl_fast.files import sha256_file, sync, write_json
 from harl_fast.host import utc_time
 from harl_fast.kinds import Text, of_kind
 from preprocess.convert import Sample, Settings, Task
@@ -114,9 +114,9 @@ class Tally:
     empty: int = 0
     full: int = 0
     sums: array[int] = field(default_factory=lambda: array("Q"))
-    """`stored_sum` of each sample's image, then of its mask."""
+    """Of each sample's image, then of its mask."""
     prints: array[int] = field(default_factory=lambda: array("Q"))
-    """`fingerprint` of each sample's file."""
+    """Fingerprint of each sample's file."""
     pixels: int = 0
     modes: Counter[str] = field(default_factory=Counter)
     """Samples stored under each mode, and their bytes below."""
@@ -132,7 +132,7 @@ class Tally:
         """Count one sample."""
         self.names.append(sample.name)
         self.labels.append(sample.label)
-        self.sums.extend((stored_sum(sample.image), stored_sum(sample.mask)))
+        self.sums.extend(sample.sums)
         self.prints.append(sample.source_print)
         self.pixels += sample.height * sample.width
         self.modes[MODE_NAMES[sample.mode]] += 1
@@ -174,7 +174,10 @@ def write_shard(
         count = writer.write(_pass_on(results, tally, advance), capacity=len(job.rows))
         write_json(report_path(beton), _report(tally))
         if count:
-            _describe(beton, job, tally)
+            with ThreadPoolExecutor(1) as beside:  # the disk is as slow as the hash
+                flushed = beside.submit(sync, beton)
+                _describe(beton, job, tally)
+            flushed.result()
         else:
             beton.unlink()
 

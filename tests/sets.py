@@ -51,7 +51,7 @@ def _write_shard(path: Path, container: OpenContainer, ids: list[int], known: Ma
                 name=container.name_of(index),
                 label=int(container.labels[index]),
                 mode=int(row["mode"]),
-                image=image.tobytes(),
+                image=image,
                 height=int(row["height"]),
                 width=int(row["width"]),
                 mask=mask.tobytes(),

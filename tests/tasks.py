@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Any
+
+import numpy as np
 
 
 def double(number: int) -> int:
@@ -25,3 +28,11 @@ def getpid(number: int) -> int:
     """Return the process that was asked."""
     time.sleep(0.01)
     return os.getpid()
+
+
+def arrays(number: int) -> dict[str, Any]:
+    """Return arrays of several types, sizes and layouts, and what is none."""
+    numbers = np.arange(number, 1000 + number)
+    frozen = np.frombuffer(b"frozen" * number, np.uint8)
+    parts = [numbers.astype(kind) for kind in ("u1", "<f8", "?")]
+    return {"parts": parts, "turned": numbers.reshape(8, -1).T, "frozen": frozen, "word": "x"}

@@ -8,12 +8,13 @@ import signal
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
 from harl_fast.pool import TASKS_AHEAD, ordered_map
-from tests.tasks import double, getpid, large
+from tests.tasks import arrays, double, getpid, large
 
 runs = pytest.mark.parametrize("run", [1, TASKS_AHEAD])
 
@@ -66,12 +67,38 @@ def test_tasks_are_drawn_only_a_little_ahead_of_the_consumer(run: int) -> None:
         assert drawn <= 10 + 2 * TASKS_AHEAD + 2 * run
 
 
+@runs
+@pytest.mark.parametrize("room", [0, 100, 3000, 1 << 20])
+def test_arrays_arrive_whole_whatever_part_of_them_is_shared(run: int, room: int) -> None:
+    results = ordered_map(arrays, range(40), workers=3, describe=str, run=run, room=room)
+    for number, result in enumerate(results):
+        np.testing.assert_equal(result, arrays(number))
+
+
+def test_processes_share_the_memory_of_arrays() -> None:
+    results = ordered_map(arrays, range(2), workers=1, describe=str, room=1 << 20)
+    first, second = (result["parts"][1] for result in results)
+    assert np.shares_memory(first, second)
+    np.testing.assert_array_equal(first, second)  # the first was the consumer's until it went on
+
+
 def test_closing_early_ends_the_workers() -> None:
     results = ordered_map(os.getpgid, [0] * 100, workers=2, describe=str)
     next(results)
     pids = children_of_workers(results)
     results.close()
     assert pids and not any(alive(pid) for pid in pids)
+
+
+def test_workers_without_further_tasks_end_before_the_results_are_taken() -> None:
+    results = ordered_map(double, [1], workers=2, describe=str)
+    with contextlib.closing(results):
+        assert next(results) == 2
+        idle = children_of_workers(results)[1]
+        deadline = time.monotonic() + 10
+        while alive(idle):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_a_worker_that_dies_in_the_middle_of_an_answer_is_an_error() -> None:

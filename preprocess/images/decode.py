@@ -23,6 +23,7 @@ from preprocess.images.listing import TIFF_STARTS
 from preprocess.images.members import FileRef, ImageRef, Page
 from preprocess.images.palettes import keep_palette
 from preprocess.images.png import Chunks, bare_grey, check_png
+from preprocess.images.prints import NONE, file_print, pixel_print
 from preprocess.images.reading import (
     DEFAULT_READING,
     FIRST_PAGE,
@@ -99,6 +100,8 @@ class Decoded:
     """What was done to the pixels or could not be, such as `reading.CONVERTED`."""
     warning: str = ""
     """What is damaged in an image that was kept all the same."""
+    source_print: int = NONE
+    """Fingerprint of the file, see `images.prints`."""
 
 
 def open_file(image: FileRef) -> BinaryIO:
@@ -181,15 +184,16 @@ def decode_image(image: ImageRef, *, side_px: int, reading: Reading = DEFAULT_RE
     sides stay at least this large (12 megapixel photos: 4 times as fast).
     """
     if isinstance(image, np.ndarray):
-        decoded = Decoded(image, Frame(1, image.shape[1::-1]))
+        decoded = Decoded(image, Frame(1, image.shape[1::-1]), source_print=pixel_print(image))
     else:
         with open_image(image) as opened:
-            more = False
+            assert opened.fp is not None
+            source_print, more = file_print(opened.fp), False
             if opened.format == "TIFF" and not isinstance(image, Page):
                 more = next(itertools.islice(pages(opened), 1, None), 0) > 0
             decoded = _decode(opened, side_px, reading)
-        if more:
-            decoded = replace(decoded, remarks=(FIRST_PAGE, *decoded.remarks))
+        remarks = (FIRST_PAGE, *decoded.remarks) if more else decoded.remarks
+        decoded = replace(decoded, remarks=remarks, source_print=source_print)
     if reading.channels == 3 or is_grey(decoded.rgb):
         return decoded
     return replace(decoded, rgb=to_luma(decoded.rgb), remarks=(*decoded.remarks, NO_COLOUR))
@@ -275,8 +279,6 @@ def load_mask(path: Path) -> Image.Image:
     Raises `UnusableImageError` for any damage, and for an EXIF orientation other than 1.
     """
     with open_image(path) as opened:
-        if opened.format == "PNG" and (pixels := bare_grey(opened)) is not None:
-            return Image.fromarray(pixels)
         # As in `_decode`: before a TIFF is loaded, and after any other.
         own = read_orientation(opened)[0] if opened.format == "TIFF" else 0
         loaded = load_judged(opened, opened.size)
@@ -297,14 +299,19 @@ def read_mask(path: Path, frame: Frame) -> Mask:
     gets the image's EXIF turn, one with those of the upright image stays; else it is an error.
     Pixels with a palette count by their index. Raises `UnusableImageError`, see `load_mask`.
     """
-    image = load_mask(path)
-    if image.format in ("JPEG", "MPO"):
-        raise UnusableImageError("a JPEG, whose background is not quite 0: save the mask as PNG")
-    if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
-        image.format == "TIFF" and deep_grey(image) is not None
-    ):
-        raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
-    values = np.asarray(image) != 0
+    pixels = _bare_mask(path)
+    if pixels is None:
+        image = load_mask(path)
+        if image.format in ("JPEG", "MPO"):
+            raise UnusableImageError(
+                "a JPEG, whose background is not quite 0: save the mask as PNG"
+            )
+        if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
+            image.format == "TIFF" and deep_grey(image) is not None
+        ):
+            raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
+        pixels = np.asarray(image)
+    values = pixels != 0
     mask: Mask = values if values.ndim == 2 else values.any(axis=2)
     size, (orientation, file_size) = mask.shape[1::-1], frame
     if _same_shape(size, file_size):
@@ -314,6 +321,15 @@ def read_mask(path: Path, frame: Frame) -> Mask:
     raise UnusableImageError(
         f"the mask has {size[0]} x {size[1]} pixels, its image {file_size[0]} x {file_size[1]}"
     )
+
+
+def _bare_mask(path: Path) -> Pixels | None:
+    """Return the (H, W) pixels of a mask as most are, see `bare_grey`; None for any other file."""
+    try:
+        with open_file(path) as stream:
+            return bare_grey(stream, most=PIXEL_LIMIT)
+    except OSError:  # said when it is opened as any other
+        return None
 
 
 def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -1,4 +1,4 @@
-"""How much a zlib stream holds, without holding it."""
+"""How much a zlib stream holds, without holding it unless that is asked for."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ _CHUNK_BYTES = 1 << 16
 
 
 class Inflation:
-    """The size of a zlib stream whose bytes come in pieces; it ends above ``most`` bytes."""
+    """The size of a zlib stream whose bytes come in pieces; it ends above ``most`` bytes.
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    kept: receives the inflated bytes in pieces.
+    """
+
+    def __init__(self, most: int, kept: list[bytes] | None = None) -> None:
+        self.most, self.kept = most, kept
         self.size = 0
         """Bytes inflated until now, at most `_CHUNK_BYTES` more than ``most``."""
         self._stream = zlib.decompressobj()
@@ -20,10 +23,12 @@ class Inflation:
     def add(self, data: bytes) -> None:
         """Go on with the stream's next bytes; raise `zlib.error` if they cannot be."""
         while not self.ended:
-            got = len(self._stream.decompress(data, _CHUNK_BYTES))
+            got = self._stream.decompress(data, _CHUNK_BYTES)
             data = self._stream.unconsumed_tail
-            self.size += got
-            if not data and got < _CHUNK_BYTES:
+            self.size += len(got)
+            if self.kept is not None:
+                self.kept.append(got)
+            if not data and len(got) < _CHUNK_BYTES:
                 break
 
     @property

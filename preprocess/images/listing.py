@@ -96,7 +96,7 @@ def list_images(base: Path) -> Listing:
                 continue
             path = start + name
             if has_image_suffix(name) or not _is_dead(base / path):
-                _sort_in(path, functools.partial(_head, base / path), found)
+                _sort_in(path, functools.partial(_head, base, path), found)
                 continue
             found.strange[path] = "a link that leads to nothing that can be read"
             if not folder:
@@ -180,8 +180,8 @@ def _is_dead(path: Path) -> bool:
     return os.path.islink(path) and not os.path.exists(path)
 
 
-def _head(path: Path) -> bytes:
-    with open_regular(path) as stream:
+def _head(base: Path, path: str) -> bytes:
+    with open_regular(base / path) as stream:
         return stream.read(HEAD_BYTES)
 
 

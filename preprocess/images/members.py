@@ -7,7 +7,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, overload
 
@@ -169,6 +169,8 @@ class Members(Sequence[Member]):
     """First arguments of ``kind`` that many have in common: the archive's path."""
     numbers: npt.NDArray[np.int64]
     """(N, 1 + k): the index of the place, then the other k arguments."""
+    forward: bool = False
+    """Whether a member is reached by reading those before it: neighbours best go to one process."""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -179,10 +181,10 @@ class Members(Sequence[Member]):
     def __getitem__(self, index: slice) -> Members: ...
     def __getitem__(self, index: int | slice) -> Member | Members:
         if isinstance(index, slice):
-            return Members(self.kind, self.places, self.numbers[index])
+            return replace(self, numbers=self.numbers[index])
         place, *rest = self.numbers[index].tolist()
         return self.kind(*self.places[place], *rest)
 
     def take(self, rows: npt.ArrayLike) -> Members:
         """Return the members of some rows, in that order."""
-        return Members(self.kind, self.places, self.numbers[np.asarray(rows, np.int64)])
+        return replace(self, numbers=self.numbers[np.asarray(rows, np.int64)])

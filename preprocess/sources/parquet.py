@@ -149,7 +149,7 @@ def table_source(path: Path, choices: Choices) -> Source:
             f"{', '.join(map(one_line, columns.others[:5]))}; --image-column says otherwise"
         )
     places = [(file, columns.image) for file, _ in tables]
-    held = functools.partial(Members, Cell, places)
+    held = functools.partial(Members, Cell, places, forward=True)
     rejected = [("", one) for one in (*unread, *broken)]
     return sample_source(path, cells, held, choices, rejected=rejected, notes=notes)
 

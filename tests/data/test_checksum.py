@@ -102,7 +102,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sample 0 is a JPEG with restart markers, 1 raw, 2 yuv420; all with checksums."""
     path, samples = tmp_path_factory.mktemp("mixed") / "train.beton", []
     for index, mode in enumerate((MODE_JPG, MODE_RAW, MODE_YUV420)):
-        image = encode(smooth_noise(index, 64, 80), mode, quality=90)
+        image = np.frombuffer(encode(smooth_noise(index, 64, 80), mode, quality=90), np.uint8)
         mask = np.random.default_rng(index).integers(0, 256, 512, np.uint8).tobytes()
         samples.append(Sample(f"{index}.jpg", 0, mode, image, 64, 80, mask, False, ""))
     writer = container_writer(path, max_resolution=80, mask_size=64, yuv420=True)

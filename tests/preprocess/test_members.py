@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import struct
 import zipfile
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from harl_fast.files import UnusualFileError
 from preprocess.images import decode
 from preprocess.images.decode import UnusableImageError, decode_image, open_file
-from preprocess.images.members import DEFLATED, FileRange, Members, ZipMember
+from preprocess.images.members import DEFLATED, FileRange, Members, Page, ZipMember
 from preprocess.passthrough import NotTakenError, take_jpeg
+from preprocess.prints import fingerprint
 from preprocess.sources.entries import tar_entries, zip_entries
 from tests.preprocess.packed import write_tar
 from tests.preprocess.support import photo, save
@@ -109,3 +112,23 @@ def test_zip_members_know_their_place_behind_other_data(tmp_path: Path) -> None:
     (entry,) = zip_entries(path)
     assert ZipMember(path, *entry.place).open(1 << 20).read() == PNG
     assert entry.place[-1] == DEFLATED and struct.calcsize("<4s22xHH") == 30
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp", "gif"])
+def test_a_fingerprint_is_of_the_size_and_three_parts_of_the_whole_file(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = save(photo(1, height=90, width=120), tmp_path / f"x.{suffix}")
+    with open(path, "ab") as stream:
+        stream.write(bytes(range(256)) * 40)  # behind the image's end
+    data = path.read_bytes()
+    middle = (len(data) - 4096) // 2
+    text = str(len(data)).encode() + data[:4096] + data[middle : middle + 4096] + data[-4096:]
+    known = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    images = path, Page(path, 0), in_zip(tmp_path / "x.zip", data), in_tar(tmp_path / "x.tar", data)
+    for image in images:
+        assert fingerprint(image) == known
+        assert decode_image(image, side_px=512).source_print == known
+    np.testing.assert_array_equal(
+        decode_image(path, side_px=512).rgb, np.asarray(Image.open(path).convert("RGB"))
+    )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from preprocess.images.arrays import Pixels
-from preprocess.images.decode import decode_image, load_mask, open_image
+from preprocess.images.decode import Frame, decode_image, load_mask, read_mask
 from preprocess.images.png import bare_grey
 from preprocess.images.reading import UNUSABLE, Reading, UnusableImageError
 from tests.preprocess.support import photo
@@ -230,19 +233,55 @@ def test_the_colours_of_a_palette_may_be_transparent(path: Path) -> None:
     assert decode(content, path).ravel().tolist() == [0, 1, 2, 255, 255, 255, *range(6, 12)]
 
 
-@pytest.mark.parametrize("interlaced", [False, True])
-def test_plain_grey_masks_are_those_that_pillow_reads(path: Path, interlaced: bool) -> None:
-    grey = PHOTO[..., 0]
-    if interlaced:
-        parts = [grey[y::down, x::right] for y, x, down, right in (*PASSES, (1, 0, 2, 1))]
-        rows = b"".join(b"\0" + row.tobytes() for part in parts for row in part)
-        path.write_bytes(png(13, 19, zlib.compress(rows), colour=GREY, interlaced=True))
-    else:
-        Image.fromarray(grey).save(path)
-    with open_image(path) as image:
-        pixels = bare_grey(image)
-    np.testing.assert_array_equal(pixels, grey)
-    np.testing.assert_array_equal(np.asarray(load_mask(path)), grey)
+def filtered(pixels: Pixels, kinds: list[int]) -> bytes:
+    """Return the rows of (H, W) uint8, each by a filter: formulas of the PNG standard, section 9.2.
+
+    They are written with whole arrays: those of a decoder, which go pixel by pixel, cannot be.
+    """
+    padded = np.pad(pixels.astype(int), ((1, 0), (1, 0)))
+    x, a, b, c = padded[1:, 1:], padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]
+    distances = np.abs(np.stack([a, b, c]) - (a + b - c))
+    paeth = np.choose(distances.argmin(axis=0), [a, b, c])
+    coded = np.stack([x, x - a, x - b, x - (a + b) // 2, x - paeth]) % 256
+    rows = [bytes([kind, *coded[kind, y]]) for y, kind in enumerate(kinds)]
+    return b"".join(rows)
+
+
+@st.composite
+def greys(draw: st.DrawFn) -> tuple[Pixels, list[int]]:
+    """Return (H, W) uint8, noise or flat areas as masks have, and a filter for each row."""
+    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 20))
+    values = st.sampled_from([0, 1, 255]) if draw(st.booleans()) else st.integers(0, 255)
+    flat = draw(st.lists(values, min_size=height * width, max_size=height * width))
+    kinds = draw(st.lists(st.integers(0, 4), min_size=height, max_size=height))
+    return np.array(flat, np.uint8).reshape(height, width), kinds
+
+
+@settings(deadline=None, max_examples=300)
+@given(greys())
+def test_plain_grey_pngs_of_any_filters_are_those_that_pillow_reads(
+    drawn: tuple[Pixels, list[int]],
+) -> None:
+    pixels, kinds = drawn
+    height, width = pixels.shape
+    content = png(width, height, zlib.compress(filtered(pixels, kinds)), colour=GREY)
+    with Image.open(io.BytesIO(content)) as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+    found = bare_grey(io.BytesIO(content), most=height * width)
+    np.testing.assert_array_equal(found, pixels)
+    assert bare_grey(io.BytesIO(content), most=height * width - 1) is None
+
+
+def test_any_plain_grey_file_is_read_as_a_mask(path: Path) -> None:
+    grey = PHOTO[..., 0] // 200
+    parts = [grey[y::down, x::right] for y, x, down, right in (*PASSES, (1, 0, 2, 1))]
+    rows = b"".join(b"\0" + row.tobytes() for part in parts for row in part)
+    interlaced = png(13, 19, zlib.compress(rows), colour=GREY, interlaced=True)
+    pieces = zlib.compress(filtered(grey, [4] * 19), 0)
+    split = png(13, 19, pieces[50:], (b"IDAT", pieces[:20]), (b"IDAT", pieces[20:50]), colour=GREY)
+    for content in (interlaced, split):
+        path.write_bytes(content)
+        np.testing.assert_array_equal(read_mask(path, Frame(1, (13, 19))), grey != 0)
 
 
 def test_masks_of_which_more_is_stated_are_left_to_pillow(path: Path) -> None:
@@ -256,9 +295,33 @@ def test_masks_of_which_more_is_stated_are_left_to_pillow(path: Path) -> None:
     }
     for kind, content in others.items():
         path.write_bytes(content)
-        with open_image(path) as image:
-            assert bare_grey(image) is None, kind
+        assert bare_grey(io.BytesIO(content), most=10**6) is None, kind
         assert np.asarray(load_mask(path)).shape[0] == 19
-    path.write_bytes(png(13, 19, rows[:-1] + b"\0", colour=GREY))
-    with pytest.raises(UnusableImageError, match="the PNG's pixels"):
-        load_mask(path)
+
+
+DAMAGED = {
+    "a wrong checksum": lambda rows: zlib.compress(rows)[:-1] + b"\0",
+    "few rows": lambda rows: zlib.compress(rows[:-14]),
+    "many rows": lambda rows: zlib.compress(rows + rows[:14]),
+    "a filter that there is not": lambda rows: zlib.compress(b"\5" + rows[1:]),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_plain_grey_masks_are_refused(path: Path, kind: str) -> None:
+    rows = filtered(PHOTO[..., 0], [0, 1, 2, 3, 4] * 3 + [4] * 4)
+    path.write_bytes(png(13, 19, zlib.compress(rows), colour=GREY))
+    read_mask(path, Frame(1, (13, 19)))
+    path.write_bytes(png(13, 19, DAMAGED[kind](rows), colour=GREY))
+    with pytest.raises(UnusableImageError, match=r"the PNG's pixels|broken|unrecognized|OSError"):
+        read_mask(path, Frame(1, (13, 19)))
+
+
+def test_a_plain_grey_mask_with_any_byte_flipped_is_refused_or_the_same(path: Path) -> None:
+    whole_file = png(13, 19, zlib.compress(filtered(PHOTO[..., 0], [4] * 19)), colour=GREY)
+    for place in range(len(whole_file)):
+        flipped = bytearray(whole_file)
+        flipped[place] ^= 0x10
+        path.write_bytes(flipped)
+        with pytest.raises(UnusableImageError):
+            read_mask(path, Frame(1, (13, 19)))
