@@ -38,7 +38,7 @@ class OutputError(HarlError):
 _REMEDIES = {
     errno.ENOSPC: "Free space there",
     errno.EDQUOT: "Free space there: your quota is used up",
-    errno.EFBIG: "A limit (`ulimit -f`) or this file system allows no file of that size",
+    errno.EFBIG: "Raise the limit (`ulimit -f`), or choose a file system for files of that size",
     errno.EROFS: "Choose a place on a disk that can be written to",
     errno.EACCES: "Give this user the rights, or choose another place",
     errno.EPERM: "Give this user the rights, or choose another place",

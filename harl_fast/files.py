@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from harl_fast.errors import OutputError, explain, one_line
+from harl_fast.errors import ConfigError, OutputError, explain, one_line, shown
 
 _CANNOT_SYNC = frozenset(
     {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
@@ -50,6 +50,16 @@ def is_url(text: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
 
 
+def local_path(text: str | Path) -> Path:
+    """Return the path that a text names; ConfigError for a URL, of which a path drops a slash."""
+    if is_url(str(text)):
+        raise ConfigError(
+            f"{shown(str(text))} is a URL, and this program takes files of this machine: copy "
+            f"them, or mount that store as a folder"
+        )
+    return Path(text)
+
+
 def check_output(
     path: Path,
     *,
@@ -57,6 +67,7 @@ def check_output(
     folder: bool = False,
     inputs: Collection[Path] = (),
     of_container: bool = False,
+    suffix: str = "",
 ) -> None:
     """Raise `OutputError` unless a file can be written as ``path``, or into it if ``folder``.
 
@@ -64,7 +75,8 @@ def check_output(
     temporary name that `replacing` will use, and removes all of them again: work that is refused
     for another reason leaves no trace. option: where the user gave the path. inputs: files that it
     must not replace, nor those beside them that are named after them. of_container: the file is to
-    be a container's; others must not take the name of one, whether it is an input or not.
+    be a container's; others must not take the name of one, whether it is an input or not. suffix:
+    of the one kind of file that is written, such as ``.png``.
     """
     for each in (*inputs, *(() if of_container or folder else _containers_beside(path))):
         beside = os.path.dirname(os.path.realpath(path)) == os.path.dirname(os.path.realpath(each))
@@ -75,6 +87,8 @@ def check_output(
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
             what = "not a folder" if folder else "not a regular file"
             raise OutputError(f"{option} {path} is {what}: choose another name")
+        if not path.name.lower().endswith(suffix):
+            raise OutputError(f"{option} {path} would hold a {suffix}: end its name in {suffix}")
         trial = _temporary(path / "trial" if folder else path)
         made = [each for each in (trial.parent, *trial.parent.parents) if not each.exists()]
         trial.parent.mkdir(parents=True, exist_ok=True)
@@ -200,17 +214,29 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class UnusualFileError(OSError):
-    """A pipe, socket, device or folder under a file's name, or a file beyond a limit.
+    """A pipe, socket, device, folder or Git LFS pointer under a file's name, or one beyond a limit.
 
     Of an image inside another file also what does not read as that file states.
     """
 
 
+_POINTER, _POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024
+"""How a pointer of Git LFS begins, and below what size it is by its specification."""
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
 
 
+def pointer_reason(data: bytes) -> str:
+    """Return what to say of a file's bytes if they are a pointer of Git LFS, or ""."""
+    if len(data) >= _POINTER_BYTES or not data.startswith(_POINTER):
+        return ""
+    return (
+        "a pointer of Git LFS, not the file that it stands for: fetch that by `git lfs pull` where "
+        "it was cloned"
+    )
+
+
 def open_regular(path: Path, *, limit: int | None = None) -> io.BufferedReader:
-    """Open a file to read its bytes; `UnusualFileError` unless it is a regular one.
+    """Open a file to read its bytes; `UnusualFileError` unless it is a regular one that is here.
 
     Opening a pipe waits for its writer for ever, and a device need never end. limit: most bytes.
     """
@@ -220,7 +246,11 @@ def open_regular(path: Path, *, limit: int | None = None) -> io.BufferedReader:
         raise UnusualFileError(f"{kind}, not a regular file")
     if limit is not None and status.st_size > limit:
         raise UnusualFileError(f"{status.st_size:,} bytes, more than {limit:,}")
-    return open(path, "rb")
+    stream = open(path, "rb")  # noqa: SIM115  # the caller closes it
+    if status.st_size < _POINTER_BYTES and (reason := pointer_reason(stream.peek())):
+        stream.close()
+        raise UnusualFileError(reason)
+    return stream
 
 
 def without_waiting(path: str, flags: int) -> int:

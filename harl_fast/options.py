@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harl_fast.errors import HarlError, one_line, shown
-from harl_fast.files import is_url
+from harl_fast.files import local_path
 
 Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.register("type", Path, _local_path)
+        self.register("type", Path, checked(local_path))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the values and the unknown words, as argparse does; it names these by itself."""
@@ -62,15 +62,6 @@ class Parser(argparse.ArgumentParser):
                 text += f"; unrecognized arguments: {' '.join(map(one_line, unknown))}"
             self.error(text)
         return super().parse_known_args(args, namespace)
-
-
-def _local_path(text: str) -> Path:
-    if is_url(text):
-        raise argparse.ArgumentTypeError(
-            f"{shown(text)} is a URL, and this program takes files of this machine: copy them, or "
-            f"mount that store as a folder"
-        )
-    return Path(text)
 
 
 def to_int(text: str) -> int:

@@ -22,7 +22,7 @@ import yaml
 from hjson.decoder import make_scanner
 
 from harl_fast.errors import ConfigError, HarlError, one_line, shown
-from harl_fast.files import without_waiting
+from harl_fast.files import pointer_reason, without_waiting
 
 MOST_BYTES = 1 << 16
 """Largest configuration file; the shipped ones have 1 to 2 kB."""
@@ -190,6 +190,8 @@ def read_text(
         raise error(f"{path} cannot be read: {problem.strerror or problem}") from problem
     except ValueError as problem:  # a NUL in the name
         raise error(f"{path} cannot be a file's name: {problem}") from problem
+    if reason := pointer_reason(data):
+        raise error(f"{path} is {reason}")
     if len(data) > most_bytes:
         raise error(f"{path} has more than {most_bytes:,} bytes, which such a file never needs")
     try:

@@ -173,7 +173,7 @@ def _add_number(
 
 
 with head(__name__, parse):
-    from harl_fast.data.container.manifest import Manifest
+    from harl_fast.data.container.manifest import Manifest, find_container, read_manifest
     from harl_fast.jit import require_compiler
     from preprocess.adding import Base
     from preprocess.advice import advise
@@ -218,6 +218,8 @@ def main(argv: list[str] | None = None) -> int:
             if not source.splits:
                 print(f"nothing to add: all images are in {one_line(str(args.out))} already")
                 return 0
+        elif told := _replaced(args.out, source):
+            print(one_line(f"note: {told}"), flush=True)
         split = next(iter(source.splits.values()))
         reading = settle(settings.reading, len(split.names), split.image)
         settings = replace(settings, reading=reading)
@@ -235,6 +237,20 @@ def main(argv: list[str] | None = None) -> int:
         if base is None:
             _advise(source, settings, manifests[0])
     return 0
+
+
+def _replaced(out: Path | str, source: Source) -> str:
+    """Return what to say of containers of another source that will be replaced, or ""."""
+    try:
+        old = read_manifest(find_container(Path(out), "train"))
+    except (DataError, OSError):  # none are there, or none that can be used
+        return ""
+    if isinstance(out, str) or old.source == source.name:
+        return ""
+    return (
+        f"the containers of {old.source} in {out} ({old.count:,} images in train) are replaced at "
+        f"the end: interrupt this and give another --out to keep them"
+    )
 
 
 def _advise(source: Source, settings: Settings, manifest: Manifest) -> None:

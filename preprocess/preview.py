@@ -156,7 +156,7 @@ def fitting(beton: Path) -> list[str]:
 
 
 def _check_output(out: Path, source: Path) -> None:
-    check_output(out, option="--out", inputs=[source])
+    check_output(out, option="--out", inputs=[source], suffix=".png")
     check_apart(out, option="--out")
 
 

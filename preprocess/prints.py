@@ -46,7 +46,11 @@ def read_prints(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64]:
     if not path.exists():
         return np.full(manifest.count, NONE, np.uint64)
     remedy = "Copy it again, or delete it: names alone then tell which images are there"
-    if manifest.prints_sha256 not in ("", sha256_file(path)):
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}. {remedy}") from error
+    if manifest.prints_sha256 not in ("", digest):
         raise DataError(
             f"{path} was changed after it was written, or is of another container. {remedy}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 
 import pytest
@@ -48,3 +49,8 @@ def test_deep_values_are_shown() -> None:
     for _ in range(10_000):
         value = [value]
     assert len(shown(value)) <= 80
+
+
+def test_a_limit_on_the_size_of_files_is_named_with_what_to_do() -> None:
+    told = explain(OSError(errno.EFBIG, os.strerror(errno.EFBIG), "x.beton"))
+    assert told.startswith("x.beton: File too large. Raise the limit (`ulimit -f`), or ")

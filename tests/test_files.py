@@ -13,9 +13,17 @@ import pytest
 
 from harl_fast import files
 from harl_fast.errors import OutputError
-from harl_fast.files import Progress, check_output, replacing, write_text
+from harl_fast.files import (
+    Progress,
+    UnusualFileError,
+    check_output,
+    open_regular,
+    replacing,
+    write_text,
+)
 
 REAL_FSYNC = os.fsync
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
 Kind = Callable[[int], bool]
@@ -170,3 +178,21 @@ def test_a_line_tells_count_rate_and_remaining_time(
         progress.advance(done)
     assert stream.getvalue().startswith(line)
     assert stream.getvalue().splitlines()[-1].endswith(f"in 20s, {line.split(', ')[1]}")
+
+
+def test_a_pointer_of_git_lfs_is_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(POINTER)
+    with pytest.raises(UnusualFileError, match=r"a pointer of Git LFS, .*git lfs pull"):
+        open_regular(path)
+    for sound in (b"", POINTER[:30], POINTER + bytes(2000), b"\xff\xd8" + POINTER):
+        path.write_bytes(sound)
+        with open_regular(path) as stream:
+            assert stream.read() == sound
+
+
+@pytest.mark.parametrize("name", ["x.tif", "x", "png", "x.png.jpg"])
+def test_a_picture_under_the_name_of_another_kind_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=f"{name} would hold a .png: end its name in .png"):
+        check_output(tmp_path / name, option="--out", suffix=".png")
+    check_output(tmp_path / "X.PNG", option="--out", suffix=".png")

@@ -167,3 +167,10 @@ def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(b"\xef\xbb\xbfa: 1\n")
     assert read_yaml(path) == {"a": 1}
+
+
+def test_a_pointer_of_git_lfs_is_told_from_a_text_of_another_form(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ConfigError, match=r"train\.json is a pointer of Git LFS, .*git lfs pull"):
+        read_json(path)

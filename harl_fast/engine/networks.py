@@ -23,7 +23,7 @@ from harl_fast.engine.checkpoint.format import (
     open_checkpoint,
 )
 from harl_fast.errors import CheckpointError, ConfigError
-from harl_fast.files import to_stderr
+from harl_fast.files import local_path, to_stderr
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.folder import WEIGHTS, is_folder, load_native, read_folder
@@ -43,6 +43,15 @@ def build_model(config: RunConfig) -> HARL:
         encoder = random_encoder(config, seed=config.seed).train()
         roles = [view.role for view in config.data.views]
         return HARL(config.model, config.loss, backbone=encoder, roles=roles)
+
+
+def tensor_shapes(config: RunConfig) -> dict[str, torch.Size]:
+    """Return the shapes of the method's tensors by name; nothing is allocated."""
+    # Neither changes a shape, and some of the first cannot be built without CUDA.
+    model = config.model.model_copy(update={"sync_bn": "none", "compile": False})
+    with torch.device("meta"):
+        harl = HARL(model, config.loss, roles=[view.role for view in config.data.views])
+    return {name: tensor.shape for name, tensor in harl.state_dict().items()}
 
 
 def compile_networks(harl: HARL, *, sizes: int) -> None:
@@ -87,7 +96,7 @@ def open_to_use(path: Path | str) -> Checkpoint:
 
     path: as for `load_encoder`. Raises CheckpointError.
     """
-    checkpoint = open_checkpoint(Path(path), verify=True)
+    checkpoint = open_checkpoint(local_path(path), verify=True)
     for note in checkpoint.notes:
         to_stderr(note)
     return checkpoint
@@ -168,7 +177,7 @@ class Pretrained:
 
 
 def load_pretrained(
-    ckpt: Path,
+    ckpt: Path | str,
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -181,7 +190,7 @@ def load_pretrained(
     size_px: in place of what it says itself; files of others say nothing, so that ImageNet's are
     the defaults. Raises HarlError unless all of the backbone is there and finite.
     """
-    ckpt = Path(ckpt)
+    ckpt = local_path(ckpt)
     refuse_other_frameworks(ckpt)
     if is_folder(ckpt) or (ckpt.name == WEIGHTS and is_folder(ckpt.parent)):
         loaded = _of_folder(ckpt if ckpt.is_dir() else ckpt.parent)

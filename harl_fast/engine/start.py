@@ -11,10 +11,12 @@ from harl_fast.data.views.augment import check_augmentations
 from harl_fast.engine.checkpoint.format import Checkpoint, is_before_the_first
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.initial import EncoderFile, open_initial
+from harl_fast.engine.networks import tensor_shapes
 from harl_fast.engine.resume import (
     Changes,
     allowed_changes,
     change_text,
+    changed,
     check_unsaved,
     first_engine,
     open_latest,
@@ -24,12 +26,15 @@ from harl_fast.engine.resume import (
 from harl_fast.engine.runfolder import run_config
 from harl_fast.engine.session import Beginning
 from harl_fast.engine.views import sizes_in
-from harl_fast.errors import CheckpointError
+from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.model.backbones import feature_size
 from harl_fast.model.loss import term_weights
 from harl_fast.provenance import new_run_id, read_provenance
 from harl_fast.runfiles import RunFolder
 from harl_fast.schedules import weight_schedule
+
+_OF_NETWORK = ("model.", "loss.level", "data.views")
+"""Keys that the network's tensors are a function of."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, request: StartRequ
             f"{folder.path} holds a fine-tuning: continue it with launch/finetune.py --resume"
         )
     config = _asked_config(folder, request, record=record.config)
+    _refuse_another_network(record.config, config, where=str(checkpoint.path))
     pairs = (record.config, recorded_engine(checkpoint)), (config, engine_config)
     changes = _allowed_changes(request, *pairs, where=str(checkpoint.path))
     if changes:
@@ -167,6 +173,18 @@ def _continue(folder: RunFolder, engine_config: EngineConfig, request: StartRequ
         changes=changes,
         notes=notes,
     )
+
+
+def _refuse_another_network(before: RunConfig, now: RunConfig, *, where: str) -> None:
+    """Raise ConfigError where a checkpoint's tensors do not fit, whatever the user allows."""
+    differs = changed(before.model_dump(), now.model_dump())
+    found = {key: differs[key] for key in differs if key.startswith(_OF_NETWORK)}
+    if found and tensor_shapes(before) != tensor_shapes(now):
+        raise ConfigError(
+            f"{where}: its tensors are of another network: {change_text(found)}. No --allow-change "
+            f"makes them fit. Leave the options that ask for it out, and undo changes of "
+            f"config.yaml; or start a new run in another folder"
+        )
 
 
 def _allowed_changes(

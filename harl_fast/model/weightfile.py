@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from harl_fast.errors import CheckpointError, shown
-from harl_fast.files import open_regular
+from harl_fast.files import UnusualFileError, open_regular
 from harl_fast.tensorfile import open_tensors
 
 TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
@@ -83,6 +83,8 @@ def _read_torch(path: Path) -> object:
             return torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: give {GIVEN}") from error
+    except UnusualFileError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     except _BROKEN as error:
         reason = " ".join(str(error).split())
         if kind := _REFUSED.search(reason):

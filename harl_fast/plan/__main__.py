@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.picture:
         check_extra()
-        check_output(args.picture, option="--picture")
+        check_output(args.picture, option="--picture", suffix=".png")
     if args.published:
         print(published())
         return 0

@@ -39,7 +39,7 @@ def load(weights: Path | str, *, arch: str | None = None, endpoints: bool = Fals
 
     weights: as for `load_pretrained`. arch: CheckpointError for another one.
     """
-    pretrained = load_pretrained(Path(weights))
+    pretrained = load_pretrained(weights)
     if arch not in (None, pretrained.model.arch):
         raise CheckpointError(
             f"{weights} holds {pretrained.model.arch}, not {arch}: load it by harl_encoder, or by "

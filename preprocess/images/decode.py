@@ -302,6 +302,10 @@ def read_mask(path: Path, frame: Frame) -> Mask:
     pixels = _bare_mask(path)
     if pixels is None:
         image = load_mask(path)
+        if image.format in ("JPEG", "MPO"):
+            raise UnusableImageError(
+                "a JPEG, whose background is not quite 0: save the mask as PNG"
+            )
         if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
             image.format == "TIFF" and deep_grey(image) is not None
         ):

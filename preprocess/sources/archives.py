@@ -25,7 +25,7 @@ from preprocess.images.listing import HEAD_BYTES, Listing, has_image_suffix, is_
 from preprocess.images.members import FileRange, Members, ZipMember
 from preprocess.sources.base import Choices, Source
 from preprocess.sources.entries import BrokenArchiveError, Entry, tar_entries, zip_entries
-from preprocess.sources.layout import HELD_OUT, arranged
+from preprocess.sources.layout import HELD_OUT, OUTSIDE, arranged
 from preprocess.sources.tarshards import is_tree
 
 _PACKED: dict[str, Callable[[Any], Any]] = {
@@ -116,7 +116,7 @@ def _listing(found: list[Entry], members: Iterable[tuple[str, Any]]) -> Listing:
         entry.name.partition("/")[0]
         for entry in found
         if "/" in entry.name or not (entry.place or entry.reason)
-    }
+    } - set(OUTSIDE)
     heads = ((name, functools.partial(one.head, HEAD_BYTES)) for name, one in members)
     listing = list_names(heads, folders)
     listing.strange |= {entry.name: entry.reason for entry in found if entry.reason}

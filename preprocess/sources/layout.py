@@ -18,6 +18,8 @@ WITHOUT_LABELS = "--source images reads all images without labels"
 ONE_FORM = "Give both the composed form, say by `convmv -f utf8 -t utf8 --nfc -r --notest FOLDER`"
 _PACKED = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".parquet")
 """How files are named that are sources of their own."""
+OUTSIDE = ("", "..")
+"""First parts of names in an archive that lead out of it: no folders of its own."""
 _SHOWN = 5
 """Folders that are named in full."""
 
@@ -37,7 +39,11 @@ def arranged(name: str, shown: str, listing: Listing, choices: Choices) -> Sourc
     if tops.held_out:
         parts["val"] = (tops.held_out, listing.below(tops.held_out))
     source = class_source(name, shown, parts, choices)
-    loose = sorted(path for path in (*listing.images, *listing.strange) if "/" not in path)
+    loose = sorted(
+        path
+        for path in (*listing.images, *listing.strange)
+        if "/" not in path or path.partition("/")[0] in OUTSIDE
+    )
     return with_unread(source, tops, [name for name in loose if name not in listing.folders])
 
 

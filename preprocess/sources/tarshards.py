@@ -180,6 +180,7 @@ def shard_source(path: Path, choices: Choices) -> Source:
         others = ", ".join(one_line(name) for name, _ in found.others.most_common(5))
         raise DataError(
             f"{path} holds no image ({' or '.join(IMAGES)}){f', only {others}' if others else ''}"
+            + "".join(f"; {one_line(one.name)}: {one.reason}" for _, one in found.rejected[:1])
         )
     if found.others:
         listed = ", ".join(f"{one_line(n)} {c:,}" for n, c in found.others.most_common(5))

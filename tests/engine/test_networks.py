@@ -16,13 +16,14 @@ from harl_fast.engine.initial import EncoderFile, open_initial
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import load_encoder, load_pretrained
 from harl_fast.engine.views import view_geometry
-from harl_fast.errors import CheckpointError, OutputError
+from harl_fast.errors import CheckpointError, ConfigError, OutputError
 from harl_fast.runfiles import check_apart
 from harl_fast.tools.export import export_encoder
 from tests.engine.runs import ask, start
 from tests.engine.saved import checkpoint
 from tests.engine.support import advance, stepper, tiny_file, weights
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 RESNET18 = ModelConfig(arch="resnet18")
 
 
@@ -192,3 +193,23 @@ def test_a_file_of_another_kind_is_no_folder_without_a_checkpoint(tmp_path: Path
 def test_weights_that_are_not_there_are_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{name} does not exist: give a run"):
         load_pretrained(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["https://example.org/x.pth", "s3://bucket/run"])
+def test_weights_behind_a_url_are_told_from_missing_ones(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}' is a URL, .* copy them"):
+        load_pretrained(name)
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_a_pointer_in_place_of_weights_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read.* pointer of Git LFS"):
+        load_pretrained(tmp_path / name)
+
+
+def test_a_pointer_in_place_of_a_checkpoints_tensors_is_named(folder: Path) -> None:
+    path = max((folder / "checkpoints").glob("*.safetensors"))
+    path.write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=r"a pointer of Git LFS, .*git lfs pull"):
+        load_pretrained(folder)

@@ -326,3 +326,20 @@ def test_more_epochs_extend_a_finished_run_and_the_schedules_rule_is_told(
     # At its new end it can be extended again, but not be cut unless that is allowed.
     with pytest.raises(ConfigError, match="epochs 4 -> 3"):
         start(folder, machine, asked=ask(overrides=["epochs=3"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.predictor_hidden=24", "model.predictor_hidden"),
+        ("model.projector_layers=3", "model.projector_layers 2 -> 3"),
+        ("loss.level=3", "loss.level 4 -> 3"),
+    ],
+)
+def test_what_no_checkpoint_fits_is_not_offered_to_be_allowed(
+    folder: Path, machine: Machine, override: str, told: str
+) -> None:
+    for allowed in ([], [override.partition("=")[0]], ["model", "loss"]):
+        with pytest.raises(ConfigError, match=r"of another network: .*No --allow-change") as no:
+            start(folder, machine, asked=ask(overrides=[override], allow_change=allowed))
+        assert told in str(no.value) and LAST in str(no.value)

@@ -195,6 +195,11 @@ def test_sets_without_fingerprints_go_by_names_and_say_so(
     write_manifest(beton, dataclasses.replace(read_manifest(beton), prints_sha256=""))
     with pytest.raises(DataError, match=r"val\.prints\.npy is of another container: .*delete it"):
         run(out, "--add", str(data))
+    (out / "val.prints.npy").unlink()
+    (out / "val.prints.npy").mkdir()
+    with pytest.raises(DataError, match=r"val\.prints\.npy cannot be read: a folder.*delete it"):
+        run(out, "--add", str(data))
+    (out / "val.prints.npy").rmdir()
     (out / "val.prints.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(DataError, match=r"val\.prints\.npy holds no fingerprints .*delete it"):
         run(out, "--add", str(data))

@@ -88,6 +88,9 @@ def test_names_that_lead_out_are_no_images(kind: str, tmp_path: Path) -> None:
     source = read(path)
     names = [name for split in source.splits.values() for name in split.names]
     assert sorted(names) == sorted(TREE)
+    train = source.splits["train"]
+    assert {"../train/a/9.jpg", "/train/a/9.jpg", "../a/9.jpg"} == {r.name for r in train.rejected}
+    assert "not read, being beside train/ and val/: 3 files in no folder" in "\n".join(source.notes)
 
 
 def test_an_archive_behind_another_in_one_file_is_refused(tmp_path: Path) -> None:

@@ -237,6 +237,19 @@ def test_a_failed_run_leaves_the_old_containers(tmp_path: Path) -> None:
     check_container(target / "train.beton", before)
 
 
+def test_that_another_set_is_replaced_is_said_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = image_folder(tmp_path / "first"), image_folder(tmp_path / "second")
+    write(first, tmp_path / "out")
+    write(first, tmp_path / "out", "--max-resolution", "40")
+    assert "are replaced" not in capsys.readouterr().out
+    write(second, tmp_path / "out")
+    told, _, after = capsys.readouterr().out.partition("images in train) are replaced at the end")
+    assert f"the containers of first in {tmp_path / 'out'} (" in told
+    assert "give another --out to keep them" in after and "second" not in told.splitlines()[-1]
+
+
 def test_names_that_are_no_text_reach_the_reports_escaped(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "set")
     (data / "train" / "class0" / "bad\udcff.jpg").touch()

@@ -153,6 +153,7 @@ def test_a_member_without_partner_is_said(tmp_path: Path) -> None:
         ({"a.jpg": b"1", "a.json": b'{"label": 0.5}'}, r"0.5 is neither a text nor a whole number"),
         ({"a.jpg": b"1", "a.cls": b"1" * (2 << 20)}, r"2,097,152 bytes, more than 1,048,576"),
         ({"a.txt": b"1"}, r"x.tar holds no image \(jpg or .*\)"),
+        ({"a.b.jpg": b"1", "a.b.cls": b"1"}, r"holds no image .*; a: .*ends at its first dot"),
         ({"a.jpg": b"1", "a.cls": b"1"}, r"only one label \(1\)"),
     ],
 )

@@ -224,7 +224,8 @@ def _wrong_head(header: np.void, fields: npt.NDArray[np.void], manifest: Manifes
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be read ({error.strerror or error}). Check its rights")
+    remedy = ". Check its rights" if error.errno else ""
+    return DataError(f"{path} cannot be read ({error.strerror or error}){remedy}")
 
 
 def _field_names(fields: npt.NDArray[np.void]) -> tuple[str, ...]:

@@ -275,10 +275,10 @@ def open_checkpoint(path: Path, *, verify: bool = False) -> Checkpoint:
     digest = ""
     try:
         size = file.stat().st_size
-        if verify and size == record.tensors_bytes and record.tensors_sha256:
+        if verify and record.tensors_sha256:
             digest = sha256_file(file)
     except OSError as error:
-        raise CheckpointError(f"{file}: {error.strerror}. {alternative(file)}") from error
+        raise CheckpointError(f"{file}: {error.strerror or error}. {alternative(file)}") from error
     if size != record.tensors_bytes:
         raise CheckpointError(
             f"{file} has {size:,} bytes, its record says {record.tensors_bytes:,}: it was cut "
