@@ -21,7 +21,7 @@ from harl_fast.data.views.batch import decode_batch
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(jit.__file__).parent
 FILES = sorted(path for name in ("harl_fast", "preprocess") for path in (ROOT / name).rglob("*.py"))
-NOT_COMPILED = {"config.py", "errors.py", "jit.py"}
+NOT_COMPILED = {"config.py", "errors.py", "jit.py", "options.py"}
 """Imported by the files below, but nothing of theirs is called or read by compiled code."""
 KERNEL = """
 from harl_fast.jit import njit
