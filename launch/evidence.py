@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         def report() -> None:
             write_page(args.page, plan, evidence.finished(plan.trials), quick=args.quick)
 
-        check_masks(todo)
+        done = evidence.finished(todo)
+        check_masks([trial for trial in todo if trial not in done])
         report()
         run_all(evidence, todo, after=report)
     print(one_line(f"results: {args.out / 'results'}; what was found: {args.page}"))
