@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from harl_fast.errors import ConfigError
 from harl_fast.eval.features import FeatureSet
+from harl_fast.eval.matmul import matmul
 from harl_fast.eval.metrics import Metrics, Predictions, accuracies, predictions
 from harl_fast.eval.options import NEIGHBOURS, TEMPERATURE
 from harl_fast.eval.ranks import ALONE, Ranks
@@ -131,7 +132,7 @@ def _nearest(
     for start in range(0, bank.shape[0], width):
         block = functional.normalize(bank[start : start + width].to(device), dim=1)
         for number, part in enumerate(parts):
-            similarity = _products(part.to(device), block)
+            similarity = matmul(part.to(device), block.T)
             if start == 0:
                 near, columns = similarity.topk(min(k, len(block)), dim=1, sorted=False)
             else:
@@ -141,17 +142,6 @@ def _nearest(
             index[number] = torch.cat([index[number], columns + start], 1).gather(1, order)
     found, order = torch.cat(values).sort(dim=1, descending=True)
     return found, torch.cat(index).gather(1, order)
-
-
-def _products(queries: Tensor, block: Tensor) -> Tensor:
-    """Return the dot products (M, N), float32, of queries (M, D) with the rows of a block (N, D).
-
-    On a CPU by oneDNN: MKL, which `@` calls, takes twice as long on AMD's.
-    """
-    if queries.is_cpu and torch.backends.mkldnn.is_available():
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(queries, block, None, "none", [], "")
-        return product
-    return queries @ block.T
 
 
 def _above(values: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
