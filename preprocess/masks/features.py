@@ -53,10 +53,11 @@ def open_features(
         found: list[Map] = []
         with one_thread():
             for start in range(0, len(images), BATCH):
-                squares = np.stack([square(rgb, size) for rgb in images[start : start + BATCH]])
+                some = images[start : start + BATCH]
+                squares = np.stack([square(rgb, size) for rgb in some])
                 cells = cell_features(encoder, squares, level=level)
                 beliefs = [belief(each, clusters=clusters) for each in cells]
-                found += map(outlined_belief, squares, beliefs)
+                found += map(outlined_belief, some, beliefs)
         return found
 
     return maps

@@ -189,7 +189,7 @@ def test_make_masks_makes_them_in_workers_and_keeps_them_for_their_weights(
     expected, stand_in = find_mask(pixels, f"{{features: {{run: {run}, size: 64}}}}")
     assert made.record.stand_in == stand_in
     assert (made.mask == expected).mean() > 0.999
-    assert made_by(run) == 0 and "8 there before" in capfd.readouterr().out
+    assert made_by(run) == 0 and "train: 6 masks, 6 there before" in capfd.readouterr().out
     with pytest.raises(DataError, match=r"holds other masks: its method"):
         made_by(saved(tmp_path / "other/first", bn1__bias=0.5))
 
