@@ -58,7 +58,8 @@ def ordered_map(
 
     See `Team`. Close the generator (`contextlib.closing`) to end the workers early.
     """
-    with Team(work, workers=workers, describe=describe, run=run) as team:
+    team: Team[TaskT, ResultT] = Team(work, workers=workers, describe=describe, run=run)
+    with team:
         yield from team.map(tasks)
 
 
@@ -88,6 +89,8 @@ class Team(Generic[TaskT, ResultT]):
         self._tasks: Iterator[tuple[int, TaskT]] = iter(())
         self._finished: dict[int, tuple[_Worker[TaskT], TaskT, ResultT]] = {}
         self._untold: deque[tuple[_Worker[TaskT], TaskT]] = deque()
+        self._ahead = self._telling = 0
+        """Tasks whose result the consumer has not got, and second steps that are not done."""
 
     def __enter__(self) -> Team[TaskT, ResultT]:
         # The workers are the parallelism; inside one, a second thread would only wait for its core.
@@ -126,6 +129,7 @@ class Team(Generic[TaskT, ResultT]):
         while True:
             while shown in self._finished:
                 worker, task, result = self._finished.pop(shown)
+                self._ahead -= 1
                 if self._then is not None:
                     self._untold.append((worker, task))
                 yield result
@@ -137,11 +141,12 @@ class Team(Generic[TaskT, ResultT]):
         """Have the second step done of the first result that waits for it, where it was made."""
         worker, task = self._untold.popleft()
         worker.orders.append((None, task))
+        self._telling += 1
         self._send(worker, [(False, word)])
 
     def settle(self) -> None:
         """Wait until all second steps are done."""
-        while any(number is None for worker in self._team for number, _ in worker.orders):
+        while self._telling:
             self._advance()
         self._supply()
 
@@ -165,14 +170,14 @@ class Team(Generic[TaskT, ResultT]):
 
     def _give(self, worker: _Worker[TaskT]) -> bool:
         """Give a worker its next tasks; return whether it is still needed."""
-        given = sum(number is not None for each in self._serving for number, _ in each.orders)
-        if len(self._finished) + given >= TASKS_AHEAD * len(self._team):
+        if self._ahead >= TASKS_AHEAD * len(self._team):
             return True
         taken = list(itertools.islice(self._tasks, self._run))
         if not taken:
             waiting = self._then is not None and (self._finished or self._untold)
             return bool(worker.orders or waiting)
         worker.orders.extend(taken)
+        self._ahead += len(taken)
         self._send(worker, [(True, task) for _, task in taken])
         return True
 
@@ -193,7 +198,9 @@ class Team(Generic[TaskT, ResultT]):
         if problem is not None:
             first, *trace = problem.split("\n")
             raise DataError(f"a worker failed on {self._describe(task)}. {first}", *trace)
-        if number is not None:
+        if number is None:
+            self._telling -= 1
+        else:
             self._finished[number] = worker, task, result
 
 

@@ -25,7 +25,7 @@ from ffcv.fields import IntField, RGBImageField
 from ffcv.types import ALLOC_TABLE_TYPE
 from ffcv.writer import DatasetWriter, handle_sample
 
-from harl_fast.data.container.fields import BitMaskField, Bits, StoredImageField, StoredMask
+from harl_fast.data.container.fields import BitMaskField, StoredImageField, StoredMask
 from harl_fast.data.container.manifest import FIELDS
 from harl_fast.files import naming
 from preprocess.convert import Parts, Sample
@@ -88,7 +88,8 @@ class _Layout(allocator.MemoryAllocator):  # type: ignore[misc]  # ffcv is untyp
         with _plain_memory():
             super().__init__(*arguments)
         self.page_data = np.empty(0, np.uint8)
-        self._unwritten = np.empty(self.page_size, np.uint8)  # takes no memory
+        self._unwritten = np.empty(self.page_size, np.uint8)  # takes as much as is written to
+        self.places: list[int] = []
 
     def malloc(self, size: int) -> tuple[int, npt.NDArray[np.uint8]]:
         """Return the place of so many bytes in the file, and where a field may leave them."""
@@ -166,18 +167,19 @@ had no room left for the mask, then of its mask."""
 def write_parts(parts: Sequence[Parts], places: Places) -> None:
     """Write samples' bytes to their places in a container; an `OSError` names it."""
     path, of_samples = places
-    runs = list[tuple[int, list[Bits]]]()
-    end = -1
+    runs, end = list[tuple[int, list[memoryview]]](), -1
     for (image, mask), own in zip(parts, of_samples, strict=True):
-        for place, data in zip(own, [*[image] * (len(own) - 1), mask], strict=True):
+        data = [image.data] * (len(own) - 1) + [memoryview(mask)]
+        for place, piece in zip(own, data, strict=True):
             if place != end:
                 runs.append((place, []))
-            runs[-1][1].append(data)
-            end = place + len(data)
+            runs[-1][1].append(piece)
+            end = place + len(piece)
     with naming(Path(path)):
         file = os.open(path, os.O_WRONLY)
         try:
             for place, pieces in runs:
+                # A full disk may cut a write short without an error.
                 if os.pwritev(file, pieces, place) != sum(map(len, pieces)):
                     raise OSError(errno.ENOSPC, "a page was written in part", path)
         finally:
