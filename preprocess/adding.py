@@ -187,7 +187,17 @@ class Base:
                 f"({one_line(split.names[named[0]])}, ...), since what {self.out} was made of was "
                 f"not recorded then: images of another folder named {source.name} would be lost"
             )
-        return [int(row) for row in np.flatnonzero(~there)]
+        fresh = np.flatnonzero(~there)
+        own = np.fromiter((each for _, each in _prints(split, fresh)), np.uint64)
+        twins = fresh[np.isin(own, known.prints) & (own != NONE)]
+        if twins.size:
+            print(
+                f"WARNING: {twins.size:,} of {fresh.size:,} images that are added to {name} are "
+                f"there already under other names ({one_line(split.names[twins[0]])}, ...), as "
+                f"when folders were renamed: each will be two samples. Interrupt this, and convert "
+                f"everything anew as it lies now, to have them once"
+            )
+        return [int(row) for row in fresh]
 
 
 @dataclass(frozen=True)
@@ -229,13 +239,15 @@ def _names(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64]:
 
 def _changed(split: Split, rows: npt.NDArray[np.intp], prints: npt.NDArray[np.uint64]) -> list[int]:
     """Return which of some images have other fingerprints than those given for all."""
-    found = list[int]()
+    return [row for row, own in _prints(split, rows) if own not in (NONE, int(prints[row]))]
+
+
+def _prints(split: Split, rows: npt.NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+    """Yield some rows, each with its image's fingerprint."""
     with Progress(len(rows), label="comparing with images there", least_s=2.0) as progress:
         for row in rows.tolist():
-            if fingerprint(split.image(row)) not in (NONE, int(prints[row])):
-                found.append(row)
+            yield row, fingerprint(split.image(row))
             progress.advance()
-    return found
 
 
 def _refuse(
@@ -246,7 +258,8 @@ def _refuse(
         raise DataError(
             f"{len(rows):,} {name} images of {source.name} have names that images of {out} have "
             f"already ({one_line(split.names[rows[0]])}, ...), {why}: put them into a folder of "
-            f"their own inside each class, such as train/CLASS/{source.name}/"
+            f"their own inside each class, such as train/CLASS/{source.name}/; in shards and "
+            f"tables give each key or path such a folder"
         )
 
 

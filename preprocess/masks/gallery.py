@@ -192,7 +192,7 @@ def _truth(folder: Path | None, name: str) -> Mask | None:
     for path in (stem.with_name(stem.name + suffix) for suffix in sorted(SUFFIXES)):
         if path.is_file():
             try:
-                image = load_mask(path)
+                image = load_mask(path, lossy=True)
             except UnusableImageError as error:
                 raise DataError(f"the true mask {path} cannot be read: {error}") from error
             values = np.asarray(image if image.mode == "P" else image.convert("L"))

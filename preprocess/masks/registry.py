@@ -42,6 +42,9 @@ INPUT_PX = 512
 """Masks are made from the stored image (upright, shrunk to max_resolution), shrunk to this longest
 side: it bounds the memory of a chunk, and no method looks at more."""
 
+USERS_ERRORS = (Exception, SystemExit)
+"""What a function of the user's own may raise: one that ends its program must not end this one,
+with an exit code of its choice."""
 RENAMED = {"cache": "png"}
 """What methods of older versions are called now."""
 NONE, UNKNOWN, EXTERNAL = "none", "unknown", "external"
@@ -183,8 +186,7 @@ def _imported(name: str) -> MaskMethod:
         if isinstance(found, MaskMethod):
             return found
         return of_one_image(found, about=name, supervision=UNKNOWN)
-    # A module of the user's own can raise anything while it is imported.
-    except Exception as error:
+    except USERS_ERRORS as error:
         raise ConfigError(
             f"mask method {shown(name)} cannot be imported ({type(error).__name__}: {error}); it "
             f"leads to no function of a module that Python finds, or that module fails"
@@ -243,7 +245,7 @@ def try_method(spec: MethodSpec) -> None:
         check_maps(maps([ramp]), count=1)
     except HarlError:
         raise
-    except Exception as error:
+    except USERS_ERRORS as error:
         # Whatever a network's library raises here it would raise on every image.
         raise DataError(
             f"mask method {spec} fails on a plain picture ({type(error).__name__}: {error}); "

@@ -19,6 +19,7 @@ from preprocess.masks.maskfile import find_made
 from preprocess.masks.registry import (
     CHUNK,
     INPUT_PX,
+    USERS_ERRORS,
     check_maps,
     find_method,
     open_method,
@@ -196,7 +197,7 @@ def _tried(spec: MethodSpec, images: list[Pixels]) -> list[Map | str]:
     try:
         softs = maps(images)
         check_maps(softs, count=len(images))
-    except Exception as error:  # noqa: BLE001  # one image must not end a run; reports list it
+    except USERS_ERRORS as error:  # one image must not end a run; reports list it
         if len(images) > 1:
             return [answer for image in images for answer in _tried(spec, [image])]
         return [f"{spec.name}: {type(error).__name__}: {error}"]

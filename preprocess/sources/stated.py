@@ -66,11 +66,13 @@ def _check_all_or_none(source: str, rows: Sequence[Row], column: str) -> None:
         )
 
 
-def stated_classes(source: str, rows: Sequence[Row], *, least: int) -> tuple[list[str], list[int]]:
+def stated_classes(
+    source: str, rows: Sequence[Row], *, least: int, without: str
+) -> tuple[list[str], list[int]]:
     """Return the labels that occur, numbers in their order, and each row's index into them.
 
     Without labels there are no classes, and the indices are `UNLABELLED`. Raises `DataError` for
-    labels that cannot be used, or fewer than ``least``.
+    labels that cannot be used, or fewer than ``least``; ``without`` tells how to do without them.
     """
     _check_all_or_none(source, rows, "label")
     names = sorted({row.label for row in rows} - {""})
@@ -79,7 +81,7 @@ def stated_classes(source: str, rows: Sequence[Row], *, least: int) -> tuple[lis
     if 0 < len(names) < least:
         raise DataError(
             f"{source} has only one label ({one_line(names[0])}); evaluation needs at least two. "
-            f"Leave the column out to read the images without labels"
+            f"{without}"
         )
     for name in names:
         if one_line(name) != name:

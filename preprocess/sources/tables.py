@@ -112,7 +112,8 @@ def list_source(path: Path, choices: Choices) -> Source:
     _check_files(path, rows, files, masks)
     inside = all(file.startswith(f"{base}{os.sep}") for file in files)
     root = base if inside else os.path.commonpath([os.path.dirname(file) for file in files])
-    classes, labels = stated_classes(str(path), rows, least=choices.least_classes)
+    without = "Leave the column label out to read the images without labels"
+    classes, labels = stated_classes(str(path), rows, least=choices.least_classes, without=without)
     whole = Split(
         names=[file.removeprefix(root).lstrip(os.sep) for file in files],
         labels=labels,
