@@ -150,8 +150,8 @@ def _remedy(path: Path, rows: list[_Row]) -> str:
         more = re.fullmatch(r"(.+?)[\s,;]+([^\s,;]+)", row.path)
         if more and os.path.isfile(path.parent / more[1]):
             return (
-                f"a line holds a path alone, and {shown(more[2])} behind it (line {row.line}) is none "
-                f"of its: for labels write a CSV with the columns path and label"
+                f"a line holds a path alone, and {shown(more[2])} behind it (line {row.line}) is "
+                f"none of its: for labels write a CSV with the columns path and label"
             )
         if "\\" in row.path and os.path.isfile(path.parent / row.path.replace("\\", "/")):
             return f"part folders by /, not by \\ (line {row.line})"
