@@ -8,12 +8,13 @@ from a list of images to a list of maps.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,9 +43,6 @@ INPUT_PX = 512
 """Masks are made from the stored image (upright, shrunk to max_resolution), shrunk to this longest
 side: it bounds the memory of a chunk, and no method looks at more."""
 
-USERS_ERRORS = (Exception, SystemExit)
-"""What a function of the user's own may raise: one that ends its program must not end this one,
-with an exit code of its choice."""
 RENAMED = {"cache": "png"}
 """What methods of older versions are called now."""
 NONE, UNKNOWN, EXTERNAL = "none", "unknown", "external"
@@ -182,11 +180,13 @@ def _imported(name: str) -> MaskMethod:
             f"{', '.join(MASK_METHODS)}; others by package.module.name)"
         )
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        with _staying():
+            found = getattr(importlib.import_module(module), attribute)
         if isinstance(found, MaskMethod):
             return found
         return of_one_image(found, about=name, supervision=UNKNOWN)
-    except USERS_ERRORS as error:
+    # A module of the user's own can raise anything while it is imported.
+    except Exception as error:
         raise ConfigError(
             f"mask method {shown(name)} cannot be imported ({type(error).__name__}: {error}); it "
             f"leads to no function of a module that Python finds, or that module fails"
@@ -217,7 +217,26 @@ def open_method(spec: MethodSpec) -> MapFunction:
         )
     if spec.file is not None:
         _checked_file(spec, spec.file)
-    return method.open(**dict(spec.parameters))
+    with _staying():
+        maps = method.open(**dict(spec.parameters))
+
+    def find(images: Sequence[Pixels]) -> list[Map]:
+        with _staying():
+            return maps(images)
+
+    return find
+
+
+@contextlib.contextmanager
+def _staying() -> Iterator[None]:
+    """Raise a `RuntimeError` instead of `SystemExit`.
+
+    A function of the user's own must not end this program with an exit code of its choice.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        raise RuntimeError(f"it calls sys.exit({end})") from end
 
 
 def to_mask(spec: MethodSpec, soft: Map) -> tuple[Mask, bool]:
@@ -245,7 +264,7 @@ def try_method(spec: MethodSpec) -> None:
         check_maps(maps([ramp]), count=1)
     except HarlError:
         raise
-    except USERS_ERRORS as error:
+    except Exception as error:
         # Whatever a network's library raises here it would raise on every image.
         raise DataError(
             f"mask method {spec} fails on a plain picture ({type(error).__name__}: {error}); "
