@@ -153,7 +153,7 @@ METADATA = {b"huggingface": json.dumps({"info": {"features": {
         (
             {"image": IMAGES, "label": [0, 1, None, 1]},
             {},
-            r"label in 3 of 4 rows only \(first .*row 2",
+            r"label in 3 of 4 rows only \(first .*row 2.*none. --label-column none reads",
         ),
         (
             {"image": IMAGES, "label": [0] * 4},

@@ -187,6 +187,13 @@ def test_broken_shards_among_many_are_named(tmp_path: Path) -> None:
         read(tmp_path / "s-{0..9}.tar")
 
 
+def test_a_split_in_some_names_only_is_refused_with_what_states_it(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", PAIRS)
+    write_tar(tmp_path / "unlabelled-0.tar", {f"x{name}": data for name, data in PAIRS.items()})
+    with pytest.raises(DataError, match=r"a split in .* rows only .*stands in the files' names"):
+        read(tmp_path)
+
+
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(DataError, match=r"package webdataset, .* pip install webdataset"):
