@@ -182,7 +182,12 @@ def plain_source(name: str, shown: str, listing: Listing, choices: Choices) -> S
     """
     bare = list(_bare_folders(listing))
     if not listing.images:
-        raise DataError(f"{shown} holds no image{f' ({bare[0]})' if bare else ''}")
+        strange = [f"{one_line(path)}: {reason}" for path, reason in listing.strange.items()]
+        found = f" ({[*bare, *strange][0]})" if bare or strange else ""
+        raise DataError(
+            f"{shown} holds no image{found}; give a folder or archive that does: archives inside "
+            f"another are not read"
+        )
     whole = Split(listing.images, [UNLABELLED] * len(listing.images))
     said: list[str] = []
     tops = [path.partition("/")[0] if "/" in path else "" for path in listing.images]
