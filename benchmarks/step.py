@@ -17,7 +17,7 @@ from harl_fast.host import usable_cores
 from harl_fast.options import number, whole_number
 from harl_fast.program import head, run_main
 
-BARS = ("T1", "T2", "T3", "T4", "T5", "T6", "O1", "O2")
+BARS = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "O1", "O2")
 BASE = Path("data/bench")
 BATCH = 64
 """ds_configs/cpu.json's."""
@@ -36,6 +36,8 @@ RATIOS = (
     report.Ratio("T3", "  `compile: true`, bf16", "ours_compiled_bf16", ("lightly_bf16",)),
     report.Ratio("T4", "bf16 channels-last over fp32", "ours_bf16", ("ours_contiguous",), 1.3, 2.0),
     report.Ratio("T6", "multi-crop step over two views'", "ours", ("ours_multicrop",)),
+    report.Ratio("T7", "step of two ranks over one's", "ours_one", ("ours_two",), 1.1, 1.05, True),
+    report.Ratio("T7", "  two, each by itself", "ours_one", ("ours_apart",), None, None, True),
     report.Ratio("O1", "LARS step over lightly's", "lars_ours", ("lars_lightly",), 1.6, 2.5),
     report.Ratio("O1", "LARS step over solo-learn's", "lars_ours", ("lars_solo",), 1.6, 2.5),
     report.Ratio("O2", "EMA step over a loop's", "ema_ours", ("ema_loop",), 2.0, 2.3),
@@ -55,6 +57,7 @@ FIELDS = (
         "ours_compiled",
     ),
     ("ours_byol_bf16", "lightly_bf16", "lightly_bf16_cl", "ours_compiled_bf16"),
+    ("ours_one", "ours_two", "ours_apart"),
     ("lars_ours", "lars_lightly", "lars_solo", "ema_ours", "ema_loop", "ema_place", "ema_lightly"),
 )
 """Contenders that run in turns; each holds about 1.2 GB, so not all of them live at once."""
@@ -99,6 +102,7 @@ def plans(bars: tuple[str, ...], *, batch: int, threads: int) -> dict[str, Plan]
     }
     ours, bare, lightly = ({"module": f"step_{name}"} for name in ("ours", "bare", "lightly"))
     byol, bf16, contiguous = {"loss": "byol"}, {"precision": "bf16"}, {"channels_last": False}
+    one = {"threads": 1, "environment": {"OMP_NUM_THREADS": "1"}}
     alone = common | {"module": "step_optim", "lead": 3}
     known: dict[str, Plan] = {
         "ours": step | ours,
@@ -107,6 +111,9 @@ def plans(bars: tuple[str, ...], *, batch: int, threads: int) -> dict[str, Plan]
         "lightly": step | lightly | byol | contiguous,
         "ours_multicrop": step | ours | {"sizes": step_setup.MULTICROP},
         "ours_zero1": step | ours | {"keep_stage": True},
+        "ours_one": step | ours | one,
+        "ours_two": step | ours | one | {"ranks": 2},
+        "ours_apart": step | ours | one | {"ranks": 2, "apart": True},
         "ours_bf16": step | ours | bf16,
         "ours_contiguous": step | ours | contiguous,
         "ours_byol_bf16": step | ours | byol | bf16,

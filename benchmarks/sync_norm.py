@@ -7,25 +7,38 @@ how often the ranks meet, and what is done around it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, library
-from torch.multiprocessing.spawn import spawn
-from torch.nn.modules._functions import SyncBatchNorm
-
 from benchmarks import report
-from harl_fast.model.norm import GroupedBatchNorm1d, RankBatchNorm2d
+from harl_fast.options import whole_number
+from harl_fast.program import head, run_main
 
-WORLD, EPS, ROUNDS, CALLS = 2, 1e-5, 7, 6
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the checked command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sync_norm", description=__doc__)
+    count, about = whole_number(1, 10**4), "default %(default)s"
+    parser.add_argument("--rounds", type=count, default=7, metavar="N", help=about)
+    return parser.parse_args(argv)
+
+
+with head(__name__, parse):
+    import torch
+    import torch.distributed as dist
+    from torch import Tensor, library
+    from torch.multiprocessing.spawn import spawn
+    from torch.nn.modules._functions import SyncBatchNorm
+
+    from harl_fast.model.norm import GroupedBatchNorm1d, RankBatchNorm2d
+
+WORLD, EPS, CALLS = 2, 1e-5, 6
 GROUPS, ROWS, DIM = 4, 128, 4096
 """Two views of two regions each, images per rank, a head's hidden layer."""
 MAPS = (16, 256, 14, 14)
@@ -133,7 +146,7 @@ def _timed(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, Tensor, T
     return time.perf_counter() - start, out.detach(), leaf.grad
 
 
-def process(rank: int, folder: str) -> None:
+def process(rank: int, folder: str, count: int) -> None:
     """Measure the contenders in turns, as one of two ranks."""
     torch.set_num_threads(1)
     store = f"file://{folder}/init"
@@ -144,7 +157,7 @@ def process(rank: int, folder: str) -> None:
     for kind in ("rows", "maps"):
         for got, expected in zip(first[f"ours_{kind}"], first[f"torch_{kind}"], strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-    rounds = [{name: 1.0 / _timed(*part)[0] for name, part in parts.items()} for _ in range(ROUNDS)]
+    rounds = [{name: 1.0 / _timed(*part)[0] for name, part in parts.items()} for _ in range(count)]
     if rank == 0:
         Path(folder, "rates.json").write_text(json.dumps(rounds))
     del library
@@ -152,10 +165,11 @@ def process(rank: int, folder: str) -> None:
     os._exit(0)  # gloo's threads abort some orderly exits
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Print the table; return 1 if a floor is missed."""
+    args = parse(argv)
     with tempfile.TemporaryDirectory() as folder:
-        spawn(process, args=(folder,), nprocs=WORLD)
+        spawn(process, args=(folder, args.rounds), nprocs=WORLD)
         rounds = json.loads(Path(folder, "rates.json").read_text())
     speeds = {name: [each[name] for each in rounds] for name in rounds[0]}
     rows = report.ratio_rows(speeds, RATIOS)
@@ -169,4 +183,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

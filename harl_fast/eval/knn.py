@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,14 +10,15 @@ from torch.nn import functional
 
 from harl_fast.errors import ConfigError
 from harl_fast.eval.features import FeatureSet
+from harl_fast.eval.matmul import matmul
 from harl_fast.eval.metrics import Metrics, Predictions, accuracies, predictions
 from harl_fast.eval.options import NEIGHBOURS, TEMPERATURE
 from harl_fast.eval.ranks import ALONE, Ranks
 
 HEADLINE = 20
 """The k to quote, fixed beforehand: the value DINO reports best."""
-BLOCK = 1 << 24
-"""Numbers of the bank, and similarities, that are held at once (64 MB each)."""
+BLOCK = 1 << 22
+"""Numbers of the bank, and similarities, that are held at once (16 MB each)."""
 
 
 def knn_accuracy(
@@ -126,42 +126,39 @@ def _nearest(
     """Do what `nearest` does, on one rank."""
     width = max(1, BLOCK // bank.shape[1])
     rows = chunk or max(1, BLOCK // min(width, bank.shape[0]))
-    best: list[tuple[Tensor, Tensor]] = []
+    parts = functional.normalize(queries, dim=1).split(rows)
+    values = [torch.full((len(part), k), -torch.inf, device=device) for part in parts]
+    index = [torch.zeros(each.shape, dtype=torch.int64, device=device) for each in values]
     for start in range(0, bank.shape[0], width):
         block = functional.normalize(bank[start : start + width].to(device), dim=1)
-        for number, part in enumerate(queries.split(rows)):
-            similarity = functional.normalize(part.to(device), dim=1) @ block.T
-            values, index = _largest(similarity, min(k, block.shape[0]))
-            index += start
+        for number, part in enumerate(parts):
+            similarity = matmul(part.to(device), block.T)
             if start == 0:
-                best.append((values, index))
-                continue
-            values = torch.cat([best[number][0], values], 1)
-            index = torch.cat([best[number][1], index], 1)
-            values, order = values.topk(min(k, values.shape[1]), dim=1)
-            best[number] = values, index.gather(1, order)
-    values, index = (torch.cat(each) for each in zip(*best, strict=True))
-    return values, index
+                near, columns = similarity.topk(min(k, len(block)), dim=1, sorted=False)
+            else:
+                near, columns = _above(similarity, values[number].amin(1, keepdim=True))
+            every = torch.cat([values[number], near], 1)
+            values[number], order = every.topk(k, dim=1, sorted=False)
+            index[number] = torch.cat([index[number], columns + start], 1).gather(1, order)
+    found, order = torch.cat(values).sort(dim=1, descending=True)
+    return found, torch.cat(index).gather(1, order)
 
 
-def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return what ``values.topk(k, dim=1)`` does, of values (M, N), in less time for large N.
+def _above(values: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what of each row of values (M, N) is above its floor (M, 1), and the column numbers.
 
-    The k largest lie in the k groups of the largest maxima, so that all but those are read once.
+    Both are (M, C), C being the most of any row; the places that others leave hold -inf. After the
+    first blocks of a bank few similarities are above the k-th largest so far, and finding them
+    takes less time than the k largest of each block.
     """
-    group = math.isqrt(values.shape[1] // k)
-    count = values.shape[1] // max(group, 1)
-    if group < 4 or count < k:
-        found = values.topk(k, dim=1)
-        return found.values, found.indices
-    whole = values[:, : count * group].unflatten(1, (count, group))
-    groups = whole.amax(2).topk(k, dim=1, sorted=False).indices
-    inside = torch.arange(group, device=values.device)
-    index = (groups[:, :, None] * group + inside).flatten(1)
-    rest = torch.arange(count * group, values.shape[1], device=values.device)
-    index = torch.cat([index, rest.expand(values.shape[0], -1)], 1)
-    largest, order = values.gather(1, index).topk(k, dim=1)
-    return largest, index.gather(1, order)
+    row, column = (values > floor).nonzero().unbind(1)
+    counts = torch.bincount(row, minlength=len(values))
+    place = torch.arange(len(row), device=values.device) - (counts.cumsum(0) - counts)[row]
+    shape = (len(values), int(counts.max()))
+    found = values.new_full(shape, -torch.inf)
+    columns = torch.zeros(shape, dtype=torch.int64, device=values.device)
+    found[row, place], columns[row, place] = values[row, column], column
+    return found, columns
 
 
 def _votes(similarity: Tensor, labels: Tensor, *, classes: int, temperature: float) -> Tensor:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from harl_fast.errors import DataError
 from harl_fast.eval.features import FeatureSet
+from harl_fast.eval.matmul import matmul
 from harl_fast.eval.metrics import Metrics, Predictions, from_logits, outranked, predictions
 from harl_fast.eval.options import EPOCHS
 from harl_fast.eval.results import Head
@@ -144,7 +145,7 @@ class Heads:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return (B, G, K) scores of (B, D) features."""
-        return (features @ self.weight.flatten(1)).view(-1, *self.bias.shape) + self.bias
+        return matmul(features, self.weight.flatten(1)).view(-1, *self.bias.shape) + self.bias
 
 
 def standardiser(features: Tensor) -> Standardiser:
@@ -256,7 +257,7 @@ def _train(
             inputs = shift(data.features[index].to(device))
             truth = functional.one_hot(data.labels[index].to(device), classes)
             error = (heads(inputs).softmax(-1) - truth[:, None]) / inputs.shape[0]
-            gradient = (inputs.T @ error.flatten(1)).view_as(weight).add_(decay * weight)
+            gradient = matmul(inputs.T, error.flatten(1)).view_as(weight).add_(decay * weight)
             rate = lr * (0.5 * (1.0 + math.cos(math.pi * step / total)))
             _descend(weight, gradient, velocity, rate=rate)
             _descend(bias, error.sum(0), bias_velocity, rate=rate[0])

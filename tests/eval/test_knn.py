@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from harl_fast.errors import ConfigError
 from harl_fast.eval import knn as knn_module
 from harl_fast.eval.features import FeatureSet
-from harl_fast.eval.knn import _largest, knn, knn_accuracy, nearest
+from harl_fast.eval.knn import _above, knn, knn_accuracy, nearest
 from harl_fast.eval.metrics import Metrics, from_logits, scores
 
 
@@ -99,12 +99,34 @@ def test_blocks_of_any_size_find_the_same(block: int, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(values.numpy(), np.take_along_axis(cosines, order, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize(("columns", "k"), [(1000, 3), (1007, 10), (4000, 200), (50, 50), (9, 1)])
-def test_the_largest_by_groups_are_the_largest(columns: int, k: int) -> None:
-    values = torch.randn(20, columns, generator=torch.Generator().manual_seed(columns))
-    got, index = _largest(values, k)
-    expected = values.topk(k, dim=1)
-    assert torch.equal(got, expected.values) and torch.equal(index, expected.indices)
+def test_what_is_above_a_floor_is_packed_row_by_row() -> None:
+    values = torch.randn(20, 500, generator=torch.Generator().manual_seed(0))
+    floor = torch.linspace(-1, 4, 20)[:, None]
+    found, columns = _above(values, floor)
+    assert found.shape[1] == (values > floor).sum(1).max()
+    for row in range(20):
+        above = (values[row] > floor[row]).nonzero().flatten()
+        assert torch.equal(columns[row, : len(above)], above)
+        assert torch.equal(found[row, : len(above)], values[row, above])
+        assert found[row, len(above) :].isneginf().all()
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "equal"])
+def test_a_bank_in_order_of_similarity_finds_the_same(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knn_module, "BLOCK", 64)
+    angles = {
+        "ascending": torch.linspace(1.5, 0.1, 100),
+        "descending": torch.linspace(0.1, 1.5, 100),
+        "equal": torch.ones(100),
+    }[order]
+    bank = torch.stack([angles.cos(), angles.sin()], 1)
+    values, index = nearest(bank, torch.tensor([[1.0, 0.0]]), k=7)
+    expected = angles.cos().sort(descending=True).values[:7]
+    torch.testing.assert_close(values[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(angles[index[0]].cos(), expected, atol=1e-6, rtol=0)
+    assert index.unique().numel() == 7
 
 
 def test_more_neighbours_than_samples_are_refused() -> None:

@@ -13,7 +13,6 @@ from harl_fast.errors import ConfigError
 from harl_fast.model.backbones import build_backbone, feature_size
 from harl_fast.model.ema import ema_pairs
 from harl_fast.model.harl import HARL
-from harl_fast.model.loss import term_weights
 from harl_fast.optim.build import build_optimizer
 from tests.model.support import ALPHA, BETA, CELLS, SIDE, batch, build, composed
 from tests.model.test_multicrop import MULTICROP, crops
@@ -90,7 +89,6 @@ def test_the_target_follows_in_its_heads_and_the_predictors_rate_is_theirs() -> 
 def test_a_level_of_the_last_map_leaves_everything_as_it_was() -> None:
     names = build("byol+f_loss").state_dict().keys()
     assert not any(name.startswith("region_") for name in names)
-    assert term_weights(LossConfig(), alpha=1.0, beta=0.5) == {"whole": 0.5, "fg": 0.5, "bg": 0.0}
 
 
 def test_the_side_is_the_levels() -> None:
