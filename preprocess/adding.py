@@ -31,6 +31,7 @@ from preprocess.places import LocalPlace
 from preprocess.prints import fingerprint, read_prints
 from preprocess.shards import read_report
 from preprocess.sources import Source, Split
+from preprocess.sources.base import WITHOUT_COLUMN
 
 _DEFAULTS = {"channels": 3, "pages": "first", "keep_warned": False}
 """What manifests leave out of `Reading.facts`."""
@@ -147,11 +148,12 @@ class Base:
             if classes:
                 raise DataError(
                     f"the images of {self.out} have labels, those of {source.name} have none: give "
-                    f"them in folders named after its classes"
+                    f"them some, such as by folders named after its classes"
                 )
             raise DataError(
                 f"the images of {self.out} have no labels, those of {source.name} have: add them "
-                f"with SOURCE=images to leave the labels aside"
+                f"with SOURCE=images to leave the labels aside; of shards and tables, "
+                f"{WITHOUT_COLUMN}"
             )
         others = [name for name in source.classes if name not in set(classes)]
         if others and not new_classes:
