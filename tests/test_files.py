@@ -108,7 +108,7 @@ def test_an_output_may_be_named_after_the_folder_of_a_data_set(tmp_path: Path) -
     (tmp_path / "photos" / "train.beton").touch()
     check_output(tmp_path / "photos.png", option="--out")
     (tmp_path / "photos" / "00000-of-00001.beton").touch()
-    with pytest.raises(OutputError, match="photos.json belongs to"):
+    with pytest.raises(OutputError, match=r"photos\.json belongs to"):
         check_output(tmp_path / "photos.json", option="--out")
 
 
