@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harl_fast.data.container.manifest import containers_in
 from harl_fast.errors import DataError, one_line
 from preprocess.sources import archives, folders, parquet, tables, tarshards
 from preprocess.sources.base import Choices, Reader, Rejected, Source, Split
@@ -78,6 +77,8 @@ def _check_columns(path: Path, kind: str, choices: Choices) -> None:
 
 
 def _guess(path: Path) -> str:
+    from harl_fast.data.container.manifest import containers_in  # takes seconds
+
     fitting = [name for name, reader in SOURCES.items() if reader.fits(path)]
     if {"classes", "images"}.issuperset(fitting) and containers_in(path, "train"):
         raise DataError(
