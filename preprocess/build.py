@@ -114,6 +114,7 @@ def _plan(
 
 
 def _check_outputs(place: Place, plan: SplitPlan) -> None:
+    _check_ours(place, plan.split)
     if isinstance(place, LocalPlace):
         beton = place.root / f"{plan.split}.beton"
         for path in (beton, *(beside(beton) for beside in BESIDE)):
@@ -126,6 +127,20 @@ def _check_outputs(place: Place, plan: SplitPlan) -> None:
             f"{place}/{plan.split} is to hold the shards of {plan.split}, but holds other files "
             f"({one_line(foreign[0])}): choose another --out"
         )
+
+
+def _check_ours(place: Place, split: str) -> None:
+    """Raise `DataError` for files with a container's names that are none's, such as COCO's."""
+    manifest = f"{split}.json"
+    there = [name for name in (manifest, f"{split}.beton") if place.exists(name)]
+    with contextlib.suppress(DataError):
+        if not there or "beton_sha256" in place.read(manifest):
+            return
+    why = "is no manifest" if manifest in there else "has no manifest beside it"
+    raise DataError(
+        f"{place}/{there[0]} would be replaced, and {why} of this program: move it away, or choose "
+        f"another --out"
+    )
 
 
 def _check_leftover(place: Place, source: Source) -> None:

@@ -231,7 +231,7 @@ def test_a_failed_run_leaves_the_old_containers(tmp_path: Path) -> None:
     before = read_manifest(target / "train.beton")
     for path in (data / "val").rglob("*.jpg"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="none of the 4 images of val could be read"):
+    with pytest.raises(DataError, match=r"none of the 4 images of val could .*or give oth"):
         write(data, target)
     assert visible(target) == sorted(FILES)
     check_container(target / "train.beton", before)
