@@ -218,7 +218,7 @@ def test_a_worker_that_a_file_kills_is_an_error_and_leaves_no_container(
 ) -> None:
     data = image_folder(tmp_path / "set")
     save(photo(0), data / "val" / "class1" / "killer.jpg")
-    monkeypatch.setattr("preprocess.build.convert", convert_or_die)
+    monkeypatch.setattr("preprocess.build.convert_and_keep", convert_or_die)
     with pytest.raises(DataError, match=r"SIGSEGV.*val/class0/0\.jpg to val/class1/killer\.jpg"):
         write(data, tmp_path / "out")
     assert visible(tmp_path / "out") == []

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ffcv.memory_allocator import MemoryAllocator
 
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import read_manifest
@@ -72,10 +71,10 @@ def test_a_file_system_that_cannot_flush_folders_takes_a_conversion(
 def test_a_full_disk_is_an_error_of_the_container(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: MemoryAllocator) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(MemoryAllocator, "flush_page", full)
+    monkeypatch.setattr(os, "truncate", full)
     with pytest.raises(OSError) as caught:
         convert(data, tmp_path)
     assert caught.value.filename == str(tmp_path / "train.beton")
