@@ -26,7 +26,8 @@ def _entry(arch):
 
         return load(weights, arch=arch, endpoints=endpoints)
 
-    entry.__doc__ = harl_encoder.__doc__ + f"\n    Refuses another network than {arch}.\n    "
+    about = harl_encoder.__doc__ or ""  # python -OO leaves it out
+    entry.__doc__ = about + f"\n    Refuses another network than {arch}.\n    "
     return entry
 
 

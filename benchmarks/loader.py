@@ -15,7 +15,7 @@ from harl_fast.host import usable_cores
 from harl_fast.options import number, whole_number
 from harl_fast.program import head, run_main
 
-BARS = ("L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9")
+BARS = ("L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9", "L10")
 BASE = Path("data/bench")
 BATCH, WORKER_BATCH, LEAD = 128, 32, 6
 """Samples a batch; for DataLoader, whose workers make whole batches; batches not counted."""
@@ -74,6 +74,8 @@ def plans(names: list[str], root: Path, *, count: int, cores: int, log: Path) ->
         "ours_uint8": ours | {"store": "jpg"},
         "ours_uint8_one": ours | {"store": "jpg", "threads": 1},
         "ours_unchecked": ours | {"store": "jpg", "check": "none"},
+        "ours_half": ours | {"store": "jpg", "background_p": 0.5},
+        "ours_replaced": ours | {"store": "jpg", "background_p": 1.0},
     }
     known |= {f"ours_{s}": ours | {"store": s} for s in inputs.STORES if s != "jpg"}
     made = {name: known[name] for name in names}

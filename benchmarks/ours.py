@@ -16,18 +16,25 @@ POLICY = DataConfig()
 CELLS = 7
 
 
-def geometries() -> list[ViewGeometry]:
+def geometries(*, background_p: float = 0.0) -> list[ViewGeometry]:
     """Return the two views' geometry."""
     return [
-        ViewGeometry(size_px=v.size_px, cells=CELLS, scale=v.scale, ratio=v.ratio, flip_p=v.flip_p)
-        for v in POLICY.views
+        ViewGeometry(
+            size_px=view.size_px,
+            cells=CELLS,
+            scale=view.scale,
+            ratio=view.ratio,
+            flip_p=view.flip_p,
+            background_p=background_p,
+        )
+        for view in POLICY.views
     ]
 
 
 def make(settings: dict[str, Any]) -> BetonLoader:
     """Return the loader of one rank that takes whole global batches."""
     options: dict[str, Any] = {
-        "views": geometries(),
+        "views": geometries(background_p=settings.get("background_p", 0.0)),
         "batch_global": settings["batch"],
         "batch_micro": settings["batch"],
         "workers": settings["threads"],

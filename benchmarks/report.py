@@ -76,6 +76,8 @@ RATIOS = (
     Ratio("L6", "samples checked over unchecked", "ours_uint8", ("ours_unchecked",), 0.97, 0.99),
     Ratio("L9", "two threads over one", "ours_uint8", ("ours_uint8_one",), 1.85, 1.95),
     Ratio("L9", "  bare decode's own", "bare", ("bare_one",)),
+    Ratio("L10", "half of the backgrounds replaced", "ours_half", ("ours_uint8",), 0.8, 0.9),
+    Ratio("L10", "  all of them", "ours_replaced", ("ours_uint8",)),
 )
 
 

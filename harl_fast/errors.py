@@ -67,7 +67,20 @@ def why(error: OSError) -> str:
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     reason = error.strerror or (str(error.args[0]) if error.args else type(error).__name__)
     remedy = _REMEDIES.get(error.errno or 0, "Check that it is there and can be used")
+    if _out_of_inodes(error):
+        remedy = "It takes no more files, however small (`df -i`): remove some there"
     return one_line(f"{place}{reason}. {remedy}")
+
+
+def _out_of_inodes(error: OSError) -> bool:
+    """Return whether what is full has no inode for one more file, as many small ones make it."""
+    if error.errno != errno.ENOSPC or not isinstance(error.filename, str | bytes):
+        return False
+    try:
+        facts = os.statvfs(os.path.dirname(os.path.abspath(os.fsdecode(error.filename))))
+    except OSError:
+        return False
+    return facts.f_files > 0 and facts.f_favail == 0
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -110,7 +110,7 @@ def check_output(
 def _containers_beside(path: Path) -> list[Path]:
     """Return the containers, and the folders of such, in the folder of a path."""
     here = Path(os.path.realpath(path)).parent
-    return [*here.glob("*.beton"), *{beton.parent for beton in here.glob("*/*.beton")}]
+    return [*here.glob("*.beton"), *{beton.parent for beton in here.glob("*/*-of-*.beton")}]
 
 
 @contextlib.contextmanager

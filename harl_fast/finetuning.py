@@ -146,7 +146,7 @@ class FinetuneConfig(Section):
     """Of weights, the head's included; never of biases and norm layers."""
     warmup_epochs: Annotated[float, Field(ge=0.0, le=10**6)] = 0.0
     """Epochs over which the rate rises from 0."""
-    train_epochs: Count = 60
+    train_epochs: int = Field(60, ge=1, le=10**6)
     """Passes over the training images."""
     train_steps: int = Field(0, ge=0, le=10**9)
     """Optimizer steps in place of epochs; 0: by epochs."""

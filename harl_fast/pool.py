@@ -7,12 +7,10 @@ signal, and it cannot end workers in the middle of their tasks.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
-import mmap
 import multiprocessing
 import os
-import pickle
+import queue
 import resource
 import signal
 import sys
@@ -24,7 +22,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import DupFd
 from typing import Any, Generic, TypeVar
 
 from harl_fast.errors import DataError, explain
@@ -40,83 +37,13 @@ TASKS_AHEAD = 4
 """How many finished tasks a worker may be ahead of the consumer; it bounds the memory in flight."""
 
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_CLOSE_ON_EXEC = 1
-"""MFD_CLOEXEC of memfd_create(2)."""
-_ALIGNED = 64
-"""Arrays in shared memory begin at multiples of so many bytes."""
-
-
-class _Memory:
-    """Memory that processes share: a part of ``room`` bytes for each task in flight.
-
-    It has no name, so that no signal can leave it behind, and takes as much as was ever written.
-    """
-
-    def __init__(self, handle: int, parts: int, room: int) -> None:
-        self._handle, self._count, self._room = handle, parts, room
-        self._all = memoryview(mmap.mmap(handle, parts * room) if room else bytearray())
-
-    @classmethod
-    def make(cls, parts: int, room: int) -> _Memory:
-        """Return new memory, whose file descriptor `close` closes."""
-        # Not by `os`: conda's and uv's Python are built where the C library lacks it.
-        handle = _LIBC.memfd_create(b"ordered_map", _CLOSE_ON_EXEC)
-        if handle < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        os.truncate(handle, parts * room)
-        return cls(handle, parts, room)
-
-    @classmethod
-    def join(cls, handle: Any, parts: int, room: int) -> _Memory:
-        """Return the same memory in another process."""
-        memory = cls(handle.detach(), parts, room)
-        memory.close()
-        return memory
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Memory.join, (DupFd(self._handle), self._count, self._room)
-
-    def close(self) -> None:
-        """Give the file descriptor back; the memory lasts as long as it is used."""
-        os.close(self._handle)
-
-    def pack(self, result: object, part: int) -> bytes:
-        """Return a message with a result, but for the arrays in it that find room in a part."""
-        room, places, end = self._part(part), list[tuple[int, int]](), 0
-
-        def send(buffer: pickle.PickleBuffer) -> bool:
-            """Return whether an array goes with the message, or else share it."""
-            nonlocal end
-            data = buffer.raw()
-            start, end = end, end + data.nbytes
-            if end > len(room):
-                end = start
-                return True
-            room[start:end] = data
-            places.append((start, end))
-            end += -end % _ALIGNED
-            return False
-
-        rest = pickle.dumps(result, protocol=5, buffer_callback=send)
-        return pickle.dumps((places, rest))
-
-    def unpack(self, message: bytes, part: int) -> Any:
-        """Return the result of a message; its arrays last until the part gets another's."""
-        places, rest = pickle.loads(message)
-        room = self._part(part)
-        return pickle.loads(rest, buffers=[room[start:end] for start, end in places])
-
-    def _part(self, number: int) -> memoryview:
-        return self._all[number * self._room : (number + 1) * self._room]
-
-
 @dataclass
 class _Worker(Generic[TaskT]):
     process: BaseProcess
-    connection: Connection[Any, Any]  # tasks one way, results the other
-    tasks: deque[tuple[int, int, TaskT]] = field(default_factory=deque)
-    """What it was given and has not answered yet: number, part of the memory, task."""
+    connection: Connection[Any, Any]  # orders one way, replies the other
+    orders: deque[tuple[int | None, TaskT]] = field(default_factory=deque)
+    """What it was given and has not answered yet: a task's number, or None for the task's second
+    step; and the task."""
 
 
 def ordered_map(
@@ -126,77 +53,155 @@ def ordered_map(
     workers: int,
     describe: Callable[[TaskT], str],
     run: int = 1,
-    room: int = 0,
 ) -> Generator[ResultT, None, None]:
     """Yield ``work(task)`` of each task, in the order of the tasks, from ``workers`` processes.
 
-    work must be picklable. describe names a task in messages. run: how many tasks that follow one
-    another a worker gets together, up to `TASKS_AHEAD`. room: bytes of shared memory for the arrays
-    of a result, which then last until the next result is asked for; what finds no room there goes
-    through a pipe. Raises `DataError` when a worker dies or ``work`` raises. Close the generator
-    (`contextlib.closing`) to end the workers early.
+    See `Team`. Close the generator (`contextlib.closing`) to end the workers early.
     """
-    # The workers are the parallelism; inside one, a second thread would only wait for its core.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    _check_open_files(workers)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    team: list[_Worker[TaskT]] = []
-    try:
+    team: Team[TaskT, ResultT] = Team(work, workers=workers, describe=describe, run=run)
+    with team:
+        yield from team.map(tasks)
+
+
+class Team(Generic[TaskT, ResultT]):
+    """Worker processes, which end with the context."""
+
+    def __init__(
+        self,
+        work: Callable[[TaskT], Any],
+        *,
+        workers: int,
+        describe: Callable[[TaskT], str],
+        run: int = 1,
+        then: Callable[[Any, Any], object] | None = None,
+    ) -> None:
+        """Set up what the workers do; they start with the context.
+
+        work: picklable. describe names a task in messages. run: how many tasks that follow one
+        another a worker gets together, up to `TASKS_AHEAD`. then: a second step, ``then(kept,
+        word)``: ``work`` returns ``(result, kept)``, of which the latter stays in the worker until
+        `tell` sends the word.
+        """
+        self._work, self._describe, self._run, self._then = work, describe, run, then
+        self._workers = workers
+        self._team: list[_Worker[TaskT]] = []
+        self._serving: list[_Worker[TaskT]] = []
+        self._tasks: Iterator[tuple[int, TaskT]] = iter(())
+        self._finished: dict[int, tuple[_Worker[TaskT], TaskT, ResultT]] = {}
+        self._untold: deque[tuple[_Worker[TaskT], TaskT]] = deque()
+        self._ahead = self._telling = 0
+        """Tasks whose result the consumer has not got, and second steps that are not done."""
+
+    def __enter__(self) -> Team[TaskT, ResultT]:
+        # The workers are the parallelism; inside one, a second thread would only wait for its core.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        _check_open_files(self._workers)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
         try:
-            memory = _Memory.make(TASKS_AHEAD * workers + run, room)
-            # A process that is told half of what it needs prints a trace.
-            with contextlib.closing(memory), uninterrupted():
-                for _ in range(workers):
+            with uninterrupted():  # a process that is told half of what it needs prints a trace
+                for _ in range(self._workers):
                     ours, theirs = context.Pipe()
-                    process = context.Process(
-                        target=_serve, args=(theirs, work, memory), daemon=True
-                    )
+                    given = (theirs, self._work, self._then)
+                    process = context.Process(target=_serve, args=given, daemon=True)
                     process.start()
                     theirs.close()  # else a worker's death would not end the pipe
-                    team.append(_Worker(process, ours))
-        except (OSError, EOFError) as error:
-            raise DataError(_no_start(error, number=len(team) + 1)) from error
-        yield from _run(team, tasks, describe, run, memory)
-    finally:
-        _stop(team)
+                    self._team.append(_Worker(process, ours))
+        except BaseException as error:
+            number = len(self._team) + 1
+            _stop(self._team)
+            if isinstance(error, (OSError, EOFError)):
+                raise DataError(_no_start(error, number=number)) from error
+            raise
+        self._serving = list(self._team)
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        _stop(self._team)
 
-def _run(
-    team: list[_Worker[TaskT]],
-    tasks: Iterable[TaskT],
-    describe: Callable[[TaskT], str],
-    run: int,
-    memory: _Memory,
-) -> Iterator[Any]:
-    numbered, finished, shown = enumerate(tasks), dict[int, tuple[int, Any]](), 0
-    most = TASKS_AHEAD * len(team)
-    free, serving = list(range(most + run)), list(team)
-    while True:
-        given = sum(len(worker.tasks) for worker in serving)
-        for worker in tuple(serving):
-            if not worker.tasks and len(finished) + given < most:
-                for number, task in itertools.islice(numbered, run):
-                    worker.tasks.append((number, free.pop(), task))
-                if not worker.tasks:  # there are no more; it ends while the others go on
+    def map(self, tasks: Iterable[TaskT]) -> Iterator[ResultT]:
+        """Yield the result of each task, in the order of the tasks.
+
+        Raises `DataError` when a worker dies or ``work`` raises, in this or a second step; an
+        `OSError` of a second step is raised as it is.
+        """
+        self._tasks, shown = enumerate(tasks), 0
+        while True:
+            while shown in self._finished:
+                worker, task, result = self._finished.pop(shown)
+                self._ahead -= 1
+                if self._then is not None:
+                    self._untold.append((worker, task))
+                yield result
+                shown += 1
+            if not self._advance():
+                return
+
+    def tell(self, word: object) -> None:
+        """Have the second step done of the first result that waits for it, where it was made."""
+        worker, task = self._untold.popleft()
+        worker.orders.append((None, task))
+        self._telling += 1
+        self._send(worker, [(False, word)])
+
+    def settle(self) -> None:
+        """Wait until all second steps are done."""
+        while self._telling:
+            self._advance()
+        self._supply()
+
+    def _supply(self) -> None:
+        """Give out tasks, one more than each worker is at; those without further ones end."""
+        for least in range(2):
+            for worker in tuple(self._serving):
+                if len(worker.orders) <= least and not self._give(worker):
                     worker.connection.close()
-                    serving.remove(worker)
-                    continue
-                given += len(worker.tasks)
-                _send(worker, describe)
-        busy = [worker for worker in serving if worker.tasks]
-        if not busy:
-            return
-        ready = set(wait([worker.connection for worker in busy]))
+                    self._serving.remove(worker)
+
+    def _advance(self) -> bool:
+        """Wait for replies, with all workers busy; return whether there was one to wait for."""
+        self._supply()
+        busy = [worker for worker in self._serving if worker.orders]
+        ready = set(wait([worker.connection for worker in busy])) if busy else ()
         for worker in busy:
             if worker.connection in ready:
-                number, part, result = _receive(worker, describe, memory)
-                finished[number] = part, result
-        while shown in finished:
-            part, result = finished.pop(shown)
-            yield result
-            free.append(part)
-            shown += 1
+                self._receive(worker)
+        return bool(busy)
+
+    def _give(self, worker: _Worker[TaskT]) -> bool:
+        """Give a worker its next tasks; return whether it is still needed."""
+        if self._ahead >= TASKS_AHEAD * len(self._team):
+            return True
+        taken = list(itertools.islice(self._tasks, self._run))
+        if not taken:
+            waiting = self._then is not None and (self._finished or self._untold)
+            return bool(worker.orders or waiting)
+        worker.orders.extend(taken)
+        self._ahead += len(taken)
+        self._send(worker, [(True, task) for _, task in taken])
+        return True
+
+    def _send(self, worker: _Worker[TaskT], orders: list[tuple[bool, Any]]) -> None:
+        try:
+            worker.connection.send(orders)
+        except OSError:
+            raise _death(worker, self._describe) from None
+
+    def _receive(self, worker: _Worker[TaskT]) -> None:
+        try:
+            result, problem = worker.connection.recv()
+        except (EOFError, OSError):  # OSError: it died in the middle of an answer
+            raise _death(worker, self._describe) from None
+        number, task = worker.orders.popleft()
+        if isinstance(problem, OSError):
+            raise problem
+        if problem is not None:
+            first, *trace = problem.split("\n")
+            raise DataError(f"a worker failed on {self._describe(task)}. {first}", *trace)
+        if number is None:
+            self._telling -= 1
+        else:
+            self._finished[number] = worker, task, result
 
 
 def _check_open_files(workers: int) -> None:
@@ -226,33 +231,11 @@ def _no_start(error: OSError | EOFError, *, number: int) -> str:
     return f"worker process {number} could not be started: {reason}"
 
 
-def _send(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> None:
-    try:
-        worker.connection.send([(part, task) for _, part, task in worker.tasks])
-    except OSError:
-        raise _death(worker, describe) from None
-
-
-def _receive(
-    worker: _Worker[TaskT], describe: Callable[[TaskT], str], memory: _Memory
-) -> tuple[int, int, Any]:
-    try:
-        message = worker.connection.recv_bytes()
-    except (EOFError, OSError):  # OSError: it died in the middle of an answer
-        raise _death(worker, describe) from None
-    number, part, task = worker.tasks.popleft()
-    result, problem = memory.unpack(message, part)
-    if problem is not None:
-        first, *trace = problem.split("\n")
-        raise DataError(f"a worker failed on {describe(task)}. {first}", *trace)
-    return number, part, result
-
-
 def _death(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> DataError:
     worker.process.join(5.0)
     code = worker.process.exitcode
     cause = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-    where = describe(worker.tasks[0][2]) if worker.tasks else "nothing"
+    where = describe(worker.orders[0][1]) if worker.orders else "nothing"
     return DataError(
         f"a worker process died ({cause}) while it held {where}. SIGKILL is mostly the system "
         f"running out of memory: use fewer --workers. Otherwise one of these files crashes the "
@@ -272,30 +255,52 @@ def _stop(team: list[_Worker[TaskT]]) -> None:
             worker.process.join()
 
 
-def _end_with_main() -> None:
-    """Wait for the end of the main process, which is not the parent, and end this one."""
-    main = multiprocessing.parent_process()
-    assert main is not None
-    wait([main.sentinel])
-    os._exit(1)
+def _take_orders(
+    connection: Connection[Any, Any], orders: queue.SimpleQueue[tuple[bool, Any]]
+) -> None:
+    """Take orders as they come, so that none waits in the pipe; end this process when it closes.
+
+    As it also does when the main process is killed: a task may last.
+    """
+    try:
+        while True:
+            for order in connection.recv():
+                orders.put(order)
+    except (EOFError, OSError):
+        os._exit(0)
+    except Exception:  # noqa: BLE001  # an order that cannot be read: the main process sees the end
+        traceback.print_exc()
+        os._exit(1)
 
 
-def _serve(connection: Connection[Any, Any], work: Callable[[TaskT], Any], memory: _Memory) -> None:
-    """Answer tasks until the other end closes, as it also does when the main process is killed."""
+def _serve(
+    connection: Connection[Any, Any],
+    work: Callable[[Any], Any],
+    then: Callable[[Any, Any], object] | None,
+) -> None:
+    """Answer orders until the other end closes."""
     for number in (signal.SIGINT, signal.SIGHUP):  # to all: the main process decides what they end
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_main, daemon=True).start()  # a task may last
     if "torch" in sys.modules:  # as below OpenBLAS: a worker has one core
         sys.modules["torch"].set_num_threads(1)
-    with contextlib.suppress(EOFError, OSError):
+    orders, kept = queue.SimpleQueue[tuple[bool, Any]](), deque[Any]()
+    threading.Thread(target=_take_orders, args=(connection, orders), daemon=True).start()
+    with contextlib.suppress(OSError):
         while True:
-            for part, task in connection.recv():
-                try:
-                    reply: tuple[Any, str | None] = (work(task), None)
-                except OSError as error:
-                    reply = (None, explain(error))
-                except Exception:  # noqa: BLE001  # sent on whole, and raised in the main process
-                    trace = traceback.format_exc()
-                    reply = (None, f"Please report this with the trace:\n{trace}")
-                connection.send_bytes(memory.pack(reply, part))
+            is_task, given = orders.get()
+            result, problem = None, None
+            try:
+                if not is_task:
+                    assert then is not None
+                    then(kept.popleft(), given)
+                elif then is None:
+                    result = work(given)
+                else:
+                    result, rest = work(given)
+                    kept.append(rest)
+            except OSError as error:
+                problem = explain(error) if is_task else error
+            except Exception:  # noqa: BLE001  # sent on whole, and raised in the main process
+                problem = f"Please report this with the trace:\n{traceback.format_exc()}"
+            connection.send((result, problem))

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import os
+import resource
 import signal
 import sys
 import time
@@ -21,8 +22,9 @@ from harl_fast.supervision import TOLD, answering
 
 _INTERRUPTED = "interrupted: no file is left half-written"
 _CLEAN_UP_S = 10.0
-_OF_IMPORTS = (ValueError, KeyError, RuntimeError)
-"""What imports raise where an environment variable holds what a library does not take."""
+_OF_IMPORTS = (ValueError, KeyError, RuntimeError, ImportError, MemoryError)
+"""What imports raise where an environment variable holds what a library does not take, or where a
+limit keeps it from its memory."""
 _VARIABLES = ("CUDA_", "DS_", "KMP_", "MKL_", "NCCL_", "NUMBA_", "OMP_", "PYTORCH_", "TORCH")
 _LAYERS = ("default", "safe", "threadsafe", "forksafe", "tbb", "omp", "workqueue")
 _MOST_THREADS = 4096
@@ -197,8 +199,17 @@ def _check_threads() -> None:
 def _of_environment(error: Exception) -> str:
     """Return what to say of a library that cannot be imported for what a variable holds, or "".
 
-    numba, torch and DeepSpeed read many variables as they are imported.
+    numba, torch and DeepSpeed read many variables as they are imported. Their own libraries take
+    gigabytes of addresses, of which shared machines may allow fewer.
     """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if isinstance(error, ImportError | MemoryError):
+        if limit == resource.RLIM_INFINITY or isinstance(error, ModuleNotFoundError):
+            return ""
+        return (
+            f"{one_line(str(error)) or 'out of memory'}: the limit `ulimit -v` is "
+            f"{limit / 1e9:.1f} GB here: run the command under a higher one, such as unlimited"
+        )
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     imported = any(
         frame.f_code.co_name == "<module>" and frame.f_globals["__name__"] != "__main__"

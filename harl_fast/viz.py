@@ -181,6 +181,7 @@ def _original(sample: StoredSample, views: list[ViewGeometry], seed: int, epoch:
         top, left, box_h, box_w, flip, vflip = draw_view(key, height, width, row, integral)
         corners = np.array([left, top, left + box_w, top + box_h]) * scale
         x0, y0, x1, y1 = corners.round().astype(int).tolist()
+        x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)  # of a thin picture less than a pixel may be left
         colour = _BOXES[view % len(_BOXES)]
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=2)
         mark, mark_y = x1 - 8 if flip else x0, y1 - 8 if vflip else y0

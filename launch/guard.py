@@ -18,8 +18,7 @@ import time
 
 import psutil
 
-from harl_fast.engine.ranks import FarRanks, markers, ranks_below, run_folder, send
-from harl_fast.engine.stop import LOST
+from harl_fast.engine.ranks import FarRanks, markers, ranks_below, run_folder, send, was_lost
 from harl_fast.errors import one_line
 from harl_fast.files import tell
 from harl_fast.host import has_gpu_driver
@@ -66,7 +65,7 @@ def main(command: list[str]) -> int:
     send(ranks, signal.SIGUSR1)
     send(psutil.wait_procs(ranks, timeout=30)[1], signal.SIGKILL)
     new = [path for path, now in markers(folder).items() if before.get(path) != now]
-    lost = not got and (lost or any(LOST in path.read_text() for path in new))
+    lost = not got and (lost or any(map(was_lost, new)))
     good = [path for path in new if got or not code or path.name == "finished"]
     if got.count(signal.SIGINT) > 1 or (good and not lost):
         return 130 if signal.SIGINT in got else 0

@@ -31,6 +31,7 @@ from preprocess.places import LocalPlace
 from preprocess.prints import fingerprint, read_prints
 from preprocess.shards import read_report
 from preprocess.sources import Source, Split
+from preprocess.sources.base import WITHOUT_COLUMN
 
 _DEFAULTS = {"channels": 3, "pages": "first", "keep_warned": False}
 """What manifests leave out of `Reading.facts`."""
@@ -147,11 +148,12 @@ class Base:
             if classes:
                 raise DataError(
                     f"the images of {self.out} have labels, those of {source.name} have none: give "
-                    f"them in folders named after its classes"
+                    f"them some, such as by folders named after its classes"
                 )
             raise DataError(
                 f"the images of {self.out} have no labels, those of {source.name} have: add them "
-                f"with SOURCE=images to leave the labels aside"
+                f"with SOURCE=images to leave the labels aside; of shards and tables, "
+                f"{WITHOUT_COLUMN}"
             )
         others = [name for name in source.classes if name not in set(classes)]
         if others and not new_classes:
@@ -187,7 +189,17 @@ class Base:
                 f"({one_line(split.names[named[0]])}, ...), since what {self.out} was made of was "
                 f"not recorded then: images of another folder named {source.name} would be lost"
             )
-        return [int(row) for row in np.flatnonzero(~there)]
+        fresh = np.flatnonzero(~there)
+        own = np.fromiter((each for _, each in _prints(split, fresh)), np.uint64)
+        twins = fresh[np.isin(own, known.prints) & (own != NONE)]
+        if twins.size:
+            print(
+                f"WARNING: {twins.size:,} of {fresh.size:,} images that are added to {name} are "
+                f"there already under other names ({one_line(split.names[twins[0]])}, ...), as "
+                f"when folders were renamed: each will be two samples. Interrupt this, and convert "
+                f"everything anew as it lies now, to have them once"
+            )
+        return [int(row) for row in fresh]
 
 
 @dataclass(frozen=True)
@@ -229,13 +241,15 @@ def _names(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64]:
 
 def _changed(split: Split, rows: npt.NDArray[np.intp], prints: npt.NDArray[np.uint64]) -> list[int]:
     """Return which of some images have other fingerprints than those given for all."""
-    found = list[int]()
+    return [row for row, own in _prints(split, rows) if own not in (NONE, int(prints[row]))]
+
+
+def _prints(split: Split, rows: npt.NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+    """Yield some rows, each with its image's fingerprint."""
     with Progress(len(rows), label="comparing with images there", least_s=2.0) as progress:
         for row in rows.tolist():
-            if fingerprint(split.image(row)) not in (NONE, int(prints[row])):
-                found.append(row)
+            yield row, fingerprint(split.image(row))
             progress.advance()
-    return found
 
 
 def _refuse(
@@ -246,7 +260,8 @@ def _refuse(
         raise DataError(
             f"{len(rows):,} {name} images of {source.name} have names that images of {out} have "
             f"already ({one_line(split.names[rows[0]])}, ...), {why}: put them into a folder of "
-            f"their own inside each class, such as train/CLASS/{source.name}/"
+            f"their own inside each class, such as train/CLASS/{source.name}/; in shards and "
+            f"tables give each key or path such a folder"
         )
 
 

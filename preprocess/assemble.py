@@ -185,5 +185,5 @@ def _nothing_read(place: Place, plan: SplitPlan) -> str:
     last = read_report(place, f"{plan.jobs[-1].folder}/{STEM}.report.json")["skipped"][-1]
     return (
         f"none of the {count:,} images of {plan.split} could be read; the last was "
-        f"{last['path']}: {last['reason']}"
+        f"{last['path']}: {last['reason']}. Get them again, or give other images"
     )

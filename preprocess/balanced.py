@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=count, required=True, metavar="N", help="in both splits")
     parser.add_argument("--out", type=Path, required=True, metavar="LIST", help="such as part.csv")
     args = parser.parse_args(argv)
-    check_output(args.out, option="--out")
+    check_output(args.out, option="--out", suffix=".csv")
     print(one_line(f"list: {write_balanced_list(args.folder, args.out, count=args.count)}"))
     return 0
 

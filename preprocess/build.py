@@ -12,22 +12,20 @@ from pathlib import Path
 from harl_fast.data.container.manifest import Manifest
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output
-from harl_fast.pool import TASKS_AHEAD, ordered_map
+from harl_fast.pool import TASKS_AHEAD, Team
 from preprocess.adding import Base
 from preprocess.assemble import OF_A_SET, Existing, SplitPlan, assemble
-from preprocess.convert import Settings, convert
+from preprocess.convert import Sample, Settings, Task, convert_and_keep
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.sources import MaskList, open_masks
 from preprocess.places import LocalPlace, Place
 from preprocess.publish import publish
 from preprocess.ray import cluster, convert_on
 from preprocess.shards import BESIDE, Job, write_shard
-from preprocess.sources import Source
+from preprocess.sources import Rejected, Source
 from preprocess.summary import summarise
 from preprocess.work import Inputs, cut, digest_of, enter, key_of, leave, recipe, work_folder
-
-ROOM_BYTES = 1 << 24
-"""Memory that a worker shares for a chunk's encoded images, 1 MiB each; larger ones are copied."""
+from preprocess.writer import write_parts
 
 
 def build(
@@ -117,6 +115,7 @@ def _plan(
 
 
 def _check_outputs(place: Place, plan: SplitPlan) -> None:
+    _check_ours(place, plan.split)
     if isinstance(place, LocalPlace):
         beton = place.root / f"{plan.split}.beton"
         for path in (beton, *(beside(beton) for beside in BESIDE)):
@@ -129,6 +128,20 @@ def _check_outputs(place: Place, plan: SplitPlan) -> None:
             f"{place}/{plan.split} is to hold the shards of {plan.split}, but holds other files "
             f"({one_line(foreign[0])}): choose another --out"
         )
+
+
+def _check_ours(place: Place, split: str) -> None:
+    """Raise `DataError` for files with a container's names that are none's, such as COCO's."""
+    manifest = f"{split}.json"
+    there = [name for name in (manifest, f"{split}.beton") if place.exists(name)]
+    with contextlib.suppress(DataError):
+        if not there or "beton_sha256" in place.read(manifest):
+            return
+    why = "is no manifest" if manifest in there else "has no manifest beside it"
+    raise DataError(
+        f"{place}/{there[0]} would be replaced, and {why} of this program: move it away, or choose "
+        f"another --out"
+    )
 
 
 def _check_leftover(place: Place, source: Source) -> None:
@@ -208,16 +221,17 @@ def _convert_here(
     settings, methods = jobs[0].settings, plan.masks.methods
     members = plan.masks.split.members
     forward = members is not None and members.forward
-    results = ordered_map(
-        functools.partial(convert, settings=settings, methods=methods),
-        itertools.chain.from_iterable(job.tasks(plan.masks) for job in jobs),
+    team = Team[list[Task], list[Sample | Rejected]](
+        functools.partial(convert_and_keep, settings=settings, methods=methods),
         workers=min(workers, sum(job.chunks for job in jobs)),
         run=TASKS_AHEAD if forward else 1,
-        room=ROOM_BYTES,
         describe=lambda chunk: f"{chunk[0].name} to {chunk[-1].name}",
+        then=write_parts,
     )
-    with contextlib.closing(results):
+    with team:
+        results = team.map(itertools.chain.from_iterable(job.tasks(plan.masks) for job in jobs))
         for job in jobs:
             number = f" shard {plan.jobs.index(job) + 1} of {len(plan.jobs)}"
             progress.label = f"writing {plan.split}{number if len(plan.jobs) > 1 else ''}"
-            write_shard(place, job, itertools.islice(results, job.chunks), progress.advance)
+            chunks = itertools.islice(results, job.chunks)
+            write_shard(place, job, chunks, progress.advance, team)

@@ -51,6 +51,9 @@ class Task(NamedTuple):
     """The image's place in its split's list."""
 
 
+_NO_IMAGE: Bits = np.empty(0, np.uint8)
+
+
 class Sample(NamedTuple):
     """One converted image, as small as it will be stored."""
 
@@ -58,8 +61,8 @@ class Sample(NamedTuple):
     label: int
     mode: int = MODE_JPG
     """How the picture is stored: a mode of `harl_fast.data.container.fields`."""
-    image: Bits = np.empty(0, np.uint8)
-    """(N,) uint8: its bytes, as an array, which processes may share."""
+    image: Bits = _NO_IMAGE
+    """(N,) uint8: its bytes."""
     height: int = 0
     width: int = 0
     mask: bytes = b""
@@ -80,6 +83,27 @@ class Sample(NamedTuple):
     """Of `Decoded`."""
     source_print: int = NONE
     """Fingerprint of its file, see `images.prints`."""
+    image_bytes: int = 0
+    """How many those are, also where ``image`` was left behind."""
+
+    @property
+    def parts(self) -> Parts:
+        """What of it fills a container."""
+        return self.image, self.mask
+
+
+Parts = tuple[Bits, bytes]
+"""A sample's image and its mask, as they are stored."""
+
+
+def convert_and_keep(
+    tasks: list[Task], settings: Settings, methods: tuple[MethodSpec, ...] = ()
+) -> tuple[list[Sample | Rejected], list[Parts]]:
+    """Return what `convert` does, but the images for themselves: they are to stay in a worker."""
+    results = convert(tasks, settings, methods)
+    parts = [result.parts for result in results if isinstance(result, Sample)]
+    told = [r._replace(image=_NO_IMAGE) if isinstance(r, Sample) else r for r in results]
+    return told, parts
 
 
 def convert(
@@ -165,6 +189,7 @@ def _masked(sample: Sample, found: MaskResult, bits: dict[int, bytes]) -> Sample
     mask = bits[id(found.mask)]
     return sample._replace(
         mask=mask,
+        image_bytes=len(sample.image),
         sums=(stored_sum(sample.image.tobytes()), stored_sum(mask)),
         stand_in=found.stand_in,
         mask_problem=found.problem,

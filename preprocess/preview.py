@@ -96,16 +96,18 @@ with head(__name__, parse):
     from harl_fast.viz import contact_sheet, occupancy_chart, write_png
     from preprocess.images.arrays import Map, Mask, Pixels
     from preprocess.masks import gallery
-    from preprocess.masks.registry import open_method, parse_spec, to_mask
+    from preprocess.masks.registry import parse_spec, to_mask, try_method
+    from preprocess.masks.runner import maps_of
 
 
 def finder(spec: str) -> gallery.Find:
-    """Return a mask method as the gallery takes it; `HarlError` if it cannot be had."""
+    """Return a mask method as the gallery takes it; `HarlError` if it does not work at all."""
     method = parse_spec(spec)
-    maps = open_method(method)
+    try_method(method)
 
-    def find(images: Sequence[Pixels]) -> list[tuple[Mask, Map]]:
-        return [(to_mask(method, soft)[0], soft) for soft in maps(images)]
+    def find(images: Sequence[Pixels]) -> list[tuple[Mask, Map] | str]:
+        answers = maps_of(method, list(images))
+        return [a if isinstance(a, str) else (to_mask(method, a)[0], a) for a in answers]
 
     return find
 
@@ -129,9 +131,9 @@ def draw_masks(args: argparse.Namespace) -> None:
         "truth": str(args.truth),
         "most": args.most,
     }
-    write_png(args.out, gallery.sheet(found, count=args.count, title=title), about=about)
     for name, why in failed.items():
         print(one_line(f"left out: {name}: {why}"))
+    write_png(args.out, gallery.sheet(found, count=args.count, title=title), about=about)
     true = sum(one.has_truth for one in found)
     if args.truth and true < len(found):
         lacking = f"{len(found) - true} of {len(found)} images have no mask in {args.truth}"

@@ -31,6 +31,7 @@ from harl_fast.errors import DataError, one_line
 from harl_fast.files import sha256_file, sync, write_json
 from harl_fast.host import utc_time
 from harl_fast.kinds import Text, of_kind
+from harl_fast.pool import Team
 from preprocess.convert import Sample, Settings, Task
 from preprocess.masks.registry import CHUNK, UNKNOWN, most_supervised
 from preprocess.masks.sources import MaskList
@@ -38,7 +39,7 @@ from preprocess.places import LocalPlace, Place
 from preprocess.prints import prints_path, write_prints
 from preprocess.sources import Rejected
 from preprocess.work import tool_versions
-from preprocess.writer import container_writer
+from preprocess.writer import container_writer, write_parts
 
 STEM = "shard"
 """Name of a shard's files until it has its place."""
@@ -128,15 +129,22 @@ class Tally:
     remarks: Counter[str] = field(default_factory=Counter)
     """What was done to samples' pixels, see `Decoded`, and to how many."""
 
-    def add(self, sample: Sample) -> None:
-        """Count one sample."""
+    def add(self, chunk: Iterable[Sample | Rejected]) -> list[Sample]:
+        """Count what became of some images, and return the samples among it."""
+        self.rejected += [result for result in chunk if isinstance(result, Rejected)]
+        samples = [result for result in chunk if isinstance(result, Sample)]
+        for sample in samples:
+            self._count(sample)
+        return samples
+
+    def _count(self, sample: Sample) -> None:
         self.names.append(sample.name)
         self.labels.append(sample.label)
         self.sums.extend(sample.sums)
         self.prints.append(sample.source_print)
         self.pixels += sample.height * sample.width
         self.modes[MODE_NAMES[sample.mode]] += 1
-        self.image_bytes[MODE_NAMES[sample.mode]] += len(sample.image)
+        self.image_bytes[MODE_NAMES[sample.mode]] += sample.image_bytes
         if sample.reencoded:
             self.reencoded[sample.reencoded] += 1
         if sample.warning:
@@ -157,10 +165,12 @@ def write_shard(
     job: Job,
     results: Iterable[list[Sample | Rejected]],
     advance: Callable[[int], object],
+    team: Team[list[Task], list[Sample | Rejected]] | None = None,
 ) -> None:
     """Write a shard's files as the folder ``job.folder`` of ``place``, whole or not at all.
 
-    results: of `convert`, in order. advance is told how many images are done. A shard of which no
+    results: of `convert`, in order; or of `convert_and_keep` by a team, which then writes the
+    samples' bytes by `write_parts`. advance is told how many images are done. A shard of which no
     image could be read has its report only.
     """
     with place.staging(job.folder, shown=job.shown) as fresh:
@@ -171,9 +181,19 @@ def write_shard(
             mask_size=job.settings.mask_size,
             yuv420=job.settings.store.has_yuv420,
         )
-        count = writer.write(_pass_on(results, tally, advance), capacity=len(job.rows))
+        writer.begin(len(job.rows))
+        for chunk in results:
+            samples = tally.add(chunk)
+            places = writer.place(samples)
+            if team is None:
+                write_parts([sample.parts for sample in samples], places)
+            else:
+                team.tell(places)
+            advance(len(chunk))
+        if team is not None:
+            team.settle()
         write_json(report_path(beton), _report(tally))
-        if count:
+        if writer.end():
             with ThreadPoolExecutor(1) as beside:  # the disk is as slow as the hash
                 flushed = beside.submit(sync, beton)
                 _describe(beton, job, tally)
@@ -206,19 +226,6 @@ def _describe(beton: Path, job: Job, tally: Tally) -> None:
         prints_sha256=write_prints(beton, tally.prints),
     )
     check_container(beton, write_manifest(beton, manifest))
-
-
-def _pass_on(
-    results: Iterable[list[Sample | Rejected]], tally: Tally, advance: Callable[[int], object]
-) -> Iterator[Sample]:
-    for chunk in results:
-        for result in chunk:
-            if isinstance(result, Rejected):
-                tally.rejected.append(result)
-            else:
-                tally.add(result)
-                yield result
-        advance(len(chunk))
 
 
 def _store_facts(tally: Tally, settings: Settings) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""FFCV's writer fed by a stream of encoded samples, in one process.
+"""FFCV's writer fed by a stream of samples, whose bytes are written by whoever has them.
 
 FFCV's own loop waits for ever when one of its workers dies, needs the exact number of samples in
 advance, and would make every image be decoded twice: once to see whether it is sound. Here the
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ffcv.writer import DatasetWriter, handle_sample
 from harl_fast.data.container.fields import BitMaskField, StoredImageField, StoredMask
 from harl_fast.data.container.manifest import FIELDS
 from harl_fast.files import naming
-from preprocess.convert import Sample
+from preprocess.convert import Parts, Sample
 from preprocess.encode import largest_image
 
 LEAST_PAGE = 1 << 23
@@ -80,12 +81,28 @@ def _plain_memory() -> Iterator[None]:
                 setattr(module, name, shared)
 
 
-class _Page(np.ndarray[Any, np.dtype[np.uint8]]):
-    """FFCV's buffer of a page, without the copy of it that FFCV would write: 8 MB of new memory."""
+class _Layout(allocator.MemoryAllocator):  # type: ignore[misc]  # ffcv is untyped
+    """FFCV's rule of what lies where, without its buffer: who has the bytes writes them there."""
 
-    def tobytes(self, order: Any = None) -> Any:
-        """Return what can be written."""
-        return self.data
+    def __init__(self, *arguments: Any) -> None:
+        with _plain_memory():
+            super().__init__(*arguments)
+        self.page_data = np.empty(0, np.uint8)
+        self._unwritten = np.empty(self.page_size, np.uint8)  # takes as much as is written to
+        self.places: list[int] = []
+
+    def malloc(self, size: int) -> tuple[int, npt.NDArray[np.uint8]]:
+        """Return the place of so many bytes in the file, and where a field may leave them."""
+        place, _ = super().malloc(size)
+        self.places.append(place)
+        return place, self._unwritten[:size]
+
+    def flush_page(self) -> None:
+        """Nothing is left to write."""
+
+    def end(self) -> int:
+        """Return where the last page ends."""
+        return int(self.offset + self.next_page_allocated.value * self.page_size)
 
 
 class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
@@ -98,38 +115,75 @@ class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
         with _plain_memory():
             super().prepare()
 
+    def begin(self, capacity: int) -> None:
+        """Make the file, with room for the metadata of so many samples."""
+        self.num_samples, self.count = capacity, 0
+        with naming(Path(self.fname)):
+            self.prepare()
+        self.metadata = np.frombuffer(self.metadata_sm.buf, dtype=self.metadata_type)
+        self.table = np.zeros(2 * capacity, dtype=ALLOC_TABLE_TYPE)  # an image and a mask each
+        self.layout = _Layout(self.fname, self.data_region_start, self.page_size)
+
+    def place(self, samples: Iterable[Sample]) -> Places:
+        """Return the file and where in it the bytes of the next samples are to be written."""
+        found = []
+        for sample in samples:
+            packed = np.frombuffer(sample.mask, np.uint8)
+            row = (sample, StoredMask(packed, sample.height, sample.width), sample.label)
+            self.layout.places = []
+            names = self.metadata.dtype.names
+            handle_sample(row, self.count, names, self.metadata, self.layout, self.fields)
+            self.table[2 * self.count : 2 * self.count + 2] = self.layout.allocations
+            self.layout.allocations.clear()  # as tuples they would take 0.4 GB for ImageNet
+            found.append(self.layout.places)
+            self.count += 1
+        return self.fname, found
+
+    def end(self) -> int:
+        """Write what lies around the samples, whose bytes are there, and return their number."""
+        self.header["num_samples"] = self.count
+        with naming(Path(self.fname)):
+            if self.count:
+                os.truncate(self.fname, self.layout.end())
+            self.finalize([self.table[: 2 * self.count]])
+        return self.count
+
     def write(self, samples: Iterable[Sample], *, capacity: int) -> int:
         """Write the samples, at most ``capacity``, in their order and return how many they were.
 
         An `OSError` of the writing names the container; ``samples`` must name its own files.
         """
-        self.num_samples = capacity
-        with naming(Path(self.fname)):
-            self.prepare()
-        metadata = np.frombuffer(self.metadata_sm.buf, dtype=self.metadata_type)
-        table = np.zeros(2 * capacity, dtype=ALLOC_TABLE_TYPE)  # an image and a mask each
-        with _plain_memory():
-            pages = allocator.MemoryAllocator(self.fname, self.data_region_start, self.page_size)
-        pages.page_data = pages.page_data.view(_Page)
-        names = metadata.dtype.names
-        count = 0
-        with naming(Path(self.fname)), pages:
-            for sample in samples:
-                packed = np.frombuffer(sample.mask, np.uint8)
-                mask = StoredMask(packed, sample.height, sample.width)
-                row = (sample, mask, sample.label)
-                handle_sample(row, count, names, metadata, pages, self.fields)
-                table[2 * count : 2 * count + 2] = pages.allocations
-                pages.allocations.clear()  # as tuples they would take 0.4 GB for ImageNet
-                count += 1
-        self.header["num_samples"] = count
-        with naming(Path(self.fname)):
-            self.finalize([table[: 2 * count]])
-        # FFCV ignores how much a write wrote; a full disk may cut one short without an error.
-        end = pages.offset + pages.next_page_allocated.value * self.page_size
-        if count and int(self.header["alloc_table_ptr"]) != end:
-            raise OSError(errno.ENOSPC, "a page was written in part", self.fname)
-        return count
+        self.begin(capacity)
+        for sample in samples:
+            write_parts([sample.parts], self.place([sample]))
+        return self.end()
+
+
+Places = tuple[str, list[list[int]]]
+"""A container, and the places in it of each sample's parts: of its image, more than one if a page
+had no room left for the mask, then of its mask."""
+
+
+def write_parts(parts: Sequence[Parts], places: Places) -> None:
+    """Write samples' bytes to their places in a container; an `OSError` names it."""
+    path, of_samples = places
+    runs, end = list[tuple[int, list[memoryview]]](), -1
+    for (image, mask), own in zip(parts, of_samples, strict=True):
+        data = [image.data] * (len(own) - 1) + [memoryview(mask)]
+        for place, piece in zip(own, data, strict=True):
+            if place != end:
+                runs.append((place, []))
+            runs[-1][1].append(piece)
+            end = place + len(piece)
+    with naming(Path(path)):
+        file = os.open(path, os.O_WRONLY)
+        try:
+            for place, pieces in runs:
+                # A full disk may cut a write short without an error.
+                if os.pwritev(file, pieces, place) != sum(map(len, pieces)):
+                    raise OSError(errno.ENOSPC, "a page was written in part", path)
+        finally:
+            os.close(file)
 
 
 def container_writer(
@@ -157,5 +211,4 @@ def _store_image(
     """Store a sample's encoded picture; for `encode` of an image field."""
     destination["mode"] = sample.mode
     destination["height"], destination["width"] = sample.height, sample.width
-    destination["data_ptr"], storage = malloc(len(sample.image))
-    storage[:] = sample.image
+    destination["data_ptr"], _ = malloc(sample.image_bytes)

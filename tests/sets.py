@@ -52,6 +52,7 @@ def _write_shard(path: Path, container: OpenContainer, ids: list[int], known: Ma
                 label=int(container.labels[index]),
                 mode=int(row["mode"]),
                 image=image,
+                image_bytes=len(image),
                 height=int(row["height"]),
                 width=int(row["width"]),
                 mask=mask.tobytes(),

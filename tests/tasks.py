@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Any
-
-import numpy as np
 
 
 def double(number: int) -> int:
@@ -30,9 +27,17 @@ def getpid(number: int) -> int:
     return os.getpid()
 
 
-def arrays(number: int) -> dict[str, Any]:
-    """Return arrays of several types, sizes and layouts, and what is none."""
-    numbers = np.arange(number, 1000 + number)
-    frozen = np.frombuffer(b"frozen" * number, np.uint8)
-    parts = [numbers.astype(kind) for kind in ("u1", "<f8", "?")]
-    return {"parts": parts, "turned": numbers.reshape(8, -1).T, "frozen": frozen, "word": "x"}
+def keep(number: int) -> tuple[int, tuple[int, int]]:
+    """Return this process, and for `note` what stays in it."""
+    return os.getpid(), (os.getpid(), number)
+
+
+def note(kept: tuple[int, int], word: tuple[str, int, int] | None) -> None:
+    """Make a file in a folder, for a number and the process that kept it; die without a word."""
+    if word is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert word is not None
+    folder, number, pid = word
+    here = os.getpid() == pid and kept == (pid, number)
+    with open(f"{folder}/{number}", "x", encoding="utf-8") as stream:
+        stream.write("kept here" if here else f"{kept} was kept")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,6 +51,21 @@ def test_deep_values_are_shown() -> None:
     for _ in range(10_000):
         value = [value]
     assert len(shown(value)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("inodes", "remedy"), [((9, 0), "It takes no more files"), ((9, 3), "Free"), ((0, 0), "Free")]
+)
+def test_a_disk_without_inodes_is_told_from_a_full_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, inodes: tuple[int, int], remedy: str
+) -> None:
+    """Some file systems count no inodes and state 0 of 0."""
+    facts = dict(zip(("f_files", "f_favail"), inodes, strict=True))
+    asked = list[str]()
+    monkeypatch.setattr("os.statvfs", lambda path: asked.append(path) or SimpleNamespace(**facts))
+    told = explain(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a" / "x")))
+    assert f"No space left on device. {remedy}" in told and asked == [str(tmp_path / "a")]
+    assert "Free space" in explain(OSError(errno.ENOSPC, "No space left on device"))
 
 
 def test_a_limit_on_the_size_of_files_is_named_with_what_to_do() -> None:

@@ -102,6 +102,16 @@ def test_an_output_that_would_replace_an_input_is_refused(tmp_path: Path, name: 
     check_output(tmp_path / "training.png", option="--out", inputs=[beton])
 
 
+def test_an_output_may_be_named_after_the_folder_of_a_data_set(tmp_path: Path) -> None:
+    """Only the folder of a container set has files beside it that are named after it."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "train.beton").touch()
+    check_output(tmp_path / "photos.png", option="--out")
+    (tmp_path / "photos" / "00000-of-00001.beton").touch()
+    with pytest.raises(OutputError, match=r"photos\.json belongs to"):
+        check_output(tmp_path / "photos.json", option="--out")
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_an_output_that_can_be_written_passes_without_a_trace(tmp_path: Path, folder: bool) -> None:
     out = tmp_path / "new" / "deep" / "out"

@@ -61,6 +61,7 @@ def test_presets_say_what_their_sources_say(name: str, values: dict[str, Any]) -
         ({"fine_tune_after_block": 5}, ["fine_tune_after_block", "less than or equal to 4"]),
         ({"zero_init_logits_layer": 1}, ["zero_init_logits_layer", "neither true nor false"]),
         ({"warmup_epochs": 99}, ["warmup_epochs", "leaves none of train_epochs"]),
+        ({"train_epochs": 10**9}, ["train_epochs", "less than or equal to 1000000"]),
         ({"head_lr_grid": [1.0, 2.0]}, ["hold_out is 0"]),
         ({"head_lr_grid": [1.0, 2.0], "hold_out": 9}, ["set fine_tune_after_block to 4"]),
         ({"data": {"mean": [124.0]}}, ["data.mean", "less than or equal to 1"]),

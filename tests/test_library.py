@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -48,3 +49,20 @@ def test_the_minimal_example_trains_and_leaves_an_encoder(tmp_path: Path) -> Non
     encoder = harl_fast.build_backbone(model)
     encoder.load_state_dict(load_file(out))
     assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 256, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--epochs", "0", "0 is not from 1 to"),
+        ("--out", "/proc/x.safetensors", "/proc/x.safetensors cannot be written"),
+        ("--out", "train.beton", "belongs to train.beton"),
+    ],
+)
+def test_the_minimal_example_refuses_before_it_trains(
+    option: str, value: str, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "train.beton").touch()
+    command = [sys.executable, ROOT / "examples" / "minimal.py", "train.beton", option, value]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode and told in done.stderr

@@ -7,14 +7,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
-from harl_fast.pool import TASKS_AHEAD, ordered_map
-from tests.tasks import arrays, double, getpid, large
+from harl_fast.pool import TASKS_AHEAD, Team, ordered_map
+from tests.tasks import double, getpid, keep, large, note
 
 runs = pytest.mark.parametrize("run", [1, TASKS_AHEAD])
 
@@ -68,18 +68,48 @@ def test_tasks_are_drawn_only_a_little_ahead_of_the_consumer(run: int) -> None:
 
 
 @runs
-@pytest.mark.parametrize("room", [0, 100, 3000, 1 << 20])
-def test_arrays_arrive_whole_whatever_part_of_them_is_shared(run: int, room: int) -> None:
-    results = ordered_map(arrays, range(40), workers=3, describe=str, run=run, room=room)
-    for number, result in enumerate(results):
-        np.testing.assert_equal(result, arrays(number))
+def test_a_second_step_is_done_once_in_the_process_of_the_first(run: int, tmp_path: Path) -> None:
+    with Team(keep, workers=3, describe=str, run=run, then=note) as team:
+        results = team.map(range(40))
+        for number, pid in enumerate(results):
+            team.tell((str(tmp_path), number, pid))
+        team.settle()
+        assert sorted(int(path.name) for path in tmp_path.iterdir()) == list(range(40))
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"kept here"}
 
 
-def test_processes_share_the_memory_of_arrays() -> None:
-    results = ordered_map(arrays, range(2), workers=1, describe=str, room=1 << 20)
-    first, second = (result["parts"][1] for result in results)
-    assert np.shares_memory(first, second)
-    np.testing.assert_array_equal(first, second)  # the first was the consumer's until it went on
+def test_workers_go_on_while_second_steps_are_awaited(tmp_path: Path) -> None:
+    with Team(keep, workers=2, describe=str, then=note) as team:
+        results = team.map(range(9))
+        for first in range(0, 9, 3):
+            for number, pid in zip(range(first, first + 3), results, strict=False):
+                team.tell((str(tmp_path), number, pid))
+            team.settle()
+            assert len(list(tmp_path.iterdir())) == first + 3
+
+
+def test_a_second_steps_own_error_of_the_system_is_raised_as_it_is(tmp_path: Path) -> None:
+    with Team(keep, workers=2, describe=str, then=note) as team:
+        for number, pid in enumerate(team.map(range(4))):
+            team.tell((str(tmp_path / "missing"), number, pid))
+            break
+        with pytest.raises(FileNotFoundError) as caught:
+            team.settle()
+    assert caught.value.filename == str(tmp_path / "missing" / "0")
+
+
+def test_a_worker_that_is_killed_in_a_second_step_is_an_error_that_names_its_task() -> None:
+    with Team(keep, workers=2, describe=lambda n: f"number {n}", then=note) as team:
+        for _ in zip(range(3), team.map(range(9)), strict=False):
+            team.tell(None)
+        with pytest.raises(DataError, match=r"worker process died \(SIGKILL\).*number [01]\b"):
+            team.settle()
+
+
+def test_tasks_and_results_that_no_pipe_holds_pass_each_other() -> None:
+    tasks = [bytes(3_000_000)] * 12
+    with contextlib.closing(ordered_map(bytes, tasks, workers=2, describe=str)) as results:
+        assert [len(result) for result in results] == [3_000_000] * 12
 
 
 def test_closing_early_ends_the_workers() -> None:
@@ -111,7 +141,7 @@ def test_a_worker_that_dies_in_the_middle_of_an_answer_is_an_error() -> None:
 
 
 def children_of_workers(results: object) -> list[int]:
-    team = results.gi_frame.f_locals["team"]  # type: ignore[attr-defined]
+    team = results.gi_frame.f_locals["team"]._team  # type: ignore[attr-defined]
     return [worker.process.pid for worker in team]
 
 

@@ -278,6 +278,19 @@ def test_a_variable_that_a_library_does_not_take_is_named(name: str, value: str)
     assert name in errors and repr(value) in errors and "unset it" in errors
 
 
+def test_too_few_addresses_for_the_libraries_are_blamed_on_the_limit() -> None:
+    """Machines that many share may allow less than torch's libraries take."""
+    verify = f"{sys.executable} -m preprocess.verify x.beton"
+    job = subprocess.run(
+        ["bash", "-c", f"ulimit -v 2000000; exec {verify}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert job.returncode == 2 and job.stderr.count("\n") == 1, job.stderr
+    assert "the limit `ulimit -v` is 2.0 GB here: run the command under a higher" in job.stderr
+
+
 def test_a_mistake_of_our_own_in_an_import_is_not_blamed_on_the_environment(
     tmp_path: Path,
 ) -> None:

@@ -109,6 +109,18 @@ def test_all_views_are_drawn_each_in_a_colour_of_its_own(
     assert len(set(_BOXES)) == len(_BOXES) >= 6  # as many as the views of paper-multicrop
 
 
+def test_pictures_of_a_pixels_width_are_drawn(tmp_path: Path) -> None:
+    """Their boxes are less than a pixel of the sheet."""
+
+    def thread(index: int) -> Item:
+        shape = (2000, 1, 3) if index % 2 else (1, 2000, 3)
+        return np.full(shape, 120, np.uint8), np.ones((64, 64), np.bool_), 0
+
+    path = write_beton(tmp_path / "train.beton", thread, count=6)
+    contact_sheet(path, load_config("small", overrides=[]), tmp_path / "sheet.png", count=6)
+    assert len(list(tiles_of(cv2.imread(str(tmp_path / "sheet.png")), rows=6, columns=5))) == 6
+
+
 def still_views() -> list[str]:
     overrides = [f"data.views.{view}.{item}" for view in range(2) for item in STILL]
     return [*overrides, *(f"data.views.{view}.ratio=[0.1, 10]" for view in range(2))]

@@ -24,7 +24,7 @@ from deepspeed.utils import groups as ds_groups
 from deepspeed.utils import logger as ds_logger
 
 from harl_fast import collectives
-from harl_fast.engine.launchers import interface_to
+from harl_fast.engine.launchers import INTERFACE, interface_to
 from harl_fast.engine.machine import Machine
 from harl_fast.errors import ConfigError
 from harl_fast.files import to_stderr
@@ -33,8 +33,6 @@ from harl_fast.optim.layout import GroupLayout, Segment, flat_layout
 from harl_fast.side import append_whole
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
-
-_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 def start(
@@ -58,10 +56,10 @@ def start(
         torch.cuda.set_device(machine.device)
         # Sizes hardly ever change: the fastest convolutions are worth a search.
         torch.backends.cudnn.benchmark = True
-    if machine.several and _INTERFACE not in os.environ:
+    if machine.several and INTERFACE not in os.environ:
         # Left alone, gloo takes what this machine's own name means: the loopback, where that is how
         # /etc/hosts has it. Launchers do not pass the variable on to other machines.
-        os.environ[_INTERFACE] = interface_to(os.environ["MASTER_ADDR"])
+        os.environ[INTERFACE] = interface_to(os.environ["MASTER_ADDR"])
     limit = timedelta(minutes=timeout_minutes)
     meeting = timedelta(minutes=meeting_minutes or timeout_minutes)
     try:

@@ -14,7 +14,7 @@ from harl_fast.engine.runfolder import mark, open_run_folder
 from harl_fast.engine.session import Training, leave, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
 from harl_fast.errors import CheckpointError, ConfigError, nearest
-from harl_fast.files import check_output, to_stderr, write_json
+from harl_fast.files import check_output, to_stderr
 from harl_fast.finetuning import (
     LINEAR_PRESETS,
     FinetuneConfig,
@@ -24,6 +24,7 @@ from harl_fast.finetuning import (
     reading,
 )
 from harl_fast.options import SEED_MAX
+from harl_fast.results import write_result
 from harl_fast.runfiles import SEEDS, RunFolder, home
 
 if TYPE_CHECKING:
@@ -89,7 +90,6 @@ def linear_protocol(
     names = {"centre": "crop", "mean": "mean", "std": "std", "workers": "workers"}
     given = {key: others.get(name) for key, name in names.items()}
     results = home(ckpt)
-    check_output(RunFolder(results).evaluations, option="--ckpt", folder=True)
     protocol = "imagenet" if preset == next(iter(LINEAR_PRESETS)) else f"imagenet-{preset}"
     base = run or results / "linear" / f"{data.resolve().name}-{preset}"
     for fresh in (False, True)[: 1 + random]:
@@ -234,6 +234,9 @@ class Finetuning(Training):
         if start.record is not None:
             self._loader.load_state_dict(start.record.position)
         if machine.rank == 0:
+            if self.mode != "train":
+                place = RunFolder(self.results or self.run).evaluations
+                check_output(place, option="--ckpt" if self.results else "--run", folder=True)
             if start.config.subset and not start.folder.subset.exists():
                 import torch
 
@@ -349,8 +352,8 @@ def _several(training: Finetuning, *, seeds: int) -> int:
                 )
             return code
         results[seed] = each.found
-    if here.rank == 0:
-        _write_seeds(training.run, results)
+    if here.rank == 0 and all(results.values()):  # of --mode train there are none
+        _write_seeds(training.run, results, like=trainings[first])
     if here.local_rank == 0:
         mark(RunFolder(training.run).finished, step=seeds, reason="done")
     return 0
@@ -368,14 +371,28 @@ def _of_seed(training: Finetuning, seed: int) -> Finetuning:
     )
 
 
-def _write_seeds(run: Path, results: Mapping[int, Mapping[str, float]]) -> None:
+def _write_seeds(
+    run: Path, results: Mapping[int, Mapping[str, float]], *, like: Finetuning
+) -> None:
+    """Write what several seeds gave; that of other ones or other settings is kept beside it.
+
+    like: one of their trainings.
+    """
+    from harl_fast.engine.resume import settings
+
     names = list(next(iter(results.values())))
     table = {name: [result[name] for result in results.values()] for name in names}
     summary = {
         name: {"mean": statistics.mean(values), "deviation": statistics.stdev(values)}
         for name, values in table.items()
     }
-    write_json(run / SEEDS, {"seeds": list(results), "metrics": table, "summary": summary})
+    of_seed = ("configurations", "checkpoints")
+    facts = {name: fact for name, fact in like.facts().items() if name not in of_seed}
+    config = {key: value for key, value in settings(like._start.config).items() if key != "seed"}
+    provenance = {**facts, "seeds": list(results), "settings": config}
+    found = {"seeds": list(results), "metrics": table, "summary": summary}
+    name = f"seeds {' '.join(map(str, results))}"
+    write_result(run / SEEDS, found, provenance=provenance, name=name)
     text = ", ".join(
         f"{name} {each['mean']:.2f} +- {each['deviation']:.2f}" for name, each in summary.items()
     )

@@ -9,12 +9,14 @@ from ipaddress import ip_address
 
 import psutil
 
-from harl_fast.errors import ConfigError, shown
+from harl_fast.errors import ConfigError, few, shown
 
 Variables = MutableMapping[str, str]
 
 _TOO_MANY = {"PMI_SIZE": "MPI", "MV2_COMM_WORLD_SIZE": "MVAPICH"}
 """Counts of processes by launchers that do not tell all that is needed."""
+INTERFACE = "GLOO_SOCKET_IFNAME"
+"""Environment variable that names the network interface by which CPUs talk."""
 _LOWEST_PORT, _PORTS = 20_000, 10_000
 """Below those that Linux gives to programs that ask for any."""
 
@@ -42,12 +44,13 @@ def note_place(env: Variables) -> None:
         env["MASTER_PORT"] = str(_free_port())
     if "LOCAL_WORLD_SIZE" in env:
         env.setdefault("LOCAL_SIZE", env["LOCAL_WORLD_SIZE"])
-    missing = [name for name in ("LOCAL_RANK", "LOCAL_SIZE") if name not in env]
+    needed = ("LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in env]
     if missing and env["WORLD_SIZE"] != "1":
         raise ConfigError(
-            f"RANK and WORLD_SIZE are set, {' and '.join(missing)} not: which device is this "
-            f"rank's, and how many share this machine? Set LOCAL_RANK and LOCAL_SIZE too, or start "
-            f"with `deepspeed` or `torchrun`"
+            f"RANK and WORLD_SIZE are set, {', '.join(missing)} not: which device is this "
+            f"rank's, how many share this machine, and where do all meet? Set "
+            f"{', '.join(needed)} too, or start with `deepspeed` or `torchrun`"
         )
     for name, alone in (("LOCAL_RANK", "0"), ("LOCAL_SIZE", "1")):
         env.setdefault(name, alone)
@@ -58,7 +61,11 @@ def _from_slurm(env: Variables) -> None:
     values = _all_of(env, [f"SLURM_{name}" for name in ours], launcher="srun")
     rank, ranks, local_rank, node, per_node, nodes = values
     env.update(RANK=rank, WORLD_SIZE=ranks, LOCAL_RANK=local_rank)
-    env["LOCAL_SIZE"] = str(tasks_of_node(per_node, int(node)))
+    if not (node.isascii() and node.isdecimal()):
+        raise ConfigError(
+            f"SLURM_NODEID is {shown(node)}, no number: start with `deepspeed` or `torchrun`"
+        )
+    env["LOCAL_SIZE"] = str(tasks_of_node(per_node, int(node[:12])))
     env.setdefault("MASTER_ADDR", first_host(nodes))
     job = 100 * _number(env, "SLURM_JOB_ID") + _number(env, "SLURM_STEP_ID")
     env.setdefault("MASTER_PORT", str(_LOWEST_PORT + job % _PORTS))
@@ -121,13 +128,32 @@ def first_host(text: str) -> str:
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0] if first else text)
 
 
+def check_choices(env: Variables, *, device: str) -> None:
+    """Raise ConfigError for variables by which libraries would use what is not here.
+
+    device: "cuda" or "cpu", which the ranks compute on.
+    """
+    known = psutil.net_if_addrs()
+    asked = env.get(INTERFACE, "").split(",")
+    if unknown := [name for name in asked if name and name not in known]:
+        raise ConfigError(
+            f"the environment variable {INTERFACE} names {shown(unknown[0])}, no network interface "
+            f"of this machine: set one of {few(list(known))}, or unset it"
+        )
+    if (name := env.get("DS_ACCELERATOR", device)) != device:
+        raise ConfigError(
+            f"the environment variable DS_ACCELERATOR is {shown(name)}, and the ranks compute on "
+            f"{device} here: set {device}, or unset it"
+        )
+
+
 def interface_to(host: str) -> str:
     """Return the name of the network interface by which this machine reaches a host, or is it.
 
     Raises ConfigError if there is none, or if a name means no more than the loopback: whoever is on
     another machine cannot come back by that.
     """
-    remedy = "set MASTER_ADDR to the address of the first machine, or GLOO_SOCKET_IFNAME on each"
+    remedy = f"set MASTER_ADDR to the address of the first machine, or {INTERFACE} on each"
     try:
         kind, *_, place = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(kind, socket.SOCK_DGRAM) as probe:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from harl_fast.engine.config import Needs
-from harl_fast.engine.launchers import note_place
+from harl_fast.engine.launchers import check_choices, note_place
 from harl_fast.errors import ConfigError, HarlError, shown
 from harl_fast.host import usable_cores
 
@@ -72,6 +72,7 @@ def this_machine() -> Machine:
     note_place(os.environ)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(gpus)]
+    check_choices(os.environ, device="cuda" if gpus else "cpu")
     ranks, here = _from_launcher("WORLD_SIZE", least=1), _from_launcher("LOCAL_SIZE", least=1)
     _from_launcher("MASTER_PORT", least=1, most=65_535)
     rank, local_rank = _from_launcher("RANK"), _from_launcher("LOCAL_RANK")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from harl_fast.engine.stop import LOST
+from harl_fast.files import read_regular
 from harl_fast.runfiles import RunFolder
 
 _RANK = "--local_rank"  # DeepSpeed's launcher gives it to ranks alone
@@ -35,6 +37,13 @@ def markers(folder: Path) -> dict[Path, tuple[int, int]]:
     """Return which markers there are, and of what they would not be the same files again."""
     run = RunFolder(folder)
     return {path: state for path in (run.finished, run.preempted) if (state := _state(path))}
+
+
+def was_lost(marker: Path) -> bool:
+    """Return whether a marker says that a run ended for lack of its guard or launcher."""
+    with contextlib.suppress(OSError):
+        return LOST.encode() in read_regular(marker)
+    return False
 
 
 def ranks_below(pid: int) -> set[psutil.Process]:

@@ -113,7 +113,10 @@ class StopSignal:
 
 
 def parse_duration(text: str) -> float:
-    """Return a duration in seconds. text: ``HH:MM:SS`` or minutes. Raises ValueError."""
+    """Return a duration in seconds. text: ``HH:MM:SS`` or minutes. Raises ValueError.
+
+    Before the colons stand any number of hours, behind them below 60.
+    """
     try:
         parts = [to_float(part) for part in text.split(":")]
     except ValueError:
@@ -121,6 +124,8 @@ def parse_duration(text: str) -> float:
     if len(parts) not in (1, 3) or any(math.copysign(1, part) < 0 for part in parts):
         raise ValueError(f"{shown(text)} is neither HH:MM:SS nor minutes")
     hours, minutes, seconds = parts if len(parts) == 3 else (0.0, parts[0], 0.0)
+    if len(parts) == 3 and max(minutes, seconds) >= 60.0:
+        raise ValueError(f"{shown(text)} has over 59 minutes or seconds: hours alone may be more")
     total_s = 3600.0 * hours + 60.0 * minutes + seconds
     if not 0.0 < total_s <= _LONGEST_S:
         raise ValueError(f"{shown(text)} is no time above 0 and up to ten years")

@@ -292,7 +292,7 @@ class _Path:
                 slope = dot(full, step)
             enough = self._tolerance * point.value(decay, penalised)
             if (left := self._doubt * self._left(slope)) <= enough:
-                if self._tolerance > _COARSE:
+                if self._tolerance > _COARSE or slope == 0.0:  # no gradient is left
                     return point, True
                 # Slow progress looks like an end. Newton's step tells how far the end is.
                 self._pairs.set_penalty(decay, self._problem.expected())

@@ -202,7 +202,7 @@ def _check_head(path: Path, head: Head) -> None:
 def _sha256(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -227,7 +227,7 @@ def read_head(path: Path, *, classes: Sequence[str] | None = None) -> Head:
             f"order, than these {len(classes)} ({', '.join(map(shown, classes[:3]))}, ...): give "
             f"the head of a result on this data set"
         )
-    return head
+    return Head(head.weight.float(), head.bias.float())
 
 
 def read_result(folder: Path) -> Result:

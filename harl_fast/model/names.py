@@ -75,7 +75,13 @@ def locate(tensors: Mapping[str, Tensor], *, where: str, anchor: str = RESNET) -
     anchor: a name that the encoder is known by. Raises CheckpointError if there is none, several
     that differ, or only a moving average.
     """
-    flat = {_unwrapped(name): tensor for name, tensor in tensors.items()}
+    flat: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not _same(flat.setdefault(_unwrapped(name), tensor), tensor):
+            raise CheckpointError(
+                f"{where} holds two networks that differ, one of them wrapped: both have a tensor "
+                f"{_unwrapped(name)}: save the one that is meant alone"
+            )
     found = {prefix: _below(flat, prefix) for prefix in _prefixes(flat, anchor)}
     if anchor == RESNET:
         for prefix in _prefixes(flat, _SEQUENTIAL):
@@ -108,8 +114,10 @@ def recognise(located: Located, *, where: str) -> ModelConfig:
     stem = weights.get("conv1.weight")
     if stem is None or stem.ndim != 4:
         raise CheckpointError(
-            f"{where} holds a ResNet whose stem is not one convolution conv1, as timm's variants "
-            f"have it: give the folder with its config.json, or a run with model.arch: timm:NAME"
+            f"{where} holds a ResNet whose stem is not one convolution conv1 (it has "
+            f"{listed([name for name in weights if name.startswith('conv1.')])}), as in timm's "
+            f"variants, or where it was pruned or parametrised: give the folder with its "
+            f"config.json, a run with model.arch: timm:NAME, or the weights as plain ones"
         )
     block = Bottleneck if "layer1.0.conv3.weight" in weights else BasicBlock
     depths = tuple(_depth(weights, f"layer{number}.") for number in range(1, 5))
@@ -191,8 +199,13 @@ def _by_stage(name: str) -> str:
 
 def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(
-        torch.equal(tensor, second[name]) for name, tensor in first.items()
+        _same(tensor, second[name]) for name, tensor in first.items()
     )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    # Other types torch refuses to compare, and NaN is not equal to itself.
+    return first is second or (first.dtype == second.dtype and torch.equal(first, second))
 
 
 def _naming(prefix: str, beside: Mapping[str, Tensor], *, sequential: bool) -> str:

@@ -47,20 +47,30 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 about: dict[str, str] = stream.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read ({error})") from error
-        return _real(tensors, path), about
+        return _plain(tensors, path), about
     if path.suffix not in TORCH:
         raise CheckpointError(f"{path} is no kind of file that is read: give {GIVEN}")
-    return _real(dict(_flat(_read_torch(path))), path), {}
+    return _plain(dict(_flat(_read_torch(path))), path), {}
 
 
-def _real(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return tensors; CheckpointError if there are complex ones, whose half torch would drop."""
+def _plain(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return tensors; CheckpointError unless each is a dense array of numbers torch computes with.
+
+    Of complex ones it would drop half, for those of 8 bits it lacks most operations.
+    """
     for name, tensor in tensors.items():
-        if tensor.is_complex():
-            raise CheckpointError(
-                f"{path}: {shown(name)} holds {tensor.dtype}, weights are real numbers: give a "
-                f"file of such"
-            )
+        if tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize < 2):
+            kind = str(tensor.dtype)
+        elif tensor.is_meta:
+            kind = "no values (device meta)"
+        elif tensor.is_nested or tensor.layout is not torch.strided:
+            kind = "a nested tensor" if tensor.is_nested else f"a tensor of {tensor.layout}"
+        else:
+            continue
+        raise CheckpointError(
+            f"{path}: {shown(name)} holds {kind}, weights are dense arrays of real numbers of 16 "
+            f"bits or more: give a file of such"
+        )
     return tensors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +72,9 @@ def probe_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, dict[int, float]] = {key: {} for key in _PROBES}
     for record in json_lines(RunFolder(run).metrics):
         for key, points in found.items():
-            if isinstance(record.get("step"), int) and isinstance(record.get(key), int | float):
-                points[record["step"]] = float(record[key])
+            step, value = record.get("step"), record.get(key)
+            if isinstance(step, int) and isinstance(value, int | float) and math.isfinite(value):
+                points[step] = float(value)
     return {key: sorted(points.items()) for key, points in found.items()}
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from harl_fast.data.container.manifest import find_container, read_manifest
 from harl_fast.demoset import SIDE_PX, holds
@@ -49,6 +50,12 @@ class _ResultFile(BaseModel):
     images_seen: Whole = 0
     seconds: Real | None = None
     curve: list[tuple[Whole, Real]] = []
+
+
+class _EngineFile(BaseModel):
+    """What a trial's length is counted by."""
+
+    train_batch_size: Annotated[Whole, Field(ge=1)]
 
 
 class Settings(BaseModel):
@@ -161,8 +168,12 @@ class Evidence:
     def _of_training(self, trial: Trial, folder: Path) -> dict[str, Any]:
         """Return a run's length and, as far as its log is there, its time and its probes."""
         logged = json_lines(RunFolder(folder).metrics)
-        rates = [each["img_s"] for each in logged if isinstance(each.get("img_s"), int | float)]
-        batch = read_json(RunFolder(folder).engine, error=DataError)["train_batch_size"]
+        found = [each.get("img_s") for each in logged]
+        rates = [rate for rate in found if isinstance(rate, int | float) and 0 < rate < math.inf]
+        path, remedy = RunFolder(folder).engine, f"Delete {folder}, and it is trained again"
+        tree = read_json(path, error=DataError)
+        engine = of_kind(tree, _EngineFile, where=str(path), remedy=remedy, error=DataError)
+        batch = engine.train_batch_size
         data = read_manifest(find_container(self._containers(trial, trial.arm.masks), "train"))
         images = data.count // batch * batch * trial.config.epochs
         return {

@@ -92,6 +92,7 @@ def write(pretrained: Pretrained, out: Path, *, to: str, head: Classifier | None
     from harl_fast.tools.forms import FORMS
 
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this number
     temporary.mkdir(parents=True)
     try:
         FORMS[to].write(temporary, pretrained, head)

@@ -34,6 +34,8 @@ MAPPED = 3000
 """Points on a map; t-SNE of so many takes half a minute on a core."""
 NAMED = 60
 """Most class names on a map."""
+LEAST_MAPPED = 10
+"""Fewest images of a map."""
 _REDUCED = 50
 """Dimensions that t-SNE starts from (van der Maaten and Hinton, JMLR 2008, use 30)."""
 
@@ -134,6 +136,7 @@ def per_class(result: Result) -> bytes:
 def feature_map(embeddings: Embeddings, *, title: str, seed: int = 0) -> bytes:
     """Return a PNG file of the features in two dimensions, coloured by their true class."""
     shown = embeddings.stratified(MAPPED, seed=seed)
+    check_map(shown.features)
     places, how = _plane(shown.features, seed=seed)
     present = np.unique(shown.labels)
     from matplotlib import colormaps
@@ -194,15 +197,32 @@ def _name_classes(
         )
 
 
+def check_map(features: npt.NDArray[np.float32]) -> None:
+    """Raise HarlError for features of which no map can be drawn; of equal ones t-SNE would die."""
+    remedy = "leave --data out, and the pictures without it are drawn"
+    if len(features) < LEAST_MAPPED:
+        raise HarlError(
+            f"a map of {len(features)} validation images shows nothing, {LEAST_MAPPED} are the "
+            f"least: {remedy}"
+        )
+    spread = np.ptp(features.astype(np.float64), axis=0).max()
+    if not spread > 1e-6 * np.abs(features).max():
+        raise HarlError(
+            f"the features of all {len(features)} validation images are equal, as of an encoder "
+            f"that has collapsed, and make no map: {remedy}"
+        )
+
+
 def _plane(features: npt.NDArray[np.float32], *, seed: int) -> tuple[npt.NDArray[Any], str]:
     """Return (N, 2) places, and the name of what found them."""
     from sklearn.decomposition import PCA
 
     few = min(_REDUCED, *features.shape)
-    if len(features) < 10:
-        raise HarlError(f"a map of {len(features)} images shows nothing: give 10 or more")
     to_stderr(f"map: placing {len(features):,} images in two dimensions; thousands take minutes")
-    reduced = PCA(few, random_state=seed).fit_transform(features)
+    # Squares of very large or small numbers leave float32, and t-SNE dies of what they become.
+    centred = features - features.mean(0, dtype=np.float64)
+    scaled = (centred / np.abs(centred).max()).astype(np.float32)
+    reduced = PCA(few, random_state=seed).fit_transform(scaled)
     try:
         umap = importlib.import_module("umap")  # nothing else needs it: not in the extra
     except ModuleNotFoundError:
@@ -239,11 +259,12 @@ def draw(folder: Path, out: Path, *, data: Path | None, seed: int = 0) -> list[P
     result = read_result(folder)
     if data is not None:
         features.check_containers(data, result.data)
+        found = embeddings.of_result(result, features.validation_features(result, data))
+        check_map(found.features)
     written = [out / "confusion.png", out / "per_class.png"]
     write_bytes(written[0], confusion(result))
     write_bytes(written[1], per_class(result))
     if data is not None:
-        found = embeddings.of_result(result, features.validation_features(result, data))
         written += [out / "embeddings.npz", out / "map.png", out / "projector"]
         embeddings.write_npz(written[2], found)
         write_bytes(written[3], feature_map(found, title=_title(result), seed=seed))

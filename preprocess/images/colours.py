@@ -189,6 +189,9 @@ def _levels(values: Values, ends: tuple[float, float], inverted: bool) -> Pixels
 def _ends(image: Image.Image, grey: Grey, wanted: GreyRange) -> tuple[float, float]:
     """Return the values that become 0 and 255."""
     if wanted.kind == "fixed":
+        strips = _strips(image, rows=64)
+        if not any(_finite(np.asarray(strip).view(grey.dtype)).size for _, strip in strips):
+            raise UnusableImageError(_NOTHING_FINITE)
         return wanted.low, wanted.high
     if wanted.kind == "minmax":
         rows = max(1, STRIP_PIXELS // image.width)

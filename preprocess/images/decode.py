@@ -33,7 +33,7 @@ from preprocess.images.reading import (
     Reading,
     UnusableImageError,
 )
-from preprocess.images.soundness import load_judged
+from preprocess.images.soundness import is_lossy, load_judged
 from preprocess.images.tiff import (
     TAG_BITS,
     TAG_ERRORS,
@@ -273,17 +273,24 @@ def shrink(rgb: Pixels, *, side_px: int) -> Pixels:
     )
 
 
-def load_mask(path: Path) -> Image.Image:
+def load_mask(path: Path, *, lossy: bool) -> Image.Image:
     """Return a mask file's pixels as Pillow holds them.
 
-    Raises `UnusableImageError` for any damage, and for an EXIF orientation other than 1.
+    lossy: whether one coded with loss will do, whose background is not quite 0. Raises
+    `UnusableImageError` if not, for any damage, and for an EXIF orientation other than 1.
     """
     with open_image(path) as opened:
+        refused = not lossy and is_lossy(opened)
         # As in `_decode`: before a TIFF is loaded, and after any other.
         own = read_orientation(opened)[0] if opened.format == "TIFF" else 0
         loaded = load_judged(opened, opened.size)
         if loaded.warning:
             raise UnusableImageError(loaded.warning)
+        if refused:
+            raise UnusableImageError(
+                f"a {opened.format} coded with loss, whose background is not quite 0: save the "
+                f"mask as PNG"
+            )
         own = own or read_orientation(opened)[0]
         if own != 1:
             raise UnusableImageError(
@@ -301,11 +308,7 @@ def read_mask(path: Path, frame: Frame) -> Mask:
     """
     pixels = _bare_mask(path)
     if pixels is None:
-        image = load_mask(path)
-        if image.format in ("JPEG", "MPO"):
-            raise UnusableImageError(
-                "a JPEG, whose background is not quite 0: save the mask as PNG"
-            )
+        image = load_mask(path, lossy=False)
         if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
             image.format == "TIFF" and deep_grey(image) is not None
         ):

@@ -42,6 +42,8 @@ _PIXELS = {"L": (1, 6), "RGB": (3, 0), "CMYK": (4, 11)}
 _SPARED = 32
 """Bytes that a sound WebP cannot do without: encoders add 4 at most to what they need."""
 _LEAST_BYTES = 4 * _SPARED
+_LOSSY = ("jpeg", "tiff_jpeg")
+"""Pillow's names of compressions inside a TIFF."""
 _FRAME_HEAD = 8 + 16
 """Bytes of an animation's chunk ANMF before the chunks of its frame."""
 
@@ -127,19 +129,35 @@ def _file_bytes(image: ImageFile.ImageFile) -> bytes:
     return image.fp.read()
 
 
-def _without_end(webp: bytes) -> bytes | None:
-    """Return the first frame's coded data without their end, or None if they are too few."""
+def is_lossy(image: ImageFile.ImageFile) -> bool:
+    """Return whether the pixels of an opened image, not yet loaded, are only near what was saved.
+
+    As JPEG and the lossy kind of WebP keep them, also inside a TIFF.
+    """
+    if image.format == "WEBP":
+        return _coded(_file_bytes(image))[0] == b"VP8 "
+    return image.format in ("JPEG", "MPO") or image.info.get("compression") in _LOSSY
+
+
+def _coded(webp: bytes) -> tuple[bytes, int, int]:
+    """Return the kind of the first frame's coded data, VP8L if lossless, their place and length."""
     at = 12
     while at + 8 <= len(webp):
         kind, length = webp[at : at + 4], int.from_bytes(webp[at + 4 : at + 8], "little")
         if kind in (b"VP8 ", b"VP8L"):
-            if length < _LEAST_BYTES:
-                return None
-            length = (length - _SPARED) & ~1
-            whole = b"WEBP" + kind + length.to_bytes(4, "little") + webp[at + 8 : at + 8 + length]
-            return b"RIFF" + len(whole).to_bytes(4, "little") + whole
+            return kind, at + 8, length
         at += _FRAME_HEAD if kind == b"ANMF" else 8 + length + length % 2
-    return None
+    return b"", at, 0
+
+
+def _without_end(webp: bytes) -> bytes | None:
+    """Return the first frame's coded data without their end, or None if they are too few."""
+    kind, at, length = _coded(webp)
+    if length < _LEAST_BYTES:
+        return None
+    length = (length - _SPARED) & ~1
+    whole = b"WEBP" + kind + length.to_bytes(4, "little") + webp[at : at + length]
+    return b"RIFF" + len(whole).to_bytes(4, "little") + whole
 
 
 def _decodes(webp: bytes | None) -> bool:

@@ -37,7 +37,7 @@ _HIT, _ADDED, _MISSED = (235, 235, 235), (230, 60, 40), (40, 110, 240)
 _OUTSIDE = (120, 40, 140)
 """Behind cut-outs: a colour that few objects have, neither dark nor bright."""
 
-Find = Callable[[Sequence[Pixels]], list[tuple[Mask, Map]]]
+Find = Callable[[Sequence[Pixels]], Sequence[tuple[Mask, Map] | str]]
 """Images (H, W, 3) uint8 to their masks (S, S) bool and soft maps (S', S') in [0, 1]."""
 
 
@@ -162,8 +162,11 @@ def from_folder(
                 except UnusableImageError as error:
                     failed[name] = str(error)
             masks = find(list(images.values())) if images else []
-            for (name, image), (mask, soft) in zip(images.items(), masks, strict=True):
-                found.append(shown(name, image, mask, soft, _truth(truth, name)))
+            for (name, image), answer in zip(images.items(), masks, strict=True):
+                if isinstance(answer, str):
+                    failed[name] = answer
+                else:
+                    found.append(shown(name, image, *answer, _truth(truth, name)))
             progress.advance(len(chosen[start : start + CHUNK]))
     return found, failed
 
@@ -192,7 +195,7 @@ def _truth(folder: Path | None, name: str) -> Mask | None:
     for path in (stem.with_name(stem.name + suffix) for suffix in sorted(SUFFIXES)):
         if path.is_file():
             try:
-                image = load_mask(path)
+                image = load_mask(path, lossy=True)
             except UnusableImageError as error:
                 raise DataError(f"the true mask {path} cannot be read: {error}") from error
             values = np.asarray(image if image.mode == "P" else image.convert("L"))

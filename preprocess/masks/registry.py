@@ -8,12 +8,13 @@ from a list of images to a list of maps.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -212,7 +213,8 @@ def _imported(name: str) -> MaskMethod:
             f"{', '.join(MASK_METHODS)}; others by package.module.name)"
         )
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        with _staying():
+            found = getattr(importlib.import_module(module), attribute)
         if isinstance(found, MaskMethod):
             return found
         return of_one_image(found, about=name, supervision=UNKNOWN)
@@ -248,7 +250,26 @@ def open_method(spec: MethodSpec) -> MapFunction:
         )
     if spec.file is not None:
         _checked_file(spec, spec.file)
-    return method.open(**dict(spec.parameters))
+    with _staying():
+        maps = method.open(**dict(spec.parameters))
+
+    def find(images: Sequence[Pixels]) -> list[Map]:
+        with _staying():
+            return maps(images)
+
+    return find
+
+
+@contextlib.contextmanager
+def _staying() -> Iterator[None]:
+    """Raise a `RuntimeError` instead of `SystemExit`.
+
+    A function of the user's own must not end this program with an exit code of its choice.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        raise RuntimeError(f"it calls sys.exit({end})") from end
 
 
 def to_mask(spec: MethodSpec, soft: Map) -> tuple[Mask, bool]:

@@ -171,14 +171,14 @@ def _masks(spec: MethodSpec, images: Sequence[LazyImage]) -> list[tuple[Mask, bo
                 answers.append(None)
         except UnusableImageError as error:
             answers.append(f"{image.request.name}: {error}")
-    made = (_on_canvas(spec, answer) for answer in _tried(spec, pixels))
+    made = (_on_canvas(spec, answer) for answer in maps_of(spec, pixels))
     return [next(made) if answer is None else answer for answer in answers]
 
 
 @functools.lru_cache(maxsize=CHUNK)
 def _fixed(spec: MethodSpec, size: tuple[int, int]) -> tuple[Mask, bool] | str:
     """Return the mask of a method that does not look at pixels, the same array each time."""
-    (answer,) = _tried(spec, [np.zeros((*size, 3), np.uint8)])
+    (answer,) = maps_of(spec, [np.zeros((*size, 3), np.uint8)])
     return _on_canvas(spec, answer)
 
 
@@ -189,7 +189,8 @@ def _on_canvas(spec: MethodSpec, answer: Map | str) -> tuple[Mask, bool] | str:
     return (to_canvas(mask) if CANVAS_PX % len(mask) else mask), stand_in
 
 
-def _tried(spec: MethodSpec, images: list[Pixels]) -> list[Map | str]:
+def maps_of(spec: MethodSpec, images: list[Pixels]) -> list[Map | str]:
+    """Return each image's map, or what went wrong with it alone."""
     if not images:
         return []
     maps = open_method(spec)
@@ -198,6 +199,6 @@ def _tried(spec: MethodSpec, images: list[Pixels]) -> list[Map | str]:
         check_maps(softs, count=len(images))
     except Exception as error:  # noqa: BLE001  # one image must not end a run; reports list it
         if len(images) > 1:
-            return [answer for image in images for answer in _tried(spec, [image])]
+            return [answer for image in images for answer in maps_of(spec, [image])]
         return [f"{spec.name}: {type(error).__name__}: {error}"]
     return list(softs)

@@ -77,7 +77,14 @@ def _check_columns(path: Path, kind: str, choices: Choices) -> None:
 
 
 def _guess(path: Path) -> str:
+    from harl_fast.data.container.manifest import containers_in  # takes seconds
+
     fitting = [name for name, reader in SOURCES.items() if reader.fits(path)]
+    if {"classes", "images"}.issuperset(fitting) and containers_in(path, "train"):
+        raise DataError(
+            f"{path} holds containers, which `make beton` wrote: give the images that they were "
+            f"made of; --source images reads the image files beside them"
+        )
     if not fitting and not path.exists():
         raise DataError(f"{path} does not exist; give the folder or file that holds the images")
     if len(fitting) == 1:

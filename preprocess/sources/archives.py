@@ -38,6 +38,7 @@ _SHORT = {".tgz": ".gz", ".tbz": ".bz2", ".tbz2": ".bz2", ".txz": ".xz"}
 _OF_BROKEN_STREAMS = (EOFError, zlib.error, lzma.LZMAError, ValueError)
 """What libraries raise for them, besides an `OSError` without a number."""
 _BLOCK = 1 << 20
+_AGAIN = "get it again, or give it the suffix of its kind"
 
 
 def is_packed_tar(path: Path) -> bool:
@@ -67,7 +68,7 @@ def archive_source(path: Path, choices: Choices) -> Source:
     try:
         entries = list(zip_entries(held) if is_zip else tar_entries(held))
     except BrokenArchiveError as error:
-        raise DataError(f"{path} is no whole archive ({error}): get it again") from error
+        raise DataError(f"{path} is no whole archive ({error}): {_AGAIN}") from error
     kind: Any = ZipMember if is_zip else FileRange
     top = _top(entries)
     found = [
@@ -169,7 +170,7 @@ def _plain_tar(path: Path, scratch: Path | None) -> Path:
     except (*_OF_BROKEN_STREAMS, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not a library's
             raise
-        raise DataError(f"{path} is no whole archive ({error}): get it again") from error
+        raise DataError(f"{path} is no whole archive ({error}): {_AGAIN}") from error
     # With the archive's time, an interrupted conversion finds its images unchanged.
     os.utime(plain, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
     return plain

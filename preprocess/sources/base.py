@@ -84,6 +84,7 @@ class Source:
 
 NO_LABELS = "none"
 """Name of no column: the images are read without labels."""
+WITHOUT_COLUMN = f"--label-column {NO_LABELS} reads the images without labels"
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ class Cell(NamedTuple):
         try:
             value = find(self.path, self.column, self.group)[self.row]
             if not value.is_valid:
-                raise UnusualFileError("the table holds no bytes of it")
+                raise UnusualFileError(
+                    "the table holds no bytes of it, at most a path: write the images into it"
+                )
             buffer = value.as_buffer()
         except (pa.ArrowException, IndexError) as error:
             raise UnusualFileError(f"damaged: {error}") from error

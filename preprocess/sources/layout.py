@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +14,12 @@ from preprocess.images.listing import Listing, has_image_suffix
 from preprocess.sources.base import UNLABELLED, Choices, Rejected, Source, Split
 from preprocess.sources.heldout import hold_out, refuse_share
 
+_WORDS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Those that state a split, in names other than `HELD_OUT` and train."""
 HELD_OUT = ("val", "valid", "validation", "test")
 """Folders, in any case, of the images that features are judged on; the first one there is."""
 LAYOUT = "expected FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg (or test/)"
@@ -45,6 +54,36 @@ def arranged(name: str, shown: str, listing: Listing, choices: Choices) -> Sourc
         if "/" not in path or path.partition("/")[0] in OUTSIDE
     )
     return with_unread(source, tops, [name for name in loose if name not in listing.folders])
+
+
+def stated_split(name: str) -> str:
+    """Return train, val or test if a name such as ``train2017`` states that split, or ""."""
+    words = set(re.split("[^a-z]+", name.lower()))
+    return next((split for split, names in _WORDS.items() if not words.isdisjoint(names)), "")
+
+
+def _check_no_splits(shown: str, classes: Sequence[str]) -> None:
+    """Raise `DataError` for classes whose folders are named after splits, as COCO's are."""
+    stated = {stated_split(name) for name in classes}
+    if "train" in stated and len(stated) > 1 and "" not in stated:
+        raise DataError(
+            f"{shown} has folders named after splits ({few([*map(one_line, classes)])}), which "
+            f"would be its classes: {LAYOUT}, or {WITHOUT_LABELS}; --source classes takes them for "
+            f"classes"
+        )
+
+
+def _as_one(shown: str, listing: Listing) -> Iterator[str]:
+    """Yield a line on images that are not held out, though their folders' names say so."""
+    counts = Counter(map(posixpath.dirname, listing.images))
+    stated = {folder: {*map(stated_split, folder.split("/"))} for folder in counts}
+    held = sorted(folder for folder, splits in stated.items() if splits & {"val", "test"})
+    if held and any("train" in splits for splits in stated.values()):
+        yield (
+            f"{sum(counts[folder] for folder in held):,} images in folders named after held-out "
+            f"parts ({few([*map(one_line, held)])}) are read like the others: only train/ and "
+            f"{HELD_OUT[0]}/ right below {shown}, with no other images beside them, are splits"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,6 +160,8 @@ def class_source(
     scans = {split: _scan(shown, *part) for split, part in parts.items()}
     check_classes(scans["train"], scans.get("val"), least=choices.least_classes)
     classes = sorted(scans["train"].by_class)
+    if not (scans["train"].folder or choices.source):
+        _check_no_splits(shown, classes)
     splits = {split: scan.split(classes) for split, scan in scans.items()}
     notes: list[str] = []
     for scan in scans.values():
@@ -141,7 +182,12 @@ def plain_source(name: str, shown: str, listing: Listing, choices: Choices) -> S
     """
     bare = list(_bare_folders(listing))
     if not listing.images:
-        raise DataError(f"{shown} holds no image{f' ({bare[0]})' if bare else ''}")
+        strange = [f"{one_line(path)}: {reason}" for path, reason in listing.strange.items()]
+        found = f" ({[*bare, *strange][0]})" if bare or strange else ""
+        raise DataError(
+            f"{shown} holds no image{found}; give a folder or archive that does: archives inside "
+            f"another are not read"
+        )
     whole = Split(listing.images, [UNLABELLED] * len(listing.images))
     said: list[str] = []
     tops = [path.partition("/")[0] if "/" in path else "" for path in listing.images]
@@ -154,6 +200,7 @@ def plain_source(name: str, shown: str, listing: Listing, choices: Choices) -> S
         said += there.unread()
     else:
         splits, said = hold_out(whole, choices)
+        said += _as_one(shown, listing)
     splits["train"] = replace(splits["train"], rejected=_rejected("", listing))
     notes = [*listing.notes(name), *bare[:_SHOWN]]
     if len(bare) > _SHOWN:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from harl_fast import pool
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import Progress
+from harl_fast.files import Progress, open_regular
 from harl_fast.textfile import read_json
 from preprocess.images.listing import Listing, is_aside, list_files
 from preprocess.images.members import Members
-from preprocess.sources.base import NO_LABELS, Choices, Rejected, Source
+from preprocess.sources.base import NO_LABELS, WITHOUT_COLUMN, Choices, Rejected, Source
 from preprocess.sources.cells import Cell, arrow_table, is_arrow, leaf
 from preprocess.sources.samples import (
     check_whole,
@@ -176,6 +176,7 @@ class _Table:
     def __init__(self, path: Path) -> None:
         import pyarrow.parquet as pq
 
+        open_regular(path).close()  # says what else stands there, such as a pointer of Git LFS
         self.path = path
         self._file: Any = None if is_arrow(path) else pq.ParquetFile(path)
         self.schema = arrow_table(path).schema if self._file is None else self._file.schema_arrow
@@ -241,8 +242,11 @@ def _label(value: Any, classes: list[str], path: Path, row: int) -> str:
     try:
         text = label_text(value)
         return classes[int(text)] if classes and text else text
-    except (ValueError, IndexError) as error:
-        raise DataError(f"{path}: the label of row {row} is unknown: {error}") from error
+    except IndexError:
+        problem = f"{text}, and its metadata name {len(classes):,} classes, from 0"
+    except ValueError as error:
+        problem = str(error)
+    raise DataError(f"{path}: the label of row {row} is {problem}. {WITHOUT_COLUMN}")
 
 
 def _columns(file: Path, table: _Table, choices: Choices) -> _Columns:
@@ -263,9 +267,9 @@ def _columns(file: Path, table: _Table, choices: Choices) -> _Columns:
         )
     if not found or found[0] not in images:
         what = f"column {found[0]} of images" if found else "column of images"
+        remedy = "Choose by --image-column" if images else "Write the images into one"
         raise DataError(
-            f"{file} has no {what}, which are bytes of image files; it has {there}. Choose by "
-            f"--image-column"
+            f"{file} has no {what}, which are bytes of image files; it has {there}. {remedy}"
         )
     (image,) = found
     struct = "." in images[image] and "path" in [one.name for one in schema.field(image).type]
@@ -286,7 +290,9 @@ def _meaning(table: _Table, label: str) -> tuple[list[str], bool]:
     if isinstance(about, dict) and about.get("_type") == "ClassLabel":
         classes = about["names"]
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
-        raise DataError(f"{table.path}: the metadata of the column {label} name no classes")
+        raise DataError(
+            f"{table.path}: the metadata of the column {label} name no classes. {WITHOUT_COLUMN}"
+        )
     return classes, bool(pa.types.is_integer(getattr(kind, "value_type", kind)))
 
 
@@ -308,7 +314,7 @@ def _named_alike(table: _Table, first: _Columns) -> _Columns:
         raise DataError(
             f"{table.path}: its labels are {'numbers' if unnamed else 'names'}, and those of files "
             f"before it {'names' if unnamed else 'numbers that nothing names'}: write all alike, "
-            f"or convert without labels (--label-column {NO_LABELS})"
+            f"or {WITHOUT_COLUMN}"
         )
     return first._replace(classes=classes)
 
@@ -354,8 +360,8 @@ def _label_column(
     if named and not (marked or is_label(named[0])):
         raise DataError(
             f"{file}: the column {named[0]} has {schema.field(named[0]).type} values, and labels "
-            f"are whole numbers or texts. Convert it, give another column as --label-column, or "
-            f"--label-column {NO_LABELS} for images without labels"
+            f"are whole numbers or texts. Convert it, or give another column as --label-column; "
+            f"{WITHOUT_COLUMN}"
         )
     named = [name for name in named if is_label(name)]
     found = [name for name in named if name in marked][:1] or marked or named[:1]

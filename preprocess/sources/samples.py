@@ -12,15 +12,10 @@ import numpy as np
 
 from harl_fast.errors import DataError, one_line, shown
 from preprocess.images.members import Members
-from preprocess.sources.base import NO_LABELS, Choices, Rejected, Source, Split
-from preprocess.sources.layout import HELD_OUT
+from preprocess.sources.base import NO_LABELS, WITHOUT_COLUMN, Choices, Rejected, Source, Split
+from preprocess.sources.layout import HELD_OUT, stated_split
 from preprocess.sources.stated import Row, stated_classes, stated_splits, used_rows
 
-_SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 _SHOWN = 5
 
 
@@ -31,10 +26,8 @@ def split_of(file: Path, base: Path) -> str:
     """
     within = file.relative_to(base) if file.is_relative_to(base) else PurePath(file.name)
     for part in (within.stem, *reversed(within.parts[:-1])):
-        words = set(re.split("[^a-z]+", part.lower()))
-        for split, names in _SPLITS.items():
-            if not words.isdisjoint(names):
-                return split
+        if split := stated_split(part):
+            return split
     return ""
 
 
@@ -107,7 +100,9 @@ def sample_source(
     held: makes the members of an array of places. rejected: with the split of each.
     """
     rows, said = used_rows(str(path), list(samples))
-    classes, labels = stated_classes(str(path), rows, least=choices.least_classes)
+    classes, labels = stated_classes(
+        str(path), rows, least=choices.least_classes, without=WITHOUT_COLUMN
+    )
     if not classes and choices.label_column not in (None, NO_LABELS):
         raise DataError(f"{path}: no image has a label by --label-column {choices.label_column}")
     names, changed = unique_names([row.name for row in rows])

@@ -38,9 +38,11 @@ def used_rows(source: str, rows: list[RowT]) -> tuple[list[RowT], list[str]]:
     if unknown := [row for row in rows if row.split.lower() not in ("", *known)]:
         raise DataError(
             f"{source} has {len(unknown):,} rows of other splits than {', '.join(known)} (first: "
-            f"{shown(unknown[0].split)} in {unknown[0].where})"
+            f"{shown(unknown[0].split)} in {unknown[0].where}): rename it or leave it out"
         )
-    _check_all_or_none(source, rows, "split")
+    _check_all_or_none(
+        source, rows, "split", "; that of shards and tables stands in the files' names"
+    )
     if found[""]:
         return rows, []
     if not found["train"]:
@@ -57,29 +59,31 @@ def used_rows(source: str, rows: list[RowT]) -> tuple[list[RowT], list[str]]:
     return [row for row in rows if row.split.lower() in ("train", held_out)], notes
 
 
-def _check_all_or_none(source: str, rows: Sequence[Row], column: str) -> None:
+def _check_all_or_none(source: str, rows: Sequence[Row], column: str, remedy: str) -> None:
     without = [row for row in rows if not getattr(row, column)]
     if 0 < len(without) < len(rows):
         raise DataError(
             f"{source} has a {column} in {len(rows) - len(without):,} of {len(rows):,} rows only "
-            f"(first without: {without[0].where}): fill it in for all, or for none"
+            f"(first without: {without[0].where}): fill it in for all, or for none{remedy}"
         )
 
 
-def stated_classes(source: str, rows: Sequence[Row], *, least: int) -> tuple[list[str], list[int]]:
+def stated_classes(
+    source: str, rows: Sequence[Row], *, least: int, without: str
+) -> tuple[list[str], list[int]]:
     """Return the labels that occur, numbers in their order, and each row's index into them.
 
     Without labels there are no classes, and the indices are `UNLABELLED`. Raises `DataError` for
-    labels that cannot be used, or fewer than ``least``.
+    labels that cannot be used, or fewer than ``least``; ``without`` tells how to do without them.
     """
-    _check_all_or_none(source, rows, "label")
+    _check_all_or_none(source, rows, "label", f". {without}")
     names = sorted({row.label for row in rows} - {""})
     if names and all(name.isascii() and name.isdigit() for name in names):
         names.sort(key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name))
     if 0 < len(names) < least:
         raise DataError(
             f"{source} has only one label ({one_line(names[0])}); evaluation needs at least two. "
-            f"Leave the column out to read the images without labels"
+            f"{without}"
         )
     for name in names:
         if one_line(name) != name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +113,8 @@ def list_source(path: Path, choices: Choices) -> Source:
     _check_files(path, rows, files, masks)
     inside = all(file.startswith(f"{base}{os.sep}") for file in files)
     root = base if inside else os.path.commonpath([os.path.dirname(file) for file in files])
-    classes, labels = stated_classes(str(path), rows, least=choices.least_classes)
+    without = "Leave the column label out to read the images without labels"
+    classes, labels = stated_classes(str(path), rows, least=choices.least_classes, without=without)
     whole = Split(
         names=[file.removeprefix(root).lstrip(os.sep) for file in files],
         labels=labels,
@@ -142,6 +144,20 @@ def _read(path: Path) -> list[_Row]:
     return rows
 
 
+def _remedy(path: Path, rows: list[_Row]) -> str:
+    """Return what to do about paths that lead to no file, by what would lead to one."""
+    for row in rows:
+        more = re.fullmatch(r"(.+?)[\s,;]+([^\s,;]+)", row.path)
+        if more and os.path.isfile(path.parent / more[1]):
+            return (
+                f"a line holds a path alone, and {shown(more[2])} behind it (line {row.line}) is "
+                f"none of its: for labels write a CSV with the columns path and label"
+            )
+        if "\\" in row.path and os.path.isfile(path.parent / row.path.replace("\\", "/")):
+            return f"part folders by /, not by \\ (line {row.line})"
+    return "paths are relative to the list's folder"
+
+
 def _check_files(path: Path, rows: list[_Row], files: list[str], masks: list[Path | None]) -> None:
     if far := [row for row in rows if is_url(row.path) or is_url(row.mask)]:
         raise DataError(
@@ -156,8 +172,8 @@ def _check_files(path: Path, rows: list[_Row], files: list[str], masks: list[Pat
     ]
     if missing:
         raise DataError(
-            f"{path} names {len(missing):,} files that are not there ({few(missing)}); paths are "
-            f"relative to the list's folder"
+            f"{path} names {len(missing):,} files that are not there ({few(missing)}); "
+            f"{_remedy(path, rows)}"
         )
     first: dict[str, _Row] = {}
     twice = [

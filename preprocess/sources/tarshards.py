@@ -17,7 +17,7 @@ from harl_fast.files import Progress, UnusualFileError, open_regular
 from harl_fast.textfile import parse_json
 from preprocess.images.listing import Listing, has_image_suffix, is_aside, list_files
 from preprocess.images.members import FileRange, Members, check_size
-from preprocess.sources.base import NO_LABELS, Choices, Rejected, Source
+from preprocess.sources.base import NO_LABELS, WITHOUT_COLUMN, Choices, Rejected, Source
 from preprocess.sources.entries import BrokenArchiveError, tar_entries
 from preprocess.sources.samples import (
     check_whole,
@@ -239,7 +239,7 @@ def _sort_in(sample: dict[str, Any], shard: _Shard, choices: Choices, found: _Fo
         label = _label(sample, shard.stream, choices.label_column)
     except (DataError, UnusualFileError, ValueError) as error:
         raise DataError(
-            f"{shard.path}: the label of {one_line(key)} cannot be read: {error}"
+            f"{shard.path}: the label of {one_line(key)} cannot be read: {error}. {WITHOUT_COLUMN}"
         ) from error
     name = sample_name(shard.split, label, f"{key}.{images[0]}")
     place = (shard.number, offset, size)

@@ -39,9 +39,10 @@ def torchvision_source(name: str, cache: Path, *, root: Path | None = None) -> S
     # urllib's errors are OSErrors; ValueError is a set whose address is gone, or a damaged table.
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         if root is not None:
+            reason = str(error).partition(" You can use download=True")[0]  # not here
             raise DataError(
-                f"{root} does not hold {name} as torchvision lays it out ({error}): give the "
-                f"folder that torchvision.datasets takes as its root"
+                f"{root} does not hold {name} as torchvision lays it out ({reason}): give the "
+                f"folder that torchvision.datasets takes as its root, or leave --dataset-root out"
             ) from error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise  # of the disk, not of the network

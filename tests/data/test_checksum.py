@@ -104,7 +104,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index, mode in enumerate((MODE_JPG, MODE_RAW, MODE_YUV420)):
         image = np.frombuffer(encode(smooth_noise(index, 64, 80), mode, quality=90), np.uint8)
         mask = np.random.default_rng(index).integers(0, 256, 512, np.uint8).tobytes()
-        samples.append(Sample(f"{index}.jpg", 0, mode, image, 64, 80, mask, False, ""))
+        sample = Sample(f"{index}.jpg", 0, mode, image, 64, 80, mask)
+        samples.append(sample._replace(image_bytes=len(image)))
     writer = container_writer(path, max_resolution=80, mask_size=64, yuv420=True)
     writer.write(samples, capacity=3)
     return write_checksums(describe_beton(path, [0, 0, 0]))

@@ -243,6 +243,8 @@ def test_a_container_and_the_folder_around_it_are_told_apart(tmp_path: Path) -> 
     write_beton(beton, plain_item, count=3)
     with pytest.raises(DataError, match=f"is the folder around containers: give .*{beton}$"):
         read_manifest(tmp_path)
+    with pytest.raises(DataError, match=r"train.json is a manifest: give the train.beton or set"):
+        read_manifest(tmp_path / "train.json")
     for given in (beton, tmp_path / "train.json", tmp_path / "train"):
         with pytest.raises(DataError, match=f"give the folder that holds it, {tmp_path}$"):
             find_container(given, "train")

@@ -41,6 +41,11 @@ def test_durations(text: str, seconds: float) -> None:
         "1_0",
         " 1 ",
         "1e308:0:0",
+        "99:99:99",
+        "0:60:0",
+        "0:0:60",
+        "nan:0:1",
+        "0:nan:1",
     ],
 )
 def test_what_is_no_duration_is_refused(text: str) -> None:

@@ -18,13 +18,12 @@ from harl_fast.engine.loop import Loop
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import load_encoder, load_pretrained
 from harl_fast.engine.supervised import TuneSchedule, TuneStepper
-from harl_fast.errors import CheckpointError, ConfigError, DataError
+from harl_fast.errors import CheckpointError, ConfigError, DataError, OutputError
 from harl_fast.eval.results import read_result
 from harl_fast.finetuning import FinetuneConfig, load_finetuning
 from harl_fast.tools import pictures
 from harl_fast.tools.export import export_encoder
 from harl_fast.tools.features import validation_features
-from harl_fast.tools.seeds import compare_any
 from tests.betons import plain_item, write_beton
 from tests.engine.tuning import (
     CLASSES,
@@ -246,32 +245,17 @@ def test_mode_eval_judges_what_is_there(
     assert all(torch.equal(tensor, before[name]) for name, tensor in saved(tuned).items())
 
 
-def test_seeds_give_mean_and_deviation(
+def test_a_place_for_results_that_cannot_be_is_told_before_the_training(
     machine: Machine, run: Path, sets: Path, tmp_path: Path
 ) -> None:
-    flags = {"train_epochs": 1, "random": True}
-    marked = []
-
-    def stop() -> None:
-        ends = ("run/finished", "run/seed-0/finished", "run/seed-1/finished")
-        marked.append([(tmp_path / end).is_file() for end in ends])
-
-    assert tune(tmp_path / "run", ckpt=run, data=sets, flags=flags, seeds=2, stop=stop) == 0
-    assert marked == [[True] * 3]  # before the only end of the groups, at which a rank may abort
-    table = json.loads((tmp_path / "run" / "seeds.json").read_text())
-    each = [result_of(tmp_path / "run" / f"seed-{n}")["metrics"]["top1"]["value"] for n in (0, 1)]
-    assert table["metrics"]["top1"] == each
-    assert table["summary"]["top1"]["mean"] == pytest.approx(sum(each) / 2)
-    assert (tmp_path / "run" / "finished").exists()
-    first, second = (saved(tmp_path / "run" / f"seed-{n}") for n in (0, 1))
-    name = "online.backbone.conv1.weight"
-    assert not torch.equal(first[name], second[name])
-    flags["random"] = False
-    assert tune(tmp_path / "other", ckpt=run, data=sets, flags=flags, seeds=2) == 0
-    others = json.loads((tmp_path / "other" / "seeds.json").read_text())["metrics"]["top1"]
-    base, other = compare_any([tmp_path / "run", tmp_path / "other"]).entries
-    assert base.result.metrics["top1"].value == pytest.approx(sum(each) / 2)
-    assert other.differences["top1"].value == pytest.approx((sum(others) - sum(each)) / 2)
+    place, flags = tmp_path / "run", {"train_epochs": 1}
+    assert tune(place, ckpt=run, data=sets, flags=flags, mode="train") == 0
+    before = (place / "metrics.jsonl").read_bytes()
+    (place / "eval").touch()
+    again = {"ckpt": None, "data": sets, "resume": True, "allow_change": ["train_epochs"]}
+    with pytest.raises(OutputError, match=r"--run .*/eval is not a folder"):
+        tune(place, flags={"train_epochs": 2}, **again)
+    assert (place / "metrics.jsonl").read_bytes() == before
 
 
 def test_heads_together_are_heads_alone(

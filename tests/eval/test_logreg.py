@@ -108,6 +108,15 @@ def test_a_constant_feature_gets_no_weight() -> None:
     assert found.objective == pytest.approx(plain.objective, rel=1e-6)
 
 
+def test_equal_features_leave_the_shares_of_the_classes() -> None:
+    """As of an encoder that has collapsed: the start is the optimum, and has no gradient."""
+    for counts in ((8, 8), (12, 4)):
+        labels = torch.arange(2).repeat_interleave(torch.tensor(counts))
+        for found in optima(torch.zeros(16, 5), labels, classes=2, cs=[1e-3, 1.0]):
+            shares = found.head(torch.zeros(1, 5)).softmax(1)[0]
+            assert found.converged and shares.tolist() == pytest.approx([n / 16 for n in counts])
+
+
 def test_one_class_is_refused() -> None:
     features, _ = rows(20)
     with pytest.raises(DataError, match="of 1 class"):

@@ -261,6 +261,19 @@ def test_tensors_that_are_no_linear_head_are_refused(
         read_head(path, classes=CLASSES)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_head_of_another_precision_gives_scores_all_the_same(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    path, about = tmp_path / "head.safetensors", {"classes_sha256": classes_sha256(CLASSES)}
+    found = {"weight": torch.ones(3, 5).to(dtype), "bias": torch.ones(3).to(dtype)}
+    save_file(found, path, metadata=about)
+    assert read_head(path, classes=CLASSES)(torch.ones(1, 5)).tolist() == [[6.0] * 3]
+    save_file(found, path, metadata=about | {"sha256": "of float32"})
+    with pytest.raises(DataError, match="changed or damaged"):
+        read_head(path, classes=CLASSES)
+
+
 def test_a_head_with_rows_for_other_classes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "head.safetensors"
     write_head(path, Head(torch.zeros(2, 5), torch.zeros(2)), classes=CLASSES)

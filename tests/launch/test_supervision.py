@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harl_fast.engine.ranks import was_lost
 from harl_fast.engine.stop import LOST
 from harl_fast.supervision import GUARD, Process, guard_variable, supervisors
 from tests.launch.jobs import ROOT
@@ -250,6 +251,16 @@ def test_a_command_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = guarded("no\x1bcommand", "--run", str(tmp_path))
     assert done.returncode == 1
     assert done.stderr == "error: no\\x1bcommand cannot be started: No such file or directory\n"
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xfe", b"", None])
+def test_a_marker_that_is_no_text_is_a_marker(tmp_path: Path, marker: bytes | None) -> None:
+    path = tmp_path / "finished"
+    path.mkdir() if marker is None else path.write_bytes(marker)
+    assert not was_lost(path)
+    path = tmp_path / "preempted"
+    path.write_bytes(b"\xff" + LOST.encode())
+    assert was_lost(path)
 
 
 def test_the_last_run_folder_of_a_command_counts_and_is_named_plainly(tmp_path: Path) -> None:

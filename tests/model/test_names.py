@@ -114,6 +114,22 @@ def test_two_encoders_that_differ_are_refused(tmp_path: Path) -> None:
         load_pretrained(saved(tmp_path / "weights.pth", two))
 
 
+@pytest.mark.parametrize("wrap", ["module.", "_orig_mod."])
+def test_a_network_beside_a_wrapped_one_that_differs_is_refused(tmp_path: Path, wrap: str) -> None:
+    plain = network()
+    alike = plain | {f"{wrap}{name}": tensor for name, tensor in plain.items()}
+    other = plain | below(wrap, plain, shift=1e-3)
+    assert load_pretrained(saved(tmp_path / "alike.pth", alike)).receipt.matched > 0
+    with pytest.raises(CheckpointError, match="two networks that differ, one of them wrapped"):
+        load_pretrained(saved(tmp_path / "differ.pth", other))
+
+
+def test_the_same_encoder_in_two_precisions_is_two_encoders(tmp_path: Path) -> None:
+    half = {f"backbone.{name}": tensor.half() for name, tensor in network().items()}
+    with pytest.raises(CheckpointError, match="2 encoders that differ"):
+        load_pretrained(saved(tmp_path / "weights.pth", below("encoder.", network()) | half))
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -221,6 +237,26 @@ WRONG = {
     "deep stem": (
         lambda: without(network(), "conv1.weight") | {"conv1.0.weight": torch.zeros(2)},
         "stem is not one convolution conv1.*timm:NAME",
+    ),
+    "pruned": (
+        lambda: without(network(), "conv1.weight") | {"conv1.weight_orig": torch.zeros(2)},
+        r"not one convolution conv1 \(it has conv1\.weight_orig\), .*pruned",
+    ),
+    "8 bits": (
+        lambda: network() | {"conv1.weight": torch.zeros(16, 3, 7, 7).to(torch.float8_e5m2)},
+        r"'conv1\.weight' holds torch\.float8_e5m2, .*16 bits or more",
+    ),
+    "sparse": (
+        lambda: network() | {"conv1.weight": torch.zeros(16, 3, 7, 7).to_sparse()},
+        r"'conv1\.weight' holds a tensor of torch\.sparse_coo",
+    ),
+    "nested": (
+        lambda: network() | {"conv1.weight": torch.nested.nested_tensor([torch.zeros(3)] * 2)},
+        r"'conv1\.weight' holds a nested tensor",
+    ),
+    "without values": (
+        lambda: {name: tensor.to("meta") for name, tensor in network().items()},
+        r"holds no values \(device meta\)",
     ),
     "not finite": (
         lambda: network() | {"bn1.weight": torch.full((16,), torch.nan)},

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from preprocess.convert import Sample, Settings, Task, convert
+from preprocess.convert import Parts, Sample, Settings, Task, convert_and_keep
 from preprocess.demo.render import Rendered, render
 from preprocess.demo.scenes import SCENES
 from preprocess.demo.shapes import SHAPES
@@ -91,11 +91,11 @@ def torch_threads(_: int) -> int:
 
 def convert_or_die(
     tasks: list[Task], settings: Settings, methods: tuple[MethodSpec, ...]
-) -> list[Sample | Rejected]:
+) -> tuple[list[Sample | Rejected], list[Parts]]:
     """Convert, but die as a decoder does that a bad file crashes."""
     if any(task.name.endswith("killer.jpg") for task in tasks):
         os.kill(os.getpid(), signal.SIGSEGV)
-    return convert(tasks, settings, methods)
+    return convert_and_keep(tasks, settings, methods)
 
 
 def out_of_space(number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,19 @@ def test_a_manifest_with_words_of_another_meaning_is_refused(
     grow(data, "class0", 1)
     with pytest.raises(DataError, match=told):
         run(out, "--add", str(data))
+
+
+def test_images_that_are_there_under_other_names_are_told(
+    data: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when folders were renamed: each would be two samples, without a word."""
+    moved = tmp_path / "moved" / "train" / "class0" / "2024"
+    shutil.copytree(data / "train" / "class0", moved)
+    grow(tmp_path / "moved", "class0", 1)
+    run(out, "--add", str(tmp_path / "moved"), "--val", "0")
+    told = capsys.readouterr().out
+    assert "WARNING: 3 of 4 images that are added to train are there already under other" in told
+    assert "names (train/class0/2024/0.jpg, ...)" in told
+    grow(tmp_path / "more", "class0", 1, start=200)
+    run(out, "--add", str(tmp_path / "more"), "--val", "0")
+    assert "WARNING" not in capsys.readouterr().out

@@ -205,7 +205,7 @@ def test_a_broken_archive_is_refused_in_one_line(case: str, tmp_path: Path) -> N
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(
-        DataError, match=rf"{name} is no whole archive \(.*\): get it again"
+        DataError, match=rf"{name} is no whole archive \(.*\): get it again, or give it the suffix"
     ) as error:
         read(path, scratch=tmp_path / "scratch")
     assert "\n" not in str(error.value)
@@ -268,3 +268,10 @@ def test_a_tar_is_an_archive_or_shards_by_its_first_members(tmp_path: Path) -> N
     flat = tar_of(tmp_path / "flat.tar", "1.jpg", "2.jpg")
     for path, kind in ((tree, "archive"), (shard, "tar"), (flat, "tar")):
         assert [name for name, reader in SOURCES.items() if reader.fits(path)] == [kind]
+
+
+def test_an_archive_of_archives_is_told_with_what_lies_in_it(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("inner.zip", b"PK")
+    with pytest.raises(DataError, match=r"holds no image \(inner.zip: not an image .*inside anot"):
+        read(tmp_path / "x.zip")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harl_fast.errors import DataError
-from preprocess.balanced import write_balanced_list
+from harl_fast.errors import DataError, OutputError
+from preprocess.balanced import main, write_balanced_list
 
 
 def tree(folder: Path, *, held_out: str = "test") -> Path:
@@ -68,3 +68,10 @@ def test_splits_have_their_names_in_any_case(tmp_path: Path) -> None:
     path = write_balanced_list(tmp_path / "images", tmp_path / "list.csv", count=4)
     rows = list(csv.DictReader(path.open()))
     assert sorted({row["split"] for row in rows}) == ["Train", "Val"] and len(rows) == 4
+
+
+@pytest.mark.parametrize("name", ["part.txt", "part.jsonl", "part"])
+def test_a_list_under_the_suffix_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
+    """It would be read as another kind of list."""
+    with pytest.raises(OutputError, match=rf"{name} would hold a .csv: end its name in .csv"):
+        main([str(tmp_path), "--count", "2", "--out", str(tmp_path / name)])

@@ -141,6 +141,14 @@ def test_floating_point_needs_a_range(tmp_path: Path) -> None:
     assert grey(path, "minmax").max() == 255
 
 
+@pytest.mark.parametrize("text", ["0:1", "minmax", "percentile:1:99"])
+def test_an_image_without_a_finite_value_is_none(tmp_path: Path, text: str) -> None:
+    """It would be a black one."""
+    values = np.full((4, 200), np.nan, np.float32)
+    with pytest.raises(UnusableImageError, match="no pixel has a finite value"):
+        grey(tiff(tmp_path / "x.tif", values, bits=32, kind=FLOAT), text)
+
+
 def test_a_transparent_16_bit_grey_lies_on_white(tmp_path: Path) -> None:
     values = ramp(0, 65535, "u2")
     values[:3] = 500

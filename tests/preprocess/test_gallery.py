@@ -194,3 +194,22 @@ def test_options_of_what_is_not_drawn_are_refused(
     assert told in capsys.readouterr().err
     assert preview.parse(["photos", "--masks", "--mask-method", "center"]).masks
     assert preview.parse(["train.beton", "--stats", "--ids", "3"]).stats
+
+
+def test_an_image_on_which_a_users_method_fails_is_left_out_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "picky.py").write_text(
+        "import numpy as np\n"
+        "def find(rgb):\n"
+        "    if rgb.shape[1] == 80:\n"
+        "        raise ValueError('too wide')\n"
+        "    return np.eye(64, dtype=np.float32)\n"
+    )
+    for name, width in (("a", 64), ("b", 80), ("c", 64)):
+        save(np.zeros((48, width, 3), np.uint8), tmp_path / "in" / f"{name}.png")
+    options = ["--masks", "--mask-method", "picky.find", "--out", str(tmp_path / "x.png")]
+    assert preview.main([str(tmp_path / "in"), *options]) == 0
+    told = capsys.readouterr().out
+    assert "left out: b.png: picky.find: ValueError: too wide" in told and "of 2 images" in told

@@ -113,6 +113,54 @@ def test_class_folders_beside_a_table_fit_equally(tmp_path: Path) -> None:
     assert len(read_source(tmp_path, Choices("classes")).splits["train"].names) == 2
 
 
+@pytest.mark.parametrize("container", ["train.beton", "train/00000-of-00002.beton"])
+def test_a_folder_of_containers_is_no_folder_of_images(tmp_path: Path, container: str) -> None:
+    """Its sheet of views and its masks are image files, too."""
+    layout(tmp_path, container, "preview.png", "masks/train/a/1.png", "masks/val/a/2.png")
+    with pytest.raises(DataError, match=r"holds containers, .*: give the images that they were"):
+        read_source(tmp_path, Choices())
+    source = read_source(tmp_path, Choices("images"))
+    assert source.splits["train"].names == [
+        "masks/train/a/1.png",
+        "masks/val/a/2.png",
+        "preview.png",
+    ]
+
+
+def test_folders_named_after_splits_are_no_classes(tmp_path: Path) -> None:
+    layout(tmp_path, "train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg", "annotations/a.json")
+    with pytest.raises(
+        DataError,
+        match=r"named after splits \(train2017, val2017\), which would be its classes: expected "
+        r"FOLDER/train/.*, or --source images .*; --source classes takes them for classes",
+    ):
+        read_source(tmp_path, Choices())
+    assert read_source(tmp_path, Choices("classes")).classes == ["train2017", "val2017"]
+    layout(tmp_path, "bus/4.jpg")
+    assert read_source(tmp_path, Choices()).classes == ["bus", "train2017", "val2017"]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (
+            ["training/a/1.jpg", "testing/a/2.jpg", "testing/b/3.jpg"],
+            "2 images .testing/a, testing/b",
+        ),
+        (["images/train/1.jpg", "images/val/2.jpg", "labels/val/2.txt"], "1 images .images/val"),
+        (["train/1.jpg", "val/2.jpg"], ""),
+        (["test drives/1.jpg", "Rome/2.jpg", "3.jpg"], ""),
+    ],
+)
+def test_images_are_not_held_out_in_silence_where_their_folders_say_so(
+    tmp_path: Path, names: list[str], told: str
+) -> None:
+    notes = "\n".join(read_source(layout(tmp_path, *names), Choices("images")).notes)
+    assert ("named after held-out parts" in notes) == bool(told)
+    count, _, folders = told.partition(" .")
+    assert not told or (f"{count} in folders" in notes and f"({folders}) are read like" in notes)
+
+
 def test_two_that_fit_equally_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SOURCES, "other", Reader("others", lambda _: True, SOURCES["images"].read))
     layout(tmp_path, *LAYOUTS["classes"])

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,7 +192,7 @@ def test_a_mask_with_an_orientation_of_its_own_is_refused(tmp_path: Path, suffix
     mask = np.zeros((48, 64), np.uint8)
     path = tmp_path / f"mask.{suffix}"
     for orientation in (1, 6):
-        save(mask, path, exif=exif(orientation))
+        save(mask, path, exif=exif(orientation), **({"lossless": True} if suffix == "webp" else {}))
         if orientation == 1:
             assert not read_mask(path, Frame(6, (64, 48))).any()
             continue
@@ -210,13 +211,31 @@ def test_a_damaged_mask_is_refused_as_a_damaged_image_is(tmp_path: Path, suffix:
         read_mask(path, Frame(1, (64, 48)))
 
 
-@pytest.mark.parametrize("name", ["mask.jpg", "mask.png"])
-def test_a_jpeg_is_no_mask(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("x.jpg", {}),
+        ("x.webp", {"quality": 90}),
+        ("x.webp", {"quality": 90, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"}),  # VP8X first
+        ("x.tif", {"compression": "jpeg"}),
+    ],
+    ids=["jpeg", "webp", "extended webp", "jpeg in a tiff"],
+)
+def test_what_is_coded_with_loss_is_no_mask(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
     """Its coding would make foreground of the background around each object."""
-    path = save(np.where(GREY > 120, np.uint8(255), np.uint8(0)), tmp_path / "x.jpg")
-    path.rename(tmp_path / name)
-    with pytest.raises(UnusableImageError, match=r"a JPEG, whose background .* as PNG"):
-        read_mask(tmp_path / name, Frame(1, (64, 48)))
+    mask = Image.fromarray(np.where(GREY > 120, np.uint8(255), np.uint8(0)))
+    mask.save(tmp_path / name, **options)
+    (tmp_path / name).rename(tmp_path / "mask.png")
+    with pytest.raises(UnusableImageError, match=r"coded with loss, whose background .* as PNG"):
+        read_mask(tmp_path / "mask.png", Frame(1, (64, 48)))
+
+
+def test_a_webp_without_loss_is_a_mask(tmp_path: Path) -> None:
+    mask = GREY > 120
+    Image.fromarray(np.uint8(255) * mask).save(tmp_path / "mask.webp", lossless=True)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.webp", Frame(1, (64, 48))), mask)
 
 
 def test_a_mask_with_a_palette_counts_by_index_and_needs_its_colours(tmp_path: Path) -> None:

@@ -226,6 +226,19 @@ def test_where_all_fail_the_centre_ellipse_serves(calls: list[int]) -> None:
     assert found.stand_in and found.problem.endswith("the centre ellipse serves")
 
 
+def test_a_method_that_ends_its_program_does_not_end_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a conversion would stop with the exit code 0 and write nothing."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "leaving.py").write_text("def find(rgb):\n    raise SystemExit(0)\n")
+    spec = parse_spec("leaving.find")
+    with pytest.raises(DataError, match=r"leaving.find fails on a plain picture .*sys.exit.0"):
+        try_method(spec)
+    (found,) = find_masks([LazyImage(MaskRequest("x", photo(1)), side_px=64)], [spec])
+    assert found.stand_in and found.problem.startswith("leaving.find: RuntimeError: it calls sys.")
+
+
 def test_a_method_that_fails_on_every_image_is_an_error_before_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -343,10 +356,12 @@ def test_what_leads_to_no_function_is_one_line(
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "half_a_method.py").write_text("def find(rgb):\n    return rgb[\n")
     (tmp_path / "failing_method.py").write_text("1 / 0\n")
+    (tmp_path / "ending_method.py").write_text("raise SystemExit(0)\n")
     for name, why in {
         "os.path": "AttributeError",
         "half_a_method.find": "SyntaxError",
         "failing_method.find": "ZeroDivisionError",
+        "ending_method.find": "RuntimeError: it calls sys.exit.0",
         "builtins.int": "ValueError",
     }.items():
         with pytest.raises(ConfigError, match=f"'{name}' cannot be imported .{why}"):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ffcv.memory_allocator import MemoryAllocator
 
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import read_manifest
@@ -72,10 +71,10 @@ def test_a_file_system_that_cannot_flush_folders_takes_a_conversion(
 def test_a_full_disk_is_an_error_of_the_container(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: MemoryAllocator) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(MemoryAllocator, "flush_page", full)
+    monkeypatch.setattr(os, "truncate", full)
     with pytest.raises(OSError) as caught:
         convert(data, tmp_path)
     assert caught.value.filename == str(tmp_path / "train.beton")
@@ -124,6 +123,25 @@ run_main(lambda: len(list(results)) - 90)
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("train.json", b'{"images": [], "annotations": []}', "is no manifest"),
+        ("val.json", b"[]", "is no manifest"),
+        ("train.beton", b"of plain ffcv", "has no manifest beside it"),
+    ],
+)
+def test_files_that_are_not_ours_are_not_replaced(
+    data: Path, tmp_path: Path, name: str, content: bytes, why: str
+) -> None:
+    """COCO's annotations have the name of a manifest, FFCV's own containers that of ours."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} would be replaced, and {why} .*: move it away"):
+        convert(data, tmp_path)
+    assert (tmp_path / name).read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_long_name_of_the_temporary_folder_is_blamed_on_that_folder() -> None:
     longest = Path("/tmp") / ("x" * (LONGEST_TMPDIR - len("/tmp/")))
     for place, works in ((longest, True), (Path(f"{longest}x"), False)):

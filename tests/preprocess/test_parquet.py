@@ -137,12 +137,12 @@ METADATA = {b"huggingface": json.dumps({"info": {"features": {
         (
             {"url": ["a"] * 4, "label": [1] * 4},
             {},
-            r"has no column of images, .*; it has url \(string\), label \(int64\)\. Choose",
+            r"has no column of images, .*; it has url \(string\), label \(int64\)\. Write the",
         ),
         (
             {"image": IMAGES},
             {"image_column": "img"},
-            r"has no column img of images.* image \(binary",
+            r"has no column img of images.* image \(binary\)\. Choose by --image-column",
         ),
         ({"image": IMAGES}, {"label_column": "kind"}, r"no column kind of whole numbers or texts"),
         (
@@ -153,9 +153,13 @@ METADATA = {b"huggingface": json.dumps({"info": {"features": {
         (
             {"image": IMAGES, "label": [0, 1, None, 1]},
             {},
-            r"label in 3 of 4 rows only \(first .*row 2",
+            r"label in 3 of 4 rows only \(first .*row 2.*none. --label-column none reads",
         ),
-        ({"image": IMAGES, "label": [0] * 4}, {}, r"only one label \(0\)"),
+        (
+            {"image": IMAGES, "label": [0] * 4},
+            {},
+            r"only one label \(0\); .*two. --label-column none reads the images without labels",
+        ),
         ({"image": pa.array([], pa.binary())}, {}, r"holds no row"),
     ],
 )
@@ -176,8 +180,15 @@ def test_numbers_mean_the_classes_of_the_metadata(tmp_path: Path) -> None:
     assert read(write(label=[1, 0, 1, 0], coarse=[0, 1, 1, 0])).classes == ["cat", "dog"]
     found = read(write(label=[1, 0, 1, 0], coarse=[0, 1, 1, 0]), label_column="coarse")
     assert found.classes == ["x", "y"]
-    with pytest.raises(DataError, match=r"the label of row 1 is unknown"):
+    with pytest.raises(DataError, match=r"label of row 1 is 7, .* 2 classes, from 0. --label-c"):
         read(write(label=[1, 7, 1, 0]))
+
+
+def test_a_pointer_of_git_lfs_is_told_from_a_damaged_table(tmp_path: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    (tmp_path / "x.parquet").write_text(pointer)
+    with pytest.raises(DataError, match=r"x.parquet \(a pointer of Git LFS, .* by `git lfs pull`"):
+        read(tmp_path)
 
 
 def named(path: Path, labels: Any, classes: list[str] | None) -> None:

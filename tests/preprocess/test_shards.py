@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import random
-import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ffcv.memory_allocator import MemoryAllocator
 
 from harl_fast.data.container.manifest import find_container, read_manifest, read_shard
 from harl_fast.data.reader import read_samples
 from harl_fast.errors import DataError, HarlError
 from harl_fast.lock import FOLDER_LOCK, locked
+from harl_fast.pool import Team
 from preprocess import beton, build, shards
 from preprocess.verify import main as verify_main
 from preprocess.work import cut
@@ -131,11 +131,11 @@ def test_no_shard_is_made_twice_and_changed_images_are_made_again(
     made = list[str]()
     real = shards.write_shard
 
-    def failing(place: Any, job: Any, results: Any, advance: Any) -> None:
+    def failing(place: Any, job: Any, *rest: Any) -> None:
         made.append(job.shown)
         if job.shown == stop:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(place, job, results, advance)
+        real(place, job, *rest)
 
     monkeypatch.setattr(build, "write_shard", failing)
     stop = "train/00002"
@@ -163,10 +163,10 @@ def test_other_settings_keep_their_own_shards(
 ) -> None:
     real = shards.write_shard
 
-    def failing(place: Any, job: Any, results: Any, advance: Any) -> None:
+    def failing(place: Any, job: Any, *rest: Any) -> None:
         if job.shown == "train/00003":
             raise KeyboardInterrupt
-        real(place, job, results, advance)
+        real(place, job, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(build, "write_shard", failing)
@@ -215,22 +215,53 @@ def test_a_full_disk_costs_one_shard(
     """The old set stays as it is, finished shards stay, and the rest follows."""
     write(data, tmp_path, "--quality", "70")
     old = contents(tmp_path)
-    real, calls = MemoryAllocator.flush_page, [0]
+    real = shards.write_shard
 
-    def full(self: MemoryAllocator) -> None:
-        calls[0] += 1
-        if calls[0] > 6:  # two pages a shard
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(self)
+    def full(place: Any, job: Any, results: Any, advance: Any, team: Any) -> None:
+        if job.shown == "train/00003":  # what the workers write from now on ends as on a full disk
+            for worker in team._team:
+                resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE, (1 << 23, -1))
+        real(place, job, results, advance, team)
 
     with monkeypatch.context() as patch, pytest.raises(OSError) as caught:
-        patch.setattr(MemoryAllocator, "flush_page", full)
+        patch.setattr(build, "write_shard", full)
         write(data, tmp_path, "--store", "mix:0.4")
+    assert caught.value.errno == errno.EFBIG
     assert caught.value.filename == f"{tmp_path}/train/00003.beton"
     found = contents(tmp_path)
     assert {name: found[name] for name in old} == old
     (work,) = tmp_path.glob(".train-*.partial")
     assert len([path for path in work.iterdir() if path.is_dir()]) == 3
+    write(data, tmp_path, "--store", "mix:0.4")
+    assert contents(tmp_path) == contents(several)
+
+
+def test_a_worker_that_dies_while_it_writes_costs_one_shard(
+    data: Path, several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tell = shards.write_shard, Team.tell
+
+    def dying(self: Team[Any, Any], places: Any) -> None:
+        worker = self._untold[0][0].process
+        os.kill(worker.pid or 0, signal.SIGSTOP)
+        tell(self, places)  # it has been told where its images go, and has not written them
+        os.kill(worker.pid or 0, signal.SIGKILL)
+
+    def write_shard(place: Any, job: Any, *rest: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if job.shown == "train/00002":
+                patch.setattr(Team, "tell", dying)
+            real(place, job, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_shard", write_shard)
+        with pytest.raises(
+            DataError, match=r"died \(SIGKILL\) while it held train/class\d/\d+\.jpg"
+        ):
+            write(data, tmp_path, "--store", "mix:0.4")
+    assert not (tmp_path / "train").exists()
+    (work,) = tmp_path.glob(".train-*.partial")
+    assert len([path for path in work.iterdir() if path.is_dir()]) == 2
     write(data, tmp_path, "--store", "mix:0.4")
     assert contents(tmp_path) == contents(several)
 
@@ -318,80 +349,3 @@ def test_a_killed_conversion_continues_to_the_same_bytes(
             assert contents(out) == expected
             finished += 1
             shutil.rmtree(out)
-
-
-@pytest.fixture(scope="module")
-def half_done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Images, what becomes of them, and a conversion of which only the last shard is missing."""
-    root = image_folder(tmp_path_factory.mktemp("half") / "photos", classes=2, train=2, val=1)
-    finished, out = (tmp_path_factory.mktemp(name) for name in ("finished", "out"))
-    real = shards.write_shard
-
-    def failing(place: Any, job: Any, results: Any, advance: Any) -> None:
-        if job.split == "val":
-            raise KeyboardInterrupt
-        real(place, job, results, advance)
-
-    write(root, finished, size=2)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(build, "write_shard", failing)
-        write(root, out, size=2)
-    return root, finished, out
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("shard.beton", None, r"shard\.beton is missing"),
-        ("shard.beton", b"cut", r"shard\.beton has 3 bytes"),
-        ("shard.names.txt", None, r"shard\.names\.txt is missing or damaged"),
-        ("shard.names.txt", b"train/class0/0.jpg\n", r"shard\.names\.txt is missing or damaged"),
-        ("shard.sums.npy", b"", r"shard\.sums\.npy is missing or damaged"),
-        ("shard.prints.npy", None, r"shard\.prints\.npy is missing or damaged"),
-        ("shard.json", None, r"shard\.json is missing"),
-        ("shard.json", b"[]", "holds a list"),
-        ("shard.report.json", None, r"shard\.report\.json is missing"),
-        ("shard.report.json", b"[]", "holds a list"),
-        ("shard.report.json", b'{"skipped": 5}', r"skipped: .*\(got 5\)"),
-    ],
-)
-def test_finished_shards_that_are_damaged_are_made_again(
-    half_done: tuple[Path, Path, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    content: bytes | None,
-    told: str,
-) -> None:
-    data, finished, begun = half_done
-    out = tmp_path / "out"
-    shutil.copytree(begun, out)
-    (path,) = out.glob(f".train-*.partial/00001-*/{name}")
-    path.unlink() if content is None else path.write_bytes(content)
-    write(data, out, size=2)
-    shown = capsys.readouterr().out
-    assert re.search(rf"note: .*/00001-\w+ is damaged and made again: .*{told}", shown)
-    assert "train: 1 of 2 shards are finished already" in shown
-    assert contents(out) == contents(finished)
-
-
-def test_a_shard_that_is_lost_before_its_files_take_their_names_is_refused(
-    half_done: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, finished, begun = half_done
-    out = tmp_path / "out"
-    shutil.copytree(begun, out)
-    (path,) = out.glob(".train-*.partial/00001-*/shard.beton")
-    real = shards.write_shard
-
-    def losing(place: Any, job: Any, results: Any, advance: Any) -> None:
-        real(place, job, results, advance)
-        path.unlink()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(build, "write_shard", losing)
-        with pytest.raises(DataError, match=r"00001-\w+: shard\.beton is missing\. Run the same"):
-            write(data, out, size=2)
-    assert not (out / "train").exists()
-    write(data, out, size=2)
-    assert contents(out) == contents(finished)

@@ -6,11 +6,15 @@ import errno
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from ffcv.fields import IntField, RGBImageField
 from ffcv.reader import Reader
+from ffcv.writer import DatasetWriter
 from PIL import Image
 
 from harl_fast.data.container.fields import (
@@ -18,11 +22,13 @@ from harl_fast.data.container.fields import (
     MODE_RAW,
     MODE_YUV420,
     BitMaskField,
+    StoredMask,
     open_reader,
 )
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import read_manifest
 from preprocess import beton
+from preprocess.convert import Sample
 from preprocess.encode import restart_interval
 from preprocess.images.arrays import Pixels
 from preprocess.writer import container_writer
@@ -210,6 +216,43 @@ def test_a_page_holds_the_largest_sample(tmp_path: Path) -> None:
     for mask_size, page in ((64, 1 << 23), (1024, 1 << 24)):
         writer = container_writer(tmp_path / "x", max_resolution=1660, mask_size=mask_size)
         assert writer.page_size == page
+
+
+def test_every_byte_lies_where_ffcvs_own_writer_puts_it(tmp_path: Path) -> None:
+    rng, mask_size = np.random.default_rng(0), 128
+    # The second leaves no room for its mask in the first page of 8 MiB, the fourth none at all.
+    sizes = (5_000_000, 3_386_000, 10, 6_000_000, 8_386_560, 1, 70_000)
+    samples = [
+        Sample(
+            name=str(index),
+            label=index,
+            image=rng.integers(0, 256, size, np.uint8),
+            image_bytes=size,
+            height=index + 1,
+            width=300 + index,
+            mask=rng.bytes(mask_size**2 // 8),
+        )
+        for index, size in enumerate(sizes)
+    ]
+
+    def encode(destination: Any, sample: Sample, malloc: Callable[[int], Any]) -> None:
+        for name in ("mode", "height", "width"):
+            destination[name] = getattr(sample, name)
+        destination["data_ptr"], storage = malloc(len(sample.image))
+        storage[:] = sample.image
+
+    image = RGBImageField()
+    image.encode = encode
+    fields = {"image": image, "mask": BitMaskField(mask_size), "label": IntField()}
+    rows = [
+        (each, StoredMask(np.frombuffer(each.mask, np.uint8), each.height, each.width), each.label)
+        for each in samples
+    ]
+    theirs, ours = tmp_path / "theirs.beton", tmp_path / "ours.beton"
+    writer = DatasetWriter(str(theirs), fields, page_size=1 << 23, num_workers=1)
+    writer.from_indexed_dataset(rows)
+    container_writer(ours, max_resolution=48, mask_size=mask_size).write(samples, capacity=7)
+    assert theirs.read_bytes() == ours.read_bytes()
 
 
 def test_a_wrong_store_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

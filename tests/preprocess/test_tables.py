@@ -123,13 +123,14 @@ BAD = {
     "path,split\na.jpg,train\nb.jpg,\n": r"split in 1 of 2 rows only",
     "path,split\na.jpg,train\nb.jpg,dev\n": r"1 rows of other splits than.*'dev' in line 3",
     "path,split\na.jpg,val\n": "no row of the split train",
-    "path,label\na.jpg,x\nb.jpg,x\n": r"only one label \(x\).*Leave the column out",
+    "path,label\na.jpg,x\nb.jpg,x\n": r"only one label \(x\).*Leave the column label out",
     "path,label,split\na.jpg,x,train\nb.jpg,y,train\nc.jpg,z,val\n": r"1 labels in its held.*\(z\)",
     "path\na.jpg\n./a.jpg\n": r"names 1 files again \(first: \./a.jpg in lines 2 and 3\)",
     "file,label\na.jpg,x\n": r"no column named path, but these: file, label",
     "path,path\na.jpg,x\n": "two columns named path",
     "path,label\na,b.jpg,x\n": r"3 values in line 2, but 2 columns; put quotes",
     "path,label\n,x\n": r"1 rows without a path \(first: line 2\)",
+    "path,label\nx\\1.jpg,u\n": r"1 files that are not .*; part folders by /, not by .*line 2",
     "path\n": "names no image",
     "": "no column named path, but these: none",
     'path\n"a.jpg\n': "cannot be read as a list of images: ",
@@ -140,11 +141,22 @@ BAD = {
 
 @pytest.mark.parametrize("text", BAD)
 def test_bad_lists_are_refused_in_one_line(text: str, tmp_path: Path) -> None:
-    layout(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    layout(tmp_path, "a.jpg", "b.jpg", "c.jpg", "x/1.jpg")
     (tmp_path / "list.csv").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=BAD[text]) as caught:
         read_source(tmp_path / "list.csv", Choices())
     assert str(caught.value).count("\n") == 0 and "list.csv" in str(caught.value)
+
+
+def test_labels_behind_the_paths_of_a_text_file_are_told_from_wrong_paths(tmp_path: Path) -> None:
+    """Caffe's lists have them."""
+    layout(tmp_path, "my photos/1.jpg", "2.jpg")
+    (tmp_path / "list.txt").write_text("my photos/1.jpg\t0\n2.jpg 1\n")
+    with pytest.raises(DataError, match=r"'0' behind it \(line 1\) .*: for labels write a CSV"):
+        read_source(tmp_path / "list.txt", Choices())
+    (tmp_path / "list.txt").write_text("my photos/1.jpg\n3.jpg\n")
+    with pytest.raises(DataError, match=r"3\.jpg\); paths are relative to the list's folder$"):
+        read_source(tmp_path / "list.txt", Choices())
 
 
 @pytest.mark.parametrize("name", ["list", "list.dat"])

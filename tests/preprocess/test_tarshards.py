@@ -150,11 +150,11 @@ def test_a_member_without_partner_is_said(tmp_path: Path) -> None:
         ({"a.jpg": b"1", "a.cls": b"\xff"}, r"the label of a cannot be read: .*utf-8"),
         ({"a.jpg": b"1", "a.json": b"[1]"}, r"the label of a cannot be read: its .json: holds"),
         ({"a.jpg": b"1", "a.json": b"[" * 99_999}, r"label of a cannot be read: its .json: nested"),
-        ({"a.jpg": b"1", "a.json": b'{"label": 0.5}'}, r"0.5 is neither a text nor a whole number"),
+        ({"a.jpg": b"1", "a.json": b'{"label": 0.5}'}, r"0.5 is neither .* number. --label-col"),
         ({"a.jpg": b"1", "a.cls": b"1" * (2 << 20)}, r"2,097,152 bytes, more than 1,048,576"),
         ({"a.txt": b"1"}, r"x.tar holds no image \(jpg or .*\)"),
         ({"a.b.jpg": b"1", "a.b.cls": b"1"}, r"holds no image .*; a: .*ends at its first dot"),
-        ({"a.jpg": b"1", "a.cls": b"1"}, r"only one label \(1\)"),
+        ({"a.jpg": b"1", "a.cls": b"1"}, r"only one label \(1\); .*two. --label-column none"),
     ],
 )
 def test_bad_shards_are_refused_in_one_line(
@@ -185,6 +185,13 @@ def test_broken_shards_among_many_are_named(tmp_path: Path) -> None:
         (tmp_path / "s-3.tar").write_bytes(whole)
         (tmp_path / "s-5.tar").write_bytes(whole)
         read(tmp_path / "s-{0..9}.tar")
+
+
+def test_a_split_in_some_names_only_is_refused_with_what_states_it(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", PAIRS)
+    write_tar(tmp_path / "unlabelled-0.tar", {f"x{name}": data for name, data in PAIRS.items()})
+    with pytest.raises(DataError, match=r"a split in .* rows only .*stands in the files' names"):
+        read(tmp_path)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

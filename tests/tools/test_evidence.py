@@ -135,6 +135,34 @@ def test_a_damaged_result_is_named(
         make().finished([trial])
 
 
+@pytest.mark.parametrize("engine", ["{}", '{"train_batch_size": "8"}', '{"train_batch_size": 0}'])
+def test_a_run_whose_engine_file_was_edited_is_named(
+    engine: str, programs: Programs, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (trial,) = trials("composites/exact")
+    train = Evidence._train
+
+    def edited(self: Evidence, trial: Trial) -> Path:
+        folder = train(self, trial)
+        (folder / "engine.json").write_text(engine)
+        return folder
+
+    monkeypatch.setattr(Evidence, "_train", edited)
+    with pytest.raises(
+        DataError, match=r"engine\.json: train_batch_size: .*Delete .*trained again"
+    ):
+        run_all(make(), [trial], after=lambda: None)
+
+
+@pytest.mark.parametrize("log", ['{"img_s": 0}', '{"img_s": NaN}', '{"step": 4, "probe_knn": NaN}'])
+def test_what_no_training_logs_is_left_out(log: str, programs: Programs, make: Make) -> None:
+    (trial,) = trials("composites/exact")
+    programs.metrics = f"{log}\n"
+    run_all(make(), [trial], after=lambda: None)
+    result = make().finished([trial])[trial]
+    assert result["seconds"] is None and result["curve"] == []
+
+
 def test_folders_of_any_name_reach_the_mask_method(programs: Programs, tmp_path: Path) -> None:
     out = tmp_path / 'a, "b" #1: {x}' / "out"
     settings = Settings(precision="fp32", photos=str(tmp_path))

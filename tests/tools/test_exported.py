@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_an_exported_classifier_that_is_no_layer_is_refused(
         load_pretrained(out)
 
 
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.float8_e4m3fn])
 def test_weights_that_are_no_real_numbers_are_refused(
     run: Path, tmp_path: Path, dtype: torch.dtype
 ) -> None:
@@ -76,6 +77,15 @@ def test_weights_that_are_no_real_numbers_are_refused(
     save_file(tensors | {"conv1.weight": tensors["conv1.weight"].to(dtype)}, path)
     with pytest.raises(CheckpointError, match=rf"conv1\.weight'? holds {dtype}"):
         load_pretrained(out)
+
+
+def test_what_a_killed_export_of_the_same_number_left_is_replaced(
+    run: Path, tmp_path: Path
+) -> None:
+    """In containers processes count from 1 each time."""
+    (tmp_path / f".out.{os.getpid()}.tmp" / "half").mkdir(parents=True)
+    export_encoder(run, out := tmp_path / "out")
+    assert load_pretrained(out) and [each.name for each in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_current_folder_is_not_replaced_by_an_export(

@@ -27,6 +27,13 @@ print({name: tuple(value.shape) for name, value in found.items()})
 """
 
 
+def test_the_entry_points_are_there_without_docstrings() -> None:
+    """Python -OO leaves them out."""
+    command = [sys.executable, "-OO", "-c", "import hubconf; print(hubconf.harl_resnet50.__doc__)"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "Refuses another network than resnet50" in done.stdout
+
+
 def test_an_entry_point_refuses_another_network(run: Path) -> None:
     with pytest.raises(CheckpointError, match="holds resnet18, not resnet50"):
         hub.load(run, arch="resnet50")

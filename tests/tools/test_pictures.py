@@ -128,8 +128,32 @@ def test_the_map_keeps_classes_together_and_names_them(
         assert (nearest == number).mean() > 0.9
     assert {text.get_text() for text in axes.texts} >= {"class0", "class1", "class2"}
     assert "t-SNE" in axes.get_title() or "UMAP" in axes.get_title()
-    with pytest.raises(HarlError, match="10 or more"):
+    with pytest.raises(HarlError, match=r"a map of 9 .* 10 are the least"):
         pictures.feature_map(embedded(count=9), title="t")
+
+
+def test_of_features_of_any_scale_a_map_is_drawn(drawn: list[Figure]) -> None:
+    """t-SNE took features of 1e-30 for equal ones and died; those of 1e20 lay on one point."""
+    charts.check_extra()
+    for scale in (1e-30, 1e20):
+        given = embedded(count=20)
+        scaled = (given.features * scale).astype(np.float32)
+        pictures.feature_map(dataclasses.replace(given, features=scaled), title="t")
+        collections = drawn[-1].axes[0].collections
+        places = np.concatenate([np.asarray(each.get_offsets()) for each in collections])
+        assert np.isfinite(places).all() and np.ptp(places, axis=0).min() > 1.0
+
+
+def test_features_that_make_no_map_are_refused_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = result_of(tmp_path)
+    features = np.ones((len(result.ids), 16), np.float32)
+    monkeypatch.setattr("harl_fast.tools.features.check_containers", lambda *_: None)
+    monkeypatch.setattr("harl_fast.tools.features.validation_features", lambda *_: features)
+    with pytest.raises(HarlError, match=r"validation images are equal, .* leave --data out"):
+        pictures.draw(tmp_path / "run" / "eval" / "pets-cached", tmp_path / "out", data=tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_map_is_umaps_where_that_is_installed(
@@ -148,6 +172,7 @@ def test_the_map_is_umaps_where_that_is_installed(
     assert "UMAP (of 16 principal components)" in axes.get_title()
     placed = np.concatenate([np.asarray(each.get_offsets()) for each in axes.collections])
     centred = given.features - given.features.mean(0)
+    centred /= np.abs(centred).max()
     widths = np.linalg.svd(centred, compute_uv=False)[:2]
     assert np.linalg.norm(placed, axis=0) == pytest.approx(2.0 * widths, rel=1e-3)
 

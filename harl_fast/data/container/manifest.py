@@ -290,6 +290,8 @@ def read_manifest(beton: Path) -> Manifest:
     Manifests that were written before seals have no `_SEAL` and are taken as they are.
     """
     path = manifest_path(beton)
+    if beton == path:
+        raise DataError(f"{beton} is a manifest: give the {beton.stem}.beton or set that it is of")
     if not path.exists():
         if inside := [each for split in ("train", "val") for each in containers_in(beton, split)]:
             raise DataError(

@@ -45,44 +45,95 @@ def draw_background(seed, epoch, sample, view, probability, pictures):
 
 
 @njit(cache=True)
-def fill_cover(packed, mask_size, height, width, box, cover, line):
-    """Fill ``cover`` (S, S) float32 with each pixel's foreground share; return their mean.
+def fill_cover(packed, mask_size, height, width, box, cover):
+    """Fill ``cover`` (S, S) float32 with each pixel's foreground share.
 
     packed, mask_size, height, width, box: see `cells.cell_coverage`. The edge is soft: shares are
-    weighted 1 : 2 : 1 with their neighbours down and across. line: (S,) float32 scratch. The mean
-    is that before.
+    weighted 1 : 2 : 1 with their neighbours down and across.
     """
     cell_coverage(packed, mask_size, height, width, box, cover)
     side = cover.shape[0]
-    mean = cover.sum() / (side * side)
-    for row in range(side):
-        _soften(cover[row], line)
-    for column in range(side):
-        _soften(cover[:, column], line)
-    return mean
+    before, own = np.empty(side, np.float32), np.empty(side, np.float32)
+    for y in range(side):
+        _soften_along(cover[y], own)
+    before[:] = cover[0]
+    for y in range(side):
+        own[:] = cover[y]
+        _soften(before, own, cover[min(y + 1, side - 1)], cover[y])
+        before, own = own, before
+
+
+# What follows are loops over one row, in forms that become vector instructions.
 
 
 @njit(cache=True)
-def _soften(values, line):
-    last = values.shape[0] - 1
-    for i in range(last + 1):
-        line[i] = values[i]
-    for i in range(last + 1):
-        beside = line[max(i - 1, 0)] + line[min(i + 1, last)]
-        values[i] = np.float32(0.25) * beside + np.float32(0.5) * line[i]
+def _soften_along(row, before):
+    last = row.shape[0] - 1
+    for x in range(last + 1):
+        before[x] = row[x]
+    for x in range(1, last):
+        beside = before[x - 1] + before[x + 1]
+        row[x] = np.float32(0.25) * beside + np.float32(0.5) * before[x]
+    for x, inner in ((0, min(1, last)), (last, max(last - 1, 0))):
+        beside = before[x] + before[inner]
+        row[x] = np.float32(0.25) * beside + np.float32(0.5) * before[x]
+
+
+@njit(cache=True)
+def _soften(before, own, behind, out):
+    for x in range(out.shape[0]):
+        beside = before[x] + behind[x]
+        out[x] = np.float32(0.25) * beside + np.float32(0.5) * own[x]
 
 
 @njit(cache=True)
 def paste(pixels, cover, picture):
-    """Lay ``pixels`` (S, S, C) uint8 over ``picture`` (S, S, C) uint8, in place.
+    """Lay ``pixels`` (S, S, C) uint8 over ``picture`` (S, S, C) uint8, in place; C is 1 or 3.
 
     cover: (S, S) float32 in [0, 1]: 1 keeps the pixel; of no rows, all are kept. In 255ths, rounded
     to the nearest.
     """
+    side, channels = pixels.shape[1:]
+    share, shares = np.empty(side, np.float32), np.empty(side * channels, np.float32)
+    over, under = pixels.reshape(side, -1), picture.reshape(side, -1)
     for y in range(cover.shape[0]):
-        for x in range(cover.shape[1]):
-            share = np.uint32(cover[y, x] * np.float32(255.0) + np.float32(0.5))
-            rest = np.uint32(255) - share
-            for c in range(pixels.shape[2]):
-                mixed = np.uint32(pixels[y, x, c]) * share + np.uint32(picture[y, x, c]) * rest
-                pixels[y, x, c] = (mixed + np.uint32(127)) // np.uint32(255)
+        _round_to_255ths(cover[y], share)
+        if channels == 3:
+            for x in range(side):
+                shares[3 * x] = shares[3 * x + 1] = shares[3 * x + 2] = share[x]
+        else:
+            shares[:] = share
+        _mix(over[y], under[y], shares)
+
+
+@njit(cache=True)
+def paste_planes(planes, cover, picture):
+    """Do what `paste` does with ``planes`` (3, S, S)."""
+    side = planes.shape[1]
+    share, under = np.empty(side, np.float32), np.empty((3, side), np.uint8)
+    for y in range(cover.shape[0]):
+        _round_to_255ths(cover[y], share)
+        row = picture[y].reshape(-1)
+        for x in range(side):
+            under[0, x], under[1, x], under[2, x] = row[3 * x], row[3 * x + 1], row[3 * x + 2]
+        for c in range(3):
+            _mix(planes[c, y], under[c], share)
+
+
+@njit(cache=True)
+def _round_to_255ths(cover, share):
+    for x in range(share.shape[0]):
+        share[x] = np.floor(cover[x] * np.float32(255.0) + np.float32(0.5))
+
+
+@njit(cache=True)
+def _mix(over, under, share):
+    """Set ``over`` to (over share + under (255 - share)) / 255, rounded to the nearest.
+
+    The sum is a whole number below 2^16, and the quotient 0.002 or more from where it would be
+    rounded elsewhere: float32 is exact.
+    """
+    for i in range(over.shape[0]):
+        rest = np.float32(255.0) - share[i]
+        mixed = np.float32(over[i]) * share[i] + np.float32(under[i]) * rest
+        over[i] = np.uint8(np.int32((mixed + np.float32(127.5)) * np.float32(1.0 / 255.0)))

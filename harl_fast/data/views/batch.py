@@ -81,7 +81,7 @@ def scratch_for(
         words=np.empty((threads, words), np.uint16),
         floats=np.empty((threads, scratch_size(side) if coloured else 0), np.float32),
         integral=np.empty((threads, corners, corners), np.int32),
-        cover=np.empty((threads, covered + (covered > 0), covered), np.float32),
+        cover=np.empty((threads, covered * covered), np.float32),
     )
 
 

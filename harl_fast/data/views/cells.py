@@ -66,7 +66,7 @@ def foreground_share(integral, height, width, top, left, box_h, box_w):
     return area / ((y_stop - y_start) * (x_stop - x_start))
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")  # no division by zero is looked for
 def cell_coverage(packed, size, height, width, placed, out):
     """Fill ``out`` (cells, cells) float32 with each cell's foreground share, in [0, 1].
 
@@ -85,27 +85,31 @@ def cell_coverage(packed, size, height, width, placed, out):
         x = left * cells * size + edge * cell_w
         whole[edge] = x // pixel_w
         part[edge] = x - whole[edge] * pixel_w
-    before = np.empty(cells + 1, np.int64)
+    line, total, known = np.empty(cells, np.int64), np.empty(cells, np.int64), -1
     for row in range(cells):
         y_start = top * cells * size + row * cell_h
         y_stop = y_start + cell_h
-        before[:] = 0
+        total[:] = 0
         for y in range(y_start // pixel_h, min(size, -(-y_stop // pixel_h))):
+            if y != known:  # small cells share mask rows
+                _fill_line(packed, y * size >> 3, whole, part, pixel_w, line)
+                known = y
             inside = min(y_stop, (y + 1) * pixel_h) - max(y_start, y * pixel_h)
-            _add_before(packed, y * size >> 3, whole, part, pixel_w, inside, before)
+            for column in range(cells):
+                total[column] += line[column] * inside
         target_row = cells - 1 - row if vflip else row
         for column in range(cells):
             target = cells - 1 - column if flip else column
-            out[target_row, target] = (before[column + 1] - before[column]) / (cell_h * cell_w)
+            out[target_row, target] = total[column] / (cell_h * cell_w)
 
 
 @njit(cache=True)
-def _add_before(packed, byte, whole, part, pixel_w, inside, before):
-    """Add one mask row's foreground left of each edge, times ``inside``, to ``before``.
+def _fill_line(packed, byte, whole, part, pixel_w, line):
+    """Fill ``line`` with one mask row's foreground between each edge and the next.
 
     byte: where the row starts. whole, part: the edges, rising, as in `cell_coverage`.
     """
-    start, count = byte, 0
+    start, count, before = byte, 0, 0
     for edge in range(whole.shape[0]):
         stop = start + (whole[edge] >> 3)
         while byte < stop:
@@ -117,4 +121,6 @@ def _add_before(packed, byte, whole, part, pixel_w, inside, before):
             value = np.int64(packed[byte])
             across += _ONES[value >> (8 - bits)] * pixel_w
             across += ((value >> (7 - bits)) & 1) * part[edge]
-        before[edge] += across * inside
+        if edge > 0:
+            line[edge - 1] = across - before
+        before = across

@@ -12,7 +12,13 @@ from numba import types
 
 from harl_fast.data.container.checksum import sum_differs
 from harl_fast.data.container.fields import MODE_JPG, MODE_RAW, MODE_YUV420, NOWHERE
-from harl_fast.data.views.background import LEAST_FOREGROUND, draw_background, fill_cover, paste
+from harl_fast.data.views.background import (
+    LEAST_FOREGROUND,
+    draw_background,
+    fill_cover,
+    paste,
+    paste_planes,
+)
 from harl_fast.data.views.cells import cell_coverage, fill_integral
 from harl_fast.data.views.color_cpu import PARAMS, colour_grey, colour_view, draw_colour
 from harl_fast.data.views.crop import draw_view
@@ -87,7 +93,7 @@ class Scratch(NamedTuple):
     integral: Any
     """int32, (threads, S + 1, S + 1) of a mask, or no elements if no view's crop looks at it."""
     cover: Any
-    """float32, (threads, S + 1, S) of a view, or no elements if no background is replaced."""
+    """float32, (threads, S S) of a view, or no elements if no background is replaced."""
 
 
 @njit(cache=True)
@@ -246,29 +252,33 @@ def cut_view(mode, data, size, box, picture, scratch, thread, key, colours, behi
         planes = scratch.levels[thread, : 3 * side * side].reshape(3, side, side)
         write_planes(parts, is_ycc, upright, planes)
         if behind is not None:
-            paste(planes.transpose(1, 2, 0), cover, behind)
+            paste_planes(planes, cover, behind)
         params = np.empty(PARAMS, np.float64)
         draw_colour(key, colours, params)
         colour_view(planes, params, colours, scratch.floats[thread], out)
 
 
 @njit(cache=True)
-def _behind(seed, epoch, sample, view, row, backgrounds, packed, mask_size, size, box, cover):
+def _behind(seed, epoch, sample, view, row, backgrounds, packed, mask_size, size, box, spare):
     """Return the picture behind a view and the pixels' shares that it keeps, see `paste`.
 
-    row: the view's of `crop.geometry_table`. backgrounds: see `decode_sample`. cover: (S + 1, S)
-    float32 scratch, of which the shares are a part: (S, S), or (0, 0) if the view keeps its
-    background.
+    row: the view's of `crop.geometry_table`. backgrounds: see `decode_sample`. spare: float32
+    scratch for the shares: (S, S), or (0, S) if the view keeps its background.
     """
     if backgrounds is None:
         return None, None
-    bank, side, kept = backgrounds[view], cover.shape[1], cover[:0, :0]
+    bank = backgrounds[view]
+    side = bank.shape[1]
+    cover = spare[: side * side].reshape(side, side)
     number = draw_background(seed, epoch, sample, view, row.background_p, len(bank))
     if number < 0:
-        return bank[0], kept
-    shares = cover[:side]
-    mean = fill_cover(packed, mask_size, size[0], size[1], box, shares, cover[side])
-    return bank[number], (kept if mean < LEAST_FOREGROUND else shares)
+        return bank[0], cover[:0]
+    whole = cover[0, :1].reshape(1, 1)
+    cell_coverage(packed, mask_size, size[0], size[1], box, whole)
+    if whole[0, 0] < LEAST_FOREGROUND:
+        return bank[0], cover[:0]
+    fill_cover(packed, mask_size, size[0], size[1], box, cover)
+    return bank[number], cover
 
 
 @njit(cache=True)
@@ -315,9 +325,18 @@ def decode_sample(
         key = stream(seed, epoch, sample, view, PHOTOMETRIC)
         own = None if colours is None else colours[view]
         out, mask_size, row_of_view = views[view][row], stored.mask_size, table[view]
-        spare = scratch.cover[thread, : out.shape[0] + 1, : out.shape[0]]
         behind, cover = _behind(
-            seed, epoch, sample, view, row_of_view, backgrounds, packed, mask_size, size, box, spare
+            seed,
+            epoch,
+            sample,
+            view,
+            row_of_view,
+            backgrounds,
+            packed,
+            mask_size,
+            size,
+            box,
+            scratch.cover[thread],
         )
         cut_view(mode, image, size, box, picture, scratch, thread, key, own, behind, cover, out)
         cell_coverage(packed, mask_size, size[0], size[1], box, cells[view][row])

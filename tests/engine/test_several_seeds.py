@@ -1,0 +1,61 @@
+"""Fine-tuning repeated with several seeds: their table, and which one it replaces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from harl_fast.engine.machine import Machine
+from harl_fast.tools.seeds import compare_any
+from tests.engine.tuning import result_of, saved, tune
+
+
+def test_seeds_give_mean_and_deviation(
+    machine: Machine, run: Path, sets: Path, tmp_path: Path
+) -> None:
+    flags = {"train_epochs": 1, "random": True}
+    marked = []
+
+    def stop() -> None:
+        ends = ("run/finished", "run/seed-0/finished", "run/seed-1/finished")
+        marked.append([(tmp_path / end).is_file() for end in ends])
+
+    assert tune(tmp_path / "run", ckpt=run, data=sets, flags=flags, seeds=2, stop=stop) == 0
+    assert marked == [[True] * 3]  # before the only end of the groups, at which a rank may abort
+    table = json.loads((tmp_path / "run" / "seeds.json").read_text())
+    each = [result_of(tmp_path / "run" / f"seed-{n}")["metrics"]["top1"]["value"] for n in (0, 1)]
+    assert table["metrics"]["top1"] == each
+    assert table["summary"]["top1"]["mean"] == pytest.approx(sum(each) / 2)
+    assert (tmp_path / "run" / "finished").exists()
+    first, second = (saved(tmp_path / "run" / f"seed-{n}") for n in (0, 1))
+    name = "online.backbone.conv1.weight"
+    assert not torch.equal(first[name], second[name])
+    flags["random"] = False
+    assert tune(tmp_path / "other", ckpt=run, data=sets, flags=flags, seeds=2) == 0
+    others = json.loads((tmp_path / "other" / "seeds.json").read_text())["metrics"]["top1"]
+    base, other = compare_any([tmp_path / "run", tmp_path / "other"]).entries
+    assert base.result.metrics["top1"].value == pytest.approx(sum(each) / 2)
+    assert other.differences["top1"].value == pytest.approx((sum(others) - sum(each)) / 2)
+
+
+def test_what_other_seeds_or_settings_gave_is_kept_and_said(
+    machine: Machine, run: Path, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, flags = tmp_path / "run", {"train_epochs": 1, "random": True}
+    assert tune(place, ckpt=run, data=sets, flags=flags, seeds=2) == 0
+    first = json.loads((place / "seeds.json").read_text())
+    again = {"ckpt": None, "data": sets, "seeds": 2, "resume": True}
+    assert tune(place, flags=flags, **again) == 0
+    assert json.loads((place / "seeds.json").read_text())["metrics"] == first["metrics"]
+    assert tune(place, flags=flags, **again, mode="train") == 0  # judges nothing
+    assert json.loads((place / "seeds.json").read_text())["metrics"] == first["metrics"]
+    assert "kept as" not in capsys.readouterr().out
+    others = flags | {"seed": 2, "learning_rate": 0.01}
+    assert tune(place, ckpt=run, data=sets, flags=others, seeds=2) == 0
+    assert json.loads((place / "seeds.json").read_text())["seeds"] == [2, 3]
+    kept = place / "seeds-seeds_0_1.json"
+    assert json.loads(kept.read_text())["metrics"] == first["metrics"]
+    assert f"seeds, settings; kept as {kept}" in capsys.readouterr().out
