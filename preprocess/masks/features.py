@@ -108,11 +108,12 @@ def cosine_clusters(vectors: Map, count: int) -> npt.NDArray[np.int64]:
     while len(centres) < count:
         likeness = (units @ centres.T).max(axis=1)
         centres = np.concatenate([centres, units[[int(likeness.argmin())]]])
-    owners = (units @ centres.T).argmax(axis=1)
+    owners: npt.NDArray[np.int64] = (units @ centres.T).argmax(axis=1)
     for _ in range(ROUNDS):
-        members = np.eye(count, dtype=np.float32)[owners]
+        sums = np.eye(count, dtype=np.float32)[owners].T @ units
         # A cluster that has lost all its vectors keeps its centre.
-        centres = np.where(members.any(axis=0)[:, None], _unit(members.T @ units), centres)
+        kept = np.bincount(owners, minlength=count)[:, None] == 0
+        centres = np.where(kept, centres, _unit(sums))
         before, owners = owners, (units @ centres.T).argmax(axis=1)
         if (owners == before).all():
             break
