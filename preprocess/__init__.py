@@ -3,4 +3,4 @@
 import harl_fast.program  # noqa: F401  # with the first import an interrupt becomes one line
 from harl_fast import pool
 
-pool.PRELOAD += ["preprocess.build", "preprocess.demo.render"]  # ffcv brings torch, 3 s a process
+pool.PRELOAD += ["preprocess.beton", "preprocess.demo.render"]  # ffcv brings torch, 3 s a process
