@@ -39,7 +39,7 @@ ADD =
 SHARD_SIZE =
 # Address of a Ray cluster that converts the shards; auto: this machine's.
 RAY =
-# heuristic, {selftrained: FILE}, {onnx: FILE}, {png: DIR}, center, full, shuffled or
+# heuristic, {selftrained: FILE}, {features: RUN}, {onnx: FILE}, {png: DIR}, center, full, shuffled or
 # {noise: P}; with parameters as {name: {key: value, ...}}.
 MASK_METHOD =
 # I/N: part I of N, for `masks` on several machines.

@@ -31,7 +31,7 @@ from preprocess.masks.enlarged import enlarged_map
 from preprocess.masks.heuristic.binary import binarize
 from preprocess.masks.heuristic.method import heuristic_map
 from preprocess.masks.onnx import open_onnx
-from preprocess.masks.spec import BASE, MethodSpec, NoParameters, parameters_of, parse
+from preprocess.masks.spec import BASE, NUMBERS, MethodSpec, NoParameters, parameters_of, parse
 
 MapFunction = Callable[[Sequence[Pixels]], list[Map]]
 """(H, W, 3) uint8 RGB images of any sizes to maps over them, each (S, S) float32 in [0, 1]."""
@@ -52,7 +52,8 @@ SUPERVISION = {
     EXTERNAL: "externally supervised",
 }
 """Levels of supervision, from least to most, and how each is printed: none; unknown (mask files do
-not say how they were made); a network trained on masks that people drew."""
+not say how they were made, nor runs whether labels taught them); a network trained on masks that
+people drew."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class MaskMethod:
     """The module whose text, with what it imports of this package, is the method's version."""
     remedy: str = "give an existing file"
     """What to do when its file is missing."""
+    weights: Callable[..., str] | None = None
+    """Takes the parameters as keywords: the SHA-256 of a network that is no single file."""
 
 
 def of_one_image(function: Callable[..., Map], *, about: str, **facts: Any) -> MaskMethod:
@@ -99,6 +102,29 @@ def _open_selftrained(*, file: str) -> MapFunction:
     from preprocess.masks.selftrained.network import load_network
 
     return load_network(Path(file)).maps
+
+
+_Counts = Annotated[
+    tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1, max_length=8), NUMBERS
+]
+
+
+def _open_features(
+    *,
+    run: str,
+    level: Annotated[int, Field(ge=1, le=4)] = 3,
+    size: Annotated[int, Field(ge=32, le=1024)] = 256,
+    clusters: _Counts = (3, 6, 12),
+) -> MapFunction:
+    from preprocess.masks.features import open_features
+
+    return open_features(run, level=level, size=size, clusters=clusters)
+
+
+def _weights_of(*, run: str, **_: Any) -> str:
+    from preprocess.masks.features import opened
+
+    return opened(run).weights_sha256
 
 
 class _Folder(Section):
@@ -132,6 +158,13 @@ MASK_METHODS: dict[str, MaskMethod] = {
         about="a network that `make masks-train` trained on the images themselves",
         module="preprocess.masks.selftrained.network",
         remedy="make it from your images: `make masks-train`",
+    ),
+    "features": of_many_images(
+        _open_features,
+        about="what the features of a run's encoder set apart from the image's border",
+        supervision=UNKNOWN,
+        module="preprocess.masks.features",
+        weights=_weights_of,
     ),
     "onnx": of_many_images(
         open_onnx, about="any saliency network, such as u2netp.onnx", supervision=EXTERNAL
@@ -292,14 +325,17 @@ def method_facts(spec: MethodSpec) -> dict[str, Any]:
     for key, value in spec.parameters:
         if isinstance(value, MethodSpec):
             parameters[key] = method_facts(value)
-        elif key in ("file", "folder") and isinstance(value, str):
+        elif key in ("file", "folder", "run") and isinstance(value, str):
             parameters[key] = one_line(Path(value).name)
         else:
             parameters[key] = list(value) if isinstance(value, tuple) else value
     facts = {"method": spec.name, "parameters": parameters, "supervision": supervision(spec)}
-    if spec.file is not None:
+    method = find_method(spec.name)
+    if method.weights is not None:
+        facts["sha256"] = method.weights(**dict(spec.parameters))
+    elif spec.file is not None:
         facts["sha256"] = sha256_file(_checked_file(spec, spec.file))
-    return {**facts, "version": _version(find_method(spec.name).module)}
+    return {**facts, "version": _version(method.module)}
 
 
 def supervision(spec: MethodSpec) -> str:

@@ -47,10 +47,11 @@ def describe(
     spec: MethodSpec, *, max_resolution: int, reading: Reading = DEFAULT_READING
 ) -> dict[str, Any]:
     """Return what ``masks.json`` holds: equal for equal masks of equal images, on any machine."""
+    method = method_facts(spec)
     return {
         "format": FORMAT,
-        "spec": spec.name if spec.file is not None else str(spec),
-        "method": method_facts(spec),
+        "spec": spec.name if "sha256" in method else str(spec),  # a path is this machine's
+        "method": method,
         "max_resolution": max_resolution,
         "frame": f"the upright image, shrunk to max_resolution, then to {INPUT_PX} px at most",
         "reading": reading.facts(),

@@ -277,7 +277,7 @@ def test_workers_have_one_thread() -> None:
 
 @pytest.mark.parametrize("name", MASK_METHODS)
 def test_every_parameter_of_every_method_is_taken_at_its_documented_default(name: str) -> None:
-    needed = {"file": "x", "folder": "x", "p": "0.2"}
+    needed = {"file": "x", "folder": "x", "run": "x", "p": "0.2"}
     fields = MASK_METHODS[name].parameters.model_fields
     words = {
         key: needed[key] if one.is_required() else written(one.default)
