@@ -18,7 +18,6 @@ from preprocess.assemble import OF_A_SET, Existing, SplitPlan, assemble
 from preprocess.convert import Sample, Settings, Task, convert_and_keep
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.sources import MaskList, open_masks
-from preprocess.masks.spec import MethodSpec
 from preprocess.places import LocalPlace, Place
 from preprocess.publish import publish
 from preprocess.ray import cluster, convert_on
@@ -27,9 +26,6 @@ from preprocess.sources import Rejected, Source
 from preprocess.summary import summarise
 from preprocess.work import Inputs, cut, digest_of, enter, key_of, leave, recipe, work_folder
 from preprocess.writer import write_parts
-
-Pair = tuple[SplitPlan, Job]
-"""A split, and a shard of it that is to be made."""
 
 
 def build(
@@ -180,23 +176,30 @@ def _check_masks(masks: MaskList, settings: Settings) -> None:
 
 def _convert(place: Place, plans: Sequence[SplitPlan], *, workers: int, ray: str | None) -> float:
     """Convert all shards that are not there yet; return images per second, 0 if all were."""
-    pairs = [(plan, job) for plan in plans for job in plan.jobs if not place.exists(job.folder)]
-    total = sum(len(job.rows) for _, job in pairs)
+    missing = [[job for job in plan.jobs if not place.exists(job.folder)] for plan in plans]
+    total = sum(len(job.rows) for jobs in missing for job in jobs)
     start = time.monotonic()
     with Progress(total, label="writing") as progress:
         if ray is not None and total:
-            _convert_there(place, pairs, workers, ray, progress)
+            _convert_there(place, plans, missing, workers, ray, progress)
         else:
-            for _, alike in itertools.groupby(pairs, key=_ways):
-                _convert_here(place, list(alike), workers, progress)
+            for plan, jobs in zip(plans, missing, strict=True):
+                if jobs:
+                    _convert_here(place, plan, jobs, workers, progress)
         progress.label = "writing"
     return total / (time.monotonic() - start)
 
 
 def _convert_there(
-    place: Place, pairs: Sequence[Pair], workers: int, address: str, progress: Progress
+    place: Place,
+    plans: Sequence[SplitPlan],
+    missing: Sequence[Sequence[Job]],
+    workers: int,
+    address: str,
+    progress: Progress,
 ) -> None:
     """Convert shards side by side, one process at work on each."""
+    pairs = [(plan, job) for plan, jobs in zip(plans, missing, strict=True) for job in jobs]
     work = [
         (job, functools.partial(job.tasks, plan.masks), plan.masks.methods) for plan, job in pairs
     ]
@@ -211,32 +214,24 @@ def _convert_there(
         convert_on(ray, place, work, progress.advance)
 
 
-def _ways(pair: Pair) -> tuple[tuple[MethodSpec, ...], bool]:
-    """Return what differs among splits in how workers take their images: mask methods and order."""
-    masks = pair[0].masks
-    members = masks.split.members
-    return masks.methods, members is not None and members.forward
-
-
-def _convert_here(place: Place, pairs: Sequence[Pair], workers: int, progress: Progress) -> None:
-    """Convert shards one after another, all processes at work on the same one.
-
-    They begin on the next one while the last one is described.
-    """
-    methods, forward = _ways(pairs[0])
-    jobs = [job for _, job in pairs]
+def _convert_here(
+    place: Place, plan: SplitPlan, jobs: Sequence[Job], workers: int, progress: Progress
+) -> None:
+    """Convert shards one after another, all processes at work on the same one."""
+    settings, methods = jobs[0].settings, plan.masks.methods
+    members = plan.masks.split.members
+    forward = members is not None and members.forward
     team = Team[list[Task], list[Sample | Rejected]](
-        functools.partial(convert_and_keep, settings=jobs[0].settings, methods=methods),
+        functools.partial(convert_and_keep, settings=settings, methods=methods),
         workers=min(workers, sum(job.chunks for job in jobs)),
         run=TASKS_AHEAD if forward else 1,
         describe=lambda chunk: f"{chunk[0].name} to {chunk[-1].name}",
         then=write_parts,
     )
     with team:
-        results = team.map(
-            itertools.chain.from_iterable(job.tasks(plan.masks) for plan, job in pairs)
-        )
-        for plan, job in pairs:
+        results = team.map(itertools.chain.from_iterable(job.tasks(plan.masks) for job in jobs))
+        for job in jobs:
             number = f" shard {plan.jobs.index(job) + 1} of {len(plan.jobs)}"
             progress.label = f"writing {plan.split}{number if len(plan.jobs) > 1 else ''}"
-            write_shard(place, job, itertools.islice(results, job.chunks), progress.advance, team)
+            chunks = itertools.islice(results, job.chunks)
+            write_shard(place, job, chunks, progress.advance, team)

@@ -296,7 +296,7 @@ def test_masks_of_which_more_is_stated_are_left_to_pillow(path: Path) -> None:
     for kind, content in others.items():
         path.write_bytes(content)
         assert bare_grey(io.BytesIO(content), most=10**6) is None, kind
-        assert np.asarray(load_mask(path)).shape[0] == 19
+        assert np.asarray(load_mask(path, lossy=False)).shape[0] == 19
 
 
 DAMAGED = {
