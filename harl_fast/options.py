@@ -87,13 +87,13 @@ def checked(read: Callable[[str], Value]) -> Callable[[str], Value]:
     argparse itself drops what a ValueError says.
     """
 
-    def tell(text: str) -> Value:
+    def parse(text: str) -> Value:
         try:
             return read(text)
         except (ValueError, HarlError) as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return tell
+    return parse
 
 
 def refuse_given(

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from harl_fast import __version__
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, to_stderr
-from preprocess.convert import Settings
+from preprocess.convert import ConversionSettings
 from preprocess.images.members import ImageRef, Page, written_ns
 from preprocess.masks.sources import MaskList
 from preprocess.places import FRESH, Place
@@ -139,7 +139,12 @@ def digest_of(masks: MaskList, inputs: Inputs, rows: range) -> str:
 
 
 def recipe(
-    source: Source, masks: MaskList, settings: Settings, *, shard_size: int | None, first: int
+    source: Source,
+    masks: MaskList,
+    settings: ConversionSettings,
+    *,
+    shard_size: int | None,
+    first: int,
 ) -> dict[str, str]:
     """Return what all shards of a split depend on, by names that mean something to a user.
 
