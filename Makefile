@@ -219,7 +219,7 @@ masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<folde
 		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "masks: $(or $(MASKS),$(OUT)/masks) (give it to make beton as MASKS=)"
 
-pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATCH=] [LR=] [WORKERS=] [SET="a=1 b.c=2"] [STAGE_TO=] [RESUME=1]
+pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATCH=] [LR=] [WORKERS=] [SET="a=1 b.c=2"] [STAGE_TO=] [RANKS=] [RESUME=1]
 	@case "$(RANKS)" in *[!0-9]*|0*) echo "RANKS=$(RANKS) is no number from 1 up" >&2; exit 2;; esac
 	"$(BIN)/python" launch/guard.py \
 		"$(BIN)/python" "$(BIN)/deepspeed" --log_level=error $(call option,--num_gpus,$(RANKS)) launch/pretrain.py \
@@ -253,7 +253,7 @@ lineval: setup ## Judge CKPT's features on DATA or DATASET [RANDOM=1] [PROTOCOL=
 
 # Where a fine-tuning goes: beside the checkpoint's run, named after the preset.
 TUNED = $(if $(filter file,$(origin RUN)),$(CKPT)-$(basename $(call last,$(or $(PRESET),full))),$(RUN))
-finetune: setup ## Fine-tune CKPT with the labels of DATA or OUT [PRESET=] [SUBSET=10%] [RUN=] [DS_CONFIG=] [EPOCHS=] [BATCH=] [LR=] [SEEDS=] [RANDOM=1] [RESUME=1]
+finetune: setup ## Fine-tune CKPT with the labels of DATA or OUT [PRESET=] [SUBSET=10%] [RUN=] [DS_CONFIG=] [EPOCHS=] [BATCH=] [LR=] [SEEDS=] [RANKS=] [RANDOM=1] [RESUME=1]
 	@case "$(RANKS)" in *[!0-9]*|0*) echo "RANKS=$(RANKS) is no number from 1 up" >&2; exit 2;; esac
 	"$(BIN)/python" launch/guard.py \
 		"$(BIN)/python" "$(BIN)/deepspeed" --log_level=error $(call option,--num_gpus,$(RANKS)) launch/finetune.py \

@@ -62,7 +62,7 @@ def verdicts(rows: Sequence[Row]) -> str:
 
 
 def score_table(results: Results, sets: Mapping[str, Sequence[str]]) -> str:
-    """Return the scores as text: a block per set, a line per method, a group of columns per part."""
+    """Return the scores as text: a block per set, a line per method, columns per part."""
     blocks = []
     for name, parts in sets.items():
         head = f"{name:<22}" + "".join(f"{'| ' + part:<31}" for part in parts)

@@ -138,7 +138,7 @@ class Team(Generic[TaskT, ResultT]):
                 return
 
     def follow_up(self, word: object) -> None:
-        """Have the second step done of the first result that waits for it, where it was made."""
+        """Start the second step of the first result without one, in the worker that has it."""
         worker, task = self._pending.popleft()
         worker.orders.append((None, task))
         self._following += 1

@@ -104,7 +104,7 @@ class Base:
         return settings
 
     def extend(self, source: Source, *, new_classes: bool) -> tuple[Source, Base]:
-        """Return what of a source is not there yet, and the set it is added to.
+        """Return those images of a source that the set lacks, and the set that they are added to.
 
         Labels and classes of the source returned are the set's. Raises `DataError` for images that
         do not belong there: without labels among labelled ones, of other classes without

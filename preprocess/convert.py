@@ -88,7 +88,7 @@ class Sample(NamedTuple):
 
     @property
     def parts(self) -> Parts:
-        """What of it fills a container."""
+        """The bytes that go into a container."""
         return self.image, self.mask
 
 

@@ -73,7 +73,7 @@ def cut(sizes: npt.NDArray[np.int64], shard_size: int | None) -> list[range]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What of a split's images and mask files tells them from changed ones."""
+    """What tells a split's images and mask files from changed ones."""
 
     images: Stamps
     masks: Stamps

@@ -1,4 +1,4 @@
-"""Variables of the Makefile that are numbers."""
+"""Variables of the Makefile: which are refused, and what they become on command lines."""
 
 from __future__ import annotations
 
