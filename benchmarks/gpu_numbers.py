@@ -110,7 +110,7 @@ def weights(run: Stepper) -> dict[str, Tensor]:
 
 
 def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """Return the norm of what two sets of tensors differ by over the norm of the second."""
+    """Return the norm of two sets of tensors' difference over the norm of the second."""
     names = [name for name in second if second[name].is_floating_point()]
     apart = math.hypot(*(float((first[n].double() - second[n].double()).norm()) for n in names))
     return apart / math.hypot(*(float(second[name].double().norm()) for name in names))
@@ -296,7 +296,7 @@ def synchronisations(run: Stepper) -> int:
 
 
 def pageable_copies(found: Findings, machine: Machine) -> None:
-    """Note how long the host takes to ask for a copy from pageable memory of a busy device."""
+    """Note how long a copy from pageable memory holds up the host while the device is busy."""
     for size in (1 << 10, 1 << 16, 1 << 20):
         source = torch.zeros(size, dtype=torch.uint8)
         source.to(machine.device)

@@ -72,7 +72,7 @@ class Run:
             self._job = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
 
     def wait_for(self, what: Callable[[], bool]) -> bool:
-        """Wait until something is so, or the run has ended; return whether it came to be so."""
+        """Wait until a condition holds or the run has ended; return whether it holds."""
         assert self._job is not None
         while not what():
             if self._job.poll() is not None:
@@ -104,7 +104,7 @@ class Run:
 
 
 def stopped_and_resumed(run: Run, found: Findings, number: int) -> None:
-    """Ask a run that trains to stop, and let it go on to its end."""
+    """Stop a run while it trains, and resume it to its end."""
     name = signal.Signals(number).name
     code = run.end(number)
     found.at_most(f"exit code after {name}", code, 0)
@@ -172,7 +172,7 @@ def several(settings: CheckSettings, found: Findings) -> None:
 
 
 def contexts(found: Findings, *, ranks: int) -> None:
-    """Look whether each GPU holds its own rank's process alone."""
+    """Check that each GPU holds its own rank's process alone."""
     try:
         text = subprocess.run(QUERY, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:

@@ -49,7 +49,7 @@ with head(__name__, parse):
 
 
 def plans(names: list[str], root: Path, *, count: int, cores: int, log: Path) -> dict[str, Any]:
-    """Return each contender's settings; a store that cannot be written is left out, and said."""
+    """Return each contender's settings; a store that cannot be written is left out, with a note."""
     batch = max(4, min(BATCH, count // (2 * LEAD)))
     images = str(root / "source/train")
     files = {"module": "bare", "images": images, "threads": cores, "lead": 1}
@@ -126,7 +126,7 @@ def alone(args: argparse.Namespace, root: Path, *, cores: int, logs: Path) -> di
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; 0 even when a bar is missed, for the table says so."""
+    """Run the benchmark; 0 even when a bar is missed: the table says so."""
     args = parse(argv)
     cores, logs = usable_cores(), args.out.parent / "logs"
     check_output(args.out, option="--out")

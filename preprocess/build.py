@@ -131,7 +131,7 @@ def _check_outputs(place: Place, plan: SplitPlan) -> None:
 
 
 def _check_ours(place: Place, split: str) -> None:
-    """Raise `DataError` for files with a container's names that are none's, such as COCO's."""
+    """Raise `DataError` for files that are only named as a container's, such as COCO's."""
     manifest = f"{split}.json"
     there = [name for name in (manifest, f"{split}.beton") if place.exists(name)]
     with contextlib.suppress(DataError):

@@ -46,7 +46,7 @@ STEM = "shard"
 
 
 def report_path(beton: Path) -> Path:
-    """Return where the list of what a container lacks, and why, lies."""
+    """Return the path of the report on what a container lacks, and why."""
     return beton.with_name(f"{beton.stem}.report.json")
 
 

@@ -1,4 +1,4 @@
-"""A run's epochs, and below them its steps, of all trainings: what happens when, in order."""
+"""The epochs of any training, and below them its steps: what happens when, in order."""
 
 from __future__ import annotations
 

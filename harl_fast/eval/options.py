@@ -1,4 +1,4 @@
-"""What programs around an encoder say, without torch: options, protocols, metrics' names."""
+"""What programs around an encoder share, without torch: options, protocols, metrics' names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forms in which an encoder leaves: what is written, and how each is loaded back."""
+"""The forms in which an encoder is exported: what is written, and how each is loaded back."""
 
 from __future__ import annotations
 
