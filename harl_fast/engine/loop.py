@@ -155,7 +155,7 @@ class Loop:
         return StopAction(collectives.max_over_ranks(action))
 
     def _check_skipped(self) -> None:
-        """Tell of steps without effect, and raise HarlError after too many of them in a row."""
+        """Report steps without effect, and raise HarlError after too many of them in a row."""
         log, folder = self.stepper.nonfinite, self.folder
         self.sinks.skipped(log.drain())
         if log.streak < self.state.config.log.max_skipped:
