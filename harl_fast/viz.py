@@ -43,6 +43,8 @@ _BOXES = (
 _DIMMED, _LINES = (40, 16, 60), (140, 140, 140)
 """What cells without foreground fade to, and the lines between cells."""
 _BAR = (0, 120, 190)
+_GROUNDS = (176, 196, 222), (222, 184, 135)
+"""Of the mark for replaced backgrounds."""
 
 
 def contact_sheet(
@@ -223,7 +225,7 @@ def _replaced(views: Sequence[ViewConfig]) -> drawing.Legend:
     shares = sorted({view.background_p for view in views})
     if not any(shares):
         return []
-    mark = np.full((14, 26, 3), _BOXES[2], np.uint8)
-    mark[:, 13:], mark[4:-4, 4:9], mark[4:-4, 17:22] = _BOXES[3], drawing.INK, drawing.INK
+    mark = np.full((14, 26, 3), _GROUNDS[0], np.uint8)
+    mark[:, 13:], mark[4:-4, 4:9], mark[4:-4, 17:22] = _GROUNDS[1], drawing.INK, drawing.INK
     share = " to ".join(f"{each:.0%}" for each in dict.fromkeys((shares[0], shares[-1])))
     return [(mark, f"foreground on another sample's background in {share} of the views")]
