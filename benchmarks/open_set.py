@@ -140,7 +140,9 @@ def _write_shard(path: Path, first: int, count: int) -> Manifest:
             created="2026-01-01T00:00:00+00:00",
             tool_versions={},
             tables_sha256=tables_sha256(path),
-            sums_sha256=write_sums(path, rng.integers(1, 2**63, 2 * count, dtype=np.uint64)),
+            sums_sha256=write_sums(
+                path, rng.integers(1, 2**63, 2 * count, dtype=np.uint64).tolist()
+            ),
         ),
     )
 
