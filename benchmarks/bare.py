@@ -14,14 +14,11 @@ from typing import Any
 import llvmlite.binding
 import numba
 import numpy as np
-import numpy.typing as npt
 from numba import njit, prange, types
 from PIL import Image
 
 LIBRARY = "libturbojpeg.so.0"
 FAST_DCT = 2048
-Ints = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
 _RGB = 0
 
 llvmlite.binding.load_library_permanently(LIBRARY)
@@ -42,17 +39,7 @@ _decompress = types.ExternalFunction(
 
 
 @njit(parallel=True, nogil=True)
-def _decode(
-    order: Ints,
-    data: Bytes,
-    starts: Ints,
-    shapes: npt.NDArray[np.int32],
-    handles: Ints,
-    buffers: Bytes,
-    flags: int,
-    failed: Ints,
-) -> None:
-    """Decode the files ``order``, each into its thread's buffer; count failures by thread."""
+def _decode(order, data, starts, shapes, handles, buffers, flags, failed):
     for place in prange(len(order)):
         index = order[place]
         thread = numba.get_thread_id()
