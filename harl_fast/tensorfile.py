@@ -27,6 +27,16 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
+def open_folder(path: Path) -> Iterator[str]:
+    """Yield a name of a folder that the library takes: its own need not be UTF-8."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{handle}"
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Raise what the library could not do with the file system as an OSError of ``path``."""
     try:

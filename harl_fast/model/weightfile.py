@@ -65,6 +65,8 @@ def _plain(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             kind = "no values (device meta)"
         elif tensor.is_nested or tensor.layout is not torch.strided:
             kind = "a nested tensor" if tensor.is_nested else f"a tensor of {tensor.layout}"
+        elif tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            kind = "a view that repeats few values, of any size"
         else:
             continue
         raise CheckpointError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,24 @@ def test_a_file_of_torchvision_starts_both_networks(
         assert torch.equal(weight.detach().cpu(), theirs["layer4.1.conv2.weight"])
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["starts"][0]["init_from"] == str(path)
+
+
+def test_a_run_begins_again_with_the_weights_that_it_began_with(
+    tmp_path: Path, machine: Machine
+) -> None:
+    path, run = tmp_path / "theirs.pth", tmp_path / "run"
+    first, other = (torchvision.models.resnet18().state_dict() for _ in range(2))
+    torch.save(first, path)
+    new: dict[str, Any] = {"overrides": ("model.width=1", "data.colour=device"), "init_from": path}
+    start(run, machine, asked=ask(config=str(tiny_file(tmp_path)), resume=False, **new))
+    torch.save(other, path)
+    with pytest.raises(ConfigError, match=r"theirs\.pth has other weights than .* began with"):
+        start(run, machine, asked=ask())
+    torch.save(first, path)
+    begun, parts = start(run, machine, asked=ask())
+    assert begun.step == 0
+    weight = parts.harl.backbone.get_parameter("conv1.weight")
+    assert torch.equal(weight.detach().cpu(), first["conv1.weight"])
 
 
 def test_a_load_of_a_run_says_what_matched(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

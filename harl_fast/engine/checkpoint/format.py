@@ -204,15 +204,16 @@ def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
         leftover.unlink()
 
 
-def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], *, assign: bool = False) -> None:
     """Set all tensors of a module; RuntimeError unless names, shapes and dtypes are its own.
 
-    torch itself drops imaginary parts and digits without an error.
+    torch itself drops imaginary parts and digits without an error. assign: see its
+    `load_state_dict`; for a module on the device meta.
     """
     for name, own in module.state_dict().items():
         if name in tensors and tensors[name].dtype != own.dtype:
             raise RuntimeError(f"{name} is {tensors[name].dtype} instead of {own.dtype}")
-    module.load_state_dict(tensors)
+    module.load_state_dict(tensors, assign=assign)
 
 
 def mismatch(error: RuntimeError) -> str:
