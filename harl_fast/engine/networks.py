@@ -31,6 +31,7 @@ from harl_fast.model.harl import HARL
 from harl_fast.model.heads import LinearHeads, MLPHead
 from harl_fast.model.names import RESNET, Receipt, locate, recognise
 from harl_fast.model.resnet import ARCHS
+from harl_fast.model.seeding import own_numbers
 from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import TORCH, read_weights, refuse_other_frameworks
 from harl_fast.tensorfile import open_tensors
@@ -40,8 +41,7 @@ Part = TypeVar("Part", bound=nn.Module)
 
 def build_model(config: RunConfig) -> HARL:
     """Return the freshly initialised method on the CPU, a function of the configuration alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed + 1)  # the backbone draws from `seed` itself
+    with own_numbers(config.seed + 1):  # the backbone draws from `seed` itself
         encoder = random_encoder(config, seed=config.seed).train()
         roles = [view.role for view in config.data.views]
         return HARL(config.model, config.loss, backbone=encoder, roles=roles)
@@ -74,8 +74,7 @@ def compiled_graphs() -> int:
 
 def random_encoder(config: RunConfig, *, seed: int) -> Backbone:
     """Return a freshly initialised backbone, on the CPU and in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_numbers(seed):
         return build_backbone(config.model).eval()
 
 
@@ -323,8 +322,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 def random_like(pretrained: Pretrained, *, seed: int) -> Pretrained:
     """Return the same network freshly initialised: the baseline."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_numbers(seed):
         backbone = build_backbone(pretrained.model).eval()
         projector = pretrained.projector and fresh_projector(pretrained.model, backbone).eval()
     return replace(

@@ -23,6 +23,7 @@ from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import LinearHeads, MLPHead
 from harl_fast.model.names import build_projector, listed
 from harl_fast.model.resnet import ARCHS
+from harl_fast.model.seeding import own_numbers
 from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import read_weights
 from harl_fast.textfile import read_json
@@ -129,7 +130,7 @@ def load_native(
     See `fitting`, which comes first: a few bytes can state a network of any size.
     """
     weights, _ = fitting(model, tensors, where=where)
-    with torch.random.fork_rng(devices=[]):
+    with own_numbers():
         backbone = build_backbone(model).eval()
     backbone.native.load_state_dict(weights, strict=False)
     return backbone, len(weights)

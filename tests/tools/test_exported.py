@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import resource
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,6 +142,17 @@ def huge_projector(path: Path) -> Path:
     return path / "out"
 
 
+def compressed_weights(path: Path) -> Path:
+    """Write a file that takes a thousandth of what it unpacks to."""
+    small, file = path / "small.pth", path / "compressed.pth"
+    torch.save({"conv1.weight": torch.zeros(10)}, small)
+    with zipfile.ZipFile(small) as theirs, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as ours:
+        for each in theirs.infolist():
+            ours.writestr(each.filename, theirs.read(each.filename))
+        ours.writestr("archive/data/1", bytes(1 << 20))
+    return file
+
+
 def repeated_weights(path: Path) -> Path:
     """Write a file of 40 GB that holds one number."""
     tensors = torchvision.models.resnet18().state_dict()
@@ -150,7 +162,11 @@ def repeated_weights(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make", [huge_weights, huge_folder, huge_run, huge_projector, repeated_weights]
+    "make",
+    [
+        *(huge_weights, huge_folder, huge_run, huge_projector),
+        *(repeated_weights, compressed_weights),
+    ],
 )
 def test_a_small_file_that_states_a_huge_network_costs_no_memory(
     tmp_path: Path, make: Callable[[Path], Path]
