@@ -149,7 +149,7 @@ def compressed_weights(path: Path) -> Path:
     with zipfile.ZipFile(small) as theirs, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as ours:
         for each in theirs.infolist():
             ours.writestr(each.filename, theirs.read(each.filename))
-        ours.writestr("archive/data/1", bytes(1 << 20))
+        ours.writestr("archive/data/1", bytes(1 << 20), compress_type=zipfile.ZIP_DEFLATED)
     return file
 
 
@@ -162,11 +162,7 @@ def repeated_weights(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make",
-    [
-        *(huge_weights, huge_folder, huge_run, huge_projector),
-        *(repeated_weights, compressed_weights),
-    ],
+    "make", [huge_weights, huge_folder, huge_run, huge_projector, repeated_weights]
 )
 def test_a_small_file_that_states_a_huge_network_costs_no_memory(
     tmp_path: Path, make: Callable[[Path], Path]
@@ -174,7 +170,12 @@ def test_a_small_file_that_states_a_huge_network_costs_no_memory(
     path = make(tmp_path)
     with at_most(2000), pytest.raises(CheckpointError) as told:
         load_pretrained(path)
-    assert "memory" not in str(told.value)
+    assert "allocate" not in str(told.value)
+
+
+def test_weights_that_grow_as_they_are_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is compressed, which torch's own files are not"):
+        load_pretrained(compressed_weights(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.float8_e4m3fn])
