@@ -30,7 +30,7 @@ _KEPT = ("cached", "logreg")
 """Protocols that extract features once."""
 ONLY: dict[str, tuple[str, ...]] = {
     "--epochs": ("cached", "imagenet"),
-    **dict.fromkeys(("--cache", "--knn", "--knn-temperature", "--out"), _KEPT),
+    **dict.fromkeys(("--cache", "--knn", "--knn-temperature", "--out", "--pictures"), _KEPT),
     **dict.fromkeys(("--deepspeed_config", "--preset"), ("imagenet",)),
 }
 """Protocols that an option belongs to; what is not here belongs to all."""

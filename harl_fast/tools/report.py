@@ -44,7 +44,7 @@ img {{ max-width: 100%; }}
 
 def markdown(comparison: Comparison, curves: Sequence[Curve] = ()) -> str:
     """Return the report as Markdown: all tables, no pictures."""
-    parts = [f"# {_title(comparison)}", _about(comparison)]
+    parts = [f"# {_md(_title(comparison))}", _md(_about(comparison))]
     if comparison.warnings:
         parts.append("**Not comparable**, marked by `--force`:")
         parts.append("\n".join(f"- {_md(warning)}" for warning in comparison.warnings))
