@@ -42,7 +42,7 @@ class GreyRange:
     @property
     def name(self) -> str:
         """The text that `parse_range` turns into this range."""
-        ends = f"{self.low:g}:{self.high:g}"
+        ends = ":".join(repr(end).removesuffix(".0") for end in (self.low, self.high))
         return {"fixed": ends, "percentile": f"percentile:{ends}"}.get(self.kind, self.kind)
 
 
