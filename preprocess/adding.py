@@ -76,11 +76,9 @@ class Base:
         """
         manifest = self.splits["train"].manifest
         store, size = manifest.store, manifest.mask["size"]
-        if isinstance(store.get("range"), str):
+        if settings.reading.grey.kind == "auto" and isinstance(store.get("range"), str):
             grey = _range(self.out, store["range"])
-            store = {**store, "range": grey.name}  # earlier manifests have it in other digits
-            if settings.reading.grey.kind == "auto":
-                settings = replace(settings, reading=replace(settings.reading, grey=grey))
+            settings = replace(settings, reading=replace(settings.reading, grey=grey))
         store = {**_DEFAULTS, **store, "store": store.get("kind", "jpg")}
         if settings.reading.channels == 0 and isinstance(store["channels"], int):
             reading = replace(settings.reading, channels=store["channels"])
