@@ -20,6 +20,7 @@ from harl_fast.errors import DataError
 from harl_fast.rng import SYNTHESIS, stream
 from preprocess.demo.paint import Picture, Plane, blur, colour, mix, noise
 from preprocess.demo.shapes import SHAPES
+from preprocess.images.arrays import Mask, Pixels
 
 SIDE_PX = 300
 FRAMES = ((225, 300), (300, 225), (300, 300), (200, 300), (240, 300), (300, 200))
@@ -37,15 +38,13 @@ DRAWN, STAMPED = 2, 3
 COLOURS, CUT_LEAST, CUT_MOST, CUT_SIDE_PX = 1200, 0.03, 0.97, 96
 """A photo-like cut-out has more distinct 6-bit colours, this coverage, and this shorter side."""
 
-Pixels = npt.NDArray[np.uint8]
-
 
 @dataclass(frozen=True)
 class Composite:
     """A picture (H, W, 3) uint8 RGB and its mask (H, W) bool: pixels at least half object."""
 
     image: Pixels
-    mask: npt.NDArray[np.bool_]
+    mask: Mask
 
 
 def composite(index: int, *, seed: int = 0, side_px: int = SIDE_PX) -> Composite:

@@ -18,15 +18,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 import preprocess
 from harl_fast.data.container import checksum, fields, integrity, manifest
 from harl_fast.data.container.fields import resize_mask
+from harl_fast.data.order import spread
 from harl_fast.data.views import jpeg
 from harl_fast.errors import DataError
 from harl_fast.files import Progress
+from preprocess.images.arrays import Pixels
 from preprocess.masks import find_mask
 
 CLASSES, QUALITY, LONGEST_PX, MASK_PX = 4, 90, 500, 64
@@ -48,7 +49,6 @@ PHOTOS = {
 TAR_SHARDS = 4
 LAYOUT = (checksum, fields, jpeg, manifest, integrity)
 STORES = ("jpg", "passthrough", "yuv420", "raw")
-Pixels = npt.NDArray[np.uint8]
 
 
 def sample_photos() -> list[Pixels]:
@@ -98,7 +98,7 @@ def _pictures(data: Path | None, count: int) -> Iterator[tuple[Pixels, Path | No
     files = sorted(p for p in data.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     if len(files) < count:
         raise DataError(f"{data} holds {len(files)} JPEGs, --count asks for {count}")
-    for place in np.linspace(0, len(files) - 1, count).astype(int):
+    for place in spread(len(files), count).tolist():
         with Image.open(files[place]) as image:
             small = max(image.size) <= LONGEST_PX and image.mode == "RGB"
             if max(image.size) > LONGEST_PX:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import composites
+from harl_fast.data.order import spread
 from harl_fast.errors import DataError
 from preprocess.images.arrays import Mask, Pixels
 
@@ -63,8 +64,7 @@ def photo_files(folder: Path, *, most: int) -> list[Path]:
     """Return up to ``most`` photos of ``folder``/train or ``folder``, evenly spaced by name."""
     inside = folder / "train" if (folder / "train").is_dir() else folder
     files = _files(inside)
-    places = np.unique(np.linspace(0, len(files) - 1, min(most, len(files))).round())
-    return [files[int(place)] for place in places]
+    return [files[place] for place in spread(len(files), most)]
 
 
 def pictures(files: Sequence[Path], *, longest_px: int | None = None) -> Iterator[Pixels]:

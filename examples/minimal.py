@@ -9,25 +9,31 @@ What `launch/pretrain.py` adds: DeepSpeed, mixed precision, checkpoints, resumpt
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 import harl_fast as hf
-from harl_fast.files import check_output
-from harl_fast.options import whole_number
 
 SIZE_PX, BATCH, PEAK_LR = 64, 64, 1.0
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("container", type=Path, help="a train.beton, made by `make beton`")
-parser.add_argument("--epochs", type=whole_number(1, 10**6), default=2)
+parser.add_argument("--epochs", type=int, default=2)
 about = "weights (default: %(default)s)"
 parser.add_argument("--out", type=Path, default="encoder.safetensors", help=about)
 args = parser.parse_args()
-check_output(args.out, option="--out", inputs=[args.container], suffix=".safetensors")
+if args.epochs < 1:
+    parser.error(f"--epochs {args.epochs}: give 1 or more")
+if args.out.suffix != ".safetensors":  # a container is never written over
+    parser.error(f"--out {args.out}: end its name in .safetensors")
+try:  # before minutes of training, not after
+    tempfile.TemporaryFile(dir=args.out.parent).close()
+except OSError as error:
+    parser.error(f"--out {args.out} cannot be written: {error.strerror}")
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 torch.manual_seed(0)

@@ -11,6 +11,9 @@ from .data.views.augment import Augmentation as Augmentation
 from .data.views.color_device import Colouring as Colouring
 from .data.views.color_device import Photometric as Photometric
 from .data.views.crop import ViewGeometry as ViewGeometry
+from .engine.monitor.sink import LogRecord as LogRecord
+from .engine.monitor.sink import Sink as Sink
+from .engine.monitor.sinks import SINKS as SINKS
 from .engine.networks import Pretrained as Pretrained
 from .engine.networks import load_encoder as load_encoder
 from .engine.networks import load_pretrained as load_pretrained
@@ -24,6 +27,7 @@ from .model.loss import LOSS_TERMS as LOSS_TERMS
 from .model.loss import LossTerm as LossTerm
 from .optim.groups import param_groups as param_groups
 from .optim.lars import LARS as LARS
+from .program import run_main as run_main
 from .schedules import cosine_tau as cosine_tau
 from .schedules import scaled_lr as scaled_lr
 from .schedules import warmup_cosine as warmup_cosine

@@ -13,6 +13,8 @@ RECIPE = 2
 """Raise it when the same settings give other pixels: sets made before are then made anew."""
 IMAGES, SIDE_PX = 4000, 96
 """Of the default set."""
+SPLITS = ("train", "val")
+"""What the containers of each stream of draws are called, as those of any set."""
 _KIND = "generated, "
 _MOST_BYTES = 1 << 26
 """Of a manifest, which may be of any other set."""
@@ -30,7 +32,7 @@ def holds(folder: Path, wanted: str) -> bool:
     Of another demo set, such as an older recipe's, it says so: it may be drawn anew. Raises
     DataError for containers of any other images, which must not be replaced.
     """
-    manifests = [folder / f"{split}.json" for split in ("train", "val")]
+    manifests = [folder / f"{split}.json" for split in SPLITS]
     there = [manifest for manifest in manifests if manifest.exists()]
     try:
         trees = [read_json(each, error=DataError, most_bytes=_MOST_BYTES) for each in there]

@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 Picture = npt.NDArray[np.uint8]
 """(H, W, 3) RGB."""
-Mask = npt.NDArray[np.bool_]
 Colour = tuple[int, int, int]
 Row = tuple[str, Mapping[str, Picture]]
 """A caption, and tiles of equal size by column head. A caption without tiles heads a section."""
@@ -69,7 +68,7 @@ def tile(picture: Picture) -> Picture:
     return ground
 
 
-def outline(picture: Picture, mask: Mask, colour: Colour) -> None:
+def outline(picture: Picture, mask: npt.NDArray[np.bool_], colour: Colour) -> None:
     """Draw a mask's inner edge into a picture of its size, with a dark line along its outside."""
     near = [np.roll(np.pad(mask, 1), step, axis)[1:-1, 1:-1] for step in (1, -1) for axis in (0, 1)]
     picture[np.any(near, axis=0) & ~mask] //= 3

@@ -44,6 +44,9 @@ TOGETHER = (
 )
 """Files whose compiled functions call each other, and whose constants are part of machine code: a
 change in one makes all be compiled again. Compiled functions elsewhere use their own file only."""
+FAST_SUMS = {"reassoc", "contract", "nsz", "arcp"}
+"""``fastmath`` by which sums may be reordered, so that they are vectorised; infinities keep their
+meaning."""
 
 # Without a writable /dev/shm it has no lock among processes, which only forks at its start need.
 warnings.filterwarnings("ignore", ".*multiprocessing lock", numba.errors.NumbaSystemWarning)
@@ -130,9 +133,10 @@ def _source_digest(file: Path) -> str:
 
 @functools.cache
 def _tools() -> str:
-    """Return the versions that machine code and its file's format depend on."""
+    """Return the versions that machine code and its file's format depend on, and its options."""
     names = ("numba", "llvmlite", "numpy", "ffcv")
-    return " ".join([sys.implementation.cache_tag or "", *map(metadata.version, names)])
+    versions = map(metadata.version, names)
+    return " ".join([sys.implementation.cache_tag or "", *versions, *sorted(FAST_SUMS)])
 
 
 @functools.cache

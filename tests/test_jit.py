@@ -123,6 +123,15 @@ def test_machine_code_is_found_again_until_its_source_changes(store: Path, tmp_p
     assert loaded(module(tmp_path, factor=3), factor=3) == (0, 0)
 
 
+def test_machine_code_depends_on_the_options_that_files_share(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert loaded(module(tmp_path)) == (0, 0)
+    monkeypatch.setattr(jit, "FAST_SUMS", {"contract"})
+    monkeypatch.setattr(jit, "_tools", jit._tools.__wrapped__)
+    assert loaded(module(tmp_path)) == (0, 0)
+
+
 def flipped(content: bytes, at: int) -> bytes:
     return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 

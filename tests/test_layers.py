@@ -1,12 +1,14 @@
 """The import staircase: lower steps never import higher ones, siblings never each other.
 
-All imports count, those inside functions and under TYPE_CHECKING too.
+All imports count, those inside functions and under TYPE_CHECKING too. Modules of one step may use
+each other, but in no circle.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,28 @@ def _against_the_stairs(module: str, own: str, target: str, other: str) -> Itera
         yield f"{module} imports {target}; preprocess may use level 0 and harl_fast.data only"
 
 
+def module_of(name: str, modules: Iterable[str]) -> str | None:
+    """Return the module that a dotted name lies in, itself or what it is imported from."""
+    return max((m for m in modules if f"{name}.".startswith(f"{m}.")), key=len, default=None)
+
+
+def circle(sources: Mapping[str, tuple[str, bool]]) -> list[str]:
+    """Return modules that import each other in a circle, from one back to it, or none.
+
+    sources: of each module its text, and whether it is a package.
+    """
+    graph = {
+        module: {module_of(name, sources) for name in imports(source, module, is_package=package)}
+        - {module, None}
+        for module, (source, package) in sources.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
@@ -158,6 +182,30 @@ def test_no_import_goes_up_the_stairs(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     package = path.name == "__init__.py"
     assert violations(source, module_name(path, ROOT), is_package=package) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    sources = {
+        module_name(path, ROOT): (path.read_text(encoding="utf-8"), path.name == "__init__.py")
+        for path in FILES
+    }
+    assert circle(sources) == []
+
+
+@pytest.mark.parametrize(
+    ("package", "first", "second"),
+    [
+        ("", "import p.b", "import p.a"),
+        ("", "from p import (c, b)", "from .a import x"),
+        ("", "from . import b", "def f():\n    from p import a"),
+        ("from .b import x", "from p import x", "import p.a"),
+    ],
+)
+def test_a_circle_is_found(package: str, first: str, second: str) -> None:
+    others = {"p.a": (first, False), "p.b": (second, False), "p.c": ("import os", False)}
+    found = circle({"p": (package, True), **others})
+    assert {"p.a", "p.b"} <= set(found) and "p.c" not in found
+    assert circle({"p": ("", True), **others, "p.b": ("import p.c", False)}) == []
 
 
 def test_every_folder_has_its_step() -> None:

@@ -54,9 +54,9 @@ def test_the_minimal_example_trains_and_leaves_an_encoder(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
-        ("--epochs", "0", "0 is not from 1 to"),
+        ("--epochs", "0", "--epochs 0: give 1 or more"),
         ("--out", "/proc/x.safetensors", "/proc/x.safetensors cannot be written"),
-        ("--out", "train.beton", "belongs to train.beton"),
+        ("--out", "train.beton", "end its name in .safetensors"),
     ],
 )
 def test_the_minimal_example_refuses_before_it_trains(

@@ -15,6 +15,7 @@ import torch
 from harl_fast.data.buffers import Buffers, Outputs
 from harl_fast.data.damage import Damage
 from harl_fast.data.decode import Decoder
+from harl_fast.data.order import Ids
 from harl_fast.data.reader import OpenContainer
 from harl_fast.data.views.jpeg import OK
 from harl_fast.data.views.sample import UNREAD
@@ -27,8 +28,6 @@ _COMPILING_S = 3 * _POLL_S
 """Compiled code gives its first batch within a second: after this a user wants to know more."""
 
 _log = logging.getLogger(__name__)
-
-Ids = npt.NDArray[np.int64]
 
 
 class Samples(Protocol):

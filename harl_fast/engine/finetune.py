@@ -114,7 +114,7 @@ def linear_protocol(
 
 
 @dataclass(kw_only=True)
-class Finetuning(Training):
+class Finetuning(Training["TuneState"]):
     """A fine-tuning: the command line's values and the objects built from them."""
 
     preset: str | None
@@ -247,9 +247,7 @@ class Finetuning(Training):
             )
         return state
 
-    def loop(  # type: ignore[override]  # of what `prepare` returned
-        self, state: TuneState, *, stop: StopSignal, still_held: Callable[[], bool]
-    ) -> Loop:
+    def loop(self, state: TuneState, *, stop: StopSignal, still_held: Callable[[], bool]) -> Loop:
         """Return the training; in mode eval there is nothing left of it."""
         from harl_fast.engine.loop import Loop
         from harl_fast.engine.monitoring import Monitor
@@ -273,7 +271,7 @@ class Finetuning(Training):
             still_held=still_held,
         )
 
-    def after(self, loop: Loop) -> str:
+    def after(self, loop: Loop, state: TuneState) -> str:
         """Evaluate; return why the run is not at its end, or an empty text."""
         from harl_fast.engine.judge import (
             JudgingStopped,
@@ -284,7 +282,7 @@ class Finetuning(Training):
         )
         from harl_fast.eval.metrics import scores
 
-        data, state = self._start.data, loop.state
+        data = self._start.data
         if self.mode == "train" or data.val is None:
             return ""
         choice: dict[str, Any] = {}
@@ -295,14 +293,14 @@ class Finetuning(Training):
 
         try:
             if len(data.held_out):
-                shares = right_answers(state, data.train, data.held_out, stopping=stopping)  # type: ignore[arg-type]
-                choice, trials = choose_head(state, shares, count=len(data.held_out))  # type: ignore[arg-type]
-            found = judge(state, data.val, head=choice.get("head", 0), stopping=stopping)  # type: ignore[arg-type]
+                shares = right_answers(state, data.train, data.held_out, stopping=stopping)
+                choice, trials = choose_head(state, shares, count=len(data.held_out))
+            found = judge(state, data.val, head=choice.get("head", 0), stopping=stopping)
         except JudgingStopped:
             return loop.stop.reason or "another rank's signal"
         if state.machine.rank == 0:
             write_judgement(
-                state,  # type: ignore[arg-type]
+                state,
                 self._start.folder.path,
                 found,
                 place=self._place(),

@@ -14,6 +14,7 @@ from torch import Tensor
 from harl_fast import collectives
 from harl_fast.data.container.names import read_names
 from harl_fast.data.loader import EvalLoader
+from harl_fast.data.order import Ids
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.monitor.probe import averaged_statistics
 from harl_fast.engine.networks import digest, encoder_of
@@ -26,7 +27,6 @@ from harl_fast.eval.results import Head, Result, result_folder, write_result
 from harl_fast.files import Progress, to_stderr
 from harl_fast.model.classifier import LINEAR
 
-Ids = Any  # a NumPy array of int64
 _ROW = 9
 """Numbers per image that ranks exchange: id, label, prediction, five best, probability."""
 

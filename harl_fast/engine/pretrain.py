@@ -35,7 +35,7 @@ def pretrain(**settings: Any) -> int:
 
 
 @dataclass(kw_only=True)
-class Pretraining(Training):
+class Pretraining(Training["TrainState"]):
     """A pretraining: the command line's values and the objects built from them."""
 
     config_name: str | None
@@ -88,9 +88,7 @@ class Pretraining(Training):
         """Build what the rank trains with, and note the start in the run folder."""
         return prepare(self._start, machine, loader=self._loader, data=self.data)
 
-    def loop(  # type: ignore[override]  # of what `prepare` returned
-        self, state: TrainState, *, stop: StopSignal, still_held: Callable[[], bool]
-    ) -> Loop:
+    def loop(self, state: TrainState, *, stop: StopSignal, still_held: Callable[[], bool]) -> Loop:
         """Return the training."""
         from harl_fast.engine.trainer import Trainer
 

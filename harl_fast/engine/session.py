@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch.distributed as dist
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from harl_fast.engine.checkpoint.format import Checkpoint, Record
     from harl_fast.engine.loop import Loop
     from harl_fast.engine.state import LoopState
+
+State = TypeVar("State", bound="LoopState")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class Beginning:
 
 
 @dataclass(kw_only=True)
-class Training(ABC):
+class Training(ABC, Generic[State]):
     """What a kind of training brings to `serve`: its command line's values and what they become.
 
     Each method is called once, in this order.
@@ -117,11 +119,11 @@ class Training(ABC):
         """Return what must be the same on all ranks, see `meeting.check_alike`."""
 
     @abstractmethod
-    def prepare(self, machine: Machine) -> LoopState:
+    def prepare(self, machine: Machine) -> State:
         """Return what the rank trains with, and note the start in the run folder."""
 
     @abstractmethod
-    def loop(self, state: LoopState, *, stop: StopSignal, still_held: Callable[[], bool]) -> Loop:
+    def loop(self, state: State, *, stop: StopSignal, still_held: Callable[[], bool]) -> Loop:
         """Return the training, ready to run."""
 
     def stage(self, machine: Machine) -> None:
@@ -133,7 +135,7 @@ class Training(ABC):
             self.data = stage(self.data, self.stage_to, first=machine.local_rank == 0)
             self.stage_to = None
 
-    def after(self, loop: Loop) -> str:
+    def after(self, loop: Loop, state: State) -> str:
         """Do what follows a training that came to its end; return why the run has not, or ""."""
         return ""
 
@@ -155,7 +157,7 @@ class Training(ABC):
         return settle(file, ranks=machine.ranks, source=source), [told] if told else []
 
 
-def serve(training: Training) -> int:
+def serve(training: Training[State]) -> int:
     """Run one rank of a training and return its exit code, see `Loop.run`.
 
     Configurations, data and folders are refused before the ranks meet; only those on other machines
@@ -205,10 +207,10 @@ def serve(training: Training) -> int:
         still_held = lock.still_held if lock is not None else lambda: True
         loop = training.loop(state, stop=stop, still_held=still_held)
         loop.folder = folder
-        return _train(training, loop, folder)
+        return _train(training, loop, state)
 
 
-def _train(training: Training, loop: Loop, folder: RunFolder) -> int:
+def _train(training: Training[State], loop: Loop, state: State) -> int:
     """Train, and mark how that ended; return the exit code."""
     from harl_fast import collectives
     from harl_fast.engine.loop import INTERRUPTED
@@ -216,18 +218,18 @@ def _train(training: Training, loop: Loop, folder: RunFolder) -> int:
     code, result = loop.run(), loop.result
     assert result is not None
     done, reason = result.done, result.reason
-    if code == 0 and done and (left := training.after(loop)):
+    if code == 0 and done and (left := training.after(loop, state)):
         done, reason = False, left
     collectives.wait_for_all()
     training.done = code == 0 and done
     # On every machine, where a script or launch/guard.py may wait for it.
-    if loop.state.machine.local_rank == 0 and code in (0, INTERRUPTED):
-        marker = folder.finished if done else folder.preempted
+    if state.machine.local_rank == 0 and code in (0, INTERRUPTED):
+        marker = loop.folder.finished if done else loop.folder.preempted
         mark(marker, step=result.step, reason=reason)
     return code
 
 
-def _receive(training: Training, machine: Machine, received: ExitStack) -> None:
+def _receive(training: Training[State], machine: Machine, received: ExitStack) -> None:
     """Let a training work on what rank 0, on another machine, found in the run folder.
 
     It is deleted when ``received`` is closed. Whether a run goes on is rank 0's decision, too.

@@ -1,4 +1,4 @@
-"""Supervised training on one page: what a run of it is built of, its schedule and its step."""
+"""What is supervised training's own: the objects of a run, its schedule, the loss of a step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Pretraining on one page: what a run is built of, and what a step is to it; `loop` runs it.
+"""What is pretraining's own: the objects of a run, the loss of a step and what follows it.
 
-`pretrain.pretrain` opens the run and calls this.
+The order of epochs and steps is `loop`'s. `pretrain.pretrain` opens the run and calls this.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from harl_fast.data.order import Ids
 from harl_fast.errors import DataError, few, shown
 from harl_fast.files import write_text
 from harl_fast.textfile import read_text
@@ -21,8 +22,6 @@ _SHARE = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)%")
 _PER_CLASS = re.compile(r"([0-9]{1,9})-per-class")
 _FORMS = "a file with a name per line, a share like 1% or 10%, or a number like 5-per-class"
 _MOST_BYTES = 1 << 30
-
-Ids = npt.NDArray[np.int64]
 
 
 def choose(

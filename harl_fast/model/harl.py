@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,7 @@ from harl_fast.errors import ConfigError
 from harl_fast.model.backbone import LAST_LEVEL, Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import MLPHead
-from harl_fast.model.loss import (
-    LOSS_TERMS,
-    contrast,
-    matched_distance,
-    spread_penalty,
-    term_weights,
-    view_pairs,
-)
+from harl_fast.model.loss import LOSS_TERMS, term_weights, total_loss, view_pairs
 from harl_fast.model.norm import GroupedBatchNorm1d
 from harl_fast.model.pool import cell_weight, global_mean, has_area, masked_mean
 from harl_fast.model.precision import widened, without_autocast
@@ -119,14 +112,13 @@ class HARL(nn.Module):
         the foreground coverage in [0, 1] of each cell of its map (`feature_size`). alpha, beta: see
         `loss.term_weights`; a term of weight zero is not computed. Views are matched in pairs, see
         `loss.view_pairs`; a row counts in a region's term of a pair if the region has area in both.
-        Returns the 0-d float32 loss and detached 0-d tensors: "loss/<term>" of each computed term
-        ("loss/contrast": `loss.contrast`, summed over regions by their weights; "loss/spread":
-        twice the mean of `loss.spread_penalty` over views and regions),
-        "fg" (mean coverage, each view counting alike) and "empty" (share of pairs' rows without a
-        usable foreground). If ``watched``, also spreads over the first term's region, 1 when even
-        over the sphere and 0 when collapsed: "z_std" of the target's projections, "p_std" of the
-        predictions and "h_std" of the pooled online features (never negative, so well below 1 at
-        best); and of the first and the last "z_rank" and "h_rank", see `effective_rank`.
+        Returns the 0-d float32 loss and detached 0-d tensors: "loss/<term>" of each of its terms
+        (`loss.total_loss`), "fg" (mean coverage, each view counting alike) and "empty" (share of
+        pairs' rows without a usable foreground). If ``watched``, also spreads over the first term's
+        region, 1 when even over the sphere and 0 when collapsed: "z_std" of the target's
+        projections, "p_std" of the predictions and "h_std" of the pooled online features (never
+        negative, so well below 1 at best); and of the first and the last "z_rank" and "h_rank", see
+        `effective_rank`.
         """
         roles = self._roles or ("both",) * len(views)
         if len(views) != len(roles) or (both := roles.count("both")) < 2:
@@ -151,13 +143,7 @@ class HARL(nn.Module):
         q = self._projected(self, rows, shared)
         p = self._predicted(q, both=both, shared=shared)
 
-        terms = {
-            term: matched_distance(p[:, i], z[:, i], usable=usable[:, i])
-            for i, term in enumerate(weights)
-        }
-        terms |= self._extras(p, z, q, usable, weights)
-        weights |= {"contrast": self.loss.contrast, "spread": self.loss.spread}
-        loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
+        loss, terms = total_loss(p, z, q, usable=usable, weights=weights, loss=self.loss)
         logs = {f"loss/{term}": value.detach() for term, value in terms.items()}
         if self.watched:
             watched = {"z": z[:, 0], "p": p[:, 0], "h": h}
@@ -186,28 +172,6 @@ class HARL(nn.Module):
         if self.region_predictor is not None and shared < q.shape[1]:
             parts.append(_grouped(self.region_predictor, q[:, shared:]))
         return torch.cat(parts, dim=1)
-
-    def _extras(
-        self, p: Tensor, z: Tensor, q: Tensor, usable: Tensor, weights: Mapping[str, float]
-    ) -> dict[str, Tensor]:
-        """Return the terms that ``loss.contrast`` and ``loss.spread`` ask for.
-
-        p: (V, R, B, D). z: (T, R, B, D). q: (V, R, B, D) online projections. usable: (V, R, B).
-        weights: of the R regions' terms.
-        """
-        found = {}
-        if self.loss.contrast:
-            heat = self.loss.temperature
-            each = [
-                weight * contrast(p[:, i], z[:, i], temperature=heat, usable=usable[:, i])
-                for i, weight in enumerate(weights.values())
-            ]
-            found["contrast"] = torch.stack(each).sum()
-        if self.loss.spread:
-            regional = zip(q.flatten(0, 1), usable.flatten(0, 1), strict=True)
-            each = [spread_penalty(rows, usable=one) for rows, one in regional]
-            found["spread"] = torch.stack(each).mean() * 2.0  # as large for any number of views
-        return found
 
     def _pooled(
         self,

@@ -1,12 +1,12 @@
-"""The terms of the loss: which region each matches, with what weight, the distance itself, and the
-penalty on projections that use few dimensions.
+"""The loss: which regions are matched (`LOSS_TERMS`), how its terms add up (`total_loss`), and
+below what each of them measures.
 
-`HARL.forward` (harl.py) adds them up.
+`HARL.forward` (harl.py) gives it predictions and projections.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -74,6 +74,41 @@ def term_weights(loss: LossConfig, *, alpha: float, beta: float) -> dict[str, fl
         name: loss.extra.get(name, 0.0) if term.weight is None else term.weight(loss, alpha, beta)
         for name, term in LOSS_TERMS.items()
     }
+
+
+def total_loss(
+    p: Tensor,
+    z: Tensor,
+    q: Tensor,
+    *,
+    usable: Tensor,
+    weights: Mapping[str, float],
+    loss: LossConfig,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss, and each of its terms before its weight, all 0-d and float32 or wider.
+
+    p: (V, R, B, D) predictions and q: (V, R, B, D) projections of the online network. z: (T, R, B,
+    D) projections of the target network. usable: (V, R, B) bool. weights: of the R regions' terms,
+    in their order, see `term_weights`. Beside these, if the section gives them weight, there are
+    "contrast", `contrast` summed over the regions by their weights, and "spread", twice the mean of
+    `spread_penalty` over views and regions: as large for any number of views.
+    """
+    terms = {
+        term: matched_distance(p[:, i], z[:, i], usable=usable[:, i])
+        for i, term in enumerate(weights)
+    }
+    if loss.contrast:
+        each = [
+            weight * contrast(p[:, i], z[:, i], temperature=loss.temperature, usable=usable[:, i])
+            for i, weight in enumerate(weights.values())
+        ]
+        terms["contrast"] = torch.stack(each).sum()
+    if loss.spread:
+        regional = zip(q.flatten(0, 1), usable.flatten(0, 1), strict=True)
+        each = [spread_penalty(rows, usable=one) for rows, one in regional]
+        terms["spread"] = torch.stack(each).mean() * 2.0
+    weights = {**weights, "contrast": loss.contrast, "spread": loss.spread}
+    return torch.stack([weights[term] * value for term, value in terms.items()]).sum(), terms
 
 
 def region_distance(p: Tensor, z: Tensor) -> Tensor:

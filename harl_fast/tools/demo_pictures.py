@@ -14,7 +14,7 @@ from PIL import Image
 from harl_fast import drawing
 from harl_fast.data.container.manifest import find_container, read_manifest
 from harl_fast.data.reader import read_samples
-from harl_fast.demoset import scenes_of
+from harl_fast.demoset import SPLITS, scenes_of
 from harl_fast.drawing import Picture
 from harl_fast.eval.knn import nearest
 from harl_fast.rng import permutation
@@ -98,7 +98,7 @@ def neighbours(
     are drawn by ``seed``, no two of one object or scene. Near is by cosine, as for k-NN. Raises
     DataError for a sample that does not decode.
     """
-    splits = {split: find_container(data, split) for split in ("train", "val")}
+    splits = {split: find_container(data, split) for split in SPLITS}
     classes = read_manifest(splits["train"]).classes
     queries = _queries(next(iter(found.values()))[1], seed=seed)
     rows = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import harl_fast.program  # first: from here on an interrupt is one line
+from harl_fast.demoset import SPLITS
 from harl_fast.errors import one_line
 from harl_fast.files import check_output, write_bytes
 from harl_fast.options import SEED_MAX, Parser, whole_number
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 RANDOM, WITHOUT, WITH = "random", "without masks", "with masks"
 """The encoders that are compared."""
 FIGURES = "demo.json"
-SPLITS = ("train", "val")
 BY_DESIGN = (
     "The backgrounds distract by design: scenes are easier to tell apart than objects, and each "
     "object stands in every scene equally often. Masks were used in training only."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harl_fast.data.container.manifest import find_container, read_manifest
-from harl_fast.demoset import check_kind, scenes_of
+from harl_fast.demoset import SPLITS, check_kind, scenes_of
 from harl_fast.engine.lineval import half, preprocessing
 from harl_fast.engine.networks import Pretrained
 from harl_fast.eval.features import FeatureSet
@@ -66,7 +66,7 @@ def extract_splits(
         **{name: seen[name] for name in ("size_px", "mean", "std", "crop")},
         device=device,
     )
-    named = {split: scenes_of(evaluator.names(split)) for split in ("train", "val")}
+    named = {split: scenes_of(evaluator.names(split)) for split in SPLITS}
     kinds = sorted({scene for each in named.values() for scene in each})
     backbone, found = encoder.backbone.to(device), list[SplitFeatures]()
     for split, each in named.items():

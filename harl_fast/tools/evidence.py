@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from harl_fast.data.container.manifest import find_container, read_manifest
-from harl_fast.demoset import SIDE_PX, holds
+from harl_fast.demoset import SIDE_PX, SPLITS, holds
 from harl_fast.engine.runfolder import json_lines
 from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.files import format_seconds, write_json
@@ -33,7 +33,6 @@ READ_OUTS_VERSION = 1
 """Raise it when the same encoder gives other figures: all trials are then judged anew."""
 QUICK_NETWORK = "0.02"
 """Training time of the mask network in the quick form, relative to the usual one."""
-SPLITS = ("train", "val")
 CPU = ROOT / "ds_configs" / "cpu.json"
 """The engine of all trainings: one rank, batch 64, on any machine."""
 Results = Mapping[Trial, Mapping[str, Any]]

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 from PIL import Image
 
-from harl_fast.demoset import RECIPE, name_of, set_name
+from harl_fast.demoset import RECIPE, SPLITS, name_of, set_name
 from harl_fast.errors import DataError
 from harl_fast.files import Progress, write_json
 from harl_fast.pool import ordered_map
@@ -27,9 +27,6 @@ HELD_OUT = 4
 CHUNK = 16
 MARKER = "demo.json"
 """Written last: a folder that has it is a whole demo set."""
-
-# What the image files are called in each split's stream of draws.
-SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)

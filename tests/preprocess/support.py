@@ -17,10 +17,9 @@ from preprocess.convert import Parts, Sample, Settings, Task, convert_and_keep
 from preprocess.demo.render import Rendered, render
 from preprocess.demo.scenes import SCENES
 from preprocess.demo.shapes import SHAPES
+from preprocess.images.arrays import Pixels
 from preprocess.masks.spec import MethodSpec
 from preprocess.sources import Rejected
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def photo(index: int, *, height: int = 48, width: int = 64) -> Pixels:

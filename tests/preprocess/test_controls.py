@@ -6,11 +6,11 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from harl_fast.data.container.fields import resize_mask
 from harl_fast.errors import ConfigError, DataError
+from preprocess.images.arrays import Mask
 from preprocess.masks import find_mask, parse_spec
 from preprocess.masks.controls import derangement, flip_cells
 from preprocess.masks.runner import LazyImage, find_masks
@@ -18,7 +18,6 @@ from preprocess.masks.sources import MaskList, open_masks
 from preprocess.sources import Split, folder_source
 from tests.preprocess.support import image_folder, photo, save
 
-Mask = npt.NDArray[np.bool_]
 COUNT = 6
 
 

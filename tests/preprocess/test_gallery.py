@@ -14,14 +14,12 @@ from PIL import Image
 from harl_fast.drawing import MARGIN_PX, TILE_PX
 from harl_fast.errors import ConfigError, DataError
 from preprocess import beton, preview
+from preprocess.images.arrays import Mask, Pixels
 from preprocess.masks.gallery import Shown, from_container, from_folder, selected, sheet, shown
 from preprocess.masks.selftrained.score import colour_separation
 from tests.betons import plain_item, write_beton
 from tests.preprocess.support import save
 from tests.sheets import texts_drawn
-
-Pixels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 
 
 def scene(seed: int, *, left: int = 16) -> tuple[Pixels, Mask]:

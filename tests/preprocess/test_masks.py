@@ -6,10 +6,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from harl_fast.errors import DataError
+from preprocess.images.arrays import Mask
 from preprocess.masks import MASK_METHODS, find_mask
 from preprocess.masks.heuristic.binary import (
     binarize,
@@ -21,8 +21,6 @@ from preprocess.masks.heuristic.binary import (
 from preprocess.masks.heuristic.method import heuristic_map
 from preprocess.masks.sources import open_tree
 from tests.preprocess.support import demo_image, photo
-
-Mask = npt.NDArray[np.bool_]
 
 
 def disc(side: int, radius: float) -> Mask:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from harl_fast.errors import DataError, OutputError
 from harl_fast.files import Progress
 from harl_fast.pool import ordered_map
+from preprocess.images.arrays import Mask
 from preprocess.images.reading import DEFAULT_READING
 from preprocess.masks.heuristic.binary import binarize, centred, otsu_level, resized
 from preprocess.masks.heuristic.cues import barrier_distance
@@ -45,7 +46,6 @@ from preprocess.masks.selftrained.trainer import (
 from preprocess.sources import Choices
 from tests.preprocess.support import demo_image, photo, save
 
-Mask = npt.NDArray[np.bool_]
 SIDE = 64
 TINY = Architecture(side=SIDE, widths=(8, 16, 24, 32, 32), lateral=16, top=16)
 

@@ -20,14 +20,13 @@ from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.pool import ordered_map
 from preprocess import beton
 from preprocess.convert import Sample, Settings, Task, convert
+from preprocess.images.arrays import Map
 from preprocess.masks import find_mask, open_method, parse_spec, runner
 from preprocess.masks.heuristic.binary import centre_ellipse
 from preprocess.masks.registry import MASK_METHODS, find_method, method_facts, try_method
 from preprocess.masks.runner import LazyImage, MaskRequest, MaskResult, find_masks
 from preprocess.masks.spec import MethodSpec, parameters_of, parse
 from tests.preprocess.support import Pixels, image_folder, photo, save, torch_threads
-
-Map = npt.NDArray[np.float32]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,6 @@ _FFCV_OWN, _WITH_YUV420 = 0, 1
 _MASK_VERSION = 1
 
 Bits = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 
 _ARGUMENTS = np.dtype([("version", "<u2"), ("size", "<u2")])
 
@@ -156,7 +155,7 @@ def open_reader(path: Path) -> Reader:
     return Reader(str(path), fields)
 
 
-def pack_mask(mask: Mask) -> Bits:
+def pack_mask(mask: npt.NDArray[np.bool_]) -> Bits:
     """Return a mask as bits, row by row; bit 7 of byte 0 is pixel (0, 0).
 
     mask: (S, S) bool, S a multiple of 8. Returns (S*S/8,) uint8.
@@ -164,12 +163,12 @@ def pack_mask(mask: Mask) -> Bits:
     return np.packbits(mask)
 
 
-def unpack_mask(packed: Bits, *, size: int) -> Mask:
+def unpack_mask(packed: Bits, *, size: int) -> npt.NDArray[np.bool_]:
     """Return the (size, size) bool mask that `pack_mask` made from (size*size/8,) uint8."""
     return np.unpackbits(packed, count=size * size).reshape(size, size).astype(np.bool_)
 
 
-def resize_mask(mask: npt.NDArray[Any], *, size: int) -> Mask:
+def resize_mask(mask: npt.NDArray[Any], *, size: int) -> npt.NDArray[np.bool_]:
     """Return where at least half of each target pixel's area is foreground.
 
     mask: (H, W) bool; or integer, where non-zero is foreground; or float coverage in [0, 1].

@@ -12,10 +12,7 @@ import math
 
 import numpy as np
 
-from harl_fast.jit import njit
-
-FAST = {"reassoc", "contract", "nsz", "arcp"}
-"""Sums may be reordered, so that they are vectorised; infinities keep their meaning."""
+from harl_fast.jit import FAST_SUMS, njit
 
 SHARPNESS = np.float32(12.0)
 """Slope that turns a cue in [0, 1] into a first probability about its level."""
@@ -119,7 +116,7 @@ def region_barrier(values, rim, starts, others):
     "float32[::1](float32[::1], float32[::1], float32[::1], float32[::1], float32[:, ::1],"
     "int32[::1], int32[::1], float32[::1], int64)",
     cache=True,
-    fastmath=FAST,
+    fastmath=FAST_SUMS,
 )
 def refined(first, areas, ring, rim, kernel, starts, others, pull, rounds):
     """Return the (N,) probability after ``rounds`` of colour models and smoothing.
@@ -174,7 +171,7 @@ def _steps(chosen, distance, starts, others, sides):
     return step / length, step_all / length_all
 
 
-@njit("float64(boolean[::1], float32[::1], float32[:, ::1])", cache=True, fastmath=FAST)
+@njit("float64(boolean[::1], float32[::1], float32[:, ::1])", cache=True, fastmath=FAST_SUMS)
 def _likeness(chosen, areas, kernel):
     """Return the Bhattacharyya coefficient of a choice's colours and those of the rest."""
     both, front_sum, back_sum = 0.0, 1e-9, 1e-9

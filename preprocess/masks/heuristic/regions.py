@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from harl_fast.jit import njit
+from harl_fast.jit import FAST_SUMS, njit
 
 MOST_REGIONS = 250
 """A finer segmentation is merged further: later steps take memory and time by its square."""
 STEP = 8
 """Edge weights are sorted in steps of 1 / this Lab unit: below what 8-bit pixels tell apart."""
 LEVELS = 2048
-
-FAST = {"reassoc", "contract", "nsz", "arcp"}
-"""Sums may be reordered, so that they are vectorised; infinities keep their meaning."""
 
 
 @njit("int32(int32[::1], int32)", cache=True)
@@ -129,7 +126,7 @@ def segment(first, second, weight, pixels, scale, min_size):
     return labels, count
 
 
-@njit("float32[:, ::1](float32[:, :, ::1], int32[::1], int64)", cache=True, fastmath=FAST)
+@njit("float32[:, ::1](float32[:, :, ::1], int32[::1], int64)", cache=True, fastmath=FAST_SUMS)
 def region_means(planes, labels, count):
     """Return (count, C + 1): each region's mean of (H, W, C) planes, and its area in pixels."""
     channels = planes.shape[2]

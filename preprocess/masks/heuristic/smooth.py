@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harl_fast.jit import njit
-
-FAST = {"reassoc", "contract", "nsz", "arcp"}
-"""Sums may be reordered, so that they are vectorised; infinities keep their meaning."""
+from harl_fast.jit import FAST_SUMS, njit
 
 
 @njit("void(float32[:, ::1], int64)", cache=True)
@@ -48,7 +45,7 @@ def _box(plane, radius):
             plane[y, x] = turned[x, y]
 
 
-@njit("void(float32[:, :, ::1], float32)", cache=True, fastmath=FAST)
+@njit("void(float32[:, :, ::1], float32)", cache=True, fastmath=FAST_SUMS)
 def _regress(mean, epsilon):
     """Turn the 13 means at each pixel into a slope (planes 3 to 5) and an offset (plane 6)."""
     _, height, width = mean.shape
@@ -74,7 +71,7 @@ def _regress(mean, epsilon):
 @njit(
     "float32[:, :, ::1](float32[:, :, ::1], float32[:, ::1], int64, float32)",
     cache=True,
-    fastmath=FAST,
+    fastmath=FAST_SUMS,
 )
 def guided_lines(guide, values, radius, epsilon):
     """Return (S, S, 4): the slope and offset that give (S, S) values from the (S, S, 3) guide.
