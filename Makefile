@@ -144,6 +144,9 @@ ifneq ($(UNKNOWN),)
 $(error $(firstword $(UNKNOWN))= is no variable of `make $(MAKECMDGOALS)`, which takes $(TAKEN). \
 What else its program can do goes into ARGS="--option value")
 endif
+# What is to be read: nothing would mean another set, such as the generated one.
+$(foreach name,DATA ADD DATASET DATASET_ROOT MASKS,$(if $(filter $(name),$(GIVEN)),$(if $($(name)),,\
+	$(error $(name)= is empty: set the variable of the shell that it is from, or leave it out))))
 # Of a switch any text would be a yes, 0 and no, too.
 $(foreach name,QUICK RANDOM RESUME PICTURES,$(if $(filter-out 1,$($(name))),\
 	$(error $(name)=$($(name)): give $(name)=1, or leave it out)))

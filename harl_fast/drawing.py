@@ -120,7 +120,9 @@ def sheet(rows: Sequence[Row], *, title: str, legend: Legend = ()) -> Picture:
 def _shortened(text: str, width: int, font: Font) -> str:
     """Return a text in letters that the font has, its middle left out where it is too long."""
     whole = text.encode("ascii", "backslashreplace").decode()
-    cut = whole
+    cut, most = whole, width // 2  # no letter is narrower than 2 px, and measuring takes long
+    if max(map(len, whole.split("\n"))) > most:
+        cut = f"{whole[: most // 2]}...{whole[-(most // 2) :]}"
     while max(font.getlength(line) for line in cut.split("\n")) > width:
         kept = (len(cut) - 4) // 2
         cut = f"{whole[:kept]}...{whole[-kept:]}"

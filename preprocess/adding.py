@@ -32,6 +32,7 @@ from preprocess.prints import fingerprint, read_prints
 from preprocess.shards import read_report
 from preprocess.sources import Source, Split
 from preprocess.sources.base import WITHOUT_COLUMN
+from preprocess.sources.layout import ONE_FORM, two_forms
 
 _DEFAULTS = {"channels": 3, "pages": "first", "keep_warned": False}
 """What manifests leave out of `Reading.facts`."""
@@ -161,6 +162,11 @@ class Base:
                 f"{source.name} has {len(others)} classes that {self.out} lacks "
                 f"({few([*map(one_line, others)])}): rename their folders if they are others of "
                 f"its, or allow them by --new-classes"
+            )
+        if twins := two_forms([*classes, *others]):
+            raise DataError(
+                f"{self.out} has the class {twins[0]!a} and {source.name} has {twins[1]!a}: two "
+                f"Unicode forms of {twins[0]}. {ONE_FORM}"
             )
         return [*classes, *others]
 

@@ -178,7 +178,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.config:
         config = load_config(args.config, overrides=args.overrides)
     else:
-        config = override_config(RunConfig(), [*fitting(args.source), *args.overrides])
+        config = override_config(RunConfig(), fitting(args.source))
+        config = override_config(config, args.overrides)  # alone, to be named in messages
     views = view_geometry(config, epoch=args.epoch)
     name = one_line(args.config or "the default")
     print(f"configuration: {name}, views of {sizes_text(views)}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import platform
 import re
 import zlib
@@ -26,7 +25,7 @@ from harl_fast import __version__
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, to_stderr
 from preprocess.convert import ConversionSettings
-from preprocess.images.members import ImageRef, Page, written_ns
+from preprocess.images.members import ImageRef, Page, file_stamp
 from preprocess.masks.sources import MaskList
 from preprocess.places import FRESH, Place
 from preprocess.publish import NOTE
@@ -100,23 +99,15 @@ def stamp_of(image: ImageRef) -> tuple[int, int]:
     if isinstance(image, Page):
         return stamp_of(image.file)
     if isinstance(image, Path):
-        return _file_stamp(image)
+        return file_stamp(image)
     size, time_ns = _container_stamp(getattr(image, "path", None))
     return int(getattr(image, "size", size)), time_ns
-
-
-def _file_stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return -1, -1
-    return status.st_size, written_ns(status)
 
 
 @functools.lru_cache(1 << 16)
 def _container_stamp(path: Path | None) -> tuple[int, int]:
     """Return the stamp of a file that holds many images: not read once for each."""
-    return (0, 0) if path is None else _file_stamp(path)
+    return (0, 0) if path is None else file_stamp(path)
 
 
 def digest_of(masks: MaskList, inputs: Inputs, rows: range) -> str:

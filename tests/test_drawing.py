@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -73,3 +75,13 @@ def test_what_is_too_long_loses_its_middle_and_letters_that_no_font_has_are_esca
     cut = said[2]
     assert cut.startswith("beginxxx") and cut.endswith("xxxend.jpg") and "..." in cut
     assert 60 < len(cut) < 200 and said[3] == r"\u99ac \xe9"
+
+
+def test_captions_of_any_length_are_shortened_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = texts_drawn(monkeypatch)
+    caption = "".join(f"{number} " for number in range(100_000))
+    start = time.monotonic()
+    drawing.sheet([(caption, {"": noise(0)})], title="")
+    assert time.monotonic() - start < 5
+    (short,) = (text for text in said if text.startswith("0 1 2 "))
+    assert "..." in short and short.endswith("99999 ")

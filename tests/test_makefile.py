@@ -181,3 +181,10 @@ def test_preview_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
         printed = planned("-C", str(tmp_path), "preview", *options).stdout
         assert "preprocess.preview" in printed
         assert expected in printed and printed.count("--config") == bool(expected)
+
+
+@pytest.mark.parametrize("name", ["DATA", "ADD", "DATASET", "MASKS"])
+def test_a_source_that_is_given_and_empty_is_not_another_one(name: str) -> None:
+    result = planned("beton", f"{name}=", "OUT=data/mine")
+    assert result.returncode == 2 and result.stdout == ""
+    assert f"{name}= is empty" in result.stderr

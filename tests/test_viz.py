@@ -17,7 +17,7 @@ from harl_fast.data.occupancy import occupancy, occupancy_text
 from harl_fast.data.reader import read_samples
 from harl_fast.drawing import MARGIN_PX, TILE_PX, fitted
 from harl_fast.engine.views import view_geometry
-from harl_fast.errors import DataError
+from harl_fast.errors import ConfigError, DataError
 from harl_fast.files import sha256_file
 from harl_fast.viz import _BOXES, contact_sheet
 from preprocess import preview
@@ -216,6 +216,8 @@ def test_without_a_configuration_views_have_the_size_of_the_stored_images(
         with Image.open(out) as png:
             return RunConfig.model_validate(json.loads(png.text["Description"])["config"])
 
+    with pytest.raises(ConfigError, match=r"^--set 'data\.workers=9999': data\.workers: "):
+        drawn("--set", "data.workers=9999")
     own = drawn("--set", "seed=7")
     assert [view.size_px for view in own.data.views] == [96, 96] and own.seed == 7
     assert "the default, views of 96 px, 6 x 6 cells\n" in capsys.readouterr().out

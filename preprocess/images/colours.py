@@ -39,14 +39,23 @@ class Grey(NamedTuple):
     """Of the file's type; for 12 bits 0 and 4095. Both 0 for floating point, which has none."""
     inverted: bool
     """Whether the least value is white."""
+    alpha: bool = False
+    """Whether a second value follows each grey, of its type, which says how opaque it is."""
+
+    def values(self, image: Image.Image) -> Values:
+        """Return the (H, W) values of an image or of a strip of it."""
+        return np.asarray(image).view(self.dtype)[:, :: 1 + self.alpha]
 
 
 def deep_grey(image: Image.Image) -> Grey | None:
     """Return what an image's grey values are unless they are unsigned and of 8 bits or fewer.
 
     Pillow reads 16-bit greys of all kinds as mode I;16 or I, 32-bit ones as I, and takes signed
-    8-bit ones for unsigned: TIFF's tags tell which they are.
+    8-bit ones for unsigned: TIFF's tags tell which they are. Of PNG alone `png.keep_low_bytes`
+    makes a mode I.
     """
+    if image.format == "PNG" and image.mode == "I":
+        return Grey(np.dtype(">u2"), 0.0, 2.0**16 - 1, inverted=False, alpha=True)
     tags = getattr(image, "tag_v2", {})
     kind = int(tags.get(TAG_SAMPLE_FORMAT, (UNSIGNED,))[0])
     if not (image.mode in ("I", "F") or image.mode.startswith("I;16") or kind == SIGNED):
@@ -93,7 +102,7 @@ def _has_lost_levels(image: Image.Image, grey: Grey, rgb: Pixels) -> bool:
     left = np.count_nonzero(cv2.calcHist([rgb], [0], None, [256], [0, 256]))
     had = np.empty(0, grey.dtype)
     for _, strip in _strips(image, rows=16) if left < LEAST_LEVELS else ():
-        had = np.union1d(had, _finite(np.asarray(strip).view(grey.dtype)))
+        had = np.union1d(had, _finite(grey.values(strip)))
         if had.size > left:
             return True
     return False
@@ -163,13 +172,16 @@ def _scaling(
     see_through = image.info.get("transparency")
 
     def to_8_bit(strip: Image.Image) -> Image.Image:
-        values = np.asarray(strip).view(grey.dtype).astype(native, copy=False)
+        values = grey.values(strip).astype(native, copy=False)
         if every is not None and table is not None:
             levels = table[values.view(every.dtype)]
         else:
             levels = _levels(values, ends, grey.inverted)
         if isinstance(see_through, int):
             levels[values == see_through] = 255
+        if grey.alpha:
+            share = np.asarray(strip).view(grey.dtype)[:, 1::2] / grey.greatest
+            levels = np.rint(255 - share * (255.0 - levels)).astype(np.uint8)
         return Image.fromarray(levels)
 
     return to_8_bit
@@ -190,12 +202,12 @@ def _ends(image: Image.Image, grey: Grey, wanted: GreyRange) -> tuple[float, flo
     """Return the values that become 0 and 255."""
     if wanted.kind == "fixed":
         strips = _strips(image, rows=64)
-        if not any(_finite(np.asarray(strip).view(grey.dtype)).size for _, strip in strips):
+        if not any(_finite(grey.values(strip)).size for _, strip in strips):
             raise UnusableImageError(_NOTHING_FINITE)
         return wanted.low, wanted.high
     if wanted.kind == "minmax":
         rows = max(1, STRIP_PIXELS // image.width)
-        parts = [_finite(np.asarray(strip).view(grey.dtype)) for _, strip in _strips(image, rows)]
+        parts = [_finite(grey.values(strip)) for _, strip in _strips(image, rows)]
         full = [part for part in parts if part.size]
         if not full:
             raise UnusableImageError(_NOTHING_FINITE)
@@ -217,7 +229,7 @@ def percentiles(image: Image.Image, grey: Grey, low: float, high: float) -> tupl
     """
     step = -(-image.width * image.height // MOST_VALUES)
     parts = [
-        _finite(np.asarray(strip).view(grey.dtype)[::step]).astype(np.float64).ravel()
+        _finite(grey.values(strip)[::step]).astype(np.float64).ravel()
         for _, strip in _strips(image, rows=64 * step)
     ]
     values = np.concatenate(parts)

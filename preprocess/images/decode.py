@@ -22,7 +22,7 @@ from preprocess.images.colours import deep_grey, is_plain_rgb, to_rgb
 from preprocess.images.listing import TIFF_STARTS
 from preprocess.images.members import FileRef, ImageRef, Page
 from preprocess.images.palettes import keep_palette
-from preprocess.images.png import Chunks, bare_grey, check_png
+from preprocess.images.png import Chunks, bare_grey, check_png, keep_low_bytes
 from preprocess.images.prints import NONE, file_print, pixel_print
 from preprocess.images.reading import (
     DEFAULT_READING,
@@ -220,6 +220,7 @@ def _decode(opened: ImageFile.ImageFile, side_px: int, reading: Reading) -> Deco
         orientation, problem = read_orientation(opened)
         size = opened.tag_v2[256], opened.tag_v2[257]  # type: ignore[attr-defined]
         unnamed = UNNAMED_ALPHA if has_unnamed_alpha(opened) else ""
+    keep_low_bytes(opened)
     opened.draft(None, (side_px, side_px))
     loaded = load_judged(opened, size)
     if loaded.warning and not reading.keep_warned:
@@ -315,7 +316,14 @@ def read_mask(path: Path, frame: Frame) -> Mask:
             raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")
         pixels = np.asarray(image)
     values = pixels != 0
-    mask: Mask = values if values.ndim == 2 else values.any(axis=2)
+    return in_frame(values if values.ndim == 2 else values.any(axis=2), frame)
+
+
+def in_frame(mask: Mask, frame: Frame) -> Mask:
+    """Return an (H, W) mask, which lies as its image's file or upright, as the upright one.
+
+    Raises `UnusableImageError` for other proportions.
+    """
     size, (orientation, file_size) = mask.shape[1::-1], frame
     if _same_shape(size, file_size):
         return TURNS[orientation](mask.view(np.uint8)).view(np.bool_) if orientation > 1 else mask

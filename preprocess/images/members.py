@@ -119,6 +119,15 @@ def written_ns(status: os.stat_result) -> int:
     return (status.st_mtime_ns + 2**63) % 2**64 - 2**63
 
 
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Return a file's size in bytes and when it was written in ns; -1 of what is not there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, written_ns(status)
+
+
 def check_size(size: int, limit: int) -> None:
     """Raise `UnusualFileError` for more than ``limit`` bytes, in the words of `open_regular`."""
     if size > limit:

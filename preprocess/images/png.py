@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 
 from preprocess.images.arrays import Pixels
 from preprocess.images.inflate import Inflation
@@ -127,6 +127,17 @@ def deep_transparency(image: Image.Image, file: bytes) -> None:
         hidden &= np.asarray(image.getchannel(band)) == value >> 8
         hidden &= np.asarray(low.getchannel(band)) == value & 255
     image.putalpha(Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)))
+
+
+def keep_low_bytes(image: ImageFile.ImageFile) -> None:
+    """Have an opened PNG of 16-bit greys with alpha load both bytes of each, not the first alone.
+
+    Pillow has no mode for them: a pixel's four bytes, as they lie in the file, become one value of
+    mode I, see `colours.deep_grey`. Other images stay as they are.
+    """
+    if image.format == "PNG" and image.tile and image.tile[0].args == "LA;16B":
+        image._mode = "I"
+        image.tile = [tile._replace(args="I") for tile in image.tile]
 
 
 def bare_grey(stream: BinaryIO, *, most: int) -> Pixels | None:

@@ -42,8 +42,14 @@ class GreyRange:
     @property
     def name(self) -> str:
         """The text that `parse_range` turns into this range."""
-        ends = f"{self.low:g}:{self.high:g}"
+        ends = ":".join(map(_digits, (self.low, self.high)))
         return {"fixed": ends, "percentile": f"percentile:{ends}"}.get(self.kind, self.kind)
+
+
+def _digits(end: float) -> str:
+    """Return a number in six digits, or in as many more as tell it from others."""
+    short = f"{end:g}"
+    return short if float(short) == end else repr(end).removesuffix(".0")
 
 
 def parse_range(text: str) -> GreyRange:

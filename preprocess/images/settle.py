@@ -15,7 +15,7 @@ from harl_fast.data.order import spread
 from preprocess.images.colours import Grey, deep_grey, percentiles
 from preprocess.images.decode import decode_image, is_grey, open_image
 from preprocess.images.members import ImageRef
-from preprocess.images.png import SIGNIFICANT
+from preprocess.images.png import SIGNIFICANT, keep_low_bytes
 from preprocess.images.reading import GreyRange, Reading, UnusableImageError
 from preprocess.images.tiff import STATED_RANGES
 
@@ -88,6 +88,7 @@ def _looks(images: Sequence[ImageRef]) -> Iterator[_Look]:
             continue
         try:
             with open_image(reference) as image:
+                keep_low_bytes(image)
                 grey = deep_grey(image)
                 if grey is not None:
                     tags = _stated(image, grey)

@@ -31,6 +31,11 @@ _RAW, _OLD_JPEG, _DEFLATE = 1, 6, (8, 32946)
 _SEPARATE = 2
 _ASIDE = 1 | 4
 """Values of the tags photometric, ink set, compression, planar configuration, kind of frame."""
+_NATIVE = {
+    "F;32F": "F;32NF", "F;32BF": "F;32NF", "I;16S": "I;16NS", "I;16BS": "I;16NS",
+    "I;32S": "I;32NS", "I;32BS": "I;32NS",
+}  # fmt: skip
+"""Pillow's raw modes of deep greys in the file's byte order, and in that of this machine."""
 TAG_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error)
 """What Pillow raises on broken tags, but not on damaged pixels (OSError)."""
 _BLOCK = 1 << 20
@@ -97,6 +102,7 @@ def check_tiff(image: Image.Image, stream: BinaryIO) -> None:
     if compression == _OLD_JPEG:
         return
     layout = _layout(tags)
+    _take_native_order(image)
     if image.mode in ("P", "PA") and max(tags[_COLOUR_MAP]) < 256:
         image.palette = ImagePalette.raw("RGB;L", bytes(tags[_COLOUR_MAP]))
     file_bytes = stream.seek(0, os.SEEK_END)
@@ -119,6 +125,19 @@ def check_tiff(image: Image.Image, stream: BinaryIO) -> None:
             raise UnusableImageError(f"damaged: {layout.name} {index + 1} of the TIFF {problem}")
 
 
+def _take_native_order(image: Any) -> None:
+    """Let Pillow take what libtiff decompresses in this machine's byte order, as that gives it.
+
+    It does so by itself for unsigned values of 16 bits alone.
+    """
+    image.tile = [
+        tile._replace(args=(_NATIVE.get(tile.args[0], tile.args[0]), *tile.args[1:]))
+        if tile.codec_name == "libtiff"
+        else tile
+        for tile in image.tile
+    ]
+
+
 def has_unnamed_alpha(image: Image.Image) -> bool:
     """Return whether an opened TIFF has RGB and a fourth value, but no tag that says of what.
 
@@ -137,6 +156,11 @@ def _layout(tags: Any) -> _Layout:
         raise UnusableImageError("damaged: the TIFF's palette is not as long as its bits need")
     if tags.get(_PLANAR, 1) != _SEPARATE:
         planes = (sum(planes),)
+    elif samples == 2:
+        raise UnusableImageError(
+            "a TIFF of a grey and a second value in separate planes cannot be read: save it with "
+            "each pixel's samples together (PlanarConfiguration 1)"
+        )
     elif tags.get(_COMPRESSION, _RAW) == _RAW and not _plain(tags, planes):
         raise UnusableImageError(
             f"an uncompressed TIFF of {'/'.join(map(str, planes))} bits, photometric "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from harl_fast.drawing import OUTLINE, Colour, Row, fitted, outline, resized, ti
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress
 from preprocess.images.arrays import Map, Mask, Pixels
-from preprocess.images.decode import decode_image, load_mask, shrink
+from preprocess.images.decode import Frame, decode_image, in_frame, load_mask, shrink
 from preprocess.images.listing import SUFFIXES, list_images
 from preprocess.images.reading import DEFAULT_READING, STORED_PX, Reading, UnusableImageError
 from preprocess.images.settle import settle
@@ -31,6 +31,7 @@ from preprocess.masks.selftrained.score import (
     soft_jaccard,
     stretch,
 )
+from preprocess.masks.tree import mask_stem
 
 _TRUE_OUTLINE = (0, 220, 255)
 _HIT, _ADDED = (235, 235, 235), (230, 60, 40)
@@ -142,8 +143,9 @@ def from_folder(
 ) -> tuple[list[Shown], dict[str, str]]:
     """Return up to ``most`` images below a folder, evenly spaced by name, and what failed and why.
 
-    truth: masks under the images' relative names with any image suffix; images without one are
-    shown without. Raises `DataError` when the folder holds no image.
+    truth: masks under the images' relative names with any image suffix, instead of theirs or behind
+    it, which lie as the file or upright; images without one are shown without. Raises `DataError`
+    when the folder holds no image.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is neither a .beton file nor a folder of images")
@@ -156,20 +158,23 @@ def from_folder(
     failed: dict[str, str] = {}
     with Progress(len(chosen), label="finding masks") as progress:
         for start in range(0, len(chosen), CHUNK):
-            images: dict[str, Pixels] = {}
+            images: dict[str, tuple[Pixels, Mask | None]] = {}
             for path in chosen[start : start + CHUNK]:
                 name = one_line(str(path.relative_to(folder)))
                 try:
                     decoded = decode_image(path, side_px=STORED_PX, reading=reading)
-                    images[name] = shrink(decoded.rgb, side_px=STORED_PX)
+                    rgb = shrink(decoded.rgb, side_px=STORED_PX)
                 except UnusableImageError as error:
                     failed[name] = str(error)
-            masks = find(list(images.values())) if images else []
-            for (name, image), answer in zip(images.items(), masks, strict=True):
+                    continue
+                own = _truth(truth, str(path.relative_to(folder)), decoded.frame)
+                images[name] = rgb, own
+            masks = find([rgb for rgb, _ in images.values()]) if images else []
+            for (name, (rgb, own)), answer in zip(images.items(), masks, strict=True):
                 if isinstance(answer, str):
                     failed[name] = answer
                 else:
-                    found.append(shown(name, image, *answer, _truth(truth, name)))
+                    found.append(shown(name, rgb, *answer, own))
             progress.advance(len(chosen[start : start + CHUNK]))
     return found, failed
 
@@ -177,30 +182,33 @@ def from_folder(
 def from_container(beton: Path, *, truth: Path | None, most: int) -> Iterator[Shown]:
     """Yield up to ``most`` stored samples, evenly spaced, with their stored masks.
 
-    truth: as for `from_folder`; a sample's name is ``<split>/<class>/<stem>.jpg``. Raises
-    `DataError` when the container or a sample is damaged.
+    truth: as for `from_folder`, all upright; a sample's name is ``<split>/<class>/<stem>.jpg``.
+    Raises `DataError` when the container or a sample is damaged.
     """
     container = OpenContainer(beton)
     for index in spread(container.manifest.count, most).tolist():
         sample = container.sample(index)
         name = sample.name or str(sample.id)
-        yield shown(name, sample.image, sample.mask, None, _truth(truth, name))
+        upright = Frame(1, sample.image.shape[1::-1])
+        yield shown(name, sample.image, sample.mask, None, _truth(truth, name, upright))
 
 
-def _truth(folder: Path | None, name: str) -> Mask | None:
-    """Return the true mask under a name, if the folder has one.
+def _truth(folder: Path | None, name: str, frame: Frame) -> Mask | None:
+    """Return the upright true mask of an image of that name, if the folder has one.
 
     Above 127 is foreground, as JPEG masks need it; in files without such values, non-zero is.
     """
     if folder is None:
         return None
-    stem = folder / PurePosixPath(name).with_suffix("")
-    for path in (stem.with_name(stem.name + suffix) for suffix in sorted(SUFFIXES)):
+    stems = (name, mask_stem(name))
+    for path in (folder / f"{stem}{suffix}" for stem in stems for suffix in sorted(SUFFIXES)):
         if path.is_file():
             try:
                 image = load_mask(path, lossy=True)
+                values = np.asarray(image if image.mode == "P" else image.convert("L"))
+                return in_frame(values > (127 if values.max() > 127 else 0), frame)
             except UnusableImageError as error:
-                raise DataError(f"the true mask {path} cannot be read: {error}") from error
-            values = np.asarray(image if image.mode == "P" else image.convert("L"))
-            return np.asarray(values > (127 if values.max() > 127 else 0), np.bool_)
+                raise DataError(
+                    f"the true mask {path} cannot be used: {error}. Save it as its image is shown"
+                ) from error
     return None

@@ -28,7 +28,7 @@ from preprocess.masks.runner import Flip, MaskRequest
 from preprocess.masks.spec import MethodSpec
 from preprocess.masks.tree import INFO, MaskTree, check_whole, contested, read_info
 from preprocess.sources import Split
-from preprocess.sources.layout import HELD_OUT
+from preprocess.sources.layout import HELD_OUT, ONE_FORM, other_form
 
 FALLBACK = parse_spec("heuristic")
 """Serves where another method fails on an image; where it fails itself, the centre ellipse does."""
@@ -191,6 +191,13 @@ def _tree(folder: Path, split: Split, classes: list[str], names: Sequence[str]) 
     rows = spread(len(split.names), SAMPLE).tolist()
     there = [row for row in rows if os.path.isfile(tree.path(split.names[row]))]
     first = split.names[rows[0]]
+    for row in sorted({*rows} - {*there}):
+        wanted = tree.usual(split.names[row])
+        if twin := other_form(tree.folder, wanted):
+            raise DataError(
+                f"{tree.folder} has {twin!a}, and the images' names need {wanted!a}: two Unicode "
+                f"forms of the same letters. {ONE_FORM}"
+            )
     if not there and tree.info is not None and PurePosixPath(first).parts[0] in HELD_OUT:
         print(one_line(f"{folder} has no mask of the held-out images"))
         return None

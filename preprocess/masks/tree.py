@@ -193,7 +193,7 @@ class MaskTree:
     def usual(self, name: str) -> str:
         """Return where a mask belongs, relative to the folder: if that will do, under the stem."""
         inner = name.partition("/")[2] if self.splits else name
-        return f"{inner if name in self.contested else _stem(inner)}.png"
+        return f"{inner if name in self.contested else mask_stem(inner)}.png"
 
     def check(self, names: Sequence[str]) -> None:
         """Raise `DataError` for an image whose mask cannot be written where it belongs."""
@@ -208,7 +208,11 @@ class MaskTree:
                 )
 
 
-def _stem(name: str) -> str:
+def mask_stem(name: str) -> str:
+    """Return what an image's mask is called without its suffix: ``a/1`` of ``a/1.jpg``.
+
+    The second page of ``a/1.tif`` has ``a/1#2``.
+    """
     stem, suffix = posixpath.splitext(name)
     page = PAGE.search(suffix)
     return stem + page[0] if page else stem
@@ -220,7 +224,7 @@ def contested(names: Sequence[str]) -> frozenset[str]:
     names: of all images whose masks one folder holds. Another one's stem is the same, or is an
     image's whole name, or a folder is called like the mask.
     """
-    there, stems = set(names), [_stem(name) for name in names]
+    there, stems = set(names), [mask_stem(name) for name in names]
     count, folders = Counter(stems), {posixpath.dirname(name) for name in names}
     folders |= {str(above) for folder in folders for above in PurePosixPath(folder).parents}
     return frozenset(

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from harl_fast.errors import DataError, few, one_line
 from preprocess.images.listing import Listing, has_image_suffix
@@ -350,6 +351,12 @@ def two_forms(names: list[str]) -> tuple[str, str] | None:
         if twin != name:
             return twin, name
     return None
+
+
+def other_form(folder: Path, name: str) -> str:
+    """Return the path in a folder that is there in another Unicode form of its letters, or ""."""
+    forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")} - {name}
+    return next((form for form in sorted(forms) if (folder / form).exists()), "")
 
 
 def _check_names(train: Scan, held_out: Scan | None) -> None:

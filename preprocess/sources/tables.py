@@ -15,6 +15,7 @@ from harl_fast.files import is_url
 from harl_fast.textfile import parse_json
 from preprocess.sources.base import Choices, Source, Split
 from preprocess.sources.folders import link_notes
+from preprocess.sources.layout import ONE_FORM, other_form
 from preprocess.sources.stated import stated_classes, stated_splits, used_rows
 
 COLUMNS = ("path", "label", "split", "mask")
@@ -152,6 +153,11 @@ def _remedy(path: Path, rows: list[_Row]) -> str:
             return (
                 f"a line holds a path alone, and {shown(more[2])} behind it (line {row.line}) is "
                 f"none of its: for labels write a CSV with the columns path and label"
+            )
+        if twin := other_form(path.parent, row.path):
+            return (
+                f"the folder has {twin!a}, and line {row.line} {row.path!a}: two Unicode forms of "
+                f"the same letters. {ONE_FORM}"
             )
         if "\\" in row.path and os.path.isfile(path.parent / row.path.replace("\\", "/")):
             return f"part folders by /, not by \\ (line {row.line})"

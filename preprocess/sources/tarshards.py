@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import posixpath
 import re
 from collections import Counter
@@ -35,6 +36,10 @@ _LABEL_BYTES = 1 << 20
 """Most bytes of a .cls or .json."""
 _LOOKED_AT = 100
 """Members by which shards are told from the archive of a tree."""
+_RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)")
+"""Numbers that a pattern counts through."""
+_MOST_SHARDS = 1_000_000
+"""Of one pattern, before any is looked for."""
 _META = re.compile("__[^/]*__($|/)")
 """WebDataset's names of members that are of no sample."""
 _PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|t[gbx]z2?|tzst)$", re.IGNORECASE)
@@ -54,6 +59,12 @@ def shards_at(path: Path) -> list[Path]:
         return [path]
     _, library = _webdataset()
     try:
+        ranges = _RANGE.findall(str(path))
+        count = math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges)
+        if count > _MOST_SHARDS:
+            raise DataError(
+                f"{path} stands for {count:,} shards, more than {_MOST_SHARDS:,}: check its digits"
+            )
         return [Path(name) for name in library.expand_urls(str(path))]
     except (AssertionError, ValueError) as error:
         raise DataError(

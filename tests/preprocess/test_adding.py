@@ -378,3 +378,26 @@ def test_nothing_is_added_to_a_damaged_set(data: Path, out: Path, damage: str) -
     with pytest.raises(DataError, match="was cut short or belongs to another container"):
         run(out, "--add", str(data))
     assert contents(out) == before
+
+
+def test_images_are_added_in_the_range_of_the_others_to_its_last_digit(tmp_path: Path) -> None:
+    values = 1_234_000 + (np.add.outer(np.arange(48), np.arange(64)) % 7).astype(np.int32)
+    for folder, count in (("old", 2), ("new", 3)):
+        for number in range(count):
+            save(values, tmp_path / folder / "train" / "ab"[number % 2] / f"{number}.tif")
+    given = ["--val", "0", "--store", "raw"]
+    run(tmp_path / "out", "--data", str(tmp_path / "old"), "--range", "1234000:1234006", *given)
+    stated = read_manifest(tmp_path / "out/train.beton").store["range"]
+    assert [*map(float, stated.split(":"))] == [1234000, 1234006]
+    run(tmp_path / "out", "--add", str(tmp_path / "new"), *given)
+    first, last = read_samples(tmp_path / "out/train", [0, 2])
+    np.testing.assert_array_equal(first.image, last.image)
+    assert first.image.max() == 255
+
+
+def test_a_class_in_another_unicode_form_is_no_new_one(data: Path, out: Path) -> None:
+    for name in ("caf\u00e9", "cafe\u0301"):
+        save(photo(1), data.parent / name / "train" / name / "x.jpg")
+    run(out, "--add", str(data.parent / "caf\u00e9"), "--new-classes", "--val", "0")
+    with pytest.raises(DataError, match=r"'caf\\xe9' and .* has 'cafe\\u0301': two.*convmv"):
+        run(out, "--add", str(data.parent / "cafe\u0301"), "--new-classes", "--val", "0")

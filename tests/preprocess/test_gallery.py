@@ -13,7 +13,7 @@ from PIL import Image
 
 from harl_fast.drawing import MARGIN_PX, TILE_PX
 from harl_fast.errors import ConfigError, DataError
-from preprocess import preview
+from preprocess import beton, preview
 from preprocess.images.arrays import Mask, Pixels
 from preprocess.masks.gallery import Shown, from_container, from_folder, selected, sheet, shown
 from preprocess.masks.selftrained.score import colour_separation
@@ -212,3 +212,45 @@ def test_an_image_on_which_a_users_method_fails_is_left_out_with_the_reason(
     assert preview.main([str(tmp_path / "in"), *options]) == 0
     told = capsys.readouterr().out
     assert "left out: b.png: picky.find: ValueError: too wide" in told and "of 2 images" in told
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("is_shown", [False, True])
+def test_the_truth_lies_as_the_file_or_as_its_image_is_shown(
+    tmp_path: Path, orientation: int, is_shown: bool
+) -> None:
+    image, truth = scene(0, left=4)
+    turns = {1: 0, 3: 2, 6: 1}[orientation]  # quarters against the clock, which a viewer undoes
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save(np.rot90(image, turns), tmp_path / "in/0.png", exif=exif)
+    own = truth if is_shown and orientation == 6 else np.rot90(truth, turns)
+    save(own.astype(np.uint8) * 255, tmp_path / "truth/0.png")
+    (found,), _ = from_folder(tmp_path / "in", find_red, truth=tmp_path / "truth", most=9)
+    assert found.has_truth and found.figure == 1.0
+
+
+def test_a_truth_of_other_proportions_than_its_image_is_refused(tmp_path: Path) -> None:
+    """As of a photo that is stored upright, and was not so in its file."""
+    path = write_beton(tmp_path / "train.beton", plain_item, count=1)
+    height, width = plain_item(0)[0].shape[:2]
+    name = path.with_suffix(".names.txt").read_text().split("\n")[0]
+    save(np.eye(2 * width, height, dtype=np.uint8), tmp_path / f"truth/{name}.png")
+    with pytest.raises(DataError, match=r"true mask .* cannot be used: .* as its image is shown"):
+        list(from_container(path, truth=tmp_path / "truth", most=5))
+
+
+def test_each_page_has_a_truth_of_its_own(tmp_path: Path) -> None:
+    scenes = [scene(number, left=8 * number) for number in range(2)]
+    first, second = (Image.fromarray(image) for image, _ in scenes)
+    for folder in "ab":
+        (tmp_path / "in/train" / folder).mkdir(parents=True)
+        path = tmp_path / "in/train" / folder / "x.tif"
+        first.save(path, save_all=True, append_images=[second])
+        for page, (_, truth) in enumerate(scenes, start=1):
+            save(truth.astype(np.uint8), tmp_path / f"truth/train/{folder}/x#{page}.png")
+    masks = ["--masks", str(tmp_path / "truth"), "--pages", "all", "--val", "0"]
+    out = str(tmp_path / "out")
+    assert beton.main(["--data", str(tmp_path / "in"), *masks, "--out", out]) == 0
+    found = list(from_container(tmp_path / "out/train.beton", truth=tmp_path / "truth", most=9))
+    assert len(found) == 4 and all(one.has_truth and one.figure > 0.9 for one in found)

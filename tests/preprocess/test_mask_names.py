@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from harl_fast.errors import DataError
+from preprocess import beton
 from preprocess.masks import parse_spec, tree
 from preprocess.masks.sources import open_masks
 from preprocess.sources import Split
@@ -84,3 +85,15 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     for name in ("train/a/../../../x.jpg", "/x.jpg"):
         with pytest.raises(DataError, match="has no place in"):
             tree.MaskTree(tmp_path, splits=False, info={}).check([name])
+
+
+def test_masks_whose_names_have_another_unicode_form_are_said(tmp_path: Path) -> None:
+    for name in ("a", "caf\u00e9"):
+        save(photo(1), tmp_path / "in" / "train" / name / "1.jpg")
+    for name in ("a", "cafe\u0301"):
+        save(np.eye(48, 64, dtype=np.uint8), tmp_path / "masks" / "train" / name / "1.png")
+    command = ["--data", str(tmp_path / "in"), "--masks", str(tmp_path / "masks"), "--val", "0"]
+    with pytest.raises(
+        DataError, match=r"has 'cafe\\u0301/1.png', .* need 'caf\\xe9/1.png'.*convmv"
+    ):
+        beton.main([*command, "--out", str(tmp_path / "out")])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from harl_fast.errors import DataError
+from harl_fast.errors import DataError, OutputError
 from harl_fast.files import Progress
 from harl_fast.pool import ordered_map
 from preprocess.images.arrays import Mask
@@ -340,3 +342,26 @@ def test_the_program_writes_a_network_and_says_so(
     assert soft.shape == (128, 128)
     assert program.main(command) == 0
     assert out.read_bytes() == first, "same images, seed and threads: same file"
+
+
+def test_too_few_images_by_the_option_are_refused_and_dead_links_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = images_in(tmp_path / "in", 17)
+    with pytest.raises(DataError, match="--images 5 is too few: give 16 or more"):
+        image_files(folder, Choices(), most=5, seed=0)
+    (folder / "dead.jpg").symlink_to("/nowhere")
+    files = image_files(folder, Choices(), most=100, seed=0)
+    made = gather(files, tmp_path / "votes.npz", side=SIDE, workers=1)
+    assert (len(made.images), made.unreadable) == (len(files) - 1, 1)
+    assert "dead.jpg" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_stands_where_the_votes_belong_is_refused_before_the_work(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "n.votes.npz")
+    command = ["--data", str(tmp_path), "--out", str(tmp_path / "n.safetensors")]
+    with pytest.raises(OutputError, match=r"n\.votes\.npz is not a regular file"):
+        program.main(command)

@@ -157,3 +157,37 @@ def test_a_conversion_keeps_the_range_that_it_found(
     assert f"{FEW_LEVELS}: 4 files" in capsys.readouterr().out
     facts = read_manifest(tmp_path / "full" / "train.beton").store
     assert facts["remarks"] == {FEW_LEVELS: 4} and "range_found" not in facts
+
+
+def test_greys_of_16_bits_with_alpha_follow_the_range_and_lie_on_white(tmp_path: Path) -> None:
+    """PNG alone has them; Pillow keeps eight bits of each."""
+    grey, alpha = twelve_bits(3), np.full((48, 64), 65535, np.uint16)
+    alpha[:, :9], alpha[:, 9:20] = 0, 16384
+    rows = np.stack([grey, alpha], axis=-1).astype(">u2").reshape(48, -1)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 64, 48, 16, 4, 0, 0, 0),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        b"IEND": b"",
+    }
+    path = tmp_path / "x.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks.items()
+        )
+    )
+    for text in ("0:4095", "full", "minmax"):
+        got = decode_image(path, side_px=512, reading=Reading(parse_range(text))).rgb[..., 0]
+        ends = {"0:4095": (0, 4095), "full": (0, 65535), "minmax": (grey.min(), grey.max())}[text]
+        level = np.rint(scaled(grey, *ends))
+        wanted = 255 - alpha / 65535 * (255 - level)
+        assert np.abs(got - wanted).max() <= 0.5 + 1e-6
+    alone = save(grey, tmp_path / "alone.png")
+    assert settle.find_range([path]) == settle.find_range([alone]) != GreyRange()
+
+
+@pytest.mark.parametrize("text", ["1234000:1234999", "0.12345678:0.9", "0:65535", "-1e+30:1e-07"])
+def test_a_range_is_recorded_in_all_its_digits(text: str) -> None:
+    found = parse_range(text)
+    assert parse_range(found.name) == found

@@ -252,3 +252,12 @@ def test_a_set_of_photos_is_the_same_as_folders_and_as_lists(
     assert [f"train/{name}" for name, _ in facts(classes)["train"]] == [
         name for name, _ in facts(folder)["train"]
     ]
+
+
+def test_a_file_whose_name_has_another_unicode_form_is_said(tmp_path: Path) -> None:
+    layout(tmp_path, "caf\u00e9/cafe\u0301.jpg", "cafe\u0301.jpg")
+    (tmp_path / "list.txt").write_text("caf\u00e9.jpg\n")
+    with pytest.raises(
+        DataError, match=r"'cafe\\u0301.jpg', and line 1 'caf\\xe9.jpg': two.*convmv"
+    ):
+        read_source(tmp_path / "list.txt", Choices())

@@ -198,3 +198,9 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(DataError, match=r"package webdataset, .* pip install webdataset"):
         read(write_tar(tmp_path / "x.tar", PAIRS))
+
+
+@pytest.mark.parametrize("numbers", ["{0..99999999}", "{000..999}-{00..99}-{0..99}"])
+def test_a_pattern_of_far_too_many_shards_is_refused_at_once(tmp_path: Path, numbers: str) -> None:
+    with pytest.raises(DataError, match=r"stands for 1\d{1,2},000,000 shards, more than 1,000,000"):
+        read_source(tmp_path / f"x-{numbers}.tar", Choices())

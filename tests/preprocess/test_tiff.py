@@ -15,7 +15,12 @@ from PIL import Image
 from preprocess.images.arrays import Pixels
 from preprocess.images.decode import Decoded, decode_image
 from preprocess.images.listing import list_images
-from preprocess.images.reading import UNNAMED_ALPHA, UnusableImageError
+from preprocess.images.reading import (
+    UNNAMED_ALPHA,
+    Reading,
+    UnusableImageError,
+    parse_range,
+)
 from tests.preprocess.support import photo
 
 RAW, DEFLATE, LZW, PACKBITS = 1, 8, 5, 32773
@@ -247,3 +252,41 @@ def test_a_large_tiff_that_cannot_be_read_is_described(tmp_path: Path) -> None:
     (tmp_path / "x.tif").write_bytes(head + struct.pack("<Q", 1) + entry + bytes(8))
     with pytest.raises(UnusableImageError, match="photometric 999 cannot be read"):
         decode_image(tmp_path / "x.tif", side_px=512)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("kind", "sample_format", "predictor"),
+    [(kind, 1 + (kind[0] == "i"), by) for kind in ("u2", "i2", "i4") for by in (1, 2)]
+    + [("f4", 3, 1), ("f4", 3, 3)],
+)
+def test_deflated_deep_greys_of_both_byte_orders_have_their_values(
+    tmp_path: Path, kind: str, sample_format: int, order: str, predictor: int
+) -> None:
+    levels = PHOTO[..., 0].astype(np.float64)
+    values = (levels * 2.0 ** (4 * int(kind[1]) - 4)).astype(kind)
+    if predictor == 3:  # bytes of one weight beside each other, the heaviest first
+        apart = values.astype(">f4").view(np.uint8).reshape(30, 40, 4).transpose(0, 2, 1)
+        rows = apart.reshape(30, 160)
+    else:
+        rows = values
+    steps = np.diff(rows, axis=1, prepend=rows[:, :1] * 0) if predictor > 1 else rows
+    data = zlib.compress(steps.astype(steps.dtype.newbyteorder(order)).tobytes())
+    tags = {256: [40], 257: [30], 258: [8 * values.itemsize], 259: [DEFLATE], 262: [1], 277: [1]}
+    tags |= {ROWS: [30], STRIPS: [8], LENGTHS: [len(data)], 317: [predictor], 339: [sample_format]}
+    (tmp_path / "x.tif").write_bytes(tiff(tags, data, order=order))
+    reading = Reading(parse_range(f"0:{255 * 2.0 ** (4 * int(kind[1]) - 4)}"))
+    got = decode_image(tmp_path / "x.tif", side_px=512, reading=reading).rgb
+    np.testing.assert_array_equal(got[..., 0], PHOTO[..., 0])
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+def test_a_grey_and_a_second_value_in_separate_planes_are_refused(
+    tmp_path: Path, extra: int
+) -> None:
+    planes = [zlib.compress(PHOTO[..., band].tobytes()) for band in (0, 1)]
+    lengths = [len(plane) for plane in planes]
+    tags = {256: [40], 257: [30], 258: [8, 8], 259: [DEFLATE], 262: [1], 277: [2], 284: [2]}
+    tags |= {ROWS: [30], STRIPS: [8, 8 + lengths[0]], LENGTHS: lengths, 338: [extra]}
+    with pytest.raises(UnusableImageError, match="in separate planes cannot be read: save it with"):
+        decode(tiff(tags, b"".join(planes)), tmp_path / "x.tif")

@@ -18,6 +18,7 @@ from harl_fast.files import BROKEN_ARRAYS, Progress, naming, replacing
 from harl_fast.pool import ordered_map
 from preprocess.images.arrays import Map, Pixels
 from preprocess.images.decode import decode_image
+from preprocess.images.members import file_stamp
 from preprocess.images.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.masks.heuristic.method import heuristic_map
 from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION, Vote, vote
@@ -78,6 +79,8 @@ def image_files(data: Path, choices: Choices, *, most: int, seed: int) -> list[P
             f"{data} holds {len(files)} training images, at least {FEWEST} are needed and {FEW:,} "
             f"or more are better; give --data a folder with more"
         )
+    if most < FEWEST:
+        raise DataError(f"--images {most} is too few: give {FEWEST} or more, {FEW:,} if there are")
     if len(files) > most:
         files = sorted(random.Random(seed).sample(files, most))
     return files
@@ -152,9 +155,9 @@ def _key(files: list[Path], side: int, reading: Reading) -> str:
     if reading != DEFAULT_READING:  # said only then: caches from before there was a choice serve
         digest.update(f"{reading.facts()}\n".encode())
     for path in files:
-        state = path.stat()
+        size, time_ns = file_stamp(path)
         digest.update(os.fsencode(path.resolve()))
-        digest.update(f"\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        digest.update(f"\0{size}\0{time_ns}\n".encode())
     return digest.hexdigest()
 
 

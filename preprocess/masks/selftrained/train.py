@@ -71,11 +71,17 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
     require_compiler()
-    check_output(args.out, option="--out")
-    check_apart(args.out, option="--out")
+    for path in (args.out, votes_path(args.out)):
+        check_output(path, option="--out")
+        check_apart(path, option="--out")
     with locked(lock_beside(args.out), output=args.out):
         make_network(args)
     return 0
+
+
+def votes_path(out: Path) -> Path:
+    """Return where the votes are kept that a network was trained on."""
+    return out.with_suffix(".votes.npz")
 
 
 def make_network(args: argparse.Namespace) -> None:
@@ -85,7 +91,7 @@ def make_network(args: argparse.Namespace) -> None:
     steps = tuple(max(1, round(args.length * steps)) for steps in recipe.steps)
     recipe = replace(recipe, steps=steps)
     files = image_files(args.data, choices_of(args), most=args.images, seed=args.seed)
-    cache = args.out.with_suffix(".votes.npz")
+    cache = votes_path(args.out)
     side = recipe.architecture.side
     reading = settle(reading_of(args), len(files), files.__getitem__)
     dataset = gather(files, cache, side=side, workers=args.threads, reading=reading)
