@@ -154,6 +154,9 @@ $(foreach name,QUICK RANDOM RESUME PICTURES,$(if $(filter-out 1,$($(name))),\
 space := $(subst ,, )
 # The last part of a path, spaces and all, of which make itself would see several words.
 last = $(subst |,$(space),$(notdir $(patsubst %/,%,$(subst $(space),|,$(1)))))
+# The run of a checkpoint, which may be named by its folder, with a slash behind it or not.
+step_in = $(if $(filter step-%,$(notdir $(1))),$(patsubst %/,%,$(dir $(1))),$(1))
+run_of = $(subst |,$(space),$(patsubst %/checkpoints,%,$(call step_in,$(patsubst %/,%,$(subst $(space),|,$(1))))))
 BIN := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 # DeepSpeed's launcher and torch look for ninja and python there: nothing needs to be activated.
 export PATH := $(BIN):$(PATH)
@@ -222,7 +225,7 @@ masks: setup ## Make the masks of DATA apart from beton, resumable [MASKS=<folde
 		$(call option,--workers,$(WORKERS)) $(ARGS)
 	@echo "masks: $(or $(MASKS),$(OUT)/masks) (give it to make beton as MASKS=)"
 
-pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATCH=] [LR=] [WORKERS=] [SET="a=1 b.c=2"] [STAGE_TO=] [RESUME=1]
+pretrain: setup ## Pretrain on OUT [CONFIG=] [DS_CONFIG=] [RUN=] [EPOCHS=] [BATCH=] [LR=] [WORKERS=] [SET="a=1 b.c=2"] [STAGE_TO=] [RANKS=] [RESUME=1]
 	@case "$(RANKS)" in *[!0-9]*|0*) echo "RANKS=$(RANKS) is no number from 1 up" >&2; exit 2;; esac
 	"$(BIN)/python" launch/guard.py \
 		"$(BIN)/python" "$(BIN)/deepspeed" --log_level=error $(call option,--num_gpus,$(RANKS)) launch/pretrain.py \
@@ -250,13 +253,11 @@ lineval: setup ## Judge CKPT's features on DATA or DATASET [RANDOM=1] [PROTOCOL=
 		echo "OUT=$(OUT) holds another set than DATASET=$(DATASET): give another folder" >&2; exit 2; })
 	"$(BIN)/python" launch/lineval.py --ckpt "$(CKPT)" --data "$(JUDGED)" \
 		$(if $(RANDOM),--random) $(call option,--epochs,$(EPOCHS)) $(call option,--protocol,$(PROTOCOL)) \
-		$(call option,--knn,$(KNN)) $(call option,--subset,$(SUBSET)) $(call option,--workers,$(WORKERS)) $(ARGS)
-	$(if $(PICTURES),"$(BIN)/python" -m harl_fast.tools.pictures --data "$(JUDGED)" \
-		"$(CKPT)/eval/$(call last,$(JUDGED))-$(or $(PROTOCOL),cached)")
+		$(call option,--knn,$(KNN)) $(call option,--subset,$(SUBSET)) $(call option,--workers,$(WORKERS)) $(if $(PICTURES),--pictures) $(ARGS)
 
 # Where a fine-tuning goes: beside the checkpoint's run, named after the preset.
-TUNED = $(if $(filter file,$(origin RUN)),$(CKPT)-$(basename $(call last,$(or $(PRESET),full))),$(RUN))
-finetune: setup ## Fine-tune CKPT with the labels of DATA or OUT [PRESET=] [SUBSET=10%] [RUN=] [DS_CONFIG=] [EPOCHS=] [BATCH=] [LR=] [SEEDS=] [RANDOM=1] [RESUME=1]
+TUNED = $(if $(filter file,$(origin RUN)),$(call run_of,$(CKPT))-$(basename $(call last,$(or $(PRESET),full))),$(RUN))
+finetune: setup ## Fine-tune CKPT with the labels of DATA or OUT [PRESET=] [SUBSET=10%] [RUN=] [DS_CONFIG=] [EPOCHS=] [BATCH=] [LR=] [SEEDS=] [RANKS=] [RANDOM=1] [RESUME=1]
 	@case "$(RANKS)" in *[!0-9]*|0*) echo "RANKS=$(RANKS) is no number from 1 up" >&2; exit 2;; esac
 	"$(BIN)/python" launch/guard.py \
 		"$(BIN)/python" "$(BIN)/deepspeed" --log_level=error $(call option,--num_gpus,$(RANKS)) launch/finetune.py \
@@ -285,7 +286,7 @@ compare: setup ## Put results or runs side by side: RESULTS="runs/a runs/b" [OUT
 		--out "$(if $(filter file,$(origin OUT)),runs/comparison,$(OUT))" $(ARGS)
 
 # Where OUT names no folder, it is one of the run's own name.
-EXPORTED = $(if $(filter file,$(origin OUT)),exports/$(call last,$(CKPT))-$(TO),$(OUT))
+EXPORTED = $(if $(filter file,$(origin OUT)),exports/$(call last,$(call run_of,$(CKPT)))-$(TO),$(OUT))
 export: setup ## Write CKPT's encoder for other programs, and load it back there: CKPT= [TO=] [OUT=] [HEAD=]
 	"$(BIN)/python" -m harl_fast.tools.export --ckpt "$(CKPT)" --to "$(TO)" --out "$(EXPORTED)" \
 		$(call option,--head,$(HEAD)) $(ARGS)

@@ -1,1 +1,1 @@
-"""Benchmarks of the data path against its peers: `make bench-loader`. Not collected by pytest."""
+"""Benchmarks beside peers (`make bench`), and the check on a GPU (`make gpu-check`)."""

@@ -7,20 +7,20 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from preprocess.demo.paint import Draw, Picture, Plane, blur, colour, mix, noise
+from preprocess.demo.paint import RGB, Draw, Plane, blur, colour, mix, noise
 
 
-def _palette(draw: Draw, share: Plane) -> Picture:
+def _palette(draw: Draw, share: Plane) -> RGB:
     """Return a map of [0, 1] in the colours between three draws."""
     first, second, third = colour(draw), colour(draw), colour(draw)
     return mix(2 * share - 1, mix(2 * share, first, second), third)
 
 
-def _texture(draw: Draw, side: int) -> Picture:
+def _texture(draw: Draw, side: int) -> RGB:
     return _palette(draw, noise(draw, side, cells=draw.uniform(2, 12), octaves=6))
 
 
-def _horizon(draw: Draw, side: int) -> Picture:
+def _horizon(draw: Draw, side: int) -> RGB:
     y = np.linspace(0, 1, side, dtype=np.float32)[:, None] * np.ones((1, side), np.float32)
     line = draw.uniform(0.3, 0.7) + draw.uniform(0.01, 0.12) * (
         noise(draw, side, cells=3)[:1] - 0.5
@@ -43,7 +43,7 @@ def _horizon(draw: Draw, side: int) -> Picture:
     return mix(((y - line) * side / 2 + 0.5).astype(np.float32), sky, ground)
 
 
-def _grain(draw: Draw, side: int) -> Picture:
+def _grain(draw: Draw, side: int) -> RGB:
     """Wood or cloth: stripes along a turned axis, bent by noise."""
     angle = draw.uniform(0, np.pi)
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
@@ -54,7 +54,7 @@ def _grain(draw: Draw, side: int) -> Picture:
     return _palette(draw, (0.65 * wave + 0.35 * fine).astype(np.float32))
 
 
-def _tiles(draw: Draw, side: int) -> Picture:
+def _tiles(draw: Draw, side: int) -> RGB:
     """Bricks or tiles of unlike shades with joints."""
     angle, pitch = draw.uniform(-0.6, 0.6), draw.uniform(0.08, 0.25)
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
@@ -70,7 +70,7 @@ def _tiles(draw: Draw, side: int) -> Picture:
     return mix(1.5 - edge, stone, colour(draw)).astype(np.float32)
 
 
-def _bokeh(draw: Draw, side: int) -> Picture:
+def _bokeh(draw: Draw, side: int) -> RGB:
     """Out-of-focus lights over a smooth ground."""
     picture = _palette(draw, noise(draw, side, cells=2, octaves=2)) * 0.7
     for _ in range(int(draw.integers(8, 30))):
@@ -81,7 +81,7 @@ def _bokeh(draw: Draw, side: int) -> Picture:
     return blur(picture, draw.uniform(0.3, 2))
 
 
-def _litter(draw: Draw, side: int) -> Picture:
+def _litter(draw: Draw, side: int) -> RGB:
     """Leaves, pebbles or shards: many small pieces over a texture."""
     picture = np.ascontiguousarray(_texture(draw, side) * 0.7)
     first, second = colour(draw), colour(draw)
@@ -96,11 +96,11 @@ def _litter(draw: Draw, side: int) -> Picture:
     return picture
 
 
-SCENES: tuple[Callable[[Draw, int], Picture], ...]
+SCENES: tuple[Callable[[Draw, int], RGB], ...]
 SCENES = (_texture, _horizon, _horizon, _grain, _tiles, _bokeh, _litter)
 
 
-def background(draw: Draw, side: int) -> Picture:
+def background(draw: Draw, side: int) -> RGB:
     """Return a (side, side, 3) scene with its light: kind, colours and clutter are drawn freely."""
     picture = SCENES[int(draw.integers(len(SCENES)))](draw, side)
     for _ in range(int(draw.integers(0, 4))):
@@ -114,7 +114,7 @@ def background(draw: Draw, side: int) -> Picture:
     return np.asarray(picture * light[..., None], np.float32)
 
 
-def _with_clutter(picture: Picture, draw: Draw, side: int) -> Picture:
+def _with_clutter(picture: RGB, draw: Draw, side: int) -> RGB:
     """Return the picture with one more patch: a smooth blob of another texture, out of focus."""
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
     cx, cy = draw.uniform(-0.1, 1.1, 2)

@@ -39,7 +39,7 @@ _decompress = types.ExternalFunction(
 
 
 @njit(parallel=True, nogil=True)
-def _decode(order, data, starts, shapes, handles, buffers, flags, failed):  # type: ignore[no-untyped-def]
+def _decode(order, data, starts, shapes, handles, buffers, flags, failed):
     for place in prange(len(order)):
         index = order[place]
         thread = numba.get_thread_id()

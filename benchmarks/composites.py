@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.backgrounds import background
 from harl_fast.errors import DataError
 from harl_fast.rng import SYNTHESIS, stream
-from preprocess.demo.paint import Picture, Plane, blur, colour, mix, noise
+from preprocess.demo.paint import RGB, Plane, blur, colour, mix, noise
 from preprocess.demo.shapes import SHAPES
 from preprocess.images.arrays import Mask, Pixels
 
@@ -161,7 +161,7 @@ def _placed(kind: str, draw: np.random.Generator, height: int, width: int, count
     return np.asarray(cover, np.float32) / np.float32(255)
 
 
-def _surface(draw: np.random.Generator, scene: Picture, side: int) -> Picture:
+def _surface(draw: np.random.Generator, scene: RGB, side: int) -> RGB:
     """Return the objects' colour over the frame: two colours in blotches, stripes or grain."""
     height, width = scene.shape[:2]
     middle, first = scene.mean((0, 1)), colour(draw, vivid=1.0)
@@ -192,7 +192,7 @@ def _moved(cover: Plane, shift: npt.NDArray[np.float64], sigma: float) -> Plane:
     return blur(np.asarray(cv2.warpAffine(cover, matrix, cover.shape[::-1]), np.float32), sigma)
 
 
-def _photograph(picture: Picture, draw: np.random.Generator) -> Pixels:
+def _photograph(picture: RGB, draw: np.random.Generator) -> Pixels:
     """Return the picture as a camera and a JPEG leave it: exposure, blur, noise, compression."""
     picture = blur(picture * draw.uniform(0.8, 1.15), draw.uniform(0.3, 0.8))
     noisy = picture + draw.uniform(0.005, 0.03) * draw.standard_normal(picture.shape, np.float32)

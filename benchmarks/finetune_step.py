@@ -84,7 +84,7 @@ def fixed_batch(size: int) -> Batch:
 
 
 def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield (samples, figures) a step for ever.
+    """Yield (samples, figures) per step for ever.
 
     settings: boundary, heads, batch, threads; bare: by a plain loop.
     """

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import psutil
 
-from benchmarks.gpu_sections import SECTIONS, Settings, read_findings
+from benchmarks.gpu_sections import SECTIONS, CheckSettings, read_findings
 from benchmarks.process import machine_facts
 from benchmarks.report import Row, bar_table
 from benchmarks.results import write_results
@@ -122,7 +122,7 @@ def lacking(number: int, *, gpus: int) -> str:
     return f"needs {section.gpus} GPUs or more, and there {'is' if gpus == 1 else 'are'} {gpus}"
 
 
-def run(number: int, settings: Settings, *, limit_s: float, progress: Progress) -> Outcome:
+def run(number: int, settings: CheckSettings, *, limit_s: float, progress: Progress) -> Outcome:
     """Run a section to its end, or to its limit, and return what it found."""
     section, out = SECTIONS[number], Path(settings.out)
     found, log = out / f"section-{number}.jsonl", out / f"section-{number}.log"
@@ -177,7 +177,7 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
 
 
-def check(chosen: Sequence[int], settings: Settings, *, gpus: int) -> list[Outcome]:
+def check(chosen: Sequence[int], settings: CheckSettings, *, gpus: int) -> list[Outcome]:
     """Run the sections, append each one's line to OUT/sections.jsonl, and return what was found."""
     listed = Path(settings.out) / "sections.jsonl"
     write_text(listed, "")
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("there is no set to train on yet, which section 0 draws: --only 0,...")
     args.out.mkdir(parents=True, exist_ok=True)
     adopt_orphans()  # what a section leaves behind is found below this process, and ended
-    settings = Settings(args.device, str(args.out.resolve()), str(data.resolve()))
+    settings = CheckSettings(args.device, str(args.out.resolve()), str(data.resolve()))
     facts: dict[str, Any] = machine_facts()
     outcomes = check(args.only, settings, gpus=gpus)
     rows = [row for outcome in outcomes for row in outcome.rows]

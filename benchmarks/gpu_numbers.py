@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks import step_setup as setup
-from benchmarks.gpu_sections import Findings, Settings
+from benchmarks.gpu_sections import CheckSettings, Findings
 from harl_fast.collectives import wait_for_all
 from harl_fast.config import RunConfig, override_config
 from harl_fast.data.views.color_device import Photometric, draw, fused_kernels
@@ -60,19 +60,19 @@ def started() -> Machine:
     return machine
 
 
-def run_config(settings: Settings, *changes: str) -> RunConfig:
+def run_config(settings: CheckSettings, *changes: str) -> RunConfig:
     """Return the configuration of the sections' steps."""
     reduced = SMALL if settings.small else ()
     return override_config(setup.run_config("byol+f_loss"), [*reduced, *changes])
 
 
-def batch_of(settings: Settings) -> int:
+def batch_of(settings: CheckSettings) -> int:
     """Return how many images a step has."""
     return SMALL_BATCH if settings.small else BATCH
 
 
 def stepper(
-    settings: Settings,
+    settings: CheckSettings,
     machine: Machine,
     *,
     stage: int = 0,
@@ -110,7 +110,7 @@ def weights(run: Stepper) -> dict[str, Tensor]:
 
 
 def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """Return the norm of what two sets of tensors differ by over the norm of the second."""
+    """Return the norm of two sets of tensors' difference over the norm of the second."""
     names = [name for name in second if second[name].is_floating_point()]
     apart = math.hypot(*(float((first[n].double() - second[n].double()).norm()) for n in names))
     return apart / math.hypot(*(float(second[name].double().norm()) for name in names))
@@ -122,7 +122,7 @@ def exactly() -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def imports(settings: Settings, found: Findings) -> None:
+def imports(settings: CheckSettings, found: Findings) -> None:
     """Section 0: versions, kernels, page-locked buffers; the set that later sections train on."""
     machine = this_machine()
     found.note("interpreter and imports", process_age_s(), "s")
@@ -152,7 +152,7 @@ def imports(settings: Settings, found: Findings) -> None:
         found.holds("the loader's buffers are page-locked", locked)
 
 
-def numbers(settings: Settings, found: Findings) -> None:
+def numbers(settings: CheckSettings, found: Findings) -> None:
     """Section 1: device against CPU, ZeRO's stages against each other, and steps without effect."""
     kept = settings.work / "reference.safetensors"
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def numbers(settings: Settings, found: Findings) -> None:
     without_effect(settings, found, machine)
 
 
-def reference(settings: Settings, out: Path) -> None:
+def reference(settings: CheckSettings, out: Path) -> None:
     """Write the steps' figures and weights as a CPU makes them, by a process that sees no GPU."""
     place: dict[str, str] = {}
     note_place(place)  # names what a rank's environment has, and this process's own may have
@@ -196,7 +196,7 @@ def trajectory(run: Stepper) -> dict[str, Tensor]:
     return rows | weights(run)
 
 
-def colours(settings: Settings, found: Findings, machine: Machine) -> None:
+def colours(settings: CheckSettings, found: Findings, machine: Machine) -> None:
     """Compare a batch's colours by the device, by the loader, and by the plain form of both."""
     views = {}
     for where in ("loader", "device"):
@@ -228,7 +228,7 @@ def plain_colours(colour: Photometric, views: Sequence[Tensor], ids: Tensor) -> 
     return found
 
 
-def without_effect(settings: Settings, found: Findings, machine: Machine) -> None:
+def without_effect(settings: CheckSettings, found: Findings, machine: Machine) -> None:
     """Break a gradient under fp32, and overflow under fp16."""
     run = stepper(settings, machine, stage=1)
     advance(run, 2)
@@ -251,7 +251,7 @@ def without_effect(settings: Settings, found: Findings, machine: Machine) -> Non
     found.at_most("loss scale after an overflow", float(run.state.scale.factor) / scale, 0.5, "x")
 
 
-def waits(settings: Settings, found: Findings) -> None:
+def waits(settings: CheckSettings, found: Findings) -> None:
     """Section 2: no step makes the host wait for the device."""
     machine = started()
     every = ((0, "bf16"), (1, "bf16"), (0, "fp16"), (1, "fp16"))
@@ -296,7 +296,7 @@ def synchronisations(run: Stepper) -> int:
 
 
 def pageable_copies(found: Findings, machine: Machine) -> None:
-    """Note how long the host takes to ask for a copy from pageable memory of a busy device."""
+    """Note how long a copy from pageable memory holds up the host while the device is busy."""
     for size in (1 << 10, 1 << 16, 1 << 20):
         source = torch.zeros(size, dtype=torch.uint8)
         source.to(machine.device)
@@ -309,7 +309,7 @@ def pageable_copies(found: Findings, machine: Machine) -> None:
         found.note(f"pageable copy of {size >> 10} KB, device busy", passed, "ms")
 
 
-def two_ranks(settings: Settings, found: Findings) -> None:
+def two_ranks(settings: CheckSettings, found: Findings) -> None:
     """Section 6: ZeRO 1 and stage 0 on two ranks of one device, over gloo: NCCL refuses that."""
     out = settings.work / "two-ranks.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -321,7 +321,7 @@ def two_ranks(settings: Settings, found: Findings) -> None:
 
 
 def _rank(rank: int, settings: Mapping[str, str], place: Mapping[str, str], out: str) -> None:
-    given = Settings(**settings)
+    given = CheckSettings(**settings)
     os.environ.update(place | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"})
     init = functools.partial(ds.deepspeed.init_distributed, dist_backend="gloo")
     ds.deepspeed.init_distributed = init
@@ -340,6 +340,6 @@ def _rank(rank: int, settings: Mapping[str, str], place: Mapping[str, str], out:
 
 
 if __name__ == "__main__":
-    chosen = Settings(**json.loads(sys.argv[1]))
+    chosen = CheckSettings(**json.loads(sys.argv[1]))
     exactly()
     save_file(trajectory(stepper(chosen, started())), sys.argv[2])

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_sections import Findings, Settings, read_findings
+from benchmarks.gpu_sections import CheckSettings, Findings, read_findings
 from harl_fast.runfiles import RunFolder
 from harl_fast.steps import ROOT, training
 
@@ -46,7 +46,7 @@ QUERY = (
 class Run:
     """A pretraining of `paper` in a folder of the check, or of its reduced form."""
 
-    def __init__(self, settings: Settings, name: str, *, ranks: int, batch: int) -> None:
+    def __init__(self, settings: CheckSettings, name: str, *, ranks: int, batch: int) -> None:
         self._settings, self._ranks = settings, ranks
         self.folder = RunFolder(settings.work / name)
         shutil.rmtree(self.folder.path, ignore_errors=True)  # of an earlier check
@@ -72,7 +72,7 @@ class Run:
             self._job = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
 
     def wait_for(self, what: Callable[[], bool]) -> bool:
-        """Wait until something is so, or the run has ended; return whether it came to be so."""
+        """Wait until a condition holds or the run has ended; return whether it holds."""
         assert self._job is not None
         while not what():
             if self._job.poll() is not None:
@@ -104,7 +104,7 @@ class Run:
 
 
 def stopped_and_resumed(run: Run, found: Findings, number: int) -> None:
-    """Ask a run that trains to stop, and let it go on to its end."""
+    """Stop a run while it trains, and resume it to its end."""
     name = signal.Signals(number).name
     code = run.end(number)
     found.at_most(f"exit code after {name}", code, 0)
@@ -116,7 +116,7 @@ def stopped_and_resumed(run: Run, found: Findings, number: int) -> None:
     found.at_least("steps after the resumption", run.steps() - step, 1)
 
 
-def end_to_end(settings: Settings, found: Findings) -> None:
+def end_to_end(settings: CheckSettings, found: Findings) -> None:
     """Section 4: with the real loader, probes and checkpoints; SIGUSR1, resumption, alarms."""
     run = Run(settings, "run", ranks=1, batch=512)
     often = ["--set", "log.checkpoint_epochs=1", "--set", "log.probe_epochs=1"]
@@ -149,7 +149,7 @@ def rate_of_a_step(out: Path) -> float | None:
     return next((row.measured for row in rows if row.what == "images per second"), None)
 
 
-def several(settings: Settings, found: Findings) -> None:
+def several(settings: CheckSettings, found: Findings) -> None:
     """Section 7: all GPUs over NCCL; contexts where they belong, SIGTERM, resumption, `repo-pt`."""
     import torch
 
@@ -172,7 +172,7 @@ def several(settings: Settings, found: Findings) -> None:
 
 
 def contexts(found: Findings, *, ranks: int) -> None:
-    """Look whether each GPU holds its own rank's process alone."""
+    """Check that each GPU holds its own rank's process alone."""
     try:
         text = subprocess.run(QUERY, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:

@@ -25,7 +25,7 @@ class Section:
 
     name: str
     work: str
-    """Module and function, which takes `Settings` and `Findings`."""
+    """Module and function, which takes `CheckSettings` and `Findings`."""
     limit_s: float
     gpus: int = 0
     """Fewest GPUs that it makes sense with; from 0 on it has a reduced form for CPUs."""
@@ -47,7 +47,7 @@ SECTIONS = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class CheckSettings:
     """What a section is told."""
 
     device: str
@@ -135,7 +135,7 @@ def main() -> None:
     end_with_parent(signal.SIGKILL)
     lines = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    number, settings = int(sys.argv[1]), Settings(**json.loads(sys.argv[3]))
+    number, settings = int(sys.argv[1]), CheckSettings(**json.loads(sys.argv[3]))
     module, _, name = sys.argv[2].partition(":")
     work = getattr(importlib.import_module(module), name)
     work(settings, Findings(number, lines, timed=not settings.small))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import step_setup as setup
 from benchmarks.gpu_numbers import SMALL, started
-from benchmarks.gpu_sections import Findings, Settings
+from benchmarks.gpu_sections import CheckSettings, Findings
 from benchmarks.step_bare import steps as bare_steps
 from harl_fast.config import RunConfig, load_config
 from harl_fast.data.loader import Batch
@@ -51,7 +51,7 @@ class Bench:
 
 
 def configs(
-    settings: Settings, *changes: str, engine: tuple[str, ...] = ()
+    settings: CheckSettings, *changes: str, engine: tuple[str, ...] = ()
 ) -> tuple[RunConfig, EngineConfig]:
     """Return `paper` and the file for any GPU, at 512 images in one pass; reduced on a CPU."""
     reduced = ["model.arch=resnet18", *SMALL, "data.size_schedule=32"] if settings.small else []
@@ -83,7 +83,7 @@ def noise(
 
 
 def bench(
-    settings: Settings, machine: Machine, *changes: str, engine: tuple[str, ...] = ()
+    settings: CheckSettings, machine: Machine, *changes: str, engine: tuple[str, ...] = ()
 ) -> Bench:
     """Return a step's objects, built as a run's are."""
     config, engine_config = configs(settings, *changes, engine=engine)
@@ -93,7 +93,7 @@ def bench(
     return Bench(Stepper(state), noise(config, machine, size=size))
 
 
-def typical(settings: Settings, machine: Machine, work: Work) -> float:
+def typical(settings: CheckSettings, machine: Machine, work: Work) -> float:
     """Return the median time from one call to the next in ms, of the device where there is one."""
     warm, count = (1, SMALL_COUNT) if settings.small else (WARM, COUNT)
     for _ in range(warm):
@@ -113,7 +113,7 @@ def typical(settings: Settings, machine: Machine, work: Work) -> float:
     return statistics.median(before.elapsed_time(after) for before, after in pairwise(events))
 
 
-def step(settings: Settings, found: Findings) -> None:
+def step(settings: CheckSettings, found: Findings) -> None:
     """Section 3: a step's time, memory and parts, beside a bare loop's."""
     machine = started()
     ours = bench(settings, machine)
@@ -145,7 +145,7 @@ def step(settings: Settings, found: Findings) -> None:
     found.note("step at ZeRO stage 1", typical(settings, machine, sharded.step), "ms")
 
 
-def parts(settings: Settings, ours: Bench, machine: Machine) -> dict[str, float]:
+def parts(settings: CheckSettings, ours: Bench, machine: Machine) -> dict[str, float]:
     """Return the time of each part of a step in ms, by the step's own objects."""
     state, batch = ours.stepper.state, ours.batch
     assert isinstance(state, TrainState) and state.photometric is not None
@@ -189,7 +189,7 @@ def parts(settings: Settings, ours: Bench, machine: Machine) -> dict[str, float]
     return found
 
 
-def over_bare(settings: Settings, ours: Bench, machine: Machine) -> float:
+def over_bare(settings: CheckSettings, ours: Bench, machine: Machine) -> float:
     """Return a step's time over that of a bare loop of the same operations, in turns."""
     state = ours.stepper.state
     assert isinstance(state, TrainState)
@@ -211,7 +211,7 @@ def over_bare(settings: Settings, ours: Bench, machine: Machine) -> float:
     return statistics.median(turns)
 
 
-def compiled(settings: Settings, found: Findings) -> None:
+def compiled(settings: CheckSettings, found: Findings) -> None:
     """Section 5: the same step under torch.compile, at two sizes of views."""
     machine = started()
     sizes = (24, 32) if settings.small else (192, 224)

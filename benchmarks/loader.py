@@ -18,7 +18,7 @@ from harl_fast.program import head, run_main
 BARS = ("L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9", "L10")
 BASE = Path("data/bench")
 BATCH, WORKER_BATCH, LEAD = 128, 32, 6
-"""Samples a batch; for DataLoader, whose workers make whole batches; batches not counted."""
+"""Samples per batch; for DataLoader, whose workers make whole batches; batches not counted."""
 MEMORY_BATCH, STARTS = 512, 3
 
 
@@ -49,7 +49,7 @@ with head(__name__, parse):
 
 
 def plans(names: list[str], root: Path, *, count: int, cores: int, log: Path) -> dict[str, Any]:
-    """Return each contender's settings; a store that cannot be written is left out, and said."""
+    """Return each contender's settings; a store that cannot be written is left out, with a note."""
     batch = max(4, min(BATCH, count // (2 * LEAD)))
     images = str(root / "source/train")
     files = {"module": "bare", "images": images, "threads": cores, "lead": 1}
@@ -118,7 +118,7 @@ def alone(args: argparse.Namespace, root: Path, *, cores: int, logs: Path) -> di
                 progress.advance()
             taken["first start"], taken["starts"] = starts[0], starts[1:]
         if "L7" in args.bars:
-            # Six batches an epoch: every buffer of the loader is filled.
+            # Six batches per epoch: every buffer of the loader is filled.
             large = settings | {"batch": min(MEMORY_BATCH, args.count // 6), "ahead": 3}
             taken["memory"] = solo.measure("memory", large, threads=cores, log=logs / "solo.log")
             progress.advance()
@@ -126,7 +126,7 @@ def alone(args: argparse.Namespace, root: Path, *, cores: int, logs: Path) -> di
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; 0 even when a bar is missed, for the table says so."""
+    """Run the benchmark; 0 even when a bar is missed: the table says so."""
     args = parse(argv)
     cores, logs = usable_cores(), args.out.parent / "logs"
     check_output(args.out, option="--out")

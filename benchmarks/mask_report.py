@@ -15,7 +15,7 @@ COLUMNS = ("iou", "fbeta", "mae", "cells")
 HEADS = ("IoU", "F-beta", "MAE", "cells")
 
 Results = Mapping[str, Mapping[str, Any]]
-"""By method: scores (by set and part, a mapping of `COLUMNS`), speed (images/s, one a round) and
+"""By method: scores (by set and part, a mapping of `COLUMNS`), speed (images/s, one per round) and
 shares (empty, full, stand_in) as far as they were measured."""
 
 
@@ -34,7 +34,7 @@ def check_rows(results: Results) -> list[Row]:
         found = results.get(name, {})
         if found.get("speed"):
             s = spread(found["speed"])
-            what = f"{name}, images/s a core"
+            what = f"{name}, images/s per core"
             rows.append(Row("M3", what, s.median, "/s", SPEED_FLOOR, goal, s))
         if "shares" in found:
             empty_or_full = 100 * (found["shares"]["empty"] + found["shares"]["full"])
@@ -62,7 +62,7 @@ def verdicts(rows: Sequence[Row]) -> str:
 
 
 def score_table(results: Results, sets: Mapping[str, Sequence[str]]) -> str:
-    """Return the scores as text: a block a set, a line a method, a group of columns a part."""
+    """Return the scores as text: a block per set, a line per method, columns per part."""
     blocks = []
     for name, parts in sets.items():
         head = f"{name:<22}" + "".join(f"{'| ' + part:<31}" for part in parts)

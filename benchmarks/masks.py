@@ -123,7 +123,7 @@ def shares(contender: Contender, files: Sequence[Path], progress: Progress) -> d
 def speeds(
     some: Sequence[Contender], images: Sequence[Pixels], *, rounds: int
 ) -> dict[str, list[float]]:
-    """Return images per second of CPU time, one figure a round, in turns A B C A B C.
+    """Return images per second of CPU time, one figure per round, in turns A B C A B C.
 
     CPU time of all threads: other programs and extra threads do not flatter a method.
     """

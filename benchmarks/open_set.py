@@ -13,11 +13,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from harl_fast.options import whole_number
 from harl_fast.program import run_main
+
+if TYPE_CHECKING:
+    from harl_fast.data.container.manifest import Manifest
 
 SHARD, EACH_BYTES, CLASSES, MASK_SIZE = 200_000, 50_000, 1000, 64
 _OPEN = """
@@ -69,7 +73,7 @@ def make_set(folder: Path, count: int) -> Path:
     return path
 
 
-def _write_shard(path: Path, first: int, count: int):  # type: ignore[no-untyped-def]
+def _write_shard(path: Path, first: int, count: int) -> Manifest:
     from ffcv.fields import IntField, RGBImageField
     from ffcv.types import ALLOC_TABLE_TYPE, HeaderType
 
@@ -136,7 +140,9 @@ def _write_shard(path: Path, first: int, count: int):  # type: ignore[no-untyped
             created="2026-01-01T00:00:00+00:00",
             tool_versions={},
             tables_sha256=tables_sha256(path),
-            sums_sha256=write_sums(path, rng.integers(1, 2**63, 2 * count, dtype=np.uint64)),
+            sums_sha256=write_sums(
+                path, rng.integers(1, 2**63, 2 * count, dtype=np.uint64).tolist()
+            ),
         ),
     )
 

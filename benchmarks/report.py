@@ -87,7 +87,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def rates(rounds: Rounds) -> dict[str, list[float]]:
-    """Return each contender's samples per second, one a round."""
+    """Return each contender's samples per second, one per round."""
     return {name: [r["samples"] / r["seconds"] for r in turns] for name, turns in rounds.items()}
 
 

@@ -18,7 +18,7 @@ from harl_fast.optim.build import build_optimizer
 
 
 def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield (samples, figures) a step for ever; see `step_ours.batches`."""
+    """Yield (samples, figures) per step for ever; see `step_ours.batches`."""
     setup.quiet_threads(settings)
     keep_freed_memory()  # as `build` does: the loop is measured, not the allocator
     harl = build_model(setup.run_config(settings["loss"]))

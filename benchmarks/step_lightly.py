@@ -49,7 +49,7 @@ class BYOL(nn.Module):
 
 
 def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield (samples, figures) a step for ever; see `step_ours.batches`."""
+    """Yield (samples, figures) per step for ever; see `step_ours.batches`."""
     setup.quiet_threads(settings)
     torch.manual_seed(0)
     model = BYOL()

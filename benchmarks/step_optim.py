@@ -101,7 +101,7 @@ def _ema(name: str, harl: HARL) -> Callable[[], None]:
 
 
 def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield (1, figures) a step for ever. settings: what (lars, ema), name, threads."""
+    """Yield (1, figures) per step for ever. settings: what (lars, ema), name, threads."""
     setup.quiet_threads(settings)
     harl = build_model(setup.run_config("byol+f_loss", arch="resnet50"))
     make = {"lars": _lars, "ema": _ema}[settings["what"]]

@@ -46,7 +46,7 @@ def second_rank(settings: dict[str, Any]) -> int:
 
 
 def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield (samples, figures) a step for ever; figures are filled where the meter is read.
+    """Yield (samples, figures) per step for ever; figures are filled where the meter is read.
 
     settings: loss, precision, channels_last, batch (of a rank), threads; keep_stage: ZeRO's
     buffers; compile: torch.compile; sizes: of the views, two by default; see also `second_rank`.

@@ -1,4 +1,4 @@
-"""What ranks tell each other: sums, means and rows, over the devices or from host to host.
+"""Communication between ranks: sums, means and rows, over devices or from host to host.
 
 All ranks must call each of these functions, in the same order.
 """

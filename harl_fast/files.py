@@ -286,7 +286,7 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def tell(text: str, stream: TextIO) -> None:
+def try_write(text: str, stream: TextIO) -> None:
     """Write ``text`` to a terminal or log at once, or leave it out if that is not possible.
 
     The work that it tells of goes on when its terminal is closed, the reader of its pipe has ended
@@ -303,8 +303,8 @@ def tell(text: str, stream: TextIO) -> None:
 
 
 def to_stderr(text: str) -> None:
-    """Print a text on standard error as one line, as `tell` does."""
-    tell(f"{one_line(text)}\n", sys.stderr)
+    """Print a text on standard error as one line, as `try_write` does."""
+    try_write(f"{one_line(text)}\n", sys.stderr)
 
 
 class LiveLine:
@@ -318,13 +318,13 @@ class LiveLine:
         """Put ``text`` in place of the line; cut to the terminal's width, or it could not be."""
         if self.tty:
             text = text[: max(shutil.get_terminal_size().columns - 1, 20)]
-            tell(f"\r{text.ljust(self._width)}", self.stream)
+            try_write(f"\r{text.ljust(self._width)}", self.stream)
             self._width = len(text)
 
     def clear(self) -> None:
         """Blank the line, so that other text can be printed in its place."""
         if self._width:
-            tell(f"\r{' ' * self._width}\r", self.stream)
+            try_write(f"\r{' ' * self._width}\r", self.stream)
             self._width = 0
 
 
@@ -363,7 +363,7 @@ class Progress:
         self._line.clear()
         if elapsed < self.least_s:
             return
-        tell(
+        try_write(
             f"{self.label}: {self.done:,} of {self.total:,} {self.unit} in "
             f"{format_seconds(elapsed)}, {_per_second(rate)}{state}\n",
             self._stream,
@@ -385,7 +385,7 @@ class Progress:
         if self._line.tty:
             self._line.show(text)
         else:
-            tell(f"{text}\n", self._stream)
+            try_write(f"{text}\n", self._stream)
 
 
 def _per_second(rate: float) -> str:

@@ -157,7 +157,7 @@ class FinetuneConfig(Section):
     random: bool = False
     """Start from a fresh network of the checkpoint's kind, the baseline."""
     subset: str = Field("", max_length=4096)
-    """Train on these alone: a file with a name a line, a share such as 1%, or 5-per-class."""
+    """Train on these alone: a file with one name per line, a share such as 1%, or 5-per-class."""
     subset_seed: int = Field(0, ge=0, le=SEED_MAX)
     """Of a share's draw."""
     data: ReadingConfig = ReadingConfig()

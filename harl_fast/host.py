@@ -1,4 +1,4 @@
-"""What this process may use of its machine, and what time it is there."""
+"""The resources that this process may use on its machine, and the time there."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|-?(nan|i
 
 
 class Parser(argparse.ArgumentParser):
-    """Names all that a command line misses, and what of it is unknown, in one error.
+    """Names all that a command line lacks, and all unknown words in it, in one error.
 
     A URL is no `Path`: it would be a folder of that name, such as ``s3:``.
     """
@@ -87,13 +87,13 @@ def checked(read: Callable[[str], Value]) -> Callable[[str], Value]:
     argparse itself drops what a ValueError says.
     """
 
-    def tell(text: str) -> Value:
+    def parse(text: str) -> Value:
         try:
             return read(text)
         except (ValueError, HarlError) as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return tell
+    return parse
 
 
 def refuse_given(
@@ -146,10 +146,10 @@ def _within(value: Number, low: float, high: float, bounds: str) -> Number:
 
 
 def crop_rule(text: str) -> tuple[str, float]:
-    """Return a crop's kind and threshold: random, foreground or center-on-foreground.
+    """Return a crop's kind (random, foreground, center-on-foreground, background) and threshold.
 
-    text: "random", "center-on-foreground", "background" (threshold 0 all), or "foreground>=T", T in
-    (0, 1]. Raises ValueError for anything else.
+    text: "random", "center-on-foreground" or "background", whose threshold is 0, or
+    "foreground>=T" with T in (0, 1]. Raises ValueError for anything else.
     """
     if text in ("random", "center-on-foreground", "background"):
         return text, 0.0

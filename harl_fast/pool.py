@@ -80,7 +80,7 @@ class Team(Generic[TaskT, ResultT]):
         work: picklable. describe names a task in messages. run: how many tasks that follow one
         another a worker gets together, up to `TASKS_AHEAD`. then: a second step, ``then(kept,
         word)``: ``work`` returns ``(result, kept)``, of which the latter stays in the worker until
-        `tell` sends the word.
+        `follow_up` sends the word.
         """
         self._work, self._describe, self._run, self._then = work, describe, run, then
         self._workers = workers
@@ -88,8 +88,8 @@ class Team(Generic[TaskT, ResultT]):
         self._serving: list[_Worker[TaskT]] = []
         self._tasks: Iterator[tuple[int, TaskT]] = iter(())
         self._finished: dict[int, tuple[_Worker[TaskT], TaskT, ResultT]] = {}
-        self._untold: deque[tuple[_Worker[TaskT], TaskT]] = deque()
-        self._ahead = self._telling = 0
+        self._pending: deque[tuple[_Worker[TaskT], TaskT]] = deque()
+        self._ahead = self._following = 0
         """Tasks whose result the consumer has not got, and second steps that are not done."""
 
     def __enter__(self) -> Team[TaskT, ResultT]:
@@ -131,22 +131,22 @@ class Team(Generic[TaskT, ResultT]):
                 worker, task, result = self._finished.pop(shown)
                 self._ahead -= 1
                 if self._then is not None:
-                    self._untold.append((worker, task))
+                    self._pending.append((worker, task))
                 yield result
                 shown += 1
             if not self._advance():
                 return
 
-    def tell(self, word: object) -> None:
-        """Have the second step done of the first result that waits for it, where it was made."""
-        worker, task = self._untold.popleft()
+    def follow_up(self, word: object) -> None:
+        """Start the second step of the first result without one, in the worker that has it."""
+        worker, task = self._pending.popleft()
         worker.orders.append((None, task))
-        self._telling += 1
+        self._following += 1
         self._send(worker, [(False, word)])
 
     def settle(self) -> None:
         """Wait until all second steps are done."""
-        while self._telling:
+        while self._following:
             self._advance()
         self._supply()
 
@@ -174,7 +174,7 @@ class Team(Generic[TaskT, ResultT]):
             return True
         taken = list(itertools.islice(self._tasks, self._run))
         if not taken:
-            waiting = self._then is not None and (self._finished or self._untold)
+            waiting = self._then is not None and (self._finished or self._pending)
             return bool(worker.orders or waiting)
         worker.orders.extend(taken)
         self._ahead += len(taken)
@@ -199,7 +199,7 @@ class Team(Generic[TaskT, ResultT]):
             first, *trace = problem.split("\n")
             raise DataError(f"a worker failed on {self._describe(task)}. {first}", *trace)
         if number is None:
-            self._telling -= 1
+            self._following -= 1
         else:
             self._finished[number] = worker, task, result
 

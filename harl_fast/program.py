@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 from harl_fast.errors import ConfigError, HarlError, explain, one_line, shown
-from harl_fast.files import naming, tell, to_stderr
+from harl_fast.files import naming, to_stderr, try_write
 from harl_fast.supervision import TOLD, answering
 
 _INTERRUPTED = "interrupted: no file is left half-written"
@@ -77,7 +77,7 @@ def _complain(message: str) -> None:
     """Print an error; all but its first line are indented, see `HarlError`."""
     if len(message) > LONGEST:
         message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
-    tell(f"error: {message}\n", sys.stderr)
+    try_write(f"error: {message}\n", sys.stderr)
 
 
 def run_main(main: Callable[[], int]) -> None:

@@ -167,6 +167,11 @@ def _holds_run(run: RunFolder) -> bool:
     return run.config.exists() and run.engine.exists()
 
 
+def runs_of_seeds(folder: Path) -> list[Path]:
+    """Return the runs in a folder of ``--seeds``, in the order of their names; none in others."""
+    return sorted(each.parent for each in folder.glob("seed-*/config.yaml"))
+
+
 def before_a_run(path: Path) -> bool:
     """Return whether a process that ended before its run had begun left this in its folder."""
     names = ("deepspeed.log", "engine.json", "provenance.json", "preempted", "run.json")

@@ -1,13 +1,14 @@
-"""Safetensors files under any name, whose failures are those of files."""
+"""Files of tensors: of any name and size, with failures that are those of files."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
@@ -24,6 +25,31 @@ def open_tensors(path: Path) -> Iterator[Any]:
         name = f"/proc/self/fd/{stream.fileno()}"  # the library refuses names that are not UTF-8
         with safe_open(name, framework="pt") as found:
             yield found
+
+
+@contextlib.contextmanager
+def open_folder(path: Path) -> Iterator[str]:
+    """Yield a name of a folder that the library takes: its own need not be UTF-8."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{handle}"
+    finally:
+        os.close(handle)
+
+
+def grows(stream: BinaryIO) -> bool:
+    """Return whether a file is a zip archive that is larger unpacked, as compressed ones are.
+
+    Neither NumPy nor torch writes such, both read them, and a megabyte can become gigabytes.
+    """
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            unpacked = sum(each.file_size for each in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError):
+        return False
+    finally:
+        stream.seek(0)
+    return unpacked > os.fstat(stream.fileno()).st_size
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from harl_fast import drawing
-from harl_fast.config import RunConfig
+from harl_fast.config import RunConfig, ViewConfig
 from harl_fast.data.container.fields import pack_mask
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.occupancy import Occupancy, histogram
@@ -43,6 +43,8 @@ _BOXES = (
 _DIMMED, _LINES = (40, 16, 60), (140, 140, 140)
 """What cells without foreground fade to, and the lines between cells."""
 _BAR = (0, 120, 190)
+_GROUNDS = (176, 196, 222), (222, 184, 135)
+"""Of the mark for replaced backgrounds."""
 
 
 def contact_sheet(
@@ -101,7 +103,7 @@ def contact_sheet(
     finally:
         loader.close()
     title = f"What the network receives from {beton}, epoch {epoch}"
-    write_png(out, drawing.sheet(rows, title=title, legend=_legend(len(views))), about=about)
+    write_png(out, drawing.sheet(rows, title=title, legend=_legend(config.data.views)), about=about)
 
 
 def occupancy_chart(found: Occupancy, out: Path, *, about: Mapping[str, Any]) -> None:
@@ -202,7 +204,7 @@ def _celled(picture: Picture, cells: npt.NDArray[np.float32]) -> Picture:
     return mixed
 
 
-def _legend(views: int) -> drawing.Legend:
+def _legend(views: Sequence[ViewConfig]) -> drawing.Legend:
     corner = np.full((14, 26, 3), drawing.PAPER, np.uint8)
     corner[3:], corner[5:, 2:], corner[3:11, :8] = _BOXES[0], drawing.PAPER, _BOXES[0]
     ramp = _celled(
@@ -210,8 +212,20 @@ def _legend(views: int) -> drawing.Legend:
     )
     return [
         (drawing.OUTLINE, "outline of the mask"),
-        *((_BOXES[view], f"box of view {view + 1}") for view in range(views)),
+        *((_BOXES[view], f"box of view {view + 1}") for view in range(len(views))),
         (corner, "filled corner: the view's top left (at the right: flipped)"),
         (ramp, "mask cells: background dimmed, foreground bright"),
+        *_replaced(views),
         drawing.NO_IMAGE,
     ]
+
+
+def _replaced(views: Sequence[ViewConfig]) -> drawing.Legend:
+    """Say how often the background is another sample's, if ever."""
+    shares = sorted({view.background_p for view in views})
+    if not any(shares):
+        return []
+    mark = np.full((14, 26, 3), _GROUNDS[0], np.uint8)
+    mark[:, 13:], mark[4:-4, 4:9], mark[4:-4, 17:22] = _GROUNDS[1], drawing.INK, drawing.INK
+    share = " to ".join(f"{each:.0%}" for each in dict.fromkeys((shares[0], shares[-1])))
+    return [(mark, f"foreground on another sample's background in {share} of the views")]

@@ -20,7 +20,7 @@ import psutil
 
 from harl_fast.engine.ranks import FarRanks, markers, ranks_below, run_folder, send, was_lost
 from harl_fast.errors import one_line
-from harl_fast.files import tell
+from harl_fast.files import to_stderr
 from harl_fast.host import has_gpu_driver
 from harl_fast.supervision import adopt_orphans, guard_variable, heeds_hangup
 
@@ -71,7 +71,7 @@ def main(command: list[str]) -> int:
         return 130 if signal.SIGINT in got else 0
     if code <= 0:
         why = "its launcher died" if lost else "it has no new marker"
-        tell(one_line(f"error: {folder}: {why}: the job did not end well") + "\n", sys.stderr)
+        to_stderr(f"error: {folder}: {why}: the job did not end well")
     return code if code > 0 else 1
 
 

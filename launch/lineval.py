@@ -48,6 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         add(flag, **settings)
     add("--subset", metavar="S", help="training samples: FILE of names, 1%%, 5-per-class")
     add("--out", type=Path, help="JSON file (default: lineval.json beside --ckpt)")
+    add("--pictures", action="store_true", help="also draw the result")
     add("--deepspeed_config", type=Path, help="engine file of imagenet")
     add("--preset", help=f"of imagenet: {', '.join(LINEAR_PRESETS)} (default: the first)")
     add("--local_rank", type=whole_number(-1, 10**6), default=0, help=argparse.SUPPRESS)
@@ -67,6 +68,10 @@ def main(argv: list[str] | None = None) -> int:
         return linear(engine_file=args.pop("deepspeed_config", None), **args)
     from harl_fast.engine.lineval import lineval
 
+    if args.pop("pictures", False):
+        from harl_fast.tools.pictures import beside
+
+        args["draw"] = beside(args["data"])
     return lineval(**args)
 
 

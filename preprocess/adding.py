@@ -23,7 +23,7 @@ from harl_fast.data.container.manifest import (
 from harl_fast.errors import DataError, few, one_line, shown
 from harl_fast.files import Progress, sha256_file
 from preprocess.assemble import Existing
-from preprocess.convert import Settings
+from preprocess.convert import ConversionSettings
 from preprocess.images.prints import NONE
 from preprocess.images.reading import GreyRange, parse_range
 from preprocess.masks.registry import SUPERVISION
@@ -68,7 +68,7 @@ class Base:
             read_report(LocalPlace(out), f"{split}.report.json")  # will be part of the new one
         return Base(out, found)
 
-    def settings(self, settings: Settings) -> Settings:
+    def settings(self, settings: ConversionSettings) -> ConversionSettings:
         """Return the settings for new images, which are stored as the others are.
 
         A range or number of channels that is left to the images is what was found for the others.
@@ -105,7 +105,7 @@ class Base:
         return settings
 
     def extend(self, source: Source, *, new_classes: bool) -> tuple[Source, Base]:
-        """Return what of a source is not there yet, and the set it is added to.
+        """Return those images of a source that the set lacks, and the set that they are added to.
 
         Labels and classes of the source returned are the set's. Raises `DataError` for images that
         do not belong there: without labels among labelled ones, of other classes without

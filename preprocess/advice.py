@@ -19,7 +19,7 @@ from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import DataError
 from harl_fast.host import CACHE_SHARE, available_bytes
 from preprocess.build import build
-from preprocess.convert import Sample, Settings, Task, convert
+from preprocess.convert import ConversionSettings, Sample, Task, convert
 from preprocess.masks.registry import parse_spec
 from preprocess.places import LocalPlace
 from preprocess.sources import Source, Split
@@ -36,7 +36,7 @@ MOST_ENCODED, LEAST_ENCODED, ENCODED_SHARE = 64, 8, 0.002
 set that one core takes no time for them beside its conversion by many, even by passthrough."""
 
 
-def advise(source: Source, settings: Settings, manifest: Manifest) -> Iterator[str]:
+def advise(source: Source, settings: ConversionSettings, manifest: Manifest) -> Iterator[str]:
     """Yield the lines about the stores that follow a conversion.
 
     manifest: of the training split, which is read again and again; a validation split is not.
@@ -92,7 +92,7 @@ def recommend(sizes: Mapping[str, float], costs: Mapping[str, float], memory: in
     return f"favoured here: {best}; {gain:.1f} times as fast as jpg, and it fits in {room}"
 
 
-def measure(source: Source, settings: Settings, split: str) -> dict[str, float]:
+def measure(source: Source, settings: ConversionSettings, split: str) -> dict[str, float]:
     """Return what an image costs the loader in each store: microseconds on one core.
 
     Writes small containers of evenly spaced images into a temporary folder and reads them with the
@@ -126,7 +126,7 @@ def _loader_cost_us(path: Path) -> float:
     return 1e6 * min(seconds[1:])
 
 
-def _jpg_bytes_per_pixel(split: Split, settings: Settings) -> float | None:
+def _jpg_bytes_per_pixel(split: Split, settings: ConversionSettings) -> float | None:
     plain = replace(settings, store=Store("jpg"), mask_method=parse_spec("full"))
     count = min(max(round(ENCODED_SHARE * len(split.names)), LEAST_ENCODED), MOST_ENCODED)
     some = _subset(split, count)

@@ -178,7 +178,7 @@ with head(__name__, parse):
     from preprocess.adding import Base
     from preprocess.advice import advise
     from preprocess.build import build
-    from preprocess.convert import Settings
+    from preprocess.convert import ConversionSettings
     from preprocess.demo.make import DemoSettings, make_demo_set
     from preprocess.images.settle import settle
     from preprocess.places import LocalPlace, Place
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; raises `DataError` when it cannot be done."""
     args = parse(argv)
     require_compiler()
-    settings = Settings(
+    settings = ConversionSettings(
         args.max_resolution,
         args.quality,
         args.mask_size,
@@ -253,7 +253,7 @@ def _replaced(out: Path | str, source: Source) -> str:
     )
 
 
-def _advise(source: Source, settings: Settings, manifest: Manifest) -> None:
+def _advise(source: Source, settings: ConversionSettings, manifest: Manifest) -> None:
     try:
         for line in advise(source, settings, manifest):
             print(line, flush=True)

@@ -15,7 +15,7 @@ from harl_fast.files import Progress, check_output
 from harl_fast.pool import TASKS_AHEAD, Team
 from preprocess.adding import Base
 from preprocess.assemble import OF_A_SET, Existing, SplitPlan, assemble
-from preprocess.convert import Sample, Settings, Task, convert_and_keep
+from preprocess.convert import ConversionSettings, Sample, Task, convert_and_keep
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.sources import MaskList, open_masks
 from preprocess.places import LocalPlace, Place
@@ -31,7 +31,7 @@ from preprocess.writer import write_parts
 def build(
     source: Source,
     place: Place,
-    settings: Settings,
+    settings: ConversionSettings,
     *,
     masks: Path | None,
     workers: int,
@@ -86,7 +86,7 @@ def _plan(
     split: str,
     masks: MaskList,
     source: Source,
-    settings: Settings,
+    settings: ConversionSettings,
     shard_size: int | None,
     existing: Existing | None,
 ) -> SplitPlan:
@@ -131,7 +131,7 @@ def _check_outputs(place: Place, plan: SplitPlan) -> None:
 
 
 def _check_ours(place: Place, split: str) -> None:
-    """Raise `DataError` for files with a container's names that are none's, such as COCO's."""
+    """Raise `DataError` for files that are only named as a container's, such as COCO's."""
     manifest = f"{split}.json"
     there = [name for name in (manifest, f"{split}.beton") if place.exists(name)]
     with contextlib.suppress(DataError):
@@ -154,7 +154,7 @@ def _check_leftover(place: Place, source: Source) -> None:
         )
 
 
-def _check_masks(masks: MaskList, settings: Settings) -> None:
+def _check_masks(masks: MaskList, settings: ConversionSettings) -> None:
     """Compare how `make masks` made the mask files, if it did, with how images are stored."""
     if masks.made is None:
         return

@@ -25,7 +25,7 @@ from preprocess.sources import Rejected
 
 
 @dataclass(frozen=True)
-class Settings:
+class ConversionSettings:
     """How images are stored and masks are made."""
 
     max_resolution: int
@@ -88,7 +88,7 @@ class Sample(NamedTuple):
 
     @property
     def parts(self) -> Parts:
-        """What of it fills a container."""
+        """The bytes that go into a container."""
         return self.image, self.mask
 
 
@@ -97,7 +97,7 @@ Parts = tuple[Bits, bytes]
 
 
 def convert_and_keep(
-    tasks: list[Task], settings: Settings, methods: tuple[MethodSpec, ...] = ()
+    tasks: list[Task], settings: ConversionSettings, methods: tuple[MethodSpec, ...] = ()
 ) -> tuple[list[Sample | Rejected], list[Parts]]:
     """Return what `convert` does, but the images for themselves: they are to stay in a worker."""
     results = convert(tasks, settings, methods)
@@ -107,7 +107,7 @@ def convert_and_keep(
 
 
 def convert(
-    tasks: list[Task], settings: Settings, methods: tuple[MethodSpec, ...] = ()
+    tasks: list[Task], settings: ConversionSettings, methods: tuple[MethodSpec, ...] = ()
 ) -> list[Sample | Rejected]:
     """Return each task's sample, or why there is none.
 
@@ -133,7 +133,7 @@ def convert(
 
 
 def _draft(
-    task: Task, settings: Settings, *, looks: bool
+    task: Task, settings: ConversionSettings, *, looks: bool
 ) -> tuple[Sample | Rejected, LazyImage | None]:
     """Return a task's sample without its mask, and where that is made from; or why there is none.
 

@@ -62,7 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _check_mode(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with a usage error for options that what is drawn has no use for."""
+    """End with a usage error for options that do not apply to what is drawn."""
     of_views = ("config", "overrides", "ids", "epoch", "stats")
     making = ("mask_method", "range", "icc", "keep_warned")
     if args.masks:

@@ -32,7 +32,7 @@ from harl_fast.files import sha256_file, sync, write_json
 from harl_fast.host import utc_time
 from harl_fast.kinds import Text, of_kind
 from harl_fast.pool import Team
-from preprocess.convert import Sample, Settings, Task
+from preprocess.convert import ConversionSettings, Sample, Task
 from preprocess.masks.registry import CHUNK, UNKNOWN, most_supervised
 from preprocess.masks.sources import MaskList
 from preprocess.places import LocalPlace, Place
@@ -46,7 +46,7 @@ STEM = "shard"
 
 
 def report_path(beton: Path) -> Path:
-    """Return where the list of what a container lacks, and why, lies."""
+    """Return the path of the report on what a container lacks, and why."""
     return beton.with_name(f"{beton.stem}.report.json")
 
 
@@ -71,7 +71,7 @@ class Job:
     provider: str
     """See `Manifest`."""
     classes: list[str]
-    settings: Settings
+    settings: ConversionSettings
     mask_facts: tuple[dict[str, Any], dict[str, Any]]
     """For the manifest: without and with masks by a fall-back."""
     rejected: list[Rejected]
@@ -188,7 +188,7 @@ def write_shard(
             if team is None:
                 write_parts([sample.parts for sample in samples], places)
             else:
-                team.tell(places)
+                team.follow_up(places)
             advance(len(chunk))
         if team is not None:
             team.settle()
@@ -228,7 +228,7 @@ def _describe(beton: Path, job: Job, tally: Tally) -> None:
     check_container(beton, write_manifest(beton, manifest))
 
 
-def _store_facts(tally: Tally, settings: Settings) -> dict[str, Any]:
+def _store_facts(tally: Tally, settings: ConversionSettings) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "kind": settings.store.name,
         "max_resolution": settings.max_resolution,

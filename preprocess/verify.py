@@ -59,7 +59,7 @@ with head(__name__, parse):
     from preprocess.prints import read_prints
 
 CHUNK = 64
-"""Samples a worker takes at a time: about 0.1 s of decoding."""
+"""Samples that a worker takes at a time: about 0.1 s of decoding."""
 NAMED = 10
 """Damaged samples that are printed; the report lists all."""
 

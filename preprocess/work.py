@@ -24,7 +24,7 @@ import numpy.typing as npt
 from harl_fast import __version__
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, to_stderr
-from preprocess.convert import Settings
+from preprocess.convert import ConversionSettings
 from preprocess.images.members import ImageRef, Page, file_stamp
 from preprocess.masks.sources import MaskList
 from preprocess.places import FRESH, Place
@@ -72,7 +72,7 @@ def cut(sizes: npt.NDArray[np.int64], shard_size: int | None) -> list[range]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What of a split's images and mask files tells them from changed ones."""
+    """What tells a split's images and mask files from changed ones."""
 
     images: Stamps
     masks: Stamps
@@ -130,7 +130,12 @@ def digest_of(masks: MaskList, inputs: Inputs, rows: range) -> str:
 
 
 def recipe(
-    source: Source, masks: MaskList, settings: Settings, *, shard_size: int | None, first: int
+    source: Source,
+    masks: MaskList,
+    settings: ConversionSettings,
+    *,
+    shard_size: int | None,
+    first: int,
 ) -> dict[str, str]:
     """Return what all shards of a split depend on, by names that mean something to a user.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -26,9 +28,9 @@ def texts_drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     plain = ImageDraw.ImageDraw.text
 
-    def text(draw: ImageDraw.ImageDraw, at: object, words: str, *args: object, **more: object):  # type: ignore[no-untyped-def]
+    def text(draw: ImageDraw.ImageDraw, at: Any, words: str, *args: Any, **more: Any) -> None:
         found.append(words)
-        return plain(draw, at, words, *args, **more)  # type: ignore[arg-type]
+        plain(draw, at, words, *args, **more)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     return found

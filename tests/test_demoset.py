@@ -16,7 +16,7 @@ WANTED = set_name(IMAGES, SIDE_PX, seed=0)
 
 
 def containers(folder: Path, train: str, val: str) -> Path:
-    """Write what of two manifests says where the images come from."""
+    """Write two manifests that say where the images come from, and nothing else."""
     for split, source in (("train", train), ("val", val)):
         (folder / f"{split}.json").write_text(json.dumps({"source": source}))
     return folder

@@ -72,7 +72,7 @@ def test_a_second_step_is_done_once_in_the_process_of_the_first(run: int, tmp_pa
     with Team(keep, workers=3, describe=str, run=run, then=note) as team:
         results = team.map(range(40))
         for number, pid in enumerate(results):
-            team.tell((str(tmp_path), number, pid))
+            team.follow_up((str(tmp_path), number, pid))
         team.settle()
         assert sorted(int(path.name) for path in tmp_path.iterdir()) == list(range(40))
     assert {path.read_text() for path in tmp_path.iterdir()} == {"kept here"}
@@ -83,7 +83,7 @@ def test_workers_go_on_while_second_steps_are_awaited(tmp_path: Path) -> None:
         results = team.map(range(9))
         for first in range(0, 9, 3):
             for number, pid in zip(range(first, first + 3), results, strict=False):
-                team.tell((str(tmp_path), number, pid))
+                team.follow_up((str(tmp_path), number, pid))
             team.settle()
             assert len(list(tmp_path.iterdir())) == first + 3
 
@@ -91,7 +91,7 @@ def test_workers_go_on_while_second_steps_are_awaited(tmp_path: Path) -> None:
 def test_a_second_steps_own_error_of_the_system_is_raised_as_it_is(tmp_path: Path) -> None:
     with Team(keep, workers=2, describe=str, then=note) as team:
         for number, pid in enumerate(team.map(range(4))):
-            team.tell((str(tmp_path / "missing"), number, pid))
+            team.follow_up((str(tmp_path / "missing"), number, pid))
             break
         with pytest.raises(FileNotFoundError) as caught:
             team.settle()
@@ -101,7 +101,7 @@ def test_a_second_steps_own_error_of_the_system_is_raised_as_it_is(tmp_path: Pat
 def test_a_worker_that_is_killed_in_a_second_step_is_an_error_that_names_its_task() -> None:
     with Team(keep, workers=2, describe=lambda n: f"number {n}", then=note) as team:
         for _ in zip(range(3), team.map(range(9)), strict=False):
-            team.tell(None)
+            team.follow_up(None)
         with pytest.raises(DataError, match=r"worker process died \(SIGKILL\).*number [01]\b"):
             team.settle()
 

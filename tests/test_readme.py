@@ -150,13 +150,26 @@ def test_the_python_of_the_readme_takes_an_exported_encoder(
 ) -> None:
     _, tensors = checkpoint(tmp_path / "run", arch="resnet18")
     export_encoder(tmp_path / "run", tmp_path / "out")
+    export_encoder(tmp_path / "run", tmp_path / "tv", to="torchvision")
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    hub, timm = block.replace("exports/my_photos", str(tmp_path / "out")).split("# Of networks")
+    for place, here in {
+        "runs/my_photos": tmp_path / "run",
+        "exports/my_photos": tmp_path / "out",
+        "exports/paper-torchvision": tmp_path / "tv",
+        "resnet50": "resnet18",
+    }.items():
+        block = block.replace(place, str(here))
+    own, others = block.split("# Of networks")
     monkeypatch.chdir(ROOT)
     found: dict[str, Any] = {}
-    exec(hub, found)
+    exec(own, found)
     features = found["model"](torch.zeros(2, 3, 64, 64))
-    exec(f"#{timm}", found)
+    maps = found["encoder"](torch.zeros(2, 3, 64, 64))
+    torch.testing.assert_close(maps.mean((2, 3)), features)
+    exec(f"#{others}", found)
+    resnet = found["resnet"].eval()
+    resnet.fc = torch.nn.Identity()
+    torch.testing.assert_close(resnet(torch.zeros(2, 3, 64, 64)), features)
     model = found["model"].eval()
     assert torch.equal(model.state_dict()["conv1.weight"], tensors["conv1.weight"])
     pooled = model.forward_head(model.forward_features(torch.zeros(2, 3, 64, 64)), pre_logits=True)

@@ -18,7 +18,7 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 
 
 def too_long(source: str, *, file_lines: int) -> Iterator[str]:
-    """Yield what of a file's text is above the limits."""
+    """Yield what exceeds the limits in a file's text."""
     lines = len(source.splitlines())
     if lines > file_lines:
         yield f"the file has {lines} lines, at most {file_lines} are allowed: split it"

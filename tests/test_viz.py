@@ -121,6 +121,20 @@ def test_pictures_of_a_pixels_width_are_drawn(tmp_path: Path) -> None:
     assert len(list(tiles_of(cv2.imread(str(tmp_path / "sheet.png")), rows=6, columns=5))) == 6
 
 
+@pytest.mark.parametrize(
+    ("shares", "said"), [((0, 0), ()), ((0.8, 0.8), ("80%",)), ((0, 0.5), ("0% to 50%",))]
+)
+def test_the_legend_says_how_often_backgrounds_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: tuple[float, float], said: tuple[str]
+) -> None:
+    path, texts = write_beton(tmp_path / "a.beton", plain_item, count=12), texts_drawn(monkeypatch)
+    overrides = [f"data.views.{view}.background_p={p}" for view, p in enumerate(shares)]
+    contact_sheet(path, load_config("small", overrides=overrides), tmp_path / "a.png", ids=[3])
+    found = [text for text in texts if "background in" in text]
+    what = "foreground on another sample's background in {} of the views"
+    assert found == [what.format(share) for share in said]
+
+
 def still_views() -> list[str]:
     overrides = [f"data.views.{view}.{item}" for view in range(2) for item in STILL]
     return [*overrides, *(f"data.views.{view}.ratio=[0.1, 10]" for view in range(2))]

@@ -114,7 +114,7 @@ class Buffers:
     def give_back(self, buffer: int) -> None:
         """Note that the consumer is done with a buffer, but for copies that a GPU still makes.
 
-        They may be anything asked of the GPU so far if it did not say which they are, by `copied`.
+        Unless the consumer named them by `copied`, all that the GPU was given so far is waited for.
         """
         if self._copied[buffer] is None:
             self.copied(buffer)

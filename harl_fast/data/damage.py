@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 @functools.cache  # said once, however many loaders read the container
-def tell_unchecked(path: Path, which: str) -> None:
+def warn_unchecked(path: Path, which: str) -> None:
     """Warn that a container has no sums that are compared as samples are read.
 
     Older ones have none, or CRC-32, which would take too long.

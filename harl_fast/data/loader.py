@@ -19,7 +19,7 @@ from torch import Tensor
 from harl_fast.data.buffers import Buffers
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import Manifest, manifest_path
-from harl_fast.data.damage import Check, Damage, Policy, tell_unchecked
+from harl_fast.data.damage import Check, Damage, Policy, warn_unchecked
 from harl_fast.data.decode import Decoder
 from harl_fast.data.order import VERSIONS, ChosenSamples, GlobalOrder, Kind, chunk_length
 from harl_fast.data.prefetch import PrefetchThread, Samples, check_process
@@ -110,7 +110,7 @@ class _Loader:
         for reason in self._container.index.left_out:
             _log.warning("left out, with all its samples: %s", reason)
         for file, instead in self._container.index.unchecked:
-            tell_unchecked(file, instead)
+            warn_unchecked(file, instead)
         self.damage = Damage(self._container, policy=damaged)
         self._process = os.getpid()
 

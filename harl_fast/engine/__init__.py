@@ -1,1 +1,1 @@
-"""Pretraining runs: the trainer, the DeepSpeed file, checkpoints, logs; joins all lower steps."""
+"""Runs of pretraining, fine-tuning and linear evaluation: loop, DeepSpeed, checkpoints, logs."""

@@ -1,4 +1,4 @@
-"""Options that all programs have which train under the engine."""
+"""Options of all programs that train under the engine."""
 
 from __future__ import annotations
 

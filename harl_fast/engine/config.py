@@ -110,7 +110,7 @@ class Fp16Section(Section):
 
 
 class ThroughputSection(Section):
-    """``timers.throughput``; off, since it waits for the device twice a step."""
+    """``timers.throughput``; off, since it waits for the device twice per step."""
 
     enabled: bool = False
     synchronized: bool = False

@@ -254,7 +254,7 @@ def load_optimizer_state(
 
 
 class _LogFile(logging.Handler):
-    """Appends lines to a file, or tells them where it cannot be written."""
+    """Appends lines to a file, or prints them where it cannot be written."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

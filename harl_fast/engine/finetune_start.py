@@ -142,7 +142,7 @@ def _check_network(asked: Asked, model: ModelConfig | None, *, where: Path) -> N
 
 
 def _fitting_batch(count: int, *, ranks: int) -> int:
-    """Return a global batch for so many images: `STEPS` an epoch, if not below `IMAGES` on each."""
+    """Return a global batch for so many images: `STEPS` per epoch, if not below `IMAGES` each."""
     each = count // ranks
     most = max(2, min(IMAGES, each), each // STEPS)
     return int(ranks * 2 ** (most.bit_length() - 1))

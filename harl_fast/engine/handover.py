@@ -1,4 +1,4 @@
-"""What rank 0 finds of a run goes to ranks on other machines: they need not see its folder."""
+"""Sends what rank 0 reads of a run to ranks on other machines, which need not see its folder."""
 
 from __future__ import annotations
 

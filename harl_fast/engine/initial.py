@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from harl_fast.config import ModelConfig
 from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
 from harl_fast.engine.networks import anchor, digest, is_foreign
 from harl_fast.errors import ConfigError
-from harl_fast.model.backbones import build_backbone
-from harl_fast.model.folder import WEIGHTS, is_folder, load_native
+from harl_fast.model.folder import WEIGHTS, fitting, is_folder
 from harl_fast.model.harl import HARL
 from harl_fast.model.names import listed, locate
 from harl_fast.model.weightfile import read_weights, refuse_other_frameworks
@@ -58,15 +56,11 @@ def open_initial(path: Path, model: ModelConfig) -> Checkpoint | EncoderFile:
             f"model.stem {model.stem}: the 3x3 stem in {path} has stride 1 and pads by 2, as "
             f"{located.naming.split()[0]} has it; set model.stem to small-pad2"
         )
-    with torch.random.fork_rng(devices=[]):
-        backbone = build_backbone(model)
-    matched, _ = load_native(backbone, located.backbone, where=str(path), arch=model.arch)
-    expected = backbone.native.state_dict()
-    weights = {name: tensor for name, tensor in located.backbone.items() if name in expected}
+    weights, expected = fitting(model, located.backbone, where=str(path))
     missing = [name for name in expected if name not in weights]
     over = sorted(name for name in located.backbone if name not in expected)
     note = (
-        f"{path}: {matched} of the {len(expected)} tensors of {model.arch} matched, "
+        f"{path}: {len(weights)} of the {len(expected)} tensors of {model.arch} matched, "
         f"{located.naming}; missing: {listed(missing)}; left over: {listed(over)}; the heads start "
         f"at random"
     )

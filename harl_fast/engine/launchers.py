@@ -1,4 +1,4 @@
-"""By which variables launchers tell a process its rank, brought into those that torch reads."""
+"""Launchers' variables that tell a process its rank, translated into those that torch reads."""
 
 from __future__ import annotations
 

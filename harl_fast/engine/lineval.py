@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,13 @@ def lineval(
     crop: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    draw: Callable[[Path], object] = lambda folder: None,
 ) -> int:
     """Judge the checkpoint's encoder, and a random one if asked; rank 0 prints and writes.
 
-    See launch/lineval.py for the arguments. Ranks share the features and k-NN's bank; heads are
-    rank 0's. Returns the exit code; raises HarlError.
+    See launch/lineval.py for the arguments. draw: called with the folder of the checkpoint's
+    result. Ranks share the features and k-NN's bank; heads are rank 0's. Returns the exit code;
+    raises HarlError.
     """
     run = home(ckpt)
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
@@ -99,7 +101,7 @@ def lineval(
         judged = {name: _judged(evaluator, each, name, asked) for name, each in encoders.items()}
         found = {name: result for name, result in judged.items() if result is not None}
         if machine.rank == 0:
-            _write_all(out, run, evaluator, encoders, found, seen, settings)
+            draw(_write_all(out, run, evaluator, encoders, found, seen, settings))
     return 0
 
 
@@ -111,8 +113,8 @@ def _write_all(
     found: Mapping[str, Evaluation],
     seen: dict[str, Any],
     settings: Mapping[str, Any],
-) -> None:
-    """Write the results of all encoders, and print them."""
+) -> Path:
+    """Write the results of all encoders, and print them; return the first one's folder."""
     _write_summary(out, evaluator, encoders["pretrained"], found, settings)
     folders = [
         _write(run, evaluator, encoders[name], result, name, seen, settings)
@@ -122,6 +124,7 @@ def _write_all(
     among = {"classes": evaluator.classes, "seed": settings["seed"]}
     print(table(found, chance=evaluator.chance(), **among))
     print("\n".join(one_line(f"result: {place}") for place in (out, *folders)))
+    return folders[0]
 
 
 def _take(held: contextlib.ExitStack, machine: Machine, outputs: Sequence[Path]) -> None:

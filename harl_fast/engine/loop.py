@@ -1,4 +1,4 @@
-"""A run's epochs, and below them its steps, of all trainings: what happens when, in order."""
+"""The epochs of any training, and below them its steps: what happens when, in order."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class Loop:
         return StopAction(collectives.max_over_ranks(action))
 
     def _check_skipped(self) -> None:
-        """Tell of steps without effect, and raise HarlError after too many of them in a row."""
+        """Report steps without effect, and raise HarlError after too many of them in a row."""
         log, folder = self.stepper.nonfinite, self.folder
         self.sinks.skipped(log.drain())
         if log.streak < self.state.config.log.max_skipped:

@@ -1,4 +1,4 @@
-"""When a run measures and what it tells: log records, alarms, online probes, contact sheets."""
+"""When a run measures and what it reports: log records, alarms, online probes, contact sheets."""
 
 from __future__ import annotations
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -31,15 +31,17 @@ from harl_fast.model.harl import HARL
 from harl_fast.model.heads import LinearHeads, MLPHead
 from harl_fast.model.names import RESNET, Receipt, locate, recognise
 from harl_fast.model.resnet import ARCHS
+from harl_fast.model.seeding import own_numbers
 from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import TORCH, read_weights, refuse_other_frameworks
 from harl_fast.tensorfile import open_tensors
 
+Part = TypeVar("Part", bound=nn.Module)
+
 
 def build_model(config: RunConfig) -> HARL:
     """Return the freshly initialised method on the CPU, a function of the configuration alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed + 1)  # the backbone draws from `seed` itself
+    with own_numbers(config.seed + 1):  # the backbone draws from `seed` itself
         encoder = random_encoder(config, seed=config.seed).train()
         roles = [view.role for view in config.data.views]
         return HARL(config.model, config.loss, backbone=encoder, roles=roles)
@@ -72,8 +74,7 @@ def compiled_graphs() -> int:
 
 def random_encoder(config: RunConfig, *, seed: int) -> Backbone:
     """Return a freshly initialised backbone, on the CPU and in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_numbers(seed):
         return build_backbone(config.model).eval()
 
 
@@ -105,8 +106,8 @@ def open_to_use(path: Path | str) -> Checkpoint:
 def encoder_of(checkpoint: Checkpoint) -> tuple[Backbone, RunConfig]:
     """Return the encoder and the configuration of a checkpoint, see `load_encoder`."""
     config = checkpoint.record.config
-    encoder = random_encoder(config, seed=0)
-    _load_part(encoder, checkpoint, "backbone", checkpoint.tensors("online.backbone"))
+    weights = checkpoint.tensors("online.backbone")
+    encoder = _part(lambda: random_encoder(config, seed=0), checkpoint, "backbone", weights)
     _check_features(
         encoder,
         size_px=config.data.views[0].size_px,
@@ -116,11 +117,15 @@ def encoder_of(checkpoint: Checkpoint) -> tuple[Backbone, RunConfig]:
     return encoder, config
 
 
-def _load_part(
-    module: nn.Module, checkpoint: Checkpoint, name: str, weights: Mapping[str, Tensor]
-) -> None:
+def _part(
+    build: Callable[[], Part], checkpoint: Checkpoint, name: str, weights: Mapping[str, Tensor]
+) -> Part:
+    """Return a part of a checkpoint's network with its weights."""
     try:
-        load_exactly(module, weights)
+        with torch.device("meta"):  # a few bytes can state a network of any size
+            load_exactly(build(), weights, assign=True)
+        load_exactly(module := build(), weights)
+        return module
     except RuntimeError as error:
         raise CheckpointError(
             f"{checkpoint.path} does not hold the {name} that its record describes "
@@ -261,7 +266,7 @@ def _of_folder(folder: Path) -> Pretrained:
         mean=found.mean,
         std=found.std,
         size_px=found.size_px,
-        receipt=Receipt(found.matched, found.total, naming, f"{folder} ({found.source})"),
+        receipt=Receipt(found.matched, found.matched, naming, f"{folder} ({found.source})"),
         weights_sha256=digest(found.backbone.native.state_dict()),
         source=folder,
         head=found.head,
@@ -278,9 +283,7 @@ def _of_file(path: Path) -> Pretrained:
     else:
         located = locate(tensors, where=str(path))
         model = recognise(located, where=str(path))
-    with torch.random.fork_rng(devices=[]):
-        backbone = build_backbone(model).eval()
-    matched, total = load_native(backbone, located.backbone, where=str(path), arch=model.arch)
+    backbone, matched = load_native(model, located.backbone, where=str(path))
     size_px = 224 if model.stem == "imagenet" else 32
     _check_features(backbone, size_px=size_px, where=str(path))
     grey = model.in_channels == 1
@@ -291,7 +294,7 @@ def _of_file(path: Path) -> Pretrained:
         mean=_stated(about, "mean") or (LUMA_MEAN if grey else RGB_MEAN),
         std=_stated(about, "std") or (LUMA_STD if grey else RGB_STD),
         size_px=size_px,
-        receipt=Receipt(matched, total, located.naming, str(path)),
+        receipt=Receipt(matched, matched, located.naming, str(path)),
         weights_sha256=digest(backbone.native.state_dict()),
         source=path,
     )
@@ -319,16 +322,14 @@ def _numbers(values: Sequence[float]) -> str:
 
 def random_like(pretrained: Pretrained, *, seed: int) -> Pretrained:
     """Return the same network freshly initialised: the baseline."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_numbers(seed):
         backbone = build_backbone(pretrained.model).eval()
         projector = pretrained.projector and fresh_projector(pretrained.model, backbone).eval()
-    count = pretrained.receipt.total
     return replace(
         pretrained,
         backbone=backbone,
         projector=projector,
-        receipt=Receipt(0, count, "freshly initialised", f"seed {seed}"),
+        receipt=Receipt(0, pretrained.receipt.total, "freshly initialised", f"seed {seed}"),
         weights_sha256=digest(backbone.native.state_dict()),
         head=None,
         classes=(),
@@ -379,9 +380,8 @@ def _projector_of(checkpoint: Checkpoint, backbone: Backbone) -> MLPHead | None:
         weights = checkpoint.tensors("online.projection")
     if not weights:
         return None
-    projector = fresh_projector(checkpoint.record.config.model, backbone).eval()
-    _load_part(projector, checkpoint, "projector", weights)
-    return projector
+    model = checkpoint.record.config.model
+    return _part(lambda: fresh_projector(model, backbone), checkpoint, "projector", weights).eval()
 
 
 def _head_of(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Any]:
@@ -393,6 +393,6 @@ def _head_of(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Any]:
     if tuned is None or tuned.ft_proj_selector or len(tuned.head_lr_grid) > 1:
         return {}
     names = tuple(map(str, classes if isinstance(classes, list) else ()))
-    head = LinearHeads(backbone.out_channels, len(names)).eval()
-    _load_part(head, checkpoint, "head", checkpoint.tensors("online.heads"))
+    weights, width = checkpoint.tensors("online.heads"), backbone.out_channels
+    head = _part(lambda: LinearHeads(width, len(names)), checkpoint, "head", weights).eval()
     return {"head": head, "classes": names}

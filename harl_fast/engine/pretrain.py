@@ -112,7 +112,7 @@ def prepare(start: Start, machine: Machine, *, loader: BetonLoader, data: Path) 
 
     Raises HarlError; CheckpointError if the folder cannot be written to.
     """
-    from harl_fast.engine.resume import check_data
+    from harl_fast.engine.resume import check_data, check_weights
     from harl_fast.engine.trainer import build
 
     state = build(
@@ -131,8 +131,11 @@ def prepare(start: Start, machine: Machine, *, loader: BetonLoader, data: Path) 
     if machine.rank == 0:
         facts = {"count": loader.manifest.count, "beton_sha256": loader.manifest.beton_sha256}
         begun = start.folder.config.exists()
-        # Before a first checkpoint, which would know the container, provenance.json does.
+        # Before a first checkpoint, which would know these, provenance.json does.
         known = read_provenance(start.folder.provenance).data if begun else {}
         check_data(known.get("beton_sha256"), loader.manifest.beton_sha256)
+        if start.weights is not None:
+            facts["weights_sha256"] = start.weights.sha256
+            check_weights(start.weights.path, start.weights.sha256, known.get("weights_sha256"))
         note_beginning(start, facts, ranks=machine.ranks, manifest=data / "train.json")
     return state

@@ -119,6 +119,18 @@ def check_data(known: object, beton_sha256: str) -> None:
         )
 
 
+def check_weights(path: Path, sha256: str, known: object) -> None:
+    """Raise ConfigError if a run that begins again did so with other weights before.
+
+    sha256: of those in ``path``. known: of those that it began with, or nothing.
+    """
+    if known not in (None, "", sha256):
+        raise ConfigError(
+            f"--resume: {path} has other weights than those that the run began with (their "
+            f"SHA-256 differs). Bring those back, or start a new run in another folder"
+        )
+
+
 def seen_text(sync_bn: str, batches: Batches) -> str:
     """Return over how many images BatchNorm normalises, under a ``model.sync_bn``."""
     micro, together = batches.batch_micro, batches.batch_micro * batches.ranks

@@ -15,7 +15,7 @@ from harl_fast.engine.stop import process_age_s
 from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.files import read_regular, to_stderr, write_json, write_text
 from harl_fast.host import utc_time
-from harl_fast.runfiles import RunFolder, before_a_run
+from harl_fast.runfiles import RunFolder, before_a_run, runs_of_seeds
 from harl_fast.section import Section
 from harl_fast.side import required
 
@@ -49,9 +49,8 @@ def open_run_folder(path: Path, *, resume: bool, source: str = "--init-from") ->
 
 def _instead(folder: RunFolder, source: str, *, others: bool) -> str:
     """Return what to do about a folder without a run. others: it holds other files."""
-    seeds = sorted(each.parent.name for each in folder.path.glob(f"seed-*/{folder.config.name}"))
-    if seeds:
-        return f"it has one for each seed: give --seeds {len(seeds)}, or --run .../{seeds[0]}"
+    if seeds := runs_of_seeds(folder.path):
+        return f"it has one for each seed: give --seeds {len(seeds)}, or --run .../{seeds[0].name}"
     if others:
         return "give --run a folder of its own"
     options = "--resume and --mode eval" if source == "--ckpt" else "--resume"

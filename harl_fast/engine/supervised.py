@@ -27,6 +27,7 @@ from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.classifier import Classifier
 from harl_fast.model.heads import MLPHead
+from harl_fast.model.seeding import own_numbers
 from harl_fast.optim.build import make_optimizer
 from harl_fast.optim.groups import param_groups
 from harl_fast.rng import RANK, stream
@@ -145,8 +146,7 @@ def classifier_of(
     """
     assert config.model is not None
     model = config.model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with own_numbers(config.seed):
         backbone = build_backbone(model) if backbone is None else backbone
         if projector is None and config.num_proj_layers:
             projector = fresh_projector(model, backbone)

@@ -145,7 +145,7 @@ def _nearest(
 
 
 def _above(values: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what of each row of values (M, N) is above its floor (M, 1), and the column numbers.
+    """Return each row's values (M, N) above its floor (M, 1), and their column numbers.
 
     Both are (M, C), C being the most of any row; the places that others leave hold -inf. After the
     first blocks of a bank few similarities are above the k-th largest so far, and finding them

@@ -169,7 +169,7 @@ def linear_probe(
 ) -> LinearResult:
     """Return how well a linear head separates the classes of frozen features.
 
-    batch: rows a step. seed: draws the held-out part and the order of the rows. device: where the
+    batch: rows per step. seed: draws the held-out part and the order of the rows. device: where the
     heads are trained; the features stay on the CPU and move batch by batch. Raises DataError when
     no class has the two training samples that choosing needs.
     """

@@ -340,7 +340,7 @@ class _Path:
         """Return how far above the optimum a point is, estimated from the slope of its step.
 
         Half the slope is what the quadratic model promises. Where the model is poor the slopes
-        shrink slowly, by r a step: then it takes all of the series, 1 / (1 - r) times that.
+        shrink slowly, by r per step: then it takes all of the series, 1 / (1 - r) times that.
         """
         if self._slopes:
             steps = len(self._slopes)

@@ -1,4 +1,4 @@
-"""What programs around an encoder say, without torch: options, protocols, metrics' names."""
+"""What programs around an encoder share, without torch: options, protocols, metrics' names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KEPT = ("cached", "logreg")
 """Protocols that extract features once."""
 ONLY: dict[str, tuple[str, ...]] = {
     "--epochs": ("cached", "imagenet"),
-    **dict.fromkeys(("--cache", "--knn", "--knn-temperature", "--out"), _KEPT),
+    **dict.fromkeys(("--cache", "--knn", "--knn-temperature", "--out", "--pictures"), _KEPT),
     **dict.fromkeys(("--deepspeed_config", "--preset"), ("imagenet",)),
 }
 """Protocols that an option belongs to; what is not here belongs to all."""

@@ -34,6 +34,7 @@ from harl_fast.eval.metrics import NO_CLASS, Predictions, Score, per_class
 from harl_fast.eval.resultfile import ResultFile
 from harl_fast.files import (
     BROKEN_ARRAYS,
+    naming,
     open_regular,
     replacing,
     to_stderr,
@@ -43,7 +44,7 @@ from harl_fast.files import (
 from harl_fast.host import utc_time
 from harl_fast.kinds import of_kind
 from harl_fast.runfiles import RunFolder
-from harl_fast.tensorfile import open_tensors, writing
+from harl_fast.tensorfile import grows, open_tensors, writing
 from harl_fast.textfile import read_json
 
 FORMAT = 1
@@ -168,7 +169,8 @@ def write_result(folder: Path, result: Result) -> Path:
         for name, count, hits, share in per_class(result.predictions, classes)
     )
     write_bytes(folder / PER_CLASS, text.getvalue().encode("utf-8", "surrogateescape"))
-    with replacing(folder / PREDICTIONS) as temporary, open(temporary, "wb") as stream:
+    path = folder / PREDICTIONS
+    with replacing(path) as temporary, naming(path), open(temporary, "wb") as stream:
         found = {k: v.numpy() for k, v in vars(result.predictions).items()}
         np.savez(stream, ids=result.ids.numpy(), names=np.array(result.names, dtype=str), **found)
     if result.head is None:
@@ -258,8 +260,11 @@ def read_result(folder: Path) -> Result:
 
 def _arrays(path: Path, *, classes: int) -> dict[str, Any]:
     try:
-        with open_regular(path) as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _COLUMNS}
+        with open_regular(path) as stream:
+            if grows(stream):
+                raise DataError(f"{path} is compressed, and may take any memory. {_AGAIN}")
+            with np.load(stream, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in _COLUMNS}
     except BROKEN_ARRAYS as error:
         raise DataError(f"{path} cannot be read ({error}). {_AGAIN}") from error
     count = len(arrays["ids"].reshape(-1))

@@ -111,7 +111,7 @@ class Classifier(nn.Module):
             return rows if self.projection is None else self.projection(rows)
 
     def _parts(self) -> tuple[Sequence[Part], Sequence[Part]]:
-        """Return what of the backbone is frozen and what is trained, in order."""
+        """Return the frozen and the trained parts of the backbone, in order."""
         if self.boundary == ALL:
             return (), (self.backbone,)
         if self.boundary == LINEAR:

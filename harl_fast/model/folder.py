@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from harl_fast.config import LUMA_MEAN, LUMA_STD, RGB_MEAN, RGB_STD, DataConfig, ModelConfig
@@ -22,6 +23,7 @@ from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import LinearHeads, MLPHead
 from harl_fast.model.names import build_projector, listed
 from harl_fast.model.resnet import ARCHS
+from harl_fast.model.seeding import own_numbers
 from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import read_weights
 from harl_fast.textfile import read_json
@@ -56,7 +58,6 @@ class Exported:
     """Where the weights are from: a run and its step."""
     matched: int
     """Tensors of the backbone; all of them."""
-    total: int
 
 
 def is_folder(path: Path) -> bool:
@@ -97,39 +98,54 @@ def _read(path: Path, config: Mapping[str, Any]) -> Exported:
             "std": inputs.get("std", LUMA_STD if grey else RGB_STD),
         }
     )
-    backbone = build_backbone(model)
     tensors, _ = read_weights(path / WEIGHTS)
-    matched, total = load_native(backbone, tensors, where=str(path / WEIGHTS), arch=model.arch)
+    backbone, matched = load_native(model, tensors, where=str(path / WEIGHTS))
     projector = path / PROJECTOR
+    classifier, classes = str(inputs.get("classifier")), config.get("label_names") or ()
+    head = _head(tensors, backbone, classifier=classifier, where=str(path / WEIGHTS))
+    if head is not None and len(classes) not in (0, head.linears[0].out_features):
+        raise CheckpointError(
+            f"{path / CONFIG}: label_names has {len(classes)} names, the classifier in {WEIGHTS} "
+            f"{head.linears[0].out_features} classes: export it again by `make export`"
+        )
     return Exported(
         model=model,
-        backbone=backbone.eval(),
+        backbone=backbone,
         projector=build_projector(read_weights(projector)[0]) if projector.exists() else None,
-        head=_head(
-            tensors,
-            backbone,
-            classifier=str(inputs.get("classifier")),
-            where=str(path / WEIGHTS),
-        ),
-        classes=[*map(str, config.get("label_names") or ())],
+        head=head,
+        classes=[*map(str, classes)],
         mean=seen.mean,
         std=seen.std,
         size_px=seen.views[0].size_px,
         source=str(ours["source"]) if ours else str(path),
         matched=matched,
-        total=total,
     )
 
 
 def load_native(
-    backbone: Backbone, tensors: Mapping[str, Tensor], *, where: str, arch: str
-) -> tuple[int, int]:
-    """Set a backbone's tensors by its library's names; return how many matched and there are.
+    model: ModelConfig, tensors: Mapping[str, Tensor], *, where: str
+) -> tuple[Backbone, int]:
+    """Return a section's backbone, in eval mode, with a file's tensors, and how many matched.
 
-    Old files of torchvision lack counts of batches: those neither count nor move. Raises
-    CheckpointError unless all others match and are finite.
+    See `fitting`, which comes first: a few bytes can state a network of any size.
     """
-    expected = backbone.native.state_dict()
+    weights, _ = fitting(model, tensors, where=where)
+    with own_numbers():
+        backbone = build_backbone(model).eval()
+    backbone.native.load_state_dict(weights, strict=False)
+    return backbone, len(weights)
+
+
+def fitting(
+    model: ModelConfig, tensors: Mapping[str, Tensor], *, where: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return a file's tensors of a section's backbone, and all names that this has.
+
+    Both are by its library's names. Old files of torchvision lack counts of batches: those may be
+    missing. Raises CheckpointError unless all others match and are finite.
+    """
+    with torch.device("meta"):
+        expected = build_backbone(model).native.state_dict()
     weights = {
         name: tensors[name]
         for name, like in expected.items()
@@ -146,10 +162,10 @@ def load_native(
             else ""
         )
         raise CheckpointError(
-            f"{where}: {len(weights)} of the {len(expected)} tensors of {arch} matched; missing: "
-            f"{listed(needed)}; left over: {listed(over)}{shapes}. All of the backbone must match: "
-            f"give model.arch, model.width, model.stem and model.in_channels as the file's network "
-            f"has them, or another file"
+            f"{where}: {len(weights)} of the {len(expected)} tensors of {model.arch} matched; "
+            f"missing: {listed(needed)}; left over: {listed(over)}{shapes}. All of the backbone "
+            f"must match: give model.arch, model.width, model.stem and model.in_channels as the "
+            f"file's network has them, or another file"
         )
     for name, tensor in weights.items():
         if expected[name].is_floating_point() and not tensor.is_floating_point():
@@ -159,8 +175,7 @@ def load_native(
             )
         if not tensor.isfinite().all():
             raise CheckpointError(f"{where}: {name} holds values that are not finite")
-    backbone.native.load_state_dict(weights, strict=False)
-    return len(weights), len(expected) - len(missing)
+    return weights, list(expected)
 
 
 def _of_timm(architecture: str, *, in_channels: int) -> dict[str, Any]:

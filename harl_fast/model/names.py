@@ -157,9 +157,16 @@ def build_projector(weights: Mapping[str, Tensor]) -> MLPHead:
     """
     first, out = weights["linears.0.weight"], weights["out.weight"]
     layers = 1 + len({name.split(".")[1] for name in weights if name.startswith("linears.")})
-    head = MLPHead(first.shape[1], first.shape[0], out.shape[0], layers=layers)
-    if "out.bias" in weights:
-        head.out = nn.Linear(out.shape[1], out.shape[0])
+
+    def build() -> MLPHead:
+        head = MLPHead(first.shape[1], first.shape[0], out.shape[0], layers=layers)
+        if "out.bias" in weights:
+            head.out = nn.Linear(out.shape[1], out.shape[0])
+        return head
+
+    with torch.device("meta"):  # a few bytes can state a network of any size
+        build().load_state_dict(weights, assign=True)
+    head = build()
     head.load_state_dict(weights)
     return head.eval()
 

@@ -143,13 +143,9 @@ def _over_ranks_2d(layer: nn.BatchNorm2d) -> RankBatchNorm2d:
     """Return the same layer, with its own parameters and buffers, as a `RankBatchNorm2d`."""
     with torch.device("meta"):
         twin = RankBatchNorm2d(layer.num_features, eps=layer.eps, momentum=layer.momentum)
-    for own, kept in zip(_contents(twin), _contents(layer), strict=True):
-        own.update(kept)
+    for kind in ("_parameters", "_buffers", "_modules"):
+        getattr(twin, kind).update(getattr(layer, kind))
     return twin.train(layer.training)
-
-
-def _contents(layer: nn.Module) -> tuple[dict[str, Any], ...]:
-    return layer._parameters, layer._buffers, layer._modules
 
 
 # Operations of their own, which torch.compile calls without looking inside.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harl_fast.errors import CheckpointError, shown
 from harl_fast.files import UnusualFileError, open_regular
-from harl_fast.tensorfile import open_tensors
+from harl_fast.tensorfile import grows, open_tensors
 
 TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 GIVEN = (
@@ -65,6 +65,8 @@ def _plain(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             kind = "no values (device meta)"
         elif tensor.is_nested or tensor.layout is not torch.strided:
             kind = "a nested tensor" if tensor.is_nested else f"a tensor of {tensor.layout}"
+        elif tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            kind = "a view that repeats few values, of any size"
         else:
             continue
         raise CheckpointError(
@@ -90,6 +92,11 @@ def _read_torch(path: Path) -> object:
     try:
         # Tensors and containers alone: unpickling anything else could run code.
         with open_regular(path) as stream:
+            if grows(stream):
+                raise CheckpointError(
+                    f"{path} is compressed, which torch's own files are not, and may take any "
+                    f"memory: save the state_dict() anew"
+                )
             return torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: give {GIVEN}") from error

@@ -1,4 +1,4 @@
-"""Two minutes of measurement on the machine at hand, in the place of the plan's assumptions."""
+"""Two minutes of measurement on the machine at hand, instead of the plan's assumptions."""
 
 from __future__ import annotations
 

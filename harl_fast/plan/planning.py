@@ -27,7 +27,7 @@ COMPUTE, NETWORK, CORES, STORE = "compute", "network", "loader cores", "store ba
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measurement on the machine at hand puts in the place of assumptions."""
+    """What was measured on the machine at hand, instead of assumed."""
 
     where: str
     loader_us: dict[Sizes, Span] = field(default_factory=dict)

@@ -17,7 +17,7 @@ def model_card(pretrained: Pretrained, *, classes: Sequence[str], timm: bool) ->
 
     classes: of the classifier in the file, none without one. timm: whether timm has the network.
     """
-    model, source = pretrained.model, one_line(origin(pretrained))
+    model, source = pretrained.model, origin(pretrained)
     ours = run_of(pretrained.source) is not None
     head = [
         "---",
@@ -97,9 +97,12 @@ def run_of(file: Path) -> Path | None:
 
 
 def origin(pretrained: Pretrained) -> str:
-    """Return where weights are from for readers elsewhere: names, no paths of this machine."""
+    """Return where weights are from for readers elsewhere: names, no paths of this machine.
+
+    In one line of UTF-8, as the metadata of safetensors need it.
+    """
     place = run_of(pretrained.source) or pretrained.source
-    return f"{place.resolve().name}{pretrained.receipt.source.removeprefix(str(place))}"
+    return one_line(f"{place.resolve().name}{pretrained.receipt.source.removeprefix(str(place))}")
 
 
 def _cell(text: str) -> str:

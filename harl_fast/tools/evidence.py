@@ -57,7 +57,7 @@ class _EngineFile(BaseModel):
     train_batch_size: Annotated[Whole, Field(ge=1)]
 
 
-class Settings(BaseModel):
+class EvidenceSettings(BaseModel):
     """Content of ``settings.json``: what all trials of a folder share."""
 
     precision: Literal["bf16", "fp32"]
@@ -65,7 +65,7 @@ class Settings(BaseModel):
     """Folder or list of the photos."""
 
 
-def settle(out: Path, *, photos: Path | None) -> Settings:
+def settle(out: Path, *, photos: Path | None) -> EvidenceSettings:
     """Return a folder's settings, which are written where there are none.
 
     Training computes in bf16 where the first machine's processor has instructions for it, and all
@@ -73,10 +73,10 @@ def settle(out: Path, *, photos: Path | None) -> Settings:
     """
     path, given = out / "settings.json", photos and str(photos.resolve())
     half = "bf16" if cpu()[1] & {"avx512_bf16", "amx_bf16"} else "fp32"
-    found = Settings(precision=half, photos=None)
+    found = EvidenceSettings(precision=half, photos=None)
     if path.exists():
         tree, remedy = read_json(path, error=DataError), "Give another --out"
-        found = of_kind(tree, Settings, where=str(path), remedy=remedy, error=DataError)
+        found = of_kind(tree, EvidenceSettings, where=str(path), remedy=remedy, error=DataError)
     if given and found.photos not in (None, given):
         raise DataError(
             f"{out} holds results on the photos {found.photos}, not {given}: give another --out"
@@ -92,7 +92,7 @@ class Evidence:
 
     out: Path
     """Absolute, as all paths are that are handed on."""
-    settings: Settings
+    settings: EvidenceSettings
     quick: bool = False
 
     def provenance(self, trial: Trial) -> dict[str, Any]:

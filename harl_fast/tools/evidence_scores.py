@@ -55,7 +55,7 @@ READ_OUTS: dict[Kind, dict[str, str]] = {
     "photos": {
         "linear": "linear",
         "per_class": "linear, per class",
-        "five_labels": f"{LABELS} labels a class",
+        "five_labels": f"{LABELS} labels per class",
         "knn": "k-NN",
         "knn_centred": "k-NN, centred",
     },

@@ -81,6 +81,8 @@ def check_out(out: Path, *, option: str) -> None:
     check_named(out, option=option)
     if out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{option} {out} is not empty: give a new folder")
+    if out.is_mount():
+        raise OutputError(f"{option} {out} is where a disk is mounted: give a new folder in it")
     check_output(out, option=option, folder=True)
 
 
@@ -91,7 +93,8 @@ def write(pretrained: Pretrained, out: Path, *, to: str, head: Classifier | None
     """
     from harl_fast.tools.forms import FORMS
 
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    place = out.resolve()  # a folder takes no link's name
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this number
     temporary.mkdir(parents=True)
     try:
@@ -99,8 +102,8 @@ def write(pretrained: Pretrained, out: Path, *, to: str, head: Classifier | None
         seen = FORMS[to].check(temporary, pretrained, head)
         for path in temporary.iterdir():
             sync(path)
-        os.replace(temporary, out)
-        sync(out.parent)
+        os.replace(temporary, place)
+        sync(place.parent)
     except OSError as error:
         if error.filename is not None and Path(error.filename).is_relative_to(temporary):
             error.filename = str(out / Path(error.filename).relative_to(temporary))

@@ -1,4 +1,4 @@
-"""The forms in which an encoder leaves: what is written, and how each is loaded back."""
+"""The forms in which an encoder is exported: what is written, and how each is loaded back."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from harl_fast.model.pool import global_mean
 from harl_fast.model.resnet import ARCHS
 from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import read_weights
+from harl_fast.tensorfile import open_folder
 from harl_fast.textfile import dump_yaml
 from harl_fast.tools.card import model_card, origin
 from harl_fast.tools.onnx_run import NotRunError, run_apart
@@ -245,19 +246,20 @@ def _check_folder(folder: Path, pretrained: Pretrained, head: Classifier | None)
         timm = importlib.import_module("timm")
     except ImportError:
         return "not tried in timm, which is not installed (pip install -e '.[export]')"
-    options: Sequence[dict[str, Any]] = ({}, {"num_classes": 10})
-    for each in options:
-        theirs = timm.create_model(f"local-dir:{folder}", pretrained=True, **each).eval()
-        with torch.inference_mode():
-            if not torch.equal(theirs.forward_features(images), expected):
-                raise OutputError(f"timm loads {folder} but computes something else")
-            if head is not None and not each:
-                _compare(theirs(images), _answers(expected, head), what="timm")
-    if pretrained.model.arch in ARCHS:
-        theirs = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True)
-        with torch.inference_mode():
-            if not torch.equal(theirs.eval()(images)[-1], expected):
-                raise OutputError(f"timm's features_only of {folder} computes something else")
+    with open_folder(folder) as place:
+        options: Sequence[dict[str, Any]] = ({}, {"num_classes": 10})
+        for each in options:
+            theirs = timm.create_model(f"local-dir:{place}", pretrained=True, **each).eval()
+            with torch.inference_mode():
+                if not torch.equal(theirs.forward_features(images), expected):
+                    raise OutputError(f"timm loads {folder} but computes something else")
+                if head is not None and not each:
+                    _compare(theirs(images), _answers(expected, head), what="timm")
+        if pretrained.model.arch in ARCHS:
+            theirs = timm.create_model(f"local-dir:{place}", pretrained=True, features_only=True)
+            with torch.inference_mode():
+                if not torch.equal(theirs.eval()(images)[-1], expected):
+                    raise OutputError(f"timm's features_only of {folder} computes something else")
     return f"timm {timm.__version__} loads it: equal bits"
 
 

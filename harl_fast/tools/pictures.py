@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from harl_fast.eval.results import Result
     from harl_fast.tools.embeddings import Embeddings
 
+PICTURES = "pictures"
+"""Of a result, the folder in its own that they go to."""
 WHOLE = 50
 """Most classes of a confusion matrix that is drawn whole."""
 PAIRS = 30
@@ -272,6 +274,21 @@ def draw(folder: Path, out: Path, *, data: Path | None, seed: int = 0) -> list[P
     return written
 
 
+def draw_and_tell(folder: Path, out: Path, *, data: Path | None, seed: int = 0) -> None:
+    """Write the pictures of a result, see `draw`, and print their names."""
+    for path in draw(folder, out, data=data, seed=seed):
+        print(one_line(str(path)))
+
+
+def beside(data: Path) -> Callable[[Path], None]:
+    """Return what draws a result on ``data`` into its folder. Raises ConfigError without the extra.
+
+    For programs to call before the result is there.
+    """
+    charts.check_extra()
+    return lambda folder: draw_and_tell(folder, folder / PICTURES, data=data)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
     parser = Parser(
@@ -295,10 +312,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     charts.check_extra()
     folder = args.result.parent if args.result.is_file() else args.result
-    out = args.out or folder / "pictures"
+    out = args.out or folder / PICTURES
     check_output(out, option="--out", folder=True)
-    for path in draw(folder, out, data=args.data, seed=args.seed):
-        print(one_line(str(path)))
+    draw_and_tell(folder, out, data=args.data, seed=args.seed)
     if args.data is None:
         to_stderr("left out: map, projector and embeddings; they need --data <containers>")
     return 0

@@ -7,7 +7,7 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harl_fast.errors import one_line
 from harl_fast.eval.metrics import Score
@@ -44,7 +44,7 @@ img {{ max-width: 100%; }}
 
 def markdown(comparison: Comparison, curves: Sequence[Curve] = ()) -> str:
     """Return the report as Markdown: all tables, no pictures."""
-    parts = [f"# {_title(comparison)}", _about(comparison)]
+    parts = [f"# {_md(_title(comparison))}", _md(_about(comparison))]
     if comparison.warnings:
         parts.append("**Not comparable**, marked by `--force`:")
         parts.append("\n".join(f"- {_md(warning)}" for warning in comparison.warnings))
@@ -192,17 +192,17 @@ def _sources(comparison: Comparison) -> Table:
             str(entry.folder),
             str(entry.result.checkpoint.get("weights_sha256"))[:12],
             str(entry.result.checkpoint.get("receipt")),
-            _setting(entry.result.choice),
+            ", ".join(
+                f"{key} {value}"
+                for key, value in entry.result.choice.items()
+                if isinstance(value, int | float | str)
+            )
+            or "-",
             entry.result.created,
         )
         for each in (*comparison.by_seed.values(),) or (comparison,)
         for entry in each.entries
     ]
-
-
-def _setting(choice: Mapping[str, Any]) -> str:
-    plain = {k: v for k, v in choice.items() if isinstance(v, int | float | str)}
-    return ", ".join(f"{key} {value}" for key, value in plain.items()) or "-"
 
 
 def _pictures(comparison: Comparison, curves: Sequence[Curve]) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 Plane = npt.NDArray[np.float32]
 """(S, S) float32."""
-Picture = npt.NDArray[np.float32]
+RGB = npt.NDArray[np.float32]
 """(S, S, 3) float32 RGB, about [0, 1]; a single colour is (3,)."""
 Points = npt.NDArray[np.float64]
 """(N, 2) x, y; y points down."""
@@ -32,31 +32,31 @@ def noise(draw: Draw, side: int, *, cells: float, octaves: int = 4, stretch: flo
     return (total - low) / max(high - low, 1e-6)
 
 
-def colour(draw: Draw, *, vivid: float = 0.65) -> Picture:
+def colour(draw: Draw, *, vivid: float = 0.65) -> RGB:
     """Return an RGB colour of uniform hue; saturation at most ``vivid``, more often below half."""
     hue, saturation, value = draw.random(), vivid * draw.beta(1.3, 1.8), draw.uniform(0.2, 0.95)
     hsv = np.array([[[360 * hue, saturation, value]]], np.float32)
-    rgb: Picture = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
+    rgb: RGB = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
     return rgb
 
 
-def mix(share: Plane, first: Picture, second: Picture) -> Picture:
+def mix(share: Plane, first: RGB, second: RGB) -> RGB:
     """Return ``first`` where share is 0 and ``second`` where it is 1; colours or pictures."""
     return first + np.clip(share, 0, 1)[..., None] * (second - first)
 
 
-def blur(picture: Picture, sigma: float) -> Picture:
+def blur(picture: RGB, sigma: float) -> RGB:
     """Return a plane or picture under a Gaussian of ``sigma`` pixels."""
     return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma), np.float32)
 
 
-def fill(picture: Picture, outline: Points, tone: Picture) -> None:
+def fill(picture: RGB, outline: Points, tone: RGB) -> None:
     """Fill a polygon with smooth edges; outline in pixels, the picture contiguous."""
     points = np.round(np.asarray(outline) * 16).astype(np.int32)
     cv2.fillPoly(picture, [points], tone.tolist(), cv2.LINE_AA, 4)
 
 
-def disc(picture: Picture, centre: Points, radius: float, tone: Picture) -> None:
+def disc(picture: RGB, centre: Points, radius: float, tone: RGB) -> None:
     """Fill a disc with smooth edges; centre (2,) and radius in pixels, the picture contiguous."""
     x, y = np.round(np.asarray(centre) * 16).astype(int).tolist()
     cv2.circle(picture, (x, y), round(radius * 16), tone.tolist(), -1, cv2.LINE_AA, 4)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harl_fast.rng import SYNTHESIS, stream
-from preprocess.demo.paint import Picture, Plane, Points, blur, colour, mix
+from preprocess.demo.paint import RGB, Plane, Points, blur, colour, mix
 from preprocess.demo.scenes import background
 from preprocess.demo.shapes import SHAPES, Shape
 from preprocess.demo.surfaces import SURFACES
@@ -82,7 +82,7 @@ def render(seed: int, index: int, *, kind: str, scene: str, split: int, side: in
     return Rendered(_photograph(mix(cover, picture, body), draws[CAMERA]), cover >= 0.5)
 
 
-def _tints(draw: np.random.Generator, scene: Picture) -> tuple[Picture, Picture]:
+def _tints(draw: np.random.Generator, scene: RGB) -> tuple[RGB, RGB]:
     """Return two colours unlike each other, the first unlike the middle of the scene."""
     side = len(scene)
     middle = scene[side // 4 : -side // 4, side // 4 : -side // 4].mean((0, 1))
@@ -168,7 +168,7 @@ def _shifted_blur(cover: Plane, shift: npt.NDArray[np.float64], sigma: float) ->
     return blur(np.asarray(moved, np.float32), sigma)
 
 
-def _photograph(picture: Picture, draw: np.random.Generator) -> Pixels:
+def _photograph(picture: RGB, draw: np.random.Generator) -> Pixels:
     """Return the picture as a camera has it: exposure, white balance, vignette, blur, noise."""
     side = len(picture)
     gain = draw.uniform(0.8, 1.15) * draw.uniform(0.92, 1.08, 3).astype(np.float32)

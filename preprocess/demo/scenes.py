@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from preprocess.demo.paint import Draw, Picture, Plane, Points, blur, disc, fill, mix, noise
+from preprocess.demo.paint import RGB, Draw, Plane, Points, blur, disc, fill, mix, noise
 
 
-def background(draw: Draw, scene: str, side: int) -> Picture:
+def background(draw: Draw, scene: str, side: int) -> RGB:
     """Return a (side, side, 3) picture of a scene, a key of `SCENES`, under its own light."""
     picture = SCENES[scene](draw, side)
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side - 0.5
@@ -24,7 +24,7 @@ def background(draw: Draw, scene: str, side: int) -> Picture:
     return blur(np.asarray(picture * light[..., None], np.float32), focus)
 
 
-def autumn(draw: Draw, side: int) -> Picture:
+def autumn(draw: Draw, side: int) -> RGB:
     """Fallen leaves, yellow to red, over dark earth; some twigs."""
     picture = mix(noise(draw, side, cells=10), _tone(draw, "#241509"), _tone(draw, "#5a3a1a"))
     tones = [_tone(draw, text) for text in ("#c8501a", "#e09a24", "#a52a1c", "#8a5a22")]
@@ -38,7 +38,7 @@ def autumn(draw: Draw, side: int) -> Picture:
     return picture
 
 
-def brick(draw: Draw, side: int) -> Picture:
+def brick(draw: Draw, side: int) -> RGB:
     """A wall of red bricks with pale joints; patches of plaster."""
     y, x = _grid(side)
     turn, pitch = draw.uniform(-0.12, 0.12), draw.uniform(0.075, 0.11)
@@ -54,7 +54,7 @@ def brick(draw: Draw, side: int) -> Picture:
     return _patched(draw, np.asarray(wall, np.float32), _tone(draw, "#c9b8a2"))
 
 
-def city(draw: Draw, side: int) -> Picture:
+def city(draw: Draw, side: int) -> RGB:
     """Lights out of focus in a dark blue night."""
     y, _ = _grid(side)
     haze = np.asarray(0.6 * y + 0.4 * noise(draw, side, cells=2, octaves=2))
@@ -68,7 +68,7 @@ def city(draw: Draw, side: int) -> Picture:
     return blur(picture, 0.008 * side)
 
 
-def desert(draw: Draw, side: int) -> Picture:
+def desert(draw: Draw, side: int) -> RGB:
     """Rippled sand under a yellow sky; stones."""
     y, x = _grid(side)
     line = _skyline(draw, side, low=0.12, high=0.3, rough=0.12)
@@ -86,7 +86,7 @@ def desert(draw: Draw, side: int) -> Picture:
     return picture
 
 
-def forest(draw: Draw, side: int) -> Picture:
+def forest(draw: Draw, side: int) -> RGB:
     """Upright trunks before dark leaves."""
     picture = mix(noise(draw, side, cells=14), _tone(draw, "#071a0c"), _tone(draw, "#1f5a26"))
     for _ in range(int(draw.integers(5, 10))):
@@ -102,7 +102,7 @@ def forest(draw: Draw, side: int) -> Picture:
     return picture
 
 
-def meadow(draw: Draw, side: int) -> Picture:
+def meadow(draw: Draw, side: int) -> RGB:
     """Blades of light green grass with flowers."""
     picture = mix(noise(draw, side, cells=8), _tone(draw, "#5d9a2c"), _tone(draw, "#8fc747"))
     for _ in range(int(draw.integers(120, 170))):
@@ -117,7 +117,7 @@ def meadow(draw: Draw, side: int) -> Picture:
     return picture
 
 
-def pebbles(draw: Draw, side: int) -> Picture:
+def pebbles(draw: Draw, side: int) -> RGB:
     """Grey and bluish rounded stones, each lit from above."""
     picture = mix(noise(draw, side, cells=12), _tone(draw, "#1e2226"), _tone(draw, "#3c4248"))
     tones = [_tone(draw, text) for text in ("#8c959c", "#a8a8a4", "#6c7a88", "#c4c6c8")]
@@ -130,7 +130,7 @@ def pebbles(draw: Draw, side: int) -> Picture:
     return picture
 
 
-def sea(draw: Draw, side: int) -> Picture:
+def sea(draw: Draw, side: int) -> RGB:
     """Blue water with foam under a pale sky; rocks."""
     y, _ = _grid(side)
     line = _skyline(draw, side, low=0.1, high=0.28, rough=0.0)
@@ -148,7 +148,7 @@ def sea(draw: Draw, side: int) -> Picture:
     return picture
 
 
-def snow(draw: Draw, side: int) -> Picture:
+def snow(draw: Draw, side: int) -> RGB:
     """White drifts with bluish shade under grey mountains; small fir trees."""
     y, _ = _grid(side)
     sky = mix(y / 0.4, _tone(draw, "#a8b8d0"), _tone(draw, "#dde6f2"))
@@ -165,7 +165,7 @@ def snow(draw: Draw, side: int) -> Picture:
     return picture
 
 
-def wood(draw: Draw, side: int) -> Picture:
+def wood(draw: Draw, side: int) -> RGB:
     """Light brown planks with grain and knots."""
     y, x = _grid(side)
     turn = draw.uniform(-0.2, 0.2)
@@ -188,7 +188,7 @@ def wood(draw: Draw, side: int) -> Picture:
     return picture
 
 
-def _tone(draw: Draw, text: str) -> Picture:
+def _tone(draw: Draw, text: str) -> RGB:
     """Return an RGB colour such as "#804020", a shade to either side of it."""
     base = np.array([int(text[place : place + 2], 16) for place in (1, 3, 5)]) / 255
     return np.asarray(base * draw.uniform(0.88, 1.12) + draw.uniform(-0.03, 0.03, 3), np.float32)
@@ -206,7 +206,7 @@ def _skyline(draw: Draw, side: int, *, low: float, high: float, rough: float) ->
     return np.asarray(draw.uniform(low, high) + rough * 0.5 * wave, np.float32)
 
 
-def _above(line: Plane, upper: Picture, lower: Picture) -> Picture:
+def _above(line: Plane, upper: RGB, lower: RGB) -> RGB:
     """Return one picture above a line and the other below it."""
     side = upper.shape[0]
     y, _ = _grid(side)
@@ -214,7 +214,7 @@ def _above(line: Plane, upper: Picture, lower: Picture) -> Picture:
     return np.ascontiguousarray(mix(share, upper, lower), np.float32)
 
 
-def _patched(draw: Draw, picture: Picture, tone: Picture) -> Picture:
+def _patched(draw: Draw, picture: RGB, tone: RGB) -> RGB:
     """Return a picture with up to three smooth blots."""
     side = picture.shape[0]
     y, x = _grid(side)
@@ -226,7 +226,7 @@ def _patched(draw: Draw, picture: Picture, tone: Picture) -> Picture:
     return picture
 
 
-def _stick(draw: Draw, picture: Picture, tone: Picture) -> None:
+def _stick(draw: Draw, picture: RGB, tone: RGB) -> None:
     side = picture.shape[0]
     twig = np.array([[-1, -0.03], [1, -0.015], [1, 0.015], [-1, 0.03]])
     fill(picture, draw.random(2) * side + draw.uniform(0.1, 0.2) * side * _turned(twig, draw), tone)
@@ -246,7 +246,7 @@ def _turned(points: Points, draw: Draw) -> Points:
     return np.asarray(points @ np.array([[cosine, sine], [-sine, cosine]]))
 
 
-SCENES: dict[str, Callable[[Draw, int], Picture]] = {
+SCENES: dict[str, Callable[[Draw, int], RGB]] = {
     scene.__name__: scene
     for scene in (autumn, brick, city, desert, forest, meadow, pebbles, sea, snow, wood)
 }

@@ -1,1 +1,1 @@
-"""Image files: which there are, how they are read, and what of their colours is kept."""
+"""Image files: how they are found and read, and how their colours are converted."""

@@ -230,7 +230,7 @@ def _decode(opened: ImageFile.ImageFile, side_px: int, reading: Reading) -> Deco
     if not tiff:  # a PNG's may stand behind its pixels: not before they are known to be sound
         orientation, problem = read_orientation(opened)
     if loaded.pixels is not None and is_plain_rgb(opened, reading):
-        rgb = loaded.pixels  # Pillow's image would cost two copies, 0.3 ms a photo
+        rgb = loaded.pixels  # Pillow's image would cost two copies, 0.3 ms per photo
     else:
         rgb, remarks = to_rgb(loaded.image(), reading)
     if not tiff and orientation != 1:

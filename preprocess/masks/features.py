@@ -1,8 +1,8 @@
 """Masks from a trained encoder's own features: clusters that own the image's border are background.
 
 The second round of self-supervised masks: an encoder that was pretrained, with or without masks,
-tells what belongs together in an image, and the border tells what of it is background. Each image
-by itself, by cosine k-means of the cells of a feature map; no random number is drawn.
+shows what belongs together in an image, and the border shows which of it is background. Images are
+clustered one by one, by cosine k-means of the cells of a feature map; no random number is drawn.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ from preprocess.masks.selftrained.score import (
 from preprocess.masks.tree import mask_stem
 
 _TRUE_OUTLINE = (0, 220, 255)
-_HIT, _ADDED, _MISSED = (235, 235, 235), (230, 60, 40), (40, 110, 240)
+_HIT, _ADDED = (235, 235, 235), (230, 60, 40)
+_MISSED, _NEITHER = (40, 110, 240), (0, 0, 0)
 _OUTSIDE = (120, 40, 140)
 """Behind cut-outs: a colour that few objects have, neither dark nor bright."""
 
@@ -81,7 +82,7 @@ def shown(
         text = f"IoU {figure:.2f}, cells {cells:.2f}, {share}"
         true = stretch(truth, *small.shape[:2])
         outline(outlined, true, _TRUE_OUTLINE)
-        compared = tiles["mask against truth"] = np.zeros_like(small)
+        compared = tiles["mask against truth"] = np.full_like(small, _NEITHER)
         compared[inside & true], compared[inside & ~true] = _HIT, _ADDED
         compared[true & ~inside] = _MISSED
     outline(outlined, inside, OUTLINE)
@@ -126,7 +127,9 @@ def sheet(pictures: Sequence[Shown], *, count: int, title: str = "Masks") -> Pix
     legend: list[tuple[Colour | Pixels, str]] = [(OUTLINE, "outline of the mask")]
     legend += [(_TRUE_OUTLINE, "outline of the truth")] if truth else []
     legend += [(_OUTSIDE, "outside of the mask")]
-    legend += [(_HIT, "right"), (_ADDED, "too much"), (_MISSED, "missing")] if truth else []
+    if truth:
+        legend += [(_HIT, "right"), (_ADDED, "too much"), (_MISSED, "missing")]
+        legend += [(_NEITHER, "in neither")]
     return drawing.sheet(rows, title=title, legend=[*legend, drawing.NO_IMAGE])
 
 

@@ -1,4 +1,4 @@
-"""Where images come from: folders, lists and torchvision's data sets, as one kind of list."""
+"""Where images come from, as one kind of list: the table of sources, and torchvision's sets."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _batches(path: Path, column: str, group: int) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     # A buffer, lest the whole group be read before its first row. Mapped, since each worker passes
-    # over the others' rows, too: for 58 KB images 7 us a row, and 15 us if they are copied.
+    # over the others' rows, too: for 58 KB images 7 us per row, and 15 us if they are copied.
     with pq.ParquetFile(path, buffer_size=1 << 20, memory_map=True) as file:
         for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[column]):
             yield leaf(batch.column(0), column)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
-from benchmarks.gpu_sections import SECTIONS, Findings, Section, Settings, read_findings
+from benchmarks.gpu_sections import SECTIONS, CheckSettings, Findings, Section, read_findings
 from benchmarks.report import Row
 from harl_fast.errors import ConfigError
 from harl_fast.steps import ROOT
@@ -175,7 +175,7 @@ def found(data: Path, tmp_path: Path) -> Callable[[Callable[..., None]], dict[st
     """Return what runs a section in this process and returns its rows by name."""
 
     def run(work: Callable[..., None]) -> dict[str, Row]:
-        stream, settings = io.StringIO(), Settings("cpu", str(tmp_path), str(data))
+        stream, settings = io.StringIO(), CheckSettings("cpu", str(tmp_path), str(data))
         before = dict(os.environ)
         try:
             work(settings, Findings(0, stream, timed=False))
@@ -208,7 +208,9 @@ def test_right_numbers_pass_and_wrong_ones_are_found(
 
     from benchmarks import gpu_numbers as section
 
-    def reference(settings: Settings, out: Path) -> None:  # in this process, and wrong if asked to
+    def reference(
+        settings: CheckSettings, out: Path
+    ) -> None:  # in this process, and wrong if asked to
         tensors = section.trajectory(section.stepper(settings, section.started()))
         save_file({name: wrong * tensor for name, tensor in tensors.items()}, out)
 

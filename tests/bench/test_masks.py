@@ -45,8 +45,8 @@ def test_bars_are_judged_against_peers_of_the_same_run() -> None:
     assert reached(results) == {
         "heuristic, IoU on horses": "floor",
         "selftrained, the same": "MISSED",  # 0.71 would be needed
-        "heuristic, images/s a core": "floor",
-        "selftrained, images/s a core": "goal",
+        "heuristic, images/s per core": "floor",
+        "selftrained, images/s per core": "goal",
         "heuristic, empty or full": "goal",
         "heuristic,   or a stand-in": "floor",
         "selftrained, empty or full": "MISSED",
@@ -64,7 +64,7 @@ def test_what_was_not_measured_is_not_judged() -> None:
     assert check_rows({"center": result(0.4, speed=1e5)}) == []
     assert "no bar could be judged" in verdicts([])
     without = {"heuristic": result(0.7, speed=20) | {"scores": {}}, "grabcut": result(0.1)}
-    assert [row.what for row in missed(check_rows(without))] == ["heuristic, images/s a core"]
+    assert [row.what for row in missed(check_rows(without))] == ["heuristic, images/s per core"]
 
 
 def test_the_tables_name_every_method_and_figure() -> None:

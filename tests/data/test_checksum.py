@@ -165,7 +165,7 @@ def test_older_checksums_open_unchecked_and_it_is_said_once(
     manifest = read_manifest(path)
     for known, words in ((sha256_file(sums_path(path)), "only older"), ("", "no checksums")):
         write_manifest(path, dataclasses.replace(manifest, sums_sha256=known))
-        damage.tell_unchecked.cache_clear()
+        damage.warn_unchecked.cache_clear()
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             for _ in range(2):

@@ -60,7 +60,7 @@ def test_fifty_epochs_take_no_more_memory_or_threads(shared: BetonLoader) -> Non
     del _batch
     gc.collect()
     assert process.memory_info().rss - memory < 2 * MB
-    # Numba may start its own helpers late, one a core; a leak would be one an epoch.
+    # Numba may start its own helpers late, one per core; a leak would be one per epoch.
     assert process.num_threads() <= threads + (os.cpu_count() or 1)
     assert ours() == named
 

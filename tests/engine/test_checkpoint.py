@@ -83,7 +83,7 @@ def test_a_crash_at_any_point_leaves_the_one_before(
 def test_retention_keeps_the_newest_and_the_round_epochs(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     for step in range(1, 14):
-        save(folder, tmp_path, step=step)  # two steps an epoch
+        save(folder, tmp_path, step=step)  # two steps per epoch
     prune(folder, keep_last=2, keep_every_epochs=3)
     kept = sorted(int(path.stem.partition("-")[2]) for path in folder.glob("*.safetensors"))
     assert kept == [6, 12, 13]  # epoch 3, epoch 6 (also among the newest), the last

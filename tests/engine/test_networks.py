@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +91,43 @@ def test_a_file_of_torchvision_starts_both_networks(
         assert torch.equal(weight.detach().cpu(), theirs["layer4.1.conv2.weight"])
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["starts"][0]["init_from"] == str(path)
+
+
+def test_a_run_begins_again_with_the_weights_that_it_began_with(
+    tmp_path: Path, machine: Machine
+) -> None:
+    path, run = tmp_path / "theirs.pth", tmp_path / "run"
+    first, other = (torchvision.models.resnet18().state_dict() for _ in range(2))
+    torch.save(first, path)
+    new: dict[str, Any] = {"overrides": ("model.width=1", "data.colour=device"), "init_from": path}
+    start(run, machine, asked=ask(config=str(tiny_file(tmp_path)), resume=False, **new))
+    torch.save(other, path)
+    with pytest.raises(ConfigError, match=r"theirs\.pth has other weights than .* began with"):
+        start(run, machine, asked=ask())
+    torch.save(first, path)
+    begun, parts = start(run, machine, asked=ask())
+    assert begun.step == 0
+    weight = parts.harl.backbone.get_parameter("conv1.weight")
+    assert torch.equal(weight.detach().cpu(), first["conv1.weight"])
+
+
+def test_threads_that_load_leave_the_callers_random_numbers_alone(run: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    for _ in range(5):
+        torch.manual_seed(7)
+        with ThreadPoolExecutor(8) as pool:
+            loaded = [*pool.map(lambda _: load_encoder(run)[0], range(8))]
+        assert torch.equal(torch.rand(3), expected)
+    first, *others = (encoder.state_dict() for encoder in loaded)
+    assert all(torch.equal(other[name], first[name]) for other in others for name in first)
+
+
+def test_a_folder_of_runs_of_seeds_names_them(tmp_path: Path) -> None:
+    (tmp_path / "seeds" / "seed-3").mkdir(parents=True)
+    (tmp_path / "seeds" / "seed-3" / "config.yaml").touch()
+    with pytest.raises(CheckpointError, match=r"a run for each seed: give one, .*seeds/seed-3"):
+        load_pretrained(tmp_path / "seeds")
 
 
 def test_a_load_of_a_run_says_what_matched(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

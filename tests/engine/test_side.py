@@ -258,8 +258,8 @@ def test_samples_of_steps_without_effect_are_told_though_they_cannot_be_written(
 def test_a_closed_terminal_or_pipe_ends_no_run(tmp_path: Path, gone: str) -> None:
     """What is printed into it is lost; what the interpreter does at its end works too."""
     program = (
-        "import os, sys; from harl_fast.files import LiveLine, tell; sys.stdin.readline();"
-        "tell('a line\\n', sys.stderr); line = LiveLine(sys.stderr); line.tty = True;"
+        "import os, sys; from harl_fast.files import LiveLine, try_write; sys.stdin.readline();"
+        "try_write('a line\\n', sys.stderr); line = LiveLine(sys.stderr); line.tty = True;"
         "line.show('progress'); line.clear(); print('more', file=sys.stderr);"
         f"open({str(tmp_path / 'done')!r}, 'w').close()"
     )

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import resource
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,27 @@ def test_a_head_of_other_classes_is_refused(tmp_path: Path) -> None:
     assert read_head(folder / "head.safetensors", classes=CLASSES).bias.shape == (3,)
     with pytest.raises(DataError, match="trained for 3 other classes, or the same in another"):
         read_head(folder / "head.safetensors", classes=CLASSES[::-1])
+
+
+def test_predictions_that_grow_as_they_are_read_are_refused(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "r", result()) / "predictions.npz"
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez_compressed(path, **(arrays | {"names": np.zeros(1000, "U1000")}))
+    assert path.stat().st_size < 20_000
+    with pytest.raises(DataError, match=r"predictions\.npz is compressed, and may take any memory"):
+        read_result(path.parent)
+
+
+def test_predictions_that_find_no_room_are_named(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            write_result(tmp_path / "r", result())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value.filename).endswith("predictions.npz")
 
 
 @pytest.mark.parametrize(

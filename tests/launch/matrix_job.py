@@ -2,7 +2,7 @@
 
 Each rank sees its own batches. At some steps one rank alone gets infinite gradients. All stages
 have weights of one memory layout: convolutions of others sum in another order, of which half
-precision makes much. What came out goes to a file a rank; the test compares them.
+precision makes much. What came out goes to a file per rank; the test compares them.
 """
 
 from __future__ import annotations

@@ -86,6 +86,20 @@ def test_heads_of_the_linear_protocol_are_the_same_on_two_ranks(tmp_path: Path, 
         assert int(agree.sum()) >= 40, name
 
 
+def test_a_result_is_drawn_where_it_stands(tmp_path: Path, ckpt: Path) -> None:
+    """Whatever its folder is called: here after what a link leads to."""
+    pytest.importorskip("matplotlib")
+    write_sets(tmp_path / "colours", train=20, val=12)
+    (tmp_path / "link").symlink_to("colours")
+    step = open_checkpoint(ckpt).path
+    options = ["--ckpt", step, "--data", tmp_path / "link", "--protocol", "logreg", "--pictures"]
+    result = run([sys.executable, SCRIPT, *options, "--workers", "1"], log=tmp_path / "log")
+    assert result.code == 0, result.text
+    drawn = ckpt / "eval" / "colours-logreg" / "pictures"
+    assert {"confusion.png", "map.png"} <= {each.name for each in drawn.iterdir()}
+    assert str(drawn / "map.png") in result.text
+
+
 def test_what_is_refused_is_said_by_one_rank(tmp_path: Path, ckpt: Path) -> None:
     sets = write_sets(tmp_path / "colours")
     options = ["--ckpt", ckpt, "--data", sets, "--knn", "101", "--workers", "1"]

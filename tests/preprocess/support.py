@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from preprocess.convert import Parts, Sample, Settings, Task, convert_and_keep
+from preprocess.convert import ConversionSettings, Parts, Sample, Task, convert_and_keep
 from preprocess.demo.render import Rendered, render
 from preprocess.demo.scenes import SCENES
 from preprocess.demo.shapes import SHAPES
@@ -89,7 +89,7 @@ def torch_threads(_: int) -> int:
 
 
 def convert_or_die(
-    tasks: list[Task], settings: Settings, methods: tuple[MethodSpec, ...]
+    tasks: list[Task], settings: ConversionSettings, methods: tuple[MethodSpec, ...]
 ) -> tuple[list[Sample | Rejected], list[Parts]]:
     """Convert, but die as a decoder does that a bad file crashes."""
     if any(task.name.endswith("killer.jpg") for task in tasks):

@@ -8,7 +8,7 @@ import pytest
 
 from harl_fast.data.container.manifest import read_manifest
 from preprocess import advice, beton
-from preprocess.convert import Settings
+from preprocess.convert import ConversionSettings
 from preprocess.masks import parse_spec
 from preprocess.sources import folder_source
 from tests.preprocess.support import image_folder
@@ -63,14 +63,18 @@ def test_the_estimate_of_jpg_is_its_conversion(tmp_path: Path) -> None:
     assert beton.main(arguments) == 0
     facts = read_manifest(tmp_path / "out/train.beton").store
     split = folder_source(data).splits["train"]
-    per_pixel = advice._jpg_bytes_per_pixel(split, Settings(512, 90, 64, parse_spec("full")))
+    per_pixel = advice._jpg_bytes_per_pixel(
+        split, ConversionSettings(512, 90, 64, parse_spec("full"))
+    )
     assert per_pixel is not None  # all eight images are in the sample
     assert per_pixel * facts["pixels"] == pytest.approx(facts["modes"]["jpg"]["bytes"])
 
 
 def test_costs_are_measured_through_the_loader(tmp_path: Path) -> None:
     source = folder_source(image_folder(tmp_path / "set", classes=2, train=20))
-    costs = advice.measure(source, Settings(512, 90, 64, parse_spec("heuristic")), "train")
+    costs = advice.measure(
+        source, ConversionSettings(512, 90, 64, parse_spec("heuristic")), "train"
+    )
     # More than a memory copy takes: it is a loader's, not a stub's. A second even if disturbed.
     assert set(costs) == {"jpg", "raw", "yuv420"}
     assert all(10 < cost < 1e6 for cost in costs.values())

@@ -58,7 +58,7 @@ def test_worst_then_typical_then_best_none_twice(monkeypatch: pytest.MonkeyPatch
     said = texts_drawn(monkeypatch)
     assert shades(sheet(pictures, count=4, title="Masks of x")) == [20, 40, 100, 180]
     assert said[0] == "Masks of x" and {"outline of the mask", "outline of the truth"} < {*said}
-    assert {"right", "too much", "missing", "tile 0", "tile 1", "tile 2"} < {*said}
+    assert {"right", "too much", "missing", "in neither", "tile 0", "tile 1", "tile 2"} < {*said}
     assert said[-7:] == [
         "worst, of 7 by IoU with the truth", "says 0.1   1", "says 0.2   6",
         "typical, of 7 by IoU with the truth", "says 0.5   0",
@@ -92,6 +92,7 @@ def test_tiles_show_mask_map_and_what_was_missed() -> None:
     assert cut[y, inside, 0] > 180 and tuple(cut[y, 5]) == (120, 40, 140)
     hit, added, lost = (compared[y, x].astype(int) for x in (inside, beside, missed))
     assert hit.min() > 200 and added[0] > added[2] + 100 and lost[2] > lost[0] + 100
+    assert not compared[y, 5].any()  # in neither
     yellow = (outlined == (255, 220, 0)).all(axis=2)
     assert yellow[y].any() and abs(np.flatnonzero(yellow[y]).min() - 24 * scale) <= 2
     assert not shown("a.jpg", image, mask).has_truth and len(shown("a", image, mask).tiles) == 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +16,8 @@ from harl_fast.errors import ConfigError
 from preprocess.masks.heuristic.binary import binarize
 from preprocess.masks.heuristic.method import heuristic_map
 from tests.preprocess.support import demo_image, photo
+
+Array = npt.NDArray[Any]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (200, 2), (120, 90), (64, 64), (3000, 2000)])
@@ -85,7 +89,9 @@ def scenes(count: int) -> list:
     ],
     ids=["mirrored", "upside down", "transposed", "darker"],
 )
-def test_a_turned_or_darker_picture_has_nearly_the_same_mask(change, undo) -> None:  # type: ignore[no-untyped-def]
+def test_a_turned_or_darker_picture_has_nearly_the_same_mask(
+    change: Callable[[Array], Array], undo: Callable[[Array], Array]
+) -> None:
     same = []
     for scene in scenes(20):
         mask, _ = binarize(heuristic_map(scene.image))

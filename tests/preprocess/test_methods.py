@@ -19,7 +19,7 @@ from harl_fast.data.container.stores import Store
 from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.pool import ordered_map
 from preprocess import beton
-from preprocess.convert import Sample, Settings, Task, convert
+from preprocess.convert import ConversionSettings, Sample, Task, convert
 from preprocess.images.arrays import Map
 from preprocess.masks import find_mask, open_method, parse_spec, runner
 from preprocess.masks.heuristic.binary import centre_ellipse
@@ -250,7 +250,7 @@ def test_a_method_that_fails_on_every_image_is_an_error_before_the_first(
 
 
 def stored(task: Task, store: str, *, size: int = 64, side: int = 512) -> npt.NDArray[np.bool_]:
-    settings = Settings(side, 90, size, parse_spec("heuristic"), Store(store))
+    settings = ConversionSettings(side, 90, size, parse_spec("heuristic"), Store(store))
     (sample,) = convert([task], settings)
     assert isinstance(sample, Sample) and not sample.reencoded
     return unpack_mask(np.frombuffer(sample.mask, np.uint8), size=size)

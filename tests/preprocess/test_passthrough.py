@@ -12,7 +12,7 @@ from PIL import Image
 
 from harl_fast.data.container.fields import MODE_JPG
 from harl_fast.data.container.stores import parse_store
-from preprocess.convert import Sample, Settings, Task, convert
+from preprocess.convert import ConversionSettings, Sample, Task, convert
 from preprocess.masks import parse_spec
 from preprocess.passthrough import NotTakenError, take_jpeg
 from preprocess.sources import Rejected
@@ -127,7 +127,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def converted(path: Path, *, max_resolution: int = 512, store: str = "passthrough") -> Sample:
-    settings = Settings(max_resolution, 90, 64, parse_spec("full"), parse_store(store))
+    settings = ConversionSettings(max_resolution, 90, 64, parse_spec("full"), parse_store(store))
     (result,) = convert([Task("x", 0, path, None)], settings)
     assert isinstance(result, Sample)
     return result
@@ -159,7 +159,7 @@ def test_what_the_loader_cannot_take_has_a_reason(path: Path, kind: str) -> None
 def test_the_rest_is_treated_as_by_the_store_jpg(path: Path, kind: str) -> None:
     path.write_bytes(REFUSED[kind][0])
     settings = [
-        Settings(512, 90, 64, parse_spec("full"), parse_store(name))
+        ConversionSettings(512, 90, 64, parse_spec("full"), parse_store(name))
         for name in ("jpg", "passthrough")
     ]
     (plain,), (passed,) = (convert([Task("x", 0, path, None)], each) for each in settings)
@@ -186,7 +186,7 @@ def test_a_large_picture_is_shrunk_and_one_at_the_limit_is_not(path: Path) -> No
 
 
 def test_pictures_in_memory_and_other_formats_are_encoded(tmp_path: Path) -> None:
-    settings = Settings(512, 90, 64, parse_spec("full"), parse_store("passthrough"))
+    settings = ConversionSettings(512, 90, 64, parse_spec("full"), parse_store("passthrough"))
     tasks = [
         Task("array", 0, PHOTO, None),
         Task("png", 0, save(PHOTO, tmp_path / "x.png"), None),

@@ -239,18 +239,18 @@ def test_a_full_disk_costs_one_shard(
 def test_a_worker_that_dies_while_it_writes_costs_one_shard(
     data: Path, several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, tell = shards.write_shard, Team.tell
+    real, follow_up = shards.write_shard, Team.follow_up
 
     def dying(self: Team[Any, Any], places: Any) -> None:
-        worker = self._untold[0][0].process
+        worker = self._pending[0][0].process
         os.kill(worker.pid or 0, signal.SIGSTOP)
-        tell(self, places)  # it has been told where its images go, and has not written them
+        follow_up(self, places)  # it has been told where its images go, and has not written them
         os.kill(worker.pid or 0, signal.SIGKILL)
 
     def write_shard(place: Any, job: Any, *rest: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if job.shown == "train/00002":
-                patch.setattr(Team, "tell", dying)
+                patch.setattr(Team, "follow_up", dying)
             real(place, job, *rest)
 
     with monkeypatch.context() as patch:

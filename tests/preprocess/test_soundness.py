@@ -13,7 +13,7 @@ from PIL import Image
 
 from harl_fast.data.container.stores import parse_store
 from preprocess import beton as converter
-from preprocess.convert import Sample, Settings, Task, convert
+from preprocess.convert import ConversionSettings, Sample, Task, convert
 from preprocess.images.decode import decode_image
 from preprocess.images.reading import Reading, UnusableImageError
 from preprocess.masks import parse_spec
@@ -60,7 +60,7 @@ DAMAGE = {"zeroed": zeroed, "with a hole": with_hole, "cut short": cut}
 
 
 def converted(path: Path, *, store: str = "jpg", keep_warned: bool = False) -> Sample | Rejected:
-    settings = Settings(
+    settings = ConversionSettings(
         512, 90, 64, parse_spec("full"), parse_store(store), Reading(keep_warned=keep_warned)
     )
     (result,) = convert([Task("x", 0, path, None)], settings)

@@ -89,6 +89,13 @@ def test_what_cannot_be_compared_is_refused_and_forced_is_marked(
     assert ("not paired: other samples" in markdown(forced)) == (not paired)
 
 
+def test_the_name_of_the_data_cannot_break_markdown(tmp_path: Path) -> None:
+    name = {"name": "<img src=x> [a](b) `c`"}
+    places = [other(tmp_path / run / "eval" / "pets-cached", data=name) for run in "ab"]
+    title = markdown(compare(places)).splitlines()[0]
+    assert title.endswith(r"on \<img src=x\> \[a\](b) \`c\`")
+
+
 def test_a_run_stands_for_the_result_that_all_have(pair: tuple[Path, Path]) -> None:
     other(pair[0] / "eval" / "pets-logreg", protocol="logreg")
     other(pair[0] / "eval" / "pets-cached-1", step=100)  # an earlier checkpoint's

@@ -15,7 +15,14 @@ from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.runfiles import RunFolder
 from harl_fast.textfile import parse_yaml
 from harl_fast.tools import evidence
-from harl_fast.tools.evidence import Evidence, Settings, check_data, run_all, settle, time_left
+from harl_fast.tools.evidence import (
+    Evidence,
+    EvidenceSettings,
+    check_data,
+    run_all,
+    settle,
+    time_left,
+)
 from harl_fast.tools.evidence_arms import Trial, chosen, load_plan
 from harl_fast.tools.evidence_report import Findings, _basis
 from tests.engine.tuning import write_sets
@@ -82,7 +89,7 @@ def make(tmp_path: Path) -> Make:
     def made(**settings: Any) -> Evidence:
         (tmp_path / "photos" / "train").mkdir(parents=True, exist_ok=True)
         given = {"precision": "fp32", "photos": str(tmp_path / "photos"), **settings}
-        return Evidence(tmp_path / "out", Settings(**given))
+        return Evidence(tmp_path / "out", EvidenceSettings(**given))
 
     return made
 
@@ -165,7 +172,7 @@ def test_what_no_training_logs_is_left_out(log: str, programs: Programs, make: M
 
 def test_folders_of_any_name_reach_the_mask_method(programs: Programs, tmp_path: Path) -> None:
     out = tmp_path / 'a, "b" #1: {x}' / "out"
-    settings = Settings(precision="fp32", photos=str(tmp_path))
+    settings = EvidenceSettings(precision="fp32", photos=str(tmp_path))
     named = trials("composites/exact", "photos/selftrained", quick=False)
     run_all(Evidence(out, settings), named, after=lambda: None)
     commands = [c for c in programs.of("preprocess.beton") if "--mask-method" in c]
@@ -287,11 +294,11 @@ def test_all_trials_of_a_folder_share_the_first_precision_and_photos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence, "cpu", lambda: ("", {"avx512_bf16"}))
-    assert settle(tmp_path, photos=None) == Settings(precision="bf16", photos=None)
+    assert settle(tmp_path, photos=None) == EvidenceSettings(precision="bf16", photos=None)
     monkeypatch.setattr(evidence, "cpu", lambda: ("", {"avx2"}))
     photos = tmp_path / "photos"
     found = settle(tmp_path, photos=photos)
-    assert found == Settings(precision="bf16", photos=str(photos))
+    assert found == EvidenceSettings(precision="bf16", photos=str(photos))
     assert settle(tmp_path, photos=None) == found
     with pytest.raises(DataError, match=r"other.*give another --out"):
         settle(tmp_path, photos=tmp_path / "other")

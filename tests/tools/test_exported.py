@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import resource
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
 
 from harl_fast import export_encoder
+from harl_fast.engine.checkpoint.format import _seal
 from harl_fast.engine.networks import load_pretrained
 from harl_fast.errors import CheckpointError, OutputError
 from tests.engine.saved import checkpoint
@@ -67,6 +73,111 @@ def test_an_exported_classifier_that_is_no_layer_is_refused(
         load_pretrained(out)
 
 
+@pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]])
+def test_a_classifier_of_another_number_of_classes_than_are_named_is_refused(
+    run: Path, tmp_path: Path, names: list[str]
+) -> None:
+    export_encoder(run, out := tmp_path / "out")
+    path = out / "model.safetensors"
+    head = {"fc.weight": torch.zeros(2, 512), "fc.bias": torch.zeros(2)}
+    save_file(load_file(path) | head, path)
+    tree = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(tree | {"label_names": names}))
+    with pytest.raises(CheckpointError, match=rf"label_names has {len(names)} names, .* 2 classes"):
+        load_pretrained(out)
+    (out / "config.json").write_text(json.dumps(tree | {"label_names": ["a", "b"]}))
+    assert load_pretrained(out).classes == ("a", "b")
+
+
+@contextlib.contextmanager
+def at_most(megabytes: int) -> Iterator[None]:
+    """Let this process have so much more memory."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    now = pages * resource.getpagesize() + megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (now, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def huge_weights(path: Path) -> Path:
+    """Write a file of the shape of 15 billion weights."""
+    tensors = {"conv1.weight": torch.zeros(1024, 3, 7, 7)}
+    for stage, blocks in enumerate((3, 8, 36, 3), start=1):
+        for block, name in itertools.product(range(blocks), ("conv1", "conv3")):
+            tensors[f"layer{stage}.{block}.{name}.weight"] = torch.zeros(1)
+    save_file(tensors, path / "huge.safetensors")
+    return path / "huge.safetensors"
+
+
+def huge_folder(path: Path) -> Path:
+    """Export a small network, and state a huge one beside it."""
+    checkpoint(path / "run", arch="resnet18", width=0.125)
+    export_encoder(path / "run", path / "out")
+    tree = json.loads((path / "out" / "config.json").read_text())
+    tree["harl_fast"]["model"] |= {"arch": "resnet152", "width": 16.0}
+    (path / "out" / "config.json").write_text(json.dumps(tree))
+    return path / "out"
+
+
+def huge_run(path: Path) -> Path:
+    """Write a checkpoint of a small network whose record states a huge one."""
+    written, _ = checkpoint(path / "run", arch="resnet18", width=0.125)
+    note = written.path.with_suffix(".json")
+    tree = json.loads(note.read_text())
+    tree["config"]["model"] |= {"arch": "resnet152", "width": 16.0}
+    note.write_text(json.dumps(tree | {"record_sha256": _seal(tree)}))
+    return path / "run"
+
+
+def huge_projector(path: Path) -> Path:
+    """Export a network with a projector of which the first layer states huge further ones."""
+    checkpoint(path / "run", arch="resnet18", heads=True, projector_hidden=8, projector_out=8)
+    export_encoder(path / "run", path / "out")
+    file = path / "out" / "projector.safetensors"
+    tensors = load_file(file) | {"linears.0.weight": torch.zeros(100_000, 1)}
+    save_file(tensors | {"linears.1.weight": torch.zeros(1)}, file)
+    return path / "out"
+
+
+def compressed_weights(path: Path) -> Path:
+    """Write a file that takes a thousandth of what it unpacks to."""
+    small, file = path / "small.pth", path / "compressed.pth"
+    torch.save({"conv1.weight": torch.zeros(10)}, small)
+    with zipfile.ZipFile(small) as theirs, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as ours:
+        for each in theirs.infolist():
+            ours.writestr(each.filename, theirs.read(each.filename))
+        ours.writestr("archive/data/1", bytes(1 << 20), compress_type=zipfile.ZIP_DEFLATED)
+    return file
+
+
+def repeated_weights(path: Path) -> Path:
+    """Write a file of 40 GB that holds one number."""
+    tensors = torchvision.models.resnet18().state_dict()
+    tensors["fc.weight"] = torch.zeros(1).expand(100_000, 100_000)
+    torch.save(tensors, path / "repeated.pth")
+    return path / "repeated.pth"
+
+
+@pytest.mark.parametrize(
+    "make", [huge_weights, huge_folder, huge_run, huge_projector, repeated_weights]
+)
+def test_a_small_file_that_states_a_huge_network_costs_no_memory(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    path = make(tmp_path)
+    with at_most(2000), pytest.raises(CheckpointError) as told:
+        load_pretrained(path)
+    assert "allocate" not in str(told.value)
+
+
+def test_weights_that_grow_as_they_are_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is compressed, which torch's own files are not"):
+        load_pretrained(compressed_weights(tmp_path))
+
+
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.float8_e4m3fn])
 def test_weights_that_are_no_real_numbers_are_refused(
     run: Path, tmp_path: Path, dtype: torch.dtype
@@ -86,6 +197,35 @@ def test_what_a_killed_export_of_the_same_number_left_is_replaced(
     (tmp_path / f".out.{os.getpid()}.tmp" / "half").mkdir(parents=True)
     export_encoder(run, out := tmp_path / "out")
     assert load_pretrained(out) and [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_goes_where_a_link_leads(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    assert export_encoder(run, tmp_path / "out").startswith(f"{tmp_path / 'out'}: ")
+    assert load_pretrained(tmp_path / "disk") and (tmp_path / "out").is_symlink()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["disk", "out"]
+
+
+def test_where_a_disk_is_mounted_nothing_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder could not take the place, which the work would end with."""
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
+    with pytest.raises(OutputError, match="is where a disk is mounted: give a new folder in it"):
+        export_encoder(tmp_path / "run", tmp_path / "out")
+
+
+@pytest.mark.parametrize("to", ["folder", "torchvision", "detectron2"])
+def test_names_that_are_no_utf8_are_exported_and_loaded_back(tmp_path: Path, to: str) -> None:
+    run, out = (tmp_path / os.fsdecode(name) for name in (b"run\xff", b"out\xff"))
+    checkpoint(run, arch="resnet18")
+    if to == "folder":
+        pytest.importorskip("timm")
+    export_encoder(run, out, to=to)
+    if to == "folder":
+        assert "equal bits" in export_encoder(out, tmp_path / os.fsdecode(b"again\xff"))
 
 
 def test_the_current_folder_is_not_replaced_by_an_export(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy import stats
 
 from harl_fast.tools.paired import paired_difference
 
+Labels = npt.NDArray[np.int64]
+Marks = npt.NDArray[np.bool_]
+"""(N,): whether each sample was right."""
 
-def outcomes(count: int, classes: int, seed: int):  # type: ignore[no-untyped-def]
+
+def outcomes(count: int, classes: int, seed: int) -> tuple[Labels, Marks, Marks]:
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, count)
     base = random.random(count) < 0.5
@@ -21,11 +26,12 @@ def outcomes(count: int, classes: int, seed: int):  # type: ignore[no-untyped-de
 def test_the_interval_is_that_of_drawing_samples_with_both_outcomes(per_class: bool) -> None:
     labels, right, base = outcomes(500, 6, seed=1)
 
-    def difference(labels, right, base):  # type: ignore[no-untyped-def]
+    def difference(labels: Labels, right: Marks, base: Marks) -> float:
         gain = right.astype(float) - base
         if not per_class:
-            return 100 * gain.mean()
-        return 100 * np.mean([gain[labels == label].mean() for label in np.unique(labels)])
+            return float(100 * gain.mean())
+        each = [gain[labels == label].mean() for label in np.unique(labels)]
+        return float(100 * np.mean(each))
 
     expected = stats.bootstrap(
         (labels, right, base), difference, paired=True, vectorized=False, n_resamples=3000,

@@ -16,7 +16,7 @@ Switches = Switch | list[Switch]
 
 
 class Mode(BaseModel):
-    """What of a container is stored under one mode."""
+    """How much of a container is stored under one mode."""
 
     count: Whole
     bytes: Whole

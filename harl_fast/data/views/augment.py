@@ -42,7 +42,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {}
 
 
 def check_augmentations(policies: Sequence[ViewConfig]) -> None:
-    """Raise ConfigError for unknown operations, and for such as share draws."""
+    """Raise ConfigError for unknown operations and for operations that share draws."""
     for policy in policies:
         taken = dict.fromkeys(range(PARAMS), "BYOL's operations")
         for name in policy.augment:

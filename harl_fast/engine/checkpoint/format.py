@@ -30,7 +30,7 @@ from harl_fast.model.names import Receipt
 from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import GIVEN
 from harl_fast.provenance import code_version, first_reason
-from harl_fast.runfiles import CHECKPOINT_NAME, LATEST
+from harl_fast.runfiles import CHECKPOINT_NAME, LATEST, runs_of_seeds
 from harl_fast.section import Section
 from harl_fast.tensorfile import open_tensors, writing
 from harl_fast.textfile import tree_sha256
@@ -204,15 +204,16 @@ def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
         leftover.unlink()
 
 
-def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], *, assign: bool = False) -> None:
     """Set all tensors of a module; RuntimeError unless names, shapes and dtypes are its own.
 
-    torch itself drops imaginary parts and digits without an error.
+    torch itself drops imaginary parts and digits without an error. assign: see its
+    `load_state_dict`; for a module on the device meta.
     """
     for name, own in module.state_dict().items():
         if name in tensors and tensors[name].dtype != own.dtype:
             raise RuntimeError(f"{name} is {tensors[name].dtype} instead of {own.dtype}")
-    module.load_state_dict(tensors)
+    module.load_state_dict(tensors, assign=assign)
 
 
 def mismatch(error: RuntimeError) -> str:
@@ -373,6 +374,8 @@ def _latest(folder: Path) -> tuple[Path, tuple[str, ...]]:
             f"{folder} holds no complete checkpoint, and {reason}. Bring back the files that are "
             f"missing, or start again in a new folder"
         )
+    if seeds := runs_of_seeds(folder):
+        raise CheckpointError(f"{folder} holds a run for each seed: give one, such as {seeds[0]}")
     raise CheckpointError(
         f"{folder} holds no checkpoint ({reason}). Give a run folder that has one, or a "
         f"step-*.safetensors file; a run that ended before its first save must start again in a "

@@ -1,1 +1,1 @@
-"""What a run measures and where it tells it: metrics, alarms, probes, and the table of sinks."""
+"""What a run measures and where it reports it: metrics, alarms, probes, and the table of sinks."""

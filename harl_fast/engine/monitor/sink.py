@@ -65,10 +65,10 @@ class Position:
 
 
 class Sink:
-    """Takes what a run tells, on rank 0; a subclass overrides what it has a use for.
+    """Receives what a run reports, on rank 0; a subclass overrides the methods that it needs.
 
-    Nothing may raise for a file that cannot be written, or the run ends: write by ``files``, which
-    tells of it and goes on. Add a sink to `sinks.SINKS` before the run is opened.
+    No method may raise because a file cannot be written, or the run ends: write through ``files``,
+    which reports it and goes on. Add a sink to `sinks.SINKS` before the run is opened.
     """
 
     def __init__(self, run: RunInfo, files: SideOutputs) -> None:

@@ -47,7 +47,7 @@ TAGS = {
     "trust_max": ("trust/max", "Largest of them."),
     "skipped": ("health/skipped", "Steps since the last record that changed nothing."),
     "damaged": ("health/damaged", "Damaged samples replaced so far, over all ranks."),
-    "img_s": ("speed/images_per_s", "Images a second, over all ranks."),
+    "img_s": ("speed/images_per_s", "Images per second, over all ranks."),
     "wait_worst": ("speed/wait_share_worst_rank", "Worst rank's share of time without images."),
     "wait": ("speed/wait_share", "Mean share of time spent waiting for images."),
     "wait_s": ("speed/wait_s", "The same in seconds since the last record."),
