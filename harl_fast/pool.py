@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ ResultT = TypeVar("ResultT")
 
 PRELOAD: list[str] = []
 """Modules that are imported once, in the process that workers are forked from."""
+# It has imported the program, which runpy makes their main module again.
+warnings.filterwarnings("ignore", ".* found in sys.modules after import of", RuntimeWarning)
 
 TASKS_AHEAD = 4
 """How many finished tasks a worker may be ahead of the consumer; it bounds the memory in flight."""

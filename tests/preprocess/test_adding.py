@@ -393,11 +393,3 @@ def test_images_are_added_in_the_range_of_the_others_to_its_last_digit(tmp_path:
     first, last = read_samples(tmp_path / "out/train", [0, 2])
     np.testing.assert_array_equal(first.image, last.image)
     assert first.image.max() == 255
-
-
-def test_a_class_in_another_unicode_form_is_no_new_one(data: Path, out: Path) -> None:
-    for name in ("caf\u00e9", "cafe\u0301"):
-        save(photo(1), data.parent / name / "train" / name / "x.jpg")
-    run(out, "--add", str(data.parent / "caf\u00e9"), "--new-classes", "--val", "0")
-    with pytest.raises(DataError, match=r"'caf\\xe9' and .* has 'cafe\\u0301': two.*convmv"):
-        run(out, "--add", str(data.parent / "cafe\u0301"), "--new-classes", "--val", "0")

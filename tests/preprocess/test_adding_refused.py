@@ -10,7 +10,7 @@ import pytest
 
 from harl_fast.data.container.manifest import read_manifest, write_manifest
 from harl_fast.errors import DataError
-from tests.preprocess.support import contents
+from tests.preprocess.support import contents, photo, save
 from tests.preprocess.test_adding import data, grow, out, run
 
 __all__ = ["data", "out"]  # fixtures
@@ -76,3 +76,11 @@ def test_images_that_are_there_under_other_names_are_told(
     grow(tmp_path / "more", "class0", 1, start=200)
     run(out, "--add", str(tmp_path / "more"), "--val", "0")
     assert "WARNING" not in capsys.readouterr().out
+
+
+def test_a_class_in_another_unicode_form_is_no_new_one(data: Path, out: Path) -> None:
+    for name in ("caf\u00e9", "cafe\u0301"):
+        save(photo(1), data.parent / name / "train" / name / "x.jpg")
+    run(out, "--add", str(data.parent / "caf\u00e9"), "--new-classes", "--val", "0")
+    with pytest.raises(DataError, match=r"'caf\\xe9' and .* has 'cafe\\u0301': two.*convmv"):
+        run(out, "--add", str(data.parent / "cafe\u0301"), "--new-classes", "--val", "0")

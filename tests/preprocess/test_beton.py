@@ -327,3 +327,13 @@ def test_verify_names_the_damaged_image(tmp_path: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     assert "1 of 8 samples are damaged" in shown
     assert "sample 5 (train/class1/1.jpg): image does not decode, image bytes changed" in shown
+
+
+def test_workers_say_nothing_of_how_they_were_started(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "in")
+    command = [sys.executable, "-m", "preprocess.beton", "--data", str(data), "--workers", "2"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out"), "--mask-method", "full"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "Warning" not in done.stderr
