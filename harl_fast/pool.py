@@ -185,10 +185,9 @@ class Team(Generic[TaskT, ResultT]):
         return True
 
     def _send(self, worker: _Worker[TaskT], orders: list[tuple[bool, Any]]) -> None:
-        try:
+        # A worker that died is found by `_receive`, after what it answered before.
+        with contextlib.suppress(OSError):
             worker.connection.send(orders)
-        except OSError:
-            raise _death(worker, self._describe) from None
 
     def _receive(self, worker: _Worker[TaskT]) -> None:
         try:

@@ -99,11 +99,12 @@ def test_a_second_steps_own_error_of_the_system_is_raised_as_it_is(tmp_path: Pat
 
 
 def test_a_worker_that_is_killed_in_a_second_step_is_an_error_that_names_its_task() -> None:
-    with Team(keep, workers=2, describe=lambda n: f"number {n}", then=note) as team:
+    died = r"worker process died \(SIGKILL\).*number [01]\b"
+    team = Team(keep, workers=2, describe=lambda n: f"number {n}", then=note)
+    with pytest.raises(DataError, match=died), team:
         for _ in zip(range(3), team.map(range(9)), strict=False):
             team.follow_up(None)
-        with pytest.raises(DataError, match=r"worker process died \(SIGKILL\).*number [01]\b"):
-            team.settle()
+        team.settle()
 
 
 def test_tasks_and_results_that_no_pipe_holds_pass_each_other() -> None:
