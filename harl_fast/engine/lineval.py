@@ -65,9 +65,8 @@ def lineval(
 ) -> int:
     """Judge the checkpoint's encoder, and a random one if asked; rank 0 prints and writes.
 
-    See launch/lineval.py for the arguments. draw: called with the folder of the checkpoint's
-    result. Ranks share the features and k-NN's bank; heads are rank 0's. Returns the exit code;
-    raises HarlError.
+    See launch/lineval.py for the arguments; draw is given the folder of the checkpoint's result.
+    Ranks share features and k-NN's bank, rank 0 has the heads. Returns the exit code.
     """
     run = home(ckpt)
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"
