@@ -91,8 +91,7 @@ def lineval(
             cache=FeatureCache(run / "features") if cache else None,
             ranks=held.enter_context(_met(machine)),
         )
-        count = evaluator.train_count
-        ks = knn or [k for k in NEIGHBOURS if k <= count] or [count]
+        ks = knn or [k for k in NEIGHBOURS if k <= evaluator.train_count] or [evaluator.train_count]
         asked = {"epochs": epochs, "seed": seed, "protocol": protocol}
         asked |= {"ks": ks, "temperature": knn_temperature}
         settings = {**asked, "random": random, "subset": subset, "subset_seed": subset_seed, **seen}
