@@ -5,6 +5,8 @@ V6, V7 and V8 of `make bench-eval`.
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ from harl_fast.model.classifier import Classifier
 
 SIZE_PX, CLASSES, BATCH = 96, 100, 64
 """Caltech-101's photos as `make bench-eval` shows them."""
-SECONDS = 4.0
-"""Of one contender's turn."""
+TURN_STEPS, CYCLES = 3, 3
+"""Steps of one loop before it is another's turn, and cycles of turns A B B A in a round."""
 LOG_EVERY = 50
 """Steps between readings of the meter, the configuration's default."""
 RATIOS = (
@@ -35,25 +37,14 @@ RATIOS = (
     report.Ratio("V7", "boundary 3 over boundary -1", "all", ("boundary3",), 0.65, 0.55, True),
     report.Ratio("V8", "fine-tuning step over a bare loop's", "bare", ("all",), 1.03, 1.01, True),
 )
-
-
-def plans(*, threads: int) -> dict[str, dict[str, Any]]:
-    """Return the contenders' settings, for `rounds.Field`."""
-    common = {
-        "module": "finetune_step",
-        "steps": True,
-        "threads": threads,
-        "batch": BATCH,
-        "lead": 1,
-        "environment": {"OMP_NUM_THREADS": str(threads)},
-    }
-    return {
-        "all": common | {"boundary": -1, "heads": 1},
-        "bare": common | {"boundary": -1, "heads": 1, "bare": True},
-        "boundary3": common | {"boundary": 3, "heads": 1},
-        "heads1": common | {"boundary": 4, "heads": 1},
-        "heads8": common | {"boundary": 4, "heads": 8},
-    }
+LOOPS: dict[str, dict[str, Any]] = {
+    "all": {"boundary": -1, "heads": 1},
+    "bare": {"boundary": -1, "heads": 1, "bare": True},
+    "boundary3": {"boundary": 3, "heads": 1},
+    "heads1": {"boundary": 4, "heads": 1},
+    "heads8": {"boundary": 4, "heads": 8},
+}
+"""The loops that the ratios compare."""
 
 
 def configuration(settings: dict[str, Any]) -> FinetuneConfig:
@@ -66,7 +57,7 @@ def configuration(settings: dict[str, Any]) -> FinetuneConfig:
         learning_rate_scaling="none",
         head_lr_grid=(1.0,) * heads,
         hold_out=heads - 1,
-        train_batch_size=settings["batch"],
+        train_batch_size=BATCH,
         train_steps=10**6,
         image_size=SIZE_PX,
         model=ModelConfig(arch="resnet18"),
@@ -74,40 +65,51 @@ def configuration(settings: dict[str, Any]) -> FinetuneConfig:
     )
 
 
-def fixed_batch(size: int) -> Batch:
+def fixed_batch() -> Batch:
     """Return a batch of noise in memory, as the loader would hand it over on a CPU."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(size, 3, SIZE_PX, SIZE_PX, generator=generator)
+    images = torch.randn(BATCH, 3, SIZE_PX, SIZE_PX, generator=generator)
     images = images.to(memory_format=torch.channels_last)
-    labels = torch.arange(size) % CLASSES
-    return Batch((images,), (), labels, torch.arange(size))
+    labels = torch.arange(BATCH) % CLASSES
+    return Batch((images,), (), labels, torch.arange(BATCH))
 
 
 def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield (samples, figures) per step for ever.
+    """Yield (samples, seconds per step of each loop) per cycle for ever.
 
-    settings: boundary, heads, batch, threads; bare: by a plain loop.
+    settings: loops, two names of `LOOPS`; threads. A cycle's turns are in the order A B B A, so
+    that a machine that grows slower or faster in between does so for both.
     """
     step_setup.quiet_threads(settings)
-    config, batch = configuration(settings), fixed_batch(settings["batch"])
+    batch = fixed_batch()
+    loops = {name: _steps(LOOPS[name], batch) for name in settings["loops"]}
+    while True:
+        taken = dict.fromkeys(loops, 0.0)
+        for name in (*loops, *reversed(loops)):
+            begun = time.perf_counter()
+            for _ in range(TURN_STEPS):
+                next(loops[name])
+            taken[name] += time.perf_counter() - begun
+        turns = 2 * TURN_STEPS
+        yield turns * len(loops) * BATCH, {name: s / turns for name, s in taken.items()}
+
+
+def _steps(settings: dict[str, Any], batch: Batch) -> Iterator[None]:
+    config = configuration(settings)
     classifier = classifier_of(config, classes=CLASSES)
-    steps = _bare(config, classifier, batch) if settings.get("bare") else _ours(
-        config, classifier, batch, size=settings["batch"]
-    )  # fmt: skip
-    for figures in steps:
-        yield settings["batch"], figures
+    loop = _bare if settings.get("bare") else _ours
+    return loop(config, classifier, batch)
 
 
-def _ours(
-    config: FinetuneConfig, classifier: Classifier, batch: Batch, *, size: int
-) -> Iterator[dict[str, float]]:
+def _ours(config: FinetuneConfig, classifier: Classifier, batch: Batch) -> Iterator[None]:
     machine = this_machine()
-    ds.start(machine, timeout_minutes=1)
+    if not ds.started():
+        ds.start(machine, timeout_minutes=1)
     state = build(
         config,
-        step_setup.engine_config("fp32", batch=size),
+        step_setup.engine_config("fp32", batch=BATCH),
         machine,
-        loader=step_setup.endless(size),
+        loader=step_setup.endless(BATCH),
         classifier=classifier,
         facts={},
     )
@@ -115,12 +117,12 @@ def _ours(
     while True:
         state.module.watched = (stepper.step + 1) % LOG_EVERY == 0
         stepper.advance([batch], epoch=0)
-        yield stepper.meter.take() if stepper.step % LOG_EVERY == 0 else {}
+        if stepper.step % LOG_EVERY == 0:
+            stepper.meter.take()
+        yield
 
 
-def _bare(
-    config: FinetuneConfig, classifier: Classifier, batch: Batch
-) -> Iterator[dict[str, float]]:
+def _bare(config: FinetuneConfig, classifier: Classifier, batch: Batch) -> Iterator[None]:
     """Do the same operations in a loop without engine, schedules and meter."""
     keep_freed_memory()  # as `build` does: the loop is measured, not the allocator
     classifier.to(memory_format=torch.channels_last)
@@ -134,20 +136,30 @@ def _bare(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        yield {}
+        yield
 
 
 def measured(
     bars: Container[str], *, threads: int, rounds: int, logs: Path
 ) -> tuple[report.Rounds, list[report.Row]]:
-    """Return all rounds of the contenders that some of the bars need, and the bars' lines."""
-    ratios = [ratio for ratio in RATIOS if ratio.bar in bars]
-    needed = {name for ratio in ratios for name in (ratio.ours, *ratio.peers)}
-    made = {name: plan for name, plan in plans(threads=threads).items() if name in needed}
+    """Return all rounds of each bar, as seconds per step of its loops, and the bars' lines.
+
+    A bar's two loops take turns within one process: the rates of two processes of the *same* loop
+    differ by up to 5 % for as long as they live, by where their memory happens to lie. Every round
+    has a fresh process.
+    """
     found: dict[str, list[Any]] = {}
-    for _ in range(rounds):
-        # Where a process's memory happens to lie moves its rate by 3 %: fresh ones every round.
-        with Field(made, threads=1, logs=logs, warm_s=1.0) as field:
-            for name, answers in field.rounds(1, seconds=SECONDS).items():
-                found.setdefault(name, []).extend(answers)
-    return found, report.ratio_rows(report.rates(found), ratios)
+    rows: list[report.Row] = []
+    environment = {"OMP_NUM_THREADS": str(threads)}
+    for ratio in (each for each in RATIOS if each.bar in bars):
+        loops = [ratio.ours, *ratio.peers]
+        plan = {"module": "finetune_step", "steps": True, "lead": 1, "threads": threads}
+        plan |= {"loops": loops, "environment": environment}
+        for _ in range(rounds):
+            with Field({ratio.bar: plan}, threads=1, logs=logs, warm_s=1.0) as field:
+                turns = field.contenders[ratio.bar].ask(do="check", batches=CYCLES)
+            means = {n: statistics.fmean(each[n] for each in turns["figures"]) for n in loops}
+            found.setdefault(ratio.bar, []).append({**means, "others": turns["others"]})
+        speeds = {name: [1.0 / turn[name] for turn in found[ratio.bar]] for name in loops}
+        rows.extend(report.ratio_rows(speeds, [ratio]))
+    return found, rows

@@ -18,16 +18,16 @@ SECONDS = {"all": 1.0, "boundary3": 0.5, "bare": 0.8}
 
 
 class StandInField:
-    """Contenders whose steps take as long as `SECONDS` says."""
+    """Processes whose loops' steps take as long as `SECONDS` says."""
 
     def __init__(self, made: dict[str, Any], **_: object) -> None:
-        self.names = list(made)
+        self.contenders = dict.fromkeys(made, self)
+        ((_, plan),) = made.items()
+        self.loops = plan["loops"]
 
-    def rounds(self, count: int, *, seconds: float) -> dict[str, list[dict[str, float]]]:
-        return {
-            name: [{"samples": 1.0, "seconds": SECONDS[name], "others": 0.0}] * count
-            for name in self.names
-        }
+    def ask(self, *, batches: int, **_: object) -> dict[str, Any]:
+        figures = {name: SECONDS[name] for name in self.loops}
+        return {"figures": [figures] * batches, "others": 0.0}
 
     def __enter__(self) -> StandInField:
         return self
@@ -43,8 +43,9 @@ def test_bars_of_steps_stand_in_the_same_file(
     out = tmp_path / "evaluate.json"
     assert evaluate.main(["--only", "V7,V8", "--rounds", "2", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
-    assert [(bar["bar"], bar["measured"]) for bar in found["bars"]] == [("V7", 0.5), ("V8", 1.25)]
-    assert found["rounds"].keys() == {"all", "boundary3", "bare"}
+    measured = {bar["bar"]: bar["measured"] for bar in found["bars"]}
+    assert measured == pytest.approx({"V7": 0.5, "V8": 1.25})
+    assert [len(turns) for turns in found["rounds"].values()] == [2, 2]
     steps = [ratio.bar for ratio in finetune_step.RATIOS]
     assert evaluate.parse([]).bars == (*evaluate.BARS, *steps)
 
