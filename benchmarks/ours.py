@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,7 @@ CELLS = 7
 def geometries(*, background_p: float = 0.0) -> list[ViewGeometry]:
     """Return the two views' geometry."""
     return [
-        ViewGeometry(
-            size_px=view.size_px,
-            cells=CELLS,
-            scale=view.scale,
-            ratio=view.ratio,
-            flip_p=view.flip_p,
-            background_p=background_p,
-        )
+        replace(ViewGeometry.of(view, cells=CELLS), background_p=background_p)
         for view in POLICY.views
     ]
 

@@ -355,13 +355,10 @@ def train_loader(start: TuneStart, machine: Machine) -> BetonLoader:
             f"their spread. Use a larger --train-batch-size, or --fine-tune-after-block 4"
         )
     assert reading.mean is not None and reading.std is not None and config.model is not None
-    geometry = ViewGeometry(
-        size_px=view.size_px, cells=1, scale=view.scale, ratio=view.ratio, flip_p=view.flip_p
-    )
     colour = Colouring((view,), mean=reading.mean, std=reading.std)
     return BetonLoader(
         start.data.train,
-        views=[geometry],
+        views=[ViewGeometry.of(view, cells=1)],
         batch_global=batches.batch_global,
         batch_micro=batches.batch_micro,
         rank=machine.rank,

@@ -48,15 +48,8 @@ def view_geometry(config: RunConfig, *, epoch: int = 0) -> list[ViewGeometry]:
     """Return one geometry per view of an epoch; its cells are those of the map that regions
     are pooled from."""
     return [
-        ViewGeometry(
-            size_px=view.size_px,
-            cells=feature_size(config.model, size_px=view.size_px, level=config.loss.level),
-            scale=view.scale,
-            ratio=view.ratio,
-            flip_p=view.flip_p,
-            vflip_p=view.vflip_p,
-            crop=view.crop,
-            background_p=view.background_p,
+        ViewGeometry.of(
+            view, cells=feature_size(config.model, size_px=view.size_px, level=config.loss.level)
         )
         for view in views_at(config, epoch=epoch)
     ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from harl_fast import rng
+from harl_fast.config import ViewConfig
 from harl_fast.data.container.fields import pack_mask
 from harl_fast.data.views.cells import cell_coverage
 from harl_fast.data.views.crop import (
@@ -178,6 +182,26 @@ def test_cells_equal_the_bit_by_bit_sums(
     assert np.array_equal(ours, theirs)
 
 
-def test_a_senseless_view_is_refused() -> None:
-    with pytest.raises(ConfigError, match="0 px"):
-        ViewGeometry(size_px=0, cells=2)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"size_px": 0}, "0 px"),
+        ({"scale": (0.0, 0.0)}, "scale"),
+        ({"scale": (0.5, 0.2)}, "scale: the first value 0.5 is above"),
+        ({"ratio": (float("nan"), 1.0)}, "ratio"),
+        ({"flip_p": 1.5}, "flip_p"),
+        ({"background_p": -0.1}, "background_p"),
+        ({"crop": "middle"}, "crop 'middle' is none of"),
+        ({"centre": 1.5}, "centre crop: share 1.5"),
+    ],
+)
+def test_a_senseless_view_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ViewGeometry(**{"size_px": 8, "cells": 2} | wrong)
+
+
+def test_a_configured_view_is_cut_as_its_keys_say() -> None:
+    keys = {"size_px": 48, "scale": (0.3, 0.6), "ratio": (1.0, 2.0), "flip_p": 0.1}
+    keys |= {"vflip_p": 0.2, "crop": "background", "background_p": 0.4}
+    geometry = ViewGeometry.of(ViewConfig(**keys), cells=3)
+    assert dataclasses.asdict(geometry) == {**keys, "cells": 3, "centre": 0.0}

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from harl_fast.config import ViewConfig
 from harl_fast.data.views.cells import foreground_share
 from harl_fast.errors import ConfigError
 from harl_fast.jit import njit
 from harl_fast.options import crop_rule
 from harl_fast.rng import uniform
+from harl_fast.section import validated
 
 TRIES = 10
 """Boxes tried before the fall-back, as in torchvision."""
@@ -66,18 +68,24 @@ class ViewGeometry:
     """Probability that its background is replaced, see `views.background`."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.background_p <= 1.0:
-            raise ConfigError(f"background_p {self.background_p} is no probability; use 0 to 1")
         if self.size_px < 1 or self.cells < 1:
             raise ConfigError(
                 f"a view of {self.size_px} px with {self.cells} cells per side; use 1 or more"
             )
         if not 0.0 <= self.centre <= 1.0:
             raise ConfigError(f"centre crop: share {self.centre} of the shorter side; use 0 to 1")
-        try:
-            crop_rule(self.crop)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        own = {name: getattr(self, name) for name in _shared() if name != "size_px"}
+        validated(ViewConfig, own, where="a view's geometry")
+
+    @classmethod
+    def of(cls, view: ViewConfig, *, cells: int) -> ViewGeometry:
+        """Return how a configured view is cut: all fields of the same name."""
+        return cls(cells=cells, **{name: getattr(view, name) for name in _shared()})
+
+
+def _shared() -> list[str]:
+    """Return the fields that are keys of a configured view, too."""
+    return [field.name for field in fields(ViewGeometry) if field.name in ViewConfig.model_fields]
 
 
 class Box(NamedTuple):
