@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +171,30 @@ def test_checksums_of_samples_belong_to_their_container(beton: Path, tmp_path: P
     sums_path(path).unlink()
     with pytest.raises(DataError, match="is missing"):
         read_sums(path, manifest)
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Collections run Python code, as libraries have them do, and threads change often."""
+
+    def callback(*_: object) -> None:
+        [str(number) for number in range(50)]
+
+    before, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.callbacks.append(callback)
+    gc.set_threshold(20)
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+    gc.set_threshold(*before)
+    gc.callbacks.remove(callback)
+
+
+@pytest.mark.usefixtures("restless")
+def test_threads_read_checksums_side_by_side(beton: Path, tmp_path: Path) -> None:
+    path = tmp_path / "train.beton"
+    known = write_sums(path, [1, 2])
+    manifest = dataclasses.replace(read_manifest(beton), sums_sha256=known, count=1)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: read_sums(path, manifest), range(600)))
+    assert all(sums is not None and sums.tolist() == [[1, 2]] for sums in found)

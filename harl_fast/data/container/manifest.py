@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,9 @@ MOST_BYTES = 1 << 26
 _NAMES_BLOCK = 1 << 20
 """Bytes of names that are looked at together."""
 
+_header = threading.Lock()
+"""An array file's header is a Python literal. CPython 3.11 fails to parse it (SystemError) where
+another thread parses one meanwhile, as a garbage collection with a callback lets it."""
 _SEAL = "manifest_sha256"
 """Key of the SHA-256 of all other keys: names and numbers that no checksum of a file covers.
 
@@ -267,7 +271,8 @@ def read_sums(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64 | np.uin
             f"together, or: {REMEDY}"
         )
     try:
-        sums = open_memmap(path, mode="r")  # mapped: a header cannot ask for more than there is
+        with _header:
+            sums = open_memmap(path, mode="r")  # mapped: a header cannot ask for more than it has
     except BROKEN_ARRAYS as error:
         raise DataError(f"{path} holds no checksums ({shown(str(error))}). {REMEDY}") from error
     if sums.shape != (manifest.count, 2) or sums.dtype not in (CHECKED, CRC32):
