@@ -125,6 +125,7 @@ def _outcome(main: Callable[[], int]) -> int:
     with _interrupts(), _plain_streams():
         try:
             _check_folder()
+            _check_names()
             _check_threads()
             _check_options(sys.argv[1:])
             code = main()
@@ -159,6 +160,18 @@ def _check_folder() -> None:
             f"the folder that this was started in is gone ({error.strerror}): `cd` to one that is "
             f"there, then run the command again"
         ) from error
+
+
+def _check_names() -> None:
+    """Raise ConfigError where names of files are not read as UTF-8, but would be garbled."""
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        locale = [name for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)][:1]
+        found = [name for name in ("PYTHONUTF8", *locale) if name in os.environ]
+        named = [f"{name}={shown(os.environ[name])}" for name in found]
+        raise ConfigError(
+            f"names of files are read as {encoding} here, not as UTF-8 (by {', '.join(named)} in "
+            f"the environment): set PYTHONUTF8=1, then run the command again"
+        )
 
 
 def _check_options(words: Sequence[str]) -> None:

@@ -156,10 +156,7 @@ def ended(body: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-
-
-@pytest.mark.parametrize("environment", [{}, C_LOCALE, {"PYTHONIOENCODING": "ascii"}])
+@pytest.mark.parametrize("environment", [{}, {"PYTHONIOENCODING": "ascii"}])
 @pytest.mark.parametrize(
     ("body", "code"),
     [
@@ -170,7 +167,7 @@ C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
         ("import argparse; argparse.ArgumentParser().parse_args(['--' + sys.argv[1]])", 2),
     ],
 )
-def test_a_programs_every_message_is_plain_in_any_locale(
+def test_a_programs_every_message_is_plain_in_any_encoding(
     body: str, code: int, environment: dict[str, str]
 ) -> None:
     result = ended(body, **environment)
@@ -358,3 +355,16 @@ def test_what_a_shell_did_not_fill_in_is_refused(words: list[str], said: str) ->
     out, errors = job.communicate()
     assert job.returncode == 2 and not out
     assert errors.startswith(f"error: {said}") and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [{}, {"PYTHONUTF8": "1"}])
+def test_names_of_files_that_are_not_read_as_utf8_are_refused(more: dict[str, str]) -> None:
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", **more}
+    job = started("-c", PROGRAM.format(lines=1), **environment)
+    out, errors = job.communicate()
+    if more:  # what the error says helps
+        assert (job.returncode, out, errors) == (0, "line 0\n", "")
+        return
+    assert job.returncode == 2 and not out and errors.count("\n") == 1
+    assert errors.startswith("error: names of files are read as ascii here")
+    assert "(by PYTHONUTF8='0', LC_ALL='C' in the environment): set PYTHONUTF8=1" in errors
