@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from harl_fast.errors import DataError, few, one_line, shown
-from harl_fast.files import is_url
+from harl_fast.files import UnusualFileError, is_url, open_regular
 from harl_fast.textfile import parse_json
 from preprocess.sources.base import Choices, Source, Split
 from preprocess.sources.folders import link_notes
@@ -132,8 +133,10 @@ def _read(path: Path) -> list[_Row]:
         raise DataError(f"{path} is no list by its name; give it one of {' '.join(_KINDS)}")
     csv.field_size_limit(1 << 20)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as stream:
             rows = list(_KINDS[path.suffix.lower()](stream))
+    except UnusualFileError as error:
+        raise DataError(f"{path} is {error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
     except (ValueError, csv.Error, DataError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,19 @@ def test_a_list_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes("path\ncaf\u00e9.jpg\n".encode("utf-16"))
     with pytest.raises(DataError, match=r"is not UTF-8.*save it as UTF-8"):
         read_source(tmp_path / "list.csv", Choices())
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "txt"])
+def test_a_list_that_is_a_pipe_or_a_pointer_of_git_lfs_is_told_so(
+    kind: str, tmp_path: Path
+) -> None:
+    pipe, pointer = tmp_path / f"pipe.{kind}", tmp_path / f"pointer.{kind}"
+    os.mkfifo(pipe)
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    for file, what in ((pipe, "a named pipe, not a regular"), (pointer, "a pointer of Git LFS")):
+        with pytest.raises(DataError, match=f"{file} is {what}"):
+            read_source(file, Choices(source="list"))
 
 
 def test_a_list_of_what_is_no_image_leaves_that_to_the_conversion(tmp_path: Path) -> None:
