@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harl_fast import pool
-from harl_fast.errors import DataError, one_line
+from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import Progress, open_regular
 from harl_fast.textfile import read_json
 from preprocess.images.listing import Listing, is_aside, list_files
@@ -292,6 +293,11 @@ def _meaning(table: _Table, label: str) -> tuple[list[str], bool]:
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise DataError(
             f"{table.path}: the metadata of the column {label} name no classes. {WITHOUT_COLUMN}"
+        )
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
+        raise DataError(
+            f"{table.path}: the metadata of the column {label} name two classes {shown(twice[0])}, "
+            f"which would be one: rename one of them. {WITHOUT_COLUMN}"
         )
     return classes, bool(pa.types.is_integer(getattr(kind, "value_type", kind)))
 

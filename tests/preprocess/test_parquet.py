@@ -213,6 +213,13 @@ def test_each_file_says_what_its_own_labels_mean(
     assert kinds == ["cat", "cat", "dog", "dog", *["cat", "dog"] * 2]
 
 
+def test_two_classes_of_a_name_are_refused(tmp_path: Path) -> None:
+    named(tmp_path / "x.parquet", [0, 1, 2, 0], ["cat", "cat", "dog"])
+    with pytest.raises(DataError, match=r"label name two classes 'cat', .*--label-column none"):
+        read(tmp_path)
+    assert read(tmp_path, label_column="none").classes == []
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
