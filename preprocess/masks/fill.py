@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from harl_fast.errors import one_line
+from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress
 from harl_fast.pool import ordered_map
 from preprocess.images.members import FileRef
@@ -108,7 +108,8 @@ def fill_split(
 ) -> None:
     """Make those masks of one split that belong to a shard and are missing or do not fit.
 
-    make: `make_masks` with its settings. shard: I, N of the I-th of N.
+    make: `make_masks` with its settings. shard: I, N of the I-th of N. Raises `DataError` if none
+    of their images could be read.
     """
     count = len(split.names)
     starts = range(CHUNK * (shard[0] - 1), count, CHUNK * shard[1])
@@ -133,5 +134,10 @@ def fill_split(
     told = ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
     others = f"; {count - total:,} belong to other shards" if count > total else ""
     print(f"{name}: {total:,} masks, {told}{others}", flush=True)
+    if total and counts[UNREADABLE] == total:
+        raise DataError(
+            f"none of the {total:,} images of {name} could be read; the first problem: "
+            f"{problems[0]}. Get them again, or give other images"
+        )
     for problem in problems[:1]:
         print(f"  first problem: {one_line(problem)}")

@@ -261,6 +261,18 @@ def test_a_file_that_cannot_be_opened_is_tried_again(folder: Path, tmp_path: Pat
     assert +second.counts == {fill.MADE: 1, fill.KEPT: 1} and tasks[0].file.exists()
 
 
+def test_images_of_which_none_could_be_read_are_refused(tmp_path: Path) -> None:
+    for number in range(2):
+        save(photo(number), tmp_path / f"data/{number}.jpg")
+        path = tmp_path / f"data/{number}.jpg"
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"^none of the 2 images of train could be read; the first"):
+        make(tmp_path / "data", tmp_path / "out")
+    save(photo(2), tmp_path / "data/2.jpg")
+    make(tmp_path / "data", tmp_path / "out")
+    assert sorted(content(tmp_path / "out")) == ["2"]
+
+
 def test_only_a_new_image_gets_a_mask_and_a_lost_description_comes_back(
     copy: tuple[Path, Path],
 ) -> None:
