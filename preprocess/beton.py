@@ -184,7 +184,7 @@ with head(__name__, parse):
     from preprocess.places import LocalPlace, Place
     from preprocess.publish import finish
     from preprocess.sources.pages import with_pages
-    from preprocess.urls import UrlPlace, mirror
+    from preprocess.urls import UrlPlace, local_folder, mirror
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -262,10 +262,8 @@ def _advise(source: Source, settings: ConversionSettings, manifest: Manifest) ->
 
 
 def _check_apart(out: Path | str, data: Path | str) -> None:
-    if isinstance(out, str) or isinstance(data, str):
-        return
-    inner, outer = out.resolve(), data.resolve()
-    if inner == outer or outer in inner.parents:
+    inner, outer = (path if isinstance(path, Path) else local_folder(path) for path in (out, data))
+    if inner and outer and inner.resolve().is_relative_to(outer.resolve()):
         raise DataError(
             f"--out {out} lies inside --data {data}; choose a folder outside, so that the "
             f"containers are not taken for images"

@@ -55,6 +55,14 @@ def file_system(url: str) -> tuple[Any, str]:
     return found, str(path).rstrip("/")
 
 
+def local_folder(url: str) -> Path | None:
+    """Return the folder of this machine that a URL such as ``file:///data`` means, if it does."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    system, path = file_system(url)
+    return Path(path) if isinstance(system, LocalFileSystem) else None
+
+
 class UrlPlace:
     """Like `LocalPlace`, behind a URL."""
 

@@ -333,6 +333,16 @@ def test_a_file_url_gets_what_a_folder_gets(sets: tuple[Path, Path], tmp_path: P
     assert contents(tmp_path / "deep" / "set") == contents(sets[1])
 
 
+@pytest.mark.parametrize("kinds", [("file://", ""), ("", "file://"), ("file://", "file://")])
+def test_a_folder_behind_a_url_is_no_source_of_its_own_copies(
+    kinds: tuple[str, str], sets: tuple[Path, Path]
+) -> None:
+    data, out = kinds[0] + str(sets[0]), kinds[1] + str(sets[0] / "out")
+    with pytest.raises(DataError, match=f"--out {out} lies inside --data {data}; choose a folder"):
+        run(data, out)
+    assert not (sets[0] / "out").exists()
+
+
 @pytest.mark.parametrize("data", [b"", b'{"a": ', b"\xff\xfe", b"[]"])
 def test_a_damaged_note_is_told_in_one_line(store: Any, data: bytes) -> None:
     store.pipe_file("/bucket/set/note.json", data)
