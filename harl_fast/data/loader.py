@@ -167,13 +167,17 @@ class _Loader:
         )
 
     def _known(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return sample ids as int64; DataError if the container lacks one: kernels do not look."""
-        samples = np.asarray(ids, np.int64)
-        unknown = samples[(samples < 0) | (samples >= self.manifest.count)]
-        if len(unknown):
+        """Return (n,) sample ids as int64; raises for any other: kernels do not look."""
+        samples = np.asarray(ids)
+        if samples.ndim != 1 or (samples.size and samples.dtype.kind not in "iu"):
+            raise ConfigError(
+                f"ids: {samples.dtype} of shape {samples.shape}; give a list of whole numbers, of "
+                f"a boolean mask numpy.flatnonzero(mask)"
+            )
+        if len(unknown := samples[(samples < 0) | (samples >= self.manifest.count)]):
             last = self.manifest.count - 1
             raise DataError(f"{self.path} has no sample {unknown[0]}: its ids are 0 to {last}")
-        return samples
+        return samples.astype(np.int64)
 
     def _batches(self, samples: np.ndarray | Samples, *, seed: int, epoch: int) -> Iterator[Batch]:
         check_process(self._process)

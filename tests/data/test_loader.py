@@ -244,3 +244,13 @@ def test_threads_are_divided_among_ranks_and_capped() -> None:
 
 
 GOLDEN = "473b57837ad6939ca56546822be425c468fe910b86eef14a5bba52883f82d7a6"
+
+
+def test_samples_are_chosen_by_whole_numbers_alone(beton: Path) -> None:
+    chosen = np.arange(COUNT) < 3
+    for choose in (loader(beton).shown, lambda ids: EvalLoader(beton, size_px=32, ids=ids)):
+        for ids in (chosen, [0.0, 1.0], {1, 2}, 1):
+            with pytest.raises(ConfigError, match="give a list of whole numbers"):
+                choose(ids)
+        batches = choose(torch.from_numpy(np.flatnonzero(chosen)))
+        assert [batch.ids.tolist() for batch in batches] == [[0, 1, 2]]
