@@ -13,6 +13,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -329,6 +330,12 @@ def test_the_quasi_random_order_reaches_the_loader(beton: Path) -> None:
         ({"views": []}, ConfigError, "no views"),
         ({"damaged": "ignore"}, ConfigError, "'ignore'"),
         ({"order": "quazi"}, ConfigError, "quasi"),
+        ({"seed": -1}, ConfigError, r"seed: .* \(got -1\)"),
+        ({"seed": 2**63}, ConfigError, "seed: .* less than 9223372036854775808"),
+        ({"ids": np.arange(COUNT) < 12}, ConfigError, "ids: bool .*numpy.flatnonzero"),
+        ({"ids": [*range(11), 11.5]}, ConfigError, "ids: float64 of shape"),
+        ({"ids": [[*range(12)]]}, ConfigError, "ids: int64 of shape"),
+        ({"ids": [*range(12), COUNT]}, DataError, f"no sample {COUNT}"),
     ],
 )
 def test_impossible_loaders_are_refused_before_a_thread(

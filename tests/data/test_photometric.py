@@ -9,6 +9,7 @@ from torchvision.transforms.v2 import functional
 
 from harl_fast.config import DataConfig, ViewConfig
 from harl_fast.data.views import color_device as photometric
+from harl_fast.errors import ConfigError
 
 MEAN, STD = DataConfig().mean, DataConfig().std
 
@@ -108,6 +109,24 @@ def test_without_operations_it_is_the_plain_normalisation() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(colour.plain(images), got)
     assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"mean": (123.7, 116.3, 103.5)}, r"mean: \[123.7, .* divide by 255"),
+        ({"std": (58.4, 57.1, 57.4)}, r"std: \[58.4, .* divide by 255"),
+        ({"std": (float("nan"), 1.0, 1.0)}, "std.0: .* finite"),
+        ({"std": (0.5, 0.0, 0.5)}, "std.1: "),
+        ({"mean": (-0.5, 0.5, 0.5)}, "mean.0: "),
+    ],
+)
+def test_colours_that_a_configuration_refuses_are_refused(wrong: dict, words: str) -> None:
+    given = {"mean": MEAN, "std": STD, **wrong}
+    with pytest.raises(ConfigError, match=words):
+        photometric.Colouring((ViewConfig(),), **given)
+    with pytest.raises(ConfigError, match=words):
+        photometric.Photometric([ViewConfig()], **given, seed=0)
 
 
 def test_a_batch_of_many_views_is_coloured_view_by_view() -> None:

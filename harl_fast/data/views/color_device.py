@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from harl_fast.config import ViewConfig
+from harl_fast.config import DataConfig, RunConfig, ViewConfig
 from harl_fast.data.views.augment import (
     apply_to_rows,
     augment,
@@ -44,6 +44,7 @@ from harl_fast.data.views.color_cpu import (
 )
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, one_line
+from harl_fast.section import validated
 
 _log = logging.getLogger(__name__)
 _GREY = (0.299, 0.587, 0.114)
@@ -93,13 +94,16 @@ def draw(policy: ViewConfig, ids: npt.ArrayLike, *, seed: int, epoch: int, view:
 
 @dataclass(frozen=True)
 class Colouring:
-    """What a loader needs to colour its views on the CPU."""
+    """What a loader needs to colour its views on the CPU. Raises ConfigError."""
 
     policies: tuple[ViewConfig, ...]
     """One per view."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Normalisation of [0, 1] pixels: three values, RGB, or one for views of one channel."""
+
+    def __post_init__(self) -> None:
+        _check_normalisation(self.mean, self.std)
 
     def table(self) -> npt.NDArray[Any]:
         """Return the (V,) records of `color_cpu.policy_table`."""
@@ -133,6 +137,11 @@ class Colouring:
                 x = (pixels * std + mean).clamp_(0.0, 1.0).contiguous()
                 augment(x, policy, ids, seed=seed, epoch=epoch, view=view)
                 pixels.copy_((x - mean) / std)
+
+
+def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ConfigError for what a configuration refuses, such as the levels of bytes."""
+    validated(DataConfig, {"mean": mean, "std": std}, where="colours")
 
 
 def luminance(x: Tensor) -> Tensor:
@@ -264,6 +273,8 @@ class Photometric(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
+        _check_normalisation(mean, std)
+        validated(RunConfig, {"seed": seed}, where="colours")
         check_augmentations(policies)
         self.policies, self.seed = tuple(policies), seed
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
