@@ -126,7 +126,7 @@ def assemble(
         for split, manifest in relabelled.items():
             write_manifest(fresh / f"{split}.beton", manifest)
             last.append((f"{_MANIFESTS}/{split}.json", f"{split}.json"))
-    old = [name for plan in plans if not plan.existing for name in _old_files(place, plan.split)]
+    old = [name for plan in plans if not plan.existing for name in old_files(place, plan.split)]
     kept = {name for name, _ in keep}
     old += [name for _, name in moves if name not in kept and place.exists(name)]
     aside = [(name, f"{ASIDE}/{name}") for name in dict.fromkeys(old)]
@@ -139,7 +139,7 @@ def _files(old: str, new: str) -> list[tuple[str, str]]:
     return [(old, new), *beside]
 
 
-def _old_files(place: Place, split: str) -> list[str]:
+def old_files(place: Place, split: str) -> list[str]:
     """Return the files of a split that are to be replaced, its manifest first."""
     single = [new for _, new in reversed(_files("x", f"{split}.beton")) if place.exists(new)]
     return single + [f"{split}/{name}" for name in place.names(split) if OF_A_SET.fullmatch(name)]

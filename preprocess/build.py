@@ -14,7 +14,7 @@ from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, check_output
 from harl_fast.pool import TASKS_AHEAD, Team
 from preprocess.adding import Base
-from preprocess.assemble import OF_A_SET, Existing, SplitPlan, assemble
+from preprocess.assemble import OF_A_SET, Existing, SplitPlan, assemble, old_files
 from preprocess.convert import ConversionSettings, Sample, Task, convert_and_keep
 from preprocess.masks.controls import CANVAS_PX
 from preprocess.masks.sources import MaskList, open_masks
@@ -132,16 +132,20 @@ def _check_outputs(place: Place, plan: SplitPlan) -> None:
 
 def _check_ours(place: Place, split: str) -> None:
     """Raise `DataError` for files that are only named as a container's, such as COCO's."""
-    manifest = f"{split}.json"
-    there = [name for name in (manifest, f"{split}.beton") if place.exists(name)]
-    with contextlib.suppress(DataError):
-        if not there or "beton_sha256" in place.read(manifest):
-            return
+    manifest, report = f"{split}.json", f"{split}.report.json"
+    foreign = there = old_files(place, split)
     why = "is no manifest" if manifest in there else "has no manifest beside it"
-    raise DataError(
-        f"{place}/{there[0]} would be replaced, and {why} of this program: move it away, or choose "
-        f"another --out"
-    )
+    with contextlib.suppress(DataError):
+        tree = place.read(manifest) if there else {}
+        if "beton_sha256" in tree:
+            of_set, why = bool(tree.get("shards")), "belongs to no container"
+            others = [name for name in there if ("/" in name) != of_set]
+            foreign = [name for name in others if name not in (manifest, report)]
+    if foreign:
+        raise DataError(
+            f"{place}/{foreign[0]} would be replaced, and {why} of this program: move it away, or "
+            f"choose another --out"
+        )
 
 
 def _check_leftover(place: Place, source: Source) -> None:

@@ -38,6 +38,8 @@ _SHORT = {".tgz": ".gz", ".tbz": ".bz2", ".tbz2": ".bz2", ".txz": ".xz"}
 _OF_BROKEN_STREAMS = (EOFError, zlib.error, lzma.LZMAError, ValueError)
 """What libraries raise for them, besides an `OSError` without a number."""
 _BLOCK = 1 << 20
+_PLAIN = ".plain"
+"""Suffix of what is unpacked."""
 _AGAIN = "get it again, or give it the suffix of its kind"
 
 
@@ -132,9 +134,15 @@ def _numbers(names: list[str], places: dict[str, tuple[int, ...]]) -> Any:
 def scratch_beside(out: Path) -> Iterator[Path]:
     """Yield a folder in ``out`` for what is unpacked, and remove it, also what a killed run left.
 
-    It is made when it is needed. ``out`` must be locked.
+    It is made when it is needed. ``out`` must be locked. Raises `DataError` if it holds what is
+    none of ours.
     """
     folder = out / ".unpacked"
+    if foreign := [path for path in folder.glob("*") if path.suffix != _PLAIN]:
+        raise DataError(
+            f"{foreign[0]} lies where archives are unpacked, and is not of this program: move it "
+            f"away, or choose another --out"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
@@ -147,7 +155,7 @@ def _plain_tar(path: Path, scratch: Path | None) -> Path:
     if scratch is None:
         raise DataError(f"{path} is compressed, and only `make beton` unpacks it: unpack it first")
     scratch.mkdir(parents=True, exist_ok=True)
-    plain = scratch / f"{path.name}.plain"
+    plain = scratch / f"{path.name}{_PLAIN}"
     suffix, size, free = path.suffix.lower(), path.stat().st_size, shutil.disk_usage(scratch).free
     least = f"at least the {size / 1e9:.2f} GB of the archive"
     if size > free:

@@ -129,6 +129,10 @@ run_main(lambda: len(list(results)) - 90)
         ("train.json", b'{"images": [], "annotations": []}', "is no manifest"),
         ("val.json", b"[]", "is no manifest"),
         ("train.beton", b"of plain ffcv", "has no manifest beside it"),
+        ("train.names.txt", b"mine", "has no manifest beside it"),
+        ("val.report.json", b"{}", "has no manifest beside it"),
+        ("val.sums.npy", b"mine", "has no manifest beside it"),
+        ("train.prints.npy", b"mine", "has no manifest beside it"),
     ],
 )
 def test_files_that_are_not_ours_are_not_replaced(
@@ -140,6 +144,30 @@ def test_files_that_are_not_ours_are_not_replaced(
         convert(data, tmp_path)
     assert (tmp_path / name).read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_no_file_beside_a_set_is_replaced_with_it(data: Path, tmp_path: Path) -> None:
+    convert(data, tmp_path, "--shard-size", "5")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "train.names.txt").write_text("mine")
+    for options in ([], ["--shard-size", "5"], ["--shard-size", "4"]):
+        with pytest.raises(
+            DataError, match=r"train\.names\.txt would be .*, and belongs to no con"
+        ):
+            convert(data, tmp_path, *options)
+    (tmp_path / "train.names.txt").unlink()
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert convert(data, tmp_path) == 0 and not (tmp_path / "train").exists()
+
+
+def test_nothing_of_others_is_deleted_where_archives_are_unpacked(
+    data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / ".unpacked").mkdir()
+    (tmp_path / ".unpacked" / "work.txt").touch()
+    with pytest.raises(DataError, match=r"\.unpacked/work\.txt lies where archives are unpacked"):
+        convert(data, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == [".unpacked", "work.txt"]
 
 
 def test_a_long_name_of_the_temporary_folder_is_blamed_on_that_folder() -> None:
