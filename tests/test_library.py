@@ -54,15 +54,19 @@ def test_the_minimal_example_trains_and_leaves_an_encoder(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
-        ("--epochs", "0", "--epochs 0: give 1 or more"),
-        ("--out", "/proc/x.safetensors", "/proc/x.safetensors cannot be written"),
-        ("--out", "train.beton", "end its name in .safetensors"),
+        ("--epochs", "0", "argument --epochs: 0 is not from 1 to "),
+        ("--epochs", "1", "error: train.json is missing"),
+        ("--out", "/proc/x.safetensors", "error: --out /proc/x.safetensors cannot be written"),
+        ("--out", "train.beton", "error: --out train.beton belongs to "),
+        ("--out", "x.txt", "end its name in .safetensors"),
+        ("--out", "x.safetensors", "error: --out x.safetensors is not a regular file"),
     ],
 )
 def test_the_minimal_example_refuses_before_it_trains(
     option: str, value: str, told: str, tmp_path: Path
 ) -> None:
     (tmp_path / "train.beton").touch()
+    (tmp_path / "x.safetensors").mkdir()
     command = [sys.executable, ROOT / "examples" / "minimal.py", "train.beton", option, value]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
-    assert done.returncode and told in done.stderr
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
