@@ -215,7 +215,9 @@ def test_processes_that_fill_one_store_at_once_do_not_clash(store: Path, tmp_pat
     assert sum(made.doubled.stats.cache_hits.values()) == 2
 
 
-def test_the_users_cache_is_used_and_an_empty_or_relative_one_is_none(tmp_path: Path, monkeypatch) -> None:
+def test_the_users_cache_is_used_and_an_empty_or_relative_one_is_none(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert jit.store_folder() == tmp_path / "cache" / "harl_fast"
