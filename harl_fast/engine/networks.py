@@ -56,22 +56,6 @@ def tensor_shapes(config: RunConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in harl.state_dict().items()}
 
 
-def compile_networks(harl: HARL, *, sizes: int) -> None:
-    """Compile both networks, once per size of views: code of fixed shapes is faster."""
-    # Online and target share their functions, of which torch keeps 8 versions by default and then
-    # runs uncompiled: from a fifth size on.
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, 2 * sizes + 2)
-    for network in (harl, harl.target):
-        for child in network.children():
-            child.compile(dynamic=False)
-
-
-def compiled_graphs() -> int:
-    """Return how many graphs torch.compile has made in this process."""
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
 def random_encoder(config: RunConfig, *, seed: int) -> Backbone:
     """Return a freshly initialised backbone, on the CPU and in eval mode."""
     with own_numbers(seed):
