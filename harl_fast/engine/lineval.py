@@ -16,7 +16,6 @@ from harl_fast.data.container.manifest import (
     read_manifest,
 )
 from harl_fast.data.loader import decoding_threads
-from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.machine import Machine, leader_reports, this_machine
 from harl_fast.engine.meeting import check_alike, meet
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
@@ -33,7 +32,7 @@ from harl_fast.files import check_output
 from harl_fast.lock import lock_beside, locked
 from harl_fast.provenance import code_version
 from harl_fast.results import write_result
-from harl_fast.runfiles import RunFolder, check_apart, home, is_part_of_a_checkpoint
+from harl_fast.runfiles import RunFolder, check_apart, home
 from harl_fast.supervision import leave, supervisors, watching
 from harl_fast.textfile import tree_sha256
 
@@ -274,8 +273,8 @@ def _write(
 def _facts(pretrained: Pretrained) -> dict[str, Any]:
     """Return what a checkpoint's record says of it; of other files, which they are."""
     file = {"file": str(pretrained.source.resolve())}
-    if not is_part_of_a_checkpoint(pretrained.source):
+    if pretrained.record is None:
         return {**file, "weights_sha256": pretrained.weights_sha256}
-    record = open_checkpoint(pretrained.source).record
-    known = record.model_dump(mode="json", exclude={"config", "engine", "loader", "ranks"})
+    left_out = {"config", "engine", "loader", "ranks"}
+    known = pretrained.record.model_dump(mode="json", exclude=left_out)
     return {**file, **known}
