@@ -19,7 +19,7 @@ from harl_fast.data.loader import decoding_threads
 from harl_fast.engine.machine import Machine, leader_reports, this_machine
 from harl_fast.engine.meeting import check_alike, meet
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
-from harl_fast.errors import HarlError, one_line
+from harl_fast.errors import HarlError, OutputError, one_line
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.metrics import scores
 from harl_fast.eval.options import BATCH, EPOCHS, NEIGHBOURS, TEMPERATURE, usual_crop
@@ -169,9 +169,12 @@ def _check_places(out: Path, run: Path, *, ckpt: Path, data: Path) -> None:
     train = find_container(data, "train")
     check_labelled(train, read_manifest(train))
     containers = [each for split in ("train", "val") for each in containers_in(data, split)]
-    check_output(out, option="--out", inputs=[ckpt, *containers])
-    check_output(RunFolder(run).evaluations, option="--ckpt", folder=True)
+    results = RunFolder(run).evaluations
+    check_output(out, option="--out", inputs=[ckpt, *containers], suffix=".json")
+    check_output(results, option="--ckpt", folder=True)
     check_apart(out, option="--out")
+    if results.resolve() in out.resolve().parents:
+        raise OutputError(f"--out {out} lies in {results}, of results alone: choose another folder")
 
 
 def _judged(

@@ -244,6 +244,24 @@ def test_no_output_takes_the_place_of_a_runs_own_file(tmp_path: Path, name: str)
     check_apart(tmp_path / "run" / "checkpoints" / "encoder.safetensors", option="--out")
 
 
+def test_no_output_takes_the_place_of_what_is_said_of_several_seeds(tmp_path: Path) -> None:
+    check_apart(tmp_path / "seeds.json", option="--out")
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "config.yaml").touch()
+    with pytest.raises(OutputError, match="is a file of the run itself"):
+        check_apart(tmp_path / "seeds.json", option="--out")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md"])
+def test_no_output_takes_the_place_of_an_exports_own_file(tmp_path: Path, name: str) -> None:
+    checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
+    export_encoder(tmp_path / "run", tmp_path / "out")
+    with pytest.raises(OutputError, match="is a file of the export itself"):
+        check_apart(tmp_path / "out" / name, option="--out")
+    check_apart(tmp_path / name, option="--out")
+    check_apart(tmp_path / "out" / "lineval.json", option="--out")
+
+
 def test_a_record_of_another_network_is_one_line(tmp_path: Path) -> None:
     written, tensors = checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
     config = written.record.config
