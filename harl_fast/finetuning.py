@@ -73,6 +73,7 @@ LEFT_ASIDE = {
 """Flags of the reference that need no counterpart, and why."""
 
 Rate = Annotated[float, Field(ge=0.0, le=1000.0)]
+Epoch = Annotated[float, Field(gt=0.0, le=10**6)]
 
 
 class ReadingConfig(Section):
@@ -138,7 +139,7 @@ class FinetuneConfig(Section):
     """
     hold_out: int = Field(0, ge=0, le=10**6)
     """Most training images, and at most a tenth, that are held out to choose the head by."""
-    lr_steps: Annotated[tuple[float, ...], Field(max_length=16)] = ()
+    lr_steps: Annotated[tuple[Epoch, ...], Field(max_length=16)] = ()
     """Epochs at which the rate falls to a tenth, in place of the half cosine to 0."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Of lars and momentum."""
@@ -172,6 +173,8 @@ class FinetuneConfig(Section):
                 f"warmup_epochs {self.warmup_epochs} leaves none of train_epochs "
                 f"{self.train_epochs}; shorten the warm-up or train longer"
             )
+        if list(self.lr_steps) != sorted(set(self.lr_steps)):
+            raise ValueError(f"lr_steps {list(self.lr_steps)}: give epochs in ascending order")
         if len(self.head_lr_grid) > 1 and not self.hold_out:
             raise ValueError(
                 f"head_lr_grid has {len(self.head_lr_grid)} heads and hold_out is 0: hold training "

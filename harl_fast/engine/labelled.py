@@ -20,7 +20,7 @@ from harl_fast.data.container.manifest import (
 from harl_fast.data.container.names import read_names
 from harl_fast.errors import DataError
 from harl_fast.eval.protocol import check_classes
-from harl_fast.eval.subsets import choose, ids_sha256
+from harl_fast.eval.subsets import choose, hold_out, ids_sha256
 from harl_fast.finetuning import FinetuneConfig
 
 
@@ -100,14 +100,16 @@ def _held_out(
     ids: Any, names: Sequence[str], labels: Any, manifest: Manifest, config: FinetuneConfig
 ) -> Any:
     """Return which of the ids choose the head: ``hold_out`` of them, at most a tenth."""
-    share = 100.0 * min(config.hold_out, len(ids) // 10) / len(ids)
-    if share == 0.0:
-        raise DataError(f"{len(ids)} training images are too few to hold a tenth out: use more")
-    chosen = choose(
+    chosen = hold_out(
         [names[place] for place in ids],
         labels[ids],
         manifest.classes,
-        subset=f"{share:.9f}%",
+        count=min(config.hold_out, len(ids) // 10),
         seed=config.seed,
     )
-    return ids[chosen.numpy()]
+    if not len(chosen):
+        raise DataError(
+            f"{len(ids)} training images of {len(manifest.classes)} classes are too few to hold a "
+            f"tenth out and leave one of each class: use more"
+        )
+    return ids[chosen]

@@ -147,7 +147,16 @@ def allowed_changes(
     where: str,
     remedy: str = "",
 ) -> Changes:
-    """Return what differs from a run so far as the user allows it; see `refuse_changes`."""
+    """Return what differs from a run so far as the user allows it; see `refuse_changes`.
+
+    Another global batch is refused in any case: the run's position would be in no epoch of it.
+    """
+    was, batch = (config.batches.batch_global for _, config in (before, now))
+    if was != batch:
+        raise ConfigError(
+            f"{where}: train_batch_size {was} -> {batch}: epochs would have other steps, and no "
+            f"--allow-change makes the run's position fit. Keep {was}, or {ANEW}"
+        )
     # BatchNorm normalises over each micro batch, whose size touches the result; on another number
     # of ranks it may have to change.
     same_ranks = before[1].batches.ranks == now[1].batches.ranks

@@ -22,6 +22,7 @@ from harl_fast.engine.resume import check_position
 from harl_fast.engine.schedule import LrSchedule
 from harl_fast.engine.snapshot import load_networks, load_rest
 from harl_fast.engine.state import LoopState, on_engine
+from harl_fast.errors import ConfigError
 from harl_fast.finetuning import FinetuneConfig
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
@@ -45,10 +46,16 @@ class TuneSchedule(LrSchedule):
 
     @classmethod
     def of(cls, config: FinetuneConfig, *, steps_per_epoch: int, batch_global: int) -> TuneSchedule:
-        """Return the schedule that a configuration describes."""
+        """Return the schedule that a configuration describes. Raises ConfigError."""
         epochs = config.train_epochs
         if config.train_steps:
             epochs = math.ceil(config.train_steps / steps_per_epoch)
+            if config.warmup_epochs * steps_per_epoch >= config.train_steps:
+                raise ConfigError(
+                    f"warmup_epochs {config.warmup_epochs:g} of {steps_per_epoch:,} steps each "
+                    f"leaves none of train_steps {config.train_steps:,}; shorten the warm-up or "
+                    f"train longer"
+                )
         rule = config.learning_rate_scaling
         return cls(
             epochs=epochs,

@@ -162,7 +162,8 @@ def _above(values: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _votes(similarity: Tensor, labels: Tensor, *, classes: int, temperature: float) -> Tensor:
-    # Minus one keeps the exponent at or below zero; it scales all votes of a row alike.
-    weights = ((similarity - 1.0) / temperature).exp()
+    # Less the nearest one's, which scales all votes of a row alike: however far that is and however
+    # low the temperature, it has a vote.
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
     votes = torch.zeros(similarity.shape[0], classes, device=similarity.device)
     return votes.scatter_add_(1, labels, weights)

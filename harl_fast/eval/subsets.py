@@ -60,6 +60,27 @@ def choose(
     return torch.from_numpy(np.sort(ids))
 
 
+def hold_out(
+    names: Sequence[str],
+    labels: npt.NDArray[np.integer],
+    classes: Sequence[str],
+    *,
+    count: int,
+    seed: int = 0,
+) -> Ids:
+    """Return the ids of at most ``count`` of N samples, ascending (M,) int64, each class in turn.
+
+    names, labels, seed: as in `choose`, whose share would be the same samples; but here a class may
+    be left out, and each class keeps a sample.
+    """
+    found = np.asarray(labels, np.int64)
+    rank, turn = _dealt(names, found, classes, seed=seed)
+    order = np.lexsort((turn, rank))
+    counts = np.bincount(found, minlength=len(classes))
+    spare = order[rank[order] < counts[found[order]] - 1]
+    return np.sort(spare[:count])
+
+
 def write_subset(path: Path, names: Sequence[str], ids: Tensor) -> None:
     """Write the names of a subset, one per line, as `choose` reads them back. Raises OSError."""
     write_text(path, "".join(f"{names[i]}\n" for i in ids.tolist()))

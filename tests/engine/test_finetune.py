@@ -286,6 +286,13 @@ def test_the_schedule_falls_to_a_tenth_where_it_is_told() -> None:
     assert schedule.lr_peak == pytest.approx(0.16) and schedule.total == 600
 
 
+def test_a_warm_up_that_outlasts_the_steps_is_refused() -> None:
+    config = FinetuneConfig(train_steps=4, warmup_epochs=0.5)
+    with pytest.raises(ConfigError, match=r"warmup_epochs 0\.5 .*none of train_steps 4"):
+        TuneSchedule.of(config, steps_per_epoch=8, batch_global=64)
+    assert TuneSchedule.of(config, steps_per_epoch=7, batch_global=64).lr(3) > 0.0
+
+
 REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"flags": {"ft_proj_selector": 2}}, ConfigError, "beyond the projector, which has 1 hidden"),
     ({"flags": {"fine_tune_after_block": 5}}, ConfigError, "fine_tune_after_block.*equal to 4"),
@@ -297,6 +304,8 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"flags": {"subset": "no/such/file.txt"}}, DataError, "no/such/file.txt"),
     ({"flags": {"subset": "99-per-class"}}, DataError, "has 25 samples"),
     ({"flags": {"head_lr_grid": (1.0, 2.0)}}, ConfigError, "hold_out is 0"),
+    ({"flags": {"lr_steps": (-5.0, 20.0)}}, ConfigError, "lr_steps.*greater than 0"),
+    ({"flags": {"lr_steps": (20.0, 5.0)}}, ConfigError, "ascending order"),
     ({"preset": "semi-1pc"}, ConfigError, "did you mean 'semi-1pct'"),
     ({"ckpt": None}, ConfigError, "--ckpt is missing"),
     ({"network": {"arch": "resnet50"}}, ConfigError, "has arch resnet18, .* asks for resnet50"),

@@ -13,7 +13,7 @@ from harl_fast.errors import ConfigError
 from harl_fast.eval import knn as knn_module
 from harl_fast.eval.features import FeatureSet
 from harl_fast.eval.knn import _above, knn, knn_accuracy, nearest
-from harl_fast.eval.metrics import Metrics, from_logits, scores
+from harl_fast.eval.metrics import Metrics, accuracies, from_logits, scores
 
 
 def clusters(seed: int, *, rows: int, classes: int = 8, dim: int = 16) -> FeatureSet:
@@ -133,3 +133,13 @@ def test_more_neighbours_than_samples_are_refused() -> None:
     train = clusters(1, rows=15)
     with pytest.raises(ConfigError, match="--knn 20: the training set has 15 samples"):
         knn(train, train, classes=8, ks=(10, 20))
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-2])
+def test_far_neighbours_vote_at_a_low_temperature(temperature: float) -> None:
+    """At a cosine of 0.5 exp((s - 1) / T) would be nothing in float32."""
+    directions = torch.eye(8)
+    train = FeatureSet(directions, torch.arange(8))
+    test = FeatureSet(directions + directions.roll(1, 0) * 1.7, torch.arange(8).roll(1))
+    found = knn(train, test, classes=8, ks=(5,), temperature=temperature)
+    assert accuracies(found[5], classes=8).top1 == 100.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harl_fast.errors import DataError
-from harl_fast.eval.subsets import choose, write_subset
+from harl_fast.eval.subsets import choose, hold_out, write_subset
 
 CLASSES = [f"n{number:08d}" for number in range(40)]
 
@@ -97,6 +97,20 @@ def test_so_many_per_class_are_so_many_and_nested() -> None:
     assert torch.equal(five, five.sort().values)
     # Drawn at random, not the first of each class.
     assert set(five.tolist()) != {c * 100 + i for c in range(40) for i in range(5)}
+
+
+def test_what_is_held_out_is_a_share_but_leaves_one_of_each_class() -> None:
+    names, labels = container()
+    share = choose(names, labels, CLASSES, subset="10%", seed=3)
+    held = hold_out(names, labels, CLASSES, count=len(share), seed=3)
+    assert held.tolist() == share.tolist()
+    names, labels = container(sizes=[1, 2, *[100] * (len(CLASSES) - 2)])
+    held = hold_out(names, labels, CLASSES, count=40 * len(CLASSES))
+    counts = np.bincount(labels[held], minlength=len(CLASSES))
+    assert counts[:2].tolist() == [0, 1] and len(held) == 40 * len(CLASSES)
+    assert len(hold_out(names, labels, CLASSES, count=2)) == 2
+    ones = ["a/0.jpg", "b/0.jpg"]
+    assert not len(hold_out(ones, np.arange(2), ["a", "b"], count=2))
 
 
 def test_a_whole_share_is_everything() -> None:
