@@ -118,7 +118,7 @@ def _ours(config: FinetuneConfig, classifier: Classifier, batch: Batch) -> Itera
         state.module.watched = (stepper.step + 1) % LOG_EVERY == 0
         stepper.advance([batch], epoch=0)
         if stepper.step % LOG_EVERY == 0:
-            stepper.meter.take()
+            stepper.meter.drain()
         yield
 
 

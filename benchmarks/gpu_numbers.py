@@ -191,7 +191,7 @@ def trajectory(run: Stepper) -> dict[str, Tensor]:
     figures = []
     for _ in range(STEPS):
         advance(run, 1)
-        figures.append(run.meter.take())
+        figures.append(run.meter.drain())
     rows = {n: torch.tensor([each[n] for each in figures]) for n in ("loss", "grad_norm")}
     return rows | weights(run)
 

@@ -218,7 +218,7 @@ def compiled(settings: CheckSettings, found: Findings) -> None:
     schedule = f"data.size_schedule=steps:{sizes[0]},0.5:{sizes[1]}"
     eager = bench(settings, machine, schedule)
     eager.step()
-    expected = eager.stepper.meter.take()["loss"]
+    expected = eager.stepper.meter.drain()["loss"]
     plain = typical(settings, machine, eager.step)
     del eager
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -227,7 +227,7 @@ def compiled(settings: CheckSettings, found: Findings) -> None:
         torch.cuda.reset_peak_memory_stats()
     begun = time.perf_counter()
     ours.step()
-    loss = ours.stepper.meter.take()["loss"]
+    loss = ours.stepper.meter.drain()["loss"]
     found.note(f"compilation and first step, {sizes[0]} px", time.perf_counter() - begun, "s")
     found.at_most("loss, relative, compiled vs eager", abs(loss - expected) / abs(expected), 1e-2)
     took = typical(settings, machine, ours.step)

@@ -50,9 +50,9 @@ def windows(settings: Mapping[str, Any]) -> Iterator[dict[str, float]]:
         for batch in stepper.meter.timed(iter(loader)):
             stepper.advance([batch], epoch=epoch)
             if stepper.step == settings["warm"]:
-                stepper.meter.take()
+                stepper.meter.drain()
             elif stepper.step in ends:
-                yield stepper.meter.take()
+                yield stepper.meter.drain()
             if stepper.step == ends[-1]:
                 break
 

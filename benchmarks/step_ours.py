@@ -75,7 +75,7 @@ def batches(settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
     every = 1 if settings.get("watched") else LOG_EVERY
     while True:
         stepper.advance([batch], epoch=0)
-        yield size, stepper.meter.take() if stepper.step % every == 0 else {}
+        yield size, stepper.meter.drain() if stepper.step % every == 0 else {}
 
 
 if __name__ == "__main__":

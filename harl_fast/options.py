@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +22,13 @@ _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|-?(nan|i
 
 
 class Parser(argparse.ArgumentParser):
-    """Names all that a command line lacks, and all unknown words in it, in one error.
+    """Names all that is wrong with a command line in one error: lacking, unknown and bad words.
 
     A URL is no `Path`: it would be a folder of that name, such as ``s3:``.
     """
+
+    _wrong: list[str] | None = None
+    """What is wrong with values, while they are looked at for the first time."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -35,19 +39,15 @@ class Parser(argparse.ArgumentParser):
         needed = [action for action in self._actions if action.required]
         groups = [group for group in self._mutually_exclusive_groups if group.required]
         relaxed: list[Any] = [*needed, *groups]
-        # Of defaults in text, which argparse reads first: some import what takes seconds.
-        types = {a: a.type for a in self._actions if isinstance(a.default, str)}
+        wrong = self._wrong = []
         for each in relaxed:
             each.required = False
-        for action in types:
-            action.type = None
         try:
             found, unknown = super().parse_known_args(args)
         finally:
+            self._wrong = None
             for each in relaxed:
                 each.required = True
-            for action, kind in types.items():
-                action.type = kind
         missing = [
             "/".join(action.option_strings) or str(action.metavar or action.dest)
             for action in needed
@@ -57,11 +57,33 @@ class Parser(argparse.ArgumentParser):
             if all(getattr(found, each.dest, None) == each.default for each in members):
                 missing.append("one of " + " ".join("/".join(a.option_strings) for a in members))
         if missing:
-            text = f"the following arguments are required: {', '.join(missing)}"
+            wrong.insert(0, f"the following arguments are required: {', '.join(missing)}")
+        if wrong:
             if unknown:
-                text += f"; unrecognized arguments: {' '.join(map(one_line, unknown))}"
-            self.error(text)
+                wrong.append(f"unrecognized arguments: {' '.join(map(one_line, unknown))}")
+            self.error("; ".join(wrong))
         return super().parse_known_args(args, namespace)
+
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        if self._wrong is None:
+            return super()._get_value(action, text)
+        if text is action.default:  # some of those import what takes seconds
+            return text
+        with self._noting(self._wrong):
+            return super()._get_value(action, text)
+        return text
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        with contextlib.nullcontext() if self._wrong is None else self._noting(self._wrong):
+            super()._check_value(action, value)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _noting(wrong: list[str]) -> Iterator[None]:
+        try:
+            yield
+        except argparse.ArgumentError as error:
+            wrong.append(str(error))
 
 
 def to_int(text: str) -> int:

@@ -141,7 +141,7 @@ class Team(Generic[TaskT, ResultT]):
                 return
 
     def follow_up(self, word: object) -> None:
-        """Start the second step of the first result without one, in the worker that has it."""
+        """Start the second step of the oldest result that lacks it, in the worker that made it."""
         worker, task = self._pending.popleft()
         worker.orders.append((None, task))
         self._following += 1

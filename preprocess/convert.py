@@ -87,19 +87,22 @@ class Sample(NamedTuple):
     """How many those are, also where ``image`` was left behind."""
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> StoredBytes:
         """The bytes that go into a container."""
         return self.image, self.mask
 
 
-Parts = tuple[Bits, bytes]
+StoredBytes = tuple[Bits, bytes]
 """A sample's image and its mask, as they are stored."""
 
 
 def convert_and_keep(
     tasks: list[Task], settings: ConversionSettings, methods: tuple[MethodSpec, ...] = ()
-) -> tuple[list[Sample | Rejected], list[Parts]]:
-    """Return what `convert` does, but the images for themselves: they are to stay in a worker."""
+) -> tuple[list[Sample | Rejected], list[StoredBytes]]:
+    """Return `convert`'s results without their bytes, and these apart.
+
+    They stay in the worker until it is told their places in the container.
+    """
     results = convert(tasks, settings, methods)
     parts = [result.parts for result in results if isinstance(result, Sample)]
     told = [r._replace(image=_NO_IMAGE) if isinstance(r, Sample) else r for r in results]

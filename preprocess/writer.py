@@ -1,4 +1,4 @@
-"""FFCV's writer fed by a stream of samples, whose bytes are written by whoever has them.
+"""FFCV's writer for a stream of samples: it assigns places, where others then write the bytes.
 
 FFCV's own loop waits for ever when one of its workers dies, needs the exact number of samples in
 advance, and would make every image be decoded twice: once to see whether it is sound. Here the
@@ -28,7 +28,7 @@ from ffcv.writer import DatasetWriter, handle_sample
 from harl_fast.data.container.fields import BitMaskField, StoredImageField, StoredMask
 from harl_fast.data.container.manifest import FIELDS
 from harl_fast.files import naming
-from preprocess.convert import Parts, Sample
+from preprocess.convert import Sample, StoredBytes
 from preprocess.encode import largest_image
 
 LEAST_PAGE = 1 << 23
@@ -82,7 +82,7 @@ def _plain_memory() -> Iterator[None]:
 
 
 class _Layout(allocator.MemoryAllocator):  # type: ignore[misc]  # ffcv is untyped
-    """FFCV's rule of what lies where, without its buffer: who has the bytes writes them there."""
+    """FFCV's page allocator without its page buffer: it only assigns places."""
 
     def __init__(self, *arguments: Any) -> None:
         with _plain_memory():
@@ -164,7 +164,7 @@ Places = tuple[str, list[list[int]]]
 had no room left for the mask, then of its mask."""
 
 
-def write_parts(parts: Sequence[Parts], places: Places) -> None:
+def write_parts(parts: Sequence[StoredBytes], places: Places) -> None:
     """Write samples' bytes to their places in a container; an `OSError` names it."""
     path, of_samples = places
     runs, end = list[tuple[int, list[memoryview]]](), -1

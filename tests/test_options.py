@@ -88,6 +88,32 @@ def test_an_option_that_belongs_elsewhere_is_refused_unless_it_says_its_default(
         assert f"argument {option}: belongs to X" in capsys.readouterr().err
 
 
+def test_all_that_is_wrong_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    read: list[str] = []
+
+    def slow(text: str) -> str:
+        read.append(text)
+        return text
+
+    parser = Parser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--epochs", type=whole_number(1, 9), default=3)
+    parser.add_argument("--kind", choices=("a", "b"))
+    parser.add_argument("--method", type=slow, default="heuristic")
+    words = ["--epochs", "x", "--kind", "c", "--unheard-of"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    told = capsys.readouterr().err
+    assert "required: --data; argument --epochs: 'x' is no whole number; argument --kind:" in told
+    assert "unrecognized arguments: --unheard-of" in told and told.count("error:") == 1
+    assert not read  # a default is not looked at for nothing
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--data", "d", *words[:4]])
+    assert "error: argument --epochs: 'x' is no whole number; argument" in capsys.readouterr().err
+    found = parser.parse_args(["--data", "d", "--epochs", "4"])
+    assert (found.epochs, found.kind, read) == (4, None, ["heuristic"])
+
+
 @pytest.mark.parametrize("words", [["--out", "s3://b/x"], ["--out=file:///x"], ["gs://b/list"]])
 def test_a_url_is_no_path_of_this_machine(
     words: list[str], capsys: pytest.CaptureFixture[str]

@@ -159,7 +159,7 @@ def test_the_python_of_the_readme_takes_an_exported_encoder(
         "resnet50": "resnet18",
     }.items():
         block = block.replace(place, str(here))
-    own, others = block.split("# Of networks")
+    own, others = block.split("# For standard networks")
     monkeypatch.chdir(ROOT)
     found: dict[str, Any] = {}
     exec(own, found)

@@ -124,9 +124,7 @@ class PrefetchThread(threading.Thread):
             self.decode(samples, out)
         except Exception as error:  # named below, and raised in the consumer
             raise self._blame(samples, out, error) from error
-        self._container.check(
-            samples
-        )  # what was read while the file changed must not be handed out
+        self._container.check(samples)  # what was read while the file changed is not handed out
         self._check_read(samples, out.status)
 
     def _check_read(self, samples: Ids, status: npt.NDArray[np.int32]) -> None:

@@ -43,7 +43,8 @@ def meet(
 def code_sha256() -> str:
     """Return a digest of this package's Python files: versions stay while files are edited."""
     total, package = hashlib.sha256(), Path(harl_fast.__file__).parent
-    for path in sorted(package.rglob("*.py")):
+    # An editor's lock on a file is a link to nothing.
+    for path in sorted(filter(Path.is_file, package.rglob("*.py"))):
         total.update(f"{path.relative_to(package)} {sha256_file(path)}\n".encode())
     return total.hexdigest()
 

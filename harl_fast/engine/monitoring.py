@@ -117,8 +117,8 @@ class Monitor:
 
     def _log(self, epoch: int) -> None:
         step, schedule = self._step, self._state.schedule
-        self._meter.add(self._norms.take())
-        figures = self._meter.take()
+        self._meter.add(self._norms.drain())
+        figures = self._meter.drain()
         steps, self._logged = step - self._logged, step
         elapsed = figures.pop("elapsed_s")
         self._train_s += elapsed

@@ -30,7 +30,8 @@ def run_folder(command: list[str], *, about: str) -> Path:
     if command[:1] in (["-h"], ["--help"]):
         print(f"{usage}\n\n{about}")
         sys.exit(0)
-    sys.exit(usage)
+    print(usage, file=sys.stderr)
+    sys.exit(2)
 
 
 def markers(folder: Path) -> dict[Path, tuple[int, int]]:

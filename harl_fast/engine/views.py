@@ -16,6 +16,7 @@ from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.machine import Machine
 from harl_fast.errors import ConfigError
 from harl_fast.model.backbones import feature_size
+from harl_fast.model.loss import COMPARING
 from harl_fast.schedules import size_changes, size_schedule
 
 FEWEST_CELLS = 4
@@ -137,7 +138,7 @@ def _check_batch(config: RunConfig, engine_config: EngineConfig) -> None:
     batches, sync_bn = engine_config.batches, config.model.sync_bn
     if batches.batch_micro > 1:
         return
-    for name in ("contrast", "spread"):
+    for name in COMPARING:
         if getattr(config.loss, name):
             raise ConfigError(
                 f"{engine_config.source}: {batches}: loss.{name} compares the images of a micro "

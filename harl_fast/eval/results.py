@@ -16,7 +16,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,6 +225,18 @@ def read_head(path: Path, *, classes: Sequence[str] | None = None) -> Head:
             f"the head of a result on this data set"
         )
     return Head(head.weight.float(), head.bias.float())
+
+
+def results_in(run: Path, *, left_out: str) -> Iterator[Result]:
+    """Yield the results within a run; one that cannot be read is told on standard error.
+
+    left_out: what it is left out of.
+    """
+    for path in sorted(run.glob(f"eval/*/{RESULT}")):
+        try:
+            yield read_result(path)
+        except DataError as error:
+            to_stderr(one_line(f"warning: left out of {left_out}: {error}"))
 
 
 def read_result(folder: Path) -> Result:

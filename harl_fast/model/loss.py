@@ -23,6 +23,8 @@ _NO_CANDIDATE = -1e9
 _VARIANCE_FLOOR = 1e-4
 """Added under the root, whose slope has no bound at 0 (VICReg's code)."""
 _COVARIANCE_SHARE = 1.0 / 25.0
+COMPARING = ("contrast", "spread")
+"""Terms that compare the images of a micro batch, each weighted by the key of its name."""
 
 
 class LossTerm(NamedTuple):
@@ -107,7 +109,7 @@ def total_loss(
         regional = zip(q.flatten(0, 1), usable.flatten(0, 1), strict=True)
         each = [spread_penalty(rows, usable=one) for rows, one in regional]
         terms["spread"] = torch.stack(each).mean() * 2.0
-    weights = {**weights, "contrast": loss.contrast, "spread": loss.spread}
+    weights = {**weights, **{name: getattr(loss, name) for name in COMPARING}}
     return torch.stack([weights[term] * value for term, value in terms.items()]).sum(), terms
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -79,8 +80,9 @@ def _plain(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 def refuse_other_frameworks(path: Path) -> None:
     """Raise CheckpointError for what TensorFlow or JAX wrote: a file, a prefix or a folder."""
     inside = [*path.glob("*.index"), *path.glob("saved_model.pb")] if path.is_dir() else []
-    prefix = Path(f"{path}.index")  # of the files that TensorFlow calls model.ckpt-1000
-    if path.suffix in _TENSORFLOW | _JAX or ".data-0" in path.name or inside or prefix.exists():
+    # Of the files that TensorFlow calls model.ckpt-1000; a name too long for it is no error here.
+    prefix = os.path.exists(f"{path}.index")
+    if path.suffix in _TENSORFLOW | _JAX or ".data-0" in path.name or inside or prefix:
         raise CheckpointError(
             f"{path} is of TensorFlow or JAX, which is not read here. Convert it: the files that "
             f"tonylins/simclr-converter (SimCLR; give --mean 0,0,0 --std 1,1,1 with them) and "

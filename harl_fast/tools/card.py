@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harl_fast.engine.networks import Pretrained
-from harl_fast.errors import DataError, one_line
+from harl_fast.errors import one_line
 from harl_fast.eval.options import CROP, METRICS
-from harl_fast.eval.results import RESULT, Result, read_result
-from harl_fast.files import to_stderr
+from harl_fast.eval.results import Result, results_in
 
 
 def model_card(pretrained: Pretrained, *, classes: Sequence[str], timm: bool) -> str:
@@ -81,12 +80,7 @@ def _results(pretrained: Pretrained) -> Iterator[str]:
 def results_of(pretrained: Pretrained) -> Iterator[Result]:
     """Yield the results beside a run's checkpoint that are of these very weights."""
     run = run_of(pretrained.source)
-    for path in sorted(run.glob(f"eval/*/{RESULT}")) if run else ():
-        try:
-            result = read_result(path)
-        except DataError as error:
-            to_stderr(f"warning: left out of the model card: {error}")
-            continue
+    for result in results_in(run, left_out="the model card") if run else ():
         if result.checkpoint.get("weights_sha256") == pretrained.weights_sha256:
             yield result
 

@@ -11,7 +11,7 @@ from harl_fast.engine.runfolder import json_lines
 from harl_fast.errors import CheckpointError, one_line
 from harl_fast.eval.knn import knn_accuracy
 from harl_fast.eval.options import METRICS
-from harl_fast.eval.results import RESULT, Result, read_result
+from harl_fast.eval.results import Result, results_in
 from harl_fast.files import to_stderr
 from harl_fast.runfiles import RunFolder
 from harl_fast.tools.comparison import Comparison, differing, freshly_initialised
@@ -53,8 +53,7 @@ def find_curves(comparison: Comparison, *, data: Path | None = None) -> list[Cur
     curves = []
     for run in runs:
         points = {}
-        for path in sorted(run.glob(f"eval/*/{RESULT}")):
-            other = read_result(path)
+        for other in results_in(run, left_out="the curves"):
             step = other.checkpoint.get("step")
             fresh = freshly_initialised(other)
             if isinstance(step, int) and not (fresh or differing(first, other)):

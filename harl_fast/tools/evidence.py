@@ -77,11 +77,11 @@ def settle(out: Path, *, photos: Path | None) -> EvidenceSettings:
     if path.exists():
         tree, remedy = read_json(path, error=DataError), "Give another --out"
         found = of_kind(tree, EvidenceSettings, where=str(path), remedy=remedy, error=DataError)
-    if given and found.photos not in (None, given):
+    if given and found.photos not in (None, given) and any(out.glob("*/photos-*")):
         raise DataError(
             f"{out} holds results on the photos {found.photos}, not {given}: give another --out"
         )
-    found = found.model_copy(update={"photos": found.photos or given})
+    found = found.model_copy(update={"photos": given or found.photos})
     write_json(path, found.model_dump())
     return found
 

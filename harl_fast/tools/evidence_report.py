@@ -75,7 +75,7 @@ def findings(plan: Plan, results: Results) -> dict[Kind, Findings]:
     }  # fmt: skip
 
 
-def verdict(claim: Claim, found: Findings, named: str) -> str:
+def claim_text(claim: Claim, found: Findings, named: str) -> str:
     """Return in a sentence whether a claim holds. named: how its read-out is called."""
     pairs = {other: found.difference(claim.arm, other, claim.by) for other in claim.over}
     lacking = [other for other, each in pairs.items() if each is None]
@@ -155,7 +155,7 @@ def _asked(plan: Plan, kind: Kind) -> str:
 
 def _body(found: Findings, assets: Path) -> list[str]:
     kind, suite = found.kind, found.suite
-    parts = ["\n".join(f"- {verdict(c, found, named(kind, c.by))}" for c in suite.claims)]
+    parts = ["\n".join(f"- {claim_text(c, found, named(kind, c.by))}" for c in suite.claims)]
     columns = list(READ_OUTS[kind])
     above = (
         f"Points above `{suite.baseline}`, paired by seed; bold where the interval leaves 0 out:"

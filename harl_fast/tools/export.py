@@ -117,6 +117,7 @@ def write(pretrained: Pretrained, out: Path, *, to: str, head: Classifier | None
 def _classifier(path: Path, pretrained: Pretrained) -> Classifier:
     """Return the linear head of a result; ConfigError unless it is of these weights."""
     from harl_fast.eval.results import read_result
+    from harl_fast.tools.comparison import freshly_initialised
     from harl_fast.tools.forms import Classifier
 
     result = read_result(path)
@@ -124,6 +125,11 @@ def _classifier(path: Path, pretrained: Pretrained) -> Classifier:
         raise ConfigError(
             f"HEAD {path} has no head.safetensors beside it: its classifier stands on layers of "
             f"the projector, which no export has; train one with --ft-proj-selector 0"
+        )
+    if freshly_initialised(result):
+        raise ConfigError(
+            f"HEAD {path} is of a freshly initialised encoder, the baseline of a result: give that "
+            f"result, of the trained one"
         )
     if result.checkpoint.get("weights_sha256") != pretrained.weights_sha256:
         raise ConfigError(

@@ -6,11 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-Points = npt.NDArray[np.float64]
-"""(N, 2) x, y; y points down; the object roughly fills [-1, 1]."""
-Draw = np.random.Generator
+from preprocess.demo.paint import Draw, Points
 
 DARK, LIGHT = 0.62, 1.3
 """Factors on a part's brightness."""

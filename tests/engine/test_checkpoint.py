@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def test_what_is_written_reads_back_by_prefix(tmp_path: Path) -> None:
     assert found.tensors("optim") == {}
     assert found.record.step == 3 and found.record.config == tiny_config(tmp_path)
     assert found.path.stat().st_mode == found.path.with_suffix(".json").stat().st_mode
+
+
+def test_a_record_may_name_paths_that_are_no_utf8(tmp_path: Path) -> None:
+    place = os.fsdecode(b"runs/\xff")
+    config = tiny_config(tmp_path)
+    record = {"step": 0, "epoch": 0, "epoch_step": 0, "config": config, "engine": {}}
+    tensors = {"online.a": torch.zeros(1)}
+    folder = tmp_path / "checkpoints"
+    write_checkpoint(folder, tensors=tensors, record={**record, "data": {"ckpt": place}})
+    assert open_checkpoint(folder, verify=True).record.data["ckpt"] == place
 
 
 def test_a_run_folder_its_checkpoints_and_a_file_lead_to_the_same(tmp_path: Path) -> None:

@@ -255,8 +255,8 @@ def test_the_meter_averages_and_starts_again(machine: Machine) -> None:
     meter = Meter()
     meter.add({"loss": torch.tensor(1.0), "norm": torch.tensor(8.0, dtype=torch.float64)})
     meter.add({"loss": torch.tensor(4.0)})
-    assert meter.take().items() >= {"loss": 2.5, "norm": 8.0}.items()
-    assert set(meter.take()) == {"elapsed_s", "wait_s"}
+    assert meter.drain().items() >= {"loss": 2.5, "norm": 8.0}.items()
+    assert set(meter.drain()) == {"elapsed_s", "wait_s"}
 
 
 def test_the_meter_folds_what_has_become_long(machine: Machine) -> None:
@@ -264,7 +264,7 @@ def test_the_meter_folds_what_has_become_long(machine: Machine) -> None:
     for number in range(count):
         meter.add({"flag": torch.tensor(number % 4 == 0), "loss": torch.tensor(float(number))})
     assert max(len(values) for values in meter._values.values()) <= 512
-    figures = meter.take()
+    figures = meter.drain()
     assert (figures["flag"], figures["loss"]) == (0.25, (count - 1) / 2)
 
 
@@ -276,7 +276,7 @@ def test_time_beside_the_training_is_left_out(
     meter = Meter()
     now[0] += 10.0
     meter.exclude(8.0)
-    assert meter.take()["elapsed_s"] == 2.0
+    assert meter.drain()["elapsed_s"] == 2.0
 
 
 def test_the_meter_counts_waiting_but_not_the_start_up(machine: Machine) -> None:
@@ -288,7 +288,7 @@ def test_the_meter_counts_waiting_but_not_the_start_up(machine: Machine) -> None
     meter = Meter()
     for _ in meter.timed(slow()):  # type: ignore[arg-type]
         time.sleep(0.1)
-    figures = meter.take()
+    figures = meter.drain()
     assert figures["elapsed_s"] >= 0.3
     # The first pause of 0.3 s is start-up; a loaded machine only lengthens both sides.
     assert 0.1 <= figures["wait_s"] <= figures["elapsed_s"] - 0.2

@@ -136,7 +136,7 @@ def test_compiled_networks_step_like_uncompiled_ones(
     # Fused kernels round once where separate ones round after each operation. For this thin network
     # on noise bf16 itself is 0.48 of a step from fp32, and compiled bf16 0.40 from bf16.
     assert error < {"fp32": 1e-3, "bf16": 0.6}[precision] * step
-    losses = [run.meter.take()["loss"] for run in (plain, fast)]
+    losses = [run.meter.drain()["loss"] for run in (plain, fast)]
     assert losses[1] == pytest.approx(losses[0], rel={"fp32": 1e-5, "bf16": 5e-3}[precision])
     names = [list(run.state.harl.state_dict()) for run in (plain, fast)]
     assert names[0] == names[1]  # checkpoints of either continue as the other

@@ -77,7 +77,7 @@ def test_accumulation_steps_once_and_sums_the_micro_batches(
     run = stepper(machine, tmp_path, stage=stage, micro=BATCH // 4)
     advance(run, 3)
     assert (run.step, run.state.engine.global_steps, run.state.engine.micro_steps) == (3, 3, 12)
-    figures = run.meter.take()
+    figures = run.meter.drain()
     assert figures["loss"] > 0.0 and figures["skipped"] == 0.0
 
 
@@ -88,7 +88,7 @@ def test_a_broken_gradient_anywhere_moves_nothing(
 ) -> None:
     run = stepper(machine, tmp_path, stage=stage, micro=BATCH // 2)
     advance(run, 2)
-    run.meter.take()
+    run.meter.drain()
     before, before_target = weights(run), target(run)
     parameter = dict(run.state.harl.named_parameters())[where]
     hook = parameter.register_hook(lambda grad: grad * float("nan"))
@@ -96,7 +96,7 @@ def test_a_broken_gradient_anywhere_moves_nothing(
     hook.remove()
     assert_equal(weights(run), before)
     assert_equal(target(run), before_target)
-    assert int(run.skipped) == 1 and run.meter.take()["skipped"] == 1.0
+    assert int(run.skipped) == 1 and run.meter.drain()["skipped"] == 1.0
     advance(run)  # the momentum is clean as well
     assert int(run.skipped) == 1
     assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
@@ -189,7 +189,7 @@ def test_bf16_keeps_weights_and_norms_in_fp32(machine: Machine, tmp_path: Path) 
     advance(run, 2)
     state = {**run.state.harl.state_dict(), **run.state.harl.target.state_dict()}
     assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float32}
-    assert run.meter.take()["loss"] > 0.0
+    assert run.meter.drain()["loss"] > 0.0
 
 
 @pytest.mark.parametrize(("name", "stage"), [("sgd", 0), ("sgd", 1), ("adamw", 2)])
@@ -221,7 +221,7 @@ def test_the_metered_gradient_norm_is_autograds(
     advance(run)
     # float32 sums of about 1e5 squares against float64's.
     torch.testing.assert_close(
-        torch.tensor(run.meter.take()["grad_norm"]).double(), expected, rtol=1e-4, atol=0
+        torch.tensor(run.meter.drain()["grad_norm"]).double(), expected, rtol=1e-4, atol=0
     )
 
 
@@ -290,5 +290,5 @@ def test_no_step_waits_for_the_device_but_where_figures_are_logged(
         for batches in steps:
             run.advance(batches, epoch=0)
         assert waits.found == []
-        run.meter.take()
+        run.meter.drain()
     assert waits.found != []

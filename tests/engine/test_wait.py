@@ -134,7 +134,7 @@ def train(data: Path, queue: Queue, *, batch_s: float) -> tuple[dict[str, float]
             Stepping._views(stepping, batch, epoch=0)
             queue.ask(STEP_S / 2)
         assert number == loader.steps - 1 > 2 * AHEAD
-        figures = meter.take()
+        figures = meter.drain()
     loader.close()
     return figures, queue.idle_s / figures["elapsed_s"]
 

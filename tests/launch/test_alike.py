@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import harl_fast
 from harl_fast import __version__
 from harl_fast.config import override_config
 from harl_fast.engine.meeting import check_alike, code_sha256
@@ -16,6 +17,16 @@ from tests.engine.support import tiny_config
 from tests.launch.jobs import Result, run
 
 JOB = Path(__file__).with_name("alike_job.py")
+
+
+def test_an_editors_lock_is_no_file_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.py").write_text("pass")
+    monkeypatch.setattr(harl_fast, "__file__", str(tmp_path / "__init__.py"))
+    before = code_sha256.__wrapped__()
+    (tmp_path / ".#a.py").symlink_to("someone@host.1")
+    assert code_sha256.__wrapped__() == before
 
 
 @pytest.fixture(scope="module")

@@ -294,6 +294,12 @@ def test_files_of_tensorflow_and_jax_name_their_converters(tmp_path: Path, name:
         load_pretrained(path)
 
 
+def test_a_name_of_any_length_is_read(tmp_path: Path) -> None:
+    """With .index after it, as TensorFlow's prefixes have, it would be too long."""
+    tensors = network()
+    assert same(load_pretrained(saved(tmp_path / f"{'n' * 251}.pth", tensors)), tensors)
+
+
 def test_preprocessing_is_stated_or_assumed_and_can_be_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

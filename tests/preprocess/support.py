@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from preprocess.convert import ConversionSettings, Parts, Sample, Task, convert_and_keep
+from preprocess.convert import ConversionSettings, Sample, StoredBytes, Task, convert_and_keep
 from preprocess.demo.render import Rendered, render
 from preprocess.demo.scenes import SCENES
 from preprocess.demo.shapes import SHAPES
@@ -90,7 +90,7 @@ def torch_threads(_: int) -> int:
 
 def convert_or_die(
     tasks: list[Task], settings: ConversionSettings, methods: tuple[MethodSpec, ...]
-) -> tuple[list[Sample | Rejected], list[Parts]]:
+) -> tuple[list[Sample | Rejected], list[StoredBytes]]:
     """Convert, but die as a decoder does that a bad file crashes."""
     if any(task.name.endswith("killer.jpg") for task in tasks):
         os.kill(os.getpid(), signal.SIGSEGV)

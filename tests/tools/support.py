@@ -12,7 +12,9 @@ from harl_fast.eval.results import Head, Result, write_result
 CLASSES = ["cat", "dog", "owl"]
 
 
-def result_of(run: Path, *, weights_sha256: str, dim: int = 512) -> Path:
+def result_of(
+    run: Path, *, weights_sha256: str, dim: int = 512, receipt: str = "other weights"
+) -> Path:
     """Write a result of three classes as an evaluation does; return its result.json."""
     generator = torch.Generator().manual_seed(1)
     head = Head(torch.randn(3, dim, generator=generator), torch.randn(3, generator=generator))
@@ -40,7 +42,7 @@ def result_of(run: Path, *, weights_sha256: str, dim: int = 512) -> Path:
             "run": "run",
             "step": 3,
             "weights_sha256": weights_sha256,
-            "receipt": "other weights",
+            "receipt": receipt,
         },
         preprocessing={"size_px": 64, "crop": 0.875, "mean": [0], "std": [1], "precision": "fp32"},
         metrics=dict.fromkeys(("top1", "top5", "mean_per_class"), Score(81.25, 70.0, 90.0)),

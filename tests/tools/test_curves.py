@@ -39,9 +39,13 @@ def test_a_curve_is_what_each_kept_checkpoint_reaches(
     assert expected[0][1] != expected[1][1]
     (first.path.parent / "step-00000009.safetensors").write_bytes(b"cut short")
     results = [str(run / "eval" / f"{folder.name}-cached{end}") for end in ("-1", "")]
+    later = run / "eval" / "of-a-later-version" / "result.json"
+    later.parent.mkdir()
+    later.write_text('{"format": 0}')
     out = tmp_path / "out"
     assert main([*results, "--out", str(out), "--curve", str(folder)]) == 0
-    assert "left out: " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "left out: " in told and f"left out of the curves: {later}" in told
     (curve,) = (
         c for c in find_curves(compare([*map(Path, results)]), data=folder) if "k-NN" in c.what
     )

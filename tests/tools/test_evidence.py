@@ -300,6 +300,9 @@ def test_all_trials_of_a_folder_share_the_first_precision_and_photos(
     found = settle(tmp_path, photos=photos)
     assert found == EvidenceSettings(precision="bf16", photos=str(photos))
     assert settle(tmp_path, photos=None) == found
+    other = settle(tmp_path, photos=tmp_path / "mistyped")  # nothing was made of the first
+    assert other.photos == str(tmp_path / "mistyped") and settle(tmp_path, photos=photos) == found
+    (tmp_path / "data" / "photos-full-0").mkdir(parents=True)
     with pytest.raises(DataError, match=r"other.*give another --out"):
         settle(tmp_path, photos=tmp_path / "other")
     assert settle(tmp_path / "new", photos=None).precision == "fp32"

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from harl_fast.tools.evidence_arms import Claim, Plan, Trial, load_plan
-from harl_fast.tools.evidence_report import Findings, findings, verdict, write_page
+from harl_fast.tools.evidence_report import Findings, claim_text, findings, write_page
 from harl_fast.tools.evidence_scores import PROBES, READ_OUTS
 
 SHIPPED = Path(__file__).parents[2] / "experiments"
@@ -151,17 +151,17 @@ def of(values: Mapping[str, Sequence[float]]) -> Findings:
 def test_a_claim_needs_an_interval_without_0(masks: list[float], lower: bool, head: str) -> None:
     found = of({"center": [30.0, 40.0, 50.0], "heuristic": masks})
     claim = Claim(claim="Masks help", arm="heuristic", over=("center",), by="knn", lower=lower)
-    assert verdict(claim, found, "k-NN").startswith(f"{head}: Masks help.")
+    assert claim_text(claim, found, "k-NN").startswith(f"{head}: Masks help.")
 
 
 def test_a_claim_is_as_weak_as_its_weakest_comparison() -> None:
     claim = Claim(claim="Masks help", arm="masks", over=("byol", "center"), by="knn")
     values = {"masks": [31.0, 41.2, 50.9], "byol": [30.0, 40.0, 50.0], "center": [31.5, 41.0, 51.0]}
-    assert verdict(claim, of(values), "k-NN").startswith("**Not shown**")
+    assert claim_text(claim, of(values), "k-NN").startswith("**Not shown**")
     values["center"] = [20.0, 30.0, 40.0]
-    assert verdict(claim, of(values), "k-NN").startswith("**Holds**")
+    assert claim_text(claim, of(values), "k-NN").startswith("**Holds**")
     del values["center"]
-    assert "Two seeds of masks and center" in verdict(claim, of(values), "k-NN")
+    assert "Two seeds of masks and center" in claim_text(claim, of(values), "k-NN")
 
 
 def test_only_seeds_of_both_arms_are_paired() -> None:

@@ -259,6 +259,9 @@ def test_what_cannot_be_exported_leaves_nothing(run: Path, tmp_path: Path) -> No
     other = result_of(tmp_path / "other", weights_sha256="2" * 64)
     with pytest.raises(ConfigError, match=r"not on those of .*step-00000003\.safetensors"):
         export_encoder(run, tmp_path / "out", head=other)
+    fresh = result_of(tmp_path / "fresh", weights_sha256="2" * 64, receipt="0/62 tensors")
+    with pytest.raises(ConfigError, match="is of a freshly initialised encoder"):
+        export_encoder(run, tmp_path / "out", head=fresh)
     narrow = result_of(
         tmp_path / "narrow", weights_sha256=load_pretrained(run).weights_sha256, dim=64
     )

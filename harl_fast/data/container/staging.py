@@ -33,7 +33,7 @@ NOTE = "staged.json"
 PATIENCE_S = 120.0
 """How long a process waits for the one that copies to begin; their starts take unequal times."""
 _LOOK_S = 0.2
-_PIECE = 1 << 23
+_READ_BYTES = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _copy_file(path: Path, out: Path, sha256: str, *, progress: Progress, before
     """Copy a file to disk. before: bytes that were copied before it. Raises DataError, OSError."""
     digest = hashlib.sha256()
     with open_regular(path) as stream, open(out, "wb") as target:
-        while piece := stream.read(_PIECE):
+        while piece := stream.read(_READ_BYTES):
             digest.update(piece)
             target.write(piece)
             progress.advance(((before + stream.tell()) >> 20) - progress.done)

@@ -303,7 +303,8 @@ def _read_record(file: Path) -> Record:
     try:
         text = read_regular(note)
         tree = json.loads(text)
-        record = Record.model_validate_json(text)
+        # Not by pydantic's own parser: a path that is no UTF-8 holds what it calls an error.
+        record = Record.model_validate(tree)
     except OSError as error:
         raise CheckpointError(f"{note}: {error.strerror or error}. {alternative(file)}") from error
     except (ValueError, RecursionError) as error:

@@ -103,7 +103,7 @@ class Meter:
         """Leave the seconds that just passed beside the training out of the elapsed time."""
         self._start += seconds
 
-    def take(self) -> dict[str, float]:
+    def drain(self) -> dict[str, float]:
         """Return each figure's mean over its additions and over ranks, and start again.
 
         Also, of this rank, "elapsed_s" since the last call and "wait_s", the part of it in which
@@ -158,7 +158,7 @@ class StepNorms:
             self._squares.append(torch.stack([weights, _square(self._before)]))
             self._before = []
 
-    def take(self) -> dict[str, Tensor]:
+    def drain(self) -> dict[str, Tensor]:
         """Return "weight_sq" and "update_sq" of the steps since the last call, 0-d float64.
 
         The sums of squares over this rank's tensors of the weights after the step and of what it

@@ -46,6 +46,8 @@ SIDE_WIDTH, RING = 5, 3
 """Pixels: depth of the sides whose colours are background, of the ring that stays background."""
 JUDGE = np.array([2.0, -2.0, -14.0, -12.0, 12.0], np.float32)
 """Weight of each figure of `refine.judgement` in a guess's weight, in nats per unit."""
+_PRIOR, _SQUARE, _RING, _RIM, _PLANE, _AREA = range(3, 9)
+"""Columns of `Regions.means` after Lab."""
 GUIDE_RADIUS, GUIDE_EPSILON = 8, 3.0
 """Of the guided filter: half the window in pixels, variance in square Lab units."""
 
@@ -130,11 +132,11 @@ def find_regions(lab: Map, plane: Map, *, min_size: int) -> Regions:
     """Return the regions of (64, 64, 3) Lab pixels with their means of a (64, 64) plane."""
     labels, count = segment(*sorted_edges(lab), SIDE * SIDE, SCALE, min_size)
     means = region_means(np.concatenate([lab, _LAYERS, plane[..., None]], axis=2), labels, count)
-    value, areas = np.ascontiguousarray(means.T)[7:]
+    value, areas = np.ascontiguousarray(means.T)[[_PLANE, _AREA]]
     rows = neighbours(labels, SIDE, count)
     distance = colour_distances(means)
     kernel, pull = affinities(distance, areas, *rows)
-    ring, rim = (np.ascontiguousarray(means[:, place]) * areas for place in (5, 6))
+    ring, rim = (np.ascontiguousarray(means[:, place]) * areas for place in (_RING, _RIM))
     return Regions(labels, means, value, areas, ring, rim, rows, distance, kernel, pull)
 
 
@@ -154,7 +156,7 @@ def on_edges(fine: Pixels, lab: Map, regions: Regions, values: Map) -> Map:
 def _blend(regions: Regions, lab: Map, *, rounds: int) -> Map:
     """Return the (N,) weighed mean of the guesses; the regions' value is the barrier distance."""
     columns = np.ascontiguousarray(regions.means.T)
-    prior, square = columns[3], columns[4]
+    prior, square = columns[_PRIOR], columns[_SQUARE]
     nearest = np.log1p(side_distances(lab, regions.means, SIDE_WIDTH).min(axis=1))
     nearest = nearest - nearest.min()
     cues = ((nearest, 1.0), (nearest, 1.3), (regions.value, 1.0))

@@ -85,12 +85,10 @@ class Augmenter:
 
     def draw(self, indices: npt.NDArray[np.int64], draw: Draw) -> Drawn:
         """Return the altered images of some indices."""
-        samples = [self._sample(int(index), draw) for index in indices]
-        pixels = np.stack([sample[0] for sample in samples]).astype(np.float32)
-        target = np.stack([sample[1] for sample in samples])
-        weight = np.stack([sample[2] for sample in samples])
-        heard = np.stack([sample[3] for sample in samples]).astype(np.float32) / np.float32(255)
-        return Drawn(_recolour(pixels, draw, self.variety.grey), target, weight, heard)
+        samples = (self._sample(int(index), draw) for index in indices)
+        images, target, weight, maps = map(np.stack, zip(*samples, strict=True))
+        pixels = _recolour(images.astype(np.float32), draw, self.variety.grey)
+        return Drawn(pixels, target, weight, maps.astype(np.float32) / np.float32(255))
 
     def _sample(self, index: int, draw: Draw) -> tuple[Pixels, Map, Map, Pixels]:
         variety = self.variety
