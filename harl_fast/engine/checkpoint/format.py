@@ -343,10 +343,8 @@ def _seal(tree: dict[str, Any]) -> str:
 
 def _tensor_files(folder: Path) -> list[Path]:
     """Return all tensors of checkpoints, complete or not, in the order of their steps."""
-    files = [
-        path for path in folder.glob("step-*.safetensors") if CHECKPOINT_NAME.fullmatch(path.stem)
-    ]
-    return sorted(files, key=_step)
+    files = folder.glob("step-*.safetensors")
+    return sorted((path for path in files if CHECKPOINT_NAME.fullmatch(path.stem)), key=_step)
 
 
 def _step(path: Path) -> int:
