@@ -57,7 +57,7 @@ with head(__name__, parse):
     from harl_fast.eval.logreg import CS, optima
     from harl_fast.eval.options import NEIGHBOURS
     from harl_fast.model.backbones import build_backbone
-    from harl_fast.model.pool import global_mean
+    from harl_fast.model.pooling import global_mean
 
 SIZE_PX, BATCH, EPOCHS = 96, 256, 3
 BANK, QUERIES = 100_000, 1000

@@ -147,8 +147,10 @@ def _folder() -> Path:
 def store_folder() -> Path:
     """Return a folder for machine code: the user's, or with a warning one of this process alone."""
     try:
-        home = numba.config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return _private(Path(home) / "harl_fast")
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        # By its specification a relative one is none: it would be another in each folder.
+        users = given if given.is_absolute() else Path.home() / ".cache"
+        return _private(Path(numba.config.CACHE_DIR or users) / "harl_fast")
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         _log.warning(
             "no place to keep compiled code (%s): each process compiles the decoder again, half a "

@@ -22,7 +22,7 @@ from harl_fast.engine.config import EngineFile
 from harl_fast.engine.resume import changed
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import ConfigError
-from harl_fast.model.pool import MASK_MODES
+from harl_fast.model.pooling import MASK_MODES
 from harl_fast.optim.formula import FORMULAS
 from harl_fast.options import crop_rule
 from harl_fast.schedules import size_schedule, weight_schedule

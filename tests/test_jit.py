@@ -21,7 +21,7 @@ from harl_fast.data.views.batch import decode_batch
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(jit.__file__).parent
 FILES = sorted(path for name in ("harl_fast", "preprocess") for path in (ROOT / name).rglob("*.py"))
-NOT_COMPILED = {"config.py", "errors.py", "jit.py", "options.py"}
+NOT_COMPILED = {"config.py", "errors.py", "jit.py", "options.py", "section.py"}
 """Imported by the files below, but nothing of theirs is called or read by compiled code."""
 KERNEL = """
 from harl_fast.jit import njit
@@ -215,13 +215,18 @@ def test_processes_that_fill_one_store_at_once_do_not_clash(store: Path, tmp_pat
     assert sum(made.doubled.stats.cache_hits.values()) == 2
 
 
-def test_the_users_cache_is_used_and_an_empty_variable_is_none(tmp_path: Path, monkeypatch) -> None:
+def test_the_users_cache_is_used_and_an_empty_or_relative_one_is_none(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert jit.store_folder() == tmp_path / "cache" / "harl_fast"
     assert jit.store_folder().stat().st_mode & 0o777 == 0o700
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert jit.store_folder() == tmp_path / "home" / ".cache" / "harl_fast"
+    monkeypatch.chdir(tmp_path)
+    for none in ("", "relative/cache"):
+        monkeypatch.setenv("XDG_CACHE_HOME", none)
+        assert jit.store_folder() == tmp_path / "home" / ".cache" / "harl_fast"
+    assert not (tmp_path / "relative").exists()
 
 
 def _a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,8 +222,8 @@ def test_every_folder_has_its_step() -> None:
     [
         ("harl_fast.rng", "import torch"),
         ("harl_fast.config", "from harl_fast.data import loader"),
-        ("harl_fast.data.loader", "def f():\n    from harl_fast.model.pool import masked_mean"),
-        ("harl_fast.data.loader", "from ..model import pool"),
+        ("harl_fast.data.loader", "def f():\n    from harl_fast.model.pooling import masked_mean"),
+        ("harl_fast.data.loader", "from ..model import pooling"),
         ("harl_fast.data.loader", "from .. import model"),
         ("harl_fast.model.loss", "import harl_fast.optim.lars"),
         ("harl_fast.model.loss", "import harl_fast.eval"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harl_fast.errors import CheckpointError, DataError
 from harl_fast.files import Progress
-from harl_fast.model.pool import global_mean
+from harl_fast.model.pooling import global_mean
 
 if TYPE_CHECKING:
     from harl_fast.data.loader import Batch

@@ -13,7 +13,7 @@ from harl_fast.errors import ConfigError
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.heads import LinearHeads, MLPHead, first_layers
 from harl_fast.model.norm import share_statistics
-from harl_fast.model.pool import global_mean
+from harl_fast.model.pooling import global_mean
 from harl_fast.model.precision import without_autocast
 from harl_fast.model.resnet import ResNet
 

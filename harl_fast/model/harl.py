@@ -17,7 +17,7 @@ from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import MLPHead
 from harl_fast.model.loss import LOSS_TERMS, term_weights, total_loss, view_pairs
 from harl_fast.model.norm import GroupedBatchNorm1d
-from harl_fast.model.pool import cell_weight, global_mean, has_area, masked_mean
+from harl_fast.model.pooling import cell_weight, global_mean, has_area, masked_mean
 from harl_fast.model.precision import widened, without_autocast
 
 

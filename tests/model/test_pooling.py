@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harl_fast.errors import ConfigError
-from harl_fast.model.pool import cell_weight, global_mean, has_area, masked_mean
+from harl_fast.model.pooling import cell_weight, global_mean, has_area, masked_mean
 from tests.oracles import losses as oracle
 
 
