@@ -25,7 +25,13 @@ _CLEAN_UP_S = 10.0
 _OF_IMPORTS = (ValueError, KeyError, RuntimeError, ImportError, MemoryError)
 """What imports raise where an environment variable holds what a library does not take, or where a
 limit keeps it from its memory."""
-_VARIABLES = ("CUDA_", "DS_", "KMP_", "MKL_", "NCCL_", "NUMBA_", "OMP_", "PYTORCH_", "TORCH")
+_VARIABLES = {
+    "deepspeed": ("DS_",),
+    "matplotlib": ("MATPLOTLIB", "MPL"),
+    "numba": ("NUMBA_",),
+    "torch": ("CUDA_", "PYTORCH_", "TORCH"),
+}
+"""What the names of the variables begin with that a library reads as it is imported."""
 _LAYERS = ("default", "safe", "threadsafe", "forksafe", "tbb", "omp", "workqueue")
 _MOST_THREADS = 4096
 LONGEST = 4000
@@ -212,7 +218,7 @@ def _check_threads() -> None:
 def _of_environment(error: Exception) -> str:
     """Return what to say of a library that cannot be imported for what a variable holds, or "".
 
-    numba, torch and DeepSpeed read many variables as they are imported. Their own libraries take
+    Of a variable that the error names, or quotes, or that the library reads. Libraries also take
     gigabytes of addresses, of which shared machines may allow fewer.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -228,17 +234,24 @@ def _of_environment(error: Exception) -> str:
         frame.f_code.co_name == "<module>" and frame.f_globals["__name__"] != "__main__"
         for frame in frames
     )
-    file = frames[-1].f_code.co_filename
-    if not imported or Path(file).is_relative_to(Path(__file__).parent):
+    if not imported or Path(frames[-1].f_code.co_filename).is_relative_to(Path(__file__).parent):
         return ""
-    known = {name: text for name, text in os.environ.items() if name.startswith(_VARIABLES)}
-    named = {name for name in known if name in str(error)} or known
-    if not named:
+    packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+    last = max((i for i, package in enumerate(packages) if package in _VARIABLES), default=-1)
+    said, prefixes = str(error).strip(), tuple(itertools.chain(*_VARIABLES.values()))
+    known = {name: text for name, text in os.environ.items() if name.startswith(prefixes)}
+    blamed = (
+        [name for name in known if name in said]
+        or [name for name, text in known.items() if repr(text) in said]
+        or [name for name in known if name.startswith(_VARIABLES.get(packages[last], ()))]
+    )
+    if not blamed:
         return ""
-    values = ", ".join(f"{name}={shown(known[name])}" for name in sorted(named))
+    file = one_line(frames[last].f_code.co_filename)
+    values = ", ".join(f"{name}={shown(known[name])}" for name in sorted(blamed))
     return (
-        f"{one_line(file)}: {shown(str(error).strip())} as it was imported. It may be for "
-        f"{values} in the environment: set a value that it takes, or unset it"
+        f"{file}: {shown(said)} as it was imported. It may be for {values} in the environment: "
+        f"set a value that it takes, or unset it"
     )
 
 

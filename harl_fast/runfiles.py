@@ -19,6 +19,10 @@ LATEST = "latest"
 """Names the newest checkpoint."""
 CHECKPOINT_NAME = re.compile(r"step-[0-9]{8,18}")
 """Of a checkpoint's files, without their suffixes."""
+RESULT_FILES = ("result.json", "per_class.csv", "predictions.npz", "head.safetensors")
+"""Of an evaluation's result, see `eval.results`; a folder with the first three holds one."""
+EXPORT_FILES = ("config.json", "model.safetensors", "projector.safetensors", "README.md")
+"""Of an exported encoder, see `model.folder`; a folder with the first two holds one."""
 
 
 class _Inside:
@@ -227,13 +231,24 @@ def is_part_of_a_checkpoint(path: Path) -> bool:
     return named and any(path.parent.glob("step-*.json"))
 
 
-def check_apart(out: Path, *, option: str) -> None:
-    """Raise OutputError if the file ``out`` would replace one that a run goes on from.
+def holds(folder: Path, names: Sequence[str]) -> bool:
+    """Return whether all these files are in a folder."""
+    return all((folder / name).is_file() for name in names)
 
-    option: where the user gave it.
+
+def check_apart(out: Path, *, option: str) -> None:
+    """Raise OutputError if the file ``out`` would replace one of a run, an export or a result.
+
+    A result's folder takes no others at all: it moves when another one takes its place. option:
+    where the user gave it.
     """
     folder = RunFolder(out.parent)
     own = [entry.name for entry in vars(RunFolder).values() if isinstance(entry, _Inside)]
     of_run = out.name in own and (folder.config.exists() or folder.checkpoints.is_dir())
-    if of_run or is_part_of_a_checkpoint(out):
+    of_runs = out.name == SEEDS and runs_of_seeds(out.parent)
+    if of_run or of_runs or is_part_of_a_checkpoint(out):
         raise OutputError(f"{option} {out} is a file of the run itself: choose another name")
+    if out.name in EXPORT_FILES and holds(out.parent, EXPORT_FILES[:2]):
+        raise OutputError(f"{option} {out} is a file of the export itself: choose another name")
+    if holds(out.parent, RESULT_FILES[:3]):
+        raise OutputError(f"{option} {out} lies in the folder of a result: choose another folder")

@@ -275,6 +275,20 @@ def test_a_variable_that_a_library_does_not_take_is_named(name: str, value: str)
     assert name in errors and repr(value) in errors and "unset it" in errors
 
 
+@pytest.mark.parametrize("name", ["MPLBACKEND", "MATPLOTLIBRC"])
+def test_only_a_variable_that_an_error_speaks_of_is_blamed(name: str, tmp_path: Path) -> None:
+    """By its name, its value or its library: others that are set take no part."""
+    (tmp_path / "matplotlibrc").write_bytes(b"font.size: 8\xff\n")
+    value = {"MPLBACKEND": "Qt4Agg", "MATPLOTLIBRC": str(tmp_path)}[name]
+    innocent = {"OMP_NUM_THREADS": "1", "NUMBA_OPT": "3", "TORCH_HOME": "/x"}
+    words = ["-m", "harl_fast.tools.compare", "x", "y", "--out", str(tmp_path / "out")]
+    job = started(*words, **innocent, **{name: value})
+    _, errors = job.communicate()
+    assert job.returncode == 2 and "matplotlib" in errors.splitlines()[-1]
+    assert f"{name}={value!r} in the environment: set a value" in errors.splitlines()[-1]
+    assert not [each for each in innocent if each in errors]
+
+
 def test_too_few_addresses_for_the_libraries_are_blamed_on_the_limit() -> None:
     """Machines that many share may allow less than torch's libraries take."""
     verify = f"{sys.executable} -m preprocess.verify x.beton"
@@ -292,14 +306,11 @@ def test_a_mistake_of_our_own_in_an_import_is_not_blamed_on_the_environment(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "broken.py").write_text("raise ValueError('ours')")
-    program = "from harl_fast.program import run_main\nrun_main(lambda: __import__('broken'))"
-    job = started("-c", program, PYTHONPATH=f"{ROOT}:{tmp_path}", NUMBA_OPT="3")
-    _, errors = job.communicate()
-    assert "NUMBA_OPT" in errors  # not below this folder: somebody else's
-    program = "from harl_fast.program import run_main\nrun_main(lambda: int('x'))"
-    job = started("-c", program, NUMBA_OPT="3")
-    _, errors = job.communicate()
-    assert "Traceback" in errors and "NUMBA_OPT" not in errors
+    for call in ("__import__('broken')", "int('x')"):
+        program = f"from harl_fast.program import run_main\nrun_main(lambda: {call})"
+        job = started("-c", program, PYTHONPATH=f"{ROOT}:{tmp_path}", NUMBA_OPT="3")
+        _, errors = job.communicate()
+        assert "Traceback" in errors and "NUMBA_OPT" not in errors
 
 
 @pytest.mark.parametrize(

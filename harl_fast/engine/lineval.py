@@ -16,11 +16,10 @@ from harl_fast.data.container.manifest import (
     read_manifest,
 )
 from harl_fast.data.loader import decoding_threads
-from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.machine import Machine, leader_reports, this_machine
 from harl_fast.engine.meeting import check_alike, meet
 from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
-from harl_fast.errors import HarlError, one_line
+from harl_fast.errors import HarlError, OutputError, one_line
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.metrics import scores
 from harl_fast.eval.options import BATCH, EPOCHS, NEIGHBOURS, TEMPERATURE, usual_crop
@@ -33,7 +32,7 @@ from harl_fast.files import check_output
 from harl_fast.lock import lock_beside, locked
 from harl_fast.provenance import code_version
 from harl_fast.results import write_result
-from harl_fast.runfiles import RunFolder, check_apart, home, is_part_of_a_checkpoint
+from harl_fast.runfiles import RunFolder, check_apart, home
 from harl_fast.supervision import leave, supervisors, watching
 from harl_fast.textfile import tree_sha256
 
@@ -170,9 +169,12 @@ def _check_places(out: Path, run: Path, *, ckpt: Path, data: Path) -> None:
     train = find_container(data, "train")
     check_labelled(train, read_manifest(train))
     containers = [each for split in ("train", "val") for each in containers_in(data, split)]
-    check_output(out, option="--out", inputs=[ckpt, *containers])
-    check_output(RunFolder(run).evaluations, option="--ckpt", folder=True)
+    results = RunFolder(run).evaluations
+    check_output(out, option="--out", inputs=[ckpt, *containers], suffix=".json")
+    check_output(results, option="--ckpt", folder=True)
     check_apart(out, option="--out")
+    if results.resolve() in out.resolve().parents:
+        raise OutputError(f"--out {out} lies in {results}, of results alone: choose another folder")
 
 
 def _judged(
@@ -274,8 +276,8 @@ def _write(
 def _facts(pretrained: Pretrained) -> dict[str, Any]:
     """Return what a checkpoint's record says of it; of other files, which they are."""
     file = {"file": str(pretrained.source.resolve())}
-    if not is_part_of_a_checkpoint(pretrained.source):
+    if pretrained.record is None:
         return {**file, "weights_sha256": pretrained.weights_sha256}
-    record = open_checkpoint(pretrained.source).record
-    known = record.model_dump(mode="json", exclude={"config", "engine", "loader", "ranks"})
+    left_out = {"config", "engine", "loader", "ranks"}
+    known = pretrained.record.model_dump(mode="json", exclude=left_out)
     return {**file, **known}

@@ -15,6 +15,7 @@ import torch
 from harl_fast.collectives import gather_floats
 from harl_fast.config import RunConfig
 from harl_fast.data.loader import decoding_threads
+from harl_fast.engine.compilation import compiled_graphs
 from harl_fast.engine.monitor.alarms import Supply
 from harl_fast.engine.monitor.metrics import Meter, StepNorms
 from harl_fast.engine.monitor.probe import (
@@ -26,7 +27,6 @@ from harl_fast.engine.monitor.probe import (
 )
 from harl_fast.engine.monitor.sink import RunInfo
 from harl_fast.engine.monitor.sinks import Sinks
-from harl_fast.engine.networks import compiled_graphs
 from harl_fast.engine.precision import AUTOCAST
 from harl_fast.engine.state import LoopState, TrainState
 from harl_fast.engine.views import small_map_text

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from harl_fast.config import LUMA_MEAN, LUMA_STD, RGB_MEAN, RGB_STD, ModelConfig, RunConfig
 from harl_fast.engine.checkpoint.format import (
     Checkpoint,
+    Record,
     alternative,
     load_exactly,
     mismatch,
@@ -34,6 +35,7 @@ from harl_fast.model.resnet import ARCHS
 from harl_fast.model.seeding import own_numbers
 from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import TORCH, read_weights, refuse_other_frameworks
+from harl_fast.runfiles import is_part_of_a_checkpoint
 from harl_fast.tensorfile import open_tensors
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -56,22 +58,6 @@ def tensor_shapes(config: RunConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in harl.state_dict().items()}
 
 
-def compile_networks(harl: HARL, *, sizes: int) -> None:
-    """Compile both networks, once per size of views: code of fixed shapes is faster."""
-    # Online and target share their functions, of which torch keeps 8 versions by default and then
-    # runs uncompiled: from a fifth size on.
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, 2 * sizes + 2)
-    for network in (harl, harl.target):
-        for child in network.children():
-            child.compile(dynamic=False)
-
-
-def compiled_graphs() -> int:
-    """Return how many graphs torch.compile has made in this process."""
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
 def random_encoder(config: RunConfig, *, seed: int) -> Backbone:
     """Return a freshly initialised backbone, on the CPU and in eval mode."""
     with own_numbers(seed):
@@ -84,8 +70,11 @@ def load_encoder(path: Path | str) -> tuple[Backbone, RunConfig]:
     path: a run folder, its checkpoints folder or a ``step-*.safetensors`` file. The backbone turns
     (B, C, S, S) images of ``model.in_channels``, normalised by the configuration's ``data.mean``
     and ``data.std``, into (B, D, h, h) maps. The receipt is printed.
-    Raises CheckpointError.
+    Raises CheckpointError, also for another program's file, which `load_pretrained` reads.
     """
+    path = local_path(path)
+    if path.is_file() and is_foreign(path):
+        raise CheckpointError(f"{path} is no checkpoint of this program: load_pretrained reads it")
     checkpoint = open_to_use(path)
     found = encoder_of(checkpoint)
     to_stderr(f"weights: {checkpoint.receipt}")
@@ -140,12 +129,16 @@ def _check_features(
     where: str,
     remedy: str = "Use another file",
 ) -> None:
-    """Raise CheckpointError unless an encoder has finite statistics and gives finite features."""
+    """Raise CheckpointError unless an encoder's statistics can be and its features are finite."""
     # Training does not read running statistics, so a run goes on and saves whatever they are.
     shape = (1, encoder.in_channels, size_px, size_px)
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    tensors = encoder.state_dict()
+    for name, tensor in tensors.items():
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise CheckpointError(f"{where}: {name} holds variances below 0. {remedy}")
     with torch.inference_mode():
-        finite = [*(tensor.isfinite().all() for tensor in encoder.state_dict().values())]
+        finite = [*(tensor.isfinite().all() for tensor in tensors.values())]
         finite.append(encoder(image).isfinite().all())
     if not all(finite):
         raise CheckpointError(
@@ -179,6 +172,8 @@ class Pretrained:
     there is one."""
     classes: tuple[str, ...] = ()
     """The classifier's, in its order."""
+    record: Record | None = None
+    """Of a checkpoint."""
 
 
 def load_pretrained(
@@ -230,12 +225,14 @@ def is_foreign(path: Path) -> bool:
     """Return whether a file is of another program: neither a run's nor an exported folder's."""
     if path.suffix in TORCH:
         return not path.is_dir()
-    if path.suffix != ".safetensors" or not path.is_file() or path.with_suffix(".json").exists():
+    if path.suffix != ".safetensors" or not path.is_file():
         return False
     try:
         with open_tensors(path) as stream:
             return not any(name.startswith("online.") for name in stream.keys())  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        if is_part_of_a_checkpoint(path):  # a damaged one, of which its record says more
+            return False
         raise CheckpointError(f"{path} cannot be read ({error})") from error
 
 
@@ -251,6 +248,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Pretrained:
         receipt=checkpoint.receipt,
         weights_sha256=digest(backbone.native.state_dict()),
         source=checkpoint.path,
+        record=checkpoint.record,
         **_head_of(checkpoint, backbone),
     )
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from harl_fast.config import RunConfig
 from harl_fast.data.loader import Batch, BetonLoader
 from harl_fast.engine.checkpoint.format import Checkpoint
+from harl_fast.engine.compilation import compile_networks
 from harl_fast.engine.config import EngineConfig
 from harl_fast.engine.initial import EncoderFile
 from harl_fast.engine.loop import INTERRUPTED, UNSAVED, Loop, RunResult, Stepping
 from harl_fast.engine.machine import Machine, keep_freed_memory
 from harl_fast.engine.monitoring import PretrainMonitor, Sheet
-from harl_fast.engine.networks import build_model, compile_networks
+from harl_fast.engine.networks import build_model
 from harl_fast.engine.resume import check_position
 from harl_fast.engine.schedule import Schedule
 from harl_fast.engine.snapshot import load_networks, load_rest

@@ -43,17 +43,12 @@ from harl_fast.files import (
 )
 from harl_fast.host import utc_time
 from harl_fast.kinds import of_kind
-from harl_fast.runfiles import RunFolder
+from harl_fast.runfiles import RESULT_FILES, RunFolder
 from harl_fast.tensorfile import grows, open_tensors, writing
 from harl_fast.textfile import read_json
 
 FORMAT = 1
-RESULT, PER_CLASS, PREDICTIONS, HEAD = (
-    "result.json",
-    "per_class.csv",
-    "predictions.npz",
-    "head.safetensors",
-)
+RESULT, PER_CLASS, PREDICTIONS, HEAD = RESULT_FILES
 LONGEST_NAME = 160
 """Most bytes of a data set's name in that of a folder; file systems take 255 in all."""
 MOST_BYTES = 1 << 28

@@ -26,14 +26,10 @@ from harl_fast.model.resnet import ARCHS
 from harl_fast.model.seeding import own_numbers
 from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import read_weights
+from harl_fast.runfiles import EXPORT_FILES, holds
 from harl_fast.textfile import read_json
 
-CONFIG, WEIGHTS, PROJECTOR, CARD = (
-    "config.json",
-    "model.safetensors",
-    "projector.safetensors",
-    "README.md",
-)
+CONFIG, WEIGHTS, PROJECTOR, CARD = EXPORT_FILES
 FORMAT = 1
 MOST_BYTES = 1 << 24
 """Largest config.json: it can hold the names of thousands of classes."""
@@ -62,7 +58,7 @@ class Exported:
 
 def is_folder(path: Path) -> bool:
     """Return whether this is such a folder, ours or timm's own."""
-    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+    return holds(path, (CONFIG, WEIGHTS))
 
 
 def read_folder(path: Path) -> Exported:

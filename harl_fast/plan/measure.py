@@ -15,8 +15,9 @@ from harl_fast.config import RunConfig
 from harl_fast.data.container.manifest import find_container
 from harl_fast.data.loader import BetonLoader
 from harl_fast.data.order import spread
+from harl_fast.engine.compilation import compile_networks
 from harl_fast.engine.machine import keep_freed_memory
-from harl_fast.engine.networks import build_model, compile_networks
+from harl_fast.engine.networks import build_model
 from harl_fast.engine.views import colouring, size_phases, sizes_in, view_geometry, views_at
 from harl_fast.files import to_stderr
 from harl_fast.host import usable_cores

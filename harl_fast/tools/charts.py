@@ -43,10 +43,12 @@ def check_extra() -> None:
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Draw in the style of all charts."""
+    """Draw in the style of all charts, whatever a user's matplotlibrc asks for, such as LaTeX."""
     import matplotlib as mpl
 
-    with mpl.rc_context(_STYLE):
+    # A context does not restore the backend, which is the process's.
+    plain = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
+    with mpl.rc_context(plain | _STYLE):
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -174,12 +175,46 @@ def test_a_file_that_does_not_serve_is_refused(tmp_path: Path, kind: str, named:
         open_initial(path, RESNET18)
 
 
+@pytest.mark.parametrize("name", ["encoder", "step-00000001"])
+def test_notes_beside_anothers_weights_make_no_checkpoint_of_them(
+    tmp_path: Path, name: str
+) -> None:
+    """Many write a .json of their own there."""
+    path = tmp_path / f"{name}.safetensors"
+    save_file(torchvision.models.resnet18().state_dict(), path)
+    path.with_suffix(".json").write_text('{"name": "my encoder"}')
+    loaded = load_pretrained(path)
+    assert "torchvision names" in str(loaded.receipt) and loaded.record is None
+    assert isinstance(open_initial(path, loaded.model), EncoderFile)
+    with pytest.raises(CheckpointError, match="no checkpoint of this program: load_pretrained"):
+        load_encoder(path)
+
+
+@pytest.mark.parametrize("beside", [None, '{"name": "my encoder"}'])
+def test_a_checkpoint_that_was_copied_without_its_record_is_to_be_copied_whole(
+    tmp_path: Path, beside: str | None
+) -> None:
+    written, _ = checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
+    copy = tmp_path / "best.safetensors"
+    shutil.copy(written.path, copy)
+    if beside is not None:
+        copy.with_suffix(".json").write_text(beside)
+    with pytest.raises(CheckpointError, match=r"best\.json.*its \.json with its \.safetensors"):
+        load_pretrained(copy)
+    shutil.copy(written.path.with_suffix(".json"), copy.with_suffix(".json"))  # the advice works
+    assert load_pretrained(copy).record == written.record
+
+
 def test_checkpoints_are_told_from_other_files(tmp_path: Path) -> None:
     written, _ = checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
     for path in (tmp_path / "run", written.path):
         assert open_initial(path, RESNET18) == written
-    written.path.with_suffix(".json").unlink()
+    note = written.path.with_suffix(".json").rename(tmp_path / "note")
     with pytest.raises(CheckpointError, match=r"step-00000003\.json"):
+        open_initial(written.path, RESNET18)
+    note.rename(written.path.with_suffix(".json"))
+    written.path.write_bytes(b"\xff" * written.record.tensors_bytes)
+    with pytest.raises(CheckpointError, match="SHA-256"):  # its record knows more than its tensors
         open_initial(written.path, RESNET18)
 
 
@@ -191,7 +226,8 @@ def test_an_encoder_that_gives_no_numbers_is_refused(
     if (name, value) == ("bn1.running_mean", -1.0):
         return  # a mean may be
     checkpoint(tmp_path / "run", arch="resnet18", width=0.125, spoil={name: value})
-    with pytest.raises(CheckpointError, match=r"not finite.*There is no other checkpoint"):
+    what = rf"{name} holds variances below 0" if value == -1.0 else "are not finite"
+    with pytest.raises(CheckpointError, match=f"{what}.*There is no other checkpoint"):
         export_encoder(tmp_path / "run", out := tmp_path / "out")
     assert not out.exists()
 
@@ -206,6 +242,24 @@ def test_no_output_takes_the_place_of_a_runs_own_file(tmp_path: Path, name: str)
         check_apart(tmp_path / "run" / name, option="--out")
     check_apart(tmp_path / Path(name).name, option="--out")  # elsewhere it is any name
     check_apart(tmp_path / "run" / "checkpoints" / "encoder.safetensors", option="--out")
+
+
+def test_no_output_takes_the_place_of_what_is_said_of_several_seeds(tmp_path: Path) -> None:
+    check_apart(tmp_path / "seeds.json", option="--out")
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "config.yaml").touch()
+    with pytest.raises(OutputError, match="is a file of the run itself"):
+        check_apart(tmp_path / "seeds.json", option="--out")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md"])
+def test_no_output_takes_the_place_of_an_exports_own_file(tmp_path: Path, name: str) -> None:
+    checkpoint(tmp_path / "run", arch="resnet18", width=0.125)
+    export_encoder(tmp_path / "run", tmp_path / "out")
+    with pytest.raises(OutputError, match="is a file of the export itself"):
+        check_apart(tmp_path / "out" / name, option="--out")
+    check_apart(tmp_path / name, option="--out")
+    check_apart(tmp_path / "out" / "lineval.json", option="--out")
 
 
 def test_a_record_of_another_network_is_one_line(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from harl_fast.data.order import chunk_length
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.engine.checkpoint.format import open_checkpoint
+from harl_fast.engine.compilation import compiled_graphs
 from harl_fast.engine.machine import Machine
-from harl_fast.engine.networks import compiled_graphs
 from harl_fast.engine.trainer import Stepper, Trainer, build
 from harl_fast.engine.views import (
     build_loader,
@@ -105,6 +105,15 @@ def test_a_new_size_reaches_loader_colours_and_network_and_is_announced(
     assert seen == [([32, 32], [2, 2], {32})] * STEPS + [([48, 48], [3, 3], {48})] * STEPS
     lines = [line for line in capsys.readouterr().err.splitlines() if "views of" in line]
     assert lines == ["epoch 2: views of 48 px, 3 x 3 cells (0.2 s)"]
+
+
+def test_a_missing_compiler_is_told_before_the_first_step(machine: Machine, tmp_path: Path) -> None:
+    if machine.gpus:
+        pytest.skip("asked of CPUs alone")
+    config = tiny_config(tmp_path, overrides=["model.compile=true"])
+    missing = torch._inductor.config.patch({"cpp.cxx": (None, "/none/g++")})
+    with missing, pytest.raises(ConfigError, match=r"/none/g\+\+.*model\.compile=false"):
+        build(config, engine_config(), machine, loader=FakeLoader())  # type: ignore[arg-type]
 
 
 def test_the_announcement_speaks_of_compilation(

@@ -19,6 +19,7 @@ from harl_fast.errors import DataError, OutputError
 from harl_fast.eval.protocol import Evaluator, table
 from launch import lineval
 from tests.betons import Item, write_beton
+from tests.tools.results import make_result
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 COUNTS = {"train": 90, "val": 40}
@@ -178,15 +179,26 @@ def test_results_on_several_sets_all_stay(
     assert capsys.readouterr().out.count("was of other data; kept as") == 1
 
 
-@pytest.mark.parametrize("place", ["file/out.json", "x" * 300, "/proc/none/out.json"])
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(
-    folder: Path, run: Path, place: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("file/out.json", "cannot be written: "),
+        (f"{'x' * 300}.json", "cannot be written: "),
+        ("/proc/none/out.json", "cannot be written: "),
+        ("eval/set-cached/result.json", "of results alone"),
+        ("other/eval/set-cached/mine.json", "lies in the folder of a result"),
+        ("features/train.safetensors", r"would hold a \.json"),
+    ],
+)
+def test_an_output_that_cannot_stand_there_is_refused_before_the_work(
+    folder: Path, run: Path, place: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_work(*_: object, **__: object) -> None:
         raise AssertionError("the work began before the output was checked")
 
     (run / "file").touch()
+    make_result(run / "other" / "eval" / "set-cached", accuracy=0.5)
     monkeypatch.setattr("harl_fast.engine.lineval.Evaluator", no_work)
     monkeypatch.setattr("harl_fast.engine.lineval.load_pretrained", no_work)
-    with pytest.raises(OutputError, match=r"^--out .*cannot be written: "):
+    with pytest.raises(OutputError, match=rf"^--out .*{said}"):
         lineval.main(["--ckpt", str(run), "--data", str(folder), "--out", str(run / place)])

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -252,6 +253,15 @@ def test_without_containers_the_two_charts_are_drawn(
     assert names == ["confusion.png", "per_class.png"]
     assert "--data" in capsys.readouterr().err
     assert read_result(folder).headline == "mean_per_class"
+
+
+def test_a_users_settings_of_matplotlib_change_no_picture(tmp_path: Path) -> None:
+    """LaTeX may not be installed, and styles differ from machine to machine."""
+    result = result_of(tmp_path)
+    expected = pictures.confusion(result)
+    with matplotlib.rc_context({"text.usetex": True, "savefig.dpi": 7, "font.family": "serif"}):
+        assert pictures.confusion(result) == expected
+        assert matplotlib.rcParams["text.usetex"]
 
 
 def test_other_containers_are_refused(tmp_path: Path) -> None:

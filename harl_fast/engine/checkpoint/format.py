@@ -207,8 +207,7 @@ def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], *, assign: bool = False) -> None:
     """Set all tensors of a module; RuntimeError unless names, shapes and dtypes are its own.
 
-    torch itself drops imaginary parts and digits without an error. assign: see its
-    `load_state_dict`; for a module on the device meta.
+    torch itself drops imaginary parts and digits. assign: for a module on the device meta.
     """
     for name, own in module.state_dict().items():
         if name in tensors and tensors[name].dtype != own.dtype:
@@ -344,10 +343,8 @@ def _seal(tree: dict[str, Any]) -> str:
 
 def _tensor_files(folder: Path) -> list[Path]:
     """Return all tensors of checkpoints, complete or not, in the order of their steps."""
-    files = [
-        path for path in folder.glob("step-*.safetensors") if CHECKPOINT_NAME.fullmatch(path.stem)
-    ]
-    return sorted(files, key=_step)
+    files = folder.glob("step-*.safetensors")
+    return sorted((path for path in files if CHECKPOINT_NAME.fullmatch(path.stem)), key=_step)
 
 
 def _step(path: Path) -> int:
@@ -392,7 +389,10 @@ def alternative(file: Path) -> str:
         if other != file and other.with_suffix(".json").is_file()
     )
     if not complete:
-        return "There is no other checkpoint beside it: start the run again in a new folder"
+        return (
+            "There is no other checkpoint beside it: copy one here whole, its .json with its "
+            ".safetensors, or start the run again in a new folder"
+        )
     return (
         f"Another one beside it is {complete[-1]}: to resume from that, write its name into "
         f"{file.parent / LATEST}"
