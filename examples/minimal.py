@@ -11,9 +11,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 import harl_fast as hf
 from harl_fast.files import check_output
 from harl_fast.options import whole_number
@@ -36,6 +33,10 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     args = parse()
     check_output(args.out, option="--out", suffix=".safetensors")  # before minutes of training
+
+    import torch  # takes seconds: after the command line
+    from safetensors.torch import save_file
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     torch.manual_seed(0)

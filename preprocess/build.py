@@ -24,7 +24,16 @@ from preprocess.ray import cluster, convert_on
 from preprocess.shards import BESIDE, Job, write_shard
 from preprocess.sources import Rejected, Source
 from preprocess.summary import summarise
-from preprocess.work import Inputs, cut, digest_of, enter, key_of, leave, recipe, work_folder
+from preprocess.work import (
+    Inputs,
+    close_work,
+    digest_of,
+    key_of,
+    open_work,
+    recipe,
+    shard_ranges,
+    work_folder,
+)
 from preprocess.writer import write_parts
 
 
@@ -43,7 +52,7 @@ def build(
     """Write <split>.beton, or the set <split>/, to ``place`` for each split of a source.
 
     masks: a tree of mask files, which come before the settings' mask method.
-    shard_size: images per shard, see `cut`. base: the set to which the images are added.
+    shard_size: images per shard, see `shard_ranges`. base: the set to which the images are added.
     ray: address of a cluster that converts the shards, see `cluster`.
     finished: what `finish` returned just now. Shards that the same conversion made before it was
     killed are taken as they are. All files take their names at the end, see `publish`. Returns the
@@ -72,12 +81,12 @@ def build(
         try:
             for plan in plans:
                 fault = functools.partial(plan.fault, place)
-                enter(place, plan.work, plan.facts, plan.job_names, fault=fault)
+                open_work(place, plan.work, plan.facts, plan.job_names, fault=fault)
             rate = _convert(place, plans, workers=workers, ray=ray)
             publish(place, assemble(place, plans, key, base.relabelled if base else {}))
         except BaseException:
             for plan in plans:
-                leave(place, plan.work, plan.job_names)
+                close_work(place, plan.work, plan.job_names)
             raise
     return [summarise(place, plan.split, plan.masks, source.classes, rate) for plan in plans]
 
@@ -93,7 +102,7 @@ def _plan(
     first = existing.manifest.count if existing else 0
     facts = recipe(source, masks, settings, shard_size=shard_size, first=first)
     inputs = Inputs.of(masks, split)
-    parts = cut(inputs.images[:, 0], shard_size)
+    parts = shard_ranges(inputs.images[:, 0], shard_size)
     several = existing is not None or len(parts) > 1
     jobs = [
         Job(

@@ -52,7 +52,7 @@ def tool_versions() -> dict[str, str]:
     return {"harl_fast": __version__, "python": platform.python_version(), **tools}
 
 
-def cut(sizes: npt.NDArray[np.int64], shard_size: int | None) -> list[range]:
+def shard_ranges(sizes: npt.NDArray[np.int64], shard_size: int | None) -> list[range]:
     """Return the images of each shard, in order: as many as ``shard_size`` in all but the last.
 
     sizes: (N,) bytes of each in its source. Without ``shard_size``, up to `MOST_IMAGES` images or
@@ -158,7 +158,7 @@ def key_of(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
-def enter(
+def open_work(
     place: Place,
     work: str,
     facts: dict[str, str],
@@ -196,7 +196,7 @@ def enter(
     place.write(f"{work}/{RECIPE}", facts)
 
 
-def leave(place: Place, work: str, wanted: Sequence[str]) -> None:
+def close_work(place: Place, work: str, wanted: Sequence[str]) -> None:
     """Keep the shards that are finished when a conversion fails, and say so; else remove it all."""
     finished = sum(name in wanted for name in place.names(work))
     if not finished:

@@ -51,7 +51,7 @@ NEEDED = {
 NEEDS_NOTHING = {"harl_fast.doctor", "harl_fast.plan", "launch/demo.py", "launch/evidence.py"}
 
 
-@pytest.mark.parametrize("program", [*PROGRAMS, *BENCHMARKS])
+@pytest.mark.parametrize("program", [*PROGRAMS, *BENCHMARKS, "examples/minimal.py"])
 def test_help_is_there_at_once(program: str) -> None:
     """Within a second of the processor's time, however busy the machine, and without torch."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
