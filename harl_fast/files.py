@@ -51,13 +51,16 @@ def is_url(text: str) -> bool:
 
 
 def local_path(text: str | Path) -> Path:
-    """Return the path that a text names; ConfigError for a URL, of which a path drops a slash."""
+    """Return the path that a text names; ConfigError for a URL, of which a path drops a slash.
+
+    A leading ``~`` is the user's folder: not every shell replaces it behind ``DATA=``.
+    """
     if is_url(str(text)):
         raise ConfigError(
             f"{shown(str(text))} is a URL, and this program takes files of this machine: copy "
             f"them, or mount that store as a folder"
         )
-    return Path(text)
+    return Path(os.path.expanduser(text))
 
 
 def check_output(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harl_fast.demoset import IMAGES, SIDE_PX
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import is_url
+from harl_fast.files import is_url, local_path
 from harl_fast.host import usable_cores
 from harl_fast.options import SEED_MAX, Parser, checked, refuse_given, whole_number
 from harl_fast.program import head, run_main
@@ -100,7 +100,7 @@ def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 
 
 def _path_or_url(text: str) -> Path | str:
-    return text if is_url(text) else Path(text)
+    return text if is_url(text) else local_path(text)
 
 
 def _store(text: str) -> Store:

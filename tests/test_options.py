@@ -116,7 +116,7 @@ def test_all_that_is_wrong_is_named_at_once(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("words", [["--out", "s3://b/x"], ["--out=file:///x"], ["gs://b/list"]])
 def test_a_url_is_no_path_of_this_machine(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or a result would lie in a folder called ``s3:``."""
     parser = Parser()
@@ -126,6 +126,8 @@ def test_a_url_is_no_path_of_this_machine(
     with pytest.raises(SystemExit):
         parser.parse_args(words)
     assert "is a URL, and this program takes files of this machine" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parser.parse_args(["--out", "~/x", "~"]).out == Path("/home/me/x")
     found = parser.parse_args(["--out", "s3:", "a:b/c", "--ray", "ray://head:1"])
     assert (found.out, found.files, found.ray) == (Path("s3:"), [Path("a:b/c")], "ray://head:1")
 

@@ -16,11 +16,9 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.config import RunConfig
-from harl_fast.errors import ConfigError, nearest
+from harl_fast.errors import ConfigError, nearest, shown
 from harl_fast.jit import njit
 from harl_fast.rng import ORDER, order_generator, permutation, stream, uniforms
-from harl_fast.section import validated
 
 Kind = Literal["random", "quasi"]
 VERSIONS = (1, 2)
@@ -194,7 +192,8 @@ class GlobalOrder:
     """One of `VERSIONS`."""
 
     def __post_init__(self) -> None:
-        validated(RunConfig, {"seed": self.seed}, where="the sample order")
+        if not 0 <= self.seed < 1 << 64:
+            raise ConfigError(f"seed {shown(self.seed)}: give a whole number from 0 to 2^64 - 1")
         if self.kind not in get_args(Kind):
             raise ConfigError(
                 f"order '{self.kind}' is none of {', '.join(get_args(Kind))}"

@@ -18,7 +18,7 @@ from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.features import FeatureSet
 from harl_fast.eval.protocol import Evaluator
 from harl_fast.eval.results import Result
-from harl_fast.runfiles import home
+from harl_fast.runfiles import RunFolder, home
 from harl_fast.tools.comparison import freshly_initialised
 
 
@@ -34,12 +34,21 @@ def check_containers(folder: Path, data: Mapping[str, Any]) -> None:
             )
 
 
-def validation_features(result: Result, data: Path) -> npt.NDArray[np.float32]:
+def validation_features(
+    result: Result, data: Path, place: Path | None = None
+) -> npt.NDArray[np.float32]:
     """Return the (N, D) features of the validation container's samples, by id.
 
-    Raises CheckpointError if the checkpoint is gone or another one by now.
+    place: the result's folder, or the file in it; within a run that was moved, its checkpoint is
+    found. Raises CheckpointError if the checkpoint is gone or another one by now.
     """
-    pretrained = load_like(Path(result.checkpoint["path"]), result)
+    ckpt = Path(result.checkpoint["path"])
+    if place is not None and not ckpt.exists():
+        for above in place.resolve().parents:  # RUN/eval/NAME/result.json
+            if (moved := RunFolder(above).checkpoints / ckpt.name).exists():
+                ckpt = moved
+                break
+    pretrained = load_like(ckpt, result)
     if freshly_initialised(result):
         pretrained = random_like(pretrained, seed=result.seed)
     wanted = str(result.checkpoint["weights_sha256"])

@@ -261,7 +261,7 @@ def draw(folder: Path, out: Path, *, data: Path | None, seed: int = 0) -> list[P
     result = read_result(folder)
     if data is not None:
         features.check_containers(data, result.data)
-        found = embeddings.of_result(result, features.validation_features(result, data))
+        found = embeddings.of_result(result, features.validation_features(result, data, folder))
         check_map(found.features)
     written = [out / "confusion.png", out / "per_class.png"]
     write_bytes(written[0], confusion(result))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,13 @@ def test_a_result_is_of_the_tuned_network(tuned: Path, run: Path, sets: Path) ->
     assert result.head is not None
     agree = (result.head(found).argmax(1) == result.predictions.predicted).double().mean()
     assert agree >= 0.95  # of the pretrained network's features it would be chance
+    moved = shutil.copytree(tuned, tuned.with_name("moved"))
+    gone = {**result.checkpoint, "path": "/gone/checkpoints/step-00000012.safetensors"}
+    elsewhere = dataclasses.replace(result, checkpoint=gone)
+    with pytest.raises(CheckpointError, match="/gone/"):
+        validation_features(elsewhere, sets)
+    place = moved / "eval" / "colours-finetune"
+    assert np.array_equal(validation_features(elsewhere, sets, place), found.numpy())
 
 
 def test_pictures_and_exports_take_a_tuned_run(

@@ -26,7 +26,7 @@ from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.pool import Team
 from preprocess import beton, build, shards
 from preprocess.verify import main as verify_main
-from preprocess.work import cut
+from preprocess.work import shard_ranges
 from tests.preprocess.support import contents, image_folder, photo, save
 
 ROOT = Path(__file__).parents[2]
@@ -106,16 +106,16 @@ def test_every_shard_is_a_container_and_the_manifest_merges_their_facts(
 
 
 def test_the_default_cut_counts_images_and_bytes() -> None:
-    assert cut(np.full(10, 5), 4) == [range(0, 4), range(4, 8), range(8, 10)]
-    assert cut(np.full(450_000, 5), None) == [
+    assert shard_ranges(np.full(10, 5), 4) == [range(0, 4), range(4, 8), range(8, 10)]
+    assert shard_ranges(np.full(450_000, 5), None) == [
         range(0, 200_000),
         range(200_000, 400_000),
         range(400_000, 450_000),
     ]
     large = np.array([6, 6, 6, 6, 25, 1]) * 10**9
-    assert cut(large, None) == [range(0, 3), range(3, 4), range(4, 5), range(5, 6)]
-    assert cut(np.array([-1, -1]), None) == [range(0, 2)]
-    assert cut(large, 6) == [range(0, 6)]  # a size that was asked for is kept
+    assert shard_ranges(large, None) == [range(0, 3), range(3, 4), range(4, 5), range(5, 6)]
+    assert shard_ranges(np.array([-1, -1]), None) == [range(0, 2)]
+    assert shard_ranges(large, 6) == [range(0, 6)]  # a size that was asked for is kept
 
 
 def test_no_shard_is_made_twice_and_changed_images_are_made_again(
