@@ -32,7 +32,8 @@ def sabotage(way: str) -> None:
         advance(self, *args, **kwargs)
 
     Stepper.advance = patched  # type: ignore[method-assign]
-    stand_in = FakeLoader(micro=BATCH // 2, ranks=2)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # of a launcher, or one without
+    stand_in = FakeLoader(micro=BATCH // 2, ranks=ranks)
     harl_fast.engine.views.build_loader = lambda *args, **kwargs: stand_in  # type: ignore[assignment,return-value]
 
 
