@@ -167,7 +167,7 @@ class _Loader:
         )
 
     def _known(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return (n,) sample ids as int64; raises for any other: kernels do not look."""
+        """Return (n,) int64 ids; ConfigError or DataError for any other: kernels do not look."""
         samples = np.asarray(ids)
         if samples.ndim != 1 or (samples.size and samples.dtype.kind not in "iu"):
             raise ConfigError(

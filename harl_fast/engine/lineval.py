@@ -65,7 +65,7 @@ def lineval(
     """Judge the checkpoint's encoder, and a random one if asked; rank 0 prints and writes.
 
     See launch/lineval.py for the arguments; draw is given the folder of the checkpoint's result.
-    Ranks share features and k-NN's bank, rank 0 has the heads. Returns the exit code.
+    Ranks share features and k-NN's bank, rank 0 has the heads. Raises HarlError.
     """
     run = home(ckpt)
     out = out or (ckpt if ckpt.is_dir() else ckpt.parent) / "lineval.json"

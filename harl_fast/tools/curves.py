@@ -15,7 +15,7 @@ from harl_fast.eval.results import Result, results_in
 from harl_fast.files import to_stderr
 from harl_fast.runfiles import RunFolder
 from harl_fast.tools.comparison import Comparison, differing, freshly_initialised
-from harl_fast.tools.features import check_containers, features_of, load_like
+from harl_fast.tools.features import check_containers, features_of, load_like, run_of
 
 _PROBES = {"probe_knn": "k-NN of the run's own probe", "probe_linear": "ridge of the run's probe"}
 """Keys in metrics.jsonl, and what they are."""
@@ -31,12 +31,6 @@ class Curve:
     """What was measured."""
     points: list[tuple[int, float]]
     """Step and percent, by step; at least two."""
-
-
-def run_of(folder: Path) -> Path | None:
-    """Return the run that a result folder ``RUN/eval/NAME`` belongs to, if it is in one."""
-    run = folder.parent.parent
-    return run if folder.parent.name == "eval" and (run / "checkpoints").is_dir() else None
 
 
 def find_curves(comparison: Comparison, *, data: Path | None = None) -> list[Curve]:

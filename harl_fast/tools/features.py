@@ -17,7 +17,7 @@ from harl_fast.errors import CheckpointError, DataError
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.features import FeatureSet
 from harl_fast.eval.protocol import Evaluator
-from harl_fast.eval.results import Result
+from harl_fast.eval.results import RESULT, Result
 from harl_fast.runfiles import RunFolder, home
 from harl_fast.tools.comparison import freshly_initialised
 
@@ -34,20 +34,26 @@ def check_containers(folder: Path, data: Mapping[str, Any]) -> None:
             )
 
 
+def run_of(place: Path) -> Path | None:
+    """Return the run that a result ``RUN/eval/NAME``, or the file in it, belongs to, if any."""
+    folder = place.resolve()
+    folder = folder.parent if folder.name == RESULT else folder
+    run = folder.parent.parent
+    return run if folder.parent.name == "eval" and (run / "checkpoints").is_dir() else None
+
+
 def validation_features(
     result: Result, data: Path, place: Path | None = None
 ) -> npt.NDArray[np.float32]:
     """Return the (N, D) features of the validation container's samples, by id.
 
-    place: the result's folder, or the file in it; within a run that was moved, its checkpoint is
-    found. Raises CheckpointError if the checkpoint is gone or another one by now.
+    place: the result's folder, or the file in it; of a run that was moved with it, the checkpoint
+    is found. Raises CheckpointError if the checkpoint is gone or another one by now.
     """
     ckpt = Path(result.checkpoint["path"])
-    if place is not None and not ckpt.exists():
-        for above in place.resolve().parents:  # RUN/eval/NAME/result.json
-            if (moved := RunFolder(above).checkpoints / ckpt.name).exists():
-                ckpt = moved
-                break
+    run = None if place is None else run_of(place)
+    if run is not None and not ckpt.exists():
+        ckpt = RunFolder(run).checkpoints / ckpt.name
     pretrained = load_like(ckpt, result)
     if freshly_initialised(result):
         pretrained = random_like(pretrained, seed=result.seed)
