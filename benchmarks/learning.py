@@ -3,6 +3,7 @@
 lightly's loss, heads and moving average over torchvision's transforms and loader; the network, its
 first weights, schedules, optimizer and batch are ours. lightly's loss is a mean of cosines and ours
 a sum of squared distances, so that it is taken four times here: equal rates are equal steps then.
+With --curve ours keeps the preset's own recipe, and k-NN is taken on the way.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import copy
 import itertools
 import json
 import math
+import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.process import machine_facts
 from harl_fast.errors import ConfigError, DataError, HarlError, one_line
-from harl_fast.files import check_output, format_seconds
+from harl_fast.files import check_output, format_seconds, write_bytes
 from harl_fast.host import usable_cores
 from harl_fast.options import whole_number
 from harl_fast.program import head, run_main
@@ -32,9 +35,13 @@ EQUAL = (
     *("loss.type=byol", "loss.spread=0", "loss.contrast=0", "model.predictor_hidden=1024"),
     *("optim.name=sgd", "optim.lr=0.05", "optim.lr_scaling=none", "optim.weight_decay=0.0005"),
     *("optim.predictor_lr_scale=1", "target.tau_start=0.99", "target.tau_end=1.0"),
-    *("log.probe_epochs=0", "log.sheet_epochs=0", "log.keep_last=1"),
+    "log.keep_last=1",
 )
-"""In the preset `small`: nothing that lightly's BYOL lacks."""
+"""In a preset: nothing that lightly's BYOL lacks."""
+QUIET = ("log.probe_epochs=0", "log.sheet_epochs=0")
+POINTS = 5
+"""Of a curve, besides its start."""
+_KNN = "k-NN"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +50,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="image folder with train/ and val/")
     add("--seeds", type=whole_number(2, 100), default=3, help="of each; default %(default)s")
+    add("--config", default="small", metavar="NAME", help="preset of the network, %(default)s")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override in both's")
     add("--epochs", type=whole_number(1, 10**6), help="of each training (the preset's)")
+    add("--curve", action="store_true", help="k-NN over images seen, ours by the preset's recipe")
     add("--out", type=Path, default=Path("runs/bench/learning"), help="default %(default)s")
     add("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -59,13 +69,15 @@ with head(__name__, parse):
     from benchmarks.step import BATCH, LIGHTLY
     from harl_fast.config import RunConfig, ViewConfig, load_config
     from harl_fast.data.container.manifest import find_container, read_manifest
-    from harl_fast.engine.networks import load_pretrained, untrained
+    from harl_fast.engine.networks import Pretrained, load_pretrained, untrained
     from harl_fast.engine.schedule import Schedule
+    from harl_fast.eval.knn import knn_accuracy
     from harl_fast.optim.groups import param_groups
     from harl_fast.provenance import code_version
+    from harl_fast.tools import charts
     from harl_fast.tools.evidence import CPU, pretraining, settle
     from harl_fast.tools.evidence_arms import STORED_PX
-    from harl_fast.tools.evidence_scores import judge_photos
+    from harl_fast.tools.evidence_scores import frozen_features, judge_photos
     from harl_fast.tools.paired import over_repeats
 
 
@@ -94,11 +106,12 @@ def main(argv: list[str] | None = None) -> int:
             path, provenance, _ = _trial(args, name, seed, data, precision)
             if _read(path).get("provenance") != json.loads(json.dumps(provenance)):
                 # In a process of its own: the loader's threads are in the way of starting others.
-                length = ["--epochs", str(args.epochs)] if args.epochs else []
-                places = ("--data", args.data, "--out", args.out, "--one", name, str(seed))
-                run("-m", "benchmarks.learning", *places, *length)
+                run("-m", "benchmarks.learning", *(argv or sys.argv[1:]), "--one", name, str(seed))
             each.append(_read(path))
     print("\n".join(one_line(line) for line in table(found)))
+    if args.curve:
+        write_bytes(args.out / "curve.png", draw(found))
+        print(f"{args.out}/curve.png")
     return 0
 
 
@@ -118,21 +131,64 @@ def table(found: dict[str, list[dict[str, Any]]]) -> list[str]:
         lines.append(
             f"ours - lightly, {what}: {gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})"
         )
+    curves = {name: mean_curve(each) for name, each in found.items()}
+    for name, points in curves.items():
+        said = ", ".join(f"{images:,} {value:.1f}" for images, value, _, _ in points)
+        lines += [f"{name}, {_KNN} by images seen: {said}"] if said else []
+    if curves["lightly"]:
+        last, best = curves["lightly"][-1][:2]
+        reached = [images for images, value, _, _ in curves["ours"] if value >= best]
+        after = f"after {reached[0]:,}" if reached else f"not after {curves['ours'][-1][0]:,}"
+        lines.append(f"lightly's {best:.1f} after {last:,} images: ours has it {after}")
     return lines
+
+
+def mean_curve(each: Sequence[dict[str, Any]]) -> list[tuple[int, float, float, float]]:
+    """Return images seen and k-NN over the seeds: mean, least, most; none without --curve."""
+    points = list[tuple[int, float, float, float]]()
+    for rows in zip(*(one.get("curve", ()) for one in each), strict=True):
+        values = [value for _, value in rows]
+        points.append((rows[0][0], sum(values) / len(values), min(values), max(values)))
+    return points
+
+
+def draw(found: dict[str, list[dict[str, Any]]]) -> bytes:
+    """Return a PNG of both curves: means, and a band from the least seed to the most."""
+    with charts.style():
+        figure, (axes,) = charts.panels(6.0, 4.0)
+        for (name, each), colour in zip(found.items(), (charts.BLUE, charts.ORANGE), strict=True):
+            images, mean, low, high = zip(*mean_curve(each), strict=True)
+            axes.plot(images, mean, "o-", color=colour, label=name)
+            axes.fill_between(images, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.set(xlabel="images seen", ylabel=f"{_KNN}, top-1 in percent", ylim=(0, None))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.legend(frameon=False)
+        axes.set_title(f"{_KNN} by images seen, {len(each)} seeds")
+        return charts.png(figure)
 
 
 def _trial(
     args: argparse.Namespace, name: str, seed: int, data: Path, precision: str
 ) -> tuple[Path, dict[str, Any], list[str]]:
     """Return the file of a training's result, what decides that, and its overrides."""
-    words = [*EQUAL, *([f"epochs={args.epochs}"] if args.epochs else []), f"seed={seed}"]
+    words = [*QUIET, *(EQUAL if name == "lightly" or not args.curve else ()), *args.set]
+    words += [*([f"epochs={args.epochs}"] if args.epochs else []), f"seed={seed}"]
+    config = load_config(args.config, overrides=words)
     provenance = {
         "contender": name,
-        "config": load_config("small", overrides=words).model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
         "trained_on": read_manifest(find_container(data, "train")).beton_sha256,
         "precision": precision,
+        "curve": args.curve,
     }
+    if args.curve:
+        words += [f"log.checkpoint_epochs={_every(config)}", f"log.keep_last={POINTS + 1}"]
     return args.out / f"{name}-{seed}.json", provenance, words
+
+
+def _every(config: RunConfig) -> int:
+    """Return how many epochs lie between two points of a curve."""
+    return max(1, config.epochs // POINTS)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -142,25 +198,45 @@ def _read(path: Path) -> dict[str, Any]:
 def train_and_judge(
     args: argparse.Namespace, name: str, seed: int, data: Path, precision: str
 ) -> None:
-    """Train a contender on the photos, read accuracies out of its features, write both."""
+    """Train a contender on the images, read accuracies out of its features, write both."""
     path, provenance, words = _trial(args, name, seed, data, precision)
-    config = load_config("small", overrides=words)
-    encoder, start = untrained(config, seed=seed), time.monotonic()
+    config = load_config(args.config, overrides=words)
+    encoder = untrained(config, seed=seed)
+    curve = [(0, knn(encoder, data))] if args.curve else []
     if name == "ours":
-        folder = args.out / f"run-{seed}"
+        folder, start = args.out / f"run-{seed}", time.monotonic()
         discard_run(folder, engine=CPU)
-        run(*pretraining("small", words, data, folder, precision=precision))
+        run(*pretraining(args.config, words, data, folder, precision=precision))
         spent, encoder = time.monotonic() - start, load_pretrained(folder)
+        kept = sorted((folder / "checkpoints").glob("step-*.safetensors")) if args.curve else []
+        for step in kept:
+            images = int(step.stem.removeprefix("step-")) * BATCH
+            curve.append((images, knn(load_pretrained(step), data)))
     else:
-        backbone = train_lightly(config, args.data / "train", half=precision == "bf16")
-        spent, encoder = time.monotonic() - start, replace(encoder, backbone=backbone)
+        spent, start = 0.0, time.monotonic()
+        trained = train_lightly(config, args.data / "train", half=precision == "bf16")
+        for epoch, (images, backbone) in enumerate(trained, start=1):
+            spent += time.monotonic() - start
+            if epoch == config.epochs or (args.curve and epoch % _every(config) == 0):
+                encoder = replace(encoder, backbone=copy.deepcopy(backbone).eval())
+                if args.curve:
+                    curve.append((images, knn(encoder, data)))
+            start = time.monotonic()
     result = {"accuracy": judge_photos(encoder, data, {}, seed=seed), "seconds": spent}
-    about = {"machine": machine_facts(), "code": code_version()}
+    about = {"curve": curve, "machine": machine_facts(), "code": code_version()}
     write_result(path, result | about, provenance=provenance, name=f"{name}-{seed}")
 
 
-def train_lightly(config: RunConfig, images: Path, *, half: bool) -> Any:
-    """Return the backbone that lightly's BYOL trains on an image folder; prints each epoch's loss.
+def knn(encoder: Pretrained, data: Path) -> float:
+    """Return an encoder's k-NN top-1 on the validation split in percent."""
+    evaluator, train, val = frozen_features(encoder, data)
+    return knn_accuracy(train, val, classes=evaluator.classes, device=train.features.device).top1
+
+
+def train_lightly(
+    config: RunConfig, images: Path, *, half: bool
+) -> Iterator[tuple[int, nn.Module]]:
+    """Yield images seen and the backbone after each epoch of lightly's BYOL on an image folder.
 
     half: in bf16 under autocast, as ours is.
     """
@@ -201,7 +277,7 @@ def train_lightly(config: RunConfig, images: Path, *, half: bool) -> Any:
         if (step + 1) % len(loader) == 0:
             epoch = (step + 1) // len(loader)
             print(f"epoch {epoch}/{config.epochs} loss {float(loss.detach()) + 4:.4f}", flush=True)
-    return backbone.eval()
+            yield (step + 1) * BATCH, backbone
 
 
 def _loader(config: RunConfig, images: Path) -> DataLoader[Any]:

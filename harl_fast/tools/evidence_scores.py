@@ -84,6 +84,20 @@ def judge_composites(encoder: Pretrained, data: Path, *, seed: int) -> dict[str,
     return linear | {f"{_NAMES[what]}_knn": each.knn.value for what, each in found.items()}
 
 
+def frozen_features(encoder: Pretrained, data: Path) -> tuple[Evaluator, FeatureSet, FeatureSet]:
+    """Return whole images' features of both splits, and what extracted them."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seen = preprocessing(encoder, crop=None)
+    inputs = {name: seen[name] for name in ("size_px", "mean", "std", "crop")}
+    evaluator = Evaluator(data, **inputs, device=device)
+    backbone = encoder.backbone.to(device)
+    train, val = (
+        evaluator.features(backbone, split, autocast=half(), label="frozen", weights=None)
+        for split in ("train", "val")
+    )
+    return evaluator, train, val
+
+
 def judge_photos(
     encoder: Pretrained, data: Path, probes: Mapping[str, Path], *, seed: int
 ) -> dict[str, float]:
@@ -92,15 +106,8 @@ def judge_photos(
     data: containers. probes: containers of the same images, by the name of the masks under which
     they are altered. seed: of the images with labels, and of the held-out ones that choose C.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    seen = preprocessing(encoder, crop=None)
-    inputs = {name: seen[name] for name in ("size_px", "mean", "std", "crop")}
-    evaluator = Evaluator(data, **inputs, device=device)
-    backbone, classes = encoder.backbone.to(device), evaluator.classes
-    train, val = (
-        evaluator.features(backbone, split, autocast=half(), label="frozen", weights=None)
-        for split in ("train", "val")
-    )
+    evaluator, train, val = frozen_features(encoder, data)
+    classes, device = evaluator.classes, train.features.device
     ids = choose(
         evaluator.names("train"),
         train.labels,
