@@ -186,6 +186,10 @@ def read_text(
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise error(f"{path} is no regular file; give a text file")
             data = stream.read(most_bytes + 1)
+    except IsADirectoryError as problem:
+        raise error(
+            f"{path} is a folder: give a file in it, such as the config.yaml of a run"
+        ) from problem
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror or problem}") from problem
     except ValueError as problem:  # a NUL in the name

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from harl_fast.errors import DataError, one_line
+from harl_fast.errors import DataError, few, one_line
 from preprocess.sources import archives, folders, parquet, tables, tarshards
 from preprocess.sources.base import Choices, Reader, Rejected, Source, Split
 from preprocess.sources.folders import folder_source
@@ -28,6 +29,8 @@ SOURCES: dict[str, Reader] = {
     "archive": Reader("a .zip or .tar of folders", archives.fits_archive, archives.archive_source),
 }
 """The kinds of sources by the names that ``--source`` takes."""
+_MISSING = ("nan", "null", "none", "na", "n/a", "<na>", "nat")
+"""What programs write where a value is missing, in lower case."""
 
 __all__ = [
     "DATASETS",
@@ -59,9 +62,23 @@ def read_source(path: Path, choices: Choices) -> Source:
     counts = " and ".join(f"{len(part.names):,} {name}" for name, part in source.splits.items())
     classes = f" of {len(source.classes):,} classes" if source.classes else ", no labels"
     print(f"read as {SOURCES[kind].about}: {counts} images{classes}{hint}", flush=True)
-    for note in source.notes:
+    for note in (*source.notes, *doubtful_classes(source.classes)):
         print(f"note: {note}", flush=True)
     return source
+
+
+def doubtful_classes(names: Sequence[str]) -> Iterator[str]:
+    """Yield a line on classes that may be one, or none: by letter case, and missing values."""
+    first: dict[str, str] = {}
+    twins = [name for name in names if first.setdefault(name.lower(), name) != name]
+    if twins:
+        pairs = few([f"{first[name.lower()]} and {name}" for name in twins])
+        yield f"classes that differ by letter case only are read as two each: {pairs}"
+    if missing := [name for name in names if name.lower() in _MISSING]:
+        yield (
+            f"the class {few(missing)} is read as any other, and may stand for images without a "
+            f"label: leave those out"
+        )
 
 
 def _check_columns(path: Path, kind: str, choices: Choices) -> None:

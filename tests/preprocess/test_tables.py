@@ -100,6 +100,20 @@ def test_rows_of_a_further_held_out_part_are_left_out_and_counted(tmp_path: Path
         read_source(tmp_path / "list.tsv", Choices(val=0.1))
 
 
+def test_classes_that_may_be_one_or_none_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ("Cat", "cat", "dog", "NaN", "nano")
+    rows = [{"path": f"{n}.jpg", "label": labels[n % 5]} for n in range(20)]
+    assert read_source(write(tmp_path, "csv", rows), Choices()).classes == sorted(labels)
+    case, missing = capsys.readouterr().out.splitlines()[-2:]
+    assert case.endswith("by letter case only are read as two each: Cat and cat")
+    assert missing.startswith("note: the class NaN is read as any other")
+    layout(tmp_path, *(f"set/train/{name}/1.jpg" for name in ("Cat", "cat")))
+    read_source(tmp_path / "set", Choices())
+    assert "Cat and cat" in capsys.readouterr().out
+
+
 def test_masks_are_those_that_the_list_names(tmp_path: Path) -> None:
     rows = [
         {"path": "1.jpg", "mask": "m/one.png"},
