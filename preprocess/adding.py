@@ -265,9 +265,10 @@ def _refuse(
     if rows:
         raise DataError(
             f"{len(rows):,} {name} images of {source.name} have names that images of {out} have "
-            f"already ({one_line(split.names[rows[0]])}, ...), {why}: put them into a folder of "
-            f"their own inside each class, such as train/CLASS/{source.name}/; in shards and "
-            f"tables give each key or path such a folder"
+            f"already ({one_line(split.names[rows[0]])}, ...), {why}: convert everything anew if these "
+            f"are the same images, edited since; put other images into a folder of their own "
+            f"inside each class, such as train/CLASS/{source.name}/ (in shards and tables give "
+            f"each key or path such a folder)"
         )
 
 

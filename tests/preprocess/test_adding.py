@@ -120,7 +120,7 @@ def test_names_of_another_sources_images_are_refused(out: Path, tmp_path: Path) 
     for path in other.rglob("*.jpg"):
         path.write_bytes(path.read_bytes() + b"others")
     before = contents(out)
-    with pytest.raises(DataError, match=r"6 train images of others have names .*contents: put"):
+    with pytest.raises(DataError, match=r"6 train images of others have names .*contents: convert .* anew if .* edited since; put oth"):
         run(out, "--add", str(other))
     assert contents(out) == before
     for split in ("train", "val"):  # as the message says
