@@ -101,6 +101,12 @@ class Loop:
         saving = contextlib.nullcontext() if self._saver is None else self._saver
         with saving, self.sinks, self._listening, needing_all_ranks(self.state.machine):
             self.monitor.introduce()
+            if not any(map(schedule.lr, range(schedule.total))):
+                self.sinks.warn(
+                    "warning: the learning rate is 0 all through this run, whose only step is the "
+                    "first of its warm-up: no weight will move. Train for more steps, or set "
+                    "warmup_epochs to 0"
+                )
             for epoch in range(self.stepper.step // schedule.steps_per_epoch, schedule.epochs):
                 action = self._epoch(epoch)
                 if action >= StopAction.LEAVE:

@@ -149,8 +149,8 @@ class FakeLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the epoch."""
         parts = self.accumulation
-        for number in range(self.step * parts, STEPS * parts):
-            yield self.batch(self.epoch * STEPS * parts + number)
+        for number in range(self.step * parts, self.steps * parts):
+            yield self.batch(self.epoch * self.steps * parts + number)
 
     def batch(self, number: int) -> Batch:
         """Return one micro batch."""

@@ -333,6 +333,24 @@ def test_a_run_in_which_no_step_had_an_effect_says_so_at_its_end(
     assert last.startswith("done: ") and ("NO STEP HAD ANY EFFECT" in last) == (first == 1)
 
 
+class OneStep(FakeLoader):
+    steps = 1
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "told"), [(1, 0.5, 1), (1, 0, 0), (2, 0.5, 0)])
+def test_a_run_whose_learning_rate_is_zero_at_its_only_step_is_told_so(
+    machine: Machine,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    epochs: int,
+    warmup: float,
+    told: int,
+) -> None:
+    config = (f"epochs={epochs}", f"optim.warmup_epochs={warmup}")
+    prepare(machine, tmp_path, loader=OneStep(), config=config).run()
+    assert capsys.readouterr().err.count("the learning rate is 0 all through") == told
+
+
 @pytest.mark.parametrize("loss", ["deleted", "taken over"])
 @pytest.mark.parametrize("step", [3, 2 * STEPS])
 def test_a_run_whose_folder_is_lost_stops_and_writes_nothing(
