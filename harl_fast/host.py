@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,10 +18,27 @@ CACHE_SHARE = 0.8
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may run on."""
+    """Return how many cores this process may use: those it may run on, or a container's quota."""
+    return min(_bound_cores(), _cpu_quota())
+
+
+def _bound_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _cpu_quota() -> int:
+    """Return how many cores' time a container (cgroup v2 or v1) is allowed, rounded up.
+
+    `docker run --cpus=2` and Kubernetes' limits set it; all cores can be seen there all the same.
+    """
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            quota, period = map(int, " ".join((_CGROUP / n).read_text() for n in names).split())
+            if quota > 0 and period > 0:  # -1 in v1: no limit
+                return -(-quota // period)
+    return sys.maxsize
 
 
 def owned_cores(ranks_here: int) -> int:
@@ -28,13 +46,13 @@ def owned_cores(ranks_here: int) -> int:
 
     Ranks that their launcher has bound to cores (`deepspeed --bind_cores_to_rank`, `numactl`,
     `srun --cpu-bind`) own those, others an even part of the launcher's, which is taken to be the
-    process that started this one.
+    process that started this one. They share a container's quota.
     """
-    own = launcher = usable_cores()
+    own = launcher = _bound_cores()
     if ranks_here > 1 and hasattr(os, "sched_getaffinity"):
         with contextlib.suppress(OSError):  # it may be gone, or out of sight of a container
             launcher = max(own, len(os.sched_getaffinity(os.getppid())))
-    return max(1, min(own, launcher // ranks_here))
+    return max(1, min(own, min(launcher, _cpu_quota()) // ranks_here))
 
 
 def has_gpu_driver() -> bool:

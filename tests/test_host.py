@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harl_fast.host import has_gpu_driver, owned_cores
+from harl_fast import host
+from harl_fast.host import has_gpu_driver, owned_cores, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,36 @@ def test_cores_are_divided_unless_they_are_a_share(
         return set(range(own if not process else launcher or 0))
 
     monkeypatch.setattr(os, "sched_getaffinity", affinity)
+    monkeypatch.setattr(host, "_CGROUP", Path("/nowhere"))
     assert owned_cores(ranks) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "cores", "each_of_8"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2, 1),  # docker run --cpus=2
+        ({"cpu.max": "1650000 100000\n"}, 17, 2),
+        ({"cpu.max": "50000 100000\n"}, 1, 1),
+        ({"cpu.max": "max 100000\n"}, 64, 8),
+        ({"cpu.max": "9900000 100000\n"}, 64, 8),
+        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64, 8),
+        ({}, 64, 8),
+    ],
+)
+def test_a_containers_quota_is_the_most_of_its_cores(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    files: dict[str, str],
+    cores: int,
+    each_of_8: int,
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(host, "_CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    assert (usable_cores(), owned_cores(8)) == (cores, each_of_8)
 
 
 def test_a_gpu_is_looked_for_by_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
