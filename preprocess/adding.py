@@ -265,8 +265,8 @@ def _refuse(
     if rows:
         raise DataError(
             f"{len(rows):,} {name} images of {source.name} have names that images of {out} have "
-            f"already ({one_line(split.names[rows[0]])}, ...), {why}: convert everything anew if these "
-            f"are the same images, edited since; put other images into a folder of their own "
+            f"already ({one_line(split.names[rows[0]])}, ...), {why}: convert everything anew if "
+            f"these are the same images, edited since; put others into a folder of their own "
             f"inside each class, such as train/CLASS/{source.name}/ (in shards and tables give "
             f"each key or path such a folder)"
         )

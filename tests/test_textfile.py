@@ -90,7 +90,8 @@ def test_hostile_json_is_refused_in_one_line_at_once(
 
 
 @pytest.mark.parametrize(
-    ("make", "words"), [(os.mkfifo, "no regular file"), (os.mkdir, "is a folder: give a file in it")]
+    ("make", "words"),
+    [(os.mkfifo, "no regular file"), (os.mkdir, "is a folder: give a file in it")],
 )
 def test_only_regular_files_are_read(tmp_path: Path, make, words: str) -> None:
     path = tmp_path / "config.yaml"

@@ -58,6 +58,7 @@ class ResultFile(BaseModel):
     metrics: _Scores
     seed: Whole
     knn: dict[Text, _Scores]
+    files: dict[Text, Text] = {}
     choice: dict[str, Any]
     trials: list[dict[str, Any]]
     created: Text

@@ -37,6 +37,7 @@ from harl_fast.files import (
     naming,
     open_regular,
     replacing,
+    sha256_file,
     to_stderr,
     write_bytes,
     write_json,
@@ -172,7 +173,8 @@ def write_result(folder: Path, result: Result) -> Path:
         (folder / HEAD).unlink(missing_ok=True)
     else:
         write_head(folder / HEAD, result.head, classes=classes)
-    write_json(folder / RESULT, record)
+    beside = [folder / name for name in (PREDICTIONS, HEAD) if (folder / name).exists()]
+    write_json(folder / RESULT, {**record, "files": {p.name: sha256_file(p) for p in beside}})
     return folder
 
 
@@ -258,11 +260,17 @@ def read_result(folder: Path) -> Result:
     found = {f.name: tree[f.name] for f in dataclasses.fields(Result) if f.name not in _ARRAYS}
     knn = {k: _scores(each) for k, each in known.knn.items()}
     head, classes = folder / HEAD, found["data"]["classes"]
-    return Result(
+    result = Result(
         **(found | {"metrics": _scores(known.metrics), "knn": knn}),
         **_arrays(folder / PREDICTIONS, classes=len(classes)),
         head=read_head(head, classes=classes) if head.exists() else None,
     )
+    # Results that were written before these digests have none.
+    for file in (folder / PREDICTIONS, head):
+        digest = known.files.get(file.name)
+        if digest is not None and file.exists() and sha256_file(file) != digest:
+            raise DataError(f"{file} is not the one that {path} was written with. {_AGAIN}")
+    return result
 
 
 def _arrays(path: Path, *, classes: int) -> dict[str, Any]:

@@ -85,6 +85,23 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert json.loads((folder / "result.json").read_text())["format"] == 1
 
 
+@pytest.mark.parametrize("name", ["predictions.npz", "head.safetensors"])
+def test_a_file_of_another_result_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write_result(tmp_path / "r", result())
+    labels = torch.arange(30) % 3
+    others = {"predictions": predictions(torch.eye(3)[labels], labels)}
+    other = write_result(
+        tmp_path / "o", result(head=Head(torch.ones(3, 5), torch.ones(3)), **others)
+    )
+    (other / name).replace(folder / name)
+    with pytest.raises(DataError, match=rf"r/{name} is not the one that .*r/result\.json was writ"):
+        read_result(folder)
+    record = json.loads((folder / "result.json").read_text())
+    del record["files"]  # as of a result from before there were digests
+    (folder / "result.json").write_text(json.dumps(record))
+    assert read_result(folder).names == result().names
+
+
 def test_the_table_of_classes_counts_the_predictions(tmp_path: Path) -> None:
     made = result()
     folder = write_result(tmp_path / "r", made)

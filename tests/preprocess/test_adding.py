@@ -120,7 +120,10 @@ def test_names_of_another_sources_images_are_refused(out: Path, tmp_path: Path) 
     for path in other.rglob("*.jpg"):
         path.write_bytes(path.read_bytes() + b"others")
     before = contents(out)
-    with pytest.raises(DataError, match=r"6 train images of others have names .*contents: convert .* anew if .* edited since; put oth"):
+    with pytest.raises(
+        DataError,
+        match=r"6 train images of others have names .*contents: .* edited since; put others",
+    ):
         run(out, "--add", str(other))
     assert contents(out) == before
     for split in ("train", "val"):  # as the message says

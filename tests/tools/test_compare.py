@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from harl_fast.errors import DataError
-from harl_fast.eval.results import read_result
+from harl_fast.eval.metrics import Predictions
+from harl_fast.eval.results import read_result, write_result
 from harl_fast.tools.compare import main
 from harl_fast.tools.comparison import compare, find_results
 from harl_fast.tools.curves import find_curves
@@ -55,9 +56,10 @@ def test_another_order_of_the_same_samples_is_the_same(
     expected = compare(pair).entries[1].differences
     result = read_result(pair[1] / "eval" / "pets-cached")
     order = torch.randperm(len(result.ids))
-    path = pair[1] / "eval" / "pets-cached" / "predictions.npz"
-    arrays = dict(np.load(path))
-    np.savez(path, **{name: values[order.numpy()] for name, values in arrays.items()})
+    found = {name: values[order] for name, values in vars(result.predictions).items()}
+    mixed: dict[str, Any] = {"ids": result.ids[order], "names": [result.names[i] for i in order]}
+    mixed["predictions"] = Predictions(**found)
+    write_result(pair[1] / "eval" / "pets-cached", dataclasses.replace(result, **mixed))
     assert compare(pair).entries[1].differences == expected
 
 
