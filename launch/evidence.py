@@ -10,6 +10,7 @@ from harl_fast.errors import ConfigError, one_line
 from harl_fast.files import check_output
 from harl_fast.lock import lock_beside, locked
 from harl_fast.options import Parser, whole_number
+from harl_fast.runfiles import check_apart
 from harl_fast.steps import ROOT
 
 PAGE = Path("docs/evidence.md")
@@ -51,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     todo = chosen(plan.trials, args.only)
     check_data(args.data)
     check_output(args.out, option="--out", folder=True)
-    check_output(args.page, option="--page")
+    check_output(args.page, option="--page", suffix=".md")
+    check_apart(args.page, option="--page")
     with locked(lock_beside(args.out), output=args.out):
         settings = settle(args.out, photos=args.data)
         evidence = Evidence(args.out, settings, quick=args.quick)

@@ -11,6 +11,7 @@ from harl_fast.errors import DataError, one_line
 from harl_fast.files import check_output, write_text
 from harl_fast.options import Parser, whole_number
 from harl_fast.program import run_main
+from harl_fast.runfiles import check_apart
 from preprocess.images.listing import is_aside, list_images
 from preprocess.sources.layout import LAYOUT, split_folders
 
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="LIST", help="such as part.csv")
     args = parser.parse_args(argv)
     check_output(args.out, option="--out", suffix=".csv")
+    check_apart(args.out, option="--out")
     print(one_line(f"list: {write_balanced_list(args.folder, args.out, count=args.count)}"))
     return 0
 

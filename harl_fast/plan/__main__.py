@@ -71,6 +71,7 @@ with harl_fast.program.head(__name__, parse):
     from harl_fast.plan.planning import Measured, Request, make_plan, sides_text
     from harl_fast.plan.report import comparison, picture, published, text
     from harl_fast.plan.work import pretraining_work
+    from harl_fast.runfiles import check_apart
     from harl_fast.tools.charts import check_extra
 
 
@@ -153,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.picture:
         check_extra()
         check_output(args.picture, option="--picture", suffix=".png")
+        check_apart(args.picture, option="--picture")
     if args.published:
         print(published())
         return 0

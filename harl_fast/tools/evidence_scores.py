@@ -12,6 +12,7 @@ from pathlib import Path
 import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.files import check_output, write_json
 from harl_fast.options import SEED_MAX, Parser, whole_number
+from harl_fast.runfiles import check_apart
 from harl_fast.tools.evidence_arms import KINDS, Kind
 
 
@@ -139,7 +140,8 @@ def judge_photos(
 def main(argv: list[str] | None = None) -> int:
     """Judge; return the exit code."""
     args = parse(argv)
-    check_output(args.out, option="--out")
+    check_output(args.out, option="--out", suffix=".json")
+    check_apart(args.out, option="--out")
     if args.ckpt:
         encoder = load_pretrained(args.ckpt)
     else:

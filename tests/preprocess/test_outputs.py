@@ -18,8 +18,12 @@ from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import read_manifest
 from harl_fast.errors import DataError, OutputError
 from harl_fast.files import LONGEST_TMPDIR
+from harl_fast.plan import __main__ as plan
 from harl_fast.pool import ordered_map
-from preprocess import beton, preview, verify
+from harl_fast.runfiles import RESULT_FILES
+from harl_fast.tools import evidence_scores
+from launch import evidence
+from preprocess import balanced, beton, preview, verify
 from preprocess.masks import __main__ as masks
 from preprocess.masks.selftrained import train as masks_train
 from tests.preprocess.support import image_folder, out_of_space
@@ -250,6 +254,23 @@ def test_programs_try_their_outputs_before_any_work(
         with pytest.raises(OutputError, match=r"^--(out|report) .*cannot be written: "):
             program.main(arguments)  # type: ignore[attr-defined]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_no_program_writes_into_the_folder_of_a_result(tmp_path: Path) -> None:
+    for name in RESULT_FILES[:3]:
+        (tmp_path / name).touch()
+    here = str(tmp_path)
+    for program, arguments in (
+        (plan, ["--picture", f"{here}/x.png"]),
+        (evidence, ["--quick", "--page", f"{here}/x.md", "--out", f"{here}/out"]),
+        (evidence_scores, ["photos", "--ckpt", here, "--data", here, "--out", f"{here}/x.json"]),
+        (balanced, [here, "--count", "2", "--out", f"{here}/x.csv"]),
+        (verify, [f"{here}/train.beton", "--report", f"{here}/x.json"]),
+        (preview, [f"{here}/train.beton", "--out", f"{here}/x.png"]),
+    ):
+        with pytest.raises(OutputError, match=r"^--\w+ .*/x\.\w+ lies in the folder of a result"):
+            program.main(arguments)  # type: ignore[attr-defined]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(RESULT_FILES[:3])
 
 
 def test_statistics_that_cannot_be_written_are_refused_before_the_sheet_is(
