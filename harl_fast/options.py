@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
+import numbers
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harl_fast.errors import HarlError, one_line, shown
+from harl_fast.errors import ConfigError, HarlError, one_line, shown
 from harl_fast.files import local_path
 
 Value = TypeVar("Value")
@@ -165,6 +167,18 @@ def _within(value: Number, low: float, high: float, bounds: str) -> Number:
     if not low <= value <= high:  # also true for NaN
         raise ValueError(f"{shown(value)} is not from {bounds}")
     return value
+
+
+def check_whole(least: int, most: float = math.inf, **arguments: Any) -> None:
+    """Raise ConfigError for the first argument that is no whole number from least to most.
+
+    For functions of the library, whose callers may give 32.0, or True; NumPy's integers pass.
+    """
+    bounds = f"{least} on" if most == math.inf else f"{least} to {most}"
+    for name, value in arguments.items():
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not (whole and least <= value <= most):
+            raise ConfigError(f"{name} {shown(value)}: give a whole number from {bounds}")
 
 
 def crop_rule(text: str) -> tuple[str, float]:

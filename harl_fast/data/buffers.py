@@ -14,6 +14,7 @@ import torch
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError
 from harl_fast.host import available_bytes
+from harl_fast.options import check_whole
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class Buffers:
     """``count`` batches of output memory and who holds each: the thread, the consumer, nobody.
 
     One buffer is with the consumer while the others are ready or being filled. They are made at
-    first use and stay until `free`, so that further passes take no memory.
+    first use and stay until `free`, so that further passes take no memory. Raises ConfigError for
+    sizes that are no whole numbers from 1 on.
     """
 
     def __init__(
@@ -50,6 +52,9 @@ class Buffers:
         batch: int,
         count: int,
     ) -> None:
+        check_whole(1, batch=batch)
+        for view in views:
+            check_whole(1, size_px=view.size_px, cells=view.cells)
         self.count, self.batch = count, batch
         pixel = torch.float32 if coloured else torch.uint8
         self._shapes = [

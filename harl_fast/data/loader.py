@@ -29,6 +29,7 @@ from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
 from harl_fast.host import owned_cores
 from harl_fast.jit import require_compiler
+from harl_fast.options import check_whole
 
 _log = logging.getLogger(__name__)
 
@@ -53,10 +54,10 @@ def decoding_threads(workers: int, *, ranks_here: int = 1) -> int:
     """Return how many threads one rank decodes with.
 
     workers: threads asked for; 0 takes this rank's own cores, see `host.owned_cores`. numba's own
-    limit (NUMBA_NUM_THREADS) caps the answer. Raises ConfigError for a negative number.
+    limit (NUMBA_NUM_THREADS) caps the answer. Raises ConfigError for what is no number of threads.
     """
-    if workers < 0:
-        raise ConfigError(f"workers: {workers}; give a number of threads, or 0 to divide the cores")
+    check_whole(0, workers=workers)
+    check_whole(1, ranks_here=ranks_here)
     asked = workers or owned_cores(ranks_here)
     return min(asked, int(numba.config.NUMBA_NUM_THREADS))
 
@@ -126,8 +127,7 @@ class _Loader:
         among: np.ndarray | None = None,
     ) -> None:
         """Prepare passes and check that the buffers will fit; no thread is started."""
-        if ahead < 1:
-            raise ConfigError(f"batches_ahead: {ahead}; at least one batch must be made ahead")
+        check_whole(1, batches_ahead=ahead)
         if not views:
             raise ConfigError("no views: a loader needs at least one")
         if colour is not None:

@@ -16,8 +16,9 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.errors import ConfigError, nearest, shown
+from harl_fast.errors import ConfigError, nearest
 from harl_fast.jit import njit
+from harl_fast.options import SEED_MAX, check_whole
 from harl_fast.rng import ORDER, order_generator, permutation, stream, uniforms
 
 Kind = Literal["random", "quasi"]
@@ -192,8 +193,10 @@ class GlobalOrder:
     """One of `VERSIONS`."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 1 << 64:
-            raise ConfigError(f"seed {shown(self.seed)}: give a whole number from 0 to 2^64 - 1")
+        check_whole(0, SEED_MAX, seed=self.seed)
+        check_whole(0, rank=self.rank)
+        least_1 = ("batch_global", "batch_micro", "world", "chunk", "window")
+        check_whole(1, **{name: getattr(self, name) for name in least_1})
         if self.kind not in get_args(Kind):
             raise ConfigError(
                 f"order '{self.kind}' is none of {', '.join(get_args(Kind))}"
@@ -204,12 +207,7 @@ class GlobalOrder:
                 f"version {self.version!r:.60} of the sample order is none of "
                 f"{', '.join(map(str, VERSIONS))}: continue with the harl_fast that saved it"
             )
-        if min(self.batch_global, self.batch_micro, self.chunk, self.window) < 1:
-            raise ConfigError(
-                f"global batch {self.batch_global}, micro batch {self.batch_micro}, chunk "
-                f"{self.chunk} and window {self.window} must all be 1 or more"
-            )
-        if not 0 <= self.rank < self.world:
+        if self.rank >= self.world:
             raise ConfigError(f"rank {self.rank} of {self.world} ranks does not exist")
         self._check_count()
         per_rank, rest = divmod(self.batch_global, self.world)

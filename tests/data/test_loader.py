@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,6 +202,13 @@ def test_chosen_samples_are_evaluated_in_the_order_given(beton: Path) -> None:
 def test_a_sample_that_is_not_there_is_refused(beton: Path, ids: list[int]) -> None:
     with pytest.raises(DataError, match=rf"has no sample {ids[-1]}: its ids are 0 to"):
         EvalLoader(beton, size_px=32, ids=ids)
+
+
+@pytest.mark.parametrize("sizes", [{"batch": 0}, {"batch": 2.5}, {"size_px": 32.0}, {"cells": 1.0}])
+def test_sizes_that_are_no_whole_numbers_are_named(beton: Path, sizes: dict[str, Any]) -> None:
+    ((name, value),) = sizes.items()
+    with pytest.raises(ConfigError, match=rf"^{name} {value}: give a whole number from 1 on"):
+        EvalLoader(beton, **{"size_px": 32, **sizes})
 
 
 def test_views_show_the_box_that_the_geometry_names(beton: Path) -> None:
