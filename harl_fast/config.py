@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from harl_fast.errors import ConfigError, nearest, shown
+from harl_fast.files import local_path
 from harl_fast.options import SEED_MAX, crop_rule
 from harl_fast.section import Count, Section, override, validated
 from harl_fast.textfile import read_yaml
@@ -359,7 +360,7 @@ def load_config(name: str, *, overrides: Sequence[str] = ()) -> RunConfig:
     (``data.views.0.size_px=96``). Raises ConfigError naming the file, the key, the value and the
     nearest valid key.
     """
-    path = PRESETS / f"{name}.yaml" if name in presets() else Path(name)
+    path = PRESETS / f"{name}.yaml" if name in presets() else local_path(name)
     if not os.path.exists(path):
         raise ConfigError(
             f"configuration {shown(name)} is neither a file nor a preset "

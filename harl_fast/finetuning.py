@@ -28,6 +28,7 @@ from harl_fast.config import (
     ViewConfig,
 )
 from harl_fast.errors import ConfigError, nearest, shown
+from harl_fast.files import local_path
 from harl_fast.options import SEED_MAX, checked, number, whole_number
 from harl_fast.section import Count, Section, override, validated
 from harl_fast.textfile import parse_yaml, read_yaml
@@ -213,7 +214,7 @@ def load_finetuning(
     flags: values by key, which replace the file's. overrides: ``section.key=value``. Raises
     ConfigError naming the file, the key, the value and the nearest valid key.
     """
-    path = PRESETS / f"{name}.yaml" if name in presets() else Path(name)
+    path = PRESETS / f"{name}.yaml" if name in presets() else local_path(name)
     if not os.path.exists(path):
         raise ConfigError(
             f"preset {shown(name)} is neither a file nor one of {', '.join(presets())}"

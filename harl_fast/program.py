@@ -186,12 +186,6 @@ def _check_options(words: Sequence[str]) -> None:
         name, _, value = word.partition("=")
         if name.startswith("--") and value == "--":
             raise ConfigError(f"argument {shown(name)}: '--' is no value")
-        if name.startswith("--") and value.startswith("~/"):
-            raise ConfigError(
-                f"argument {shown(name)}: {shown(value)} stands as it is, for shells know ~ at the "
-                f"beginning of a word only: write {shown(f'{name} {value}')} with a space, or "
-                f"{shown(f'./{value}')} for a folder of that name"
-            )
         if not word:
             raise ConfigError(
                 "one of the arguments is an empty text, which would mean the current folder: is a "

@@ -22,6 +22,7 @@ from harl_fast.engine.config import EngineFile
 from harl_fast.engine.resume import changed
 from harl_fast.engine.views import view_geometry
 from harl_fast.errors import ConfigError
+from harl_fast.finetuning import load_finetuning
 from harl_fast.model.pooling import MASK_MODES
 from harl_fast.optim.formula import FORMULAS
 from harl_fast.options import crop_rule
@@ -269,6 +270,13 @@ def test_a_file_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
 def test_a_name_that_cannot_be_a_file_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="neither a file nor a preset"):
         load_config(name)
+
+
+def test_a_tilde_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave it as it is in ``--config=~/config.yaml``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.yaml").write_text("seed: 7\n")
+    assert load_config("~/config.yaml").seed == load_finetuning("~/config.yaml").seed == 7
 
 
 def test_many_mistakes_are_counted(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harl_fast.data.order import Ids
 from harl_fast.errors import DataError, few, shown
-from harl_fast.files import write_text
+from harl_fast.files import local_path, write_text
 from harl_fast.textfile import read_text
 
 _SHARE = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)%")
@@ -49,7 +49,7 @@ def choose(
     found = np.asarray(labels, np.int64)
     ids = _drawn(names, found, classes, subset=str(subset), seed=seed)
     if ids is None:
-        ids = _listed(names, Path(subset))
+        ids = _listed(names, local_path(subset))
     chosen = np.bincount(found[ids], minlength=len(classes))
     if empty := np.flatnonzero(chosen == 0).tolist():
         raise DataError(
