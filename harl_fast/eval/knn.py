@@ -14,6 +14,7 @@ from harl_fast.eval.matmul import matmul
 from harl_fast.eval.metrics import Metrics, Predictions, accuracies, predictions
 from harl_fast.eval.options import NEIGHBOURS, TEMPERATURE
 from harl_fast.eval.ranks import ALONE, Ranks
+from harl_fast.options import check_whole
 
 HEADLINE = 20
 """The k to quote, fixed beforehand: the value DINO reports best."""
@@ -34,7 +35,7 @@ def knn_accuracy(
 
     k is lowered to the size of the training set when that is smaller.
     """
-    k = min(k, train.labels.shape[0])
+    k = min(k, max(1, train.labels.shape[0]))
     found = knn(train, test, classes=classes, ks=(k,), temperature=temperature, device=device)
     return accuracies(found[k], classes=classes)
 
@@ -54,8 +55,7 @@ def knn(
     A neighbour of similarity s votes for its class with weight exp(s / temperature) (Wu et al.,
     Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018). All k
     share one search. ranks: who share the training samples; rank 0 has them all, and the answer,
-    which on others is of no sample. Raises ConfigError for a k that the training set has too few
-    samples for.
+    which on others is of no sample. Raises ConfigError, see `check_neighbours`.
     """
     device = device or torch.device("cpu")
     (samples,) = ranks.agree(train.labels.shape[0])
@@ -77,11 +77,13 @@ def knn(
 
 
 def check_neighbours(ks: Sequence[int], *, samples: int) -> None:
-    """Raise ConfigError for a k above the number of training samples."""
-    if max(ks, default=1) > samples:
-        raise ConfigError(
-            f"--knn {max(ks)}: the training set has {samples} samples; give numbers up to that"
-        )
+    """Raise ConfigError for a k below 1 or above the number of training samples."""
+    for k in sorted(ks, reverse=True):
+        check_whole(1, k=k)
+        if k > samples:
+            raise ConfigError(
+                f"--knn {k}: the training set has {samples} samples; give numbers up to that"
+            )
 
 
 def nearest(
@@ -99,11 +101,13 @@ def nearest(
     blocks of at most `BLOCK` numbers, and so do similarities; chunk: queries in a block instead.
     Returns (M, k) float32, descending, and (M, k) int64 on ``device``. ranks: each searches its
     part of rank 0's bank, in host memory, and rank 0 takes the best of all; others return (0, k).
+    Raises ConfigError, see `check_neighbours`.
     """
     device = device or bank.device
+    (total,) = ranks.agree(bank.shape[0])
+    check_neighbours((k,), samples=total)
     if ranks.count == 1:
         return _nearest(bank, queries, k=k, chunk=chunk, device=device)
-    (total,) = ranks.agree(bank.shape[0])
     own, queries = ranks.scatter(bank), ranks.broadcast(queries)
     values, index = _nearest(own, queries, k=min(k, own.shape[0]), chunk=chunk, device=device)
     index += ranks.part(total).start
@@ -154,7 +158,7 @@ def _above(values: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
     row, column = (values > floor).nonzero().unbind(1)
     counts = torch.bincount(row, minlength=len(values))
     place = torch.arange(len(row), device=values.device) - (counts.cumsum(0) - counts)[row]
-    shape = (len(values), int(counts.max()))
+    shape = (len(values), int(counts.max()) if len(counts) else 0)
     found = values.new_full(shape, -torch.inf)
     columns = torch.zeros(shape, dtype=torch.int64, device=values.device)
     found[row, place], columns[row, place] = values[row, column], column

@@ -143,3 +143,23 @@ def test_far_neighbours_vote_at_a_low_temperature(temperature: float) -> None:
     test = FeatureSet(directions + directions.roll(1, 0) * 1.7, torch.arange(8).roll(1))
     found = knn(train, test, classes=8, ks=(5,), temperature=temperature)
     assert accuracies(found[5], classes=8).top1 == 100.0
+
+
+def test_no_query_has_no_neighbours_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn_module, "BLOCK", 16)
+    found = nearest(torch.eye(8), torch.zeros(0, 8), k=3)
+    assert [tuple(each.shape) for each in found] == [(0, 3), (0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "k", "said"),
+    [
+        (0, 1, "--knn 1: the training set has 0 samples"),
+        (2, 3, "--knn 3: the training set has 2 samples"),
+        (2, 0, "k 0: give a whole number from 1 on"),
+        (2, 1.0, r"k 1\.0: give a whole number from 1 on"),
+    ],
+)
+def test_neighbours_that_there_cannot_be_are_refused(samples: int, k: int, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        nearest(torch.ones(samples, 4), torch.ones(5, 4), k=k)
