@@ -308,6 +308,10 @@ def test_unreadable_images_are_left_out_counted_and_named(
         cache.write_bytes(damaged)
         assert _read(cache, _key(files, 32, DEFAULT_READING)) is None
         assert f"not used: {cache} is damaged" in capsys.readouterr().out
+    for other in ({"images": first.images[1:]}, {"agreement": first.agreement.astype(str)}):
+        np.savez(cache, key=_key(files, 32, DEFAULT_READING), **(vars(first) | other))
+        assert _read(cache, _key(files, 32, DEFAULT_READING)) is None
+        assert "is damaged (" in capsys.readouterr().out
     third = gather(files, cache, side=32, workers=1)
     np.testing.assert_array_equal(first.images, third.images)
     (folder / "06.jpg").write_bytes(b"no JPEG either")

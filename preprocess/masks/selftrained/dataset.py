@@ -9,9 +9,11 @@ import os
 import random
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from harl_fast.errors import DataError, one_line, shown
 from harl_fast.files import BROKEN_ARRAYS, Progress, naming, replacing
@@ -21,7 +23,7 @@ from preprocess.images.decode import decode_image
 from preprocess.images.members import file_stamp
 from preprocess.images.reading import DEFAULT_READING, Reading, UnusableImageError
 from preprocess.masks.heuristic.method import heuristic_map
-from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION, Vote, vote
+from preprocess.masks.selftrained.ensemble import MEMBERS, VERSION, VOTE_SIDE, Vote, vote
 from preprocess.masks.selftrained.network import square
 from preprocess.sources import Choices, Rejected, read_source
 
@@ -168,6 +170,7 @@ def _read(cache: Path, key: str) -> Dataset | None:
             if str(file["key"]) != key:
                 return None
             arrays = {one.name: file[one.name] for one in fields(Dataset)}
+            _check(arrays)
             return Dataset(**{**arrays, "unreadable": int(arrays["unreadable"])})
     except FileNotFoundError:
         return None
@@ -175,3 +178,18 @@ def _read(cache: Path, key: str) -> Dataset | None:
         what = f"{cache} is damaged ({shown(str(error))}); its votes are made again"
         print(one_line(f"not used: {what}"), flush=True)
         return None
+
+
+def _check(arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Raise ValueError for arrays of other kinds than those of a `Dataset`."""
+    count, side = (*arrays["images"].shape, 0, 0)[:2]
+    shapes: dict[str, tuple[int, ...]] = {
+        "images": (count, side, side, 3),
+        "shares": (count, VOTE_SIDE, VOTE_SIDE),
+        "opinions": (count, len(MEMBERS), VOTE_SIDE, VOTE_SIDE),
+        "agreement": (count,),
+    }
+    for name, shape in shapes.items():
+        array, kind = arrays[name], np.float32 if name == "agreement" else np.uint8
+        if array.shape != shape or array.dtype != kind:
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
