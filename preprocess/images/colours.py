@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -10,10 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
+from harl_fast.options import to_float
 from preprocess.images.arrays import Pixels
 from preprocess.images.icc import SPACES, convert_profile
 from preprocess.images.reading import FEW_LEVELS, UNUSABLE, GreyRange, Reading, UnusableImageError
-from preprocess.images.tiff import TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT, WHITE_IS_ZERO
+from preprocess.images.tiff import (
+    TAG_BITS,
+    TAG_NODATA,
+    TAG_PHOTOMETRIC,
+    TAG_SAMPLE_FORMAT,
+    WHITE_IS_ZERO,
+)
 
 STRIP_PIXELS = 1 << 20
 """Larger images are converted in strips of about this many pixels: the copies that a conversion
@@ -41,10 +49,20 @@ class Grey(NamedTuple):
     """Whether the least value is white."""
     alpha: bool = False
     """Whether a second value follows each grey, of its type, which says how opaque it is."""
+    nodata: float = math.nan
+    """A value that stands for none; NaN: there is no such."""
 
     def values(self, image: Image.Image) -> Values:
         """Return the (H, W) values of an image or of a strip of it."""
         return np.asarray(image).view(self.dtype)[:, :: 1 + self.alpha]
+
+    def counting(self, image: Image.Image, step: int = 1) -> Values:
+        """Return those of every ``step``-th row, (N,), that are finite and stand for something."""
+        values = self.values(image)[::step]
+        known: npt.NDArray[np.bool_] = values != self.nodata
+        if self.dtype.kind == "f":
+            known &= np.isfinite(values)
+        return values[known]
 
 
 def deep_grey(image: Image.Image) -> Grey | None:
@@ -62,14 +80,24 @@ def deep_grey(image: Image.Image) -> Grey | None:
         return None
     inverted = image.format == "TIFF" and tags.get(TAG_PHOTOMETRIC, 0) == WHITE_IS_ZERO
     bits = int(tags.get(TAG_BITS, (16,))[0])
+    nodata = _nodata(tags.get(TAG_NODATA))
     if image.mode == "F" or kind == FLOAT:
-        return Grey(np.dtype(np.float32), 0.0, 0.0, inverted)
+        return Grey(np.dtype(np.float32), 0.0, 0.0, inverted, nodata=nodata)
     held = np.asarray(image.crop((0, 0, 1, 1))).dtype
     if kind == SIGNED:
         signed = np.dtype(f"{held.byteorder}i{held.itemsize}")
-        return Grey(signed, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1, inverted)
+        ends = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
+        return Grey(signed, *ends, inverted, nodata=nodata)
     unsigned = np.dtype(f"{held.byteorder}u{held.itemsize}")
-    return Grey(unsigned, 0.0, 2.0**bits - 1, inverted)
+    return Grey(unsigned, 0.0, 2.0**bits - 1, inverted, nodata=nodata)
+
+
+def _nodata(text: object) -> float:
+    """Return the value that GDAL's tag names, NaN if it is none."""
+    try:
+        return to_float(str(text).strip(" \0"))
+    except ValueError:
+        return math.nan
 
 
 def is_plain_rgb(image: Image.Image, reading: Reading) -> bool:
@@ -102,7 +130,7 @@ def _has_lost_levels(image: Image.Image, grey: Grey, rgb: Pixels) -> bool:
     left = np.count_nonzero(cv2.calcHist([rgb], [0], None, [256], [0, 256]))
     had = np.empty(0, grey.dtype)
     for _, strip in _strips(image, rows=16) if left < LEAST_LEVELS else ():
-        had = np.union1d(had, _finite(grey.values(strip)))
+        had = np.union1d(had, grey.counting(strip))
         if had.size > left:
             return True
     return False
@@ -202,12 +230,12 @@ def _ends(image: Image.Image, grey: Grey, wanted: GreyRange) -> tuple[float, flo
     """Return the values that become 0 and 255."""
     if wanted.kind == "fixed":
         strips = _strips(image, rows=64)
-        if not any(_finite(grey.values(strip)).size for _, strip in strips):
+        if not any(grey.counting(strip).size for _, strip in strips):
             raise UnusableImageError(_NOTHING_FINITE)
         return wanted.low, wanted.high
     if wanted.kind == "minmax":
         rows = max(1, STRIP_PIXELS // image.width)
-        parts = [_finite(grey.values(strip)) for _, strip in _strips(image, rows)]
+        parts = [grey.counting(strip) for _, strip in _strips(image, rows)]
         full = [part for part in parts if part.size]
         if not full:
             raise UnusableImageError(_NOTHING_FINITE)
@@ -222,22 +250,22 @@ def _ends(image: Image.Image, grey: Grey, wanted: GreyRange) -> tuple[float, flo
 
 
 def percentiles(image: Image.Image, grey: Grey, low: float, high: float) -> tuple[float, float]:
-    """Return the values that ``low`` and ``high`` percent of a deep grey's values lie below.
+    """Return the values that ``low`` and ``high`` percent of `sampled` ones lie below.
 
-    As `numpy.percentile` has it; infinities and NaN do not count. Of images of over `MOST_VALUES`
-    pixels only every so many rows are looked at.
+    As `numpy.percentile` has it.
     """
-    step = -(-image.width * image.height // MOST_VALUES)
-    parts = [
-        _finite(grey.values(strip)[::step]).astype(np.float64).ravel()
-        for _, strip in _strips(image, rows=64 * step)
-    ]
-    values = np.concatenate(parts)
-    if not values.size:
-        raise UnusableImageError(_NOTHING_FINITE)
-    first, last = np.percentile(values, (low, high))
+    first, last = np.percentile(sampled(image, grey), (low, high))
     return float(first), float(last)
 
 
-def _finite(values: Values) -> Values:
-    return values[np.isfinite(values)] if values.dtype.kind == "f" else values
+def sampled(image: Image.Image, grey: Grey) -> npt.NDArray[np.float64]:
+    """Return a deep grey's values that count, (N,); `UnusableImageError` if there are none.
+
+    Of images of over `MOST_VALUES` pixels only every so many rows are looked at.
+    """
+    step = -(-image.width * image.height // MOST_VALUES)
+    parts = [grey.counting(strip, step) for _, strip in _strips(image, rows=64 * step)]
+    values = np.concatenate(parts).astype(np.float64)
+    if not values.size:
+        raise UnusableImageError(_NOTHING_FINITE)
+    return values

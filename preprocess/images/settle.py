@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from harl_fast.data.order import spread
-from preprocess.images.colours import Grey, deep_grey, percentiles
+from preprocess.images.colours import Grey, deep_grey, percentiles, sampled
 from preprocess.images.decode import decode_image, is_grey, open_image
 from preprocess.images.members import ImageRef
 from preprocess.images.png import SIGNIFICANT, keep_low_bytes
@@ -34,6 +35,8 @@ class _Look(NamedTuple):
     by_tags: bool
     whole: bool
     """Whether the values are whole numbers."""
+    stray: float | None = None
+    """The end of the range that `_stray` names."""
 
 
 def settle(reading: Reading, count: int, image: Callable[[int], ImageRef]) -> Reading:
@@ -78,6 +81,13 @@ def find_range(images: Sequence[ImageRef]) -> GreyRange:
     low, high = float(f"{low:g}"), float(f"{high:g}")  # as it will be written down
     if not low < high:
         return GreyRange()
+    strays = [look.stray for look in found if look.stray is not None]
+    if strays:
+        print(
+            f"note: in {len(strays):,} of {len(found)} images the value {strays[0]:g} is further "
+            f"from all others than these are apart: if it stands for no data, give the others' "
+            f"range, --range LOW:HIGH"
+        )
     source = "tags" if stated else f"values but for {_OUTLIERS:g} % at each end"
     return GreyRange("fixed", low, high, f"auto: the {source} of {len(found)} images")
 
@@ -91,11 +101,22 @@ def _looks(images: Sequence[ImageRef]) -> Iterator[_Look]:
                 keep_low_bytes(image)
                 grey = deep_grey(image)
                 if grey is not None:
-                    tags = _stated(image, grey)
+                    tags, whole = _stated(image, grey), grey.dtype.kind != "f"
                     ends = tags or percentiles(image, grey, _OUTLIERS, 100 - _OUTLIERS)
-                    yield _Look(ends, tags is not None, grey.dtype.kind != "f")
+                    stray = None if tags else _stray(sampled(image, grey), ends)
+                    yield _Look(ends, tags is not None, whole, stray)
         except UnusableImageError:  # said when it is converted
             continue
+
+
+def _stray(values: npt.NDArray[np.float64], ends: tuple[float, float]) -> float | None:
+    """Return the end that is further from all other values than these are apart, if one is."""
+    for end in ends:
+        others = values[values != end]
+        apart = np.ptp(others) if len(others) < len(values) and len(others) else 0.0
+        if 0 < apart < np.abs(others - end).min():
+            return end
+    return None
 
 
 def _stated(image: Image.Image, grey: Grey) -> tuple[float, float] | None:

@@ -17,6 +17,8 @@ from preprocess.images.listing import TIFF_STARTS
 from preprocess.images.reading import UnusableImageError
 
 TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT = 258, 262, 339
+TAG_NODATA = 42113
+"""GDAL's: a value, as a text, of pixels that have none."""
 STATED_RANGES = ((340, 341), (280, 281))
 """Tags of the least and the greatest value: of any type, and of unsigned ones."""
 _WIDTH, _HEIGHT, _COMPRESSION, _FILL_ORDER, _SAMPLES, _PLANAR = 256, 257, 259, 266, 277, 284

@@ -88,6 +88,25 @@ def test_values_tell_the_range_where_no_tags_do(tmp_path: Path, dtype: str, kind
     assert np.abs(got - scaled(sets[1], found.low, found.high)).max() <= 0.5 + 1e-6
 
 
+def test_a_value_for_no_data_is_told_and_left_out_where_the_file_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heights = ramp(200, 900, "f4")
+    heights[:4] = -9999
+    found = settle.find_range([tiff(tmp_path / "a.tif", heights, bits=32, kind=FLOAT)])
+    assert found.low == -9999
+    assert capsys.readouterr().out.startswith("note: in 1 of 1 images the value -9999 is further")
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[42113] = "-9999"
+    named = tmp_path / "b.tif"
+    Image.fromarray(heights).save(named, tiffinfo=tags)
+    found = settle.find_range([named])
+    assert found.low == pytest.approx(np.percentile(heights[4:], 0.1), rel=1e-4)
+    assert not capsys.readouterr().out
+    rgb = decode_image(named, side_px=512, reading=Reading(grey=parse_range("minmax"))).rgb
+    assert not rgb[:4].any() and rgb[4:].min() == 0 and rgb.max() == 255
+
+
 def test_sets_without_deep_greys_keep_the_full_range(tmp_path: Path) -> None:
     flat = save(np.full((8, 8), 700, np.uint16), tmp_path / "flat.png")
     for images in ([], [photo(1)], [save(photo(1), tmp_path / "x.png")], [flat]):
