@@ -22,7 +22,7 @@ from harl_fast.supervision import TOLD, answering
 
 _INTERRUPTED = "interrupted: no file is left half-written"
 _CLEAN_UP_S = 10.0
-_OF_IMPORTS = (ValueError, KeyError, RuntimeError, ImportError, MemoryError)
+_OF_IMPORTS = (ValueError, KeyError, RuntimeError, ImportError, MemoryError, SystemError)
 """What imports raise where an environment variable holds what a library does not take, or where a
 limit keeps it from its memory."""
 _VARIABLES = {
@@ -216,7 +216,7 @@ def _of_environment(error: Exception) -> str:
     gigabytes of addresses, of which shared machines may allow fewer.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if isinstance(error, ImportError | MemoryError):
+    if isinstance(error, ImportError | MemoryError | SystemError):
         if limit == resource.RLIM_INFINITY or isinstance(error, ModuleNotFoundError):
             return ""
         return (

@@ -289,11 +289,16 @@ def test_only_a_variable_that_an_error_speaks_of_is_blamed(name: str, tmp_path: 
     assert not [each for each in innocent if each in errors]
 
 
-def test_too_few_addresses_for_the_libraries_are_blamed_on_the_limit() -> None:
+RAISES = """-c 'import harl_fast.program as program
+def main(): raise SystemError("error return without exception set")
+program.run_main(main)'"""
+
+
+@pytest.mark.parametrize("words", ["-m preprocess.verify x.beton", RAISES], ids=["verify", "bare"])
+def test_too_few_addresses_for_the_libraries_are_blamed_on_the_limit(words: str) -> None:
     """Machines that many share may allow less than torch's libraries take."""
-    verify = f"{sys.executable} -m preprocess.verify x.beton"
     job = subprocess.run(
-        ["bash", "-c", f"ulimit -v 2000000; exec {verify}"],
+        ["bash", "-c", f"ulimit -v 2000000; exec {sys.executable} {words}"],
         capture_output=True,
         text=True,
         cwd=ROOT,
