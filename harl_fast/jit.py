@@ -38,8 +38,8 @@ TOGETHER = (
     "rng.py",
     *("data/container/checksum.py", "data/container/fields.py"),
     *("data/views/crop.py", "data/views/cells.py", "data/views/resize.py"),
-    *("data/views/jpegheader.py", "data/views/jpeg.py", "data/views/pixelops.py"),
-    *("data/views/color_cpu.py", "data/views/background.py"),
+    *("data/views/jpegheader.py", "data/views/jpeg.py", "data/views/jpegscan.py"),
+    *("data/views/pixelops.py", "data/views/color_cpu.py", "data/views/background.py"),
     *("data/views/sample.py", "data/views/batch.py"),
 )
 """Files whose compiled functions call each other, and whose constants are part of machine code: a

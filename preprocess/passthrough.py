@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from harl_fast.data.views.jpeg import OK, decode_jpeg, judge_jpeg, parse_jpeg
+from harl_fast.data.views.jpeg import OK, decode_jpeg, parse_jpeg
 from harl_fast.data.views.jpegheader import CHANNELS, HEIGHT, LAYOUT, REASON, REASONS, WIDTH
+from harl_fast.data.views.jpegscan import judge_jpeg
 from preprocess.encode import largest_image
 from preprocess.images.arrays import Pixels
 from preprocess.images.decode import open_file, read_orientation

@@ -85,7 +85,27 @@ def test_a_few_steps_of_lightly_s_byol_move_the_backbone(tmp_path: Path) -> None
     words = [*learning.EQUAL, *size, "epochs=2", "optim.warmup_epochs=0"]
     config = load_config("small", overrides=words)
     before = learning.untrained(config, seed=0).backbone.state_dict()
-    after = learning.train_lightly(config, tmp_path, half=False).state_dict()
+    epochs = list(learning.train_lightly(config, tmp_path, half=False))
+    assert [images for images, _ in epochs] == [64, 128]
+    after = epochs[-1][1].state_dict()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(moved) == len(before)
     assert all(torch.isfinite(each).all() for each in after.values())
+
+
+def test_a_curve_is_the_mean_of_its_seeds_and_says_when_the_other_is_reached() -> None:
+    curves = {"ours": [(10.0, 40.0), (20.0, 44.0)], "lightly": [(10.0, 30.0), (20.0, 34.0)]}
+    found = {
+        name: [
+            {"accuracy": {"linear": 1.0}, "seconds": 1.0, "curve": [[0, a], [6400, b]]}
+            for a, b in each
+        ]
+        for name, each in curves.items()
+    }
+    assert learning.mean_curve(found["ours"]) == [(0, 15.0, 10.0, 20.0), (6400, 42.0, 40.0, 44.0)]
+    *_, ours, theirs, reached = learning.table(found)
+    assert ours == "ours, k-NN by images seen: 0 15.0, 6,400 42.0" and "6,400 32.0" in theirs
+    assert reached == "lightly's 32.0 after 6,400 images: ours has it after 6,400"
+    assert learning.draw(found).startswith(b"\x89PNG")
+    other = learning.table({"ours": found["lightly"], "lightly": found["ours"]})
+    assert other[-1] == "lightly's 42.0 after 6,400 images: ours has it not after 6,400"

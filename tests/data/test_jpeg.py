@@ -12,6 +12,7 @@ from PIL import Image
 
 from harl_fast.data.views import jpeg as jpegfile
 from harl_fast.data.views.jpeg import BAD_JPEG, OK, UNSUPPORTED
+from harl_fast.data.views.jpegscan import first_of_sound, judge_jpeg
 from tests.betons import smooth_noise
 
 SUBSAMPLING = {"4:4:4": (1, 1), "4:2:2": (1, 2), "4:2:0": (2, 2)}
@@ -186,5 +187,45 @@ def test_a_verdict_without_the_pixels_is_that_of_decoding_them(
         damaged = np.concatenate([whole[:start], whole[end:]])
     pixels = np.empty((90, 130, 3), np.uint8)
     status = jpegfile.decode_jpeg(damaged, pixels)
-    assert jpegfile.judge_jpeg(damaged, (90, 130)) == status
+    assert judge_jpeg(damaged, (90, 130)) == status
     assert status == OK or how != "sound"
+
+
+ENCODERS = (
+    {},
+    {"optimize": True, "subsampling": "4:2:0"},
+    {"quality": 100, "subsampling": "4:4:4"},
+    {"quality": 5, "restart_marker_blocks": 2},
+    {"quality": 30, "optimize": True, "restart_marker_rows": 1},
+    {"mode": "L"},
+)
+
+
+@pytest.mark.parametrize("options", ENCODERS, ids=str)
+def test_the_scan_of_a_sound_file_needs_no_second_look(options: dict[str, int]) -> None:
+    """It is told sound by its codes, and the JPEG cut out of it is that of its first MCU."""
+    data = jpeg(**options)
+    first = first_of_sound(data, parse(data)[1])
+    assert first.size
+    status, layout = parse(first)
+    corner = np.empty((layout[jpegfile.HEIGHT], layout[jpegfile.WIDTH], 3), np.uint8)
+    assert status == OK and jpegfile.decode_jpeg(first, corner) == OK
+    luma = whole_planes(data)[: len(corner), : corner.shape[1], 0]
+    assert np.array_equal(whole_planes(first)[..., 0], luma)
+
+
+@pytest.mark.parametrize("options", ENCODERS, ids=str)
+def test_a_verdict_by_codes_is_libjpeg_s_for_any_damage(options: dict[str, int]) -> None:
+    """Of 4,000 files with up to three wrong bytes anywhere, or cut short, then ended again."""
+    whole, chance = jpeg(1, 40, 56, **options), np.random.default_rng(0)
+    pixels, verdicts = np.empty((40, 56, 3), np.uint8), []
+    for _ in range(4000):
+        damaged = whole.copy()
+        places = chance.integers(2, whole.size, size=chance.integers(1, 4))
+        damaged[places] = chance.integers(0, 256, size=places.size)
+        if chance.random() < 0.2:
+            damaged = np.concatenate([damaged[: places[0]], whole[-2:]])
+        status = jpegfile.decode_jpeg(damaged, pixels)
+        assert judge_jpeg(damaged, (40, 56)) == status, places
+        verdicts.append(status)
+    assert 0.02 < np.mean([verdict == OK for verdict in verdicts]) < 0.98

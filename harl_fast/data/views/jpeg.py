@@ -76,10 +76,10 @@ _to_pixels = types.ExternalFunction(
     ),
 )
 # From the C library: numba's own loops over bytes are 5 to 10 times slower at these two.
-_memchr = types.ExternalFunction("memchr", types.uintp(_bytes, types.int32, types.uintp))
-_memcpy = types.ExternalFunction("memcpy", types.uintp(_bytes, _bytes, types.uintp))
+memchr = types.ExternalFunction("memchr", types.uintp(_bytes, types.int32, types.uintp))
+memcpy = types.ExternalFunction("memcpy", types.uintp(_bytes, _bytes, types.uintp))
 
-_RGB, _GREY = 0, 6
+_RGB, GREY = 0, 6
 """TurboJPEG's pixel formats TJPF_RGB and TJPF_GRAY."""
 _STOP_ON_WARNING = 8192
 """TJFLAG_STOPONWARNING: what is damaged is not decoded to its end."""
@@ -173,7 +173,7 @@ def _find_segments(data, at, starts):
     found, size = 0, data.shape[0]
     base = np.uintp(data.ctypes.data)
     while at + 1 < size:
-        place = _memchr(data[at:].ctypes, 0xFF, size - 1 - at)
+        place = memchr(data[at:].ctypes, 0xFF, size - 1 - at)
         if place == 0:
             return False
         at = np.int64(place - base)
@@ -211,7 +211,7 @@ def _cut_out(data, layout, starts, area, excerpt):
                 length += 2
             last = segment + 2 == starts.shape[0]
             begin, end = starts[segment], starts[segment + 1] - (0 if last else 2)
-            _memcpy(excerpt[length:].ctypes, data[begin:].ctypes, end - begin)
+            memcpy(excerpt[length:].ctypes, data[begin:].ctypes, end - begin)
             length += end - begin
             number += 1
     excerpt[length], excerpt[length + 1] = 0xFF, 0xD9
@@ -341,21 +341,11 @@ def decode_jpeg(data, pixels):
 
     It is the status that the loader finds, had it to decode the whole.
     """
-    return _decode_alike(data, (pixels.shape[0], pixels.shape[1]), pixels, _RGB)
+    return decode_alike(data, (pixels.shape[0], pixels.shape[1]), pixels, _RGB)
 
 
 @njit(cache=True)
-def judge_jpeg(data, size):
-    """Return the status of `decode_jpeg` for a picture of ``size`` (height, width), for less work.
-
-    What can be wrong is met where the data are unpacked; an eighth of the grey pixels is made.
-    """
-    pixels = np.empty(((size[0] + 7) // 8, (size[1] + 7) // 8, 1), np.uint8)
-    return _decode_alike(data, size, pixels, _GREY)
-
-
-@njit(cache=True)
-def _decode_alike(data, size, pixels, pixel_format):
+def decode_alike(data, size, pixels, pixel_format):
     """Decode as `decode_pixels` does if parser and libjpeg read the header alike; return OK or not.
 
     A status other than OK is the parser's, or BAD_JPEG.
