@@ -95,7 +95,7 @@ class Manifest:
     `preprocess.encode`), for passthrough passed_through and reencoded ({reason: count}), and with
     ``--keep-warned`` warned: how many damaged files were kept. The newest add
     `preprocess.images.reading.Reading.facts` (before, range "full" and no profile) and remarks
-    ({what was done to pixels: count}). The loader, which reads each sample's own mode, needs none."""
+    ({what was done to pixels: count}). The loader reads samples' own modes and needs none."""
     skipped: Whole
     """Source files that were left out; they are listed in ``<split>.report.json``."""
     beton_bytes: Whole
