@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from harl_fast.data.container.digest import file_digest
 from harl_fast.data.container.fields import MODE_NAMES
 from harl_fast.data.container.index import check_container
 from harl_fast.data.container.integrity import tables_sha256
@@ -217,7 +218,7 @@ def _describe(beton: Path, job: Job, tally: Tally) -> None:
         store=_store_facts(tally, job.settings),
         skipped=len(tally.rejected),
         beton_bytes=beton.stat().st_size,
-        beton_sha256=sha256_file(beton),
+        beton_sha256=file_digest(beton),
         names_sha256=write_names(beton, tally.names),
         created=utc_time(),
         tool_versions={**tool_versions()},

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import Progress, check_output, format_seconds, sha256_file, write_json
+from harl_fast.files import Progress, check_output, format_seconds, write_json
 from harl_fast.host import usable_cores
 from harl_fast.options import Parser, whole_number
 from harl_fast.pool import ordered_map
@@ -48,6 +48,7 @@ with head(__name__, parse):
     import numpy.typing as npt
 
     from harl_fast.data.container.checksum import Kind, stored_sum
+    from harl_fast.data.container.digest import has_digest
     from harl_fast.data.container.fields import open_reader
     from harl_fast.data.container.index import check_container, sizes_at
     from harl_fast.data.container.integrity import IMAGE, MASK
@@ -150,7 +151,7 @@ def verify(beton: Path, *, deep: bool, workers: int, first: int = 0) -> Verdict:
         read_prints(beton, manifest)
         size = beton.stat().st_size >> 20
         with Progress(size, label=f"reading {beton.name}", unit="MB") as progress:
-            same = sha256_file(beton, progress=progress) == manifest.beton_sha256
+            same = has_digest(beton, manifest.beton_sha256, progress=progress)
         verdict.checksum = "same" if same else "differs"
         if deep or not same:
             rows = _rows(beton, manifest, sums)

@@ -54,6 +54,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def list_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return a list of the files whose checksums are taken from now on."""
+    read = list[Path]()
+    for name in ("sha256_file", "has_digest"):
+        plain = getattr(staging, name)
+
+        def listed(path: Path, *rest: str, plain: Any = plain) -> Any:
+            read.append(path)
+            return plain(path, *rest)
+
+        monkeypatch.setattr(staging, name, listed)
+    return read
+
+
 def test_both_splits_are_copied_with_what_training_reads(source: Path, tmp_path: Path) -> None:
     to = tmp_path / "disk" / "new"
     folder = stage(source, to, first=True)
@@ -78,8 +92,7 @@ def test_a_copy_is_kept_without_reading_it(
 ) -> None:
     folder = stage(source, tmp_path / "disk", first=True)
     before = {path: path.stat() for path in folder.rglob("*")}
-    plain, read = staging.sha256_file, list[Path]()
-    monkeypatch.setattr(staging, "sha256_file", lambda path: read.append(path) or plain(path))
+    read = list_reads(monkeypatch)
     assert stage(source, tmp_path / "disk", first=True) == folder
     assert {path: path.stat() for path in folder.rglob("*")} == before
     assert [path.suffix for path in read] == [".json", ".json"]  # the source's manifests
@@ -91,8 +104,7 @@ def test_a_copy_that_was_touched_is_read_again_once(
     folder = stage(source, tmp_path / "disk", first=True)
     beton = folder / "train.beton"
     os.utime(beton, (1, 1))
-    plain, read = staging.sha256_file, list[Path]()
-    monkeypatch.setattr(staging, "sha256_file", lambda path: read.append(path) or plain(path))
+    read = list_reads(monkeypatch)
     for _ in range(2):
         assert stage(source, tmp_path / "disk", first=True) == folder
     assert read.count(beton) == 1
@@ -105,8 +117,7 @@ def test_the_note_of_a_set_of_many_files_is_read(
     note = folder / NOTE
     shards = {f"train/{i:05d}-of-02000.beton": [1 << 33, 1 << 60] for i in range(2000)}
     note.write_text(json.dumps({**json.loads(note.read_text()), **shards}))
-    plain, read = staging.sha256_file, list[Path]()
-    monkeypatch.setattr(staging, "sha256_file", lambda path: read.append(path) or plain(path))
+    read = list_reads(monkeypatch)
     assert stage(source, tmp_path / "disk", first=True) == folder
     assert {path.suffix for path in read} == {".json"}  # the source's manifests
 

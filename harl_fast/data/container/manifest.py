@@ -95,12 +95,12 @@ class Manifest:
     `preprocess.encode`), for passthrough passed_through and reencoded ({reason: count}), and with
     ``--keep-warned`` warned: how many damaged files were kept. The newest add
     `preprocess.images.reading.Reading.facts` (before, range "full" and no profile) and remarks
-    ({what was done to pixels: count}). The loader reads each sample's own mode and depends on none
-    of these: no new format."""
+    ({what was done to pixels: count}). The loader reads samples' own modes and needs none."""
     skipped: Whole
     """Source files that were left out; they are listed in ``<split>.report.json``."""
     beton_bytes: Whole
     beton_sha256: str
+    """`digest.file_digest`; in older containers, and in those of one piece, the file's SHA-256."""
     names_sha256: str
     created: str
     """ISO 8601, UTC."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harl_fast.data.container.digest import has_digest
 from harl_fast.data.container.manifest import (
     MOST_BYTES,
     Manifest,
@@ -50,8 +50,8 @@ def stage(source: Path, to: Path, *, first: bool) -> Path:
     """Return the folder in ``to`` with copies of a data folder's containers, made if it is missing.
 
     It is named after the data folder and the manifests' checksums, so that sets of one name, and
-    the same set after a change, lie beside each other. Every file is compared with the checksum in
-    its manifest while it is copied, and the folder gets its name when all is there. What lies there
+    the same set after a change, lie beside each other. Every copy is compared with the checksum in
+    its manifest, and the folder gets its name when all is there. What lies there
     before is kept: a file that has changed since is read again, and must still be as its manifest
     says.
 
@@ -171,14 +171,12 @@ def _copy(parts: Sequence[_Part], source: Path, folder: Path) -> None:
 
 def _copy_file(path: Path, out: Path, sha256: str, *, progress: Progress, before: int) -> None:
     """Copy a file to disk. before: bytes that were copied before it. Raises DataError, OSError."""
-    digest = hashlib.sha256()
     with open_regular(path) as stream, open(out, "wb") as target:
         while piece := stream.read(_READ_BYTES):
-            digest.update(piece)
             target.write(piece)
             progress.advance(((before + stream.tell()) >> 20) - progress.done)
     sync(out)
-    if digest.hexdigest() != sha256:
+    if not has_digest(out, sha256):
         raise DataError(
             f"{path} is not what its manifest describes (its SHA-256 differs): `python -m "
             f"preprocess.verify --deep` says what of it is damaged; copy it again from where it "
@@ -201,7 +199,7 @@ def _check(parts: Sequence[_Part], folder: Path) -> None:
         for part in changed:
             path, before = folder / part.path, progress.done
             sound = path.is_file() and path.stat().st_size == part.size
-            if not (sound and sha256_file(path) == part.sha256):
+            if not (sound and has_digest(path, part.sha256)):
                 raise DataError(
                     f"{path} is no copy of what its manifest describes any more: delete {folder}, "
                     f"and it is made again"

@@ -53,7 +53,7 @@ def _read_tables(data, layout, counts, symbols, chosen):
     (components, 2) int64, each one's tables for DC and AC.
     """
     counts[:] = 0
-    at, scan_at = 2, layout[SCAN_AT]
+    at, scan_at = np.int64(2), layout[SCAN_AT]
     while at < scan_at:
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
