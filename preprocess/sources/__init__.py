@@ -76,8 +76,8 @@ def doubtful_classes(names: Sequence[str]) -> Iterator[str]:
         yield f"classes that differ by letter case only are read as two each: {pairs}"
     if missing := [name for name in names if name.lower() in _MISSING]:
         yield (
-            f"the class {few(missing)} is read as any other, and may stand for images without a "
-            f"label: leave those out"
+            f"read as classes like any other: {few(missing)}. If images without a label are so "
+            f"called, leave them out"
         )
 
 

@@ -108,7 +108,7 @@ def test_classes_that_may_be_one_or_none_are_named(
     assert read_source(write(tmp_path, "csv", rows), Choices()).classes == sorted(labels)
     case, missing = capsys.readouterr().out.splitlines()[-2:]
     assert case.endswith("by letter case only are read as two each: Cat and cat")
-    assert missing.startswith("note: the class NaN is read as any other")
+    assert missing.startswith("note: read as classes like any other: NaN. If images")
     layout(tmp_path, *(f"set/train/{name}/1.jpg" for name in ("Cat", "cat")))
     read_source(tmp_path / "set", Choices())
     assert "Cat and cat" in capsys.readouterr().out
