@@ -61,8 +61,8 @@ def train_and_judge(
     """Pretrain on the containers in ``out`` and judge the features; also train ``heads``."""
     common = ("--deepspeed_config", args.engine, "--data", out, "--run")
     length = ["--epochs", str(args.epochs)] if args.epochs else []
-    if args.epochs and args.epochs <= 10:
-        length += ["--set", "optim.warmup_epochs=0"]  # the preset's is as long
+    if args.epochs and args.epochs < 20:  # the preset's warm-up would be long
+        length += ["--set", f"optim.warmup_epochs={args.epochs / 10}"]
     with making_room(ROOT / args.run, engine=ROOT / args.engine):
         run(*TRAINING, "launch/pretrain.py", *common, args.run, "--config", "cifar10", *length)
     for folder in heads:

@@ -42,7 +42,7 @@ def take_jpeg(
     It has at most ``side_px`` on its longest side, is upright, has one size for all that read it,
     and decodes without any of libjpeg's warnings (see `soundness`). reading: whether files are
     refused that have a colour profile that would change their pixels, or colours where pictures of
-    one channel are asked for. pixels: whether they are needed; the verdict alone takes two thirds
+    one channel are asked for. pixels: whether they are needed; the verdict alone takes two fifths
     of the time.
     """
     if isinstance(image, np.ndarray):
