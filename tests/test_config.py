@@ -28,10 +28,8 @@ from harl_fast.optim.formula import FORMULAS
 from harl_fast.options import crop_rule
 from harl_fast.schedules import size_schedule, weight_schedule
 
-PRESETS = ["cifar10", "demo", "paper", "paper-fast", "paper-multicrop", "repo-pt", "seed-readme"]
 
-
-@pytest.mark.parametrize("name", [*PRESETS, "small"])
+@pytest.mark.parametrize("name", presets())
 def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Path) -> None:
     assert name in presets()
     config = load_config(name)
