@@ -40,7 +40,7 @@ EQUAL = (
 """In a preset: nothing that lightly's BYOL lacks."""
 QUIET = ("log.probe_epochs=0", "log.sheet_epochs=0")
 POINTS = 5
-"""Of a curve, besides its start."""
+"""Of a curve, besides its start; one more if they do not divide the epochs."""
 _KNN = "k-NN"
 
 
@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> int:
             path, provenance, _ = _trial(args, name, seed, data, precision)
             if _read(path).get("provenance") != json.loads(json.dumps(provenance)):
                 # In a process of its own: the loader's threads are in the way of starting others.
-                run("-m", "benchmarks.learning", *(argv or sys.argv[1:]), "--one", name, str(seed))
+                places = ("--data", args.data, "--out", args.out, "--one", name, str(seed))
+                run("-m", "benchmarks.learning", *(argv or sys.argv[1:]), *places)
             each.append(_read(path))
     print("\n".join(one_line(line) for line in table(found)))
     if args.curve:
@@ -188,7 +189,7 @@ def _trial(
 
 def _every(config: RunConfig) -> int:
     """Return how many epochs lie between two points of a curve."""
-    return max(1, config.epochs // POINTS)
+    return -(-config.epochs // POINTS)
 
 
 def _read(path: Path) -> dict[str, Any]:
