@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from harl_fast.errors import ConfigError, nearest, shown
 from harl_fast.files import local_path
 from harl_fast.options import SEED_MAX, crop_rule
-from harl_fast.section import Count, Section, override, validated
+from harl_fast.section import Count, Section, blamed, override, validated
 from harl_fast.textfile import read_yaml
 
 PRESETS = Path(__file__).parent / "configs"
@@ -376,18 +376,21 @@ def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 def _overridden(tree: dict[str, Any], overrides: Sequence[str], *, source: str) -> RunConfig:
     """Return what a tree and overrides give; blames these unless the tree is wrong by itself."""
-    changed = copy.deepcopy(tree)
-    for text in overrides:
-        if text.startswith("data.views.") and isinstance(changed.setdefault("data", {}), dict):
-            # The defaults differ per view, so an override of one key must start from them.
-            views = [view.model_dump() for view in DataConfig().views]
-            changed["data"].setdefault("views", views)
-        override(changed, text, option="--set")
-    config: RunConfig
+
+    def changed(texts: Sequence[str], where: str) -> RunConfig:
+        other = copy.deepcopy(tree)
+        for text in texts:
+            if text.startswith("data.views.") and isinstance(other.setdefault("data", {}), dict):
+                # The defaults differ per view, so an override of one key must start from them.
+                views = [view.model_dump() for view in DataConfig().views]
+                other["data"].setdefault("views", views)
+            override(other, text, option="--set")
+        config: RunConfig = validated(RunConfig, other, where=where, synonyms=SYNONYMS)
+        return config
+
     try:
-        config = validated(RunConfig, changed, where=source, synonyms=SYNONYMS)
+        return changed(overrides, source)
     except ConfigError:
-        validated(RunConfig, tree, where=source, synonyms=SYNONYMS)
-        said = " ".join(f"--set {shown(text)}" for text in overrides[:3])
-        config = validated(RunConfig, changed, where=said, synonyms=SYNONYMS)
-    return config
+        changed((), source)
+        wrong = blamed(overrides, lambda text: changed([text], ""))
+        return changed(overrides, " ".join(f"--set {shown(text)}" for text in wrong))

@@ -6,11 +6,12 @@ Keys are SimCLR's flags (google-research/simclr, `run.py`), so that its recipes 
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,7 @@ from harl_fast.config import (
 from harl_fast.errors import ConfigError, nearest, shown
 from harl_fast.files import local_path
 from harl_fast.options import SEED_MAX, checked, number, whole_number
-from harl_fast.section import Count, Section, override, validated
+from harl_fast.section import Count, Section, blamed, override, validated
 from harl_fast.textfile import parse_yaml, read_yaml
 
 PRESETS = Path(__file__).parent / "configs" / "finetune"
@@ -233,12 +234,27 @@ def change_finetuning(
 def _checked(
     tree: dict[str, Any], flags: Mapping[str, Any], overrides: Sequence[str], *, where: str
 ) -> FinetuneConfig:
-    tree = {**tree, **flags}
-    for text in overrides:
-        override(tree, text, option="--set")
-    origin = " ".join([where, *(f"--{key} {shown(value)}" for key, value in [*flags.items()][:3])])
-    config: FinetuneConfig = validated(FinetuneConfig, tree, where=origin, synonyms=SYNONYMS)
-    return config
+    def changed(keys: Collection[str], texts: Sequence[str], where: str) -> FinetuneConfig:
+        other = {**copy.deepcopy(tree), **{key: flags[key] for key in keys}}
+        for text in texts:
+            override(other, text, option="--set")
+        config: FinetuneConfig = validated(FinetuneConfig, other, where=where, synonyms=SYNONYMS)
+        return config
+
+    try:
+        return changed(flags, overrides, where)
+    except ConfigError:
+        changed((), (), where)
+        of_flags = {f"--{key} {shown(value)}": key for key, value in flags.items()}
+        of_texts = {f"--set {shown(text)}": text for text in overrides}
+
+        def try_alone(option: str) -> FinetuneConfig:
+            if option in of_flags:
+                return changed([of_flags[option]], (), "")
+            return changed((), [of_texts[option]], "")
+
+        wrong = blamed([*of_flags, *of_texts], try_alone)
+        return changed(flags, overrides, " ".join([where, *wrong]))
 
 
 def reading(values: Mapping[str, Any]) -> list[str]:

@@ -252,9 +252,14 @@ def _of_environment(error: Exception) -> str:
 def _tell_early_interrupt(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Tell of an interrupt before `run_main` in one line: a program's imports take seconds."""
+    """Tell of an interrupt before `run_main` in one line: a program's imports take seconds.
+
+    Libraries raise errors of their own for it, which quote it: pydantic does.
+    """
     if issubclass(kind, KeyboardInterrupt):
         to_stderr(_INTERRUPTED)
+    elif "KeyboardInterrupt" in str(error):
+        _leave(signal.SIGINT, None)
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -66,6 +66,17 @@ def validated(
         if len(issues) > MISTAKES:
             lines.append(f"and {len(issues) - MISTAKES:,} more mistakes")
         raise ConfigError(f"{where}: {lines[0]}", *lines[1:]) from error
+
+
+def blamed(given: Sequence[str], try_alone: Callable[[str], object]) -> list[str]:
+    """Return which of several options to name in an error: up to three that fail alone, or any."""
+    wrong = []
+    for each in given:
+        try:
+            try_alone(each)
+        except ConfigError:
+            wrong.append(each)
+    return (wrong or [*given])[:3]
 
 
 def override(tree: dict[str, Any], text: str, *, option: str) -> None:

@@ -13,18 +13,16 @@ from harl_fast.options import Parser, whole_number
 from harl_fast.runfiles import check_folders, discard_run, making_room, replacing_runs
 from harl_fast.steps import ROOT, TRAINING, run
 
-PRESETS = ("cifar10", "cifar10-small")
+PRESETS = ("cifar10", "cifar10-small")  # the second for CPU cores
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    about = "Convert CIFAR-10, pretrain, judge by heads and k-NN beside a random encoder."
-    parser = Parser(description=about)
+    parser = Parser(description="Convert CIFAR-10, pretrain, judge it beside a random encoder.")
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and test/")
     parser.add_argument("--out", type=Path, default=Path("data/cifar10"), help="kept (%(default)s)")
     parser.add_argument("--run", type=Path, default=Path("runs/cifar10"), help="new (%(default)s)")
     parser.add_argument("--images", type=whole_number(50, 10**6), help="in both splits (all)")
-    about = "preset of the network and its training; for CPU cores cifar10-small (%(default)s)"
-    parser.add_argument("--config", choices=PRESETS, default=PRESETS[0], help=about)
+    parser.add_argument("--config", choices=PRESETS, default=PRESETS[0], help="(%(default)s)")
     parser.add_argument("--epochs", type=whole_number(1, 10**6), help="(the preset's)")
     parser.add_argument("--engine", default="ds_configs/cpu.json", help="(%(default)s)")
     about = "heads on random crops, too: 200 passes (default: unless --images)"

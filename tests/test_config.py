@@ -29,6 +29,13 @@ from harl_fast.options import crop_rule
 from harl_fast.schedules import size_schedule, weight_schedule
 
 
+def test_an_error_names_the_override_that_is_wrong() -> None:
+    fine = ["data.workers=1", "log.probe_epochs=0", "log.sheet_epochs=0"]
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo", overrides=[*fine, "seed=-1"])
+    assert str(caught.value).startswith("--set 'seed=-1': seed: ")
+
+
 @pytest.mark.parametrize("name", presets())
 def test_presets_load_and_their_resolved_copy_reads_back(name: str, tmp_path: Path) -> None:
     assert name in presets()

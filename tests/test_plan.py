@@ -266,7 +266,8 @@ def test_energy_and_price_count_all_gpus() -> None:
     [
         ("8xA100", "A100-80GB or A100-40GB"),
         ("8xH10-80GB", "did you mean 'H100-80GB'"),
-        ("0xA100-80GB", "at least one"),
+        ("0xA100-80GB", "give 1 to 9,999 GPUs"),
+        ("100000000000xA100-80GB", "give 1 to 9,999 GPUs"),
         ("many", "8xA100-80GB"),
     ],
 )
@@ -290,6 +291,7 @@ def test_quantities_have_units() -> None:
         ({"batch": 4095}, "use --batch 4096"),
         ({"batch": 8}, "use --batch 16"),
         ({"images": 4000}, "--batch 4000 or less"),
+        ({"images": 3}, "take fewer GPUs, or give more --images"),
         ({"nodes": 2}, "--network 100Gb"),
         ({"gpu": "V100-16GB"}, "fp16"),
         ({"store": "mix:2"}, "mix:P"),

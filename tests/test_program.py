@@ -377,3 +377,14 @@ def test_names_of_files_that_are_not_read_as_utf8_are_refused(more: dict[str, st
     assert job.returncode == 2 and not out and errors.count("\n") == 1
     assert errors.startswith("error: names of files are read as ascii here")
     assert "(by PYTHONUTF8='0', LC_ALL='C' in the environment): set PYTHONUTF8=1" in errors
+
+
+def test_an_interrupt_that_a_library_turns_into_its_own_error_is_one_line(tmp_path: Path) -> None:
+    """As pydantic does while a model is built."""
+    script = tmp_path / "early.py"
+    script.write_text(
+        "import harl_fast.program\nraise ValueError('Error building model: KeyboardInterrupt: ')\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted: no file is left half-written\n"

@@ -202,12 +202,14 @@ def scores_of(head: Head, features: Tensor, *, shift: Standardiser, device: torc
     return torch.cat([head(shift(part.to(device))).cpu() for part in features.split(_ROWS)])
 
 
-def check_counts(counts: Sequence[int]) -> None:
-    """Raise DataError if no class has two training samples. counts: of each class."""
+def check_counts(counts: Sequence[int], *, subset: str = "") -> None:
+    """Raise DataError if no class has two training samples. counts: of each class, in a subset."""
     if max(counts, default=0) < 2:
+        within = f" in the subset {subset}" if subset else ""
+        remedy = "choose a larger subset" if subset else "add training images"
         raise DataError(
-            f"linear evaluation: none of the {len(counts)} classes has two training samples, and "
-            f"choosing a head needs one to fit and one to judge; add training images"
+            f"linear evaluation: none of the {len(counts)} classes has two training samples"
+            f"{within}, and choosing a head needs one to fit and one to judge; {remedy}"
         )
 
 

@@ -152,7 +152,7 @@ class Evaluator:
         That is a k of ``neighbours`` above their number, and heads if no class has two of them.
         """
         check_neighbours(neighbours, samples=self.train_count)
-        check_counts(self._train_counts)
+        check_counts(self._train_counts, subset=str(self._subset or ""))
 
     def __call__(
         self,

@@ -123,8 +123,13 @@ def changed(args: argparse.Namespace, words: Sequence[str]) -> argparse.Namespac
             )
         if name in CHANGEABLE:
             setattr(other, name, getattr(parse([f"--{name}={value}"]), name))
-        else:
+        elif "=" in word:
             other.set = [*other.set, word]
+        else:
+            raise ConfigError(
+                f"--compare {shown(word)}: write it as KEY=VALUE, with a key of the configuration "
+                f"or one of {', '.join(CHANGEABLE)}"
+            )
     return other
 
 

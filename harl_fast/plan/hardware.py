@@ -134,13 +134,16 @@ def hardware() -> Hardware:
     return table
 
 
+MOST_GPUS = 9999
+
+
 def parse_gpus(text: str) -> tuple[int, str]:
     """Return how many GPUs a text such as 8xA100-80GB names, and their name in the table.
 
     Raises ConfigError with the nearest names.
     """
     known = hardware().gpus
-    found = re.fullmatch(r"(?:([0-9]{1,4}) ?[xX] ?)?([A-Za-z][\w-]*)", text)
+    found = re.fullmatch(r"(?:([0-9]+) ?[xX] ?)?([A-Za-z][\w-]*)", text)
     name = found[2].upper() if found else text
     fits = [each for each in known if each.upper() == name or each.upper().startswith(f"{name}-")]
     if not found or len(fits) != 1:
@@ -148,8 +151,9 @@ def parse_gpus(text: str) -> tuple[int, str]:
         raise ConfigError(
             f"{shown(text)} names no GPUs, such as 8xA100-80GB; known are {', '.join(known)}{meant}"
         )
-    if (count := int(found[1] or 1)) < 1:
-        raise ConfigError(f"{shown(text)}: at least one GPU is needed")
+    count = int((found[1] or "1")[:9])
+    if not 1 <= count <= MOST_GPUS:
+        raise ConfigError(f"{shown(text)}: give 1 to {MOST_GPUS:,} GPUs")
     return count, fits[0]
 
 

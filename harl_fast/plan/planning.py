@@ -101,9 +101,11 @@ class Request:
                 f"each: use --batch {near}"
             )
         if self.batch > self.images:
+            most = self.images // self.ranks * self.ranks
+            fits = f"use --batch {most} or less" if most >= 2 * self.ranks else "take fewer GPUs"
             raise ConfigError(
                 f"--batch {self.batch} is above the {self.images} images, so an epoch has no "
-                f"whole batch: use --batch {self.images // self.ranks * self.ranks} or less"
+                f"whole batch: {fits}, or give more --images"
             )
         if self.nodes > 1 and math.isinf(self.network_bytes_s):
             raise ConfigError(f"--nodes {self.nodes} needs --network, such as --network 100Gb")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -69,9 +70,21 @@ def png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
+@functools.cache
+def _font() -> Any:
+    from matplotlib.font_manager import findfont, get_font
+
+    return get_font(findfont("DejaVu Sans"))  # matplotlib's own, and its default
+
+
 def label(name: str, longest: int = LONGEST_NAME) -> str:
-    """Return a name as it stands on a chart: on one line, its middle left out if it is long."""
+    """Return a name as it stands on a chart: on one line, its middle left out if it is long.
+
+    Letters that the charts' font lacks are written as escapes: it would draw each as the same box.
+    """
     name = one_line(name)
+    if not name.isascii():
+        name = "".join(c if _font().get_char_index(ord(c)) else ascii(c)[1:-1] for c in name)
     if len(name) <= longest:
         return name
     head = (longest - 1) // 2

@@ -127,8 +127,10 @@ def zip_entries(path: Path) -> Iterator[Entry]:
         stream.seek(0)
         if first and stream.read(4) == _ZIP_START:
             raise zipfile.BadZipFile("another archive stands before it in the file")
+        none_parted = not any("/" in info.filename for info in archive.infolist())
         for info in archive.infolist():
-            dos = info.create_system == _DOS  # some of whose programs part folders their own way
+            # Some programs for DOS part folders their own way, and not all say where they ran.
+            dos = none_parted or info.create_system == _DOS
             name = posixpath.normpath(info.filename.replace("\\", "/") if dos else info.filename)
             kind = stat.S_IFMT(info.external_attr >> 16)
             reason = _leads_out(name)

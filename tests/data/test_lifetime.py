@@ -328,7 +328,6 @@ def test_the_quasi_random_order_reaches_the_loader(beton: Path) -> None:
         ({"batches_ahead": 0}, ConfigError, "batches_ahead 0: give a whole number from 1 on"),
         ({"batches_ahead": 2.0}, ConfigError, "batches_ahead 2.0: give a whole number"),
         ({"batch_micro": 12.0}, ConfigError, "batch_micro 12.0: give a whole number"),
-        ({"batch_global": "12"}, ConfigError, "batch_global '12': give a whole number"),
         ({"world": 0}, ConfigError, "world 0: give a whole number"),
         ({"rank": True}, ConfigError, "rank True: give a whole number"),
         ({"workers": -1}, ConfigError, "workers -1"),

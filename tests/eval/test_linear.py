@@ -15,7 +15,13 @@ from torch.nn import functional
 
 from harl_fast.errors import DataError
 from harl_fast.eval.features import FeatureSet
-from harl_fast.eval.linear import LinearResult, linear_probe, standardiser, stratified_split
+from harl_fast.eval.linear import (
+    LinearResult,
+    check_counts,
+    linear_probe,
+    standardiser,
+    stratified_split,
+)
 from harl_fast.rng import permutation
 
 CLASSES = 5
@@ -165,6 +171,11 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_another_split() ->
     assert probe(train, test, seed=3) == probe(train, test, seed=3)
     one, other = (stratified_split(train.labels, share=0.1, seed=seed)[1] for seed in (3, 4))
     assert not torch.equal(one, other)
+
+
+def test_a_subset_that_is_too_small_is_blamed_itself() -> None:
+    with pytest.raises(DataError, match=r"in the subset 1%, .*; choose a larger subset"):
+        check_counts([1, 1], subset="1%")
 
 
 @settings(max_examples=60, deadline=None)

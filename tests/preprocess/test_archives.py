@@ -107,11 +107,12 @@ def test_an_archive_behind_another_in_one_file_is_refused(tmp_path: Path) -> Non
     assert len(bytes_of(read(tmp_path / "y.zip"))) == 2
 
 
-def test_folders_that_windows_parts_by_backslashes_are_folders(tmp_path: Path) -> None:
+@pytest.mark.parametrize("system", [0, 3])  # the second is UNIX, as some write there
+def test_folders_that_windows_parts_by_backslashes_are_folders(tmp_path: Path, system: int) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for name in ("train/a/1.jpg", "train/b/1.jpg", "val/a/2.jpg"):
             info = zipfile.ZipInfo(name)
-            info.filename, info.create_system = name.replace("/", "\\"), 0
+            info.filename, info.create_system = name.replace("/", "\\"), system
             archive.writestr(info, b"1")
     splits = read(tmp_path / "x.zip").splits
     assert splits["train"].names == ["train/a/1.jpg", "train/b/1.jpg"]

@@ -278,3 +278,14 @@ def test_a_missing_extra_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(HarlError, match=r"package sklearn.*pip install \.\[eval\]") as error:
         charts.check_extra()
     assert "\n" not in str(error.value)
+
+
+def test_letters_without_a_glyph_are_told_apart(recwarn: pytest.WarningsRecorder) -> None:
+    charts.check_extra()
+    with charts.style():
+        names = [charts.label(name) for name in ("日本", "東京", "café", "Ω")]
+        figure, (axes,) = charts.panels(2.0, 2.0)
+        charts.bars(axes, ["日本"], [1.0], colours=charts.BLUE, texts=["1"])
+        charts.png(figure)
+    assert names == ["\\u65e5\\u672c", "\\u6771\\u4eac", "café", "Ω"]
+    assert not [each for each in recwarn if "Glyph" in str(each.message)]
