@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
@@ -26,7 +26,7 @@ from harl_fast.data.prefetch import PrefetchThread, Samples, check_process
 from harl_fast.data.reader import OpenContainer
 from harl_fast.data.views.color_device import Colouring
 from harl_fast.data.views.crop import ViewGeometry
-from harl_fast.errors import ConfigError, DataError
+from harl_fast.errors import ConfigError, DataError, shown
 from harl_fast.host import owned_cores
 from harl_fast.jit import require_compiler
 from harl_fast.options import check_whole
@@ -336,9 +336,14 @@ class BetonLoader(_Loader):
 
         The order of samples is that of the position's version from then on: 1 where it names none.
         Raises ConfigError when the position was made under another seed, order, global batch or
-        number of samples; positions without the last three are taken at their word.
+        number of samples, and for what is none; positions without the last three are taken at
+        their word.
         """
-        if int(state["seed"]) != self.order.seed:
+        if not (isinstance(state, Mapping) and {"seed", "epoch", "step"} <= set(state)):
+            raise ConfigError(f"{shown(state)} is no position: give what state_dict() returned")
+        check_whole(0, seed=state["seed"], epoch=state["epoch"])
+        check_whole(0, self.steps, step=state["step"])
+        if state["seed"] != self.order.seed:
             raise ConfigError(
                 f"the position was saved under seed {state['seed']}, this run has seed "
                 f"{self.order.seed}; set seed: {state['seed']} or start a new run"
@@ -349,11 +354,6 @@ class BetonLoader(_Loader):
                     f"the position was saved with {name} {state[name]}, this run has {ours}: its "
                     f"steps hold other samples. Use {state[name]} or start a new run"
                 )
-        if not 0 <= int(state["step"]) <= self.steps or int(state["epoch"]) < 0:
-            raise ConfigError(
-                f"epoch {state['epoch']}, step {state['step']} is no position: an epoch has "
-                f"{self.steps} steps"
-            )
         version = state.get("order_version", 1)
         self.order = replace(self.order, version=version, chunk=self._chunk(version))
         self._reading.stop()

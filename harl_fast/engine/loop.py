@@ -219,15 +219,16 @@ class Loop:
             reason = "done"
             text = f"done: {schedule.epochs} epochs, {schedule.total} steps; "
             text += f"weights: {self.folder.checkpoints}"
-            self.sinks.state("finished" if written else "failed")
         else:
             late = action == StopAction.LEAVE and not self.stop.number and self._limit.passed
             reason = self.stop.reason or ("time limit" if late else "another rank's signal")
             name = reason.replace("SIGINT", "Ctrl-C")
             text = f"stopped by {name} at step {step}; --resume continues there"
-            self.sinks.state("preempted" if written else "failed", reason=reason)
         code = INTERRUPTED if action == StopAction.INTERRUPT and not done else 0
-        if not written:
+        if written:
+            self.sinks.state("finished" if done else "preempted", reason="" if done else reason)
+        else:
+            self.sinks.state("failed", reason=f"{reason}, but its last checkpoint was not written")
             code, text = UNSAVED, f"{text}. ITS LAST CHECKPOINT WAS NOT WRITTEN: see above"
         if 0 < step == int(self.stepper.skipped):
             text += f". NO STEP HAD ANY EFFECT: none was finite, see {self.folder.skipped}"

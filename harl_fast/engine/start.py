@@ -92,8 +92,11 @@ def _asked_config(
         resume=request.resume,
         record=record,
     )
-    for spec in (config.loss.alpha, config.loss.beta):
-        weight_schedule(spec)
+    for key in ("alpha", "beta"):
+        try:
+            weight_schedule(getattr(config.loss, key))
+        except ConfigError as error:
+            raise ConfigError(f"loss.{key}: {error}") from error
     term_weights(config.loss, alpha=1.0, beta=1.0)
     check_augmentations(config.data.views)
     for size_px in sizes_in(config):

@@ -262,3 +262,12 @@ def test_samples_are_chosen_by_whole_numbers_alone(beton: Path) -> None:
                 choose(ids)
         batches = choose(torch.from_numpy(np.flatnonzero(chosen)))
         assert [batch.ids.tolist() for batch in batches] == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("state", [{}, {"loader": {"seed": 3}}, {"seed": 3, "epoch": 0}, None, 7])
+def test_what_is_no_position_is_refused(beton: Path, state: Any) -> None:
+    one = loader(beton)
+    with pytest.raises(ConfigError, match=r"is no position: give what state_dict\(\) returned"):
+        one.load_state_dict(state)
+    with pytest.raises(ConfigError, match=r"step 1\.5: give a whole number from 0 to"):
+        one.load_state_dict({**one.state_dict(), "step": 1.5})

@@ -39,7 +39,7 @@ from tests.engine.support import (
 REFUSED = {
     "loss.extra={fgg: 2}": "loss.extra.fgg: no term of that name takes .*: none yet",
     "loss.alpha=cosine:1": "schedule 'cosine:1': two values must follow cosine",
-    "loss.beta=2": "schedule '2': 2 is outside",
+    "loss.beta=2": "loss.beta: schedule '2': 2 is outside",
     "data.size_schedule=steps:32,x": "data.size_schedule 'steps:32,x': 'x' is no TIME:VALUE",
     "data.views.0.augment={shade: 0.5}": "augment: no operation 'shade'; known are none",
     "model.arch=resnet50x": "model.arch 'resnet50x' is none of .*; did you mean 'resnet50'",
@@ -394,3 +394,6 @@ def test_the_last_checkpoint_is_tried_twice_and_then_the_run_fails(
     assert run.stepper.step == STEPS  # training itself went on
     assert run._saver is not None and run._saver.failures == 2
     assert "ITS LAST CHECKPOINT WAS NOT WRITTEN" in capsys.readouterr().err
+    about = json.loads(run.folder.status.read_text())
+    why = "done, but its last checkpoint was not written"
+    assert (about["state"], about["reason"]) == ("failed", why)
