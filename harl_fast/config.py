@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from harl_fast.errors import ConfigError, nearest, shown
 from harl_fast.files import local_path
-from harl_fast.options import SEED_MAX, crop_rule
+from harl_fast.options import crop_rule
 from harl_fast.section import Count, Section, blamed, override, validated
 from harl_fast.textfile import read_yaml
 
@@ -306,7 +306,7 @@ class LogConfig(RecordingConfig):
 class RunConfig(Section):
     """One pretraining run."""
 
-    seed: int = Field(0, ge=0, le=SEED_MAX)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of initialisation, sample order and all views."""
     epochs: int = Field(1000, ge=1, le=10**6)
     """Passes over the training images; the schedules end there."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from harl_fast.errors import ConfigError, nearest
 from harl_fast.jit import njit
-from harl_fast.options import SEED_MAX, check_whole
+from harl_fast.options import check_whole
 from harl_fast.rng import ORDER, order_generator, permutation, stream, uniforms
 
 Kind = Literal["random", "quasi"]
@@ -193,7 +193,7 @@ class GlobalOrder:
     """One of `VERSIONS`."""
 
     def __post_init__(self) -> None:
-        check_whole(0, SEED_MAX, seed=self.seed)
+        check_whole(0, 2**64 - 1, seed=self.seed)
         check_whole(0, rank=self.rank)
         least_1 = ("batch_global", "batch_micro", "world", "chunk", "window")
         check_whole(1, **{name: getattr(self, name) for name in least_1})
