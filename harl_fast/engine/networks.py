@@ -27,7 +27,7 @@ from harl_fast.errors import CheckpointError, ConfigError
 from harl_fast.files import local_path, to_stderr
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
-from harl_fast.model.folder import WEIGHTS, is_folder, load_native, read_folder
+from harl_fast.model.folder import CONFIG, WEIGHTS, is_folder, load_native, read_folder
 from harl_fast.model.harl import HARL
 from harl_fast.model.heads import LinearHeads, MLPHead
 from harl_fast.model.names import RESNET, Receipt, locate, recognise
@@ -256,6 +256,12 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Pretrained:
 def _of_folder(folder: Path) -> Pretrained:
     found = read_folder(folder)
     naming = "timm names" if found.model.arch.startswith(PREFIX) else "torchvision names"
+    sha256 = digest(found.backbone.native.state_dict())
+    if found.weights_sha256 not in ("", sha256):
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not hold what was exported ({CONFIG} has another SHA-256 of "
+            f"it): it is damaged or changed. Copy it again, or export it again by `make export`"
+        )
     _check_features(found.backbone, size_px=found.size_px, where=str(folder))
     return Pretrained(
         backbone=found.backbone,
@@ -265,7 +271,7 @@ def _of_folder(folder: Path) -> Pretrained:
         std=found.std,
         size_px=found.size_px,
         receipt=Receipt(found.matched, found.matched, naming, f"{folder} ({found.source})"),
-        weights_sha256=digest(found.backbone.native.state_dict()),
+        weights_sha256=sha256,
         source=folder,
         head=found.head,
         classes=tuple(found.classes),
@@ -362,12 +368,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def fresh_projector(model: ModelConfig, backbone: Backbone) -> MLPHead:
     """Return the freshly initialised projector of a section on a backbone."""
-    return MLPHead(
-        backbone.out_channels,
-        model.projector_hidden,
-        model.projector_out,
-        layers=model.projector_layers,
-    )
+    sizes = (backbone.out_channels, model.projector_hidden, model.projector_out)
+    return MLPHead(*sizes, layers=model.projector_layers)
 
 
 def _projector_of(checkpoint: Checkpoint, backbone: Backbone) -> MLPHead | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from harl_fast.options import check_finite
+
 
 @torch.no_grad()
 def ema_update(
@@ -14,8 +16,10 @@ def ema_update(
 
     target, online: tensors of pairwise equal shape, and of one dtype and device; see `ema_pairs`.
     applied: 0-d bool on that device, whether the optimizer step took place. False leaves the
-    target as it is, without waiting for the device; the online tensors must be finite.
+    target as it is, without waiting for the device; the online tensors must be finite. Raises
+    ConfigError for a tau outside [0, 1].
     """
+    check_finite(1.0, tau=tau)
     if applied is None:
         torch._foreach_lerp_(target, online, 1.0 - tau)
         return

@@ -54,6 +54,8 @@ class Exported:
     """Where the weights are from: a run and its step."""
     matched: int
     """Tensors of the backbone; all of them."""
+    weights_sha256: str
+    """The backbone's when it was exported; empty of folders that timm wrote."""
 
 
 def is_folder(path: Path) -> bool:
@@ -115,6 +117,7 @@ def _read(path: Path, config: Mapping[str, Any]) -> Exported:
         size_px=seen.views[0].size_px,
         source=str(ours["source"]) if ours else str(path),
         matched=matched,
+        weights_sha256=str(ours["weights_sha256"]) if ours else "",
     )
 
 

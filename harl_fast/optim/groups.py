@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+
+from harl_fast.options import check_finite
 
 ParamGroup = dict[str, Any]  # torch's own type: tensors, numbers, names
 
@@ -26,8 +29,9 @@ def param_groups(
     such as "heads.0", each of which becomes two groups, weights that decay and biases: LARS adapts
     neither (SimCLR, `lars_optimizer.py`). scaled: the same factors of other parts, whose weights
     LARS adapts. ``names`` holds each group's parameter names in order. A group without parameters
-    is left out.
+    is left out. Raises ConfigError for a weight decay below 0.
     """
+    check_finite(math.inf, weight_decay=weight_decay)
     adapt: ParamGroup = {"name": "adapt", "lars": True, "weight_decay": weight_decay}
     plain: ParamGroup = {"name": "plain", "lars": False, "weight_decay": 0.0}
     weights = {

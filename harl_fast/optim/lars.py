@@ -8,6 +8,7 @@ over the ranks in one all-reduce, and scales each slice by its parameter's ratio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from harl_fast.errors import ConfigError, nearest
 from harl_fast.optim.formula import FORMULAS, split_rate, trust_ratio
 from harl_fast.optim.layout import GroupLayout, GroupPlan, plan_of_shard, plan_of_tensors
 from harl_fast.optim.sweep import Sweep, sweep_of
+from harl_fast.options import check_finite
 
 
 class LARS(torch.optim.Optimizer):
@@ -49,11 +51,18 @@ class LARS(torch.optim.Optimizer):
         formula: str = "byol",
         nesterov: bool = False,
     ) -> None:
+        """Set up the groups, whose keys of these names come first.
+
+        lr, weight_decay, trust: from 0 on. momentum: 0 to 1. formula: a key of `FORMULAS`. Raises
+        ConfigError for other values.
+        """
         if formula not in FORMULAS:
             raise ConfigError(
                 f"LARS formula '{formula}' is none of {', '.join(FORMULAS)}"
                 f"{nearest(formula, FORMULAS)}"
             )
+        check_finite(math.inf, lr=lr, weight_decay=weight_decay, trust=trust)
+        check_finite(1.0, momentum=momentum)
         defaults = {
             "lr": lr,
             "momentum": momentum,

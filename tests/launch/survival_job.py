@@ -52,15 +52,14 @@ def latest(folder: Path) -> int:
 def kill_often(out: Path, data: Path, *, ranks: int, kills: int, seed: int) -> list[dict[str, Any]]:
     """Kill a run so often, at random, and let it end; return what happened."""
     draw, report, start_s = random.Random(seed), [], 1.0
-    epochs, name = 6 + kills // 2, f"killed{ranks}"
-    last = epochs * STEPS - 1
+    epochs, name = 6 + 2 * kills, f"killed{ranks}"  # more steps than all starts together do
     for number in range(kills + 1):
         kind = ("step", "save", "time", "last")[number % 3 if number < kills else 3]
         rank, at = draw.randrange(ranks), latest(out / name)
         kill = {
             "step": Kill("step", at + draw.randrange(4), rank=rank),
             "save": Kill("save", draw.randrange(20)),
-            "time": Kill("time", draw.uniform(0.0, 1.2 * start_s), rank=rank, latest=last),
+            "time": Kill("time", draw.uniform(0.0, 1.2 * start_s), rank=rank, latest=at + STEPS),
             "last": None,
         }[kind]
         line = arguments(out, data, name, epochs=epochs, more=OFTEN)

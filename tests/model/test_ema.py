@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from harl_fast.config import ModelConfig
+from harl_fast.errors import ConfigError
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.ema import ema_pairs, ema_update, shaped_like
 from harl_fast.model.harl import Target
@@ -90,3 +91,9 @@ def test_pairs_are_matched_by_name_and_strictly() -> None:
     online.projector = MLPHead(backbone.out_channels, 8, 4, layers=3)
     with pytest.raises(ValueError, match="differ"):
         ema_pairs(target, online)
+
+
+@pytest.mark.parametrize("tau", [-0.1, 1.1, float("nan")])
+def test_a_tau_outside_0_and_1_is_refused(tau: float) -> None:
+    with pytest.raises(ConfigError, match=r"tau .*: give a finite number from 0 to 1"):
+        ema_update([torch.ones(2)], [torch.ones(2)], tau=tau)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from harl_fast.errors import ConfigError
 from harl_fast.optim.formula import FORMULAS, move, rates, split_rate, trust_ratio
 from harl_fast.optim.lars import LARS
 from harl_fast.optim.layout import plan_of_tensors
@@ -377,3 +379,17 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         ends.append([*tensors, optimizer.grad_norm])
     for one, three in zip(*ends, strict=True):
         assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"lr": value} for value in (-1.0, math.nan, math.inf)),
+        *({"momentum": value} for value in (-0.1, 1.5)),
+        *({name: -1.0} for name in ("trust", "weight_decay")),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"{name} .*: give a finite number from 0"):
+        LARS([torch.nn.Parameter(torch.ones(2, 2))], **{"lr": 0.1, **wrong})

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from harl_fast.engine.initial import open_initial
 from harl_fast.engine.networks import load_pretrained
-from harl_fast.errors import ConfigError, HarlError, OutputError
+from harl_fast.errors import CheckpointError, ConfigError, HarlError, OutputError
 from harl_fast.textfile import read_yaml
 from harl_fast.tools import export, forms, onnx_run
 from harl_fast.tools.export import export_encoder
@@ -130,6 +130,18 @@ def test_an_exported_folder_is_a_checkpoint_again(run: Path, tmp_path: Path) -> 
     assert "120 of the 120 tensors" in note
     export_encoder(out, tmp_path / "twice")
     assert load_pretrained(tmp_path / "twice").weights_sha256 == first.weights_sha256
+
+
+@pytest.mark.parametrize("bit", [0, 6])
+def test_a_damaged_export_is_refused(run: Path, tmp_path: Path, bit: int) -> None:
+    """Be it by the last bit of a weight or by one of its exponent."""
+    export_encoder(run, out := tmp_path / "out")
+    weights = out / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1000 + 3 * (bit > 0)] ^= 1 << bit
+    weights.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"does not hold what was exported .*Copy it again"):
+        load_pretrained(out)
 
 
 @pytest.mark.slow  # torch.onnx traces for 10 s
