@@ -23,6 +23,7 @@ from PIL import Image
 from harl_fast.data.container.fields import BitMaskField
 from harl_fast.data.views import jpeg as jpegfile
 from harl_fast.data.views.jpeg import BAD_JPEG, OK
+from harl_fast.data.views.jpegscan import first_of_sound, judge_jpeg
 from tests.betons import Item, plain_item, smooth_noise, write_beton
 
 Bytes = npt.NDArray[np.uint8]
@@ -278,7 +279,27 @@ def decode_guarded(data: Bytes, room: tuple[Guarded, ...], rng: np.random.Genera
     assert pixels is not None
     whole = jpegfile.decode_jpeg(source, pixels.reshape(height, width, 3))
     assert status in (OK, BAD_JPEG) and whole in (OK, BAD_JPEG)
+    stream = room[1].array(data.size)
+    assert stream is not None
+    stream[:] = rng.integers(256)  # zeros and other bytes are codes of some files
+    first_of_sound(source, layout, stream)
+    assert whole == judge_jpeg(source, (height, width))
     return f"part {status}, whole {whole}"
+
+
+def judge_cut(room: Guarded) -> None:
+    """Look for codes in scans that were cut short, of pictures larger than the rest of a page."""
+    for kind in ({"mode": "L"}, {}, {"restart_marker_blocks": 2}):
+        whole = np.frombuffer(encoded(1, 400, 500, **kind), np.uint8)
+        layout = np.empty(jpegfile.LAYOUT, np.int64)
+        assert jpegfile.parse_jpeg(whole, layout) == OK
+        head = int(layout[jpegfile.SCAN_AT])
+        for cut in (whole[:head], whole[: head + 40], whole[:-2]):
+            for byte in range(256):  # each is a code of some table
+                stream = room.array(cut.size)
+                assert stream is not None
+                stream[:] = byte
+                assert first_of_sound(cut, layout, stream).size == 0
 
 
 def main(count: int, seed: int) -> None:
@@ -289,6 +310,7 @@ def main(count: int, seed: int) -> None:
     for _ in range(count):
         result = decode_guarded(tampered(rng), room, rng)
         told[result] = told.get(result, 0) + 1
+    judge_cut(room[1])
     print(told)
 
 

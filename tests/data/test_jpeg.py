@@ -205,7 +205,7 @@ ENCODERS = (
 def test_the_scan_of_a_sound_file_needs_no_second_look(options: dict[str, int]) -> None:
     """It is told sound by its codes, and the JPEG cut out of it is that of its first MCU."""
     data = jpeg(**options)
-    first = first_of_sound(data, parse(data)[1])
+    first = first_of_sound(data, parse(data)[1], np.empty_like(data))
     assert first.size
     status, layout = parse(first)
     corner = np.empty((layout[jpegfile.HEIGHT], layout[jpegfile.WIDTH], 3), np.uint8)
@@ -229,3 +229,12 @@ def test_a_verdict_by_codes_is_libjpeg_s_for_any_damage(options: dict[str, int])
         assert judge_jpeg(damaged, (40, 56)) == status, places
         verdicts.append(status)
     assert 0.02 < np.mean([verdict == OK for verdict in verdicts]) < 0.98
+
+
+@pytest.mark.parametrize("options", ENCODERS, ids=str)
+def test_a_scan_without_its_end_is_never_sound(options: dict[str, int]) -> None:
+    """Cut anywhere: there are no bytes behind it to take for codes."""
+    whole = jpeg(1, 24, 40, **options)
+    for size in range(int(parse(whole)[1][jpegfile.SCAN_AT]), whole.size - 1):
+        cut = whole[:size]
+        assert first_of_sound(cut, parse(cut)[1], np.empty_like(cut)).size == 0

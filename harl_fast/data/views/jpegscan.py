@@ -74,8 +74,10 @@ def _read_tables(data, layout, counts, symbols, chosen):
             at += 17 + total
         if marker == _SOS:
             for component in range(layout[CHANNELS]):
-                dc, ac = data[at + 2 + 2 * component] >> 4, data[at + 2 + 2 * component] & 15
-                if dc > 3 or ac > 3:
+                named, byte = data[at + 1 + 2 * component], data[at + 2 + 2 * component]
+                dc, ac = byte >> 4, byte & 15
+                in_turn = named == data[layout[SIZE_AT] + 5 + 3 * component]
+                if dc > 3 or ac > 3 or not in_turn:
                     return False
                 chosen[component, 0], chosen[component, 1] = dc, 4 + ac
         at = end
@@ -127,6 +129,19 @@ def _fill(table, counts, symbols, is_dc):
 
 
 @njit(cache=True)
+def _fill_chosen(tables, counts, symbols, blocks):
+    """Fill the tables (`_TABLES`, `_ENTRIES`) that an MCU's blocks use; see `_fill`."""
+    filled = np.zeros(_TABLES, np.bool_)
+    for block in range(blocks.shape[0]):
+        for table in blocks[block]:
+            if not filled[table]:
+                if not _fill(tables[table], counts[table], symbols[table], table < 4):
+                    return False
+                filled[table] = True
+    return True
+
+
+@njit(cache=True)
 def _one_code(word, counts, symbols, is_dc):
     """Return the entry of the code that a word begins with, of any length; 0 if it is none."""
     code, k = 0, 0
@@ -162,7 +177,7 @@ def _dc_length(word, tables, table, counts, symbols):
 def _pass_over(stream, bit, end, mcus, codes):
     """Return the bit behind so many MCUs, or -1 for anything but plain codes.
 
-    stream: bytes without stuffing, 16 more than ``end`` bits take. codes: what `_read_tables` and
+    stream: bytes without stuffing, 8 more than ``end`` bits take. codes: what `_read_tables` and
     `_fill` fill, and `blocks`, the (DC, AC) tables of each block of an MCU.
     """
     tables, counts, symbols, blocks = codes
@@ -242,8 +257,12 @@ def _cut_first(data, layout, stream, bits):
 
 
 @njit(cache=True)
-def first_of_sound(data, layout):
-    """Return the JPEG of the top left MCU if all MCUs are plainly sound, else nothing."""
+def first_of_sound(data, layout, stream):
+    """Return the JPEG of the top left MCU if all MCUs are plainly sound, else nothing.
+
+    data, layout: see `parse_jpeg`. stream: scratch, (N,) uint8 as the data: what it holds of them
+    is shorter by the header, so that `_word_at` reads none but its own bytes.
+    """
     nothing = np.empty(0, np.uint8)
     counts, symbols = np.empty((_TABLES, 16), np.int64), np.empty((_TABLES, 256), np.uint8)
     chosen = np.empty((3, 2), np.int64)
@@ -252,20 +271,17 @@ def first_of_sound(data, layout):
     lumas = layout[FACTOR_Y] * layout[FACTOR_X]
     blocks = np.empty((lumas + layout[CHANNELS] - 1, 2), np.int64)
     blocks[:lumas], blocks[lumas:] = chosen[0], chosen[1 : layout[CHANNELS]]
-    tables, filled = np.empty((_TABLES, _ENTRIES), np.uint16), np.zeros(_TABLES, np.bool_)
-    for block in range(blocks.shape[0]):
-        for table in blocks[block]:
-            if not filled[table]:
-                if not _fill(tables[table], counts[table], symbols[table], table < 4):
-                    return nothing
-                filled[table] = True
+    tables = np.empty((_TABLES, _ENTRIES), np.uint16)
+    if not _fill_chosen(tables, counts, symbols, blocks):
+        return nothing
     codes = (tables.reshape(-1), counts, symbols, blocks)
     across = (layout[WIDTH] + 8 * layout[FACTOR_X] - 1) // (8 * layout[FACTOR_X])
     down = (layout[HEIGHT] + 8 * layout[FACTOR_Y] - 1) // (8 * layout[FACTOR_Y])
     at, left, segment, first = layout[SCAN_AT], across * down, 0, nothing
-    stream = np.empty(data.shape[0] - at + 16, np.uint8)
     while left > 0:
         count, marker_at = _unstuff(data, at, stream)
+        if count < 0:
+            return nothing
         mcus = min(left, layout[INTERVAL]) if layout[INTERVAL] else left
         bit = 0
         if segment == 0:
@@ -296,7 +312,7 @@ def judge_jpeg(data, size):
         return status
     height, width = size
     if height == layout[HEIGHT] and width == layout[WIDTH] and max(height, width) <= _MOST_SIDE:
-        first = first_of_sound(data, layout)
+        first = first_of_sound(data, layout, np.empty(data.shape[0], np.uint8))
         factors = (layout[FACTOR_Y], layout[FACTOR_X])
         pixels = np.empty((*factors, 1), np.uint8)
         if first.size and decode_alike(first, (8 * factors[0], 8 * factors[1]), pixels, GREY) == OK:
