@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from harl_fast.config import LARGEST_PX, SMALLEST_PX
 from harl_fast.errors import ConfigError, one_line, shown
-from harl_fast.options import to_float
+from harl_fast.options import check_finite, check_whole, to_float
 
 _STEPS = "steps:V0,T1:V1,T2:V2,... with rising times in (0, 1)"
 _FORMS = f"a number, cosine:START:END, or {_STEPS}"
@@ -22,7 +22,10 @@ def scaled_lr(base: float, *, batch_global: int, rule: str = "linear") -> float:
     """Return the peak learning rate for a global batch.
 
     rule: linear (base * batch / 256), sqrt (base * sqrt(batch); SimCLR, appendix B.1) or none.
+    Raises ConfigError for another one, and for numbers that are no rate or no batch.
     """
+    check_finite(math.inf, base=base)
+    check_whole(1, batch_global=batch_global)
     if rule == "linear":
         return base * batch_global / 256
     if rule == "sqrt":
@@ -38,8 +41,9 @@ def warmup_cosine(
     """Return the learning rate of ``step`` of ``total`` (BYOL, section 3.3).
 
     It rises linearly from 0 at step 0 to ``peak`` at step ``warmup`` and falls along half a cosine
-    to ``floor`` at step ``total``, where it stays.
+    to ``floor`` at step ``total``, where it stays. Raises ConfigError for negative or endless ones.
     """
+    check_finite(math.inf, step=step, total=total, warmup=warmup, peak=peak, floor=floor)
     if step < warmup:
         return peak * step / warmup
     progress = min((step - warmup) / max(total - warmup, 1e-9), 1.0)
@@ -49,8 +53,12 @@ def warmup_cosine(
 def cosine_tau(step: int, *, total: int, start: float, end: float = 1.0) -> float:
     """Return the share of the old target kept at ``step``: half a cosine from start to end.
 
-    BYOL, section 3.3: 1 - (1 - start) (cos(pi step / total) + 1) / 2 when ``end`` is 1.
+    BYOL, section 3.3: 1 - (1 - start) (cos(pi step / total) + 1) / 2 when ``end`` is 1. Raises
+    ConfigError for shares outside [0, 1] and for what is no step.
     """
+    check_whole(1, total=total)
+    check_finite(math.inf, step=step)
+    check_finite(1.0, start=start, end=end)
     return _half_cosine(min(step / total, 1.0), start, end)
 
 

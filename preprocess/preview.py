@@ -70,6 +70,8 @@ def _check_mode(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     else:
         of_masks = (*making, "truth", "most")
         refuse_given(parser, args, of_masks, why="belongs to --masks")
+    if args.ids:
+        refuse_given(parser, args, ["count"], why="the samples are those of --ids; leave one out")
     if args.source.suffix == ".beton":
         why = "belongs to images in a folder; a container has its masks"
         refuse_given(parser, args, making, why=why)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -169,3 +170,21 @@ def test_scaling_rules_and_the_identity_between_them() -> None:
     assert scaled_lr(0.2, batch_global=4096, rule="none") == 0.2
     with pytest.raises(ConfigError, match="'cubic'"):
         scaled_lr(0.2, batch_global=4096, rule="cubic")
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: scaled_lr(-0.2, batch_global=4096), "base -0.2"),
+        (lambda: scaled_lr(0.2, batch_global=0), "batch_global 0"),
+        (lambda: warmup_cosine(-1, total=10, warmup=2, peak=1.0), "step -1"),
+        (lambda: warmup_cosine(1, total=10, warmup=2, peak=float("nan")), "peak nan"),
+        (lambda: cosine_tau(1, total=0, start=0.9), "total 0"),
+        (lambda: cosine_tau(1, total=10, start=1.5), "start 1.5"),
+    ],
+)
+def test_no_schedule_is_made_of_numbers_that_are_none(
+    call: Callable[[], float], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        call()

@@ -128,9 +128,12 @@ class _Loader:
     ) -> None:
         """Prepare passes and check that the buffers will fit; no thread is started."""
         check_whole(1, batches_ahead=ahead)
-        if not views:
-            raise ConfigError("no views: a loader needs at least one")
+        several = isinstance(views, Sequence)
+        if not (several and views and all(isinstance(view, ViewGeometry) for view in views)):
+            raise ConfigError(f"no views: {shown(views)}; give a list of one ViewGeometry or more")
         if colour is not None:
+            if not isinstance(colour, Colouring):
+                raise ConfigError(f"colour: {shown(colour)}; give a Colouring, or None")
             colour.check(views, channels=channels)
         if channels not in (1, 3):
             raise ConfigError(f"channels: {channels}; views have 3 (RGB) or 1 (luma)")
@@ -321,11 +324,12 @@ class BetonLoader(_Loader):
 
         Damaged samples are no part of it: their replacements follow from the container.
         """
-        position = {"seed": self.order.seed, "epoch": self.epoch, "step": self.step}
+        position = {"epoch": self.epoch, "step": self.step}
         return {**position, "order_version": self.order.version, **self._units()}
 
     def _units(self) -> dict[str, int | str]:
         return {
+            "seed": self.order.seed,
             "order": self.order.kind,
             "samples": self.order.count,
             "batch_global": self.order.batch_global,
@@ -343,11 +347,6 @@ class BetonLoader(_Loader):
             raise ConfigError(f"{shown(state)} is no position: give what state_dict() returned")
         check_whole(0, seed=state["seed"], epoch=state["epoch"])
         check_whole(0, self.steps, step=state["step"])
-        if state["seed"] != self.order.seed:
-            raise ConfigError(
-                f"the position was saved under seed {state['seed']}, this run has seed "
-                f"{self.order.seed}; set seed: {state['seed']} or start a new run"
-            )
         for name, ours in self._units().items():
             if state.get(name, ours) != ours:
                 raise ConfigError(

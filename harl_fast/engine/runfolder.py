@@ -106,6 +106,7 @@ def begin(folder: RunFolder, *, step: int) -> None:
     with contextlib.suppress(FileNotFoundError):
         if folder.stop.stat().st_mtime < time.time() - process_age_s():  # no wish of this start's
             folder.stop.unlink()
+            to_stderr(f"{folder.stop} is older than this start and stops nothing; removed")
     for path in (folder.metrics, folder.skipped):
         _trim(path, step=step)
     for pattern in (".*.tmp", "sheets/.*.tmp"):

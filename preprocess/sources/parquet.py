@@ -27,7 +27,8 @@ from preprocess.sources.samples import (
 
 IMAGE_NAMES = ("image", "img", "jpg", "png", "jpeg", "webp", "image_bytes", "bytes")
 LABEL_NAMES = ("label", "labels", "class", "cls", "category")
-"""Names by which columns are taken for images and labels, where the file does not say itself."""
+"""Names by which columns are taken for images and labels, in capitals or small letters, where the
+file does not say itself."""
 _OF_WORKERS = ("pyarrow.parquet", "pyarrow.compute")
 """What `cells` imports: 0.2 s in each worker, unless the process that they are forked from has."""
 _OF_BROKEN_TABLES = (OSError, LookupError, ValueError, TypeError, AttributeError)
@@ -259,7 +260,7 @@ def _columns(file: Path, table: _Table, choices: Choices) -> _Columns:
         raise DataError(f"{file} has two columns named {one_line(twice[0])}: rename one of them")
     images = {field.name: inner for field in schema if (inner := _bytes_column(field))}
     marked = [name for name in images if kinds.get(name) == "Image" or "." in images[name]]
-    named = [name for name in IMAGE_NAMES if name in images][:1]
+    named = _named(IMAGE_NAMES, images)[:1]
     found = [choices.image_column] if choices.image_column else marked or named or list(images)
     if len(found) > 1:
         raise DataError(
@@ -342,6 +343,11 @@ def _bytes_column(field: Any) -> str:
     return f"{field.name}.bytes" if "bytes" in inner else ""
 
 
+def _named(usual: Iterable[str], columns: Iterable[str]) -> list[str]:
+    """Return the columns with usual names, in the order of these, whatever the letters' case."""
+    return [column for name in usual for column in columns if column.lower() == name]
+
+
 def _label_column(
     file: Path, schema: Any, kinds: dict[str, Any], choices: Choices, there: str
 ) -> str:
@@ -362,7 +368,7 @@ def _label_column(
             )
         return choices.label_column
     marked = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
-    named = [name for name in LABEL_NAMES if name in schema.names]
+    named = _named(LABEL_NAMES, schema.names)
     if named and not (marked or is_label(named[0])):
         raise DataError(
             f"{file}: the column {named[0]} has {schema.field(named[0]).type} values, and labels "

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from harl_fast.errors import DataError, few, one_line, shown
 from harl_fast.files import UnusualFileError, is_url, open_regular
@@ -39,7 +39,8 @@ class _Row(NamedTuple):
 
 def _csv_rows(stream: TextIO, delimiter: str) -> Iterator[_Row]:
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
-    header = [name.strip().lower() for name in next(reader, [])]
+    lines = _well_quoted(reader)
+    header = [name.strip().lower() for name in next(lines, [])]
     if len(header) == 1 and ";" in header[0]:
         raise ValueError("its columns are parted by semicolons: part them by commas, or by tabs")
     if "path" not in header:
@@ -48,7 +49,7 @@ def _csv_rows(stream: TextIO, delimiter: str) -> Iterator[_Row]:
     if twice := [name for name in COLUMNS if header.count(name) > 1]:
         raise ValueError(f"two columns named {twice[0]}")
     places = {name: header.index(name) for name in COLUMNS if name in header}
-    for values in reader:
+    for values in lines:
         if not values:
             continue
         if len(values) != len(header):
@@ -57,6 +58,17 @@ def _csv_rows(stream: TextIO, delimiter: str) -> Iterator[_Row]:
                 f"quotes around values with a {'tab' if delimiter == TAB else delimiter} inside"
             )
         yield _Row(reader.line_num, **{name: values[at].strip() for name, at in places.items()})
+
+
+def _well_quoted(reader: Any) -> Iterator[list[str]]:
+    """Yield a csv.reader's rows; ValueError names the line that it refuses."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(
+            f"line {reader.line_num}: {error}; quotes go around a whole value, and those within it "
+            f'are doubled: "a ""b"" c"'
+        ) from error
 
 
 def _json_rows(stream: TextIO) -> Iterator[_Row]:
@@ -139,7 +151,7 @@ def _read(path: Path) -> list[_Row]:
         raise DataError(f"{path} is {error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
-    except (ValueError, csv.Error, DataError) as error:
+    except (ValueError, DataError) as error:
         raise DataError(f"{path} cannot be read as a list of images: {error}") from error
     if not rows:
         raise DataError(f"{path} names no image; give a path in every line, as docs/data.md shows")

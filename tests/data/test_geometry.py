@@ -186,6 +186,8 @@ def test_cells_equal_the_bit_by_bit_sums(
     ("wrong", "message"),
     [
         ({"size_px": 0}, "0 px"),
+        ({"cells": 0}, "0 cells per side; use 1"),
+        ({"cells": 9}, "a view of 8 px with 9 cells per side"),
         ({"scale": (0.0, 0.0)}, "scale"),
         ({"scale": (0.5, 0.2)}, "scale: the first value 0.5 is above"),
         ({"ratio": (float("nan"), 1.0)}, "ratio"),

@@ -333,6 +333,9 @@ def test_the_quasi_random_order_reaches_the_loader(beton: Path) -> None:
         ({"workers": -1}, ConfigError, "workers -1"),
         ({"ranks_here": 0}, ConfigError, "ranks_here 0: give a whole number from 1 on"),
         ({"views": []}, ConfigError, "no views"),
+        ({"views": VIEWS[0]}, ConfigError, "no views: ViewGeometry.*give a list"),
+        ({"views": [24]}, ConfigError, r"no views: \[24\]; give a list"),
+        ({"colour": "device"}, ConfigError, "colour: 'device'; give a Colouring"),
         ({"damaged": "ignore"}, ConfigError, "'ignore'"),
         ({"order": "quazi"}, ConfigError, "quasi"),
         ({"seed": -1}, ConfigError, "seed -1: give a whole number"),
@@ -380,21 +383,3 @@ def test_a_containers_limit_counts_but_pages_of_files_are_available(
     (tmp_path / "memory.current").write_text("4500\n")
     (tmp_path / "memory.stat").write_text("anon 900\nactive_file 3000\ninactive_file 400\n")
     assert host.available_bytes() == 5000 - 4500 + 3000 + 400
-
-
-def test_paths_that_hold_no_container_are_refused(beton: Path, tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(DataError, match=r"is a folder.*train\.beton"):
-        loader(beton.parent)
-    for path in (tmp_path / "train.beton", beton / "train.beton"):  # a file is no folder
-        with pytest.raises(DataError, match=f"{path} does not exist: give a container"):
-            loader(path)
-    path = tmp_path / "train.beton"
-    for place in (lambda p: p, manifest_path, names_path):
-        shutil.copy(place(beton), place(path))
-    path.write_bytes(beton.read_bytes()[:-3000])
-    with pytest.raises(DataError, match="cut short"):
-        loader(path)
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(DataError, match="is a folder"):
-        loader(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from harl_fast.data.container.manifest import manifest_path, names_path
 from harl_fast.data.loader import Batch, EvalLoader, decoding_threads
 from harl_fast.data.order import VERSIONS, Kind
 from harl_fast.data.reader import read_samples
@@ -271,3 +273,21 @@ def test_what_is_no_position_is_refused(beton: Path, state: Any) -> None:
         one.load_state_dict(state)
     with pytest.raises(ConfigError, match=r"step 1\.5: give a whole number from 0 to"):
         one.load_state_dict({**one.state_dict(), "step": 1.5})
+
+
+def test_paths_that_hold_no_container_are_refused(beton: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is a folder.*train\.beton"):
+        loader(beton.parent)
+    for path in (tmp_path / "train.beton", beton / "train.beton"):  # a file is no folder
+        with pytest.raises(DataError, match=f"{path} does not exist: give a container"):
+            loader(path)
+    path = tmp_path / "train.beton"
+    for place in (lambda p: p, manifest_path, names_path):
+        shutil.copy(place(beton), place(path))
+    path.write_bytes(beton.read_bytes()[:-3000])
+    with pytest.raises(DataError, match="cut short"):
+        loader(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match="is a folder"):
+        loader(path)

@@ -135,7 +135,9 @@ def test_a_start_takes_the_markers_away(tmp_path: Path) -> None:
     assert not folder.finished.exists() and not folder.preempted.exists()
 
 
-def test_a_wish_to_stop_counts_for_one_run(tmp_path: Path) -> None:
+def test_a_wish_to_stop_counts_for_one_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What an earlier one did not see is dropped; what came during the start is not."""
     folder = started(tmp_path)
     folder.stop.touch()
@@ -146,8 +148,10 @@ def test_a_wish_to_stop_counts_for_one_run(tmp_path: Path) -> None:
     folder.stop.touch()
     long_ago = time.time() - process_age_s() - 60.0
     os.utime(folder.stop, (long_ago, long_ago))
+    assert "older" not in capsys.readouterr().err
     begin(folder, step=0)
     assert not folder.stop.exists()
+    assert "stop is older than this start" in capsys.readouterr().err
 
 
 def test_each_start_is_noted_with_where_it_comes_from(

@@ -179,6 +179,7 @@ def test_the_program_draws_a_folder_and_a_container(
     [
         (["train.beton", "--masks", "--stats"], "--stats: belongs to views"),
         (["photos", "--masks", "--set", "seed=1"], "--set: belongs to views"),
+        (["train.beton", "--ids", "1,2", "--count", "9"], "--count: the samples are those of --id"),
         (["train.beton", "--truth", "x"], "--truth: belongs to --masks"),
         (["train.beton", "--mask-method", "center"], "--mask-method: belongs to --masks"),
         (["train.beton", "--masks", "--mask-method", "center"], "a container has its masks"),

@@ -63,6 +63,12 @@ def test_columns_are_taken_by_their_kind_and_name(tmp_path: Path) -> None:
     assert other.classes == [] and rows(other)[0] == ("x-000000", b"x")
 
 
+def test_usual_names_count_in_capitals_too(tmp_path: Path) -> None:
+    columns = {"Id": [b"x"] * 4, "Image": IMAGES, "Label": ["cat", "dog"] * 2}
+    source = read(table(tmp_path / "x.parquet", **columns))
+    assert source.classes == ["cat", "dog"] and [data for _, data in rows(source)] == IMAGES
+
+
 def test_labels_may_be_texts_and_names_are_the_images_own(tmp_path: Path) -> None:
     images = structs(["1.jpg", "d/1.jpg", "/home/me/1.jpg", None])
     path = table(tmp_path / "x.parquet", image=images, label=["cat", "a/b", "cat", "cat"])

@@ -148,7 +148,8 @@ BAD = {
     "path,label\nx\\1.jpg,u\n": r"1 files that are not .*; part folders by /, not by .*line 2",
     "path\n": "names no image",
     "": "no column named path, but these: none",
-    'path\n"a.jpg\n': "cannot be read as a list of images: ",
+    'path\n"a.jpg\n': r"line 2: unexpected end of data; quotes go around a whole value",
+    'path\nb.jpg\n"a".jpg\n': r"line 3: .* expected after .*; quotes go around a whole value",
     "path,label\na.jpg,caf\u00e9\nb.jpg,cafe\u0301\n": "two labels that both read",
     "path,label\na.jpg,x\x1b[31m\nb.jpg,y\n": r"label that does not print \(x\\x1b\[31m\)",
 }

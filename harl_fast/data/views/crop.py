@@ -68,9 +68,10 @@ class ViewGeometry:
     """Probability that its background is replaced, see `views.background`."""
 
     def __post_init__(self) -> None:
-        if self.size_px < 1 or self.cells < 1:
+        if not 1 <= self.cells <= self.size_px:
             raise ConfigError(
-                f"a view of {self.size_px} px with {self.cells} cells per side; use 1 or more"
+                f"a view of {self.size_px} px with {self.cells} cells per side; use 1 cell or "
+                f"more, and no more than pixels"
             )
         if not 0.0 <= self.centre <= 1.0:
             raise ConfigError(f"centre crop: share {self.centre} of the shorter side; use 0 to 1")
