@@ -7,6 +7,7 @@ signal, and it cannot end workers in the middle of their tasks.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import multiprocessing
 import os
@@ -86,7 +87,7 @@ class Team(Generic[TaskT, ResultT]):
         `follow_up` sends the word.
         """
         self._work, self._describe, self._run, self._then = work, describe, run, then
-        self._workers = workers
+        self.workers = workers
         self._team: list[_Worker[TaskT]] = []
         self._serving: list[_Worker[TaskT]] = []
         self._tasks: Iterator[tuple[int, TaskT]] = iter(())
@@ -98,12 +99,12 @@ class Team(Generic[TaskT, ResultT]):
     def __enter__(self) -> Team[TaskT, ResultT]:
         # The workers are the parallelism; inside one, a second thread would only wait for its core.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        _check_open_files(self._workers)
+        _check_open_files(self.workers)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         try:
             with uninterrupted():  # a process that is told half of what it needs prints a trace
-                for _ in range(self._workers):
+                for _ in range(self.workers):
                     ours, theirs = context.Pipe()
                     given = (theirs, self._work, self._then)
                     process = context.Process(target=_serve, args=given, daemon=True)
@@ -284,6 +285,7 @@ def _serve(
     for number in (signal.SIGINT, signal.SIGHUP):  # to all: the main process decides what they end
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # else each full collection takes 0.15 s, and a copy of the pages that are shared
     if "torch" in sys.modules:  # as below OpenBLAS: a worker has one core
         sys.modules["torch"].set_num_threads(1)
     orders, kept = queue.SimpleQueue[tuple[bool, Any]](), deque[Any]()

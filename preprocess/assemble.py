@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -108,7 +109,8 @@ def assemble(
     """
     keep, moves, last = list[tuple[str, str]](), list[tuple[str, str]](), list[tuple[str, str]]()
     place.remove(_MANIFESTS)
-    with place.staging(_MANIFESTS) as fresh:
+    of_sets = bool(relabelled) or not all(plan.single for plan in plans)
+    with place.staging(_MANIFESTS) if of_sets else contextlib.nullcontext(Path()) as fresh:
         for plan in plans:
             filled = plan.filled(place)
             if not filled:

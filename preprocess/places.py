@@ -100,16 +100,15 @@ class LocalPlace:
     def staging(self, name: str, *, shown: str = "") -> Iterator[Path]:
         """Yield an empty folder of this machine; on success it becomes the folder ``name``.
 
-        Where another process did so first, its folder stays. An `OSError` names a file as if its
-        stem were ``shown``, which may lie in a folder.
+        The files that are put there must be on disk by then, as `replacing` sees to. Where another
+        process did so first, its folder stays. An `OSError` names a file as if its stem were
+        ``shown``, which may lie in a folder.
         """
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=FRESH, suffix=".tmp", dir=target.parent))
         try:
             yield fresh
-            for path in sorted(fresh.iterdir()):
-                sync(path)
             sync(fresh)
             try:
                 os.rename(fresh, target)

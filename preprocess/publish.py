@@ -49,11 +49,12 @@ def finish(place: Place) -> str:
     try:
         with uninterrupted():
             for group in moves.groups[moves.done :]:
-                for old, new in group:
-                    place.move(old, new)
-                place.flush()
                 moves.done += 1
-                place.write(NOTE, asdict(moves))
+                if group:  # else there is nothing to note
+                    for old, new in group:
+                        place.move(old, new)
+                    place.flush()
+                    place.write(NOTE, asdict(moves))
             for name in (*moves.clean, ASIDE):
                 place.remove(name)
             place.remove(NOTE)

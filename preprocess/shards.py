@@ -197,14 +197,17 @@ def write_shard(
         if writer.end():
             with ThreadPoolExecutor(1) as beside:  # the disk is as slow as the hash
                 flushed = beside.submit(sync, beton)
-                _describe(beton, job, tally)
+                _describe(beton, job, tally, threads=team.workers if team else 1)
             flushed.result()
         else:
             beton.unlink()
 
 
-def _describe(beton: Path, job: Job, tally: Tally) -> None:
-    """Write what lies beside a container, the manifest last, and check that it opens."""
+def _describe(beton: Path, job: Job, tally: Tally, *, threads: int) -> None:
+    """Write what lies beside a container, the manifest last, and check that it opens.
+
+    threads: that may read the container.
+    """
     classes = len(job.classes)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -218,7 +221,7 @@ def _describe(beton: Path, job: Job, tally: Tally) -> None:
         store=_store_facts(tally, job.settings),
         skipped=len(tally.rejected),
         beton_bytes=beton.stat().st_size,
-        beton_sha256=file_digest(beton),
+        beton_sha256=file_digest(beton, threads=threads),
         names_sha256=write_names(beton, tally.names),
         created=utc_time(),
         tool_versions={**tool_versions()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -25,6 +26,11 @@ def getpid(number: int) -> int:
     """Return the process that was asked."""
     time.sleep(0.01)
     return os.getpid()
+
+
+def frozen(number: int) -> tuple[int, int]:
+    """Return how many objects no collection looks at, and how many a full one does."""
+    return gc.get_freeze_count(), len(gc.get_objects())
 
 
 def keep(number: int) -> tuple[int, tuple[int, int]]:

@@ -14,7 +14,7 @@ import pytest
 from harl_fast.errors import DataError
 from harl_fast.host import usable_cores
 from harl_fast.pool import TASKS_AHEAD, Team, ordered_map
-from tests.tasks import double, getpid, keep, large, note
+from tests.tasks import double, frozen, getpid, keep, large, note
 
 runs = pytest.mark.parametrize("run", [1, TASKS_AHEAD])
 
@@ -48,6 +48,11 @@ def test_tasks_of_a_run_go_to_one_worker() -> None:
     pids = list(ordered_map(getpid, range(24), workers=3, describe=str, run=4))
     assert all(len(set(pids[start : start + 4])) == 1 for start in range(0, 24, 4))
     assert len(set(pids)) == 3
+
+
+def test_collections_in_a_worker_pass_over_what_it_shares() -> None:
+    ((shared, own),) = ordered_map(frozen, [0], workers=1, describe=str)
+    assert shared > 20 * own
 
 
 @runs

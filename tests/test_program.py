@@ -388,3 +388,13 @@ def test_an_interrupt_that_a_library_turns_into_its_own_error_is_one_line(tmp_pa
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 130
     assert done.stderr == "interrupted: no file is left half-written\n"
+
+
+def test_what_a_program_imports_is_not_collected_again() -> None:
+    body = """import gc, sys
+from harl_fast.program import head
+with head("__main__", lambda _: True):
+    import pydantic
+    assert not gc.isenabled()
+assert gc.isenabled() and gc.get_freeze_count() > 10_000"""
+    subprocess.run([sys.executable, "-c", body], cwd=ROOT, check=True)

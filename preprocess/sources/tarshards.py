@@ -73,7 +73,7 @@ def shards_at(path: Path) -> list[Path]:
 
 
 def _is_tar(name: str) -> bool:
-    return posixpath.splitext(name)[1].lower() == ".tar"
+    return name[-4:].lower() == ".tar"
 
 
 def _unread(folder: Path, passed_over: list[str]) -> list[Rejected]:

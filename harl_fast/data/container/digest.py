@@ -20,20 +20,24 @@ _BY_PIECES = ":pieces"
 """Ends the digest of a file of more than one."""
 _BLOCK_BYTES = 1 << 18
 """Stays in a core's cache between reading and hashing."""
-_THREADS = 16
+THREADS = 16
 """At most: as many keep up with any storage, and one of disks that turn."""
 
 
-def file_digest(path: Path, *, progress: Progress | None = None) -> str:
-    """Return what a manifest holds of a container. progress: counts the MiB that are read."""
+def file_digest(path: Path, *, progress: Progress | None = None, threads: int = THREADS) -> str:
+    """Return what a manifest holds of a container, read by at most so many threads.
+
+    progress: counts the MiB that are read.
+    """
     size = path.stat().st_size
     if size <= PIECE_BYTES:
         return sha256_file(path, progress=progress)
     whole = hashlib.sha256()
-    with open_regular(path) as stream, ThreadPoolExecutor(min(_THREADS, usable_cores())) as threads:
+    count = min(threads, THREADS, usable_cores())
+    with open_regular(path) as stream, ThreadPoolExecutor(count) as pool:
         file = stream.fileno()
         starts = range(0, size, PIECE_BYTES)
-        for digest in threads.map(lambda start: _piece_digest(file, start), starts):
+        for digest in pool.map(lambda start: _piece_digest(file, start), starts):
             whole.update(digest)
             if progress:
                 progress.advance(min(PIECE_BYTES >> 20, progress.total - progress.done))
