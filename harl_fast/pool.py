@@ -48,6 +48,8 @@ class _Worker(Generic[TaskT]):
     orders: deque[tuple[int | None, TaskT]] = field(default_factory=deque)
     """What it was given and has not answered yet: a task's number, or None for the task's second
     step; and the task."""
+    unsent: list[tuple[bool, Any]] = field(default_factory=list)
+    """What of that waits to be sent, all together: whether it is a task, and what it is given."""
 
 
 def ordered_map(
@@ -142,11 +144,14 @@ class Team(Generic[TaskT, ResultT]):
                 return
 
     def follow_up(self, word: object) -> None:
-        """Start the second step of the oldest result that lacks it, in the worker that made it."""
+        """Order the second step of the oldest result that lacks it, in the worker that made it.
+
+        The order is sent when the next result is asked for, with a new task.
+        """
         worker, task = self._pending.popleft()
         worker.orders.append((None, task))
+        worker.unsent.append((False, word))
         self._following += 1
-        self._send(worker, [(False, word)])
 
     def settle(self) -> None:
         """Wait until all second steps are done."""
@@ -165,6 +170,7 @@ class Team(Generic[TaskT, ResultT]):
     def _advance(self) -> bool:
         """Wait for replies, with all workers busy; return whether there was one to wait for."""
         self._supply()
+        self._send()
         busy = [worker for worker in self._serving if worker.orders]
         ready = set(wait([worker.connection for worker in busy])) if busy else ()
         for worker in busy:
@@ -181,14 +187,17 @@ class Team(Generic[TaskT, ResultT]):
             waiting = self._then is not None and (self._finished or self._pending)
             return bool(worker.orders or waiting)
         worker.orders.extend(taken)
+        worker.unsent.extend((True, task) for _, task in taken)
         self._ahead += len(taken)
-        self._send(worker, [(True, task) for _, task in taken])
         return True
 
-    def _send(self, worker: _Worker[TaskT], orders: list[tuple[bool, Any]]) -> None:
-        # A worker that died is found by `_receive`, after what it answered before.
-        with contextlib.suppress(OSError):
-            worker.connection.send(orders)
+    def _send(self) -> None:
+        for worker in self._serving:
+            if worker.unsent:
+                # A worker that died is found by `_receive`, after what it answered before.
+                with contextlib.suppress(OSError):
+                    worker.connection.send(worker.unsent)
+                worker.unsent.clear()
 
     def _receive(self, worker: _Worker[TaskT]) -> None:
         try:

@@ -3,4 +3,5 @@
 import harl_fast.program  # noqa: F401  # with the first import an interrupt becomes one line
 from harl_fast import pool
 
-pool.PRELOAD += ["preprocess.beton", "preprocess.demo.render"]  # ffcv brings torch, 3 s per process
+# ffcv brings torch, 3 s per process; Pillow imports its formats at the first picture.
+pool.PRELOAD += ["preprocess.beton", "preprocess.demo.render", "PIL.JpegImagePlugin"]

@@ -80,15 +80,23 @@ class Inputs:
     @staticmethod
     def of(masks: MaskList, split: str) -> Inputs:
         """Look at all files of a split."""
-        count = len(masks.split.names)
+        names, root = masks.split.names, masks.split.root
+        count = len(names)
         images, others = (np.full((count, 2), -1, np.int64) for _ in range(2))
         with Progress(count, label=f"looking at {split}", least_s=2.0) as progress:
             for index in range(count):
-                images[index] = stamp_of(masks.split.image(index))
-                request = masks.request(index) if masks.has_files else None
+                # Of files by their names: to make a path takes as long as to look at it.
+                images[index] = (
+                    stamp_of(masks.split.image(index))
+                    if root is None
+                    else file_stamp(f"{root}/{names[index]}")
+                )
+                progress.advance()
+                if not masks.has_files:
+                    continue
+                request = masks.request(index)
                 if request is not None and request.file is not None:
                     others[index] = stamp_of(request.file)
-                progress.advance()
         return Inputs(images, others)
 
 

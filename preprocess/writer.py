@@ -126,17 +126,17 @@ class StreamWriter(DatasetWriter):  # type: ignore[misc]  # ffcv is untyped
 
     def place(self, samples: Iterable[Sample]) -> Places:
         """Return the file and where in it the bytes of the next samples are to be written."""
-        found = []
+        found, first, names = [], self.count, self.metadata.dtype.names
         for sample in samples:
             packed = np.frombuffer(sample.mask, np.uint8)
             row = (sample, StoredMask(packed, sample.height, sample.width), sample.label)
             self.layout.places = []
-            names = self.metadata.dtype.names
             handle_sample(row, self.count, names, self.metadata, self.layout, self.fields)
-            self.table[2 * self.count : 2 * self.count + 2] = self.layout.allocations
-            self.layout.allocations.clear()  # as tuples they would take 0.4 GB for ImageNet
             found.append(self.layout.places)
             self.count += 1
+        if found:
+            self.table[2 * first : 2 * self.count] = self.layout.allocations
+            self.layout.allocations.clear()  # as tuples they would take 0.4 GB for ImageNet
         return self.fname, found
 
     def end(self) -> int:

@@ -119,7 +119,7 @@ def written_ns(status: os.stat_result) -> int:
     return (status.st_mtime_ns + 2**63) % 2**64 - 2**63
 
 
-def file_stamp(path: Path) -> tuple[int, int]:
+def file_stamp(path: Path | str) -> tuple[int, int]:
     """Return a file's size in bytes and when it was written in ns; -1 of what is not there."""
     try:
         status = os.stat(path)
