@@ -16,7 +16,7 @@ import pytest
 import torch
 import torchvision
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harl_fast.engine.initial import open_initial
@@ -132,16 +132,84 @@ def test_an_exported_folder_is_a_checkpoint_again(run: Path, tmp_path: Path) -> 
     assert load_pretrained(tmp_path / "twice").weights_sha256 == first.weights_sha256
 
 
-@pytest.mark.parametrize("bit", [0, 6])
-def test_a_damaged_export_is_refused(run: Path, tmp_path: Path, bit: int) -> None:
-    """Be it by the last bit of a weight or by one of its exponent."""
-    export_encoder(run, out := tmp_path / "out")
-    weights = out / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1000 + 3 * (bit > 0)] ^= 1 << bit
-    weights.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"does not hold what was exported .*Copy it again"):
-        load_pretrained(out)
+def damage(path: Path, name: str) -> None:
+    """Flip the last bit of a tensor's first value."""
+    tensors = load_file(path)
+    tensors[name].view(torch.int32).view(-1)[0] ^= 1
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("model.safetensors", "conv1.weight"),
+        ("model.safetensors", "fc.weight"),
+        ("projector.safetensors", "linears.0.weight"),
+        ("projector.safetensors", ""),
+    ],
+)
+def test_a_damaged_export_is_refused_by_every_reader(
+    run: Path, tmp_path: Path, file: str, name: str
+) -> None:
+    """Also one that lost a file."""
+    export_encoder(run, out := tmp_path / "out", head=run / "eval" / "pets-logreg" / "result.json")
+    model = load_pretrained(out).model
+    if name:
+        damage(out / file, name)
+    else:
+        (out / file).unlink()
+    fault = "does not hold what was exported" if name else "is missing"
+    told = rf"{file} {fault}: .* export it again by `make export`"
+    for path in (out, out / "model.safetensors"):
+        for read in (load_pretrained, lambda path: open_initial(path, model)):
+            with pytest.raises(CheckpointError, match=told):
+                read(path)
+    with pytest.raises(CheckpointError, match=told):
+        export_encoder(out, tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "fc.weight"])
+def test_an_export_without_digests_of_files_loads_by_that_of_its_backbone(
+    run: Path, tmp_path: Path, name: str
+) -> None:
+    export_encoder(run, out := tmp_path / "out", head=run / "eval" / "pets-logreg" / "result.json")
+    tree = json.loads((out / "config.json").read_text())
+    del tree["harl_fast"]["files"]
+    (out / "config.json").write_text(json.dumps(tree))
+    damage(out / "model.safetensors", name)
+    if name == "fc.weight":
+        assert load_pretrained(out).head is not None
+    else:
+        with pytest.raises(CheckpointError, match=r"does not hold what was exported"):
+            load_pretrained(out)
+
+
+def test_an_export_with_a_head_states_the_inputs_that_it_was_judged_on(
+    run: Path, tmp_path: Path
+) -> None:
+    """What was given comes first, what the result lacks is the run's."""
+    seen = {"size_px": 48, "crop": 0.9, "mean": [0.0, 0.0, 0.0], "std": [1.0, 0.5, 1.0]}
+    sha256 = load_pretrained(run).weights_sha256
+    given = result_of(tmp_path / "full", weights_sha256=sha256, seen=seen)
+    lacking = result_of(tmp_path / "lacking", weights_sha256=sha256, seen={**seen, "mean": []})
+    imagenet = [0.485, 0.456, 0.406]
+    for number, (head, options, expected) in enumerate(
+        [
+            (given, {}, (48, 0.9, [0.0] * 3, [1.0, 0.5, 1.0])),
+            (given, {"size_px": 64}, (64, 0.9, [0.0] * 3, [1.0, 0.5, 1.0])),
+            (lacking, {}, (48, 0.9, imagenet, [1.0, 0.5, 1.0])),
+            (None, {}, (224, 0.875, imagenet, [0.229, 0.224, 0.225])),
+            (None, {"size_px": 32}, (32, 1.0, imagenet, [0.229, 0.224, 0.225])),
+        ]
+    ):
+        export_encoder(run, out := tmp_path / f"out{number}", head=head, **options)
+        stated = json.loads((out / "config.json").read_text())["pretrained_cfg"]
+        size_px, crop, mean, std = expected
+        assert stated["input_size"] == [3, size_px, size_px] and stated["crop_pct"] == crop
+        assert (stated["mean"], stated["std"]) == (mean, std)
+        card = (out / "README.md").read_text()
+        assert f"mean {mean} and std {std}. For evaluation the central square of {crop} of" in card
+        assert f"with antialiasing to {size_px} px." in card
 
 
 @pytest.mark.slow  # torch.onnx traces for 10 s
