@@ -36,10 +36,7 @@ def model_card(pretrained: Pretrained, *, classes: Sequence[str], crop: float, t
         "",
     ]
     if classes:
-        head += [
-            f"With a linear classifier of {len(classes)} classes on the pooled features, judged so.",
-            "",
-        ]
+        head += [f"With a linear classifier of {len(classes)} classes, judged on such inputs.", ""]
     return "\n".join([*head, *_loading(model.arch, timm=timm), *_results(pretrained)]) + "\n"
 
 

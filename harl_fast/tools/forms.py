@@ -24,15 +24,7 @@ from harl_fast.errors import ConfigError, OutputError
 from harl_fast.eval.options import usual_crop
 from harl_fast.eval.results import Head
 from harl_fast.files import naming, write_bytes, write_json, write_text
-from harl_fast.model.folder import (
-    CARD,
-    CONFIG,
-    FORMAT,
-    PROJECTOR,
-    WEIGHTS,
-    digests,
-    read_folder,
-)
+from harl_fast.model.folder import CARD, CONFIG, FORMAT, PROJECTOR, WEIGHTS, digests, read_folder
 from harl_fast.model.pooling import global_mean
 from harl_fast.model.resnet import ARCHS
 from harl_fast.model.timm_network import PREFIX

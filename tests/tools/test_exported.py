@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from harl_fast import export_encoder
 from harl_fast.engine.checkpoint.format import _seal
+from harl_fast.engine.initial import open_initial
 from harl_fast.engine.networks import load_pretrained
 from harl_fast.errors import CheckpointError, OutputError
 from harl_fast.model.folder import digests
@@ -33,11 +34,56 @@ def rewrite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     config.write_text(json.dumps(tree))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    checkpoint(folder, arch="resnet18", heads=True, projector_hidden=64, projector_out=16)
-    return folder
+def damage(path: Path, name: str) -> None:
+    """Flip the last bit of a tensor's first value."""
+    tensors = load_file(path)
+    tensors[name].view(torch.int32).view(-1)[0] ^= 1
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("model.safetensors", "conv1.weight"),
+        ("model.safetensors", "fc.weight"),
+        ("projector.safetensors", "linears.0.weight"),
+        ("projector.safetensors", ""),
+    ],
+)
+def test_a_damaged_export_is_refused_by_every_reader(
+    run: Path, tmp_path: Path, file: str, name: str
+) -> None:
+    """Also one that lost a file."""
+    export_encoder(run, out := tmp_path / "out", head=run / "eval" / "pets-logreg" / "result.json")
+    model = load_pretrained(out).model
+    if name:
+        damage(out / file, name)
+    else:
+        (out / file).unlink()
+    fault = "does not hold what was exported" if name else "is missing"
+    told = rf"{file} {fault}: .* export it again by `make export`"
+    for path in (out, out / "model.safetensors"):
+        for read in (load_pretrained, lambda path: open_initial(path, model)):
+            with pytest.raises(CheckpointError, match=told):
+                read(path)
+    with pytest.raises(CheckpointError, match=told):
+        export_encoder(out, tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "fc.weight"])
+def test_an_export_without_digests_of_files_loads_by_that_of_its_backbone(
+    run: Path, tmp_path: Path, name: str
+) -> None:
+    export_encoder(run, out := tmp_path / "out", head=run / "eval" / "pets-logreg" / "result.json")
+    tree = json.loads((out / "config.json").read_text())
+    del tree["harl_fast"]["files"]
+    (out / "config.json").write_text(json.dumps(tree))
+    damage(out / "model.safetensors", name)
+    if name == "fc.weight":
+        assert load_pretrained(out).head is not None
+    else:
+        with pytest.raises(CheckpointError, match=r"does not hold what was exported"):
+            load_pretrained(out)
 
 
 @pytest.mark.parametrize(
