@@ -97,8 +97,8 @@ def damaged(file: Path) -> CheckpointError:
     """Return the error of a file of tensors that is not the one that was exported."""
     what = "does not hold what was exported" if file.exists() else "is missing"
     return CheckpointError(
-        f"{file} {what}: it is damaged or was changed. Copy it again, or export it again by "
-        f"`make export`"
+        f"{file} {what}: the folder is damaged or was changed. Copy it again, or export it again "
+        f"by `make export`"
     )
 
 

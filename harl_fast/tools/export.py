@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import ConfigError, OutputError, nearest, one_line
@@ -76,12 +76,9 @@ def export_encoder(
     check_out(Path(out), option="OUT")
     result = None if head is None else read_result(Path(head))
     seen = {} if result is None else result.preprocessing
-    pretrained = load_pretrained(
-        Path(ckpt),
-        mean=mean or seen.get("mean"),
-        std=std or seen.get("std"),
-        size_px=size_px or seen.get("size_px"),
-    )
+    given: dict[str, Any] = {"mean": mean, "std": std, "size_px": size_px}
+    inputs = {k: value if value is not None else seen.get(k) or None for k, value in given.items()}
+    pretrained = load_pretrained(Path(ckpt), **inputs)
     FORMS[to].refuse(pretrained.model)
     classifier = None if result is None else _classifier(result, pretrained, where=f"HEAD {head}")
     return write(pretrained, Path(out), to=to, head=classifier)
