@@ -106,20 +106,10 @@ class Decoded:
 
 
 def open_file(image: FileRef) -> BinaryIO:
-    """Open an image's bytes, wherever they lie; `UnusualFileError` beyond `FILE_LIMIT`.
-
-    A file that is gone with all else in its folder, as of a disk that is unmounted, or with all
-    other images in it, is an `OSError` of the system.
-    """
-    try:
-        if isinstance(image, Path):
-            return open_regular(image, limit=FILE_LIMIT)
-        return image.open(FILE_LIMIT)
-    except FileNotFoundError as error:
-        holder = image.parent if isinstance(image, Path) else image.path
-        if not holder.exists() or (holder.is_dir() and not any(holder.iterdir())):
-            raise OSError(errno.ESTALE, "it is gone with all of its images", str(holder)) from error
-        raise
+    """Open an image's bytes, wherever they lie; `UnusualFileError` beyond `FILE_LIMIT`."""
+    if isinstance(image, Path):
+        return open_regular(image, limit=FILE_LIMIT)
+    return image.open(FILE_LIMIT)
 
 
 @contextlib.contextmanager
@@ -205,7 +195,7 @@ def decode_image(image: ImageRef, *, side_px: int, reading: Reading = DEFAULT_RE
     if isinstance(image, np.ndarray):
         decoded = Decoded(image, Frame(1, image.shape[1::-1]), source_print=pixel_print(image))
     else:
-        with open_image(image) as opened:
+        with _still_there(image), open_image(image) as opened:
             assert opened.fp is not None
             source_print, more = file_print(opened.fp), False
             if opened.format == "TIFF" and not isinstance(image, Page):
@@ -216,6 +206,23 @@ def decode_image(image: ImageRef, *, side_px: int, reading: Reading = DEFAULT_RE
     if reading.channels == 3 or is_grey(decoded.rgb):
         return decoded
     return replace(decoded, rgb=to_luma(decoded.rgb), remarks=(*decoded.remarks, NO_COLOUR))
+
+
+@contextlib.contextmanager
+def _still_there(image: FileRef) -> Iterator[None]:
+    """Raise an `OSError` of the system for an image that is gone with all that lay beside it.
+
+    As when a disk is unmounted: else all of its images would be left out, one by one.
+    """
+    try:
+        yield
+    except UnusableImageError as error:
+        file = image.file if isinstance(image, Page) else image
+        holder = file.parent if isinstance(file, Path) else file.path
+        gone = not holder.exists() or (holder.is_dir() and not any(holder.iterdir()))
+        if isinstance(error.__cause__, FileNotFoundError) and gone:
+            raise OSError(errno.ESTALE, "it is gone with all of its images", str(holder)) from error
+        raise
 
 
 def to_luma(rgb: Pixels) -> Pixels:
