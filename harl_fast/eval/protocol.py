@@ -314,8 +314,11 @@ class Evaluator:
         return headline(self._manifests["train"])
 
     def names(self, split: str) -> list[str]:
-        """Return the names of a split's samples by their ids; train's only if a subset is used."""
-        return self._names[split]
+        """Return the names of a split's samples by their ids.
+
+        Of train, unless a subset is used, those that lie there now: they take memory.
+        """
+        return self._names.get(split) or read_names(self._containers[split])
 
     def settings(self) -> dict[str, Any]:
         """Return what an evaluation depends on beside data and encoder, and the device's type."""
