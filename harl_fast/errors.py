@@ -53,7 +53,7 @@ _REMEDIES = {
     errno.ENOMEM: "Close other programs, or use fewer workers",
     errno.EAGAIN: "Let this user start more processes (`ulimit -u`), or use fewer workers",
     errno.EIO: "The disk or the network fails: see `dmesg`",
-    errno.ESTALE: "The network file system lost it: mount it again",
+    errno.ESTALE: "If the system lost it, mount it again",
 }
 
 

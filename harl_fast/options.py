@@ -35,6 +35,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.register("type", Path, checked(local_path))
+        self._negative_number_matcher = re.compile(r"-\.?[0-9]")  # -1024:3071 is a value, too
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the values and the unknown words, as argparse does; it names these by itself."""

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from harl_fast.files import naming, to_stderr, try_write
 from harl_fast.supervision import TOLD, answering
 
 _INTERRUPTED = "interrupted: no file is left half-written"
-_CLEAN_UP_S = 10.0
+_CLEAN_UP_S, _AGAIN_S = 10.0, 0.02
 _OF_IMPORTS = (ValueError, KeyError, RuntimeError, ImportError, MemoryError, SystemError)
 """What imports raise where an environment variable holds what a library does not take, or where a
 limit keeps it from its memory."""
@@ -289,18 +290,34 @@ def _fill_closed_streams() -> None:
 def _interrupts() -> Iterator[None]:
     """Raise KeyboardInterrupt on a signal that ends a program; further ones spare its clean-up.
 
-    Code that is imported may swallow the exception. Then a signal some seconds later serves.
+    Code that is being imported may swallow the exception or make another of it: the signal waits
+    until it is there, for some seconds. If it is swallowed all the same, one after those serves.
     """
-    raised_s = -math.inf
+    raised_s, waiting_s = -math.inf, math.inf
 
-    def interrupt(_: int, frame: FrameType | None) -> None:
-        nonlocal raised_s
-        if time.monotonic() - raised_s > _CLEAN_UP_S:
-            raised_s = time.monotonic()
-            raise KeyboardInterrupt
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal raised_s, waiting_s
+        now = time.monotonic()
+        if now - raised_s <= _CLEAN_UP_S:
+            return
+        waiting_s = min(waiting_s, now)
+        if _imports(frame) and now - waiting_s < _CLEAN_UP_S:
+            again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        raised_s, waiting_s = now, math.inf
+        raise KeyboardInterrupt
 
-    with answering(signal.SIGTERM, by=interrupt):
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    with answering(signal.SIGTERM, *[signal.SIGINT] * (not ignored), by=interrupt):
         yield
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Return whether an import is under way in a frame."""
+    frames = (each for each, _ in traceback.walk_stack(frame))
+    return frame is not None and any("importlib._bootstrap" in f.f_code.co_filename for f in frames)
 
 
 @contextlib.contextmanager

@@ -71,6 +71,16 @@ def test_numbers_out_of_range_are_refused(text: str) -> None:
         number(0.0, 10.0)(text)
 
 
+@pytest.mark.parametrize("text", ["-1024:3071", "-3", "-.5,0,1"])
+def test_a_value_may_begin_with_a_minus(text: str) -> None:
+    parser = Parser()
+    parser.add_argument("--range")
+    parser.add_argument("-v", action="store_true")
+    assert parser.parse_args(["--range", text, "-v"]).range == text
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--range", "-x"])
+
+
 def test_an_option_that_belongs_elsewhere_is_refused_unless_it_says_its_default(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -152,3 +152,34 @@ def test_a_process_that_cannot_be_looked_at_is_taken_for_alive(
 
     monkeypatch.setattr(Path, "read_text", full)
     assert process.alive() and Process.of(os.getpid()) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_until_an_import_is_done(tmp_path: Path, number: int) -> None:
+    """Libraries turn one within their imports into errors of their own, or swallow it."""
+    (tmp_path / "slow.py").write_text(
+        "import time\ntry:\n    print('begun', flush=True)\n    time.sleep(0.5)\n"
+        "except BaseException as error:\n    raise ImportError('half there') from error\n"
+    )
+    body = """
+import time
+from harl_fast.program import run_main
+def main():
+    import slow
+    print("imported", flush=True)
+    time.sleep(20)
+run_main(main)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", body],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=15)
+    assert (process.returncode, err) == (130, "interrupted: no file is left half-written\n")
+    assert out in ("", "imported\n")

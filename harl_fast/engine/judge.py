@@ -12,20 +12,22 @@ import torch
 from torch import Tensor
 
 from harl_fast import collectives
+from harl_fast.data.container.manifest import read_manifest
 from harl_fast.data.container.names import read_names
 from harl_fast.data.loader import EvalLoader
 from harl_fast.data.order import Ids
 from harl_fast.engine.checkpoint.format import open_checkpoint
 from harl_fast.engine.monitor.probe import averaged_statistics
-from harl_fast.engine.networks import digest, encoder_of
+from harl_fast.engine.networks import encoder_of
 from harl_fast.engine.precision import AUTOCAST
 from harl_fast.engine.supervised import TuneState
-from harl_fast.errors import CheckpointError
+from harl_fast.errors import CheckpointError, DataError
 from harl_fast.eval.metrics import NO_CLASS, Predictions, predictions, scores
 from harl_fast.eval.protocol import headline, split_kind
 from harl_fast.eval.results import Head, Result, result_folder, write_result
 from harl_fast.files import Progress, to_stderr
 from harl_fast.model.classifier import LINEAR
+from harl_fast.model.weightfile import digest
 
 _ROW = 9
 """Numbers per image that ranks exchange: id, label, prediction, five best, probability."""
@@ -111,7 +113,18 @@ def judge(
     return found, whole_numbers[:, 0]
 
 
+def _check_same(state: TuneState, container: Path) -> None:
+    """Raise DataError unless a container is one of those that the run began with."""
+    known = (state.facts["beton_sha256"], state.facts["val_sha256"])
+    if read_manifest(container).beton_sha256 not in known:
+        raise DataError(
+            f"{container} was replaced while the network trained, and does not judge it: the run "
+            f"is saved. Put the container back, or train anew, then judge by --resume --mode eval"
+        )
+
+
 def _loader(state: TuneState, container: Path, ids: Ids | None) -> EvalLoader:
+    _check_same(state, container)
     config = state.config
     assert config.image_size is not None and config.model is not None
     assert config.data.centre is not None
@@ -202,6 +215,7 @@ def write_judgement(
     said, ids = found
     metrics = scores(said, classes=len(facts["classes"]))
     names = read_names(container)
+    _check_same(state, container)
     head = None
     if config.ft_proj_selector == 0:
         layer = state.classifier.heads.linears[choice.get("head", 0)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from harl_fast.engine.checkpoint.format import (
     open_checkpoint,
 )
 from harl_fast.errors import CheckpointError, ConfigError
+from harl_fast.eval.options import check_inputs
 from harl_fast.files import local_path, to_stderr
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
@@ -34,7 +34,7 @@ from harl_fast.model.names import RESNET, Receipt, locate, recognise
 from harl_fast.model.resnet import ARCHS
 from harl_fast.model.seeding import own_numbers
 from harl_fast.model.timm_network import PREFIX
-from harl_fast.model.weightfile import TORCH, read_weights, refuse_other_frameworks
+from harl_fast.model.weightfile import TORCH, digest, read_weights, refuse_other_frameworks
 from harl_fast.runfiles import is_part_of_a_checkpoint
 from harl_fast.tensorfile import open_tensors
 
@@ -188,8 +188,10 @@ def load_pretrained(
     ckpt: a run folder, its checkpoints folder, a step file, an exported folder (`model.folder`), or
     weights of torchvision, timm, solo-learn, HARL or BYOL in PyTorch (`model.names`). mean, std,
     size_px: in place of what it says itself; files of others say nothing, so that ImageNet's are
-    the defaults. Raises HarlError unless all of the backbone is there and finite.
+    the defaults. Raises HarlError unless all of the backbone is there and finite, and for inputs
+    that the command line would not take.
     """
+    check_inputs(mean, std, size_px)
     ckpt = local_path(ckpt)
     refuse_other_frameworks(ckpt)
     if is_folder(ckpt) or (ckpt.name == WEIGHTS and is_folder(ckpt.parent)):
@@ -201,8 +203,8 @@ def load_pretrained(
     own = loaded.mean, loaded.std, loaded.size_px
     loaded = replace(
         loaded,
-        mean=tuple(mean or loaded.mean),
-        std=tuple(std or loaded.std),
+        mean=loaded.mean if mean is None else tuple(map(float, mean)),
+        std=loaded.std if std is None else tuple(map(float, std)),
         size_px=size_px or loaded.size_px,
     )
     for option, values in (("--mean", loaded.mean), ("--std", loaded.std)):
@@ -355,15 +357,6 @@ def untrained(config: RunConfig, *, seed: int) -> Pretrained:
         weights_sha256=digest(weights),
         source=Path("random"),
     )
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors' names, types, shapes and values."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def fresh_projector(model: ModelConfig, backbone: Backbone) -> MLPHead:

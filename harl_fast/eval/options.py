@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 from harl_fast.config import LARGEST_PX, SMALLEST_PX
-from harl_fast.errors import ConfigError
-from harl_fast.options import per_channel, whole_number
+from harl_fast.errors import ConfigError, shown
+from harl_fast.options import check_whole, per_channel, whole_number
 
 PROTOCOLS = {
     "cached": "24 heads by SGD",
@@ -24,6 +24,8 @@ NEIGHBOURS = (10, 20, 50, 100, 200)
 """Each k of k-NN."""
 TEMPERATURE = 0.07
 """Of k-NN's votes."""
+MEANS, STDS = (0.0, 1.0), (0.01, 1.0)
+"""Ranges of the values of a normalisation."""
 METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
 """Names of the metrics as they are printed."""
 _KEPT = ("cached", "logreg")
@@ -43,12 +45,30 @@ def input_options() -> dict[str, dict[str, Any]]:
     return {
         "--size-px": {"type": size, "metavar": "N", "help": f"side of the images ({own})"},
         "--mean": {
-            "type": per_channel(0.0, 1.0),
+            "type": per_channel(*MEANS),
             "metavar": channels,
             "help": f"normalisation of values in [0, 1], one per channel ({own})",
         },
-        "--std": {"type": per_channel(0.01, 1.0), "metavar": channels, "help": "and its scale"},
+        "--std": {"type": per_channel(*STDS), "metavar": channels, "help": "and its scale"},
     }
+
+
+def check_inputs(
+    mean: Sequence[float] | None, std: Sequence[float] | None, size_px: int | None
+) -> None:
+    """Raise ConfigError for what `input_options` would not take; None is taken."""
+    if size_px is not None:
+        check_whole(SMALLEST_PX, LARGEST_PX, size_px=size_px)
+    for name, values, (low, high) in (("mean", mean, MEANS), ("std", std, STDS)):
+        try:
+            good = values is None or (len(values) > 0 and all(low <= v <= high for v in values))
+        except TypeError:
+            good = False
+        if not good:
+            raise ConfigError(
+                f"{name} {shown(values)}: give a list of numbers from {low:g} to {high:g}, one per "
+                f"channel of images whose values are in [0, 1]"
+            )
 
 
 def usual_crop(size_px: int) -> float:

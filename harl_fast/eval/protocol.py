@@ -112,17 +112,13 @@ class Evaluator:
             )
         self._containers = {"train": train_set, "val": find_container(Path(folder), "val")}
         self.ranks = ranks
-        reading: dict[str, Any] = {
-            "size_px": size_px,
-            "batch": batch,
-            "workers": workers,
-            "centre": crop,
-            "channels": len(mean),
-        }
+        reading: dict[str, Any] = {"size_px": size_px, "batch": batch, "workers": workers}
+        reading |= {"centre": crop, "channels": len(mean)}
         self._manifests = {name: read_manifest(each) for name, each in self._containers.items()}
         train, val = (manifest.classes for manifest in self._manifests.values())
         check_classes(folder, train, val)
         self.classes = len(train)
+        self._names = {"val": read_names(self._containers["val"])}  # later, others may lie there
         self._loaders = {
             split: _loader(beton, np.arange(self._manifests[split].count), ranks, reading)
             for split, beton in self._containers.items()
@@ -132,7 +128,7 @@ class Evaluator:
         """Ids of the training samples that are used, ascending; None: all."""
         if subset is not None:
             labels = OpenContainer(train_set).labels
-            names = read_names(train_set)
+            names = self._names["train"] = read_names(train_set)
             self.subset = choose(names, labels, train, subset=subset, seed=subset_seed)
             self._train_counts = np.bincount(labels[self.subset.numpy()]).tolist()
             self._some = _loader(train_set, self.subset.numpy(), ranks, reading)
@@ -318,8 +314,8 @@ class Evaluator:
         return headline(self._manifests["train"])
 
     def names(self, split: str) -> list[str]:
-        """Return the names of a split's samples, in the order of their ids."""
-        return read_names(self._containers[split])
+        """Return the names of a split's samples by their ids; train's only if a subset is used."""
+        return self._names[split]
 
     def settings(self) -> dict[str, Any]:
         """Return what an evaluation depends on beside data and encoder, and the device's type."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import re
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from harl_fast.errors import CheckpointError, shown
 from harl_fast.files import UnusualFileError, open_regular
-from harl_fast.tensorfile import grows, open_tensors
+from harl_fast.tensorfile import damaged_member, grows, open_tensors
 
 TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 GIVEN = (
@@ -77,6 +78,15 @@ def _plain(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors' names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def refuse_other_frameworks(path: Path) -> None:
     """Raise CheckpointError for what TensorFlow or JAX wrote: a file, a prefix or a folder."""
     inside = [*path.glob("*.index"), *path.glob("saved_model.pb")] if path.is_dir() else []
@@ -98,6 +108,11 @@ def _read_torch(path: Path) -> object:
                 raise CheckpointError(
                     f"{path} is compressed, which torch's own files are not, and may take any "
                     f"memory: save the state_dict() anew"
+                )
+            if damaged := damaged_member(stream):
+                raise CheckpointError(
+                    f"{path} is damaged: its part {shown(damaged)} does not match the checksum "
+                    f"that it was saved with. Copy it again from where it came"
                 )
             return torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import one_line
 from harl_fast.files import check_output
+from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.options import SEED_MAX, Parser, whole_number
 
 
@@ -57,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     check_output(args.out, option="--out", folder=True)
     comparison = compare_any(args.results, force=args.force, seed=args.seed)
     curves = find_curves(comparison, data=args.curve)
-    write_report(args.out, comparison, curves)
+    with locked(args.out / FOLDER_LOCK, output=args.out):
+        write_report(args.out, comparison, curves)
     for warning in comparison.warnings:
         print(one_line(f"warning: not comparable: {warning}"))
     print(accuracy_table(comparison))

@@ -22,6 +22,7 @@ from harl_fast.files import Progress, naming, replacing, write_bytes, write_text
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+PROJECTOR_CONFIG = "projector_config.pbtxt"
 PROJECTED = 10_000
 """Points that TensorBoard's projector shows without thinning them out itself."""
 SPRITE_PX = 8192
@@ -123,7 +124,7 @@ def write_projector(folder: Path, embeddings: Embeddings, *, data: Path) -> Embe
     Image.fromarray(sheet).save(stream, "PNG", compress_level=6)
     write_bytes(folder / "sprite.png", stream.getvalue())
     # Last: TensorBoard finds the rest by it.
-    write_text(folder / "projector_config.pbtxt", _CONFIG.replace("SIDE", str(side)))
+    write_text(folder / PROJECTOR_CONFIG, _CONFIG.replace("SIDE", str(side)))
     return shown
 
 

@@ -15,6 +15,7 @@ import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import HarlError, one_line
 from harl_fast.eval.options import METRICS
 from harl_fast.files import check_output, to_stderr, write_bytes
+from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.options import SEED_MAX, Parser, whole_number
 from harl_fast.tools import charts
 
@@ -253,7 +254,8 @@ def draw(folder: Path, out: Path, *, data: Path | None, seed: int = 0) -> list[P
     """Write the pictures of the result in ``folder`` into ``out``; return the files' paths.
 
     data: folder with the containers that the result is of; without it the map, the projector and
-    the embeddings, which need features and images, are left out. Raises HarlError, OSError.
+    the embeddings, which need features and images, are left out, and removed where an earlier
+    drawing left them: they may be of another result. Raises HarlError, OSError.
     """
     from harl_fast.eval.results import read_result
     from harl_fast.tools import embeddings, features
@@ -264,14 +266,24 @@ def draw(folder: Path, out: Path, *, data: Path | None, seed: int = 0) -> list[P
         found = embeddings.of_result(result, features.validation_features(result, data, folder))
         check_map(found.features)
     written = [out / "confusion.png", out / "per_class.png"]
-    write_bytes(written[0], confusion(result))
-    write_bytes(written[1], per_class(result))
-    if data is not None:
-        written += [out / "embeddings.npz", out / "map.png", out / "projector"]
-        embeddings.write_npz(written[2], found)
-        write_bytes(written[3], feature_map(found, title=_title(result), seed=seed))
-        embeddings.write_projector(written[4], found, data=data)
-    return written
+    of_features = [out / "embeddings.npz", out / "map.png", out / "projector"]
+    with locked(out / FOLDER_LOCK, output=out):
+        write_bytes(written[0], confusion(result))
+        write_bytes(written[1], per_class(result))
+        if data is None:
+            _remove((*of_features[:2], of_features[2] / embeddings.PROJECTOR_CONFIG))
+            return written
+        embeddings.write_npz(of_features[0], found)
+        write_bytes(of_features[1], feature_map(found, title=_title(result), seed=seed))
+        embeddings.write_projector(of_features[2], found, data=data)
+    return written + of_features
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for file in files:
+        if file.is_file():
+            to_stderr(f"removed, as it may be of another result: {file}")
+            file.unlink()
 
 
 def draw_and_tell(folder: Path, out: Path, *, data: Path | None, seed: int = 0) -> None:

@@ -90,7 +90,7 @@ def rescaled(pretrained: Pretrained, factors: Mapping[str, float], *, about: str
 
     import torch
 
-    from harl_fast.engine.networks import digest
+    from harl_fast.model.weightfile import digest
     from harl_fast.tools.forms import apart, example
 
     network = copy.deepcopy(pretrained.backbone)

@@ -105,10 +105,20 @@ class Decoded:
 
 
 def open_file(image: FileRef) -> BinaryIO:
-    """Open an image's bytes, wherever they lie; `UnusualFileError` beyond `FILE_LIMIT`."""
-    if isinstance(image, Path):
-        return open_regular(image, limit=FILE_LIMIT)
-    return image.open(FILE_LIMIT)
+    """Open an image's bytes, wherever they lie; `UnusualFileError` beyond `FILE_LIMIT`.
+
+    A file that is gone with all else in its folder, as of a disk that is unmounted, or with all
+    other images in it, is an `OSError` of the system.
+    """
+    try:
+        if isinstance(image, Path):
+            return open_regular(image, limit=FILE_LIMIT)
+        return image.open(FILE_LIMIT)
+    except FileNotFoundError as error:
+        holder = image.parent if isinstance(image, Path) else image.path
+        if not holder.exists() or (holder.is_dir() and not any(holder.iterdir())):
+            raise OSError(errno.ESTALE, "it is gone with all of its images", str(holder)) from error
+        raise
 
 
 @contextlib.contextmanager

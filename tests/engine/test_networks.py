@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -28,6 +29,31 @@ from tests.engine.support import advance, stepper, tiny_file, weights
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 RESNET18 = ModelConfig(arch="resnet18")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"std": [0, 0, 0]}, r"std \[0, 0, 0\]: give a list of numbers from 0.01 to 1"),
+        ({"mean": [123.7, 116.3, 103.5]}, r"mean \[123.7, .*from 0 to 1, one per channel"),
+        ({"mean": [float("nan")] * 3}, "mean .*nan"),
+        ({"mean": []}, r"mean \[\]: give"),
+        ({"mean": 0.5}, "mean 0.5: give"),
+        ({"mean": [0.5]}, "--mean has 1 values"),
+        ({"size_px": 0}, "size_px 0: give a whole number"),
+        ({"size_px": 32.5}, "size_px 32.5: give a whole number"),
+    ],
+)
+def test_inputs_that_the_command_line_refuses_are_refused(
+    run: Path, inputs: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_pretrained(run, **inputs)
+
+
+def test_inputs_may_be_arrays(run: Path) -> None:
+    found = load_pretrained(run, mean=np.full(3, 0.5), std=torch.full((3,), 0.25))
+    assert (found.mean, found.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.mark.parametrize("arch", ["timm:resnet50d", "timm:convnext_tiny"])

@@ -100,6 +100,20 @@ def test_chance_is_the_share_of_the_largest_training_class(evaluator: Evaluator)
     assert evaluator.chance() == pytest.approx(60.0)  # labels 0, 1, 2, 2, 2
 
 
+def test_names_are_those_of_the_containers_that_were_opened(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    reading = {"size_px": 24, "mean": MEAN, "std": STD, "device": torch.device("cpu")}
+    opened = Evaluator(tmp_path, subset="50%", **reading)
+    names = {split: opened.names(split) for split in COUNTS}
+    for number, (split, count) in enumerate(COUNTS.items()):
+        write_beton(
+            tmp_path / f"{split}.beton", lambda i, n=number: coloured(i + n), count=count + 9
+        )
+    assert {split: opened.names(split) for split in COUNTS} == names
+    assert {split: len(found) for split, found in names.items()} == COUNTS
+
+
 def test_splits_with_other_classes_are_refused(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

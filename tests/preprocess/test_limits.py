@@ -137,6 +137,22 @@ def test_folders_end_somewhere(tmp_path: Path) -> None:
     assert list_images(tmp_path / "d").images == ["d/" * DEPTH + "x.png"]
 
 
+def test_a_folder_that_goes_away_ends_a_conversion(tmp_path: Path) -> None:
+    """As an unmounted disk does: else all of its images would be left out, one by one."""
+    (tmp_path / "a").mkdir()
+    path = save(photo(0), tmp_path / "a/x.png")
+    other = save(photo(1), tmp_path / "a/y.png")
+    path.unlink()
+    with pytest.raises(UnusableImageError, match="FileNotFoundError"):
+        decode_image(path, side_px=64)
+    other.unlink()
+    for _ in ("empty", "gone"):
+        with pytest.raises(OSError, match=r"gone with all of its images: '.*/a'"):
+            decode_image(path, side_px=64)
+        if path.parent.exists():
+            path.parent.rmdir()
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE])
 def test_what_the_system_lacks_is_not_blamed_on_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -155,6 +155,14 @@ def test_a_cut_off_file_is_refused(file: Path, tmp_path: Path, share: float) -> 
         load_network(cut)
 
 
+def test_a_changed_weight_is_refused(file: Path, tmp_path: Path) -> None:
+    data, other = bytearray(file.read_bytes()), tmp_path / "other.safetensors"
+    data[-3] ^= 1
+    other.write_bytes(data)
+    with pytest.raises(DataError, match=r"other.safetensors is damaged .*checksum.*masks-train"):
+        load_network(other)
+
+
 def test_other_safetensors_files_are_refused(file: Path, tmp_path: Path) -> None:
     tensors = load_file(file)
     with safe_open(file, framework="np") as opened:

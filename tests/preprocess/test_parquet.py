@@ -12,7 +12,7 @@ import pytest
 
 from harl_fast.errors import DataError
 from harl_fast.files import UnusualFileError
-from preprocess.sources import Choices, Source, read_source
+from preprocess.sources import Choices, Source, cells, read_source
 from preprocess.sources.cells import Cell
 from preprocess.sources.parquet import fits_tables, tables_at
 from preprocess.sources.samples import unique_names
@@ -61,6 +61,15 @@ def test_columns_are_taken_by_their_kind_and_name(tmp_path: Path) -> None:
     assert source.notes[0].startswith("images are those of the column jpg, not of id;")
     other = read(path, image_column="id", label_column="none")
     assert other.classes == [] and rows(other)[0] == ("x-000000", b"x")
+
+
+def test_large_rows_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = table(tmp_path / "x.parquet", rows=4, image=IMAGES)
+    for most, lengths in ((1 << 20, [4]), (100, [1] * 4)):
+        monkeypatch.setattr(cells, "_BYTES_AT_ONCE", most)
+        batches = list(cells._batches(path, "image", 0))
+        assert [len(batch) for batch in batches] == lengths
+        assert [value.as_py() for batch in batches for value in batch] == IMAGES
 
 
 def test_usual_names_count_in_capitals_too(tmp_path: Path) -> None:

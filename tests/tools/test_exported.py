@@ -178,6 +178,22 @@ def test_weights_that_grow_as_they_are_read_are_refused(tmp_path: Path) -> None:
         load_pretrained(compressed_weights(tmp_path))
 
 
+@pytest.mark.parametrize("damage", ["a bit", "a hole"])
+def test_weights_that_do_not_match_their_own_checksums_are_refused(
+    tmp_path: Path, damage: str
+) -> None:
+    """torch writes them, and does not look."""
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": torch.ones(1000, 64)}, path)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 4096] = bytes(4096) if damage == "a hole" else data[middle:][:4096]
+    data[middle] ^= damage == "a bit"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"is damaged: its part 'weights/data/0' .*Copy it"):
+        load_pretrained(path)
+
+
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.float8_e4m3fn])
 def test_weights_that_are_no_real_numbers_are_refused(
     run: Path, tmp_path: Path, dtype: torch.dtype

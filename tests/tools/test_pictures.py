@@ -20,6 +20,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from harl_fast.errors import DataError, HarlError
 from harl_fast.eval.results import Result, read_result
+from harl_fast.lock import FOLDER_LOCK, locked
 from harl_fast.tools import charts, embeddings, pictures
 from harl_fast.tools.embeddings import Embeddings, stratified
 from tests.betons import plain_item, write_beton
@@ -253,6 +254,19 @@ def test_without_containers_the_two_charts_are_drawn(
     assert names == ["confusion.png", "per_class.png"]
     assert "--data" in capsys.readouterr().err
     assert read_result(folder).headline == "mean_per_class"
+
+
+def test_pictures_of_an_earlier_drawing_do_not_stay_beside_these(tmp_path: Path) -> None:
+    result_of(tmp_path)
+    out = tmp_path / "out"
+    (out / "projector").mkdir(parents=True)
+    stale = [out / "map.png", out / "embeddings.npz", out / "projector/projector_config.pbtxt"]
+    for path in (*stale, out / "notes.txt"):
+        path.write_text("old")
+    assert pictures.main([str(tmp_path / "run/eval/pets-cached"), "--out", str(out)]) == 0
+    assert not any(path.exists() for path in stale) and (out / "notes.txt").exists()
+    with locked(out / FOLDER_LOCK, output=out), pytest.raises(HarlError, match="in use by"):
+        pictures.main([str(tmp_path / "run/eval/pets-cached"), "--out", str(out)])
 
 
 def test_a_users_settings_of_matplotlib_change_no_picture(tmp_path: Path) -> None:

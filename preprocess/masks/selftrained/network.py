@@ -7,6 +7,7 @@ in it was ever trained on anything but the user's images.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from preprocess.masks.selftrained.ensemble import MEMBERS, opinions
 
 FORMAT = "harl_fast masks 1"
 """Stands in every weight file; another number means another meaning of the weights."""
+_DIGEST = "weights_sha256"
 BATCH = 16
 """Most images in one forward pass: more is not faster on one core, and needs more memory."""
 MIDDLE, SPREAD = 118.0, 64.0
@@ -250,10 +252,18 @@ def save_network(net: MaskNet, path: Path, metadata: Mapping[str, Any]) -> None:
 
     The file appears whole or not at all.
     """
-    header = {**metadata, "format": FORMAT, "architecture": asdict(net.architecture)}
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    own = {"format": FORMAT, "architecture": asdict(net.architecture), _DIGEST: _digest(tensors)}
+    header = {**metadata, **own}
     content = save(tensors, {"harl_fast": json.dumps(header, sort_keys=True)})
     write_bytes(path, content)  # safetensors itself leaves a file to its owner alone
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def load_network(path: Path, *, bfloat16: bool | None = None) -> Network:
@@ -285,6 +295,8 @@ def read_network(path: Path) -> tuple[MaskNet, dict[str, Any]]:
                     f"{FORMAT!r}; {REMEDY}"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _DIGEST in metadata and metadata[_DIGEST] != _digest(tensors):  # older files have none
+            raise ValueError("its weights do not match the checksum that they were saved with")
         net = MaskNet(TypeAdapter(Architecture).validate_python(metadata["architecture"]))
         net.load_state_dict(tensors)
     except ValidationError as error:
