@@ -96,7 +96,11 @@ def run_main(main: Callable[[], int]) -> None:
     nohup had it ignored: temporary files are removed, and processes ended. Later ones do not
     disturb that.
     """
-    sys.exit(_outcome(main))
+    code = _outcome(main)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        # Libraries that are leaving would print the trace of an exception; all is done.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
 
 
 @contextlib.contextmanager

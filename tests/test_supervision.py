@@ -183,3 +183,14 @@ run_main(main)
     out, err = process.communicate(timeout=15)
     assert (process.returncode, err) == (130, "interrupted: no file is left half-written\n")
     assert out in ("", "imported\n")
+
+
+def test_an_interrupt_after_the_end_prints_no_trace() -> None:
+    body = """
+import atexit, os, signal
+from harl_fast.program import run_main
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+run_main(lambda: 0)
+"""
+    done = subprocess.run([sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

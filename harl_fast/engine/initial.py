@@ -11,7 +11,7 @@ from harl_fast.config import ModelConfig
 from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
 from harl_fast.engine.networks import anchor, is_foreign
 from harl_fast.errors import ConfigError
-from harl_fast.model.folder import WEIGHTS, fitting, is_folder
+from harl_fast.model.folder import WEIGHTS, fitting, folder_of, read_config
 from harl_fast.model.harl import HARL
 from harl_fast.model.names import listed, locate
 from harl_fast.model.weightfile import digest, read_weights, refuse_other_frameworks
@@ -45,7 +45,9 @@ def open_initial(path: Path, model: ModelConfig) -> Checkpoint | EncoderFile:
     Raises HarlError, also if it does not hold all of the backbone that ``model`` describes.
     """
     refuse_other_frameworks(path)
-    file = path / WEIGHTS if is_folder(path) else path
+    if folder := folder_of(path):
+        read_config(folder)  # which compares the digests
+    file = folder / WEIGHTS if folder else path
     if not is_foreign(file):
         found = open_checkpoint(path, verify=True)
         return replace(found, notes=(*found.notes, f"weights: {found.receipt}"))

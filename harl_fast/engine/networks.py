@@ -27,7 +27,7 @@ from harl_fast.eval.options import check_inputs
 from harl_fast.files import local_path, to_stderr
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
-from harl_fast.model.folder import CONFIG, WEIGHTS, is_folder, load_native, read_folder
+from harl_fast.model.folder import WEIGHTS, damaged, folder_of, load_native, read_folder
 from harl_fast.model.harl import HARL
 from harl_fast.model.heads import LinearHeads, MLPHead
 from harl_fast.model.names import RESNET, Receipt, locate, recognise
@@ -194,8 +194,8 @@ def load_pretrained(
     check_inputs(mean, std, size_px)
     ckpt = local_path(ckpt)
     refuse_other_frameworks(ckpt)
-    if is_folder(ckpt) or (ckpt.name == WEIGHTS and is_folder(ckpt.parent)):
-        loaded = _of_folder(ckpt if ckpt.is_dir() else ckpt.parent)
+    if folder := folder_of(ckpt):
+        loaded = _of_folder(folder)
     elif is_foreign(ckpt):
         loaded = _of_file(ckpt)
     else:
@@ -259,11 +259,8 @@ def _of_folder(folder: Path) -> Pretrained:
     found = read_folder(folder)
     naming = "timm names" if found.model.arch.startswith(PREFIX) else "torchvision names"
     sha256 = digest(found.backbone.native.state_dict())
-    if found.weights_sha256 not in ("", sha256):
-        raise CheckpointError(
-            f"{folder / WEIGHTS} does not hold what was exported ({CONFIG} has another SHA-256 of "
-            f"it): it is damaged or changed. Copy it again, or export it again by `make export`"
-        )
+    if found.weights_sha256 not in ("", sha256):  # of exports without digests of files
+        raise damaged(folder / WEIGHTS)
     _check_features(found.backbone, size_px=found.size_px, where=str(folder))
     return Pretrained(
         backbone=found.backbone,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from harl_fast.config import LUMA_MEAN, LUMA_STD, RGB_MEAN, RGB_STD, DataConfig, ModelConfig
 from harl_fast.errors import CheckpointError
+from harl_fast.files import sha256_file
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import LinearHeads, MLPHead
@@ -58,17 +59,56 @@ class Exported:
     """The backbone's when it was exported; empty of folders that timm wrote."""
 
 
-def is_folder(path: Path) -> bool:
-    """Return whether this is such a folder, ours or timm's own."""
-    return holds(path, (CONFIG, WEIGHTS))
+def folder_of(path: Path) -> Path | None:
+    """Return the exported folder, ours or timm's own, that a path or its `WEIGHTS` is, if any."""
+    folder = path.parent if path.name == WEIGHTS and not path.is_dir() else path
+    return folder if holds(folder, (CONFIG, WEIGHTS)) else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a folder's config.json; CheckpointError unless its tensors are those exported.
+
+    Folders that timm wrote, and those exported before there were digests of files, have none.
+    """
+    config = read_json(folder / CONFIG, error=CheckpointError, most_bytes=MOST_BYTES)
+    ours = config.get("harl_fast")
+    known = ours.get("files") if isinstance(ours, dict) else None
+    if isinstance(known, dict):
+        found = digests(folder)
+        for name in (WEIGHTS, PROJECTOR):
+            if known.get(name) != found.get(name):
+                raise damaged(folder / name)
+    return config
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of a folder's files of tensors by name. Raises CheckpointError."""
+    found = {}
+    for file in (folder / WEIGHTS, folder / PROJECTOR):
+        try:
+            if file.exists():
+                found[file.name] = sha256_file(file)
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read ({error})") from error
+    return found
+
+
+def damaged(file: Path) -> CheckpointError:
+    """Return the error of a file of tensors that is not the one that was exported."""
+    what = "does not hold what was exported" if file.exists() else "is missing"
+    return CheckpointError(
+        f"{file} {what}: the folder is damaged or was changed. Copy it again, or export it again "
+        f"by `make export`"
+    )
 
 
 def read_folder(path: Path) -> Exported:
     """Return what a folder holds, on the CPU.
 
-    One that timm wrote serves too. Raises CheckpointError unless all of the backbone is there.
+    One that timm wrote serves too. Raises CheckpointError unless all of the backbone is there, and
+    as it was exported.
     """
-    config = read_json(path / CONFIG, error=CheckpointError, most_bytes=MOST_BYTES)
+    config = read_config(path)
     try:
         return _read(path, config)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from harl_fast.engine.networks import Pretrained
 from harl_fast.errors import one_line
-from harl_fast.eval.options import CROP, METRICS
+from harl_fast.eval.options import METRICS
 from harl_fast.eval.results import Result, results_in
 
 
-def model_card(pretrained: Pretrained, *, classes: Sequence[str], timm: bool) -> str:
+def model_card(pretrained: Pretrained, *, classes: Sequence[str], crop: float, timm: bool) -> str:
     """Return README.md in Markdown with the header that Hugging Face's hub reads.
 
-    classes: of the classifier in the file, none without one. timm: whether timm has the network.
+    classes: of the classifier in the file, none without one. crop: share of the shorter side that
+    is seen. timm: whether timm has the network.
     """
     model, source = pretrained.model, origin(pretrained)
     ours = run_of(pretrained.source) is not None
@@ -30,12 +31,12 @@ def model_card(pretrained: Pretrained, *, classes: Sequence[str], timm: bool) ->
         f"{model.last_stride}, {model.in_channels} channels.",
         "",
         f"Inputs: values in [0, 1], normalised by mean {[*pretrained.mean]} and std "
-        f"{[*pretrained.std]}; trained at {pretrained.size_px} px. For evaluation the central "
-        f"square of {CROP} of the shorter side, resized bilinearly with antialiasing.",
+        f"{[*pretrained.std]}. For evaluation the central square of {crop} of the shorter side, "
+        f"resized bilinearly with antialiasing to {pretrained.size_px} px.",
         "",
     ]
     if classes:
-        head += [f"With a linear classifier of {len(classes)} classes on the pooled features.", ""]
+        head += [f"With a linear classifier of {len(classes)} classes, judged on such inputs.", ""]
     return "\n".join([*head, *_loading(model.arch, timm=timm), *_results(pretrained)]) + "\n"
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import ConfigError, OutputError, nearest, one_line
@@ -18,6 +18,7 @@ from harl_fast.runfiles import check_named
 
 if TYPE_CHECKING:
     from harl_fast.engine.networks import Pretrained
+    from harl_fast.eval.results import Result
     from harl_fast.tools.forms import Classifier
 
 TO = ("folder", "torchvision", "onnx", "detectron2")
@@ -41,7 +42,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "and .safetensors; onnx: pixels in [0, 1] to features; detectron2: .pkl and .yaml",
     )
     add("--out", type=Path, required=True, metavar="FOLDER", help="new or empty folder")
-    add("--head", type=Path, metavar="RESULT", help="result.json whose classifier is added")
+    about = "result.json whose classifier is added; the inputs are those that it was judged on"
+    add("--head", type=Path, metavar="RESULT", help=about)
     for option, settings in input_options().items():
         add(option, **settings)
     return parser.parse_args(argv)
@@ -62,17 +64,23 @@ def export_encoder(
     ckpt, mean, std, size_px: as for `load_pretrained`. to: "folder" (Hugging Face's layout),
     "torchvision" (``model.pth``, ``model.safetensors``), "onnx" (``model.onnx``) or "detectron2"
     (``model.pkl``, ``model.yaml``). head: the ``result.json`` of an evaluation of these weights,
-    whose linear classifier is added. Raises HarlError or OSError; nothing is left then.
+    whose linear classifier is added; its mean, std, size_px and crop come before the checkpoint's.
+    Raises HarlError or OSError; nothing is left then.
     """
     from harl_fast.engine.networks import load_pretrained
+    from harl_fast.eval.results import read_result
     from harl_fast.tools.forms import FORMS
 
     if to not in FORMS:
         raise ConfigError(f"TO={to} is none of {', '.join(FORMS)}{nearest(to, FORMS)}")
     check_out(Path(out), option="OUT")
-    pretrained = load_pretrained(Path(ckpt), mean=mean, std=std, size_px=size_px)
+    result = None if head is None else read_result(Path(head))
+    seen = {} if result is None else result.preprocessing
+    given: dict[str, Any] = {"mean": mean, "std": std, "size_px": size_px}
+    inputs = {k: value if value is not None else seen.get(k) or None for k, value in given.items()}
+    pretrained = load_pretrained(Path(ckpt), **inputs)
     FORMS[to].refuse(pretrained.model)
-    classifier = None if head is None else _classifier(Path(head), pretrained)
+    classifier = None if result is None else _classifier(result, pretrained, where=f"HEAD {head}")
     return write(pretrained, Path(out), to=to, head=classifier)
 
 
@@ -114,36 +122,35 @@ def write(pretrained: Pretrained, out: Path, *, to: str, head: Classifier | None
     return f"{out}: {to} of {pretrained.model.arch}, {size_mb:.1f} MB; {seen}"
 
 
-def _classifier(path: Path, pretrained: Pretrained) -> Classifier:
+def _classifier(result: Result, pretrained: Pretrained, *, where: str) -> Classifier:
     """Return the linear head of a result; ConfigError unless it is of these weights."""
-    from harl_fast.eval.results import read_result
     from harl_fast.tools.comparison import freshly_initialised
     from harl_fast.tools.forms import Classifier
 
-    result = read_result(path)
     if result.head is None:
         raise ConfigError(
-            f"HEAD {path} has no head.safetensors beside it: its classifier stands on layers of "
+            f"{where} has no head.safetensors beside it: its classifier stands on layers of "
             f"the projector, which no export has; train one with --ft-proj-selector 0"
         )
     if freshly_initialised(result):
         raise ConfigError(
-            f"HEAD {path} is of a freshly initialised encoder, the baseline of a result: give that "
+            f"{where} is of a freshly initialised encoder, the baseline of a result: give that "
             f"result, of the trained one"
         )
     if result.checkpoint.get("weights_sha256") != pretrained.weights_sha256:
         raise ConfigError(
-            f"HEAD {path} was trained on the features of "
+            f"{where} was trained on the features of "
             f"{result.checkpoint.get('path', 'other weights')}, not on those of "
             f"{pretrained.source}: give a result of this checkpoint"
         )
     width, features = result.head.weight.shape[1], pretrained.backbone.out_channels
     if width != features:
         raise ConfigError(
-            f"HEAD {path} takes {width} features, the encoder has {features}: give a head that "
+            f"{where} takes {width} features, the encoder has {features}: give a head that "
             f"stands on the backbone itself (--ft-proj-selector 0)"
         )
-    return Classifier(result.head.weight, result.head.bias, [*result.data["classes"]])
+    classes, crop = [*result.data["classes"]], result.preprocessing["crop"]
+    return Classifier(result.head.weight, result.head.bias, classes, crop)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,10 +21,10 @@ from harl_fast.config import ModelConfig
 from harl_fast.engine.checkpoint.format import save_tensors
 from harl_fast.engine.networks import Pretrained
 from harl_fast.errors import ConfigError, OutputError
-from harl_fast.eval.options import CROP
+from harl_fast.eval.options import usual_crop
 from harl_fast.eval.results import Head
 from harl_fast.files import naming, write_bytes, write_json, write_text
-from harl_fast.model.folder import CARD, CONFIG, FORMAT, PROJECTOR, WEIGHTS, read_folder
+from harl_fast.model.folder import CARD, CONFIG, FORMAT, PROJECTOR, WEIGHTS, digests, read_folder
 from harl_fast.model.pooling import global_mean
 from harl_fast.model.resnet import ARCHS
 from harl_fast.model.timm_network import PREFIX
@@ -40,9 +40,12 @@ CLOSE = 1e-4
 
 @dataclass(frozen=True)
 class Classifier(Head):
-    """A linear head on the pooled features, and its classes in their order."""
+    """A linear head on the pooled features."""
 
     classes: list[str]
+    """In their order."""
+    crop: float
+    """Side of the central square that it was judged on, as a share of the shorter side."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +173,11 @@ def _write_folder(folder: Path, pretrained: Pretrained, head: Classifier | None)
     save_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})
     if pretrained.projector is not None:
         save_tensors(folder / PROJECTOR, pretrained.projector.state_dict())
+    config["harl_fast"]["files"] = digests(folder)
     write_json(folder / CONFIG, config)
-    classes = [] if head is None else head.classes
-    write_text(folder / CARD, model_card(pretrained, classes=classes, timm=is_timms(model)))
+    classes, crop = [] if head is None else head.classes, config["pretrained_cfg"]["crop_pct"]
+    card = model_card(pretrained, classes=classes, crop=crop, timm=is_timms(model))
+    write_text(folder / CARD, card)
 
 
 def _config(pretrained: Pretrained, head: Classifier | None) -> dict[str, Any]:
@@ -196,7 +201,7 @@ def _config(pretrained: Pretrained, head: Classifier | None) -> dict[str, Any]:
             "num_classes": len(classes),
             "input_size": [model.in_channels, size_px, size_px],
             "fixed_input_size": False,
-            "crop_pct": CROP,
+            "crop_pct": usual_crop(size_px) if head is None else head.crop,
             "crop_mode": "center",
             "interpolation": "bilinear",
             "mean": list(pretrained.mean),

@@ -177,6 +177,8 @@ def _greatest_alpha(image: Image.Image) -> int:
 def _plain(image: Image.Image, *, adobe: bool) -> Image.Image:
     """Return an image of 8 bits per value as RGB, L or CMYK, with transparency laid on white."""
     mode = image.mode
+    if mode == "La":  # Pillow converts it to nothing else
+        image = image.convert("LA")
     if mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

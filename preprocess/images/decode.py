@@ -37,6 +37,7 @@ from preprocess.images.soundness import is_lossy, load_judged
 from preprocess.images.tiff import (
     TAG_BITS,
     TAG_ERRORS,
+    TAG_FILL_ORDER,
     TAG_PHOTOMETRIC,
     TAG_SAMPLE_FORMAT,
     check_tiff,
@@ -161,7 +162,14 @@ def open_image(file: FileRef) -> Iterator[ImageFile.ImageFile]:
             raise  # says nothing of the file, and would be said of all that follow
         # Pillow raises nearly anything on damaged files, and one file must not end a conversion:
         # whatever it is stands in the report under the file's name.
-        raise UnusableImageError(f"{type(error).__name__}: {error}") from error
+        raise UnusableImageError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    words = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno is not None:  # of the place, not of the file
+        return words
+    return f"{words}: copy it again if it is damaged, else save it as PNG or JPEG"
 
 
 def _identified(stream: BinaryIO) -> ImageFile.ImageFile:
@@ -180,8 +188,9 @@ def _identified(stream: BinaryIO) -> ImageFile.ImageFile:
         raise UnusableImageError("cannot identify image file: a TIFF whose directory is damaged")
     raise UnusableImageError(
         f"a TIFF of {'/'.join(map(str, tags.get(TAG_BITS, (1,))))} bits, sample format "
-        f"{tags.get(TAG_SAMPLE_FORMAT, (1,))[0]}, photometric {tags[TAG_PHOTOMETRIC]} "
-        f"cannot be read: save it as 8-bit RGB, or as 16-bit grey where black is zero"
+        f"{tags.get(TAG_SAMPLE_FORMAT, (1,))[0]}, fill order {tags.get(TAG_FILL_ORDER, 1)}, "
+        f"photometric {tags[TAG_PHOTOMETRIC]} cannot be read: save it as 8-bit RGB, or as 16-bit "
+        f"grey where black is zero"
     )
 
 
@@ -320,7 +329,7 @@ def read_mask(path: Path, frame: Frame) -> Mask:
     pixels = _bare_mask(path)
     if pixels is None:
         image = load_mask(path, lossy=False)
-        if image.mode in ("RGBA", "LA", "PA", "CMYK") or (
+        if image.mode not in ("1", "L", "P", "RGB", "I;16") or (
             image.format == "TIFF" and deep_grey(image) is not None
         ):
             raise UnusableImageError(f"a mask of mode {image.mode}: save 8-bit grey, 0 = none")

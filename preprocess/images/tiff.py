@@ -16,12 +16,12 @@ from preprocess.images.inflate import Inflation
 from preprocess.images.listing import TIFF_STARTS
 from preprocess.images.reading import UnusableImageError
 
-TAG_BITS, TAG_PHOTOMETRIC, TAG_SAMPLE_FORMAT = 258, 262, 339
+TAG_BITS, TAG_PHOTOMETRIC, TAG_FILL_ORDER, TAG_SAMPLE_FORMAT = 258, 262, 266, 339
 TAG_NODATA = 42113
 """GDAL's: a value, as a text, of pixels that have none."""
 STATED_RANGES = ((340, 341), (280, 281))
 """Tags of the least and the greatest value: of any type, and of unsigned ones."""
-_WIDTH, _HEIGHT, _COMPRESSION, _FILL_ORDER, _SAMPLES, _PLANAR = 256, 257, 259, 266, 277, 284
+_WIDTH, _HEIGHT, _COMPRESSION, _SAMPLES, _PLANAR = 256, 257, 259, 277, 284
 _STRIPS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 278, 279
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
 _COLOUR_MAP, _INK_SET, _EXTRA_SAMPLES, _SUBSAMPLING = 320, 332, 338, 530
@@ -31,8 +31,12 @@ WHITE_IS_ZERO, _RGB, _PALETTE, _INKS, _YCBCR = 0, 2, 3, 5, 6
 _CMYK = 1
 _RAW, _OLD_JPEG, _DEFLATE = 1, 6, (8, 32946)
 _SEPARATE = 2
+_LOWEST_BIT_FIRST = 2
 _ASIDE = 1 | 4
-"""Values of the tags photometric, ink set, compression, planar configuration, kind of frame."""
+"""Values of the tags photometric, ink set, compression, planar configuration, fill order, kind of
+frame."""
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+"""Each byte with its bits in reverse."""
 _NATIVE = {
     "F;32F": "F;32NF", "F;32BF": "F;32NF", "I;16S": "I;16NS", "I;16BS": "I;16NS",
     "I;32S": "I;32NS", "I;32BS": "I;32NS",
@@ -104,11 +108,13 @@ def check_tiff(image: Image.Image, stream: BinaryIO) -> None:
     if compression == _OLD_JPEG:
         return
     layout = _layout(tags)
+    file_bytes = stream.seek(0, os.SEEK_END)
+    places = _places(tags, layout, file_bytes)
+    _turn_bits(image)
     _take_native_order(image)
     if image.mode in ("P", "PA") and max(tags[_COLOUR_MAP]) < 256:
         image.palette = ImagePalette.raw("RGB;L", bytes(tags[_COLOUR_MAP]))
-    file_bytes = stream.seek(0, os.SEEK_END)
-    for index, (start, length) in enumerate(_places(tags, layout, file_bytes)):
+    for index, (start, length) in enumerate(places):
         plane, number = divmod(index, layout.per_plane)
         rows = layout.height
         if layout.name == "strip":  # the last one may end with the picture or be filled up
@@ -122,9 +128,31 @@ def check_tiff(image: Image.Image, stream: BinaryIO) -> None:
         elif compression in _DEFLATE:
             stream.seek(start)
             most = _piece_bytes(tags, layout, plane, layout.height)
-            problem = _inflation_problem(stream, length, least, most)
+            problem = _inflation_problem(stream, length, least, most, reverse=_is_reversed(tags))
         if problem:
             raise UnusableImageError(f"damaged: {layout.name} {index + 1} of the TIFF {problem}")
+
+
+def _is_reversed(tags: Any) -> bool:
+    """Return whether the bits of each byte are in reverse, also of compressed ones."""
+    return bool(tags.get(TAG_FILL_ORDER) == _LOWEST_BIT_FIRST)
+
+
+def _turn_bits(image: Any) -> None:
+    """Let libtiff read an opened TIFF whose bits are in reverse, which it turns.
+
+    Pillow does so if it is compressed, and lacks some of the raw modes it would need otherwise.
+    """
+    tags = image.tag_v2
+    if _is_reversed(tags) and not image.use_load_libtiff:
+        raw_mode = image.tile[0].args[0].removesuffix("R").removesuffix(";")
+        whole = (0, 0, tags[_WIDTH], tags[_HEIGHT])
+        image.tile = [
+            image.tile[0]._replace(
+                codec_name="libtiff", extents=whole, offset=0, args=(raw_mode, False, tags.offset)
+            )
+        ]
+        image.use_load_libtiff = True
 
 
 def _take_native_order(image: Any) -> None:
@@ -191,9 +219,7 @@ def _layout(tags: Any) -> _Layout:
 def _plain(tags: Any, planes: tuple[int, ...]) -> bool:
     """Return whether Pillow reads planes right; it knows no other way than this to unpack them."""
     return (
-        set(planes) == {8}
-        and tags.get(_FILL_ORDER, 1) == 1
-        and tags.get(TAG_PHOTOMETRIC) != WHITE_IS_ZERO
+        set(planes) == {8} and not _is_reversed(tags) and tags.get(TAG_PHOTOMETRIC) != WHITE_IS_ZERO
     )
 
 
@@ -225,11 +251,14 @@ def _piece_bytes(tags: Any, layout: _Layout, plane: int, rows: int) -> int:
     return rows * ((layout.width * layout.planes[plane] + 7) // 8)
 
 
-def _inflation_problem(stream: BinaryIO, length: int, least: int, most: int) -> str:
+def _inflation_problem(
+    stream: BinaryIO, length: int, least: int, most: int, *, reverse: bool
+) -> str:
+    """Return what is wrong with a deflated piece; reverse: whether its bytes' bits are turned."""
     inflation = Inflation(most)
     try:
         while length and not inflation.ended and (block := stream.read(min(length, _BLOCK))):
-            inflation.add(block)
+            inflation.add(block.translate(_REVERSED) if reverse else block)
             length -= len(block)
     except zlib.error as error:
         return f"is damaged: {error}"

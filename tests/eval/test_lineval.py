@@ -14,9 +14,12 @@ from harl_fast.data.loader import EvalLoader
 from harl_fast.engine.networks import load_pretrained
 from harl_fast.errors import ConfigError, DataError, HarlError
 from harl_fast.eval.features import extract
+from harl_fast.eval.metrics import predictions, scores
 from harl_fast.eval.options import ONLY
 from harl_fast.eval.results import read_result
 from harl_fast.lock import lock_beside, locked
+from harl_fast.tools import hub
+from harl_fast.tools.export import export_encoder
 from launch import lineval
 from tests.eval.test_protocol import folder, run
 
@@ -75,6 +78,30 @@ def test_the_head_file_alone_gives_the_predictions(folder: Path, run: Path, prot
     clear = first - second > 1e-4 * scored.abs().amax(1)
     assert torch.equal(scored.argmax(1)[clear], result.predictions.predicted[clear])
     assert clear.double().mean() >= 0.95
+
+
+def test_an_export_states_the_inputs_on_which_its_head_says_what_the_result_says(
+    folder: Path, run: Path, tmp_path: Path
+) -> None:
+    seen = ["--size-px", "24", "--mean", "0.1,0,0.2", "--std", "1,0.9,1", "--crop", "0.7"]
+    assert judge(run, folder, *seen) == 0
+    result = read_result(place := run / "eval" / f"{folder.name}-cached")
+    export_encoder(run, out := tmp_path / "out", head=place / "result.json")
+    model = hub.load(out, endpoints=True)
+    stated = json.loads((out / "config.json").read_text())["pretrained_cfg"]
+    mean, std = (torch.tensor(stated[name]).view(3, 1, 1) for name in ("mean", "std"))
+    assert (list(model.mean), list(model.std)) == (stated["mean"], stated["std"])
+    size_px, crop = stated["input_size"][1], stated["crop_pct"]
+    loader = EvalLoader(folder / "val.beton", size_px=size_px, centre=crop, workers=1)
+    with torch.inference_mode():
+        rows = [
+            model((batch.views[0].permute(0, 3, 1, 2) / 255 - mean) / std)["logits_sup"]
+            for batch in loader
+        ]
+    found = predictions(torch.cat(rows), result.predictions.labels)
+    torch.testing.assert_close(found.probability, result.predictions.probability, rtol=0, atol=1e-4)
+    top1 = scores(found, classes=3)["top1"]
+    assert top1.value == pytest.approx(result.metrics["top1"].value)
 
 
 def test_a_second_evaluation_reads_no_image(

@@ -128,3 +128,22 @@ def test_a_mask_of_such_a_file_counts_by_index(tmp_path: Path, name: str) -> Non
     (tmp_path / "x").write_bytes(FILES[name])
     expected = indices(4 if "GIF" in name else 2) != 0
     np.testing.assert_array_equal(read_mask(tmp_path / "x", Frame(1, (17, 9))), expected)
+
+
+def bitmap(bits: int, coding: int, behind: bytes) -> bytes:
+    """Return a BMP of 4 x 2 pixels; behind: what follows its header, masks or a palette first."""
+    head = struct.pack("<IiiHHIIiiII", 40, 4, 2, 1, bits, coding, len(behind), 0, 0, 2, 0)
+    return struct.pack("<2sIHHI", b"BM", 54 + len(behind), 0, 0, 62) + head + behind
+
+
+RARE = {
+    "an early end": bitmap(8, 1, bytes(8) + bytes([4, 1, 0, 1])),
+    "rare masks": bitmap(32, 3, struct.pack("<III", 0x30, 0xC0, 0x3) + bytes(32)),
+}
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_what_pillow_refuses_comes_with_a_remedy(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x").write_bytes(RARE[name])
+    with pytest.raises(UnusableImageError, match=r"Error: .*: copy it again if .* save it as PNG"):
+        decode_image(tmp_path / "x", side_px=512)

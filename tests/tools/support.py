@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,12 +12,27 @@ from harl_fast.eval.metrics import Predictions, Score
 from harl_fast.eval.results import Head, Result, write_result
 
 CLASSES = ["cat", "dog", "owl"]
+INPUTS: dict[str, Any] = {
+    "size_px": 224,
+    "crop": 0.875,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "precision": "fp32",
+}
 
 
 def result_of(
-    run: Path, *, weights_sha256: str, dim: int = 512, receipt: str = "other weights"
+    run: Path,
+    *,
+    weights_sha256: str,
+    dim: int = 512,
+    receipt: str = "other weights",
+    seen: Mapping[str, Any] = {},
 ) -> Path:
-    """Write a result of three classes as an evaluation does; return its result.json."""
+    """Write a result of three classes as an evaluation does; return its result.json.
+
+    seen: values of its preprocessing in place of ImageNet's.
+    """
     generator = torch.Generator().manual_seed(1)
     head = Head(torch.randn(3, dim, generator=generator), torch.randn(3, generator=generator))
     labels = torch.tensor([0, 1, 2, 1])
@@ -44,7 +61,7 @@ def result_of(
             "weights_sha256": weights_sha256,
             "receipt": receipt,
         },
-        preprocessing={"size_px": 64, "crop": 0.875, "mean": [0], "std": [1], "precision": "fp32"},
+        preprocessing=INPUTS | seen,
         metrics=dict.fromkeys(("top1", "top5", "mean_per_class"), Score(81.25, 70.0, 90.0)),
         predictions=predicted,
         ids=torch.arange(4),

@@ -8,7 +8,7 @@ import json
 import os
 import resource
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,16 +18,74 @@ from safetensors.torch import load_file, save_file
 
 from harl_fast import export_encoder
 from harl_fast.engine.checkpoint.format import _seal
+from harl_fast.engine.initial import open_initial
 from harl_fast.engine.networks import load_pretrained
 from harl_fast.errors import CheckpointError, OutputError
+from harl_fast.model.folder import digests
 from tests.engine.saved import checkpoint
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    checkpoint(folder, arch="resnet18", heads=True, projector_hidden=64, projector_out=16)
-    return folder
+def rewrite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write other tensors into an exported folder, as if those had been exported."""
+    save_file({**load_file(path), **tensors}, path)
+    config = path.with_name("config.json")
+    tree = json.loads(config.read_text())
+    tree["harl_fast"]["files"] = digests(path.parent)
+    config.write_text(json.dumps(tree))
+
+
+def damage(path: Path, name: str) -> None:
+    """Flip the last bit of a tensor's first value, and nothing else of a file of safetensors."""
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    begin, _ = json.loads(content[8:start])[name]["data_offsets"]
+    content[start + begin] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("model.safetensors", "conv1.weight"),
+        ("model.safetensors", "fc.weight"),
+        ("projector.safetensors", "linears.0.weight"),
+        ("projector.safetensors", ""),
+    ],
+)
+def test_a_damaged_export_is_refused_by_every_reader(
+    run: Path, tmp_path: Path, file: str, name: str
+) -> None:
+    """Also one that lost a file."""
+    export_encoder(run, out := tmp_path / "out", head=run / "eval" / "pets-logreg" / "result.json")
+    model = load_pretrained(out).model
+    if name:
+        damage(out / file, name)
+    else:
+        (out / file).unlink()
+    fault = "does not hold what was exported" if name else "is missing"
+    told = rf"{file} {fault}: .* export it again by `make export`"
+    for path in (out, out / "model.safetensors"):
+        for read in (load_pretrained, lambda path: open_initial(path, model)):
+            with pytest.raises(CheckpointError, match=told):
+                read(path)
+    with pytest.raises(CheckpointError, match=told):
+        export_encoder(out, tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "fc.weight"])
+def test_an_export_without_digests_of_files_loads_by_that_of_its_backbone(
+    run: Path, tmp_path: Path, name: str
+) -> None:
+    export_encoder(run, out := tmp_path / "out", head=run / "eval" / "pets-logreg" / "result.json")
+    tree = json.loads((out / "config.json").read_text())
+    del tree["harl_fast"]["files"]
+    (out / "config.json").write_text(json.dumps(tree))
+    damage(out / "model.safetensors", name)
+    if name == "fc.weight":
+        assert load_pretrained(out).head is not None
+    else:
+        with pytest.raises(CheckpointError, match=r"does not hold what was exported"):
+            load_pretrained(out)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +125,7 @@ def test_an_exported_classifier_that_is_no_layer_is_refused(
     run: Path, tmp_path: Path, weight: torch.Tensor, bias: torch.Tensor
 ) -> None:
     export_encoder(run, out := tmp_path / "out")
-    path = out / "model.safetensors"
-    save_file(load_file(path) | {"fc.weight": weight, "fc.bias": bias}, path)
+    rewrite(out / "model.safetensors", {"fc.weight": weight, "fc.bias": bias})
     with pytest.raises(CheckpointError, match=r"model\.safetensors: .*(classifier|complex64)"):
         load_pretrained(out)
 
@@ -78,9 +135,8 @@ def test_a_classifier_of_another_number_of_classes_than_are_named_is_refused(
     run: Path, tmp_path: Path, names: list[str]
 ) -> None:
     export_encoder(run, out := tmp_path / "out")
-    path = out / "model.safetensors"
     head = {"fc.weight": torch.zeros(2, 512), "fc.bias": torch.zeros(2)}
-    save_file(load_file(path) | head, path)
+    rewrite(out / "model.safetensors", head)
     tree = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(tree | {"label_names": names}))
     with pytest.raises(CheckpointError, match=rf"label_names has {len(names)} names, .* 2 classes"):
@@ -137,8 +193,8 @@ def huge_projector(path: Path) -> Path:
     checkpoint(path / "run", arch="resnet18", heads=True, projector_hidden=8, projector_out=8)
     export_encoder(path / "run", path / "out")
     file = path / "out" / "projector.safetensors"
-    tensors = load_file(file) | {"linears.0.weight": torch.zeros(100_000, 1)}
-    save_file(tensors | {"linears.1.weight": torch.zeros(1)}, file)
+    stated = {"linears.0.weight": torch.zeros(100_000, 1), "linears.1.weight": torch.zeros(1)}
+    rewrite(file, stated)
     return path / "out"
 
 
@@ -200,8 +256,7 @@ def test_weights_that_are_no_real_numbers_are_refused(
 ) -> None:
     export_encoder(run, out := tmp_path / "out")
     path = out / "model.safetensors"
-    tensors = load_file(path)
-    save_file(tensors | {"conv1.weight": tensors["conv1.weight"].to(dtype)}, path)
+    rewrite(path, {"conv1.weight": load_file(path)["conv1.weight"].to(dtype)})
     with pytest.raises(CheckpointError, match=rf"conv1\.weight'? holds {dtype}"):
         load_pretrained(out)
 
