@@ -241,6 +241,7 @@ def write_judgement(
             "std": list(config.data.std or ()),
             "precision": state.engine_config.precision,
         },
+        settings=config.model_dump(include={"train_epochs", "train_steps", "train_batch_size"}),
         metrics=metrics,
         predictions=said,
         ids=ids,

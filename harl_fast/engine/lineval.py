@@ -249,6 +249,8 @@ def _write(
     data, linear, seed = evaluator.data_record(), found.linear, settings["seed"]
     among = {"classes": evaluator.classes, "seed": seed}
     protocol = settings["protocol"]
+    # Not the batch of the encoder: features may be kept ones, and it changes their rounding alone.
+    length = {"epochs": settings["epochs"]} if protocol == "cached" else {}
     baseline = "" if name == "pretrained" else f"-{name}"
     folder = result_folder(run, data=data["name"], protocol=f"{protocol}{baseline}")
     result = Result(
@@ -257,6 +259,7 @@ def _write(
         data=data,
         checkpoint=checkpoint_record(encoder, run),
         preprocessing=seen,
+        settings={**length, "knn_temperature": settings["temperature"]},
         metrics=scores(linear.predictions, **among),
         knn={str(k): scores(each, **among) for k, each in found.neighbours.items()},
         choice=linear.choice(),

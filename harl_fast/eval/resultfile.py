@@ -55,6 +55,7 @@ class ResultFile(BaseModel):
     data: _Data
     checkpoint: _Checkpoint
     preprocessing: _Preprocessing
+    settings: dict[Text, Whole | Real] = {}
     metrics: _Scores
     seed: Whole
     knn: dict[Text, _Scores]

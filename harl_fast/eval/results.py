@@ -86,6 +86,10 @@ class Result:
     was fine-tuned also ``pretrained``, the same of what it began with, whose receipt it has."""
     preprocessing: dict[str, Any]
     """size_px, crop, mean, std, precision."""
+    settings: dict[str, int | float] = field(default_factory=dict)
+    """What else the metrics depend on that the protocol leaves open: epochs of the heads and
+    knn_temperature, or the keys of `FinetuneConfig` for the length of a training. Empty in results
+    that were written before these were recorded."""
     metrics: dict[str, Score]
     """top1, top5, mean_per_class in percent on the validation split."""
     predictions: Predictions
@@ -150,8 +154,8 @@ def result_folder(run: Path, *, data: str, protocol: str) -> Path:
 def write_result(folder: Path, result: Result) -> Path:
     """Write a result's files into ``folder`` and return the folder.
 
-    A result of another checkpoint, other data or another preprocessing that lies there is kept as
-    ``<folder>-<number>``, which is said; one of the same is replaced. Raises OSError.
+    A result of another checkpoint, other data, preprocessing or settings that lies there is kept
+    as ``<folder>-<number>``, which is said; one of the same is replaced. Raises OSError.
     """
     record = _record(result)
     _keep_another(folder, record)
@@ -257,11 +261,13 @@ def read_result(folder: Path) -> Result:
             f"{path}: format is {shown(tree.get('format'))}, this program reads {FORMAT}"
         )
     known = of_kind(tree, ResultFile, where=str(path), remedy=_AGAIN, error=DataError)
-    found = {f.name: tree[f.name] for f in dataclasses.fields(Result) if f.name not in _ARRAYS}
-    knn = {k: _scores(each) for k, each in known.knn.items()}
+    names = [f.name for f in dataclasses.fields(Result) if f.name not in _ARRAYS]
+    found: dict[str, Any] = {name: tree.get(name) for name in names}
+    found |= {"metrics": _scores(known.metrics), "settings": known.settings}
+    found["knn"] = {k: _scores(each) for k, each in known.knn.items()}
     head, classes = folder / HEAD, found["data"]["classes"]
     result = Result(
-        **(found | {"metrics": _scores(known.metrics), "knn": knn}),
+        **found,
         **_arrays(folder / PREDICTIONS, classes=len(classes)),
         head=read_head(head, classes=classes) if head.exists() else None,
     )
@@ -337,7 +343,7 @@ def _keep_another(folder: Path, record: Mapping[str, Any]) -> None:
         old = read_json(folder / RESULT, error=DataError, most_bytes=MOST_BYTES)
     except DataError:
         old = {}
-    parts = ("protocol", "data", "checkpoint", "preprocessing", "seed")
+    parts = ("protocol", "data", "checkpoint", "preprocessing", "settings", "seed")
     if other := [name for name in parts if old.get(name) != record[name]]:
         number = 1
         while (kept := folder.with_name(f"{folder.name}-{number}")).exists():

@@ -147,11 +147,11 @@ def refuse(warnings: Sequence[str], *, base: str) -> None:
 
 def differing(base: Result, other: Result) -> list[str]:
     """Return in what two results differ that have to agree for a comparison, as text."""
-    facts = [_facts(base), _facts(other)]
+    ours, theirs = _facts(base), _facts(other)
     found = [
-        f"{name} is {shown(theirs)}, not {shown(ours)}"
-        for (name, ours), theirs in zip(facts[0].items(), facts[1].values(), strict=True)
-        if ours != theirs
+        f"{name} is {shown(theirs[name])}, not {shown(ours[name])}"
+        for name in ours
+        if name in theirs and ours[name] != theirs[name]
     ]
     if base.data["classes"] != other.data["classes"]:
         found.append("the classes, or their order, are others")
@@ -161,6 +161,7 @@ def differing(base: Result, other: Result) -> list[str]:
 
 
 def _facts(result: Result) -> dict[str, Any]:
+    """Return what has to agree, by name; settings where they were recorded."""
     data, seen = result.data, result.preprocessing
     return {
         "protocol": result.protocol,
@@ -171,6 +172,7 @@ def _facts(result: Result) -> dict[str, Any]:
         "number of validation samples": data.get("val_count"),
         "image size": seen.get("size_px"),
         "crop": seen.get("crop"),
+        **{f"setting {name}": value for name, value in result.settings.items()},
     }
 
 

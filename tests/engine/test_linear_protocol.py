@@ -32,6 +32,8 @@ def test_the_linear_protocol_chooses_on_held_out_images(
     assert [trial["lr"] for trial in result.trials] == [0.2 * factor for factor in HEAD_LR_GRID]
     best = max(trial["held_out_top1"] for trial in result.trials)
     assert result.choice["held_out_top1"] == best
+    length = {"train_epochs": 3, "train_steps": 0, "train_batch_size": BATCH}
+    assert result.settings == length
     assert result.data["train_count"] == 90 and "10 held-out" in result.choice["chosen_on"]
     encoder, _ = load_encoder(folder)
     assert result.head is not None and result.head.weight.shape == (CLASSES, encoder.out_channels)

@@ -134,6 +134,24 @@ def test_a_second_evaluation_reads_no_image(
     assert (run / "eval" / f"{folder.name}-cached" / "predictions.npz").read_bytes() == first
 
 
+def test_results_of_other_settings_are_kept(
+    folder: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = run / "eval" / f"{folder.name}-cached"
+    others = [{"epochs": 2, "knn_temperature": t} for t in (0.07, 50.0)]
+    for made in (*others, others[1]):
+        options = (f"--{name.replace('_', '-')}={value}" for name, value in made.items())
+        assert judge(run, folder, "--seed", "7", *options) == 0
+        assert read_result(place).settings == made
+        noted = f"{place} was of other settings; kept as" in capsys.readouterr().err
+    assert not noted  # the last were the same again
+    kept = [read_result(each) for each in place.parent.glob(f"{place.name}-[0-9]*")]
+    assert [each.settings for each in kept if each.seed == 7] == others[:1]
+    assert judge(run, folder, "--protocol", "logreg") == 0
+    logreg = read_result(run / "eval" / f"{folder.name}-logreg")
+    assert logreg.settings == {"knn_temperature": 0.07}
+
+
 def test_a_subset_trains_on_its_samples_alone(folder: Path, run: Path) -> None:
     assert judge(run, folder, "--subset", "4-per-class", "--no-cache") == 0
     place = run / "eval" / f"{folder.name}-cached"

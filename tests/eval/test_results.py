@@ -51,6 +51,7 @@ def result(**changes: Any) -> Result:
         },
         "checkpoint": CHECKPOINT,
         "preprocessing": {"size_px": 32, "crop": 1.0, "mean": [0.5], "std": [0.5]},
+        "settings": {"epochs": 100, "knn_temperature": 0.07},
         "metrics": scores(found, classes=3),
         "knn": {"20": scores(found, classes=3)},
         "choice": {"lr": 0.1},
@@ -114,18 +115,35 @@ def test_the_table_of_classes_counts_the_predictions(tmp_path: Path) -> None:
     assert np.mean(shares) == pytest.approx(made.metrics["mean_per_class"].value, abs=1e-3)
 
 
-def test_another_checkpoints_result_is_kept_and_the_same_ones_replaced(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"checkpoint": {**CHECKPOINT, "weights_sha256": "d"}},
+        {"settings": {"epochs": 1, "knn_temperature": 0.07}},
+        {"settings": {"knn_temperature": 0.07}},
+    ],
+)
+def test_a_result_of_anything_else_is_kept_and_one_of_the_same_replaced(
+    tmp_path: Path, other: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_result(tmp_path / "r", result())
     write_result(tmp_path / "r", result(choice={"lr": 0.3}))
     assert [p.name for p in tmp_path.iterdir()] == ["r"]
-    write_result(
-        tmp_path / "r", result(checkpoint={**CHECKPOINT, "weights_sha256": "d"}, head=None)
-    )
-    assert "was of other checkpoint; kept as" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
+    write_result(tmp_path / "r", result(**other, head=None))
+    assert f"was of other {', '.join(other)}; kept as" in capsys.readouterr().err
     assert read_result(tmp_path / "r-1").choice == {"lr": 0.3}
     assert read_result(tmp_path / "r").head is None
+
+
+def test_a_result_from_before_settings_is_read_and_kept(tmp_path: Path) -> None:
+    folder = write_result(tmp_path / "r", result())
+    record = json.loads((folder / "result.json").read_text())
+    del record["settings"]
+    (folder / "result.json").write_text(json.dumps(record))
+    assert read_result(folder).settings == {}
+    write_result(folder, result())
+    assert read_result(tmp_path / "r-1").settings == {}
 
 
 def test_a_head_of_other_classes_is_refused(tmp_path: Path) -> None:
@@ -227,6 +245,8 @@ def test_no_result_is_no_result(tmp_path: Path) -> None:
         ("preprocessing.size_px", 32.5),
         ("preprocessing.mean", 0.5),
         ("preprocessing.std", [0]),
+        ("settings", [100]),
+        ("settings.epochs", "100"),
         ("metrics.top1", 81.2),
         ("metrics.top1.low", None),
         ("metrics.top5", {"value": 1.0, "low": 0.0}),

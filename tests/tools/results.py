@@ -84,4 +84,5 @@ def _facts(
         "preprocessing": {
             "size_px": 64, "crop": 0.875, "mean": [0.5] * 3, "std": [0.2] * 3, "precision": "fp32",
         },
+        "settings": {"epochs": 100, "knn_temperature": 0.07},
     }  # fmt: skip

@@ -69,6 +69,8 @@ def test_another_order_of_the_same_samples_is_the_same(
         ({"protocol": "logreg"}, "protocol is 'logreg', not 'cached'"),
         ({"preprocessing": {"size_px": 96}}, "image size is 96, not 64"),
         ({"preprocessing": {"crop": 1.0}}, "crop is 1.0, not 0.875"),
+        ({"settings": {"epochs": 1}}, "setting epochs is 1, not 100"),
+        ({"settings": {"knn_temperature": 50.0}}, "setting knn_temperature is 50.0, not 0.07"),
         ({"data": {"val_sha256": "e" * 64}}, "validation container is 'eeeeeeeeeeee'"),
         ({"data": {"train_count": 12}}, "number of training samples is 12, not 1200"),
         ({"data": {"subset_sha256": "f" * 64}}, "the training subset is 'ffffffffffff', not ''"),
@@ -89,6 +91,13 @@ def test_what_cannot_be_compared_is_refused_and_forced_is_marked(
     paired = "ids" not in values and "classes" not in values
     assert bool(forced.entries[1].differences) == paired
     assert ("not paired: other samples" in markdown(forced)) == (not paired)
+
+
+def test_settings_that_one_result_does_not_state_are_not_compared(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    older = other(tmp_path / "older" / "eval" / "pets-cached", settings={})
+    assert compare([pair[0], older]).warnings == compare([older, pair[0]]).warnings == []
 
 
 def test_the_name_of_the_data_cannot_break_markdown(tmp_path: Path) -> None:
