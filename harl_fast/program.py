@@ -23,7 +23,7 @@ from harl_fast.files import naming, to_stderr, try_write
 from harl_fast.supervision import TOLD, answering
 
 _INTERRUPTED = "interrupted: no file is left half-written"
-_CLEAN_UP_S, _AGAIN_S = 10.0, 0.02
+_MOST_IMPORT_S, _AGAIN_S = 10.0, 0.05
 _OF_IMPORTS = (ValueError, KeyError, RuntimeError, ImportError, MemoryError, SystemError)
 """What imports raise where an environment variable holds what a library does not take, or where a
 limit keeps it from its memory."""
@@ -138,13 +138,16 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def _outcome(main: Callable[[], int]) -> int:
     """Return a program's exit code, see `run_main`."""
     _fill_closed_streams()
-    with _interrupts(), _plain_streams():
+    with _interrupts() as end, _plain_streams():
         try:
-            _check_folder()
-            _check_names()
-            _check_threads()
-            _check_options(sys.argv[1:])
-            code = main()
+            try:
+                _check_folder()
+                _check_names()
+                _check_threads()
+                _check_options(sys.argv[1:])
+                code = main()
+            finally:
+                end()
             sys.stdout.flush()
         except HarlError as error:
             _complain(str(error))
@@ -163,7 +166,7 @@ def _outcome(main: Callable[[], int]) -> int:
             if TOLD not in stop.args:
                 to_stderr(_INTERRUPTED)
             code = 130
-        _settle_output()
+    _settle_output()
     return code
 
 
@@ -291,31 +294,50 @@ def _fill_closed_streams() -> None:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[None]:
+def _interrupts() -> Iterator[Callable[[], None]]:
     """Raise KeyboardInterrupt on a signal that ends a program; further ones spare its clean-up.
 
-    Code that is being imported may swallow the exception or make another of it: the signal waits
-    until it is there, for some seconds. If it is swallowed all the same, one after those serves.
+    Code that is being imported makes other errors of it, and code that C calls swallows it: it
+    waits until an import is there, for some seconds, and is raised again until it takes effect.
+    Yields what raises one that still waits.
     """
-    raised_s, waiting_s = -math.inf, math.inf
+    first_s, raised, again = math.inf, False, threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal raised_s, waiting_s
-        now = time.monotonic()
-        if now - raised_s <= _CLEAN_UP_S:
-            return
-        waiting_s = min(waiting_s, now)
-        if _imports(frame) and now - waiting_s < _CLEAN_UP_S:
-            again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
-            return
-        raised_s, waiting_s = now, math.inf
-        raise KeyboardInterrupt
+        nonlocal first_s, raised
+        first_s = min(first_s, time.monotonic())
+        if not again.is_set():
+            again.set()
+            threading.Thread(target=repeat, args=(number,), daemon=True).start()
+        late = time.monotonic() - first_s > _MOST_IMPORT_S
+        if not _cleans_up() and (late or not _imports(frame)):
+            raised = True
+            raise KeyboardInterrupt
+
+    def end() -> None:
+        if first_s < math.inf and not raised:
+            raise KeyboardInterrupt
+
+    def repeat(number: int) -> None:
+        while again.is_set():
+            time.sleep(_AGAIN_S)
+            if again.is_set():
+                os.kill(os.getpid(), number)
 
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     with answering(signal.SIGTERM, *[signal.SIGINT] * (not ignored), by=interrupt):
-        yield
+        try:
+            yield end
+        finally:
+            again.clear()
+
+
+def _cleans_up() -> bool:
+    """Return whether a KeyboardInterrupt is on its way: what runs now handles it."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _imports(frame: FrameType | None) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harl_fast.data.container.manifest import read_manifest
 from tests.engine.saved import checkpoint
 from tests.engine.support import BATCH, CPU, tiny_file
 from tests.engine.tuning import write_sets
@@ -104,7 +105,11 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str | P
     images = image_folder(place / "images", train=60, val=30)
     sets, run = write_sets(place / "sets"), place / "run"
     checkpoint(run, arch="resnet18")
-    make_result(run / "eval" / "one", accuracy=0.7)
+    digests = {
+        f"{split}_sha256": read_manifest(sets / f"{split}.beton").beton_sha256
+        for split in ("train", "val")
+    }
+    make_result(run / "eval" / "one", accuracy=0.7, data=digests)
     trained = ["--deepspeed_config", CPU, "--data", sets, "--run", place / "new"]
     batch = ["--engine-set", f"train_batch_size={BATCH}"]
     return {
@@ -133,7 +138,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str | P
 
 def check_interrupted(job: subprocess.Popen[str]) -> None:
     _, errors = job.communicate()
-    assert job.returncode in (130, -signal.SIGINT)  # which is 130 to a shell
+    assert job.returncode in (130, -signal.SIGINT), errors  # which is 130 to a shell
     assert "Traceback" not in errors
     assert len(re.findall("^interrupted|^stopped by Ctrl-C", errors, re.MULTILINE)) == 1, errors
 

@@ -123,6 +123,12 @@ def _check_same(state: TuneState, container: Path) -> None:
         )
 
 
+def _names(state: TuneState, container: Path) -> list[str]:
+    names = read_names(container)
+    _check_same(state, container)
+    return names
+
+
 def _loader(state: TuneState, container: Path, ids: Ids | None) -> EvalLoader:
     _check_same(state, container)
     config = state.config
@@ -214,8 +220,7 @@ def write_judgement(
     config, facts = state.config, state.facts
     said, ids = found
     metrics = scores(said, classes=len(facts["classes"]))
-    names = read_names(container)
-    _check_same(state, container)
+    names = _names(state, container)
     head = None
     if config.ft_proj_selector == 0:
         layer = state.classifier.heads.linears[choice.get("head", 0)]
