@@ -14,7 +14,7 @@ from preprocess.images.members import check_size
 ROWS_AT_ONCE = 16
 """Rows of a Parquet file that are decoded together, at most: what a worker gets as one task."""
 _BYTES_AT_ONCE = 32 << 20
-"""How much they may hold together by what the file states; else they are read one by one."""
+"""How much they may hold together by what the file states; one may hold more."""
 
 
 class Cell(NamedTuple):
@@ -95,8 +95,8 @@ def _batches(path: Path, column: str, group: int) -> Iterator[Any]:
         size = next(
             each.total_uncompressed_size for each in columns if each.path_in_schema == column
         )
-        mean = size / max(1, stated.num_rows)
-        rows = ROWS_AT_ONCE if mean * ROWS_AT_ONCE <= _BYTES_AT_ONCE else 1
+        fitting = _BYTES_AT_ONCE * stated.num_rows // max(1, size)
+        rows = min(ROWS_AT_ONCE, max(1, fitting))
         for batch in file.iter_batches(rows, row_groups=[group], columns=[column]):
             yield leaf(batch.column(0), column)
 
