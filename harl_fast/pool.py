@@ -201,19 +201,20 @@ class Team(Generic[TaskT, ResultT]):
 
     def _receive(self, worker: _Worker[TaskT]) -> None:
         try:
-            result, problem = worker.connection.recv()
+            answers = worker.connection.recv()
         except (EOFError, OSError):  # OSError: it died in the middle of an answer
             raise _death(worker, self._describe) from None
-        number, task = worker.orders.popleft()
-        if isinstance(problem, OSError):
-            raise problem
-        if problem is not None:
-            first, *trace = problem.split("\n")
-            raise DataError(f"a worker failed on {self._describe(task)}. {first}", *trace)
-        if number is None:
-            self._following -= 1
-        else:
-            self._finished[number] = worker, task, result
+        for result, problem in answers:
+            number, task = worker.orders.popleft()
+            if isinstance(problem, OSError):
+                raise problem
+            if problem is not None:
+                first, *trace = problem.split("\n")
+                raise DataError(f"a worker failed on {self._describe(task)}. {first}", *trace)
+            if number is None:
+                self._following -= 1
+            else:
+                self._finished[number] = worker, task, result
 
 
 def _check_open_files(workers: int) -> None:
@@ -247,7 +248,9 @@ def _death(worker: _Worker[TaskT], describe: Callable[[TaskT], str]) -> DataErro
     worker.process.join(5.0)
     code = worker.process.exitcode
     cause = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-    where = describe(worker.orders[0][1]) if worker.orders else "nothing"
+    # It may have done a second step, and be at the next order: its answers come together.
+    held = list(worker.orders)[: 2 if worker.orders and worker.orders[0][0] is None else 1]
+    where = " or ".join(describe(task) for _, task in held) or "nothing"
     return DataError(
         f"a worker process died ({cause}) while it held {where}. SIGKILL is mostly the system "
         f"running out of memory: use fewer --workers. Otherwise one of these files crashes the "
@@ -297,7 +300,7 @@ def _serve(
     gc.freeze()  # else each full collection takes 0.15 s, and a copy of the pages that are shared
     if "torch" in sys.modules:  # as below OpenBLAS: a worker has one core
         sys.modules["torch"].set_num_threads(1)
-    orders, kept = queue.SimpleQueue[tuple[bool, Any]](), deque[Any]()
+    orders, kept, answers = queue.SimpleQueue[tuple[bool, Any]](), deque[Any](), list[Any]()
     threading.Thread(target=_take_orders, args=(connection, orders), daemon=True).start()
     with contextlib.suppress(OSError):
         while True:
@@ -316,4 +319,8 @@ def _serve(
                 problem = explain(error) if is_task else error
             except Exception:  # noqa: BLE001  # sent on whole, and raised in the main process
                 problem = f"Please report this with the trace:\n{traceback.format_exc()}"
-            connection.send((result, problem))
+            answers.append((result, problem))
+            # Of a second step nothing is waited for: it is told with the next result.
+            if is_task or problem is not None or orders.empty():
+                connection.send(answers)
+                answers.clear()
