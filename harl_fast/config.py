@@ -164,8 +164,6 @@ class ModelConfig(Section):
     four keys from width on are the ResNets' alone."""
     in_channels: Literal[1, 3] = 3
     """Channels of the images: 3 (RGB), or 1: of greyscale sets the grey, of others the luma."""
-    # With fewer than 8 channels a convolution's backward pass in torch 2.14's oneDNN writes outside
-    # its memory (1 x 1, stride 2, channels-last; seen on AVX2).
     width: Annotated[float, Field(ge=1 / 8, le=16.0)] = 1.0
     """Multiplier of all channel counts."""
     stem: Literal["imagenet", "small", "small-s2", "small-pad2"] = "imagenet"

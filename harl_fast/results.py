@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harl_fast.errors import one_line
-from harl_fast.files import naming, read_regular, write_json
+from harl_fast.files import naming, read_regular, write_bytes, write_json
 from harl_fast.host import utc_time
 
 
@@ -52,11 +52,7 @@ def _keep(path: Path, *, name: str) -> Path:
     """Copy a file to the first free name beside it and return that."""
     plain = re.sub(r"[^\w.-]+", "_", name)[:80]
     stem, content, number = f"{path.stem}-{plain}", path.read_bytes(), 1
-    while True:
-        kept = path.with_name(f"{stem}{f'-{number}' if number > 1 else ''}{path.suffix}")
-        try:
-            with naming(kept), open(kept, "xb") as stream:
-                stream.write(content)
-            return kept
-        except FileExistsError:
-            number += 1
+    while (kept := path.with_name(f"{stem}{f'-{number}' * (number > 1)}{path.suffix}")).exists():
+        number += 1
+    write_bytes(kept, content)
+    return kept

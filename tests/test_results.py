@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,21 @@ def test_names_that_are_no_text_read_back_as_the_same_names(tmp_path: Path) -> N
     write(tmp_path / "result.json", 1, data="set\udcff")
     found = json.loads((tmp_path / "result.json").read_bytes())
     assert found["provenance"]["data"] == "set\udcff"
+
+
+def test_an_older_result_that_cannot_be_kept_leaves_no_half_of_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"name": "old", "provenance": {"seed": 1}, "rest": "x" * 9000}))
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_result(path, {}, provenance={"seed": 2}, name="new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
 
 
 def test_a_pipe_in_the_place_of_a_result_is_not_waited_for(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from harl_fast.config import ModelConfig
@@ -18,6 +19,8 @@ ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int,
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
 """Residual block and number of blocks per stage."""
+
+_FEW = 16
 
 
 class ResNet(Backbone):
@@ -73,6 +76,19 @@ class ResNet(Backbone):
         return out
 
 
+class _Projection(nn.Conv2d):
+    """A 1 x 1 convolution with a stride, computed as one without on the pixels that it meets.
+
+    The numbers are the same. In oneDNN of torch 2.14 the backward pass of the other writes outside
+    its memory, if there are fewer than `_FEW` channels, channels-last (seen on AVX2 and AVX-512).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the (B, C', h, w) map of a (B, C, H, W) one."""
+        rows, columns = self.stride
+        return functional.conv2d(x[:, :, ::rows, ::columns], self.weight)
+
+
 def _stem_convolution(model: ModelConfig, channels: int) -> nn.Conv2d:
     if model.stem == "imagenet":
         return nn.Conv2d(model.in_channels, channels, 7, stride=2, padding=3, bias=False)
@@ -92,7 +108,8 @@ def _stage(
     out = planes * block.expansion
     shortcut = None
     if stride != 1 or channels != out:
-        projection = nn.Conv2d(channels, out, 1, stride=stride, bias=False)
+        kind = _Projection if channels < _FEW and stride > 1 else nn.Conv2d
+        projection = kind(channels, out, 1, stride=stride, bias=False)
         shortcut = nn.Sequential(projection, nn.BatchNorm2d(out))
     first = block(channels, planes, stride, shortcut)
     return nn.Sequential(first, *(block(out, planes) for _ in range(1, depth)))

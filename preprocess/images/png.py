@@ -172,9 +172,10 @@ def check_png(stream: BinaryIO, kept: list[bytes] | None = None) -> set[bytes]:
     """
     pixels, has_palette, size, kinds = Inflation(-1), True, b"", set[bytes]()
     for number, (kind, data) in enumerate(_blocks(stream)):
-        kinds.add(kind)
-        if (kind == b"IHDR") != (number == 0):
-            raise UnusableImageError("damaged: the PNG does not have one header, at its start")
+        if (kind == b"IHDR") != (number == 0) or (kind == b"PLTE" and kind in kinds):
+            raise UnusableImageError(
+                "damaged: the PNG does not have one header, at its start, and one palette at most"
+            )
         if kind == b"IHDR":
             pixels, has_palette = Inflation(_bytes_of_pixels(data), kept), data[9] != _INDEXED
             size = data[:8]
@@ -189,6 +190,7 @@ def check_png(stream: BinaryIO, kept: list[bytes] | None = None) -> set[bytes]:
                 pixels.add(data)
             except zlib.error as error:
                 raise UnusableImageError(f"damaged: the PNG's pixels: {error}") from error
+        kinds.add(kind)
     problem = pixels.problem(pixels.most)
     if problem:
         raise UnusableImageError(f"damaged: the PNG's pixels {problem}")

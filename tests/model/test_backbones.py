@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -47,6 +49,32 @@ def test_feature_size_and_channels_are_those_of_the_map(
         out = backbone(torch.zeros(1, 3, size_px, size_px))
         side = feature_size(model, size_px=size_px)
         assert out.shape == (1, backbone.out_channels, side, side)
+
+
+NARROW = """
+import torch
+from harl_fast.config import ModelConfig
+from harl_fast.model.backbones import build_backbone
+torch.manual_seed(0)
+net = build_backbone(ModelConfig(arch="resnet18", width=0.125))
+net.to(memory_format=torch.channels_last)
+last = torch.channels_last
+for _ in range(3):
+    net(torch.randn(16, 3, 224, 224).to(memory_format=last)).square().mean().backward()
+narrow = net.layer2[0].downsample[0]
+x = torch.randn(16, 8, 65, 64).to(memory_format=last).requires_grad_()
+narrow.zero_grad()
+narrow(x).square().mean().backward()
+exact, weight = (t.detach().double().requires_grad_() for t in (x, narrow.weight))
+torch.nn.functional.conv2d(exact, weight, stride=2).square().mean().backward()
+for ours, theirs in ((x.grad, exact.grad), (narrow.weight.grad, weight.grad)):
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)
+"""
+
+
+def test_narrow_networks_do_not_meet_a_fault_of_torchs_library() -> None:
+    """In a process of its own: as plain convolutions their projections end it, or corrupt it."""
+    subprocess.run([sys.executable, "-c", NARROW], check=True, timeout=120)
 
 
 def test_asking_for_the_size_of_the_map_touches_nothing() -> None:

@@ -126,6 +126,14 @@ def test_a_png_has_one_header(path: Path) -> None:
         decode(whole(zlib.compress(ROWS), (b"IHDR", other)), path)
 
 
+def test_a_png_has_one_palette(path: Path) -> None:
+    black = (b"PLTE", bytes(len(PALETTE[1])))
+    for after in ((PALETTE, black), (black, PALETTE)):
+        content = png(4, 1, zlib.compress(bytes([0, 0, 1, 2, 3])), *after, depth=8, colour=INDEXED)
+        with pytest.raises(UnusableImageError, match="one palette at most"):
+            decode(content, path)
+
+
 @pytest.mark.parametrize("place", [(13, 19, 0, 0), (12, 19, 0, 0), (13, 18, 0, 1)])
 def test_an_animations_first_frame_is_as_large_as_the_picture(
     path: Path, place: tuple[int, ...]
