@@ -123,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     if "C6" in args.bars:
         make_sets(root, count=args.count)
     made = plans(root, count=args.count, cores=cores, bars=args.bars)
+    opening = opening_rows(BASE / "open_set") if "C7" in args.bars else []
     rounds: dict[str, Any] = {}
     failed: dict[str, str] = {}
     if made:
@@ -130,8 +131,7 @@ def main(argv: list[str] | None = None) -> int:
             rounds = field.rounds(args.rounds, seconds=args.seconds_per_turn)
             failed = field.failed
     speeds = report.rates(rounds)
-    rows = report.ratio_rows(speeds, RATIOS)
-    rows += opening_rows(BASE / "open_set") if "C7" in args.bars else []
+    rows = [*report.ratio_rows(speeds, RATIOS), *opening]
     print(f"\n{facts['cpu']}, {cores} cores; {args.count} JPEGs, at most {SIDE_PX} px, "
           f"{args.rounds} rounds of {args.seconds_per_turn:g} s a turn\n")  # fmt: skip
     if speeds:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harl_fast.data.container.manifest import Manifest
 
 SHARD, EACH_BYTES, CLASSES, MASK_SIZE = 200_000, 50_000, 1000, 64
+SOURCE, CREATED = "simulated", "2026-01-01T00:00:00+00:00"
 _OPEN = """
 import json, resource, sys, time
 from pathlib import Path
@@ -69,7 +70,8 @@ def make_set(folder: Path, count: int) -> Path:
         name = f"{number:05d}-of-{shards:05d}.beton"
         first = number * SHARD
         written.append((name, _write_shard(path / name, first, min(SHARD, count - first))))
-    write_manifest(path, merge_manifests(written, [{"first": 0, "count": count}]))
+    whole = {"created": CREATED, "source": SOURCE, "first": 0, "count": count}
+    write_manifest(path, merge_manifests(written, [whole]))
     return path
 
 
@@ -130,14 +132,14 @@ def _write_shard(path: Path, first: int, count: int) -> Manifest:
             count=count,
             classes=[f"class{number}" for number in range(CLASSES)],
             class_counts=np.bincount(labels, minlength=CLASSES).tolist(),
-            source="simulated",
+            source=SOURCE,
             mask={"method": "simulated", "size": MASK_SIZE},
             store={"kind": "jpg"},
             skipped=0,
             beton_bytes=path.stat().st_size,
             beton_sha256=f"{first:064x}",
             names_sha256=write_names(path, names),
-            created="2026-01-01T00:00:00+00:00",
+            created=CREATED,
             tool_versions={},
             tables_sha256=tables_sha256(path),
             sums_sha256=write_sums(
