@@ -90,6 +90,7 @@ class Team(Generic[TaskT, ResultT]):
         """
         self._work, self._describe, self._run, self._then = work, describe, run, then
         self.workers = workers
+        """How many they are."""
         self._team: list[_Worker[TaskT]] = []
         self._serving: list[_Worker[TaskT]] = []
         self._tasks: Iterator[tuple[int, TaskT]] = iter(())

@@ -21,6 +21,7 @@ ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int,
 """Residual block and number of blocks per stage."""
 
 _FEW = 16
+"""Input channels below which a projection with a stride is computed without it."""
 
 
 class ResNet(Backbone):
@@ -79,8 +80,8 @@ class ResNet(Backbone):
 class _Projection(nn.Conv2d):
     """A 1 x 1 convolution with a stride, computed as one without on the pixels that it meets.
 
-    The numbers are the same. In oneDNN of torch 2.14 the backward pass of the other writes outside
-    its memory, if there are fewer than `_FEW` channels, channels-last (seen on AVX2 and AVX-512).
+    The sums are the same. In oneDNN of torch 2.14 the backward pass of the other writes outside its
+    memory, if there are fewer than `_FEW` channels, channels-last (seen on AVX2 and AVX-512).
     """
 
     def forward(self, x: Tensor) -> Tensor:

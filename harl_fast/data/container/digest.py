@@ -20,11 +20,11 @@ _BY_PIECES = ":pieces"
 """Ends the digest of a file of more than one."""
 _BLOCK_BYTES = 1 << 18
 """Stays in a core's cache between reading and hashing."""
-THREADS = 16
+_THREADS = 16
 """At most: as many keep up with any storage, and one of disks that turn."""
 
 
-def file_digest(path: Path, *, progress: Progress | None = None, threads: int = THREADS) -> str:
+def file_digest(path: Path, *, progress: Progress | None = None, threads: int = _THREADS) -> str:
     """Return what a manifest holds of a container, read by at most so many threads.
 
     progress: counts the MiB that are read.
@@ -33,7 +33,7 @@ def file_digest(path: Path, *, progress: Progress | None = None, threads: int = 
     if size <= PIECE_BYTES:
         return sha256_file(path, progress=progress)
     whole = hashlib.sha256()
-    count = min(threads, THREADS, usable_cores())
+    count = min(threads, _THREADS, usable_cores())
     with open_regular(path) as stream, ThreadPoolExecutor(count) as pool:
         file = stream.fileno()
         starts = range(0, size, PIECE_BYTES)
