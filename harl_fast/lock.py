@@ -71,7 +71,7 @@ class InUseError(HarlError):
         self.owner = owner
         super().__init__(
             f"{output} is in use by {owner}. Wait until it ends or stop it; if it is gone for "
-            f"sure, delete {lock}"
+            f"sure, or writes elsewhere and this is a copy, delete {lock}"
         )
 
 

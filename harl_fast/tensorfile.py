@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -66,13 +66,22 @@ def damaged_member(stream: BinaryIO) -> str:
         stream.seek(0)
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise what the library could not do with the file system as an OSError of ``path``."""
+def save_tensors(
+    path: Path, tensors: Mapping[str, Any], *, metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors of torch with a new file's usual permissions, not its owner's alone.
+
+    Raises OSError.
+    """
+    from safetensors.torch import save_file  # takes torch, which readers need not have
+
+    path.touch()
+    mode = path.stat().st_mode
     try:
-        yield
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:
         code = re.search(r"\(os error ([0-9]+)\)", str(error))
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    path.chmod(mode)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harl_fast.engine.checkpoint.format import save_tensors
+from harl_fast.eval.cache import FeatureCache
+from harl_fast.eval.features import FeatureSet
+from harl_fast.eval.results import Head, write_head
 from harl_fast.files import UnusualFileError, replacing
-from harl_fast.tensorfile import open_tensors
+from harl_fast.tensorfile import open_tensors, save_tensors
 
 TENSORS = {"a": torch.arange(30_000.0)}
 
@@ -25,6 +27,21 @@ def test_a_file_of_any_name_is_written_and_read(tmp_path: Path, name: bytes) -> 
     with open_tensors(path) as found:
         assert found.metadata() == {"key": "value"} and list(found.keys()) == ["a"]
         assert torch.equal(found.get_tensor("a"), TENSORS["a"])
+
+
+def test_a_file_may_be_read_by_whom_other_new_files_may(tmp_path: Path) -> None:
+    """The library alone makes files of tensors their owner's: features and heads are shared."""
+    before = os.umask(0o027)
+    try:
+        save_tensors(tmp_path / "x.safetensors", TENSORS)
+        head = Head(TENSORS["a"][None], torch.zeros(1))
+        write_head(tmp_path / "head.safetensors", head, classes=["a"])
+        FeatureCache(tmp_path).get(
+            {}, lambda: FeatureSet(torch.ones(3, 2), torch.arange(3)), name="kept"
+        )
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o640] * 3
 
 
 def test_a_limit_of_the_file_system_is_an_error_of_the_file(tmp_path: Path) -> None:

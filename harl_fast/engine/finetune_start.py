@@ -29,7 +29,6 @@ from harl_fast.engine.schema import apply_schema
 from harl_fast.engine.session import Beginning
 from harl_fast.engine.supervised import classifier_of
 from harl_fast.errors import CheckpointError, ConfigError, shown
-from harl_fast.eval.options import usual_crop
 from harl_fast.finetuning import FinetuneConfig, change_finetuning, load_finetuning
 from harl_fast.model.classifier import Classifier
 from harl_fast.provenance import new_run_id, read_provenance
@@ -160,7 +159,7 @@ def _with_batch(
 
 def _resolved(config: FinetuneConfig, pretrained: Pretrained, *, layers: int) -> FinetuneConfig:
     """Return a configuration with what it leaves to the checkpoint. layers: of its projector."""
-    centre = config.data.centre or usual_crop(pretrained.size_px)
+    centre = config.data.centre or pretrained.crop
     own = {"mean": pretrained.mean, "std": pretrained.std, "centre": centre}
     reading = config.data.model_copy(update=own)
     return config.model_copy(

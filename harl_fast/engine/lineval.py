@@ -22,7 +22,7 @@ from harl_fast.engine.networks import Pretrained, load_pretrained, random_like
 from harl_fast.errors import HarlError, OutputError, one_line
 from harl_fast.eval.cache import FeatureCache
 from harl_fast.eval.metrics import scores
-from harl_fast.eval.options import BATCH, EPOCHS, NEIGHBOURS, TEMPERATURE, usual_crop
+from harl_fast.eval.options import BATCH, EPOCHS, NEIGHBOURS, TEMPERATURE
 from harl_fast.eval.protocol import Evaluation, Evaluator, table
 from harl_fast.eval.ranks import ALONE, Ranks
 from harl_fast.eval.results import Result, result_folder
@@ -205,11 +205,11 @@ def checkpoint_record(pretrained: Pretrained, run: Path) -> dict[str, Any]:
 def preprocessing(pretrained: Pretrained, *, crop: float | None) -> dict[str, Any]:
     """Return what a result says of how images become inputs, see `results.Result`.
 
-    crop: share of the shorter side; None: `usual_crop`.
+    crop: share of the shorter side; None: the checkpoint's.
     """
     return {
         "size_px": pretrained.size_px,
-        "crop": crop or usual_crop(pretrained.size_px),
+        "crop": crop or pretrained.crop,
         "mean": list(pretrained.mean),
         "std": list(pretrained.std),
         "precision": str(half() or torch.float32).removeprefix("torch."),

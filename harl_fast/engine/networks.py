@@ -23,7 +23,7 @@ from harl_fast.engine.checkpoint.format import (
     open_checkpoint,
 )
 from harl_fast.errors import CheckpointError, ConfigError
-from harl_fast.eval.options import check_inputs
+from harl_fast.eval.options import check_inputs, usual_crop
 from harl_fast.files import local_path, to_stderr
 from harl_fast.model.backbone import Backbone
 from harl_fast.model.backbones import build_backbone
@@ -162,6 +162,8 @@ class Pretrained:
     """Per channel, of values in [0, 1]."""
     size_px: int
     """Side of the images that it was trained on."""
+    crop: float
+    """Share of a picture's shorter side that it is judged on."""
     receipt: Receipt
     weights_sha256: str
     """Of the backbone's tensors, whatever file they are from, see `digest`."""
@@ -206,6 +208,7 @@ def load_pretrained(
         mean=loaded.mean if mean is None else tuple(map(float, mean)),
         std=loaded.std if std is None else tuple(map(float, std)),
         size_px=size_px or loaded.size_px,
+        crop=usual_crop(size_px) if size_px not in (None, loaded.size_px) else loaded.crop,
     )
     for option, values in (("--mean", loaded.mean), ("--std", loaded.std)):
         if len(values) != loaded.model.in_channels:
@@ -240,13 +243,15 @@ def is_foreign(path: Path) -> bool:
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Pretrained:
     backbone, config = encoder_of(checkpoint)
+    tuned, size_px = checkpoint.record.finetune, config.data.views[0].size_px
     return Pretrained(
         backbone=backbone,
         projector=_projector_of(checkpoint, backbone),
         model=config.model,
         mean=config.data.mean,
         std=config.data.std,
-        size_px=config.data.views[0].size_px,
+        size_px=size_px,
+        crop=tuned.data.centre if tuned and tuned.data.centre else usual_crop(size_px),
         receipt=checkpoint.receipt,
         weights_sha256=digest(backbone.native.state_dict()),
         source=checkpoint.path,
@@ -269,6 +274,7 @@ def _of_folder(folder: Path) -> Pretrained:
         mean=found.mean,
         std=found.std,
         size_px=found.size_px,
+        crop=found.crop or usual_crop(found.size_px),
         receipt=Receipt(found.matched, found.matched, naming, f"{folder} ({found.source})"),
         weights_sha256=sha256,
         source=folder,
@@ -297,6 +303,7 @@ def _of_file(path: Path) -> Pretrained:
         mean=_stated(about, "mean") or (LUMA_MEAN if grey else RGB_MEAN),
         std=_stated(about, "std") or (LUMA_STD if grey else RGB_STD),
         size_px=size_px,
+        crop=usual_crop(size_px),
         receipt=Receipt(matched, matched, located.naming, str(path)),
         weights_sha256=digest(backbone.native.state_dict()),
         source=path,
@@ -350,6 +357,7 @@ def untrained(config: RunConfig, *, seed: int) -> Pretrained:
         mean=config.data.mean,
         std=config.data.std,
         size_px=config.data.views[0].size_px,
+        crop=usual_crop(config.data.views[0].size_px),
         receipt=Receipt(0, len(weights), "freshly initialised", f"seed {seed}"),
         weights_sha256=digest(weights),
         source=Path("random"),

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from harl_fast.errors import why
 from harl_fast.eval.features import FeatureSet
 from harl_fast.files import replacing, to_stderr
-from harl_fast.tensorfile import open_tensors, writing
+from harl_fast.tensorfile import open_tensors, save_tensors
 
 VERSION = 1
 """Of the way from images to features; a change of it makes older files useless."""
@@ -50,11 +49,11 @@ class FeatureCache:
                 return found
             to_stderr(f"note: {path} is damaged ({found}); its features are computed again")
         made = make()
-        tensors = {"features": made.features.contiguous(), "labels": made.labels.contiguous()}
+        tensors = {"features": made.features, "labels": made.labels}
         about = {"sha256": _digest(made), "facts": json.dumps(facts, sort_keys=True)}
         try:
-            with replacing(path) as temporary, writing(path):
-                save_file(tensors, temporary, metadata=about)
+            with replacing(path) as temporary:
+                save_tensors(temporary, tensors, metadata=about)
         except OSError as error:  # they cost a pass over the images, and the evaluation goes on
             to_stderr(f"warning: features are not kept. {why(error)}")
         return made

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from harl_fast import __version__
@@ -45,7 +44,7 @@ from harl_fast.files import (
 from harl_fast.host import utc_time
 from harl_fast.kinds import of_kind
 from harl_fast.runfiles import RESULT_FILES, RunFolder
-from harl_fast.tensorfile import grows, open_tensors, writing
+from harl_fast.tensorfile import grows, open_tensors, save_tensors
 from harl_fast.textfile import read_json
 
 FORMAT = 1
@@ -188,8 +187,8 @@ def write_head(path: Path, head: Head, *, classes: Sequence[str]) -> None:
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}
     about = {"classes_sha256": classes_sha256(classes), "classes": str(len(classes))}
     about["sha256"] = _sha256(tensors["weight"], tensors["bias"])
-    with replacing(path) as temporary, writing(path):
-        save_file(tensors, temporary, metadata=about)
+    with replacing(path) as temporary:
+        save_tensors(temporary, tensors, metadata=about)
 
 
 def _check_head(path: Path, head: Head) -> None:

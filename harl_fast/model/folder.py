@@ -51,6 +51,8 @@ class Exported:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size_px: int
+    crop: float | None
+    """Share of the shorter side that it is judged on; None where that is not stated."""
     source: str
     """Where the weights are from: a run and its step."""
     matched: int
@@ -155,10 +157,20 @@ def _read(path: Path, config: Mapping[str, Any]) -> Exported:
         mean=seen.mean,
         std=seen.std,
         size_px=seen.views[0].size_px,
+        crop=_crop(inputs.get("crop_pct")),
         source=str(ours["source"]) if ours else str(path),
         matched=matched,
         weights_sha256=str(ours["weights_sha256"]) if ours else "",
     )
+
+
+def _crop(stated: object) -> float | None:
+    """Return a folder's share of the shorter side; ValueError for what is none."""
+    if stated is None:
+        return None
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not 0 < stated <= 1:
+        raise ValueError(f"crop_pct is {stated!r}, not a share of the shorter side")
+    return float(stated)
 
 
 def load_native(

@@ -66,13 +66,15 @@ def _results(pretrained: Pretrained) -> Iterator[str]:
     if not found:
         yield "Not measured."
         return
-    yield "| data | protocol | metric | percent | 95 % interval | images |"
-    yield "|---|---|---|---|---|---|"
+    yield "| data | protocol | inputs | metric | percent | 95 % interval | images |"
+    yield "|---|---|---|---|---|---|---|"
     for result in found:
         data, score = result.data, result.metrics[result.headline]
+        seen = result.preprocessing
         note = "" if data["split"] == "official" else f" ({data['split']})"
         yield (
             f"| {_cell(data['name'])}{note} | {_cell(result.protocol)} | "
+            f"{seen['size_px']} px of the central {100 * seen['crop']:.4g} % | "
             f"{METRICS[result.headline]} | {score.value:.1f} | {score.low:.1f} to "
             f"{score.high:.1f} | {data['val_count']:,} |"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -113,6 +114,11 @@ def write(pretrained: Pretrained, out: Path, *, to: str, head: Classifier | None
         os.replace(temporary, place)
         sync(place.parent)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # only renaming meets those
+            raise OutputError(
+                f"{out} was filled by another process meanwhile, and stays as it is: give a new "
+                f"folder"
+            ) from error
         if error.filename is not None and Path(error.filename).is_relative_to(temporary):
             error.filename = str(out / Path(error.filename).relative_to(temporary))
         raise

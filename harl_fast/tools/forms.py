@@ -18,10 +18,8 @@ from torch.nn import functional
 
 from harl_fast import __version__
 from harl_fast.config import ModelConfig
-from harl_fast.engine.checkpoint.format import save_tensors
 from harl_fast.engine.networks import Pretrained
 from harl_fast.errors import ConfigError, OutputError
-from harl_fast.eval.options import usual_crop
 from harl_fast.eval.results import Head
 from harl_fast.files import naming, write_bytes, write_json, write_text
 from harl_fast.model.folder import CARD, CONFIG, FORMAT, PROJECTOR, WEIGHTS, digests, read_folder
@@ -29,7 +27,7 @@ from harl_fast.model.pooling import global_mean
 from harl_fast.model.resnet import ARCHS
 from harl_fast.model.timm_network import PREFIX
 from harl_fast.model.weightfile import read_weights
-from harl_fast.tensorfile import open_folder
+from harl_fast.tensorfile import open_folder, save_tensors
 from harl_fast.textfile import dump_yaml
 from harl_fast.tools.card import model_card, origin
 from harl_fast.tools.onnx_run import NotRunError, run_apart
@@ -201,7 +199,7 @@ def _config(pretrained: Pretrained, head: Classifier | None) -> dict[str, Any]:
             "num_classes": len(classes),
             "input_size": [model.in_channels, size_px, size_px],
             "fixed_input_size": False,
-            "crop_pct": usual_crop(size_px) if head is None else head.crop,
+            "crop_pct": pretrained.crop if head is None else head.crop,
             "crop_mode": "center",
             "interpolation": "bilinear",
             "mean": list(pretrained.mean),

@@ -121,7 +121,7 @@ def _resolved(tree: Any, parameters: Callable[[str], type[Section]], *, where: s
         if field.annotation is MethodSpec:
             base = given.get(key, field.default)
             given = {**given, key: _resolved(base, parameters, where=where)}
-    if (required := _required(model)) and required not in given:
+    if (required := _required(model)) and required not in given and given.keys() <= fields.keys():
         raise ConfigError(f"{where} lacks its {required}: write {{{name}: {required.upper()}}}")
     checked = validated(model, given, where=where)
     values = {key: getattr(checked, key) for key in fields}

@@ -73,7 +73,7 @@ def test_a_run_folder_its_checkpoints_and_a_file_lead_to_the_same(tmp_path: Path
         assert open_checkpoint(path) == newest
 
 
-@pytest.mark.parametrize("stage", ["save_file", "write_json", "write_text"])
+@pytest.mark.parametrize("stage", ["save_tensors", "write_json", "write_text"])
 def test_a_crash_at_any_point_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

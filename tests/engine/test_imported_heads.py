@@ -26,7 +26,8 @@ def tuned(
     machine: Machine, run: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     folder = tmp_path_factory.mktemp("tuned") / "run"
-    assert tune(folder, ckpt=run, data=sets, flags={"train_epochs": 1}) == 0
+    one, central = {"train_epochs": 1}, ("data.centre=0.8",)
+    assert tune(folder, ckpt=run, data=sets, flags=one, overrides=central) == 0
     return folder
 
 
@@ -44,7 +45,7 @@ def source(
 
 def test_a_tuned_run_brings_its_head(source: Path, tuned: Path) -> None:
     loaded = load_pretrained(source)
-    assert loaded.head is not None and loaded.classes == NAMES
+    assert loaded.head is not None and loaded.classes == NAMES and loaded.crop == 0.8
     assert torch.equal(loaded.head.linears[0].weight, saved(tuned)[HEAD])
     with torch.inference_mode():
         found = load(source, endpoints=True)(torch.rand(2, 3, 32, 32))

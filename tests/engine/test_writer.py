@@ -85,7 +85,7 @@ def test_host_memory_is_used_again() -> None:
     assert host.take({"a": torch.zeros(4)})["a"].shape == (4,)  # another size: another buffer
 
 
-@pytest.mark.parametrize("stage", ["save_file", "write_json", "write_text"])
+@pytest.mark.parametrize("stage", ["save_tensors", "write_json", "write_text"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("io")])
 def test_a_failed_write_is_loud_stops_nothing_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
@@ -111,7 +111,7 @@ def test_a_failed_write_is_loud_stops_nothing_and_is_tried_again(
         assert words in said[0]
     good = open_checkpoint(tmp_path / "run")
     assert good.record.step == 1 and torch.equal(good.tensors("online")["a"], torch.ones(3))
-    if stage == "save_file" or (stage == "write_json" and isinstance(error, OSError)):
+    if stage == "save_tensors" or (stage == "write_json" and isinstance(error, OSError)):
         assert names(tmp_path) == before  # nothing that would fill the disk
     ours.save({"online.a": torch.zeros(3)}, record(tmp_path, 3))
     assert ours.wait() and open_checkpoint(tmp_path / "run").record.step == 3

@@ -57,6 +57,7 @@ def tune(run: Path, *, engine: tuple[str, ...] = (), **changes: Any) -> int:
         **changes.pop("flags", {}),
     }
     overrides = ("data.workers=1", "log.every_steps=2", "log.checkpoint_epochs=1")
+    overrides += changes.pop("overrides", ())
     flags = {key: value for key, value in flags.items() if value is not None}
     plain = {"preset": None, "flags": flags, "overrides": overrides, "engine_file": CPU}
     with pytest.MonkeyPatch.context() as patch:

@@ -61,7 +61,7 @@ def test_a_full_disk_costs_the_kept_features_and_not_the_evaluation(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("harl_fast.eval.cache.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     made = FeatureSet(torch.ones(3, 2), torch.arange(3))
     assert FeatureCache(tmp_path).get({"weights": "a"}, lambda: made, name="x") is made
     assert "features are not kept" in capsys.readouterr().err and not [*tmp_path.iterdir()]

@@ -158,6 +158,11 @@ def test_an_export_with_a_head_states_the_inputs_that_it_was_judged_on(
         card = (out / "README.md").read_text()
         assert f"mean {mean} and std {std}. For evaluation the central square of {crop} of" in card
         assert f"with antialiasing to {size_px} px." in card
+        again = load_pretrained(out)
+        assert (again.size_px, again.crop) == (size_px, crop)
+        export_encoder(out, tmp_path / f"again{number}")  # what was stated stays
+        assert load_pretrained(tmp_path / f"again{number}").crop == crop
+        assert load_pretrained(out, size_px=96).crop == 0.875  # which is of another size
 
 
 @pytest.mark.slow  # torch.onnx traces for 10 s
@@ -322,7 +327,7 @@ def test_a_full_disk_ends_an_export_by_name(
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("harl_fast.engine.checkpoint.format.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError) as caught:
         export_encoder(run, tmp_path / "out")
     assert caught.value.errno == 28 and list(tmp_path.iterdir()) == []

@@ -9,7 +9,9 @@ import os
 import resource
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from harl_fast.engine.initial import open_initial
 from harl_fast.engine.networks import load_pretrained
 from harl_fast.errors import CheckpointError, OutputError
 from harl_fast.model.folder import digests
+from harl_fast.tools import forms
 from tests.engine.saved import checkpoint
 
 
@@ -268,6 +271,25 @@ def test_what_a_killed_export_of_the_same_number_left_is_replaced(
     (tmp_path / f".out.{os.getpid()}.tmp" / "half").mkdir(parents=True)
     export_encoder(run, out := tmp_path / "out")
     assert load_pretrained(out) and [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_second_of_two_exports_into_one_folder_says_so(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, check = tmp_path / "out", forms.FORMS["folder"].check
+
+    def meanwhile(*given: Any) -> str:
+        out.mkdir()
+        (out / "theirs").touch()
+        seen: str = check(*given)
+        return seen
+
+    monkeypatch.setitem(forms.FORMS, "folder", replace(forms.FORMS["folder"], check=meanwhile))
+    with pytest.raises(
+        OutputError, match=r"out was filled by another process meanwhile.*new folder"
+    ):
+        export_encoder(run, out)
+    assert [each.name for each in tmp_path.rglob("*")] == ["out", "theirs"]
 
 
 def test_an_export_goes_where_a_link_leads(run: Path, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harl_fast.config import RunConfig
@@ -32,7 +31,7 @@ from harl_fast.model.weightfile import GIVEN
 from harl_fast.provenance import code_version, first_reason
 from harl_fast.runfiles import CHECKPOINT_NAME, LATEST, runs_of_seeds
 from harl_fast.section import Section
-from harl_fast.tensorfile import open_tensors, writing
+from harl_fast.tensorfile import open_tensors, save_tensors
 from harl_fast.textfile import tree_sha256
 
 FORMAT_VERSION = 1
@@ -162,20 +161,6 @@ def write_checkpoint(
         raise
     write_text(folder / LATEST, path.stem + "\n")
     return Checkpoint(path, full)
-
-
-def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file with a new file's usual permissions, not its owner's alone.
-
-    Raises OSError.
-    """
-    path.touch()
-    mode = path.stat().st_mode
-    with writing(path):
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
-    path.chmod(mode)
 
 
 def prune(folder: Path, *, keep_last: int, keep_every_epochs: int) -> None:
