@@ -58,6 +58,8 @@ class Owner:
     time: float
     """When the lock was taken, Unix seconds."""
     command: str
+    path: str = ""
+    """Of the lock file, absolute, as it was taken; empty for an object of a store."""
 
     def __str__(self) -> str:
         since = utc_time(self.time)
@@ -71,7 +73,7 @@ class InUseError(HarlError):
         self.owner = owner
         super().__init__(
             f"{output} is in use by {owner}. Wait until it ends or stop it; if it is gone for "
-            f"sure, or writes elsewhere and this is a copy, delete {lock}"
+            f"sure, or writes on another machine what this is a copy of, delete {lock}"
         )
 
 
@@ -100,10 +102,11 @@ class Lock:
 def locked(path: Path, *, output: Path) -> Iterator[Lock]:
     """Hold the lock file ``path`` of an output; no other process does meanwhile.
 
-    A lock whose process is known to be gone (killed, or the machine was restarted) is taken over,
-    which is printed. Raises InUseError if it is, or may be, still there.
+    A lock whose process is known to be gone (killed, or the machine was restarted), or to hold
+    another file that this is a copy of, is taken over, which is printed. Raises InUseError if that
+    process is, or may be, still there.
     """
-    own, new_folder = _this_process(), not path.parent.exists()
+    own, new_folder = _this_process(path), not path.parent.exists()
     try:
         _take(path, own, output=output)
     except OSError as error:
@@ -169,9 +172,9 @@ def lock_beside(output: Path) -> Path:
 
 
 def holder(path: Path) -> Owner | None:
-    """Return who holds a lock, unless that process is known to be gone."""
+    """Return who holds a lock, unless that process is known to be gone or to hold another file."""
     other = _read(path)
-    return None if other is None or _gone(other) else other
+    return None if other is None or _gone(other) or _copied(path, other) else other
 
 
 def discard_folder(folder: Path) -> None:
@@ -227,14 +230,16 @@ def _take(path: Path, own: Owner, *, output: Path) -> None:
         other = _read(path)
         if other is None:
             continue  # released meanwhile
-        if not _gone(other):
+        gone = _gone(other)
+        if not gone and not _copied(path, other):
             raise InUseError(other, output=output, lock=path)
         right = path.with_name(f".{other.token}.lock")
         _take(right, own, output=output)
         try:
             if _read(path) == other:
                 os.replace(right, path)
-                to_stderr(f"note: {path} is taken over from {other}, which is gone")
+                why = "is gone" if gone else f"writes to {Path(other.path).parent}"
+                to_stderr(f"note: {path} is taken over from {other}, which {why}")
                 return
         finally:
             right.unlink(missing_ok=True)
@@ -283,6 +288,8 @@ def _parse(content: bytes) -> Owner:
     """Return the owner that a lock names. Raises ValueError, or RecursionError for deep nesting."""
     tree = json.loads(content)
     kinds = Owner.__dataclass_fields__.values()
+    if isinstance(tree, dict):
+        tree.setdefault("path", "")  # of earlier versions
     names = {"str": str, "int": int, "float": float}
     if not isinstance(tree, dict) or any(
         type(tree.get(kind.name)) is not names[str(kind.type)] for kind in kinds
@@ -321,7 +328,20 @@ def _gone(owner: Owner) -> bool:
     return bool(fields) and (fields[0] in "ZX" or owner.started not in (0, int(fields[19])))
 
 
-def _this_process() -> Owner:
+def _copied(path: Path, owner: Owner) -> bool:
+    """Return whether a lock file was copied, with its folder, from one that its owner still holds.
+
+    By the number of the file, too: the same one may have several paths.
+    """
+    original = Path(owner.path)
+    try:
+        held = bool(owner.path) and _read(original) == owner
+        return held and original.stat().st_ino != path.stat().st_ino
+    except (OSError, ValueError, HarlError):
+        return False
+
+
+def _this_process(path: Path | None = None) -> Owner:
     own = Process.of(os.getpid())
     words = [sys.executable, *sys.argv] if sys.argv and sys.argv[0] else [sys.executable]
     return Owner(
@@ -333,6 +353,7 @@ def _this_process() -> Owner:
         started=0 if own is None else int(own.started),
         time=time.time(),
         command=_printable(shlex.join(words)),
+        path="" if path is None else os.path.join(os.path.realpath(path.parent), path.name),
     )
 
 

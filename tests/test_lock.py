@@ -7,6 +7,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,44 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert capsys.readouterr().err.count("is taken over from process") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_of_a_folder_that_is_written_is_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, copy = tmp_path / "run", tmp_path / "copy"
+    with locked(first / FOLDER_LOCK, output=first) as held:
+        shutil.copytree(first, copy)
+        assert holder(copy / FOLDER_LOCK) is None
+        with locked(copy / FOLDER_LOCK, output=copy) as other:
+            assert f"is taken over from {held.owner}, which writes to {first}" in (
+                capsys.readouterr().err
+            )
+            assert held.still_held() and other.still_held()
+            shutil.copytree(copy, tmp_path / "third")
+            assert holder(tmp_path / "third" / FOLDER_LOCK) is None
+    assert not [*first.parent.glob("run*"), *copy.iterdir()]
+
+
+@pytest.mark.parametrize("way", ["link to the folder", "link to the file", "moved", "no path"])
+def test_another_path_of_the_same_lock_is_in_use(tmp_path: Path, way: str) -> None:
+    run, again = tmp_path / "run", tmp_path / "again"
+    run.mkdir()
+    with locked(run / FOLDER_LOCK, output=run):
+        if way == "link to the folder":
+            again.symlink_to(run)
+        elif way == "link to the file":
+            again.mkdir()
+            os.link(run / FOLDER_LOCK, again / FOLDER_LOCK)
+        elif way == "moved":
+            run.rename(again)
+        else:  # of an earlier version
+            tree = json.loads((run / FOLDER_LOCK).read_text())
+            del tree["path"]
+            again.mkdir()
+            (again / FOLDER_LOCK).write_text(json.dumps(tree))
+        with pytest.raises(HarlError, match="is in use"), locked(again / FOLDER_LOCK, output=again):
+            pass
 
 
 def test_a_process_that_ended_and_was_not_waited_for_is_gone(tmp_path: Path) -> None:

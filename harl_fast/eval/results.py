@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,10 @@ from harl_fast.files import (
     open_regular,
     replacing,
     sha256_file,
+    short_temporary,
+    sync,
     to_stderr,
+    uninterrupted,
     write_bytes,
     write_json,
 )
@@ -49,6 +53,8 @@ from harl_fast.textfile import read_json
 
 FORMAT = 1
 RESULT, PER_CLASS, PREDICTIONS, HEAD = RESULT_FILES
+_UNNAMED = f".{RESULT}"
+"""Name of a `RESULT` as long as its folder has no name either."""
 LONGEST_NAME = 160
 """Most bytes of a data set's name in that of a folder; file systems take 255 in all."""
 MOST_BYTES = 1 << 28
@@ -154,11 +160,34 @@ def write_result(folder: Path, result: Result) -> Path:
     """Write a result's files into ``folder`` and return the folder.
 
     A result of another checkpoint, other data, preprocessing or settings that lies there is kept
-    as ``<folder>-<number>``, which is said; one of the same is replaced. Raises OSError.
+    as ``<folder>-<number>``, which is said; one of the same is replaced once all files of the new
+    one are on the disk. Raises OSError.
     """
-    record = _record(result)
-    _keep_another(folder, record)
-    (folder / RESULT).unlink(missing_ok=True)
+    record, fresh = _record(result), short_temporary(folder)
+    shutil.rmtree(fresh, ignore_errors=True)  # of a killed process
+    try:
+        _write_files(fresh, result, record)
+        with uninterrupted():
+            _keep_another(folder, record)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RESULT).unlink(missing_ok=True)  # which stands for a whole folder
+            (folder / HEAD).unlink(missing_ok=True)
+            for name in (PER_CLASS, PREDICTIONS, HEAD):
+                if (fresh / name).exists():
+                    os.replace(fresh / name, folder / name)
+            os.replace(fresh / _UNNAMED, folder / RESULT)
+            sync(folder)
+    except OSError as error:
+        if error.filename is not None and Path(error.filename).parent == fresh:
+            error.filename = str(folder / Path(error.filename).name.lstrip("."))
+        raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _write_files(folder: Path, result: Result, record: Mapping[str, Any]) -> None:
+    """Write a result's files into a new folder, in which none will find it."""
     classes = result.data["classes"]
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
@@ -172,13 +201,10 @@ def write_result(folder: Path, result: Result) -> Path:
     with replacing(path) as temporary, naming(path), open(temporary, "wb") as stream:
         found = {k: v.numpy() for k, v in vars(result.predictions).items()}
         np.savez(stream, ids=result.ids.numpy(), names=np.array(result.names, dtype=str), **found)
-    if result.head is None:
-        (folder / HEAD).unlink(missing_ok=True)
-    else:
+    if result.head is not None:
         write_head(folder / HEAD, result.head, classes=classes)
     beside = [folder / name for name in (PREDICTIONS, HEAD) if (folder / name).exists()]
-    write_json(folder / RESULT, {**record, "files": {p.name: sha256_file(p) for p in beside}})
-    return folder
+    write_json(folder / _UNNAMED, {**record, "files": {p.name: sha256_file(p) for p in beside}})
 
 
 def write_head(path: Path, head: Head, *, classes: Sequence[str]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import json
 import os
 import resource
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from harl_fast.errors import DataError
+from harl_fast.eval import results
 from harl_fast.eval.metrics import predictions, scores
 from harl_fast.eval.results import (
     Head,
@@ -25,9 +28,11 @@ from harl_fast.eval.results import (
     read_head,
     read_result,
     result_folder,
+    results_in,
     write_head,
     write_result,
 )
+from harl_fast.files import short_temporary
 
 CLASSES = ["cat", "dog", "ibis"]
 CHECKPOINT = {"path": "x", "weights_sha256": "c", "receipt": "4/4 tensors"}
@@ -161,6 +166,38 @@ def test_predictions_that_grow_as_they_are_read_are_refused(tmp_path: Path) -> N
     assert path.stat().st_size < 20_000
     with pytest.raises(DataError, match=r"predictions\.npz is compressed, and may take any memory"):
         read_result(path.parent)
+
+
+@pytest.mark.parametrize("stage", ["write_bytes", "write_head", "write_json"])
+@pytest.mark.parametrize("other", [{}, {"settings": {"knn_temperature": 0.1}}])
+def test_a_result_that_finds_no_room_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, other: dict[str, Any]
+) -> None:
+    write_result(tmp_path / "r", result(choice={"lr": 0.1}))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()}
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(results, stage, full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            write_result(tmp_path / "r", result(choice={"lr": 0.3}, **other))
+    assert Path(caught.value.filename).parent == tmp_path / "r"
+    assert not Path(caught.value.filename).name.startswith(".")
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()} == before
+    assert read_result(tmp_path / "r").choice == {"lr": 0.1}
+
+
+def test_what_a_killed_evaluation_left_is_no_result(tmp_path: Path) -> None:
+    write_result(tmp_path / "eval" / "r", result())
+    fresh = short_temporary(tmp_path / "eval" / "r")
+    shutil.copytree(tmp_path / "eval" / "r", fresh)
+    (fresh / "result.json").rename(fresh / ".result.json")
+    assert len([*results_in(tmp_path, left_out="this")]) == 1
+    write_result(tmp_path / "eval" / "r", result())
+    assert [path.name for path in (tmp_path / "eval").iterdir()] == ["r"]
 
 
 def test_predictions_that_find_no_room_are_named(tmp_path: Path) -> None:
