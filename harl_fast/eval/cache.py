@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,12 +53,21 @@ class FeatureCache:
         made = make()
         tensors = {"features": made.features, "labels": made.labels}
         about = {"sha256": _digest(made), "facts": json.dumps(facts, sort_keys=True)}
+        _remove_left_over(self.folder)
         try:
             with replacing(path) as temporary:
                 save_tensors(temporary, tensors, metadata=about)
         except OSError as error:  # they cost a pass over the images, and the evaluation goes on
             to_stderr(f"warning: features are not kept. {why(error)}")
         return made
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove what killed processes had half written: no write goes on for an hour unchanged."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - 3600:
+                path.unlink()
 
 
 def _read(path: Path, facts: Mapping[str, Any]) -> FeatureSet | str:

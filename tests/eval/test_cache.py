@@ -65,3 +65,13 @@ def test_a_full_disk_costs_the_kept_features_and_not_the_evaluation(
     made = FeatureSet(torch.ones(3, 2), torch.arange(3))
     assert FeatureCache(tmp_path).get({"weights": "a"}, lambda: made, name="x") is made
     assert "features are not kept" in capsys.readouterr().err and not [*tmp_path.iterdir()]
+
+
+def test_what_a_killed_process_left_of_features_is_removed(tmp_path: Path) -> None:
+    made = FeatureSet(torch.ones(3, 2), torch.arange(3))
+    old, new = (tmp_path / f".{name}.safetensors.1.tmp" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    FeatureCache(tmp_path).get({"weights": "a"}, lambda: made, name="x")
+    assert new.exists() and not old.exists()
