@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     reading = settle(reading, len(train.names), train.image)
     info = describe(spec, max_resolution=args.max_resolution, reading=reading)
     names = [name for one in source.splits.values() for name in one.names]
-    tree = MaskTree(args.out, splits=False, info=info, contested=contested(names))
+    tree = MaskTree(args.out, info=info, contested=contested(names))
     tree.check(names)
     make = functools.partial(
         make_masks,
@@ -125,8 +125,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check_place(out: Path, data: Path) -> None:
-    split = (data / "train").is_dir()
-    for inside in [data / name for name in ("train", *HELD_OUT)] if split else [data]:
+    folders = [path for path in data.iterdir() if path.is_dir()] if data.is_dir() else []
+    splits = [path for path in folders if path.name.lower() in ("train", *HELD_OUT)]
+    split = any(path.name.lower() == "train" for path in splits)
+    for inside in splits if split else [data]:
         if out.resolve() == inside.resolve() or inside.resolve() in out.resolve().parents:
             raise DataError(
                 f"--out {out} lies among the images in {inside}; choose a folder outside"

@@ -167,8 +167,8 @@ class MaskTree:
 
     folder: Path
     """Holds ``<class>/<stem>.png``, or what else the images' names are."""
-    splits: bool = True
-    """Whether it stands for the first folder of the names, such as train/."""
+    prefix: str = ""
+    """What the images' names begin with and the folder stands for, such as ``train/``."""
     info: dict[str, Any] | None = None
     """How `make masks` made it, see `describe`; None for a tree from elsewhere."""
     contested: frozenset[str] = frozenset()
@@ -192,7 +192,7 @@ class MaskTree:
 
     def usual(self, name: str) -> str:
         """Return where a mask belongs, relative to the folder: if that will do, under the stem."""
-        inner = name.partition("/")[2] if self.splits else name
+        inner = name.removeprefix(self.prefix)
         return f"{inner if name in self.contested else mask_stem(inner)}.png"
 
     def check(self, names: Sequence[str]) -> None:

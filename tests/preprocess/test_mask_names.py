@@ -84,7 +84,7 @@ def test_names_as_long_as_a_file_system_takes_have_masks_or_are_refused_first(
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     for name in ("train/a/../../../x.jpg", "/x.jpg"):
         with pytest.raises(DataError, match="has no place in"):
-            tree.MaskTree(tmp_path, splits=False, info={}).check([name])
+            tree.MaskTree(tmp_path, info={}).check([name])
 
 
 def test_masks_whose_names_have_another_unicode_form_are_said(tmp_path: Path) -> None:
