@@ -75,7 +75,7 @@ with head(__name__, parse):
     from preprocess.masks.registry import SUPERVISION, find_method, supervision, try_method
     from preprocess.masks.sources import FALLBACK
     from preprocess.masks.spec import MethodSpec
-    from preprocess.masks.tree import MaskTree, claim, contested, describe, locked_shard
+    from preprocess.masks.tree import MaskTree, claim, contested, describe, locked_shard, unused
     from preprocess.sources.pages import with_pages
 
 
@@ -118,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
             claim(args.out, info)
             for name, split in source.splits.items():
                 fill_split(tree, name, split, make, shard=args.shard, workers=args.workers)
+        for line in unused(tree, names):
+            print(line)
     except KeyboardInterrupt:
         to_stderr(f"interrupted: finished files stay in {args.out}; the same command continues")
         return 130

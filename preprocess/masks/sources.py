@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from preprocess.masks.registry import (
 )
 from preprocess.masks.runner import Flip, MaskRequest
 from preprocess.masks.spec import MethodSpec
-from preprocess.masks.tree import INFO, MaskTree, check_whole, contested, read_info
+from preprocess.masks.tree import INFO, MaskTree, check_whole, contested, read_info, unused
 from preprocess.sources import Split
 from preprocess.sources.layout import HELD_OUT, ONE_FORM, other_form
 
@@ -213,17 +213,21 @@ def _tree(folder: Path, split: Split, classes: list[str], names: Sequence[str]) 
             f"{folder} was made from other images: {first} and all {len(there)} compared have "
             f"another size or content now. Make it again with `python -m preprocess.masks`"
         )
+    for line in _shared_stems(tree, split) if tree.info is None else unused(tree, split.names):
+        print(line)
+    return tree
+
+
+def _shared_stems(tree: MaskTree, split: Split) -> Iterator[str]:
+    """Yield a line if images lack masks that a tree from elsewhere may have under their stems."""
     others = [name for name in split.names if name in tree.contested]
     lacking = [name for name in others if not os.path.isfile(tree.path(name))]
-    if lacking and tree.info is None:
-        print(
-            one_line(
-                f"note: {len(lacking):,} images have the stem of another one, so that their masks "
-                f"must be called by their whole names: the one of {lacking[0]} "
-                f"{tree.path(lacking[0])}. A fall-back serves meanwhile"
-            )
+    if lacking:
+        yield one_line(
+            f"note: {len(lacking):,} images have the stem of another one, so that their masks must "
+            f"be called by their whole names: the one of {lacking[0]} {tree.path(lacking[0])}. A "
+            f"fall-back serves meanwhile"
         )
-    return tree
 
 
 def _fits(tree: MaskTree, split: Split, row: int) -> bool:

@@ -208,6 +208,36 @@ class MaskTree:
                 )
 
 
+def unused(tree: MaskTree, names: Sequence[str]) -> Iterator[str]:
+    """Yield a line if a user's own masks in a made tree serve no image, as two have their stems.
+
+    Such a file was the mask of the image that was there first; which one that is cannot be known.
+    """
+    shared: dict[str, list[str]] = {}
+    for name in names:
+        if name in tree.contested:
+            shared.setdefault(f"{mask_stem(name)}.png", []).append(name)
+    there = {file: of for file, of in shared.items() if _is_own(tree.folder / file)}
+    serving = {tree.path(name) for name in names} if there else set[Path]()
+    left = [
+        (tree.folder / file, of)
+        for file, of in there.items()
+        if tree.folder / file not in serving and not any(_is_own(tree.path(one)) for one in of)
+    ]
+    if left:
+        file, of = left[0]
+        yield one_line(
+            f"WARNING: {len(left):,} masks of your own serve no image, as their stems are those of "
+            f"several by now: if {file} is of {of[0]}, call it {tree.usual(of[0])}"
+        )
+
+
+def _is_own(path: Path) -> bool:
+    with contextlib.suppress(UnusableImageError):
+        return os.path.lexists(path) and read_made(path) is None
+    return False
+
+
 def mask_stem(name: str) -> str:
     """Return what an image's mask is called without its suffix: ``a/1`` of ``a/1.jpg``.
 
