@@ -64,7 +64,7 @@ def test_another_column_of_a_table_is_another_image(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": [b"one", b"two"], "second": [b"ten", b"two"]}), path)
     images, second = (
-        [Cell(path, name, 0, row, 3) for row in range(2)] for name in ("image", "second")
+        [Cell(path, (name,), 0, row, 3) for row in range(2)] for name in ("image", "second")
     )
     found = [Fingerprint.of(image) for image in images]
     assert found[0].fits(images[0]) and not found[0].fits(second[0])
