@@ -79,6 +79,16 @@ def test_images_that_are_there_under_other_names_are_told(
     assert "WARNING" not in capsys.readouterr().out
 
 
+def test_what_is_in_the_way_of_an_addition_is_to_be_moved(data: Path, out: Path) -> None:
+    """Another --out would be another set."""
+    shutil.copytree(data, out, dirs_exist_ok=True)
+    grow(data, "class0", 1)
+    with pytest.raises(DataError, match=r"out/train is to hold the shards .*: move them away$"):
+        run(out, "--add", str(data))
+    with pytest.raises(DataError, match=r"lies inside --add .*; move the set to a folder outside"):
+        run(out, "--add", str(out.parent))
+
+
 @pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 3)])
 def test_a_tiff_that_has_other_pages_now_is_no_new_image(
     data: Path, tmp_path: Path, before: int, now: int
