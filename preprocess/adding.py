@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from preprocess.shards import read_report
 from preprocess.sources import Source, Split
 from preprocess.sources.base import WITHOUT_COLUMN
 from preprocess.sources.layout import ONE_FORM, two_forms
+from preprocess.sources.pages import PAGE
 
 _DEFAULTS = {"channels": 3, "pages": "first", "keep_warned": False}
 """What manifests leave out of `Reading.facts`."""
@@ -180,6 +181,11 @@ class Base:
         hashes = _hashes(map(one_line, split.names))
         there, prints = known.find(hashes)
         others = _changed(split, np.flatnonzero(there & (prints != NONE)), prints)
+        if known.files is not None:
+            there_now, of_file = known.files.find(_hashes(map(_file_name, split.names)))
+            others += _changed(
+                split, np.flatnonzero(there_now & ~there & (of_file != NONE)), of_file
+            )
         _refuse(self.out, name, split, source, others, "and other contents")
         named = np.flatnonzero(there & (prints == NONE))
         manifest = self.splits[name].manifest
@@ -216,11 +222,21 @@ class _Known:
     """(N,): hashes of their names, ascending."""
     prints: npt.NDArray[np.uint64]
     """(N,): their fingerprints."""
+    files: _Known | None = None
+    """The same by the names of their files, in a set whose images are the pages of TIFFs: a page's
+    name changes with the number of pages."""
 
     @staticmethod
     def of(base: Base) -> _Known:
+        paged = base.splits["train"].manifest.store.get("pages") == "all"
+        files = _Known._by(base, _file_name) if paged else None
+        return replace(_Known._by(base, str), files=files)
+
+    @staticmethod
+    def _by(base: Base, key: Callable[[str], str]) -> _Known:
         parts = [
-            (_names(beton, each), read_prints(beton, each)) for beton, each in base.containers()
+            (_names(beton, each, key), read_prints(beton, each))
+            for beton, each in base.containers()
         ]
         names, first = np.unique(np.concatenate([name for name, _ in parts]), return_index=True)
         return _Known(names, np.concatenate([prints for _, prints in parts])[first])
@@ -233,7 +249,12 @@ class _Known:
         return self.names[rows] == names, self.prints[rows]
 
 
-def _names(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64]:
+def _file_name(name: str) -> str:
+    """Return what an image's name says of its file, without the number of a page."""
+    return PAGE.sub("", one_line(name))
+
+
+def _names(beton: Path, manifest: Manifest, key: Callable[[str], str]) -> npt.NDArray[np.uint64]:
     whole = beton.is_file() and beton.stat().st_size == manifest.beton_bytes
     path = names_path(beton) if whole else beton
     if not whole or not path.is_file() or sha256_file(path) != manifest.names_sha256:
@@ -242,7 +263,7 @@ def _names(beton: Path, manifest: Manifest) -> npt.NDArray[np.uint64]:
             f"added to it. Copy the files of the set together again"
         )
     with open(names_path(beton), encoding="utf-8") as lines:
-        return _hashes(line.rstrip("\n") for line in lines)
+        return _hashes(key(line.rstrip("\n")) for line in lines)
 
 
 def _changed(split: Split, rows: npt.NDArray[np.intp], prints: npt.NDArray[np.uint64]) -> list[int]:

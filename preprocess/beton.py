@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
         reading_of(args),
     )
     if args.data:
-        _check_apart(args.out, args.data)
+        _check_apart(args.out, args.data, adding=bool(args.add))
     place: Place = UrlPlace(args.out) if isinstance(args.out, str) else LocalPlace(args.out)
     place.check()
     with place.locked(), scratch_beside(_local(args.out)) as scratch:
@@ -261,11 +261,13 @@ def _advise(source: Source, settings: ConversionSettings, manifest: Manifest) ->
         print(one_line(f"note: no advice on stores: {error}"))
 
 
-def _check_apart(out: Path | str, data: Path | str) -> None:
+def _check_apart(out: Path | str, data: Path | str, *, adding: bool) -> None:
     inner, outer = (path if isinstance(path, Path) else local_folder(path) for path in (out, data))
     if inner and outer and inner.resolve().is_relative_to(outer.resolve()):
+        option = "--add" if adding else "--data"
+        remedy = "move the set to" if adding else "choose"
         raise DataError(
-            f"--out {out} lies inside --data {data}; choose a folder outside, so that the "
+            f"--out {out} lies inside {option} {data}; {remedy} a folder outside, so that the "
             f"containers are not taken for images"
         )
 

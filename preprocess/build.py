@@ -70,7 +70,7 @@ def build(
         _check_masks(mask_list, settings)
         there = base.splits[name] if base else None
         plans.append(_plan(name, mask_list, source, settings, shard_size, there))
-        _check_outputs(place, plans[-1])
+        _check_outputs(place, plans[-1], adding=base is not None)
     if base is None:
         _check_leftover(place, source)
     key = key_of([job.folder for plan in plans for job in plan.jobs])
@@ -123,7 +123,7 @@ def _plan(
     return SplitPlan(masks, facts, jobs, existing)
 
 
-def _check_outputs(place: Place, plan: SplitPlan) -> None:
+def _check_outputs(place: Place, plan: SplitPlan, *, adding: bool) -> None:
     _check_ours(place, plan.split)
     if isinstance(place, LocalPlace):
         beton = place.root / f"{plan.split}.beton"
@@ -133,9 +133,10 @@ def _check_outputs(place: Place, plan: SplitPlan) -> None:
             check_output(place.root / plan.split, option="--out", folder=True)
     foreign = [name for name in place.names(plan.split) if not OF_A_SET.fullmatch(name)]
     if foreign and not plan.single:
+        remedy = "move them away" if adding else "move them away, or choose another --out"
         raise DataError(
             f"{place}/{plan.split} is to hold the shards of {plan.split}, but holds other files "
-            f"({one_line(foreign[0])}): choose another --out"
+            f"({one_line(foreign[0])}): {remedy}"
         )
 
 

@@ -25,7 +25,7 @@ from harl_fast import __version__
 from harl_fast.errors import DataError, one_line
 from harl_fast.files import Progress, to_stderr
 from preprocess.convert import ConversionSettings
-from preprocess.images.members import ImageRef, Page, file_stamp
+from preprocess.images.members import ImageRef, Page, file_stamp, place_print
 from preprocess.masks.sources import MaskList
 from preprocess.places import FRESH, Place
 from preprocess.publish import NOTE
@@ -108,14 +108,15 @@ def stamp_of(image: ImageRef) -> tuple[int, int]:
         return stamp_of(image.file)
     if isinstance(image, Path):
         return file_stamp(image)
-    size, time_ns = _container_stamp(getattr(image, "path", None))
-    return int(getattr(image, "size", size)), time_ns
+    file_bytes, time_ns = _container_stamp(image.path)
+    # Another column, or another archive of the same time, has other places.
+    return image.size, time_ns if file_bytes < 0 else time_ns ^ place_print(image, file_bytes)
 
 
 @functools.lru_cache(1 << 16)
-def _container_stamp(path: Path | None) -> tuple[int, int]:
+def _container_stamp(path: Path) -> tuple[int, int]:
     """Return the stamp of a file that holds many images: not read once for each."""
-    return (0, 0) if path is None else file_stamp(path)
+    return file_stamp(path)
 
 
 def digest_of(masks: MaskList, inputs: Inputs, rows: range) -> str:

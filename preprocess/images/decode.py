@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -67,6 +68,7 @@ Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.PngStream = Chunks  # type: ignore[misc]
 
 _OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN)
+_NO_FILE = (errno.ENOENT, errno.ENAMETOOLONG)
 
 ORIENTATION_TAG = 0x0112
 TURNS: dict[int, Callable[[Any], Any]] = {  # as wide as OpenCV's own types
@@ -300,13 +302,34 @@ def shrink(rgb: Pixels, *, side_px: int) -> Pixels:
     )
 
 
+@contextlib.contextmanager
+def open_mask(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """Yield an opened mask file as `open_image` does.
+
+    One that is there, but that the system does not give, is an `OSError`: as it may be a user's
+    own, none takes its place like that of one that is missing or damaged.
+    """
+    try:
+        with open_image(path) as opened:
+            yield opened
+    except UnusableImageError as error:
+        cause = error.__cause__
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number == errno.ENOENT and path.is_symlink():
+            raise OSError(number, "a link that leads to nothing", str(path)) from error
+        if number is not None and number not in _NO_FILE:
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+
+
 def load_mask(path: Path, *, lossy: bool) -> Image.Image:
     """Return a mask file's pixels as Pillow holds them.
 
     lossy: whether one coded with loss will do, whose background is not quite 0. Raises
-    `UnusableImageError` if not, for any damage, and for an EXIF orientation other than 1.
+    `UnusableImageError` if not, for any damage, and for an EXIF orientation other than 1; see
+    `open_mask` as well.
     """
-    with open_image(path) as opened:
+    with open_mask(path) as opened:
         refused = not lossy and is_lossy(opened)
         # As in `_decode`: before a TIFF is loaded, and after any other.
         own = read_orientation(opened)[0] if opened.format == "TIFF" else 0

@@ -6,7 +6,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, overload
@@ -24,7 +24,12 @@ STORED, DEFLATED = 0, 8
 
 
 class Member(Protocol):
-    """Where one image's bytes lie; goes to the workers, hence small and picklable."""
+    """Where one image's bytes lie; goes to the workers, hence small and picklable.
+
+    Its items are the file that holds it, then what tells it from others there.
+    """
+
+    def __iter__(self) -> Iterator[Any]: ...
 
     @property
     def path(self) -> Path:
@@ -126,6 +131,12 @@ def file_stamp(path: Path | str) -> tuple[int, int]:
     except (OSError, ValueError):
         return -1, -1
     return status.st_size, written_ns(status)
+
+
+def place_print(member: Member, file_bytes: int) -> int:
+    """Return 32 bits of where a member lies in its file, and of that file's size."""
+    _, *place = member
+    return zlib.crc32(repr((file_bytes, *place)).encode())
 
 
 def check_size(size: int, limit: int) -> None:

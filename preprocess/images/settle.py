@@ -77,8 +77,7 @@ def find_range(images: Sequence[ImageRef]) -> GreyRange:
     low = min((look.ends[0] for look in found), default=0.0)
     high = max((look.ends[1] for look in found), default=0.0)
     if all(look.whole for look in found):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = float(f"{low:g}"), float(f"{high:g}")  # as it will be written down
+        low, high = float(math.floor(low)), float(math.ceil(high))
     if not low < high:
         return GreyRange()
     strays = [look.stray for look in found if look.stray is not None]

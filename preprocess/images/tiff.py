@@ -174,8 +174,12 @@ def has_unnamed_alpha(image: Image.Image) -> bool:
     TIFF 6.0 (page 31) wants one. OpenCV writes transparency without, and Pillow reads it as such.
     """
     tags = image.tag_v2  # type: ignore[attr-defined]
+    return _lacks_name(tags) and _EXTRA_SAMPLES not in tags
+
+
+def _lacks_name(tags: Any) -> bool:
     rgb = tags.get(TAG_PHOTOMETRIC) == _RGB
-    return rgb and tags.get(_SAMPLES, 1) > 3 and _EXTRA_SAMPLES not in tags
+    return rgb and tags.get(_SAMPLES, 1) > 3 and not any(tags.get(_EXTRA_SAMPLES, ()))
 
 
 def _layout(tags: Any) -> _Layout:
@@ -186,6 +190,11 @@ def _layout(tags: Any) -> _Layout:
         raise UnusableImageError("damaged: the TIFF's palette is not as long as its bits need")
     if tags.get(_PLANAR, 1) != _SEPARATE:
         planes = (sum(planes),)
+    elif _lacks_name(tags):
+        raise UnusableImageError(
+            "a TIFF of RGB and a fourth value without a name, in separate planes, cannot be read: "
+            "save it as RGB, or with each pixel's samples together (PlanarConfiguration 1)"
+        )
     elif samples == 2:
         raise UnusableImageError(
             "a TIFF of a grey and a second value in separate planes cannot be read: save it with "

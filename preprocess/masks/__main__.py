@@ -75,7 +75,7 @@ with head(__name__, parse):
     from preprocess.masks.registry import SUPERVISION, find_method, supervision, try_method
     from preprocess.masks.sources import FALLBACK
     from preprocess.masks.spec import MethodSpec
-    from preprocess.masks.tree import MaskTree, claim, contested, describe, locked_shard
+    from preprocess.masks.tree import MaskTree, claim, contested, describe, locked_shard, unused
     from preprocess.sources.pages import with_pages
 
 
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     reading = settle(reading, len(train.names), train.image)
     info = describe(spec, max_resolution=args.max_resolution, reading=reading)
     names = [name for one in source.splits.values() for name in one.names]
-    tree = MaskTree(args.out, splits=False, info=info, contested=contested(names))
+    tree = MaskTree(args.out, info=info, contested=contested(names))
     tree.check(names)
     make = functools.partial(
         make_masks,
@@ -118,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
             claim(args.out, info)
             for name, split in source.splits.items():
                 fill_split(tree, name, split, make, shard=args.shard, workers=args.workers)
+        for line in unused(tree, names):
+            print(line)
     except KeyboardInterrupt:
         to_stderr(f"interrupted: finished files stay in {args.out}; the same command continues")
         return 130
@@ -125,8 +127,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check_place(out: Path, data: Path) -> None:
-    split = (data / "train").is_dir()
-    for inside in [data / name for name in ("train", *HELD_OUT)] if split else [data]:
+    folders = [path for path in data.iterdir() if path.is_dir()] if data.is_dir() else []
+    splits = [path for path in folders if path.name.lower() in ("train", *HELD_OUT)]
+    split = any(path.name.lower() == "train" for path in splits)
+    for inside in splits if split else [data]:
         if out.resolve() == inside.resolve() or inside.resolve() in out.resolve().parents:
             raise DataError(
                 f"--out {out} lies among the images in {inside}; choose a folder outside"

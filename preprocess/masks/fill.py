@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from harl_fast.errors import DataError, one_line
-from harl_fast.files import Progress
+from harl_fast.files import Progress, UnusualFileError
 from harl_fast.pool import ordered_map
 from preprocess.images.members import FileRef
 from preprocess.images.reading import DEFAULT_READING, Reading, UnusableImageError
@@ -54,18 +55,11 @@ def make_masks(
     """Write the masks of some images that a tree lacks or that do not fit; what a worker does.
 
     key: of the tree. If one is lacking, those of all the images are found, since a network's
-    rounding may depend on the images beside one.
+    rounding may depend on the images beside one. Raises `OSError` for a file that is there and
+    cannot be read: it may be a user's own.
     """
-    counts, problems, wanted = Counter[str](), list[str](), set[Path]()
-    for task in tasks:
-        try:
-            made = find_made(task.file, task.image, key=key)
-            counts[OWN if made is None else KEPT] += 1
-        except UnusableImageError as error:
-            wanted.add(task.file)
-            if task.file.exists():
-                counts[AGAIN] += 1
-                problems.append(f"{task.name}: made again: {error}")
+    counts, problems = Counter[str](), list[str]()
+    wanted = {task.file for task in tasks if _is_wanted(task, key, counts, problems)}
     images = list[tuple[MaskTask, Fingerprint, LazyImage]]()
     for task in tasks if wanted else ():
         request = MaskRequest(task.name, task.image)
@@ -95,6 +89,21 @@ def make_masks(
         if found.problem:
             problems.append(f"{task.name}: {found.problem}")
     return Tally(counts, problems)
+
+
+def _is_wanted(task: MaskTask, key: str, counts: Counter[str], problems: list[str]) -> bool:
+    """Return whether a mask is to be made, and note what is there instead or was before."""
+    try:
+        made = find_made(task.file, task.image, key=key)
+    except UnusableImageError as error:
+        if isinstance(error.__cause__, UnusualFileError):  # such as a pointer of Git LFS
+            raise UnusualFileError(errno.EINVAL, str(error), str(task.file)) from error
+        if task.file.exists():
+            counts[AGAIN] += 1
+            problems.append(f"{task.name}: made again: {error}")
+        return True
+    counts[OWN if made is None else KEPT] += 1
+    return False
 
 
 def fill_split(

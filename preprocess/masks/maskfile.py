@@ -20,8 +20,8 @@ from pydantic import BaseModel, Field
 
 from harl_fast.files import short_temporary
 from preprocess.images.arrays import Mask
-from preprocess.images.decode import TURNS, Frame, open_file, open_image
-from preprocess.images.members import FileRef, ImageRef, written_ns
+from preprocess.images.decode import TURNS, Frame, open_file, open_mask
+from preprocess.images.members import FileRef, ImageRef, Page, place_print, written_ns
 from preprocess.images.reading import UnusableImageError
 from preprocess.masks.controls import CANVAS_PX
 
@@ -34,39 +34,54 @@ _BACK = {6: 8, 8: 6}
 
 
 class Fingerprint(NamedTuple):
-    """What tells an image from a changed one: same size, and same time or same content."""
+    """What tells an image from a changed one: same size, and same time and place or content."""
 
     size: int
     mtime_ns: int
     """Of the file that holds it."""
     crc: int
     """CRC-32 of its bytes."""
+    place: int = 0
+    """Of a member of another file, see `place_print`; 0 of files of their own."""
 
     @staticmethod
     def of(image: FileRef) -> Fingerprint:
         """Return an image's fingerprint; reads all of it."""
-        mtime_ns = written_ns(_holder(image).stat())
+        status = _holder(image).stat()
         size = crc = 0
         with open_file(image) as stream:
             while block := stream.read(1 << 20):
                 size, crc = size + len(block), zlib.crc32(block, crc)
-        return Fingerprint(size, mtime_ns, crc)
+        return Fingerprint(size, written_ns(status), crc, _place(image, status.st_size))
 
     def fits(self, image: FileRef) -> bool:
-        """Return whether an image is unchanged; reads it only if its time differs, as a copy's."""
+        """Return whether an image is unchanged.
+
+        Reads it only if its time differs, as a copy's, or its place in the file that holds it.
+        """
         try:
             status = _holder(image).stat()
-            if isinstance(image, Path) and status.st_size != self.size:
+            if isinstance(_file(image), Path) and status.st_size != self.size:
                 return False
-            if written_ns(status) == self.mtime_ns:
+            if (written_ns(status), _place(image, status.st_size)) == (self.mtime_ns, self.place):
                 return True
-            return Fingerprint.of(image)._replace(mtime_ns=self.mtime_ns) == self
+            found = Fingerprint.of(image)
         except OSError:
             return False
+        return (found.size, found.crc) == (self.size, self.crc)
+
+
+def _file(image: FileRef) -> FileRef:
+    return image.file if isinstance(image, Page) else image
 
 
 def _holder(image: FileRef) -> Path:
     return image if isinstance(image, Path) else image.path
+
+
+def _place(image: FileRef, file_bytes: int) -> int:
+    file = _file(image)
+    return 0 if isinstance(file, Path) else place_print(file, file_bytes)
 
 
 class Record(BaseModel):
@@ -121,9 +136,9 @@ def write_made(path: Path, made: MadeMask, frame: Frame) -> None:
 def read_made(path: Path) -> MadeMask | None:
     """Return what `write_made` wrote, or None if a file holds anything else: a user's own mask.
 
-    Raises `UnusableImageError` for what is missing or damaged.
+    Raises `UnusableImageError` for what is missing or damaged, see `open_mask`.
     """
-    with open_image(path) as opened:
+    with open_mask(path) as opened:
         text = opened.info.get(TEXT) if opened.format == "PNG" and opened.mode == "1" else None
         if not isinstance(text, str):
             return None

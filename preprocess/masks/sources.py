@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from preprocess.masks.registry import (
 )
 from preprocess.masks.runner import Flip, MaskRequest
 from preprocess.masks.spec import MethodSpec
-from preprocess.masks.tree import INFO, MaskTree, check_whole, contested, read_info
+from preprocess.masks.tree import INFO, MaskTree, check_whole, contested, read_info, unused
 from preprocess.sources import Split
 from preprocess.sources.layout import HELD_OUT, ONE_FORM, other_form
 
@@ -175,7 +175,8 @@ def _tree(folder: Path, split: Split, classes: list[str], names: Sequence[str]) 
 
     Raises `DataError` for a tree of other images.
     """
-    tree = open_tree(folder, split.names[0], classes)
+    names = names or split.names
+    tree = open_tree(folder, split, classes, names=names)
     if tree is None:
         return None
     png = next((name for name in split.names if name.endswith(".png")), "")
@@ -187,7 +188,7 @@ def _tree(folder: Path, split: Split, classes: list[str], names: Sequence[str]) 
                 f"too ({file}): move them to a folder of their own"
             )
     # A tree of several splits has the folder of this one for it alone.
-    tree = replace(tree, contested=contested(split.names if tree.splits else names or split.names))
+    tree = replace(tree, contested=contested(split.names if tree.prefix else names))
     rows = spread(len(split.names), SAMPLE).tolist()
     there = [row for row in rows if os.path.isfile(tree.path(split.names[row]))]
     first = split.names[rows[0]]
@@ -198,7 +199,7 @@ def _tree(folder: Path, split: Split, classes: list[str], names: Sequence[str]) 
                 f"{tree.folder} has {twin!a}, and the images' names need {wanted!a}: two Unicode "
                 f"forms of the same letters. {ONE_FORM}"
             )
-    if not there and tree.info is not None and PurePosixPath(first).parts[0] in HELD_OUT:
+    if not there and tree.info is not None and split.folder.lower() in HELD_OUT:
         print(one_line(f"{folder} has no mask of the held-out images"))
         return None
     if not there:
@@ -212,17 +213,21 @@ def _tree(folder: Path, split: Split, classes: list[str], names: Sequence[str]) 
             f"{folder} was made from other images: {first} and all {len(there)} compared have "
             f"another size or content now. Make it again with `python -m preprocess.masks`"
         )
+    for line in _shared_stems(tree, split) if tree.info is None else unused(tree, split.names):
+        print(line)
+    return tree
+
+
+def _shared_stems(tree: MaskTree, split: Split) -> Iterator[str]:
+    """Yield a line if images lack masks that a tree from elsewhere may have under their stems."""
     others = [name for name in split.names if name in tree.contested]
     lacking = [name for name in others if not os.path.isfile(tree.path(name))]
-    if lacking and tree.info is None:
-        print(
-            one_line(
-                f"note: {len(lacking):,} images have the stem of another one, so that their masks "
-                f"must be called by their whole names: the one of {lacking[0]} "
-                f"{tree.path(lacking[0])}. A fall-back serves meanwhile"
-            )
+    if lacking:
+        yield one_line(
+            f"note: {len(lacking):,} images have the stem of another one, so that their masks must "
+            f"be called by their whole names: the one of {lacking[0]} {tree.path(lacking[0])}. A "
+            f"fall-back serves meanwhile"
         )
-    return tree
 
 
 def _fits(tree: MaskTree, split: Split, row: int) -> bool:
@@ -233,32 +238,43 @@ def _fits(tree: MaskTree, split: Split, row: int) -> bool:
     return True
 
 
-def open_tree(tree: Path, first_name: str, classes: list[str]) -> MaskTree | None:
-    """Return the masks of the split whose images are named like ``first_name``, or None.
+def open_tree(
+    tree: Path, split: Split, classes: list[str], *, names: Sequence[str]
+) -> MaskTree | None:
+    """Return the masks of a split's images, or None if the tree has those of training images only.
 
     ``tree`` holds ``train/<class>/...``, or, as the published archives do, the classes of the
     training images directly. A tree without the training images' classes is an error. One that
-    `make masks` made serves every split: its masks lie under the images' names, as they are.
+    `make masks` made serves every split: its masks lie under the images' names, as they are. So do
+    those of a source whose names do not begin with a split, in ``tree`` or in its train/.
+    names: of all splits' images.
     """
     check_tree(tree)
     if (tree / INFO).exists():
         check_whole(tree)
-        return MaskTree(tree, splits=False, info=read_info(tree))
-    split = PurePosixPath(first_name).parts[0]
-    if split not in ("train", *HELD_OUT):  # of a source without splits
-        inside = tree / "train"
-        return MaskTree(inside if inside.is_dir() else tree, splits=False)
-    inside = tree / split
-    if inside.is_dir():
-        return MaskTree(inside)
-    if split != "train":
+        return MaskTree(tree, info=read_info(tree))
+    inside = _inside(tree, split.folder or "train")
+    if not split.folder:
+        own = any(name.lower().startswith("train/") for name in names)
+        return MaskTree(tree if own or inside is None else inside)
+    prefix = f"{split.folder}/"
+    if inside is not None:
+        return MaskTree(inside, prefix)
+    if split.folder.lower() != "train":
         return None
     if any((tree / name).is_dir() for name in classes):
-        return MaskTree(tree)
+        return MaskTree(tree, prefix)
     raise DataError(
         f"the mask tree {tree} has neither train/ nor class folders of the images "
         f"({', '.join(classes[:3])}, ...); expected {tree}/train/<class>/*.png"
     )
+
+
+def _inside(tree: Path, split: str) -> Path | None:
+    """Return the folder of a tree that is called like a split, in any case; None without one."""
+    named = [path for path in tree.iterdir() if path.name.lower() == split.lower()]
+    folders = sorted(path for path in named if path.is_dir())
+    return next((path for path in folders if path.name == split), next(iter(folders), None))
 
 
 def check_tree(tree: Path) -> None:

@@ -167,8 +167,8 @@ class MaskTree:
 
     folder: Path
     """Holds ``<class>/<stem>.png``, or what else the images' names are."""
-    splits: bool = True
-    """Whether it stands for the first folder of the names, such as train/."""
+    prefix: str = ""
+    """What the images' names begin with and the folder stands for, such as ``train/``."""
     info: dict[str, Any] | None = None
     """How `make masks` made it, see `describe`; None for a tree from elsewhere."""
     contested: frozenset[str] = frozenset()
@@ -192,7 +192,7 @@ class MaskTree:
 
     def usual(self, name: str) -> str:
         """Return where a mask belongs, relative to the folder: if that will do, under the stem."""
-        inner = name.partition("/")[2] if self.splits else name
+        inner = name.removeprefix(self.prefix)
         return f"{inner if name in self.contested else mask_stem(inner)}.png"
 
     def check(self, names: Sequence[str]) -> None:
@@ -206,6 +206,36 @@ class MaskTree:
                     f"{', which takes no names this long' if too_long else ''}: rename it, or let "
                     f"`python -m preprocess.beton` make the masks meanwhile"
                 )
+
+
+def unused(tree: MaskTree, names: Sequence[str]) -> Iterator[str]:
+    """Yield a line if a user's own masks in a made tree serve no image, as two have their stems.
+
+    Such a file was the mask of the image that was there first; which one that is cannot be known.
+    """
+    shared: dict[str, list[str]] = {}
+    for name in names:
+        if name in tree.contested:
+            shared.setdefault(f"{mask_stem(name)}.png", []).append(name)
+    there = {file: of for file, of in shared.items() if _is_own(tree.folder / file)}
+    serving = {tree.path(name) for name in names} if there else set[Path]()
+    left = [
+        (tree.folder / file, of)
+        for file, of in there.items()
+        if tree.folder / file not in serving and not any(_is_own(tree.path(one)) for one in of)
+    ]
+    if left:
+        file, of = left[0]
+        yield one_line(
+            f"WARNING: {len(left):,} masks of your own serve no image, as their stems are those of "
+            f"several by now: if {file} is of {of[0]}, call it {tree.usual(of[0])}"
+        )
+
+
+def _is_own(path: Path) -> bool:
+    with contextlib.suppress(UnusableImageError):
+        return os.path.lexists(path) and read_made(path) is None
+    return False
 
 
 def mask_stem(name: str) -> str:

@@ -33,6 +33,8 @@ class Split:
     """Index of each image's class, or `UNLABELLED` for all."""
     root: Path | None = None
     """Folder that the names are relative to; None if the images are no files of their own."""
+    folder: str = ""
+    """What all names begin with that stands for the split, such as train; empty if they do not."""
     pixels: Pixels | None = None
     """(N, H, W, 3) uint8 instead of files."""
     members: Members | None = None

@@ -197,7 +197,9 @@ def plain_source(name: str, shown: str, listing: Listing, choices: Choices) -> S
         refuse_share(f"{shown} has a held-out part of its own, {there.held_out}/", choices)
         rows = {part: [row for row, top in enumerate(tops) if top == part] for part in set(tops)}
         parts = {"train": there.train, "val": there.held_out}
-        splits = {name: whole.take(rows[part]) for name, part in parts.items()}
+        splits = {
+            name: replace(whole.take(rows[part]), folder=part) for name, part in parts.items()
+        }
         said += there.unread()
     else:
         splits, said = hold_out(whole, choices)
@@ -266,6 +268,7 @@ class Scan:
         return Split(
             names=[self.prefix + name for name, _ in pairs],
             labels=[label for _, label in pairs],
+            folder=self.folder,
             rejected=_rejected(self.prefix, self.listing),
         )
 

@@ -39,6 +39,7 @@ def _expand(split: Split) -> Split:
     return Split(
         names=[f"{split.names[r]}#{p + 1}" if several[r] else split.names[r] for r, p in rows],
         labels=[split.labels[row] for row, _ in rows],
+        folder=split.folder,
         members=Members(Page, [(file,) for file in files], np.array(rows, np.int64)),
         mask_files=None if masks is None else [masks[row] for row, _ in rows],
         rejected=split.rejected,

@@ -16,7 +16,7 @@ from harl_fast.textfile import read_json
 from preprocess.images.listing import Listing, is_aside, list_files
 from preprocess.images.members import Members
 from preprocess.sources.base import NO_LABELS, WITHOUT_COLUMN, Choices, Rejected, Source
-from preprocess.sources.cells import Cell, arrow_table, is_arrow, leaf
+from preprocess.sources.cells import Cell, Column, arrow_table, is_arrow, leaf
 from preprocess.sources.samples import (
     check_whole,
     label_text,
@@ -31,8 +31,8 @@ LABEL_NAMES = ("label", "labels", "class", "cls", "category")
 file does not say itself."""
 _OF_WORKERS = ("pyarrow.parquet", "pyarrow.compute")
 """What `cells` imports: 0.2 s in each worker, unless the process that they are forked from has."""
-_OF_BROKEN_TABLES = (OSError, LookupError, ValueError, TypeError, AttributeError)
-"""What pyarrow, and reading columns of other kinds than expected, raise besides its own errors."""
+_OF_BROKEN_TABLES = (OSError, KeyError, ValueError)
+"""What pyarrow raises besides its own errors, KeyError for a file that lacks a column."""
 _STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 """What `datasets` writes beside its Arrow files, and above those of several splits."""
 _LISTED_BYTES = 1 << 26
@@ -147,7 +147,7 @@ def table_source(path: Path, choices: Choices) -> Source:
         raise DataError(f"{path} holds no row")
     if columns.others:
         notes.append(
-            f"images are those of the column {one_line(columns.image)}, not of "
+            f"images are those of the column {one_line('.'.join(columns.image))}, not of "
             f"{', '.join(map(one_line, columns.others[:5]))}; --image-column says otherwise"
         )
     places = [(file, columns.image) for file, _ in tables]
@@ -157,10 +157,10 @@ def table_source(path: Path, choices: Choices) -> Source:
 
 
 class _Columns(NamedTuple):
-    """Columns by the names that `leaf` takes, and what the label's numbers mean."""
+    """Which columns there are, and what the label's numbers mean."""
 
-    image: str
-    path: str
+    image: Column
+    path: Column
     """Of the images' own file names; empty if there is none."""
     label: str
     """Empty if the images have no labels."""
@@ -191,23 +191,23 @@ class _Table:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def values(self, column: str) -> list[Any]:
+    def values(self, column: Column) -> list[Any]:
         """Return a column's values; not for images."""
-        top = column.partition(".")[0]
         if self._file is None:
-            chunks = _sound_chunks(self.path, top)
+            chunks = _sound_chunks(self.path, column[0])
         else:
-            chunks = self._file.read(columns=[column]).column(top).chunks
+            chunks = self._file.read(columns=[".".join(column)]).column(column[0]).chunks
         return [value for chunk in chunks for value in leaf(chunk, column).to_pylist()]
 
-    def groups(self, column: str) -> Iterator[tuple[int, int]]:
+    def groups(self, column: Column) -> Iterator[tuple[int, int]]:
         """Yield rows and bytes of a column in each group."""
         if self._file is None:
-            for chunk in _sound_chunks(self.path, column.partition(".")[0]):
+            for chunk in _sound_chunks(self.path, column[0]):
                 yield len(chunk), chunk.nbytes
             return
         meta = self._file.metadata
-        place = [meta.schema.column(n).path for n in range(meta.num_columns)].index(column)
+        paths = [meta.schema.column(number).path for number in range(meta.num_columns)]
+        place = paths.index(".".join(column))
         for number in range(meta.num_row_groups):
             group = meta.row_group(number)
             yield group.num_rows, group.column(place).total_compressed_size
@@ -222,7 +222,7 @@ def _sound_chunks(path: Path, column: str) -> list[Any]:
 
 
 def _cells(table: _Table, number: int, split: str, columns: _Columns) -> Iterator[_Cell]:
-    labels = table.values(columns.label) if columns.label else None
+    labels = table.values((columns.label,)) if columns.label else None
     paths = table.values(columns.path) if columns.path else None
     row = 0
     for group, (rows, size) in enumerate(table.groups(columns.image)):
@@ -259,7 +259,7 @@ def _columns(file: Path, table: _Table, choices: Choices) -> _Columns:
     if twice := [name for name in schema.names if schema.names.count(name) > 1]:
         raise DataError(f"{file} has two columns named {one_line(twice[0])}: rename one of them")
     images = {field.name: inner for field in schema if (inner := _bytes_column(field))}
-    marked = [name for name in images if kinds.get(name) == "Image" or "." in images[name]]
+    marked = [name for name in images if kinds.get(name) == "Image" or images[name][1:]]
     named = _named(IMAGE_NAMES, images)[:1]
     found = [choices.image_column] if choices.image_column else marked or named or list(images)
     if len(found) > 1:
@@ -274,10 +274,10 @@ def _columns(file: Path, table: _Table, choices: Choices) -> _Columns:
             f"{file} has no {what}, which are bytes of image files; it has {there}. {remedy}"
         )
     (image,) = found
-    struct = "." in images[image] and "path" in [one.name for one in schema.field(image).type]
+    struct = images[image][1:] and "path" in [one.name for one in schema.field(image).type]
     label = _label_column(file, schema, kinds, choices, there)
     others = [name for name in images if name != image]
-    path = f"{image}.path" if struct else ""
+    path = (image, "path") if struct else ()
     return _Columns(images[image], path, label, *_meaning(table, label), others)
 
 
@@ -326,21 +326,23 @@ def _named_alike(table: _Table, first: _Columns) -> _Columns:
     return first._replace(classes=classes)
 
 
-def _bytes_column(field: Any) -> str:
-    """Return the name of a column's bytes, as `leaf` takes it, or ""."""
+def _bytes_column(field: Any) -> Column:
+    """Return a column's bytes, or () if it has none."""
     import pyarrow as pa
 
     def is_bytes(kind: Any) -> bool:
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        types = pa.types
+        tests = types.is_binary, types.is_large_binary, types.is_binary_view
+        return any(test(kind) for test in tests)
 
     if is_bytes(field.type):
-        return str(field.name)
+        return (field.name,)
     inner = (
         [one.name for one in field.type if is_bytes(one.type)]
         if pa.types.is_struct(field.type)
         else []
     )
-    return f"{field.name}.bytes" if "bytes" in inner else ""
+    return (field.name, "bytes") if "bytes" in inner else ()
 
 
 def _named(usual: Iterable[str], columns: Iterable[str]) -> list[str]:
@@ -355,8 +357,8 @@ def _label_column(
 
     def is_label(name: str) -> bool:
         kind = schema.field(name).type
-        tests = pa.types.is_integer, pa.types.is_string, pa.types.is_large_string
-        return any(test(kind) for test in (*tests, pa.types.is_dictionary))
+        texts = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
+        return any(test(kind) for test in (pa.types.is_integer, *texts, pa.types.is_dictionary))
 
     if choices.label_column == NO_LABELS:
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from harl_fast.errors import DataError, few, one_line, shown
@@ -110,9 +111,9 @@ def stated_splits(
     train = [number for number, split in enumerate(splits) if split in ("", "train")]
     val = [number for number, split in enumerate(splits) if split not in ("", "train")]
     if not val:
-        return hold_out(whole, choices)
+        return hold_out(_part(whole, train, splits[0]), choices)
     refuse_share(f"{source} has a held-out part of its own", choices)
-    parts = {"train": whole.take(train), "val": whole.take(val)}
+    parts = {"train": _part(whole, train, "train"), "val": _part(whole, val, splits[val[0]])}
     lacking = set(parts["val"].labels) - set(parts["train"].labels)
     if lacking:
         names = sorted({rows[number].label for number in val if whole.labels[number] in lacking})
@@ -121,3 +122,11 @@ def stated_splits(
             f"({few(names)}): features cannot be judged on them"
         )
     return parts, []
+
+
+def _part(whole: Split, rows: Sequence[int], stated: str) -> Split:
+    """Return the images of a split, whose folder is the one that is called so, if all lie in it."""
+    part = whole.take(rows)
+    tops = {name.partition("/")[0] if "/" in name else "" for name in part.names}
+    alone = len(tops) == 1 and bool(stated) and min(tops).lower() == stated
+    return replace(part, folder=min(tops)) if alone else part

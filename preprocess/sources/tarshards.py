@@ -276,4 +276,4 @@ def _text(shard: BinaryIO, place: tuple[int, int]) -> str:
     offset, size = place
     check_size(size, _LABEL_BYTES)
     shard.seek(offset)
-    return shard.read(size).decode("utf-8")
+    return shard.read(size).decode("utf-8-sig")

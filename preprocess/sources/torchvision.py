@@ -210,7 +210,7 @@ def _own_split(name: str, classes: list[str], rows: list[tuple[Any, int]], cache
 
 def _in_memory(split: str, pixels: Pixels, labels: list[int]) -> Split:
     names = [f"{split}/{index:06d}" for index in range(len(labels))]
-    return Split(names, [int(label) for label in labels], pixels=pixels)
+    return Split(names, [int(label) for label in labels], pixels=pixels, folder=split)
 
 
 def _by_path(

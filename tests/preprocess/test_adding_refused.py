@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from harl_fast.data.container.manifest import read_manifest, write_manifest
 from harl_fast.errors import DataError
@@ -76,6 +77,39 @@ def test_images_that_are_there_under_other_names_are_told(
     grow(tmp_path / "more", "class0", 1, start=200)
     run(out, "--add", str(tmp_path / "more"), "--val", "0")
     assert "WARNING" not in capsys.readouterr().out
+
+
+def test_what_is_in_the_way_of_an_addition_is_to_be_moved(data: Path, out: Path) -> None:
+    """Another --out would be another set."""
+    shutil.copytree(data, out, dirs_exist_ok=True)
+    grow(data, "class0", 1)
+    with pytest.raises(DataError, match=r"out/train is to hold the shards .*: move them away$"):
+        run(out, "--add", str(data))
+    with pytest.raises(DataError, match=r"lies inside --add .*; move the set to a folder outside"):
+        run(out, "--add", str(out.parent))
+
+
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 3)])
+def test_a_tiff_that_has_other_pages_now_is_no_new_image(
+    data: Path, tmp_path: Path, before: int, now: int
+) -> None:
+    """Its pages' names are others then."""
+    path, out = data / "train/class1/a.tif", tmp_path / "paged"
+
+    def write(count: int) -> None:
+        first, *rest = (Image.fromarray(photo(number)) for number in range(count))
+        first.save(path, save_all=True, append_images=rest)
+
+    save(photo(9), path.with_name("b#1"), format="PNG")
+    write(before)
+    run(out, "--data", str(data), "--pages", "all")
+    grow(data, "class0", 1)
+    run(out, "--add", str(data), "--pages", "all")
+    there = contents(out)
+    write(now)
+    with pytest.raises(DataError, match=r"train images .*\(train/class1/a\.tif.*other contents"):
+        run(out, "--add", str(data), "--pages", "all")
+    assert contents(out) == there
 
 
 def test_a_class_in_another_unicode_form_is_no_new_one(data: Path, out: Path) -> None:

@@ -51,6 +51,31 @@ def test_a_mask_of_your_own_is_no_second_images_too(
     assert "have the stem of another one" not in capsys.readouterr().out
 
 
+def test_an_edited_mask_that_an_image_of_its_stem_displaces_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, masks = image_folder(tmp_path / "set", val=0), tmp_path / "masks"
+    make(data, masks, "--val", "0")
+    own = masks / "train/class1/0.png"
+    save(np.full(photo(1).shape[:2], 255, np.uint8), own)
+    save(photo(300), data / "train/class1/0.png")
+    save(photo(301), data / "train/class1/1.png")  # whose stem has a made mask
+    told = (
+        f"WARNING: 1 masks of your own serve no image, as their stems are those of several by now: "
+        f"if {own} is of train/class1/0.jpg, call it train/class1/0.jpg.png"
+    )
+    capsys.readouterr()
+    make(data, masks, "--val", "0")
+    assert told in capsys.readouterr().out.splitlines() and own.exists()
+    converted(data, tmp_path / "out", "--masks", str(masks), "--val", "0")
+    assert told in capsys.readouterr().out.splitlines()
+    own.rename(masks / "train/class1/0.jpg.png")
+    make(data, masks, "--val", "0")
+    manifest = converted(data, tmp_path / "out", "--masks", str(masks), "--val", "0")
+    assert manifest.mask["edited"] == 1
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def test_a_mask_is_no_image_of_another_split_held_out_of_one_folder(tmp_path: Path) -> None:
     data, masks = tmp_path / "set", tmp_path / "masks"
     save(photo(1), data / "a/1.jpg")
@@ -84,7 +109,7 @@ def test_names_as_long_as_a_file_system_takes_have_masks_or_are_refused_first(
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     for name in ("train/a/../../../x.jpg", "/x.jpg"):
         with pytest.raises(DataError, match="has no place in"):
-            tree.MaskTree(tmp_path, splits=False, info={}).check([name])
+            tree.MaskTree(tmp_path, info={}).check([name])
 
 
 def test_masks_whose_names_have_another_unicode_form_are_said(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from preprocess.masks.heuristic.binary import (
 )
 from preprocess.masks.heuristic.method import heuristic_map
 from preprocess.masks.sources import open_tree
+from preprocess.masks.tree import MaskTree
+from preprocess.sources import Split
 from tests.preprocess.support import demo_image, photo
 
 
@@ -101,20 +103,26 @@ def test_the_patterns_do_not_look_at_the_image() -> None:
     assert 0.1 < masks["center"][0].mean() < 0.6 and masks["center"][0][32, 32]
 
 
+def opened(tree: Path, folder: str, path: str) -> MaskTree | None:
+    """Return what a tree has for a split whose folder holds one image."""
+    split = Split([f"{folder}/{path}"], [0], folder=folder)
+    return open_tree(tree, split, [path.partition("/")[0]], names=split.names)
+
+
 def test_mask_files_lie_beside_the_images_names(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
-    tree = open_tree(tmp_path, "train/a/1.jpg", ["a"])
+    tree = opened(tmp_path, "train", "a/1.jpg")
     assert tree is not None
     assert tree.path("train/a/deep/1.b.JPEG") == tmp_path / "train/a/deep/1.b.png"
-    assert open_tree(tmp_path, "val/a/1.jpg", ["a"]) is None
+    assert opened(tmp_path, "val", "a/1.jpg") is None
 
 
 def test_a_tree_of_classes_alone_stands_for_the_training_images(tmp_path: Path) -> None:
     (tmp_path / "n01440764").mkdir()
-    tree = open_tree(tmp_path, "train/n01440764/1.JPEG", ["n01440764"])
+    tree = opened(tmp_path, "train", "n01440764/1.JPEG")
     assert tree is not None
     assert tree.path("train/n01440764/1.JPEG") == tmp_path / "n01440764/1.png"
     with pytest.raises(DataError, match=r"neither train/ nor class folders.*n2"):
-        open_tree(tmp_path, "train/n2/1.JPEG", ["n2"])
+        opened(tmp_path, "train", "n2/1.JPEG")
     with pytest.raises(DataError, match="is no folder"):
-        open_tree(tmp_path / "none", "train/n2/1.JPEG", ["n2"])
+        opened(tmp_path / "none", "train", "n2/1.JPEG")

@@ -67,7 +67,7 @@ def test_large_rows_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.Monk
     path = table(tmp_path / "x.parquet", rows=4, image=IMAGES)
     for most, lengths in ((1 << 20, [4]), (1, [1] * 4)):
         monkeypatch.setattr(cells, "_BYTES_AT_ONCE", most)
-        batches = list(cells._batches(path, "image", 0))
+        batches = list(cells._batches(path, ("image",), 0))
         assert [len(batch) for batch in batches] == lengths
         assert [value.as_py() for batch in batches for value in batch] == IMAGES
 
@@ -127,7 +127,7 @@ def test_a_saved_data_set_keeps_its_order_and_class_names(tmp_path: Path) -> Non
 
 def test_a_cell_without_bytes_or_too_large_is_said(tmp_path: Path) -> None:
     path = table(tmp_path / "x.parquet", image=[b"12345", None])
-    cell = Cell(path, "image", 0, 0, 5)
+    cell = Cell(path, ("image",), 0, 0, 5)
     assert cell.open(5).read() == b"12345"
     for bad, message in (
         (cell._replace(row=1), "the table holds no bytes of it"),
@@ -304,7 +304,7 @@ def test_an_arrow_file_of_wrong_offsets_is_refused(tmp_path: Path) -> None:
 
 def test_an_arrow_cell_outside_its_batch_is_damage(tmp_path: Path) -> None:
     saved = to_saved(image_folder(tmp_path / "set", classes=2), tmp_path / "saved")
-    cell = Cell(saved / "test/data-00000-of-00001.arrow", "image.bytes", 0, 99, 1)
+    cell = Cell(saved / "test/data-00000-of-00001.arrow", ("image", "bytes"), 0, 99, 1)
     with pytest.raises(UnusualFileError, match="damaged: "):
         cell.open(1 << 20)
 

@@ -206,6 +206,22 @@ def test_greys_of_16_bits_with_alpha_follow_the_range_and_lie_on_white(tmp_path:
     assert settle.find_range([path]) == settle.find_range([alone]) != GreyRange()
 
 
+@pytest.mark.parametrize(("dtype", "kind"), [("f4", FLOAT), ("u4", 1)])
+def test_a_range_that_is_narrow_beside_its_values_leaves_out_no_more_of_them(
+    tmp_path: Path, dtype: str, kind: int
+) -> None:
+    """Such as pressures in pascals, or counts since a start long ago."""
+    rng = np.random.default_rng(3)
+    least, spread = (101321.6, 4.8) if dtype == "f4" else (20_000_040, 510)
+    values = (least + spread * rng.random((80, 90))).astype(dtype)
+    path = tiff(tmp_path / "x.tif", values, bits=32, kind=kind)
+    found = settle.find_range([path])
+    for outside in (values < found.low, values > found.high):
+        assert outside.mean() <= 0.0015
+    assert found.high - found.low < 1.01 * spread
+    assert parse_range(found.name) == GreyRange("fixed", found.low, found.high)
+
+
 @pytest.mark.parametrize("text", ["1234000:1234999", "0.12345678:0.9", "0:65535", "-1e+30:1e-07"])
 def test_a_range_is_recorded_in_all_its_digits(text: str) -> None:
     found = parse_range(text)

@@ -52,6 +52,12 @@ def test_labels_stand_in_json_too(label: dict[str, object], found: str, tmp_path
     assert {name for _, name, _ in samples(source)} == {found, "dog"}
 
 
+def test_a_byte_order_mark_is_no_part_of_a_label(tmp_path: Path) -> None:
+    mark = "\N{BOM}".encode()
+    members = {"c.jpg": b"1", "a.cls": mark + b"3", "c.json": mark + b'{"label": 10}'}
+    assert read(write_tar(tmp_path / "x.tar", PAIRS | members), val=0.0).classes == ["3", "10"]
+
+
 def test_the_command_line_names_the_label_or_none(tmp_path: Path) -> None:
     members = {
         f"{key}.{suffix}": data

@@ -19,7 +19,11 @@ from tests.preprocess.test_tiff import (
     RAW,
     ROWS,
     STRIPS,
+    TILE_LENGTHS,
+    TILES,
     Tags,
+    compressed,
+    cut_up,
     decode,
     picture,
     tiff,
@@ -146,3 +150,27 @@ def test_a_mask_is_of_no_kind_whose_black_is_not_0(tmp_path: Path) -> None:
         except UnusableImageError as error:
             assert "save 8-bit grey, 0 = none" in str(error), kind
     assert taken == {"1", "L", "P", "RGB"}
+
+
+@pytest.mark.parametrize("extra", [None, 0, 2])
+@pytest.mark.parametrize("compression", [RAW, DEFLATE])
+@pytest.mark.parametrize("layout", ["strips", "tiles"])
+def test_a_fourth_plane_without_a_name_is_refused(
+    tmp_path: Path, layout: str, compression: int, extra: int | None
+) -> None:
+    """Pillow mixes up the edges of its tiles, or counts it twice."""
+    tags, _ = picture(layout)
+    planes = [*np.moveaxis(PHOTO, 2, 0), np.full(PHOTO.shape[:2], 255, np.uint8)]
+    pieces = [compressed(piece, compression) for plane in planes for piece in cut_up(plane, layout)]
+    lengths = [len(piece) for piece in pieces]
+    places = [8 + sum(lengths[:at]) for at in range(len(pieces))]
+    where = (STRIPS, LENGTHS) if layout == "strips" else (TILES, TILE_LENGTHS)
+    tags |= {258: [8] * 4, 259: [compression], 277: [4], 284: [2]}
+    tags |= dict(zip(where, (places, lengths), strict=True))
+    tags |= {} if extra is None else {EXTRA_SAMPLES: [extra]}
+    content = tiff(tags, b"".join(pieces))
+    if extra:
+        np.testing.assert_array_equal(decode(content, tmp_path / "x.tif"), PHOTO)
+        return
+    with pytest.raises(UnusableImageError, match="cannot be read: save it as"):
+        decode(content, tmp_path / "x.tif")
