@@ -83,7 +83,7 @@ def _results(pretrained: Pretrained) -> Iterator[str]:
 def results_of(pretrained: Pretrained) -> Iterator[Result]:
     """Yield the results beside a run's checkpoint that are of these very weights."""
     run = run_of(pretrained.source)
-    for result in results_in(run, left_out="the model card") if run else ():
+    for _, result in results_in(run, left_out="the model card") if run else ():
         if result.checkpoint.get("weights_sha256") == pretrained.weights_sha256:
             yield result
 

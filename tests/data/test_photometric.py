@@ -144,7 +144,7 @@ def test_a_batch_of_many_views_is_coloured_view_by_view() -> None:
     assert not torch.equal(same[2], same[3])  # each view has draws of its own
 
 
-@pytest.mark.parametrize("policies", [ViewConfig(), [ViewGeometry(size_px=16, cells=2)], [], None])
+@pytest.mark.parametrize("policies", [ViewConfig(), [ViewGeometry(size_px=16, cells=2)], None])
 def test_colours_are_of_a_list_of_view_configurations(policies: Any) -> None:
     for colours in (photometric.Colouring, photometric.Photometric):
         seed = {"seed": 0} if colours is photometric.Photometric else {}

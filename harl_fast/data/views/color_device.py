@@ -144,7 +144,7 @@ def _check_colours(
 ) -> None:
     """Raise ConfigError for what a configuration refuses, such as the levels of bytes."""
     several = isinstance(policies, Sequence)
-    if not (several and policies and all(isinstance(each, ViewConfig) for each in policies)):
+    if not (several and all(isinstance(each, ViewConfig) for each in policies)):
         raise ConfigError(f"colours: {shown(policies)}; give a list of one ViewConfig per view")
     validated(DataConfig, {"mean": mean, "std": std}, where="colours")
 
