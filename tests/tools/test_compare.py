@@ -146,7 +146,7 @@ def test_a_damaged_result_beside_the_wanted_one_is_told(
     assert [path.name for path in find_results(pair)] == ["pets-cached"] * 2
     assert "left out of the comparison: " in capsys.readouterr().err
     (pair[0] / "eval" / "pets-cached" / "result.json").write_text("{")
-    with pytest.raises(DataError, match="neither .* that can be read: make one with"):
+    with pytest.raises(DataError, match=r"neither .* that can be read: make one with"):
         find_results(pair)
 
 
