@@ -182,14 +182,18 @@ def check_whole(least: int, most: float = math.inf, **arguments: Any) -> None:
             raise ConfigError(f"{name} {shown(value)}: give a whole number from {bounds}")
 
 
-def check_finite(most: float, **arguments: float) -> None:
+def check_finite(most: float, **arguments: Any) -> None:
     """Raise ConfigError for the first argument that is no finite number from 0 to most.
 
     For functions of the library, as `check_whole`.
     """
     bounds = "0 on" if most == math.inf else f"0 to {most:g}"
     for name, value in arguments.items():
-        if not (0.0 <= value <= most and math.isfinite(value)):
+        try:
+            good = 0.0 <= value <= most and math.isfinite(value)
+        except TypeError:  # such as of a text
+            good = False
+        if not good:
             raise ConfigError(f"{name} {shown(value)}: give a finite number from {bounds}")
 
 

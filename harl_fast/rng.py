@@ -44,9 +44,9 @@ def _mix(word):
     return word ^ (word >> np.uint64(31))
 
 
-@njit(cache=True)
+@njit(uint64(uint64, uint64, uint64, uint64, uint64), cache=True)
 def stream(seed, epoch, sample, view, purpose):
-    """Return the uint64 key of one stream; the arguments are non-negative integers.
+    """Return the uint64 key of one stream; the arguments are whole numbers from 0 to 2^64 - 1.
 
     Callable from Python and from other compiled functions.
     """
@@ -80,7 +80,7 @@ def uniforms(
     """
     ids = np.ascontiguousarray(samples, dtype=np.int64)
     out = np.empty((ids.shape[0], count), dtype=np.float64)
-    _fill(seed, epoch, ids, view, purpose, out)
+    _fill(np.uint64(seed), epoch, ids, view, purpose, out)
     return out
 
 

@@ -42,6 +42,16 @@ def test_golden_values() -> None:
     assert rng.uniforms(1, 2, [3], view=4, purpose=5, count=1)[0, 0] == GOLDEN_DRAW
 
 
+def test_seeds_of_64_bits_are_taken_after_small_ones() -> None:
+    """Of any integer type; compiled code is chosen by the types that come first."""
+    for seed in (5, 2**63, 2**64 - 1):
+        key = int(rng.stream(seed, 2, 3, 4, rng.GEOMETRY))
+        draws = rng.uniforms(seed, 2, [3], view=4, purpose=rng.GEOMETRY, count=1)
+        assert key == int(rng.stream(np.uint64(seed), 2, np.int64(3), 4, rng.GEOMETRY))
+        assert draws[0, 0] == rng.uniform(np.uint64(key), 0)
+        assert len(rng.permutation(seed, 0, 10)) == 10
+
+
 def test_permutations_are_whole_and_differ_by_epoch() -> None:
     first, second = rng.permutation(0, 0, 1000), rng.permutation(0, 1, 1000)
     assert sorted(first) == list(range(1000)) == sorted(second)

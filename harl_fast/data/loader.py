@@ -21,7 +21,14 @@ from harl_fast.data.container.index import check_container
 from harl_fast.data.container.manifest import Manifest, manifest_path
 from harl_fast.data.damage import Check, Damage, Policy, warn_unchecked
 from harl_fast.data.decode import Decoder
-from harl_fast.data.order import VERSIONS, ChosenSamples, GlobalOrder, Kind, chunk_length
+from harl_fast.data.order import (
+    VERSIONS,
+    ChosenSamples,
+    GlobalOrder,
+    Kind,
+    chunk_length,
+    sample_ids,
+)
 from harl_fast.data.prefetch import PrefetchThread, Samples, check_process
 from harl_fast.data.reader import OpenContainer
 from harl_fast.data.views.color_device import Colouring
@@ -171,16 +178,7 @@ class _Loader:
 
     def _known(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return (n,) int64 ids; ConfigError or DataError for any other: kernels do not look."""
-        samples = np.asarray(ids)
-        if samples.ndim != 1 or (samples.size and samples.dtype.kind not in "iu"):
-            raise ConfigError(
-                f"ids: {samples.dtype} of shape {samples.shape}; give a list of whole numbers, of "
-                f"a boolean mask numpy.flatnonzero(mask)"
-            )
-        if len(unknown := samples[(samples < 0) | (samples >= self.manifest.count)]):
-            last = self.manifest.count - 1
-            raise DataError(f"{self.path} has no sample {unknown[0]}: its ids are 0 to {last}")
-        return samples.astype(np.int64)
+        return sample_ids(ids, count=self.manifest.count, where=self.path)
 
     def _batches(self, samples: np.ndarray | Samples, *, seed: int, epoch: int) -> Iterator[Batch]:
         check_process(self._process)
@@ -385,6 +383,8 @@ class EvalLoader(_Loader):
         self.ids = self._known(range(self.manifest.count) if ids is None else ids)
         if not len(self.ids):
             raise ConfigError(f"ids: none of the samples of {path}; give one or more")
+        if centre == 0.0:  # of a view: cut at random
+            raise ConfigError("centre 0: give a share of the shorter side, above 0 and up to 1")
         view = ViewGeometry(size_px=size_px, cells=cells, centre=centre)
         batch = min(batch, len(self.ids))
         threads = decoding_threads(workers)

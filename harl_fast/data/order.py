@@ -11,12 +11,13 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from harl_fast.errors import ConfigError, nearest
+from harl_fast.errors import ConfigError, DataError, nearest, shown
 from harl_fast.jit import njit
 from harl_fast.options import check_whole
 from harl_fast.rng import ORDER, order_generator, permutation, stream, uniforms
@@ -272,6 +273,26 @@ class RankSamples:
         step, row = np.divmod(np.arange(*rows.indices(len(self))), self._per_step)
         first = self._order.rank * self._per_step
         return self._ids_of((self._first_step + step) * self._order.batch_global + first + row)
+
+
+def sample_ids(ids: npt.ArrayLike, *, count: int, where: Path) -> Ids:
+    """Return (n,) chosen ids of ``count`` samples.
+
+    where: what holds them, for messages. Raises ConfigError for what is no list of whole numbers,
+    and DataError for one that is no sample's.
+    """
+    try:
+        found = np.asarray(ids)
+        told = f"{found.dtype} of shape {found.shape}"
+    except ValueError:  # of lists of several lengths
+        found, told = np.empty(()), shown(ids)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise ConfigError(
+            f"ids: {told}; give a list of whole numbers, of a boolean mask numpy.flatnonzero(mask)"
+        )
+    if len(unknown := found[(found < 0) | (found >= count)]):
+        raise DataError(f"{where} has no sample {unknown[0]}: its ids are 0 to {count - 1}")
+    return found.astype(np.int64)
 
 
 class ChosenSamples:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harl_fast.engine.deepspeed_keys import refuse_keys, refuse_values
 from harl_fast.errors import ConfigError, shown
@@ -107,6 +107,13 @@ class Fp16Section(Section):
     auto_cast: bool = False
     fp16_master_weights_and_grads: bool = False
     """Accepted as false only."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Fp16Section:
+        least, power = self.min_loss_scale, self.initial_scale_power
+        if not self.loss_scale and least > 2**power:
+            raise ValueError(f"min_loss_scale {least} is above 2 ^ initial_scale_power {power}")
+        return self
 
 
 class ThroughputSection(Section):

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from harl_fast.config import ModelConfig
 from harl_fast.engine.checkpoint.format import Checkpoint, open_checkpoint
-from harl_fast.engine.networks import anchor, is_foreign
+from harl_fast.engine.networks import is_foreign
 from harl_fast.errors import ConfigError
 from harl_fast.model.folder import WEIGHTS, fitting, folder_of, read_config
 from harl_fast.model.harl import HARL
-from harl_fast.model.names import listed, locate
+from harl_fast.model.names import anchor, listed, locate
 from harl_fast.model.weightfile import digest, read_weights, refuse_other_frameworks
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,11 +29,16 @@ from harl_fast.model.backbones import build_backbone
 from harl_fast.model.folder import WEIGHTS, damaged, folder_of, load_native, read_folder
 from harl_fast.model.harl import HARL
 from harl_fast.model.heads import LinearHeads, MLPHead
-from harl_fast.model.names import RESNET, Receipt, locate, recognise
-from harl_fast.model.resnet import ARCHS
+from harl_fast.model.names import Receipt, anchor, locate, recognise
 from harl_fast.model.seeding import own_numbers
 from harl_fast.model.timm_network import PREFIX
-from harl_fast.model.weightfile import TORCH, digest, read_weights, refuse_other_frameworks
+from harl_fast.model.weightfile import (
+    TORCH,
+    StatedInputs,
+    digest,
+    read_weights,
+    refuse_other_frameworks,
+)
 from harl_fast.runfiles import is_part_of_a_checkpoint
 from harl_fast.tensorfile import open_tensors
 
@@ -176,6 +180,8 @@ class Pretrained:
     """The classifier's, in its order."""
     record: Record | None = None
     """Of a checkpoint."""
+    assumed: tuple[str, ...] = ()
+    """Which of mean, std and size_px neither the file nor the user says."""
 
 
 def load_pretrained(
@@ -194,6 +200,7 @@ def load_pretrained(
     that the command line would not take.
     """
     check_inputs(mean, std, size_px)
+    given = {"mean": mean, "std": std, "size_px": size_px}
     ckpt = local_path(ckpt)
     refuse_other_frameworks(ckpt)
     if folder := folder_of(ckpt):
@@ -209,6 +216,7 @@ def load_pretrained(
         std=loaded.std if std is None else tuple(map(float, std)),
         size_px=size_px or loaded.size_px,
         crop=usual_crop(size_px) if size_px not in (None, loaded.size_px) else loaded.crop,
+        assumed=tuple(name for name in loaded.assumed if given[name] is None),
     )
     for option, values in (("--mean", loaded.mean), ("--std", loaded.std)):
         if len(values) != loaded.model.in_channels:
@@ -218,11 +226,8 @@ def load_pretrained(
             )
     if os.environ.get("RANK", "0") == "0":
         to_stderr(f"weights: {loaded.receipt}")
-        if is_foreign(ckpt) or own != (loaded.mean, loaded.std, loaded.size_px):
-            to_stderr(
-                f"inputs: mean {_numbers(loaded.mean)}, std {_numbers(loaded.std)}, "
-                f"{loaded.size_px} px{' (assumed: the file does not say)' * is_foreign(ckpt)}"
-            )
+        if is_foreign(ckpt) or loaded.assumed or own != (loaded.mean, loaded.std, loaded.size_px):
+            to_stderr(f"inputs: {_inputs_text(loaded)}")
     return loaded
 
 
@@ -275,6 +280,7 @@ def _of_folder(folder: Path) -> Pretrained:
         std=found.std,
         size_px=found.size_px,
         crop=found.crop or usual_crop(found.size_px),
+        assumed=found.assumed,
         receipt=Receipt(found.matched, found.matched, naming, f"{folder} ({found.source})"),
         weights_sha256=sha256,
         source=folder,
@@ -293,41 +299,30 @@ def _of_file(path: Path) -> Pretrained:
         located = locate(tensors, where=str(path))
         model = recognise(located, where=str(path))
     backbone, matched = load_native(model, located.backbone, where=str(path))
-    size_px = 224 if model.stem == "imagenet" else 32
+    stated = StatedInputs.of(about)
+    size_px = stated.size_px or (224 if model.stem == "imagenet" else 32)
     _check_features(backbone, size_px=size_px, where=str(path))
     grey = model.in_channels == 1
     return Pretrained(
         backbone=backbone,
         projector=located.projector,
         model=model,
-        mean=_stated(about, "mean") or (LUMA_MEAN if grey else RGB_MEAN),
-        std=_stated(about, "std") or (LUMA_STD if grey else RGB_STD),
+        mean=stated.mean or (LUMA_MEAN if grey else RGB_MEAN),
+        std=stated.std or (LUMA_STD if grey else RGB_STD),
         size_px=size_px,
-        crop=usual_crop(size_px),
+        crop=stated.crop or usual_crop(size_px),
+        assumed=tuple(key for key in ("mean", "std", "size_px") if not getattr(stated, key)),
         receipt=Receipt(matched, matched, located.naming, str(path)),
         weights_sha256=digest(backbone.native.state_dict()),
         source=path,
     )
 
 
-def _stated(about: Mapping[str, str], key: str) -> tuple[float, ...]:
-    """Return the numbers in the metadata of a file that `make export` wrote, if there are any."""
-    try:
-        return tuple(float(value) for value in json.loads(about[key]))
-    except (KeyError, ValueError, TypeError, RecursionError):
-        return ()
-
-
-def anchor(model: ModelConfig) -> str:
-    """Return a name that a network's weights are known by."""
-    if model.arch in ARCHS:
-        return RESNET
-    with torch.device("meta"):
-        return next(iter(build_backbone(model).native.state_dict()))
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+def _inputs_text(loaded: Pretrained) -> str:
+    mean, std = (", ".join(f"{value:g}" for value in each) for each in (loaded.mean, loaded.std))
+    names = "" if len(loaded.assumed) == 3 else f"{' and '.join(loaded.assumed)} "
+    assumed = f" ({names}assumed: the file does not say)" if loaded.assumed else ""
+    return f"mean {mean}, std {std}, {loaded.size_px} px{assumed}"
 
 
 def random_like(pretrained: Pretrained, *, seed: int) -> Pretrained:

@@ -258,14 +258,14 @@ def read_head(path: Path, *, classes: Sequence[str] | None = None) -> Head:
     return Head(head.weight.float(), head.bias.float())
 
 
-def results_in(run: Path, *, left_out: str) -> Iterator[Result]:
-    """Yield the results within a run; one that cannot be read is told on standard error.
+def results_in(run: Path, *, left_out: str) -> Iterator[tuple[Path, Result]]:
+    """Yield the results within a run by folder; one that cannot be read is told on standard error.
 
     left_out: what it is left out of.
     """
     for path in sorted(run.glob(f"eval/*/{RESULT}")):
         try:
-            yield read_result(path)
+            yield path.parent, read_result(path)
         except DataError as error:
             to_stderr(one_line(f"warning: left out of {left_out}: {error}"))
 

@@ -8,6 +8,7 @@ from torch.func import functional_call
 
 from harl_fast.errors import ConfigError
 from harl_fast.model.norm import share_statistics
+from harl_fast.options import check_whole
 
 LAST_LEVEL = 4
 """Level of a network's last map."""
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
 
         Raises ConfigError as `channels`.
         """
+        check_whole(1, size_px=size_px)
         self.channels(level)
         return shapes_of_map(self, size_px, level=level)[-1]
 

@@ -36,6 +36,10 @@ MOST_BYTES = 1 << 24
 """Largest config.json: it can hold the names of thousands of classes."""
 
 
+_STATED = {"mean": "mean", "std": "std", "size_px": "input_size"}
+"""What config.json calls them."""
+
+
 @dataclass(frozen=True)
 class Exported:
     """What an exported folder holds."""
@@ -53,6 +57,8 @@ class Exported:
     size_px: int
     crop: float | None
     """Share of the shorter side that it is judged on; None where that is not stated."""
+    assumed: tuple[str, ...]
+    """Which of mean, std and size_px are not stated."""
     source: str
     """Where the weights are from: a run and its step."""
     matched: int
@@ -158,6 +164,7 @@ def _read(path: Path, config: Mapping[str, Any]) -> Exported:
         std=seen.std,
         size_px=seen.views[0].size_px,
         crop=_crop(inputs.get("crop_pct")),
+        assumed=tuple(key for key, theirs in _STATED.items() if theirs not in inputs),
         source=str(ours["source"]) if ours else str(path),
         matched=matched,
         weights_sha256=str(ours["weights_sha256"]) if ours else "",

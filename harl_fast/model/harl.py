@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harl_fast.config import LossConfig, ModelConfig
+from harl_fast.config import DataConfig, LossConfig, ModelConfig
 from harl_fast.errors import ConfigError
 from harl_fast.model.backbone import LAST_LEVEL, Backbone
 from harl_fast.model.backbones import build_backbone
@@ -19,6 +19,7 @@ from harl_fast.model.loss import LOSS_TERMS, term_weights, total_loss, view_pair
 from harl_fast.model.norm import GroupedBatchNorm1d
 from harl_fast.model.pooling import cell_weight, global_mean, has_area, masked_mean
 from harl_fast.model.precision import widened, without_autocast
+from harl_fast.section import validated
 
 
 class Target(nn.Module):
@@ -62,6 +63,9 @@ class HARL(nn.Module):
         """
         super().__init__()
         model, self.loss = model or ModelConfig(), loss or LossConfig()
+        if roles:
+            # The target's views are taken to be the first ones, as a configuration's are.
+            validated(DataConfig, {"views": [{"role": role} for role in roles]}, where="roles")
         term_weights(self.loss, alpha=1.0, beta=1.0)  # refuses unknown terms before the first step
         self.backbone = build_backbone(model) if backbone is None else backbone
         hidden, out = model.projector_hidden, model.projector_out
@@ -123,6 +127,8 @@ class HARL(nn.Module):
         roles = self._roles or ("both",) * len(views)
         if len(views) != len(roles) or (both := roles.count("both")) < 2:
             raise ValueError(f"{len(views)} views for roles {', '.join(roles)}: give two or more")
+        if len(cells) != len(views):
+            raise ValueError(f"cells of {len(cells)} views for {len(views)} views: give one each")
         weights = term_weights(self.loss, alpha=alpha, beta=beta)
         # First what is pooled from the last map: those regions are the projector's.
         order = sorted(weights, key=lambda term: LOSS_TERMS[term].region is not None)

@@ -17,6 +17,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from harl_fast.config import ModelConfig
 from harl_fast.errors import CheckpointError
+from harl_fast.model.backbones import build_backbone
 from harl_fast.model.heads import MLPHead
 from harl_fast.model.resnet import ARCHS
 
@@ -67,6 +68,14 @@ class Located:
     naming: str
     pads_by_2: bool = False
     """Whether a 3x3 stem pads by 2, as in solo-learn and the code of HARL's authors."""
+
+
+def anchor(model: ModelConfig) -> str:
+    """Return a name that a network's weights are known by."""
+    if model.arch in ARCHS:
+        return RESNET
+    with torch.device("meta"):
+        return next(iter(build_backbone(model).native.state_dict()))
 
 
 def locate(tensors: Mapping[str, Tensor], *, where: str, anchor: str = RESNET) -> Located:

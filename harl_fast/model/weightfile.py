@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 
+from harl_fast.config import LARGEST_PX, SMALLEST_PX, Deviation, Share
 from harl_fast.errors import CheckpointError, shown
 from harl_fast.files import UnusualFileError, open_regular
+from harl_fast.section import Section
 from harl_fast.tensorfile import damaged_member, grows, open_tensors
 
 TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
@@ -33,6 +37,23 @@ _BROKEN = (
 )
 """What a damaged file makes torch's reader raise."""
 _REFUSED = re.compile(r"Unsupported (?:global|class|type)\S*:? ?(?:GLOBAL )?([\w.]+)")
+
+
+class StatedInputs(Section):
+    """What the metadata of an exported file say of images; None where they say nothing."""
+
+    mean: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None
+    std: Annotated[tuple[Deviation, ...], Field(min_length=1)] | None = None
+    size_px: Annotated[int, Field(ge=SMALLEST_PX, le=LARGEST_PX)] | None = None
+    crop: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+
+    @classmethod
+    def of(cls, about: Mapping[str, str]) -> StatedInputs:
+        """Return what metadata say; nothing where that is no JSON of such values."""
+        try:
+            return cls(**{key: json.loads(about[key]) for key in cls.model_fields if key in about})
+        except (ValueError, RecursionError):
+            return cls()
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

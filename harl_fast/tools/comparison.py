@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from harl_fast.errors import DataError, shown
 from harl_fast.eval.metrics import per_class
-from harl_fast.eval.results import RESULT, Result, read_result
+from harl_fast.eval.results import RESULT, Result, read_result, result_folder, results_in
 from harl_fast.tools.paired import Difference, Right, paired_difference
 
 LISTED = 10
@@ -69,13 +69,14 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
     DataError if there is none, or more than one.
     """
     found = [_results_of(path) for path in paths]
-    shared = set.intersection(*({_kind(folder) for folder in each} for each in found))
-    chosen = []
-    for path, folders in zip(paths, found, strict=True):
+    shared = set.intersection(*({_kind(result) for result in each.values()} for each in found))
+    chosen: list[Path] = []
+    for path, known in zip(paths, found, strict=True):
+        folders = [*known]
         if len(folders) > 1:
-            folders = [folder for folder in folders if _kind(folder) in shared]
+            folders = [folder for folder in folders if _kind(known[folder]) in shared]
         if len(folders) != 1:
-            several = sorted(folder.name for folder in _results_of(path))
+            several = sorted(folder.name for folder in known)
             raise DataError(
                 f"{path} has {len(several)} results ({', '.join(several[:6])}), of which "
                 f"{len(folders)} are there for all arguments: give one, such as "
@@ -88,27 +89,32 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
     return chosen
 
 
-def _results_of(path: Path) -> list[Path]:
+def _results_of(path: Path) -> dict[Path, Result]:
+    """Return what an argument may stand for, by folder."""
     if path.name == RESULT:
         path = path.parent
     if not path.is_dir():
         raise DataError(f"{path} does not exist: give folders of results, or runs that have some")
     if (path / RESULT).is_file():
-        return [path.resolve()]
-    folders = sorted(each.parent.resolve() for each in path.glob(f"eval/*/{RESULT}"))
+        return {path.resolve(): read_result(path)}
+    found = dict(results_in(path, left_out="the comparison"))
     # The latest results; those of a random encoder and of earlier steps stand beside them.
-    folders = [folder for folder in folders if folder.name == _kind(folder)] or folders
-    if not folders:
+    latest = {
+        folder: result
+        for folder, result in found.items()
+        if folder == result_folder(path, data=result.data["name"], protocol=result.protocol)
+    }
+    if not found:
         raise DataError(
-            f"{path} holds neither {RESULT} nor eval/*/{RESULT}: make one with "
+            f"{path} holds neither {RESULT} nor eval/*/{RESULT} that can be read: make one with "
             f"`make lineval CKPT={path} DATA=<containers>`"
         )
-    return folders
+    return {folder.resolve(): result for folder, result in (latest or found).items()}
 
 
-def _kind(folder: Path) -> str:
-    """Return ``<data>-<protocol>`` of the folder of a result, its baseline or an earlier one."""
-    return re.sub(r"(-random)?(-[0-9]+)?$", "", folder.name)
+def _kind(result: Result) -> tuple[str, str]:
+    """Return the data and the protocol of a result, its baseline or an earlier one."""
+    return result.data["name"], result.protocol
 
 
 def compare(paths: Sequence[Path], *, force: bool = False, seed: int = 0) -> Comparison:

@@ -47,7 +47,7 @@ def find_curves(comparison: Comparison, *, data: Path | None = None) -> list[Cur
     curves = []
     for run in runs:
         points = {}
-        for other in results_in(run, left_out="the curves"):
+        for _, other in results_in(run, left_out="the curves"):
             step = other.checkpoint.get("step")
             fresh = freshly_initialised(other)
             if isinstance(step, int) and not (fresh or differing(first, other)):

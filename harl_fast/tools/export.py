@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +67,8 @@ def export_encoder(
     ckpt, mean, std, size_px: as for `load_pretrained`. to: "folder" (Hugging Face's layout),
     "torchvision" (``model.pth``, ``model.safetensors``), "onnx" (``model.onnx``) or "detectron2"
     (``model.pkl``, ``model.yaml``). head: the ``result.json`` of an evaluation of these weights,
-    whose linear classifier is added; its mean, std, size_px and crop come before the checkpoint's.
-    Raises HarlError or OSError; nothing is left then.
+    whose linear classifier is added; its mean, std, size_px and crop come before the checkpoint's,
+    and others are refused. Raises HarlError or OSError; nothing is left then.
     """
     from harl_fast.engine.networks import load_pretrained
     from harl_fast.eval.results import read_result
@@ -81,8 +83,11 @@ def export_encoder(
     inputs = {k: value if value is not None else seen.get(k) or None for k, value in given.items()}
     pretrained = load_pretrained(Path(ckpt), **inputs)
     FORMS[to].refuse(pretrained.model)
-    classifier = None if result is None else _classifier(result, pretrained, where=f"HEAD {head}")
-    return write(pretrained, Path(out), to=to, head=classifier)
+    if result is None:
+        return write(pretrained, Path(out), to=to)
+    classifier = _classifier(result, pretrained, where=f"HEAD {head}")
+    _check_inputs(seen, pretrained, where=f"HEAD {head}")
+    return write(replace(pretrained, crop=seen["crop"]), Path(out), to=to, head=classifier)
 
 
 def check_out(out: Path, *, option: str) -> None:
@@ -155,8 +160,24 @@ def _classifier(result: Result, pretrained: Pretrained, *, where: str) -> Classi
             f"{where} takes {width} features, the encoder has {features}: give a head that "
             f"stands on the backbone itself (--ft-proj-selector 0)"
         )
-    classes, crop = [*result.data["classes"]], result.preprocessing["crop"]
-    return Classifier(result.head.weight, result.head.bias, classes, crop)
+    return Classifier(result.head.weight, result.head.bias, [*result.data["classes"]])
+
+
+def _check_inputs(seen: Mapping[str, Any], pretrained: Pretrained, *, where: str) -> None:
+    """Raise ConfigError if a result is of other inputs than those to be stated."""
+    inputs = {
+        "--mean": (seen["mean"], pretrained.mean),
+        "--std": (seen["std"], pretrained.std),
+        "--size-px": ([seen["size_px"]], [pretrained.size_px]),
+    }
+    for option, pairs in inputs.items():
+        # A result may lack the first two.
+        if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(*pairs, strict=False)):
+            judged, given = (",".join(f"{value:g}" for value in values) for values in pairs)
+            raise ConfigError(
+                f"{where} was judged with {option} {judged}, which {given} is not: evaluate again "
+                f'with {given} (`make lineval ARGS="{option} {given}"`), or leave {option} out'
+            )
 
 
 def main(argv: list[str] | None = None) -> int:

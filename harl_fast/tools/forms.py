@@ -26,7 +26,7 @@ from harl_fast.model.folder import CARD, CONFIG, FORMAT, PROJECTOR, WEIGHTS, dig
 from harl_fast.model.pooling import global_mean
 from harl_fast.model.resnet import ARCHS
 from harl_fast.model.timm_network import PREFIX
-from harl_fast.model.weightfile import read_weights
+from harl_fast.model.weightfile import StatedInputs, read_weights
 from harl_fast.tensorfile import open_folder, save_tensors
 from harl_fast.textfile import dump_yaml
 from harl_fast.tools.card import model_card, origin
@@ -42,8 +42,6 @@ class Classifier(Head):
 
     classes: list[str]
     """In their order."""
-    crop: float
-    """Side of the central square that it was judged on, as a share of the shorter side."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,11 @@ def _named(pretrained: Pretrained, head: Classifier | None) -> dict[str, Tensor]
     return tensors
 
 
+def _inputs(pretrained: Pretrained) -> dict[str, Any]:
+    """Return what images are to be, which `StatedInputs` reads."""
+    return {key: getattr(pretrained, key) for key in StatedInputs.model_fields}
+
+
 def _write_torchvision(folder: Path, pretrained: Pretrained, head: Classifier | None) -> None:
     tensors = _named(pretrained, head)
     content = io.BytesIO()  # torch itself ends in a RuntimeError on a full disk
@@ -110,8 +113,7 @@ def _write_torchvision(folder: Path, pretrained: Pretrained, head: Classifier | 
     write_bytes(folder / "model.pth", content.getvalue())
     metadata = {
         "arch": pretrained.model.arch,
-        "mean": json.dumps(pretrained.mean),
-        "std": json.dumps(pretrained.std),
+        **{key: json.dumps(value) for key, value in _inputs(pretrained).items()},
         "checkpoint": origin(pretrained),
     }
     if head is not None:
@@ -173,9 +175,8 @@ def _write_folder(folder: Path, pretrained: Pretrained, head: Classifier | None)
         save_tensors(folder / PROJECTOR, pretrained.projector.state_dict())
     config["harl_fast"]["files"] = digests(folder)
     write_json(folder / CONFIG, config)
-    classes, crop = [] if head is None else head.classes, config["pretrained_cfg"]["crop_pct"]
-    card = model_card(pretrained, classes=classes, crop=crop, timm=is_timms(model))
-    write_text(folder / CARD, card)
+    classes = [] if head is None else head.classes
+    write_text(folder / CARD, model_card(pretrained, classes=classes, timm=is_timms(model)))
 
 
 def _config(pretrained: Pretrained, head: Classifier | None) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def _config(pretrained: Pretrained, head: Classifier | None) -> dict[str, Any]:
             "num_classes": len(classes),
             "input_size": [model.in_channels, size_px, size_px],
             "fixed_input_size": False,
-            "crop_pct": pretrained.crop if head is None else head.crop,
+            "crop_pct": pretrained.crop,
             "crop_mode": "center",
             "interpolation": "bilinear",
             "mean": list(pretrained.mean),
@@ -302,10 +303,10 @@ def _write_onnx(folder: Path, pretrained: Pretrained, head: Classifier | None) -
     assert program is not None
     with naming(folder / "model.onnx"):
         program.save(folder / "model.onnx", external_data=False)
+    channels = "RGB" if pretrained.model.in_channels == 3 else "luma, one channel,"
     about = {
-        "input": "RGB in [0, 1], normalised inside",
-        "mean": pretrained.mean,
-        "std": pretrained.std,
+        "input": f"{channels} in [0, 1], normalised inside",
+        **_inputs(pretrained),
         "source": origin(pretrained),
         "classes": [] if head is None else head.classes,
     }

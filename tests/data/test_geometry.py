@@ -185,8 +185,12 @@ def test_cells_equal_the_bit_by_bit_sums(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"size_px": 0}, "0 px"),
-        ({"cells": 0}, "0 cells per side; use 1"),
+        ({"size_px": 0}, "size_px 0: give a whole number from 1 on"),
+        ({"size_px": "32"}, "size_px '32': give a whole number from 1 on"),
+        ({"size_px": None}, "size_px None: give a whole number from 1 on"),
+        ({"cells": 0}, "cells 0: give a whole number from 1 on"),
+        ({"cells": "7"}, "cells '7': give a whole number from 1 on"),
+        ({"cells": 1.5}, "cells 1.5: give a whole number from 1 on"),
         ({"cells": 9}, "a view of 8 px with 9 cells per side"),
         ({"scale": (0.0, 0.0)}, "scale"),
         ({"scale": (0.5, 0.2)}, "scale: the first value 0.5 is above"),
@@ -194,7 +198,8 @@ def test_cells_equal_the_bit_by_bit_sums(
         ({"flip_p": 1.5}, "flip_p"),
         ({"background_p": -0.1}, "background_p"),
         ({"crop": "middle"}, "crop 'middle' is none of"),
-        ({"centre": 1.5}, "centre crop: share 1.5"),
+        ({"centre": 1.5}, "centre 1.5: give a finite number from 0 to 1"),
+        ({"centre": "0.5"}, "centre '0.5': give a finite number from 0 to 1"),
     ],
 )
 def test_a_senseless_view_is_refused(wrong: dict[str, Any], message: str) -> None:

@@ -343,6 +343,7 @@ def test_the_quasi_random_order_reaches_the_loader(beton: Path) -> None:
         ({"ids": np.arange(COUNT) < 12}, ConfigError, "ids: bool .*numpy.flatnonzero"),
         ({"ids": [*range(11), 11.5]}, ConfigError, "ids: float64 of shape"),
         ({"ids": [[*range(12)]]}, ConfigError, "ids: int64 of shape"),
+        ({"ids": [[1], [1, 2]]}, ConfigError, r"ids: \[\[1\], \[1, 2\]\]; give a list of whole"),
         ({"ids": [*range(12), COUNT]}, DataError, f"no sample {COUNT}"),
     ],
 )

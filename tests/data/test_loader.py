@@ -233,6 +233,12 @@ def test_views_show_the_box_that_the_geometry_names(beton: Path) -> None:
             assert difference.mean() <= 0.5 and difference.max() <= 3.0
 
 
+def test_a_central_square_of_no_size_is_refused(beton: Path) -> None:
+    """Of a view it would mean crops at random."""
+    with pytest.raises(ConfigError, match="centre 0: give a share of the shorter side, above 0"):
+        EvalLoader(beton, size_px=40, centre=0.0)
+
+
 def test_evaluation_sees_every_sample_once_in_order(beton: Path) -> None:
     batches = [Batch(*batch) for batch in EvalLoader(beton, size_px=32, batch=16)]
     ids = torch.cat([batch.ids for batch in batches])

@@ -269,6 +269,16 @@ def test_a_million_of_a_billion_samples_are_distinct_and_need_no_long_array(kind
         assert chi_square(ids * 1000 // (10**9 + 7), cells=1000) > UNLIKELY
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kind", ["random", "quasi"])
+def test_every_seed_of_64_bits_has_an_order(version: int, kind: Kind) -> None:
+    values: dict[str, Any] = {"count": 100, "kind": kind, "chunk": 3, "window": 4}
+    values |= {"batch_global": 10, "batch_micro": 10, "version": version}
+    for seed in (0, 2**63, 2**64 - 1):
+        ids = GlobalOrder(seed=seed, **values).rank_samples(0)[:]
+        assert sorted(ids.tolist()) == list(range(100))
+
+
 def test_the_mixing_is_that_of_the_other_draws() -> None:
     for word in (1, 2**63 + 12345, 2**64 - 1):
         assert int(module._mix(np.uint64(word))) == int(rng._mix(np.uint64(word)))

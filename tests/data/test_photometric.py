@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torchvision.transforms.v2 import functional
 
 from harl_fast.config import DataConfig, ViewConfig
 from harl_fast.data.views import color_device as photometric
+from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError
 
 MEAN, STD = DataConfig().mean, DataConfig().std
@@ -139,3 +142,11 @@ def test_a_batch_of_many_views_is_coloured_view_by_view() -> None:
         assert torch.equal(ours, colour(pixels, view=view, ids=ids, epoch=2))
     same = colour.batch([views[2]] * 4, ids=ids, epoch=2)
     assert not torch.equal(same[2], same[3])  # each view has draws of its own
+
+
+@pytest.mark.parametrize("policies", [ViewConfig(), [ViewGeometry(size_px=16, cells=2)], None])
+def test_colours_are_of_a_list_of_view_configurations(policies: Any) -> None:
+    for colours in (photometric.Colouring, photometric.Photometric):
+        seed = {"seed": 0} if colours is photometric.Photometric else {}
+        with pytest.raises(ConfigError, match=r"^colours: .*; give a list of one ViewConfig per"):
+            colours(policies, mean=MEAN, std=STD, **seed)

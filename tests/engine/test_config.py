@@ -226,6 +226,15 @@ def test_overrides_reach_nested_keys_and_are_checked(tmp_path: Path) -> None:
     assert "does not fit" in refusal(tmp_path, {}, "train_batch_size.x=3")
 
 
+def test_a_loss_scale_begins_no_lower_than_its_minimum(tmp_path: Path) -> None:
+    least = "fp16.min_loss_scale=256"
+    told = "fp16: min_loss_scale 256 is above 2 ^ initial_scale_power 7"
+    assert told in refusal(tmp_path, {}, least, "fp16.initial_scale_power=7")
+    assert read(tmp_path, MINIMAL, least, "fp16.initial_scale_power=8").fp16.min_loss_scale == 256
+    constant = read(tmp_path, MINIMAL, least, "fp16.initial_scale_power=7", "fp16.loss_scale=64")
+    assert constant.fp16.loss_scale == 64.0
+
+
 @pytest.mark.parametrize(
     ("section", "precision"),
     [

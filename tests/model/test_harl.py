@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -260,6 +261,34 @@ def test_cells_of_another_size_are_refused() -> None:
     views, _ = batch()
     with pytest.raises(ValueError, match=r"\(7, 7\) cells meet a feature map of \(4, 4\)"):
         build("f_loss")(views, torch.ones(BATCH, 2, 7, 7).unbind(1), alpha=ALPHA, beta=BETA)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_cells_of_another_number_of_views_are_refused(count: int) -> None:
+    views, cells = batch()
+    grids = [*cells.unbind(1), cells[:, 0]][:count]
+    with pytest.raises(ValueError, match=f"cells of {count} views for 2 views: give one each"):
+        build("f_loss")(views, grids, alpha=ALPHA, beta=BETA)
+
+
+@pytest.mark.parametrize(
+    ("roles", "told"),
+    [
+        (("online", "both", "both"), "first two or more of role both, then those of role online"),
+        (("both", "online"), "2 of roles both, online; give 2 to 16 views, first two"),
+        (("both", "both", "onlin"), r"views\.2\.role: Input should be 'both' or 'online'"),
+        ("both", r"views\.0\.role: Input should be 'both' or 'online' \(got 'b'\)"),
+    ],
+)
+def test_roles_that_a_configuration_refuses_are_refused(roles: Sequence[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^roles: .*{told}"):
+        build("byol", roles=roles)
+
+
+def test_the_cells_of_a_view_without_pixels_are_refused() -> None:
+    for size_px in (0, "32"):
+        with pytest.raises(ConfigError, match=f"size_px {size_px!r}: give a whole number"):
+            build("byol").feature_size(size_px)  # type: ignore[arg-type]
 
 
 def test_sync_bn_modes() -> None:

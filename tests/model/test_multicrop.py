@@ -154,10 +154,8 @@ def test_all_of_the_online_network_learns_from_many_views_and_none_of_the_target
     assert all(p.grad is None and not p.requires_grad for p in model.target.parameters())
 
 
-@pytest.mark.parametrize(("count", "roles"), [(1, ()), (3, MULTICROP), (2, ("both", "online"))])
-def test_views_that_are_too_few_or_have_nothing_to_be_matched_with_are_refused(
-    count: int, roles: Sequence[str]
-) -> None:
+@pytest.mark.parametrize(("count", "roles"), [(1, ()), (3, MULTICROP)])
+def test_views_that_are_too_few_are_refused(count: int, roles: Sequence[str]) -> None:
     views, cells = crops()
     with pytest.raises(ValueError, match=f"{count} views for roles both"):
         build("byol", roles=roles)(views[:count], cells[:count], alpha=ALPHA, beta=BETA)

@@ -306,7 +306,11 @@ def test_preprocessing_is_stated_or_assumed_and_can_be_given(
     path = saved(tmp_path / "simclr.pth", network())
     pretrained = load_pretrained(path, mean=(0, 0, 0), std=(1, 1, 1), size_px=160)
     assert (pretrained.mean, pretrained.std, pretrained.size_px) == ((0, 0, 0), (1, 1, 1), 160)
-    assert "mean 0, 0, 0, std 1, 1, 1, 160 px" in capsys.readouterr().err
+    assert "mean 0, 0, 0, std 1, 1, 1, 160 px\n" in capsys.readouterr().err
+    load_pretrained(path, mean=(0, 0, 0))
+    assert "px (std and size_px assumed: the file does not say)\n" in capsys.readouterr().err
+    load_pretrained(path)
+    assert "224 px (assumed: the file does not say)\n" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"--mean has 1 values, .*3 channels"):
         load_pretrained(path, mean=(0.5,))
 

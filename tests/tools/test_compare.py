@@ -121,6 +121,35 @@ def test_a_run_stands_for_the_result_that_all_have(pair: tuple[Path, Path]) -> N
     assert [path.name for path in find_results(direct)] == ["pets-logreg"] * 2
 
 
+@pytest.mark.parametrize("preset", ["recipe-2", "recipe-random"])
+def test_a_preset_whose_name_ends_like_a_kept_result_stands_for_itself(
+    tmp_path: Path, preset: str
+) -> None:
+    """Of one without the ending there are a baseline and an earlier result beside it."""
+    for run in ("a", "b"):
+        place = tmp_path / run / "eval"
+        other(place / f"pets-{preset}", protocol=preset)
+        other(place / "pets-recipe", protocol="recipe")
+        other(place / "pets-recipe", protocol="recipe", step=200)
+        assert read_result(place / "pets-recipe-1").protocol == "recipe"
+    wanted = tmp_path / "a" / "eval" / f"pets-{preset}"
+    assert find_results([wanted, tmp_path / "b"])[1].name == f"pets-{preset}"
+    with pytest.raises(DataError, match=rf"2 results \(pets-recipe, pets-{preset}\)"):
+        find_results([tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_damaged_result_beside_the_wanted_one_is_told(
+    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = other(pair[0] / "eval" / "pets-logreg", protocol="logreg")
+    (old / "result.json").write_text("{")
+    assert [path.name for path in find_results(pair)] == ["pets-cached"] * 2
+    assert "left out of the comparison: " in capsys.readouterr().err
+    (pair[0] / "eval" / "pets-cached" / "result.json").write_text("{")
+    with pytest.raises(DataError, match=r"neither .* that can be read: make one with"):
+        find_results(pair)
+
+
 def test_other_arguments_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="give two or more"):
         compare(pair[:1])

@@ -135,7 +135,7 @@ def test_an_exported_folder_is_a_checkpoint_again(run: Path, tmp_path: Path) -> 
 def test_an_export_with_a_head_states_the_inputs_that_it_was_judged_on(
     run: Path, tmp_path: Path
 ) -> None:
-    """What was given comes first, what the result lacks is the run's."""
+    """Others are refused; what the result lacks is the run's."""
     seen = {"size_px": 48, "crop": 0.9, "mean": [0.0, 0.0, 0.0], "std": [1.0, 0.5, 1.0]}
     sha256 = load_pretrained(run).weights_sha256
     given = result_of(tmp_path / "full", weights_sha256=sha256, seen=seen)
@@ -144,7 +144,7 @@ def test_an_export_with_a_head_states_the_inputs_that_it_was_judged_on(
     for number, (head, options, expected) in enumerate(
         [
             (given, {}, (48, 0.9, [0.0] * 3, [1.0, 0.5, 1.0])),
-            (given, {"size_px": 64}, (64, 0.9, [0.0] * 3, [1.0, 0.5, 1.0])),
+            (given, {"size_px": 48, "std": [1, 0.5, 1]}, (48, 0.9, [0.0] * 3, [1.0, 0.5, 1.0])),
             (lacking, {}, (48, 0.9, imagenet, [1.0, 0.5, 1.0])),
             (None, {}, (224, 0.875, imagenet, [0.229, 0.224, 0.225])),
             (None, {"size_px": 32}, (32, 1.0, imagenet, [0.229, 0.224, 0.225])),
@@ -163,6 +163,35 @@ def test_an_export_with_a_head_states_the_inputs_that_it_was_judged_on(
         export_encoder(out, tmp_path / f"again{number}")  # what was stated stays
         assert load_pretrained(tmp_path / f"again{number}").crop == crop
         assert load_pretrained(out, size_px=96).crop == 0.875  # which is of another size
+    for options, told in (
+        (
+            {"size_px": 64},
+            r"with --size-px 48, which 64 is not: .*\(`make lineval ARGS=\"--size-px",
+        ),
+        ({"mean": [0.1, 0, 0]}, r"with --mean 0,0,0, which 0\.1,0,0 is not: .* leave --mean out"),
+        ({"std": [1, 1, 1]}, r"with --std 1,0\.5,1, which 1,1,1 is not: "),
+    ):
+        for to in ("folder", "torchvision"):
+            with pytest.raises(ConfigError, match=f"HEAD .* was judged {told}"):
+                export_encoder(run, tmp_path / "other", to=to, head=given, **options)
+    assert not (tmp_path / "other").exists()
+
+
+def test_torchvisions_files_state_the_inputs_and_are_read_with_them(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = {"size_px": 48, "crop": 0.9, "mean": [0.0, 0.0, 0.0], "std": [1.0, 0.5, 1.0]}
+    sha256 = load_pretrained(run).weights_sha256
+    head = result_of(tmp_path / "result", weights_sha256=sha256, seen=seen)
+    export_encoder(run, tmp_path / "out", to="torchvision", head=head)
+    file = tmp_path / "out" / "model.safetensors"
+    with safe_open(file, framework="pt") as stream:
+        assert {key: json.loads(stream.metadata()[key]) for key in seen} == seen
+    capsys.readouterr()
+    again = load_pretrained(file)
+    assert (again.size_px, again.crop, again.std) == (48, 0.9, (1.0, 0.5, 1.0))
+    assert "std 1, 0.5, 1, 48 px\n" in capsys.readouterr().err
+    assert load_pretrained(file, size_px=96).crop == 0.875
 
 
 @pytest.mark.slow  # torch.onnx traces for 10 s
@@ -172,17 +201,33 @@ def test_onnxruntime_takes_pixels_in_any_batch(run: Path, tmp_path: Path, head: 
     pytest.importorskip("onnxscript")
     given = run / "eval" / "pets-logreg" / "result.json" if head else None
     out = tmp_path / os.fsdecode(b"out\xff")  # which onnxruntime does not open
-    told = export_encoder(run, out, to="onnx", head=given, size_px=64)
+    size_px = 224 if head else 64
+    told = export_encoder(run, out, to="onnx", head=given, size_px=size_px)
     assert "onnxruntime" in told and "within" in told
     assert sorted(path.name for path in out.iterdir()) == ["model.json", "model.onnx"]
+    about = json.loads((out / "model.json").read_text())
+    assert (about["size_px"], about["crop"]) == (size_px, 0.875)
+    assert about["input"] == "RGB in [0, 1], normalised inside"
     session = runtime.InferenceSession((out / "model.onnx").read_bytes())
     for count in (1, 3, 5):
-        found = session.run(None, {"images": images(count).numpy()})
-        expected = features(run, images(count))
+        pixels = images(count, size_px=size_px)
+        found = session.run(None, {"images": pixels.numpy()})
+        expected = features(run, pixels)
         wanted = [expected, logits(run, expected)] if head else [expected]
         assert len(found) == len(wanted)
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-4 * other.abs().max())
+
+
+@pytest.mark.slow
+def test_the_onnx_of_one_channel_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    checkpoint(tmp_path / "run", arch="resnet18", width=0.25, stem="small", in_channels=1)
+    grey: dict[str, Any] = {"mean": [0.5], "std": [0.25], "size_px": 32}
+    export_encoder(tmp_path / "run", tmp_path / "out", to="onnx", **grey)
+    about = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert about["input"] == "luma, one channel, in [0, 1], normalised inside"
+    assert {key: about[key] for key in ("crop", *grey)} == {"crop": 1.0, **grey}
 
 
 @pytest.mark.slow

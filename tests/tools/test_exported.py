@@ -75,6 +75,20 @@ def test_a_damaged_export_is_refused_by_every_reader(
         export_encoder(out, tmp_path / "again")
 
 
+def test_only_inputs_that_a_folder_does_not_state_are_called_assumed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_encoder(run, out := tmp_path / "out", size_px=64)
+    capsys.readouterr()
+    load_pretrained(out / "model.safetensors")
+    assert "assumed" not in capsys.readouterr().err
+    tree = json.loads((out / "config.json").read_text())
+    del tree["pretrained_cfg"]["std"]
+    (out / "config.json").write_text(json.dumps(tree))
+    load_pretrained(out)
+    assert "64 px (std assumed: the file does not say)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["conv1.weight", "fc.weight"])
 def test_an_export_without_digests_of_files_loads_by_that_of_its_backbone(
     run: Path, tmp_path: Path, name: str

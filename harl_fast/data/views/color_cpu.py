@@ -112,7 +112,7 @@ def draw_batch(
     """
     samples = np.ascontiguousarray(ids, dtype=np.int64)
     out = np.empty((samples.shape[0], PARAMS), dtype=np.float64)
-    _draw_batch(seed, epoch, samples, view, row, out)
+    _draw_batch(np.uint64(seed), epoch, samples, view, row, out)
     return out
 
 

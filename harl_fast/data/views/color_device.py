@@ -43,7 +43,7 @@ from harl_fast.data.views.color_cpu import (
     policy_table,
 )
 from harl_fast.data.views.crop import ViewGeometry
-from harl_fast.errors import ConfigError, one_line
+from harl_fast.errors import ConfigError, one_line, shown
 from harl_fast.section import validated
 
 _log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Colouring:
     """Normalisation of [0, 1] pixels: three values, RGB, or one for views of one channel."""
 
     def __post_init__(self) -> None:
-        _check_normalisation(self.mean, self.std)
+        _check_colours(self.policies, self.mean, self.std)
 
     def table(self) -> npt.NDArray[Any]:
         """Return the (V,) records of `color_cpu.policy_table`."""
@@ -139,8 +139,13 @@ class Colouring:
                 pixels.copy_((x - mean) / std)
 
 
-def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+def _check_colours(
+    policies: Sequence[ViewConfig], mean: Sequence[float], std: Sequence[float]
+) -> None:
     """Raise ConfigError for what a configuration refuses, such as the levels of bytes."""
+    several = isinstance(policies, Sequence)
+    if not (several and all(isinstance(each, ViewConfig) for each in policies)):
+        raise ConfigError(f"colours: {shown(policies)}; give a list of one ViewConfig per view")
     validated(DataConfig, {"mean": mean, "std": std}, where="colours")
 
 
@@ -273,7 +278,7 @@ class Photometric(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        _check_normalisation(mean, std)
+        _check_colours(policies, mean, std)
         validated(RunConfig, {"seed": seed}, where="colours")
         check_augmentations(policies)
         self.policies, self.seed = tuple(policies), seed

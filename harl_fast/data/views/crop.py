@@ -18,7 +18,7 @@ from harl_fast.config import ViewConfig
 from harl_fast.data.views.cells import foreground_share
 from harl_fast.errors import ConfigError
 from harl_fast.jit import njit
-from harl_fast.options import crop_rule
+from harl_fast.options import check_finite, check_whole, crop_rule
 from harl_fast.rng import uniform
 from harl_fast.section import validated
 
@@ -68,13 +68,13 @@ class ViewGeometry:
     """Probability that its background is replaced, see `views.background`."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.cells <= self.size_px:
+        check_whole(1, size_px=self.size_px, cells=self.cells)
+        if self.cells > self.size_px:
             raise ConfigError(
                 f"a view of {self.size_px} px with {self.cells} cells per side; use 1 cell or "
                 f"more, and no more than pixels"
             )
-        if not 0.0 <= self.centre <= 1.0:
-            raise ConfigError(f"centre crop: share {self.centre} of the shorter side; use 0 to 1")
+        check_finite(1.0, centre=self.centre)
         own = {name: getattr(self, name) for name in _shared() if name != "size_px"}
         validated(ViewConfig, own, where="a view's geometry")
 
