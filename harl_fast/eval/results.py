@@ -369,9 +369,17 @@ def _keep_another(folder: Path, record: Mapping[str, Any]) -> None:
     except DataError:
         old = {}
     parts = ("protocol", "data", "checkpoint", "preprocessing", "settings", "seed")
-    if other := [name for name in parts if old.get(name) != record[name]]:
+    if other := [name for name in parts if _of(old, name) != _of(record, name)]:
         number = 1
         while (kept := folder.with_name(f"{folder.name}-{number}")).exists():
             number += 1
         folder.rename(kept)
         to_stderr(one_line(f"note: {folder} was of other {', '.join(other)}; kept as {kept}"))
+
+
+def _of(record: Mapping[str, Any], name: str) -> Any:
+    """Return what a part of a record is known by: a checkpoint by its weights, wherever they lie."""
+    part = record.get(name)
+    if name != "checkpoint" or not isinstance(part, dict):
+        return part
+    return part.get("weights_sha256"), (part.get("pretrained") or {}).get("weights_sha256")

@@ -132,7 +132,8 @@ def test_a_result_of_anything_else_is_kept_and_one_of_the_same_replaced(
     tmp_path: Path, other: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_result(tmp_path / "r", result())
-    write_result(tmp_path / "r", result(choice={"lr": 0.3}))
+    moved = {**CHECKPOINT, "path": "of a run that was renamed"}
+    write_result(tmp_path / "r", result(choice={"lr": 0.3}, checkpoint=moved))
     assert [p.name for p in tmp_path.iterdir()] == ["r"]
     assert capsys.readouterr().err == ""
     write_result(tmp_path / "r", result(**other, head=None))
