@@ -378,7 +378,7 @@ def _keep_another(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def _of(record: Mapping[str, Any], name: str) -> Any:
-    """Return what a part of a record is known by: a checkpoint by its weights, wherever they lie."""
+    """Return what a part of a record is known by: a checkpoint by its weights, not by its path."""
     part = record.get(name)
     if name != "checkpoint" or not isinstance(part, dict):
         return part
