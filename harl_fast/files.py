@@ -155,7 +155,8 @@ def uninterrupted() -> Iterator[None]:
     """
     got: list[int] = []
     here = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if here else ()
+    every = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    numbers = every if here else ()
     before = {number: signal.getsignal(number) for number in numbers}
     held = {number: old for number, old in before.items() if old not in (None, signal.SIG_IGN)}
     for number in held:

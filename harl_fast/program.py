@@ -34,6 +34,8 @@ _VARIABLES = {
     "torch": ("CUDA_", "PYTORCH_", "TORCH"),
 }
 """What the names of the variables begin with that a library reads as it is imported."""
+_GIVEN = frozenset(os.environ)
+"""Names of the variables that a user may have set: later ones are set by libraries."""
 _LAYERS = ("default", "safe", "threadsafe", "forksafe", "tbb", "omp", "workqueue")
 _MOST_THREADS = 4096
 LONGEST = 4000
@@ -237,8 +239,11 @@ def _of_environment(error: Exception) -> str:
             f"{limit / 1e9:.1f} GB here: run the command under a higher one, such as unlimited"
         )
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # Code that torch compiles runs as a module, too, which is not imported and has no spec.
     imported = any(
-        frame.f_code.co_name == "<module>" and frame.f_globals["__name__"] != "__main__"
+        frame.f_code.co_name == "<module>"
+        and frame.f_globals["__name__"] != "__main__"
+        and frame.f_globals.get("__spec__") is not None
         for frame in frames
     )
     if not imported or Path(frames[-1].f_code.co_filename).is_relative_to(Path(__file__).parent):
@@ -246,7 +251,8 @@ def _of_environment(error: Exception) -> str:
     packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
     last = max((i for i, package in enumerate(packages) if package in _VARIABLES), default=-1)
     said, prefixes = str(error).strip(), tuple(itertools.chain(*_VARIABLES.values()))
-    known = {name: text for name, text in os.environ.items() if name.startswith(prefixes)}
+    given = {name: os.environ[name] for name in _GIVEN if name in os.environ}
+    known = {name: text for name, text in given.items() if name.startswith(prefixes)}
     blamed = (
         [name for name in known if name in said]
         or [name for name, text in known.items() if repr(text) in said]

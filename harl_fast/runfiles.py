@@ -106,9 +106,13 @@ def discard_run(folder: Path, *, engine: Path) -> None:
     Raises ConfigError if the engine file is missing, HarlError if another process writes there.
     """
     _check_engine(engine)
+    _check_link(folder)
+    aside = _aside(folder)
+    if aside.exists():  # of a process that was killed while it deleted
+        discard_folder(aside)
     if _holds_run(RunFolder(folder)):
-        with _nobody_writing(folder):
-            shutil.rmtree(folder)
+        _move_aside(folder)
+        discard_folder(aside)
 
 
 @contextlib.contextmanager
@@ -119,15 +123,12 @@ def making_room(folder: Path, *, engine: Path) -> Iterator[None]:
     refused, for an engine file of another machine or too few images. Raises as `discard_run`, and
     OutputError for a folder that holds anything else.
     """
-    run, aside = RunFolder(folder), folder.with_name(f".{folder.name}.before")
+    run, aside = RunFolder(folder), _aside(folder)
     _check_room(folder, engine=engine)
     if _holds_run(run):
         if aside.exists():  # of a process that was killed when its run had begun
             discard_folder(aside)
-        with _nobody_writing(folder) as locks:
-            folder.rename(aside)
-            for lock in locks:
-                (aside / lock.name).unlink()
+        _move_aside(folder)
     try:
         yield
     finally:
@@ -140,24 +141,34 @@ def making_room(folder: Path, *, engine: Path) -> Iterator[None]:
                 to_stderr(f"{folder} holds what it held before: the new run did not begin")
 
 
-@contextlib.contextmanager
-def _nobody_writing(folder: Path) -> Iterator[tuple[Path, ...]]:
-    """Hold and yield the locks of a run's folder and of its evaluations."""
-    run = RunFolder(folder)
+def _aside(folder: Path) -> Path:
+    """Return where a run is moved first, for half of one would not be known for a run."""
+    return folder.with_name(f".{folder.name}.before")
+
+
+def _move_aside(folder: Path) -> None:
+    """Move a run aside. Raises HarlError if another process writes there or evaluates it."""
+    run, aside = RunFolder(folder), _aside(folder)
     locks = run.lock, lock_beside(run.evaluations)
     with locked(locks[0], output=folder), locked(locks[1], output=run.evaluations):
-        yield locks
+        folder.rename(aside)
+        for lock in locks:
+            (aside / lock.name).unlink()
 
 
 def _check_room(folder: Path, *, engine: Path) -> None:
     _check_engine(engine)
     if _holds_run(RunFolder(folder)):
-        if folder.is_symlink():
-            raise OutputError(f"{folder} is a link, and is to be replaced: name what it leads to")
+        _check_link(folder)
     elif folder.is_dir() and not all(map(before_a_run, folder.iterdir())):
         raise OutputError(
             f"{folder} holds other files than a run's, which is to be replaced: give another folder"
         )
+
+
+def _check_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise OutputError(f"{folder} is a link, and is to be replaced: name what it leads to")
 
 
 def _check_engine(engine: Path) -> None:

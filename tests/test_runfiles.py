@@ -130,3 +130,20 @@ def test_a_run_under_evaluation_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(HarlError, match="eval is in use"):
             discard_run(run, engine=engine)
     assert {path.name for path in run.iterdir()} == {"config.yaml", "engine.json", "result"}
+
+
+def test_a_run_that_is_discarded_may_be_killed_as_it_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, run = tmp_path / "cpu.json", a_run(tmp_path / "run", "old")
+    engine.touch()
+
+    def die(folder: Path) -> None:
+        (folder / "config.yaml").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", die)
+        discard_run(run, engine=engine)
+    discard_run(run, engine=engine)
+    assert [path.name for path in tmp_path.iterdir()] == ["cpu.json"]

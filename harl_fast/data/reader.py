@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +58,7 @@ class OpenContainer:
             self._files = [open(each.path, "rb", buffering=0) for each in self.index.files]  # noqa: SIM115  # open as long as it is used
         except OSError as error:
             raise DataError(explain(error)) from error
+        weakref.finalize(self, _close, self._files)
         self._opened = [self._facts(number) for number in range(len(self._files))]
         self.labels = self.index.labels
         """(N,) integers."""
@@ -162,3 +165,8 @@ def stored_pixels(
     ]
     ycc = np.stack([luma.reshape(height, width), *planes], axis=-1)
     return np.asarray(Image.fromarray(ycc, "YCbCr").convert("RGB"))
+
+
+def _close(files: Sequence[BinaryIO]) -> None:
+    for each in files:
+        each.close()

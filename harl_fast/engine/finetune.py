@@ -47,7 +47,7 @@ def finetune(*, run: Path, seeds: int = 1, **settings: Any) -> int:
     finished is not repeated with ``resume``. Raises HarlError.
     """
     training = Finetuning(run=run, **settings)
-    code = serve(training) if seeds == 1 else _several(training, seeds=seeds)
+    code = serve([training]) if seeds == 1 else _several(training, seeds=seeds)
     leave()
     return code
 
@@ -92,23 +92,23 @@ def linear_protocol(
     results = home(ckpt)
     protocol = "imagenet" if preset == next(iter(LINEAR_PRESETS)) else f"imagenet-{preset}"
     base = run or results / "linear" / f"{data.resolve().name}-{preset}"
-    for fresh in (False, True)[: 1 + random]:
-        place = base.with_name(f"{base.name}-random") if fresh else base
-        training = Finetuning(
+    places = {False: base, True: base.with_name(f"{base.name}-random")}
+    code = serve(
+        Finetuning(
             engine_file=engine_file,
             preset=LINEAR_PRESETS[preset],
             flags={**asked, "random": fresh},
             overrides=reading(given),
             ckpt=ckpt,
             data=data,
-            run=place,
-            resume=RunFolder(place).config.exists(),
+            run=places[fresh],
+            whole=base if fresh else None,
+            resume=RunFolder(places[fresh]).config.exists(),
             protocol=protocol,
             results=results,
         )
-        code = serve(training)
-        if code or not training.done:  # a training that was asked to stop ends with 0
-            break
+        for fresh in (False, True)[: 1 + random]
+    )
     leave()
     return code
 
@@ -243,7 +243,11 @@ class Finetuning(Training["TuneState"]):
                 ids = torch.from_numpy(start.data.subset)
                 write_subset(start.folder.subset, start.data.names, ids)
             note_beginning(
-                start, start.facts, ranks=machine.ranks, manifest=self.data / "train.json"
+                start,
+                start.facts,
+                ranks=machine.ranks,
+                manifest=self.data / "train.json",
+                whole=self.whole,
             )
         return state
 
@@ -331,7 +335,7 @@ def _several(training: Finetuning, *, seeds: int) -> int:
         )
     here = this_machine()
     training.settle(here)  # refuses settings before a first folder is made
-    first, results = training._config.seed, {}
+    first = training._config.seed
     if first + seeds - 1 > SEED_MAX:
         raise ConfigError(
             f"--seeds {seeds} from seed {first} on go beyond {SEED_MAX}: give a smaller --seed"
@@ -339,17 +343,10 @@ def _several(training: Finetuning, *, seeds: int) -> int:
     trainings = {seed: _of_seed(training, seed) for seed in range(first, first + seeds)}
     for each in trainings.values() if not here.elsewhere else ():
         open_run_folder(each.run, resume=each.resume, source=each.source_option)
-    for number, (seed, each) in enumerate(trainings.items()):
-        code = serve(each)
-        if code or not each.done:
-            if here.local_rank == 0 and not code:
-                mark(
-                    RunFolder(training.run).preempted,
-                    step=number,
-                    reason=f"seed {seed} was stopped",
-                )
-            return code
-        results[seed] = each.found
+    code = serve(trainings.values())
+    if code or not all(each.done for each in trainings.values()):
+        return code
+    results = {seed: each.found for seed, each in trainings.items()}
     if here.rank == 0 and all(results.values()):  # of --mode train there are none
         _write_seeds(training.run, results, like=trainings[first])
     if here.local_rank == 0:
@@ -363,6 +360,7 @@ def _of_seed(training: Finetuning, seed: int) -> Finetuning:
     return replace(
         training,
         run=folder.path,
+        whole=training.run,
         flags={**training.flags, "seed": seed},
         resume=training.resume and folder.config.exists(),
         found={},

@@ -69,6 +69,8 @@ class Loop:
     ) -> None:
         self.state: LoopState = state
         self.folder, self.stepper, self.monitor = folder, stepper, monitor
+        self.whole: RunFolder | None = None
+        """Of the whole job, where this run is one of several."""
         self.sinks = monitor.sinks
         self._run_id, self._still_held = run_id, still_held
         self.result: RunResult | None = None
@@ -150,7 +152,7 @@ class Loop:
     def _agree(self) -> StopAction:
         """Return what all ranks do after this step; all must call it."""
         if self.state.machine.rank == 0:
-            self.stop.look(self.folder.stop)
+            self.stop.look(*(each.stop for each in (self.folder, self.whole) if each))
         action = self.stop.action
         if self.state.machine.rank == 0:  # one clock decides
             period_s = 60.0 * self.state.config.log.checkpoint_minutes

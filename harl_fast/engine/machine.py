@@ -173,7 +173,7 @@ def leader_reports(machine: Machine) -> Iterator[None]:
 def needing_all_ranks(machine: Machine) -> Iterator[None]:
     """Turn what torch raises in a collective that another rank has left into one line.
 
-    And what it raises where memory does not suffice.
+    And what it raises where memory does not suffice, or its compiler cannot write.
     """
     try:
         yield
@@ -185,6 +185,10 @@ def needing_all_ranks(machine: Machine) -> Iterator[None]:
                 f"({reason[:160]}). Use a smaller train_micro_batch_size_per_gpu (--engine-set; in "
                 f"lineval --batch), smaller views, or a smaller network"
             ) from error
+        from harl_fast.engine.compilation import compiler_failure  # with the model's modules
+
+        if text := compiler_failure(error):
+            raise HarlError(text) from error
         lost = isinstance(error, dist.DistError) or "gloo/" in str(error)
         if machine.ranks == 1 or not lost:
             raise

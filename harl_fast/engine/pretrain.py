@@ -29,7 +29,7 @@ def pretrain(**settings: Any) -> int:
     settings: the fields of `Pretraining`. Configurations, data and folders are refused before the
     ranks meet. Raises HarlError.
     """
-    code = serve(Pretraining(**settings))
+    code = serve([Pretraining(**settings)])
     leave()
     return code
 

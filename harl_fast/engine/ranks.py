@@ -69,15 +69,20 @@ class FarRanks:
 
     def __init__(self, folder: Path) -> None:
         self._run = RunFolder(folder)
-        self._before = _state(self._run.status)
+        self._before = self._states()
         self._asked = False
 
     def ask(self) -> bool:
         """Ask them, once, to save and leave; return whether there are any that train."""
-        if not self._asked and _state(self._run.status) not in (None, self._before):
+        if not self._asked and self._states() != self._before:
             self._run.stop.touch()
             self._asked = True
         return self._asked
+
+    def _states(self) -> dict[Path, tuple[int, int]]:
+        """Return what changes as a run writes its status, of the folder's own or of seeds."""
+        files = (self._run.status, *self._run.path.glob(f"seed-*/{self._run.status.name}"))
+        return {path: state for path in files if (state := _state(path))}
 
 
 def _state(path: Path) -> tuple[int, int] | None:

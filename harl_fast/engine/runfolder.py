@@ -101,17 +101,22 @@ def begin(folder: RunFolder, *, step: int) -> None:
 
     A resumed run writes the records after ``step`` again.
     """
+    drop_markers(folder)
+    for path in (folder.metrics, folder.skipped):
+        _trim(path, step=step)
+    for pattern in (".*.tmp", "sheets/.*.tmp"):
+        for leftover in folder.path.glob(pattern):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+
+
+def drop_markers(folder: RunFolder) -> None:
+    """Drop what tells how an earlier start ended, or asked it to."""
     folder.finished.unlink(missing_ok=True)
     folder.preempted.unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         if folder.stop.stat().st_mtime < time.time() - process_age_s():  # no wish of this start's
             folder.stop.unlink()
             to_stderr(f"{folder.stop} is older than this start and stops nothing; removed")
-    for path in (folder.metrics, folder.skipped):
-        _trim(path, step=step)
-    for pattern in (".*.tmp", "sheets/.*.tmp"):
-        for leftover in folder.path.glob(pattern):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
 
 
 def signs_of_a_save(folder: RunFolder, *, checkpoint_epochs: int) -> Iterator[str]:

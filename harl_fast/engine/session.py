@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +23,16 @@ from harl_fast.engine.handover import hand_over, handed_over
 from harl_fast.engine.machine import Machine, check_machine, leader_reports, this_machine
 from harl_fast.engine.meeting import check_alike, meet
 from harl_fast.engine.resume import Changes
-from harl_fast.engine.runfolder import begin, mark, open_run_folder, write_configs
+from harl_fast.engine.runfolder import (
+    begin,
+    drop_markers,
+    mark,
+    open_run_folder,
+    write_configs,
+)
 from harl_fast.engine.stop import Leaving, StopSignal
 from harl_fast.errors import CheckpointError, HarlError
-from harl_fast.files import to_stderr
+from harl_fast.files import to_stderr, uninterrupted
 from harl_fast.lock import Lock, locked
 from harl_fast.provenance import note_start
 from harl_fast.runfiles import RunFolder
@@ -91,6 +97,9 @@ class Training(ABC, Generic[State]):
     stage_to: Path | None = None
     """Folder on each machine's own disk, where the containers are to be copied before."""
     run: Path
+    whole: Path | None = None
+    """Folder of the whole job, where this training is one of several: its file `stop` ends this
+    one, too, and its marker tells of a job that was stopped within this one."""
     resume: bool = False
     allow_change: Sequence[str] = ()
     quiet: bool = False
@@ -157,21 +166,35 @@ class Training(ABC, Generic[State]):
         return settle(file, ranks=machine.ranks, source=source), [told] if told else []
 
 
-def serve(training: Training[State]) -> int:
-    """Run one rank of a training and return its exit code, see `Loop.run`.
+def serve(trainings: Iterable[Training[State]]) -> int:
+    """Run one rank of a job's trainings and return its exit code, see `Loop.run`.
 
-    Configurations, data and folders are refused before the ranks meet; only those on other machines
-    than rank 0's meet it first, for they need not see its run folder. The ranks stay together until
-    `deepspeed.stop`: how the run ended is marked before, as it may abort. Raises HarlError.
+    Each begins when the one before has come to its end; a signal between two is the next one's. The
+    ranks stay together until `deepspeed.stop`: how a run ended is marked before, as it may abort.
+    Raises HarlError.
     """
     watched = supervisors()
-    machine = this_machine()
-    with leader_reports(machine), StopSignal(supervisors=watched) as stop, ExitStack() as held:
+    machine, code = this_machine(), 0
+    with leader_reports(machine), StopSignal(supervisors=watched) as stop:
+        for training in trainings:
+            code = _serve(training, machine, stop)
+            if code or not training.done:  # a training that was asked to stop ends with 0
+                break
+    return code
+
+
+def _serve(training: Training[State], machine: Machine, stop: StopSignal) -> int:
+    """Run one training, see `serve`.
+
+    Configurations, data and folders are refused before the ranks meet; only those on other machines
+    than rank 0's meet it first, for they need not see its run folder.
+    """
+    with ExitStack() as held:
         folder, lock = RunFolder(training.run), None
         try:
             with ExitStack() as received:
                 if machine.elsewhere:
-                    stop.starting = True
+                    stop.begin()
                     training.stage(machine)  # while rank 0's machine does so, too
                     _receive(training, machine, received)
                 engine_config = training.settle(machine)
@@ -179,9 +202,10 @@ def serve(training: Training[State]) -> int:
                     open_run_folder(
                         training.run, resume=training.resume, source=training.source_option
                     )
-                    stop.starting = True
+                    stop.begin()
                     training.stage(machine)
-                    lock = _take(folder, machine, engine_config, held)
+                    with uninterrupted():  # or nobody would know of the lock
+                        lock = _take(folder, machine, engine_config, held)
                     # What was found may have changed until now.
                     open_run_folder(
                         training.run, resume=training.resume, source=training.source_option
@@ -198,8 +222,8 @@ def serve(training: Training[State]) -> int:
                 state = training.prepare(machine)
                 stop.starting = False
         except Leaving:
-            if lock is not None:
-                _leave(folder, reason=stop.reason)
+            if machine.rank == 0:
+                _leave(training, folder, held, locked_before=lock is not None, reason=stop.reason)
             if machine.ranks > 1:
                 held.close()
                 os._exit(0)  # an orderly end would wait for ranks that may wait for this one
@@ -207,6 +231,7 @@ def serve(training: Training[State]) -> int:
         still_held = lock.still_held if lock is not None else lambda: True
         loop = training.loop(state, stop=stop, still_held=still_held)
         loop.folder = folder
+        loop.whole = None if training.whole is None else RunFolder(training.whole)
         return _train(training, loop, state)
 
 
@@ -224,9 +249,21 @@ def _train(training: Training[State], loop: Loop, state: State) -> int:
     training.done = code == 0 and done
     # On every machine, where a script or launch/guard.py may wait for it.
     if state.machine.local_rank == 0 and code in (0, INTERRUPTED):
-        marker = loop.folder.finished if done else loop.folder.preempted
-        mark(marker, step=result.step, reason=reason)
+        if done:
+            mark(loop.folder.finished, step=result.step, reason=reason)
+        else:
+            _mark_preempted(training, loop.folder, step=result.step, reason=reason)
     return code
+
+
+def _mark_preempted(
+    training: Training[State], folder: RunFolder, *, step: int, reason: str
+) -> None:
+    """Mark a training that ended before its end, and the whole job of which it is a part."""
+    mark(folder.preempted, step=step, reason=reason)
+    if training.whole is not None:
+        whole = RunFolder(training.whole)
+        mark(whole.preempted, step=step, reason=f"{folder.path.name}: {reason}")
 
 
 def _receive(training: Training[State], machine: Machine, received: ExitStack) -> None:
@@ -277,13 +314,25 @@ def _check_step(step: int) -> None:
         )
 
 
-def note_beginning(start: Beginning, data: dict[str, Any], *, ranks: int, manifest: Path) -> None:
-    """Write what a start writes before its first step. Raises CheckpointError if it cannot be."""
+def note_beginning(
+    start: Beginning,
+    data: dict[str, Any],
+    *,
+    ranks: int,
+    manifest: Path,
+    whole: Path | None = None,
+) -> None:
+    """Write what a start writes before its first step. Raises CheckpointError if it cannot be.
+
+    whole: see `Training`.
+    """
     folder = start.folder
     for text in start.notes:
         to_stderr(text)
     with required(folder.path):
         begin(folder, step=start.step)
+        if whole is not None and not RunFolder(whole).config.exists():  # or that run did so
+            drop_markers(RunFolder(whole))
         note_start(
             folder.provenance,
             run_id=start.run_id,
@@ -297,14 +346,24 @@ def note_beginning(start: Beginning, data: dict[str, Any], *, ranks: int, manife
         write_configs(folder, start.config, start.engine_config)
 
 
-def _leave(folder: RunFolder, *, reason: str) -> None:
-    """Note that the start was given up."""
+def _leave(
+    training: Training[State],
+    folder: RunFolder,
+    held: ExitStack,
+    *,
+    locked_before: bool,
+    reason: str,
+) -> None:
+    """Note that the start was given up. Raises HarlError if the folder is not its own by now."""
     from harl_fast.engine.checkpoint.format import latest_step
     from harl_fast.engine.monitor.runjson import RunJson
     from harl_fast.engine.monitor.sink import RunInfo
 
-    step = latest_step(folder.checkpoints)
     to_stderr(f"stopped by {reason} before the first step")
-    mark(folder.preempted, step=step, reason=reason)
+    if not locked_before:  # it was still copying containers
+        held.enter_context(locked(folder.lock, output=folder.path))
+        open_run_folder(training.run, resume=training.resume, source=training.source_option)
+    step = latest_step(folder.checkpoints)
+    _mark_preempted(training, folder, step=step, reason=reason)
     status = RunJson(RunInfo(folder, first_step=step), SideOutputs(to_stderr))
     status.state("preempted", reason)

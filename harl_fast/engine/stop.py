@@ -57,7 +57,8 @@ class StopSignal:
     def __init__(self, *, supervisors: Mapping[str, Process] | None = None) -> None:
         self.number = 0
         self.starting = False
-        """Raise Leaving or KeyboardInterrupt at once: a start may last longer than the 30 s."""
+        """Whether Leaving or KeyboardInterrupt is raised at once: a start may last longer than the
+        30 s."""
         self._before: dict[int, object] = {}
         self._watch = supervision.watching(supervisors or {}, lost=self._leave)
         self._cause = ""
@@ -87,12 +88,18 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def look(self, file: Path) -> None:
-        """Take a file for a SIGUSR1, for where none comes; it is looked for once a second."""
+    def begin(self) -> None:
+        """Be `starting`: raise for a signal from now on, and for one that came before."""
+        self.starting = True
+        if self.number:
+            self._note(self.number, None)
+
+    def look(self, *files: Path) -> None:
+        """Take a file for a SIGUSR1, for where none comes; they are looked for once a second."""
         if self.number or time.monotonic() - self._looked_s < LOOK_S:
             return
         self._looked_s = time.monotonic()
-        if os.path.exists(file):  # and no error where a file server does not answer
+        for file in filter(os.path.exists, files):  # no error where a file server does not answer
             self.number, self._cause = signal.SIGUSR1, f"the file {file.name}"
 
     def _note(self, number: int, frame: FrameType | None) -> None:

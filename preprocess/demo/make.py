@@ -78,16 +78,19 @@ def make_demo_set(folder: Path, settings: DemoSettings, *, workers: int) -> None
             f"{folder} is in the way: it is no demo set of this program. Choose another --out, "
             f"or give it as --data"
         )
-    fresh = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
+    folder = folder.resolve()  # a link stays
+    fresh, before = (folder.with_name(f".{folder.name}.{name}") for name in ("tmp", "before"))
+    for left in (fresh, before):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         _write(fresh, settings, workers=workers)
         write_json(fresh / MARKER, content)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(before)
         fresh.rename(folder)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        for left in (fresh, before):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def plan(settings: DemoSettings) -> Iterator[Planned]:

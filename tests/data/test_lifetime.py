@@ -24,6 +24,7 @@ from harl_fast.data import buffers
 from harl_fast.data.container.manifest import manifest_path, names_path
 from harl_fast.data.loader import BetonLoader, EvalLoader
 from harl_fast.data.prefetch import PrefetchThread
+from harl_fast.data.reader import OpenContainer
 from harl_fast.data.views.crop import ViewGeometry
 from harl_fast.errors import ConfigError, DataError
 from tests.betons import plain_item, write_beton
@@ -384,3 +385,14 @@ def test_a_containers_limit_counts_but_pages_of_files_are_available(
     (tmp_path / "memory.current").write_text("4500\n")
     (tmp_path / "memory.stat").write_text("anon 900\nactive_file 3000\ninactive_file 400\n")
     assert host.available_bytes() == 5000 - 4500 + 3000 + 400
+
+
+def test_a_container_closes_its_files_when_it_goes(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    container = OpenContainer(write_beton(tmp_path / "train.beton", plain_item, count=2))
+    files = list(container._files)
+    del container
+    gc.collect()
+    assert all(each.closed for each in files)
+    assert not [each for each in recwarn if issubclass(each.category, ResourceWarning)]

@@ -206,6 +206,15 @@ def test_what_a_killed_process_left_is_removed(source: Path, tmp_path: Path) -> 
     assert not left.exists() and other.exists()
 
 
+def test_names_with_brackets_match_themselves(source: Path, tmp_path: Path) -> None:
+    """As in a pattern, where they would stand for one of several characters."""
+    source = source.rename(tmp_path / "set[1]")
+    copy = stage(source, tmp_path / "disk", first=True)
+    left = copy.with_name(f".{copy.name}.77.tmp")
+    copy.rename(left)
+    assert stage(source, tmp_path / "disk", first=True).is_dir() and not left.exists()
+
+
 def test_another_set_of_that_name_lies_beside_it(source: Path, tmp_path: Path) -> None:
     first = stage(source, tmp_path / "disk", first=True)
     write_beton(source / "train.beton", lambda index: plain_item(index + 1), count=COUNT)

@@ -12,6 +12,7 @@ from harl_fast.engine.finetune import HEAD_LR_GRID, linear_protocol
 from harl_fast.engine.loop import Loop
 from harl_fast.engine.machine import Machine
 from harl_fast.engine.networks import load_encoder, load_pretrained
+from harl_fast.engine.stop import StopAction
 from harl_fast.errors import ConfigError
 from harl_fast.eval.results import read_result
 from harl_fast.tools.card import results_of
@@ -77,3 +78,24 @@ def test_a_linear_protocol_does_not_take_an_earlier_networks_result_for_its_own(
         assert linear_protocol(ckpt=folder, **same) == 0
         with pytest.raises(ConfigError, match=r"move .*lin away to begin again"):
             linear_protocol(ckpt=later, **same)
+
+
+def test_a_stop_file_in_the_run_ends_its_random_baseline_too(
+    machine: Machine, folder: Path, sets: Path
+) -> None:
+    common: dict[str, Any] = {"ckpt": folder, "data": sets, "engine_file": CPU, "random": True}
+    common |= {"epochs": 1, "batch": BATCH}
+    agree, trained = Loop._agree, folder / "linear" / "colours-seed-readme"
+
+    def touching(loop: Loop) -> StopAction:
+        if loop.folder.path != trained:
+            (trained / "stop").touch()
+        return agree(loop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harl_fast.engine.deepspeed.stop", lambda: None)
+        patch.setattr("harl_fast.engine.stop.LOOK_S", 0.0)
+        patch.setattr(Loop, "_agree", touching)
+        assert linear_protocol(**common) == 0
+    assert (trained / "preempted").exists() and not (trained / "stop").exists()
+    assert (trained.with_name(f"{trained.name}-random") / "preempted").exists()

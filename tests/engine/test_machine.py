@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import signal
@@ -22,7 +23,7 @@ from harl_fast.engine.machine import (
     needing_all_ranks,
     this_machine,
 )
-from harl_fast.errors import ConfigError
+from harl_fast.errors import ConfigError, HarlError
 
 EIGHT = Needs(ranks=8, device="cuda", memory_gb=80)
 
@@ -226,3 +227,41 @@ def test_other_errors_and_those_of_a_single_rank_stay_what_they_are() -> None:
         told = pytest.raises(RuntimeError, match=text)
         with told, needing_all_ranks(Machine(ranks=ranks)):
             raise RuntimeError(text)
+
+
+class FailedCompiler(RuntimeError):
+    """As torch's, around what went wrong within."""
+
+    def __init__(self, inner: Exception) -> None:
+        super().__init__(f"{type(inner).__name__}: {inner}")
+        self.inner_exception = inner
+
+
+class FailedCommand(RuntimeError):
+    output = (
+        "x.h:1: warning: no\n<built-in>: fatal error: when writing a.i: No space left on device"
+    )
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        FailedCommand("C++ compile error"),
+        RuntimeError("in a subprocess:\nOSError: [Errno 28] No space left on device: '/x'\n"),
+    ],
+)
+def test_a_compiler_that_cannot_write_is_one_line_with_its_places(
+    inner: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with pytest.raises(HarlError) as caught, needing_all_ranks(Machine()):
+        raise FailedCompiler(inner)
+    text = str(caught.value)
+    assert "\n" not in text and "No space left on device" in text
+    assert f"{tmp_path} (" in text and "MB free" in text and "model.compile=false" in text
+
+
+def test_other_errors_of_a_compiler_stay_what_they_are() -> None:
+    with pytest.raises(FailedCompiler), needing_all_ranks(Machine()):
+        raise FailedCompiler(RuntimeError("missing lowering"))

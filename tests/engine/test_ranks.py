@@ -57,3 +57,14 @@ def test_ranks_out_of_reach_are_asked_by_a_file_once_they_train(tmp_path: Path) 
     assert far.ask() and stop.exists()
     stop.unlink()  # they have heard it
     assert far.ask() and not stop.exists()
+
+
+def test_ranks_of_a_folder_of_seeds_are_asked_in_that_folder(tmp_path: Path) -> None:
+    before = tmp_path / "seed-0" / "run.json"
+    before.parent.mkdir()
+    before.touch()
+    far = FarRanks(tmp_path)
+    assert not far.ask()
+    (tmp_path / "seed-1").mkdir()
+    (tmp_path / "seed-1" / "run.json").touch()
+    assert far.ask() and (tmp_path / "stop").exists()

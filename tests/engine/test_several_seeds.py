@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from harl_fast.engine import session
+from harl_fast.engine.finetune import Finetuning
 from harl_fast.engine.machine import Machine
 from harl_fast.tools.seeds import compare_any
 from tests.engine.tuning import result_of, saved, tune
@@ -59,3 +63,57 @@ def test_what_other_seeds_or_settings_gave_is_kept_and_said(
     kept = place / "seeds-seeds_0_1.json"
     assert json.loads(kept.read_text())["metrics"] == first["metrics"]
     assert f"seeds, settings; kept as {kept}" in capsys.readouterr().out
+
+
+def test_the_stop_file_of_a_folder_of_seeds_ends_the_seed_under_way(
+    machine: Machine, run: Path, sets: Path, tmp_path: Path
+) -> None:
+    place, flags = tmp_path / "run", {"train_epochs": 1, "random": True}
+    place.mkdir()
+    (place / "stop").touch()
+    assert tune(place, ckpt=run, data=sets, flags=flags, seeds=2) == 0
+    assert {path.name for path in place.iterdir()} == {"preempted", "seed-0"}
+    note = json.loads((place / "preempted").read_text())
+    assert (note["step"], note["reason"]) == (1, "seed-0: the file stop")
+    (place / "stop").touch()
+    os.utime(place / "stop", (0, 0))  # of an earlier start
+    assert tune(place, ckpt=run, data=sets, flags=flags, seeds=2, resume=True) == 0
+    assert (place / "finished").exists()
+    assert not (place / "stop").exists() and not (place / "preempted").exists()
+
+
+def test_a_rank_of_several_that_is_stopped_before_the_first_step_marks_the_folder_of_seeds(
+    run: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    here = Machine(ranks=2, ranks_here=2)
+    for module in ("session", "machine"):
+        monkeypatch.setattr(f"harl_fast.engine.{module}.this_machine", lambda: here)
+    monkeypatch.setattr(session.os, "_exit", leave)
+    monkeypatch.setattr(
+        Finetuning, "decide", lambda *arguments: os.kill(os.getpid(), signal.SIGUSR1)
+    )
+    place = tmp_path / "run"
+    with pytest.raises(SystemExit, match="0"):
+        tune(place, ckpt=run, data=sets, seeds=2)
+    for folder, reason in ((place, "seed-0: SIGUSR1"), (place / "seed-0", "SIGUSR1")):
+        assert json.loads((folder / "preempted").read_text())["reason"] == reason
+
+
+def test_a_signal_between_two_seeds_stops_the_next_one(
+    machine: Machine, run: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = session.mark
+
+    def mark(marker: Path, *, step: int, reason: str) -> None:
+        marks(marker, step=step, reason=reason)
+        if marker.name == "finished":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(session, "mark", mark)
+    place, flags = tmp_path / "run", {"train_epochs": 1, "random": True}
+    assert tune(place, ckpt=run, data=sets, flags=flags, seeds=2) == 0
+    assert (place / "seed-0" / "finished").exists() and (place / "seed-1" / "preempted").exists()
+    assert json.loads((place / "preempted").read_text())["reason"] == "seed-1: SIGTERM"

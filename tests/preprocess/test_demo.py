@@ -130,3 +130,21 @@ def test_the_folder_has_images_masks_and_a_marker(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is in the way"):
         make_demo_set(source, settings, workers=2)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_set_that_is_replaced_may_be_killed_as_it_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    make_demo_set(source, DemoSettings(20, 48, 0), workers=1)
+
+    def die(folder: Path, ignore_errors: bool = False) -> None:
+        if (folder / MARKER).exists():
+            (folder / MARKER).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", die)
+        make_demo_set(source, DemoSettings(20, 48, 1), workers=1)
+    make_demo_set(source, DemoSettings(20, 48, 2), workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

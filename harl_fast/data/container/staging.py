@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import time
@@ -144,7 +145,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _copy(parts: Sequence[_Part], source: Path, folder: Path) -> None:
     """Make the folder."""
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):  # of a killed process
         shutil.rmtree(left)
     need, free = sum(part.size for part in parts), shutil.disk_usage(folder.parent).free
     if need > free:
