@@ -378,8 +378,9 @@ def _keep_another(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def _of(record: Mapping[str, Any], name: str) -> Any:
-    """Return what a part of a record is known by: a checkpoint by its weights, not by its path."""
+    """Return what a part of a record is known by: a checkpoint not by its path, which changes."""
     part = record.get(name)
     if name != "checkpoint" or not isinstance(part, dict):
         return part
-    return part.get("weights_sha256"), (part.get("pretrained") or {}).get("weights_sha256")
+    before = part.get("pretrained") or {}
+    return part.get("step"), part.get("weights_sha256"), before.get("weights_sha256")

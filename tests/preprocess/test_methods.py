@@ -79,7 +79,7 @@ def test_parameters_are_resolved() -> None:
         ("center:sigma=nan", r"sigma: .* a finite number \(got 'nan'\)"),
         ("{center: {sigma: 11}}", r"sigma: .* less than or equal to 10 \(got 11\)"),
         ("noise", r"lacks its p: write \{noise: P\}"),
-        ("{noise:{p:1.5}}", "unknown key 'p:1.5'; did you mean 'p'"),
+        ("{noise:{p:1.5}}", "unknown key 'p:1.5'; the keys there are p, base"),
         ("noise:1.5", r"p: .* less than or equal to 1 \(got '1.5'\)"),
         ("onnx:f,size=1.5", "size: .* a valid integer"),
         ("{onnx: {file: f, size: true}}", "size: True is no number"),
