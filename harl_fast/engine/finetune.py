@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from harl_fast.engine.runfolder import mark, open_run_folder
 from harl_fast.engine.session import Training, leave, note_beginning, serve
 from harl_fast.engine.stop import StopSignal
 from harl_fast.errors import CheckpointError, ConfigError, nearest
-from harl_fast.files import check_output, to_stderr
+from harl_fast.files import check_output
 from harl_fast.finetuning import (
     LINEAR_PRESETS,
     FinetuneConfig,
@@ -24,8 +23,7 @@ from harl_fast.finetuning import (
     reading,
 )
 from harl_fast.options import SEED_MAX
-from harl_fast.results import write_result
-from harl_fast.runfiles import SEEDS, RunFolder, home
+from harl_fast.runfiles import SEEDS, RunFolder, home, runs_of_seeds
 
 if TYPE_CHECKING:
     from harl_fast.engine.finetune_start import TuneStart
@@ -343,12 +341,17 @@ def _several(training: Finetuning, *, seeds: int) -> int:
     trainings = {seed: _of_seed(training, seed) for seed in range(first, first + seeds)}
     for each in trainings.values() if not here.elsewhere else ():
         open_run_folder(each.run, resume=each.resume, source=each.source_option)
+    if training.resume and not here.elsewhere:
+        _check_alike([*trainings.values()], training.run, here)
     code = serve(trainings.values())
     if code or not all(each.done for each in trainings.values()):
         return code
     results = {seed: each.found for seed, each in trainings.items()}
     if here.rank == 0 and all(results.values()):  # of --mode train there are none
-        _write_seeds(training.run, results, like=trainings[first])
+        from harl_fast.engine.seeds import write_seeds
+
+        one = trainings[first]
+        write_seeds(training.run / SEEDS, results, facts=one.facts(), config=one._start.config)
     if here.local_rank == 0:
         mark(RunFolder(training.run).finished, step=seeds, reason="done")
     return 0
@@ -367,29 +370,26 @@ def _of_seed(training: Finetuning, seed: int) -> Finetuning:
     )
 
 
-def _write_seeds(
-    run: Path, results: Mapping[int, Mapping[str, float]], *, like: Finetuning
-) -> None:
-    """Write what several seeds gave; that of other ones or other settings is kept beside it.
+def _check_alike(trainings: Sequence[Finetuning], whole: Path, here: Machine) -> None:
+    """Raise HarlError unless all seeds that go on or begin are trained as the first of them."""
+    from harl_fast.engine.seeds import check_seed
 
-    like: one of their trainings.
-    """
-    from harl_fast.engine.resume import settings
-
-    names = list(next(iter(results.values())))
-    table = {name: [result[name] for result in results.values()] for name in names}
-    summary = {
-        name: {"mean": statistics.mean(values), "deviation": statistics.stdev(values)}
-        for name, values in table.items()
-    }
-    of_seed = ("configurations", "checkpoints")
-    facts = {name: fact for name, fact in like.facts().items() if name not in of_seed}
-    config = {key: value for key, value in settings(like._start.config).items() if key != "seed"}
-    provenance = {**facts, "seeds": list(results), "settings": config}
-    found = {"seeds": list(results), "metrics": table, "summary": summary}
-    name = f"seeds {' '.join(map(str, results))}"
-    write_result(run / SEEDS, found, provenance=provenance, name=name)
-    text = ", ".join(
-        f"{name} {each['mean']:.2f} +- {each['deviation']:.2f}" for name, each in summary.items()
-    )
-    to_stderr(f"{len(results)} seeds: {text}; all of them: {run / SEEDS}")
+    begun = [each for each in trainings if each.resume]
+    if not begun:
+        if others := runs_of_seeds(whole):
+            raise ConfigError(
+                f"--resume: {whole} holds {others[0].name}, and not {trainings[0].run.name}: give "
+                f"its first seed by --seed"
+            )
+        return
+    first = begun[0]
+    engine_config = first.settle(here)
+    for each in (other for other in trainings if other is not first):
+        own = each.settle(here)
+        check_seed(
+            (first._config, engine_config),
+            (each._config, own),
+            run=first.run,
+            ckpt=None if each.resume else each.ckpt,
+            batch_may_fall=each._batch_may_fall(),
+        )

@@ -215,8 +215,9 @@ def go_on(
             f"or fine-tune it with --ckpt {folder.path} and another --run"
         )
     if asked.ckpt is not None and not record.finetune.random:
-        _check_origin(asked.ckpt, record.data["pretrained"], folder.path)
-    now = _as_before(config, engine_config, asked, before=record.finetune)
+        check_origin(asked.ckpt, record.data["pretrained"], folder.path)
+    own = config, engine_config
+    now = as_before(own, record.finetune, batch_may_fall=asked.batch_may_fall)
     (config, engine_config), pair = now, (record.finetune, recorded_engine(checkpoint))
     _check_network(asked, config.model, where=folder.path)
     changes = _changes(pair, now, asked, where=checkpoint.path)
@@ -250,7 +251,8 @@ def _begin_again(
     if folder.config.exists():
         before = load_finetuning(str(folder.config))
         known = check_unsaved(folder, checkpoint_epochs=before.log.checkpoint_epochs)
-        now = config, engine_config = _as_before(config, engine_config, asked, before=before)
+        own, fall = (config, engine_config), asked.batch_may_fall
+        now = config, engine_config = as_before(own, before, batch_may_fall=fall)
         engine_before = first_engine(folder.engine) if folder.engine.exists() else engine_config
         changes = _changes((before, engine_before), now, asked, where=folder.path)
     ckpt, origin = asked.ckpt, known.data.get("pretrained")
@@ -258,7 +260,7 @@ def _begin_again(
     if ckpt is None and not sources:
         raise CheckpointError(f"{folder.path} has no checkpoint yet: give --ckpt again")
     if ckpt is not None and not config.random and isinstance(origin, dict):
-        _check_origin(ckpt, origin, folder.path)
+        check_origin(ckpt, origin, folder.path)
     named = str(known.data.get("protocol", asked.protocol))
     asked = replace(asked, protocol=named, ckpt=ckpt or sources[0])
     notes = [f"{folder.path} has no complete checkpoint yet: the run begins again"]
@@ -280,17 +282,20 @@ def _changes(
     return allowed_changes(before, now, allowed=allowed, where=str(where), remedy=remedy)
 
 
-def _as_before(
-    config: FinetuneConfig, engine_config: EngineConfig, asked: Asked, *, before: FinetuneConfig
+def as_before(
+    own: tuple[FinetuneConfig, EngineConfig], before: FinetuneConfig, *, batch_may_fall: bool
 ) -> tuple[FinetuneConfig, EngineConfig]:
-    """Return both configurations with what a run's first start settled."""
-    config = _filled(config, before)
-    if asked.batch_may_fall:
+    """Return both configurations with what a run's first start settled.
+
+    batch_may_fall: see `Asked`.
+    """
+    config, engine_config = _filled(own[0], before), own[1]
+    if batch_may_fall:
         return _with_batch(config, engine_config, before.train_batch_size)
     return config, engine_config
 
 
-def _check_origin(ckpt: Path, known: Mapping[str, Any], run: Path) -> None:
+def check_origin(ckpt: Path, known: Mapping[str, Any], run: Path) -> None:
     """Raise ConfigError if a run began with other weights than ``ckpt`` has now."""
     now = load_pretrained(ckpt)
     if known.get("weights_sha256") not in (None, now.weights_sha256):

@@ -13,8 +13,9 @@ import torch
 from harl_fast.engine import session
 from harl_fast.engine.finetune import Finetuning
 from harl_fast.engine.machine import Machine
+from harl_fast.errors import ConfigError
 from harl_fast.tools.seeds import compare_any
-from tests.engine.tuning import result_of, saved, tune
+from tests.engine.tuning import result_of, saved, trained_further, tune
 
 
 def test_seeds_give_mean_and_deviation(
@@ -117,3 +118,35 @@ def test_a_signal_between_two_seeds_stops_the_next_one(
     assert tune(place, ckpt=run, data=sets, flags=flags, seeds=2) == 0
     assert (place / "seed-0" / "finished").exists() and (place / "seed-1" / "preempted").exists()
     assert json.loads((place / "preempted").read_text())["reason"] == "seed-1: SIGTERM"
+
+
+def test_seeds_that_have_not_begun_are_trained_like_those_that_have(
+    machine: Machine, run: Path, sets: Path, tmp_path: Path
+) -> None:
+    """Otherwise a stopped job goes on with the settings of none, and means are of other things."""
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "stop").touch()
+    assert tune(place, ckpt=run, data=sets, seeds=2) == 0
+    before = saved(place / "seed-0")
+    again = {"data": sets, "seeds": 2, "resume": True}
+    none = dict.fromkeys(("train_epochs", "optimizer", "learning_rate", "learning_rate_scaling"))
+    further = trained_further(run, tmp_path / "further")
+    for changes, message in (
+        (
+            {"ckpt": run, "flags": none},
+            "seed-0 has begun: .* optimizer 'momentum' -> 'lars'.*again",
+        ),
+        ({"ckpt": run, "engine": ("gradient_clipping=1",)}, "gradient_clipping 0.0 -> 1.0"),
+        ({"ckpt": None}, "--ckpt is missing"),
+        ({"ckpt": further}, "has other weights"),
+        ({"ckpt": run, "flags": {"seed": 5}}, "holds seed-0, and not seed-5: .*--seed"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            tune(place, **again, **changes)
+    assert [each.name for each in place.iterdir() if each.is_dir()] == ["seed-0"]
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in saved(place / "seed-0").items()
+    )
+    assert tune(place, ckpt=run, **again) == 0
+    assert json.loads((place / "seeds.json").read_text())["seeds"] == [0, 1]
