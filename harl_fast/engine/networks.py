@@ -74,10 +74,11 @@ def load_encoder(path: Path | str) -> tuple[Backbone, RunConfig]:
     path: a run folder, its checkpoints folder or a ``step-*.safetensors`` file. The backbone turns
     (B, C, S, S) images of ``model.in_channels``, normalised by the configuration's ``data.mean``
     and ``data.std``, into (B, D, h, h) maps. The receipt is printed.
-    Raises CheckpointError, also for another program's file, which `load_pretrained` reads.
+    Raises CheckpointError, also for an exported folder and for another program's file, which
+    `load_pretrained` reads.
     """
     path = local_path(path)
-    if path.is_file() and is_foreign(path):
+    if folder_of(path) or (path.is_file() and is_foreign(path)):
         raise CheckpointError(f"{path} is no checkpoint of this program: load_pretrained reads it")
     checkpoint = open_to_use(path)
     found = encoder_of(checkpoint)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import harl_fast.program  # first: from here on an interrupt is one line
 from harl_fast.errors import ConfigError, OutputError, nearest, one_line
 from harl_fast.eval.options import input_options
-from harl_fast.files import check_output, sync
+from harl_fast.files import check_output, sync, to_stderr
 from harl_fast.options import Parser
 from harl_fast.runfiles import check_named
 
@@ -78,16 +78,15 @@ def export_encoder(
         raise ConfigError(f"TO={to} is none of {', '.join(FORMS)}{nearest(to, FORMS)}")
     check_out(Path(out), option="OUT")
     result = None if head is None else read_result(Path(head))
-    seen = {} if result is None else result.preprocessing
-    given: dict[str, Any] = {"mean": mean, "std": std, "size_px": size_px}
-    inputs = {k: value if value is not None else seen.get(k) or None for k, value in given.items()}
-    pretrained = load_pretrained(Path(ckpt), **inputs)
+    pretrained = load_pretrained(Path(ckpt), mean=mean, std=std, size_px=size_px)
     FORMS[to].refuse(pretrained.model)
     if result is None:
         return write(pretrained, Path(out), to=to)
     classifier = _classifier(result, pretrained, where=f"HEAD {head}")
-    _check_inputs(seen, pretrained, where=f"HEAD {head}")
-    return write(replace(pretrained, crop=seen["crop"]), Path(out), to=to, head=classifier)
+    given = {"mean": mean, "std": std, "size_px": None if size_px is None else [size_px]}
+    _check_inputs(result.preprocessing, given, where=f"HEAD {head}")
+    to_stderr(one_line(f"inputs: those that HEAD {head} was judged on"))
+    return write(_judged_on(result, pretrained), Path(out), to=to, head=classifier)
 
 
 def check_out(out: Path, *, option: str) -> None:
@@ -163,21 +162,33 @@ def _classifier(result: Result, pretrained: Pretrained, *, where: str) -> Classi
     return Classifier(result.head.weight, result.head.bias, [*result.data["classes"]])
 
 
-def _check_inputs(seen: Mapping[str, Any], pretrained: Pretrained, *, where: str) -> None:
-    """Raise ConfigError if a result is of other inputs than those to be stated."""
-    inputs = {
-        "--mean": (seen["mean"], pretrained.mean),
-        "--std": (seen["std"], pretrained.std),
-        "--size-px": ([seen["size_px"]], [pretrained.size_px]),
-    }
-    for option, pairs in inputs.items():
+def _check_inputs(
+    seen: Mapping[str, Any], given: Mapping[str, Sequence[float] | None], *, where: str
+) -> None:
+    """Raise ConfigError if a result is of other inputs than those that a user gives."""
+    judged = {"mean": seen["mean"], "std": seen["std"], "size_px": [seen["size_px"]]}
+    for name, values in given.items():
         # A result may lack the first two.
-        if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(*pairs, strict=False)):
-            judged, given = (",".join(f"{value:g}" for value in values) for values in pairs)
+        pairs = zip(judged[name], values or (), strict=False)
+        if not all(math.isclose(*pair, rel_tol=1e-6) for pair in pairs):
+            option = f"--{name.replace('_', '-')}"
+            was, now = (",".join(f"{v:g}" for v in each or ()) for each in (judged[name], values))
             raise ConfigError(
-                f"{where} was judged with {option} {judged}, which {given} is not: evaluate again "
-                f'with {given} (`make lineval ARGS="{option} {given}"`), or leave {option} out'
+                f"{where} was judged with {option} {was}, which {now} is not: evaluate again "
+                f'with {now} (`make lineval ARGS="{option} {now}"`), or leave {option} out'
             )
+
+
+def _judged_on(result: Result, pretrained: Pretrained) -> Pretrained:
+    """Return an encoder with the inputs of a result of it; those that it lacks stay."""
+    seen = result.preprocessing
+    return replace(
+        pretrained,
+        mean=tuple(seen["mean"]) or pretrained.mean,
+        std=tuple(seen["std"]) or pretrained.std,
+        size_px=seen["size_px"],
+        crop=seen["crop"],
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
