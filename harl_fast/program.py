@@ -305,37 +305,42 @@ def _interrupts() -> Iterator[Callable[[], None]]:
 
     Code that is being imported makes other errors of it, and code that C calls swallows it: it
     waits until an import is there, for some seconds, and is raised again until it takes effect.
-    Yields what raises one that still waits.
+    Yields what is to be called at the program's end: it raises one that still waits, and none is
+    raised from there on.
     """
-    first_s, raised, again = math.inf, False, threading.Event()
+    first_s, raised, over = math.inf, False, False
+    left, sending = threading.Event(), threading.Lock()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal first_s, raised
-        first_s = min(first_s, time.monotonic())
-        if not again.is_set():
-            again.set()
+        if first_s == math.inf:
+            first_s = time.monotonic()
             threading.Thread(target=repeat, args=(number,), daemon=True).start()
         late = time.monotonic() - first_s > _MOST_IMPORT_S
-        if not _cleans_up() and (late or not _imports(frame)):
+        if not over and not _cleans_up() and (late or not _imports(frame)):
             raised = True
             raise KeyboardInterrupt
 
     def end() -> None:
-        if first_s < math.inf and not raised:
+        nonlocal over
+        over = first_s < math.inf
+        if over and not raised:
             raise KeyboardInterrupt
 
     def repeat(number: int) -> None:
-        while again.is_set():
+        while not left.is_set():
             time.sleep(_AGAIN_S)
-            if again.is_set():
-                os.kill(os.getpid(), number)
+            with sending:  # or the last might come when nothing answers it any more
+                if not left.is_set():
+                    os.kill(os.getpid(), number)
 
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     with answering(signal.SIGTERM, *[signal.SIGINT] * (not ignored), by=interrupt):
         try:
             yield end
         finally:
-            again.clear()
+            with sending:
+                left.set()
 
 
 def _cleans_up() -> bool:
