@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harl_fast.engine.initial import open_initial
-from harl_fast.engine.networks import load_encoder, load_pretrained
-from harl_fast.errors import CheckpointError, ConfigError, HarlError, OutputError
+from harl_fast.engine.networks import load_pretrained
+from harl_fast.errors import ConfigError, HarlError, OutputError
 from harl_fast.textfile import read_yaml
 from harl_fast.tools import export, forms, onnx_run
 from harl_fast.tools.export import export_encoder
@@ -192,22 +192,6 @@ def test_torchvisions_files_state_the_inputs_and_are_read_with_them(
     assert (again.size_px, again.crop, again.std) == (48, 0.9, (1.0, 0.5, 1.0))
     assert "std 1, 0.5, 1, 48 px\n" in capsys.readouterr().err
     assert load_pretrained(file, size_px=96).crop == 0.875
-
-
-def test_a_head_of_a_network_of_other_channels_is_called_another_networks(
-    run: Path, tmp_path: Path
-) -> None:
-    grey = {"mean": [0.4], "std": [0.2]}
-    head = result_of(tmp_path / "grey", weights_sha256="e" * 64, seen=grey)
-    with pytest.raises(ConfigError, match=r"HEAD .* was trained on the features of .*not on those"):
-        export_encoder(run, tmp_path / "out", head=head)
-
-
-def test_a_reader_of_checkpoints_alone_names_the_one_of_exports(run: Path, tmp_path: Path) -> None:
-    export_encoder(run, out := tmp_path / "out")
-    for path in (out, out / "model.safetensors"):
-        with pytest.raises(CheckpointError, match="no checkpoint of this program: load_pretrained"):
-            load_encoder(path)
 
 
 @pytest.mark.slow  # torch.onnx traces for 10 s

@@ -21,11 +21,12 @@ from safetensors.torch import load_file, save_file
 from harl_fast import export_encoder
 from harl_fast.engine.checkpoint.format import _seal
 from harl_fast.engine.initial import open_initial
-from harl_fast.engine.networks import load_pretrained
-from harl_fast.errors import CheckpointError, OutputError
+from harl_fast.engine.networks import load_encoder, load_pretrained
+from harl_fast.errors import CheckpointError, ConfigError, OutputError
 from harl_fast.model.folder import digests
 from harl_fast.tools import forms
 from tests.engine.saved import checkpoint
+from tests.tools.support import result_of
 
 
 def rewrite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -370,3 +371,19 @@ def test_a_file_that_may_not_become_so_large_is_named(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.filename == str(tmp_path / "out" / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_head_of_a_network_of_other_channels_is_called_another_networks(
+    run: Path, tmp_path: Path
+) -> None:
+    grey = {"mean": [0.4], "std": [0.2]}
+    head = result_of(tmp_path / "grey", weights_sha256="e" * 64, seen=grey)
+    with pytest.raises(ConfigError, match=r"HEAD .* was trained on the features of .*not on those"):
+        export_encoder(run, tmp_path / "out", head=head)
+
+
+def test_a_reader_of_checkpoints_alone_names_the_one_of_exports(run: Path, tmp_path: Path) -> None:
+    export_encoder(run, out := tmp_path / "out")
+    for path in (out, out / "model.safetensors"):
+        with pytest.raises(CheckpointError, match="no checkpoint of this program: load_pretrained"):
+            load_encoder(path)
