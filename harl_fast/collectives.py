@@ -100,7 +100,10 @@ def gather_in_place(
 
     torch's own receives, over gloo, into memory of the whole output's size that is new each time,
     and copies from there: for 66 MB on two ranks three times the work. Here the parts go around a
-    ring and into their places. output_tensor: (ranks x N,) contiguous; input_tensor: (N,).
+    ring and into their places. output_tensor: (ranks x N,) of any type, contiguous, which gets the
+    ranks' parts in their order; input_tensor: (N,) of the same type, this rank's, which may be its
+    place in the output. Raises torch's errors for a rank that is gone, or later than the group's
+    time limit.
     """
     if async_op:
         return dist.all_gather_into_tensor(output_tensor, input_tensor, group, async_op=True)
@@ -110,10 +113,10 @@ def gather_in_place(
         parts[rank].copy_(input_tensor)
     for hop in range(ranks - 1):
         sent, got = parts[(rank - hop) % ranks], parts[(rank - hop - 1) % ranks]
-        both = (
+        both = [
             dist.P2POp(dist.isend, sent, group=group, group_peer=(rank + 1) % ranks),
             dist.P2POp(dist.irecv, got, group=group, group_peer=(rank - 1) % ranks),
-        )
-        for work in dist.batch_isend_irecv([*both]):
+        ]
+        for work in dist.batch_isend_irecv(both):
             work.wait()
     return None

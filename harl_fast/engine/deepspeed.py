@@ -70,7 +70,7 @@ def start(
             f"the ranks cannot meet at {place} ({error}). If another job on this machine holds "
             f"that port, give this one its own: deepspeed --master_port 29501 launch/pretrain.py"
         ) from error
-    if not machine.gpus:
+    if not machine.gpus:  # ZeRO gathers the weights by what DeepSpeed keeps here, at every step
         deepspeed.comm.comm.cdb.all_gather_function = collectives.gather_in_place
     # DeepSpeed's own copy of the world group would keep torch's default time limit.
     ds_groups._WORLD_GROUP = dist.new_group(range(machine.ranks), timeout=limit)

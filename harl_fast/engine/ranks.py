@@ -74,7 +74,7 @@ class FarRanks:
 
     def ask(self) -> bool:
         """Ask them, once, to save and leave; return whether there are any that train."""
-        if not self._asked and self._states() != self._before:
+        if not self._asked and self._states().items() - self._before.items():
             self._run.stop.touch()
             self._asked = True
         return self._asked

@@ -15,6 +15,9 @@ from harl_fast.provenance import read_provenance
 from harl_fast.results import write_result
 from harl_fast.runfiles import RunFolder
 
+_OF_A_SEED = ("configurations", "checkpoints")
+"""Which of `Training.facts` differ from seed to seed."""
+
 
 def check_seed(
     begun: tuple[FinetuneConfig, EngineConfig],
@@ -72,7 +75,3 @@ def write_seeds(
         f"{name} {each['mean']:.2f} +- {each['deviation']:.2f}" for name, each in summary.items()
     )
     to_stderr(f"{len(results)} seeds: {text}; all of them: {path}")
-
-
-_OF_A_SEED = ("configurations", "checkpoints")
-"""Facts that are others of each seed."""

@@ -369,7 +369,7 @@ def _keep_another(folder: Path, record: Mapping[str, Any]) -> None:
     except DataError:
         old = {}
     parts = ("protocol", "data", "checkpoint", "preprocessing", "settings", "seed")
-    if other := [name for name in parts if _of(old, name) != _of(record, name)]:
+    if other := [name for name in parts if _identity(old, name) != _identity(record, name)]:
         number = 1
         while (kept := folder.with_name(f"{folder.name}-{number}")).exists():
             number += 1
@@ -377,7 +377,7 @@ def _keep_another(folder: Path, record: Mapping[str, Any]) -> None:
         to_stderr(one_line(f"note: {folder} was of other {', '.join(other)}; kept as {kept}"))
 
 
-def _of(record: Mapping[str, Any], name: str) -> Any:
+def _identity(record: Mapping[str, Any], name: str) -> Any:
     """Return what a part of a record is known by: a checkpoint not by its path, which changes."""
     part = record.get(name)
     if name != "checkpoint" or not isinstance(part, dict):

@@ -65,6 +65,8 @@ def test_ranks_of_a_folder_of_seeds_are_asked_in_that_folder(tmp_path: Path) -> 
     before.touch()
     far = FarRanks(tmp_path)
     assert not far.ask()
+    before.unlink()
+    assert not far.ask()  # a run that goes away does not train
     (tmp_path / "seed-1").mkdir()
     (tmp_path / "seed-1" / "run.json").touch()
     assert far.ask() and (tmp_path / "stop").exists()
